@@ -1,0 +1,124 @@
+/* check.c - the checks that every door repeats. */
+#include "liger/core/check.h"
+
+#include <stdint.h>
+
+liger_status liger_check_present(const liger_tensor *tensor, const char *what) {
+    LIGER_REQUIRE(tensor->data != NULL || liger_tensor_elements(tensor) == 0, LIGER_ERR_ARGUMENT,
+                  "%s is required, but its data is NULL", what);
+    LIGER_REQUIRE(tensor->ndim >= 0 && tensor->ndim <= LIGER_MAX_DIMS, LIGER_ERR_SHAPE,
+                  "%s has %d dimensions, but 0 to %d are supported", what, tensor->ndim, LIGER_MAX_DIMS);
+    for (int d = 0; d < tensor->ndim; d++)
+        LIGER_REQUIRE(tensor->shape[d] >= 0, LIGER_ERR_SHAPE, "%s: shape[%d] is %lld, but sizes are 0 or more", what, d,
+                      (long long)tensor->shape[d]);
+    return LIGER_OK;
+}
+
+liger_status liger_check_float(const liger_tensor *tensor, const char *what) {
+    LIGER_TRY(liger_check_present(tensor, what));
+    LIGER_REQUIRE(liger_is_float(tensor->dtype), LIGER_ERR_DTYPE, "%s is %s, but f32, f16 and bf16 are supported", what,
+                  liger_dtype_name(tensor->dtype));
+    return LIGER_OK;
+}
+
+liger_status liger_check_dtype(const liger_tensor *tensor, const char *what, int dtype) {
+    LIGER_TRY(liger_check_present(tensor, what));
+    LIGER_REQUIRE(tensor->dtype == dtype, LIGER_ERR_DTYPE, "%s is %s, but must be %s", what,
+                  liger_dtype_name(tensor->dtype), liger_dtype_name(dtype));
+    return LIGER_OK;
+}
+
+liger_status liger_check_dtype_or_f32(const liger_tensor *tensor, const char *what, int dtype) {
+    LIGER_TRY(liger_check_present(tensor, what));
+    LIGER_REQUIRE(tensor->dtype == dtype || tensor->dtype == LIGER_F32, LIGER_ERR_DTYPE,
+                  "%s is %s, but must be %s or f32", what, liger_dtype_name(tensor->dtype), liger_dtype_name(dtype));
+    return LIGER_OK;
+}
+
+liger_status liger_check_same_shape(const liger_tensor *tensor, const char *what, const liger_tensor *other,
+                                    const char *other_name) {
+    LIGER_REQUIRE(tensor->ndim == other->ndim, LIGER_ERR_SHAPE, "%s has %d dimensions, but %s has %d", what,
+                  tensor->ndim, other_name, other->ndim);
+    for (int d = 0; d < tensor->ndim; d++)
+        LIGER_REQUIRE(tensor->shape[d] == other->shape[d], LIGER_ERR_SHAPE, "%s: shape[%d] is %lld, but %s has %lld",
+                      what, d, (long long)tensor->shape[d], other_name, (long long)other->shape[d]);
+    return LIGER_OK;
+}
+
+liger_status liger_check_vector(const liger_tensor *tensor, const char *what, int64_t size) {
+    LIGER_REQUIRE(tensor->ndim == 1, LIGER_ERR_SHAPE, "%s has %d dimensions, but must have 1", what, tensor->ndim);
+    LIGER_REQUIRE(tensor->shape[0] == size, LIGER_ERR_SHAPE, "%s: shape[0] is %lld, but must be %lld", what,
+                  (long long)tensor->shape[0], (long long)size);
+    return liger_check_contiguous(tensor, what);
+}
+
+liger_status liger_check_contiguous(const liger_tensor *tensor, const char *what) {
+    int64_t expected = 1;
+    if (liger_tensor_elements(tensor) == 0) return LIGER_OK;
+    for (int d = tensor->ndim - 1; d >= 0; d--) {
+        if (tensor->shape[d] == 1) continue;
+        LIGER_REQUIRE(tensor->stride[d] == expected, LIGER_ERR_LAYOUT,
+                      "%s must be contiguous, but stride[%d] is %lld and not %lld", what, d,
+                      (long long)tensor->stride[d], (long long)expected);
+        expected *= tensor->shape[d];
+    }
+    return LIGER_OK;
+}
+
+liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t needed, const char *what) {
+    if (needed == 0) return LIGER_OK;
+    LIGER_REQUIRE(workspace != NULL && bytes >= needed, LIGER_ERR_WORKSPACE, "%s: workspace has %zu bytes, but needs %zu",
+                  what, workspace ? bytes : (size_t)0, needed);
+    LIGER_REQUIRE((uintptr_t)workspace % 256 == 0, LIGER_ERR_WORKSPACE,
+                  "%s: workspace must be aligned to 256 bytes, but lies %d bytes past such an address", what,
+                  (int)((uintptr_t)workspace % 256));
+    return LIGER_OK;
+}
+
+/* First and last byte that a view may touch. */
+static void byte_span(const liger_tensor *tensor, uintptr_t *begin, uintptr_t *end) {
+    int64_t low = 0, high = 0;
+    for (int d = 0; d < tensor->ndim; d++) {
+        const int64_t reach = (tensor->shape[d] - 1) * tensor->stride[d];
+        if (reach < 0) low += reach; else high += reach;
+    }
+    const int64_t size = (int64_t)liger_dtype_size(tensor->dtype);
+    *begin = (uintptr_t)tensor->data + (uintptr_t)(low * size);
+    *end = (uintptr_t)tensor->data + (uintptr_t)((high + 1) * size);
+}
+
+static bool same_view(const liger_tensor *a, const liger_tensor *b) {
+    if (a->data != b->data || a->dtype != b->dtype || !liger_same_shape(a, b)) return false;
+    for (int d = 0; d < a->ndim; d++)
+        if (a->shape[d] > 1 && a->stride[d] != b->stride[d]) return false;
+    return true;
+}
+
+/* Two views of one pitched buffer that interleave without touching: the halves of a [rows, 2n] tensor. */
+static bool interleaved(const liger_tensor *a, const liger_tensor *b) {
+    const int last = a->ndim - 1;
+    if (last < 1 || !liger_same_shape(a, b) || a->dtype != b->dtype) return false;
+    int64_t pitch = INT64_MAX;
+    for (int d = 0; d <= last; d++) {
+        if (a->shape[d] <= 1) continue;
+        if (a->stride[d] != b->stride[d]) return false;
+        if (d < last && a->stride[d] < pitch) pitch = a->stride[d];
+    }
+    const int64_t size = (int64_t)liger_dtype_size(a->dtype);
+    const int64_t distance = (const char *)a->data - (const char *)b->data;
+    const int64_t gap = distance < 0 ? -distance : distance;
+    return pitch != INT64_MAX && gap >= a->shape[last] * size && gap + a->shape[last] * size <= pitch * size;
+}
+
+liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, const liger_tensor *in,
+                                 const char *in_name, bool same_allowed) {
+    if (out->data == NULL || in->data == NULL) return LIGER_OK;
+    if (liger_tensor_elements(out) == 0 || liger_tensor_elements(in) == 0) return LIGER_OK;
+    if (same_allowed && same_view(out, in)) return LIGER_OK;
+    uintptr_t out_begin, out_end, in_begin, in_end;
+    byte_span(out, &out_begin, &out_end);
+    byte_span(in, &in_begin, &in_end);
+    if (out_end <= in_begin || in_end <= out_begin || interleaved(out, in)) return LIGER_OK;
+    return liger_fail(LIGER_ERR_LAYOUT, "%s overlaps %s: bytes %p-%p and %p-%p", out_what, in_name, (void *)out_begin,
+                      (void *)out_end, (void *)in_begin, (void *)in_end);
+}

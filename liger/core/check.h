@@ -1,0 +1,42 @@
+/* check.h - the checks that every door repeats. Internal. Each names the argument and both values in its message. */
+#ifndef LIGER_CORE_CHECK_H
+#define LIGER_CORE_CHECK_H
+
+#include <stdbool.h>
+
+#include "liger/core/context_state.h"
+#include "liger/core/fail.h"
+#include "liger/core/rows.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+static inline bool liger_is_float(int dtype) {
+    return dtype == LIGER_F32 || dtype == LIGER_F16 || dtype == LIGER_BF16;
+}
+
+/* `what` is "function: argument". */
+liger_status liger_check_present(const liger_tensor *tensor, const char *what);
+/* f32, f16 or bf16. */
+liger_status liger_check_float(const liger_tensor *tensor, const char *what);
+liger_status liger_check_dtype(const liger_tensor *tensor, const char *what, int dtype);
+/* `dtype` or f32: parameters may be wider than activations. */
+liger_status liger_check_dtype_or_f32(const liger_tensor *tensor, const char *what, int dtype);
+/* Same rank and sizes as `other`, which the message calls `other_name`. */
+liger_status liger_check_same_shape(const liger_tensor *tensor, const char *what, const liger_tensor *other,
+                                    const char *other_name);
+/* One dimension of `size`, contiguous. */
+liger_status liger_check_vector(const liger_tensor *tensor, const char *what, int64_t size);
+/* Every element in one piece. */
+liger_status liger_check_contiguous(const liger_tensor *tensor, const char *what);
+/* At least `needed` bytes, 256-byte aligned. */
+liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t needed, const char *what);
+/* LAYOUT if the memory that `out` spans overlaps that of `in`; `same_allowed`: unless it is the very same view. */
+liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, const liger_tensor *in,
+                                 const char *in_name, bool same_allowed);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

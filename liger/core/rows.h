@@ -1,0 +1,49 @@
+/* rows.h - a checked view lowered to rows of contiguous columns: what kernels of row-wise operators take. Internal.
+ *
+ * The leading dimensions of a tensor fold into at most two levels, because h[:, :-1] of a [batch, seq, hidden] tensor
+ * has two row strides. A row starts at data + liger_row_offset(rows, r). */
+#ifndef LIGER_CORE_ROWS_H
+#define LIGER_CORE_ROWS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "liger/core/tensor.h"
+
+#if defined(__CUDACC__)
+#define LIGER_HOST_DEVICE __host__ __device__
+#else
+#define LIGER_HOST_DEVICE
+#endif
+
+typedef struct liger_rows {
+    void *data;
+    int64_t inner; /* rows per outer step; == number of rows when one stride is enough */
+    int64_t outer_stride;
+    int64_t inner_stride;
+} liger_rows;
+
+/* Offset of row r in elements. */
+LIGER_HOST_DEVICE static inline int64_t liger_row_offset(liger_rows rows, int64_t r) {
+    if (r < rows.inner) return r * rows.inner_stride;
+    return (r / rows.inner) * rows.outer_stride + (r % rows.inner) * rows.inner_stride;
+}
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The number of rows and columns: product of all dimensions but the last, and the last. A 0-d tensor is 1 x 1. */
+int64_t liger_tensor_rows(const liger_tensor *tensor);
+int64_t liger_tensor_cols(const liger_tensor *tensor);
+int64_t liger_tensor_elements(const liger_tensor *tensor);
+bool liger_same_shape(const liger_tensor *a, const liger_tensor *b);
+
+/* Folds the leading dimensions. LAYOUT, naming `what`, if the last dimension is not contiguous or the leading ones need
+ * more than two strides. */
+liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger_rows *rows);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

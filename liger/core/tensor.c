@@ -1,0 +1,98 @@
+/* tensor.c - facts about views, and their folding into rows. */
+#include "liger/core/tensor.h"
+
+#include <string.h>
+
+#include "liger/core/fail.h"
+#include "liger/core/rows.h"
+
+size_t liger_dtype_size(int dtype) {
+    switch ((liger_dtype)dtype) {
+        case LIGER_F32:
+        case LIGER_I32: return 4;
+        case LIGER_F16:
+        case LIGER_BF16: return 2;
+        case LIGER_I64: return 8;
+        case LIGER_U8: return 1;
+        case LIGER_DTYPE_NONE: break;
+    }
+    return 0;
+}
+
+const char *liger_dtype_name(int dtype) {
+    switch ((liger_dtype)dtype) {
+        case LIGER_F32: return "f32";
+        case LIGER_F16: return "f16";
+        case LIGER_BF16: return "bf16";
+        case LIGER_I32: return "i32";
+        case LIGER_I64: return "i64";
+        case LIGER_U8: return "u8";
+        case LIGER_DTYPE_NONE: break;
+    }
+    return "unknown dtype";
+}
+
+liger_tensor liger_tensor_contiguous(void *data, int dtype, int ndim, const int64_t *shape) {
+    liger_tensor tensor;
+    memset(&tensor, 0, sizeof tensor);
+    tensor.data = data;
+    tensor.dtype = dtype;
+    tensor.ndim = ndim;
+    int64_t stride = 1;
+    for (int d = ndim - 1; d >= 0 && d < LIGER_MAX_DIMS; d--) {
+        tensor.shape[d] = shape[d];
+        tensor.stride[d] = stride;
+        stride *= shape[d];
+    }
+    return tensor;
+}
+
+int64_t liger_tensor_elements(const liger_tensor *tensor) {
+    int64_t elements = 1;
+    for (int d = 0; d < tensor->ndim; d++) elements *= tensor->shape[d];
+    return elements;
+}
+
+int64_t liger_tensor_cols(const liger_tensor *tensor) { return tensor->ndim ? tensor->shape[tensor->ndim - 1] : 1; }
+
+int64_t liger_tensor_rows(const liger_tensor *tensor) {
+    int64_t rows = 1;
+    for (int d = 0; d + 1 < tensor->ndim; d++) rows *= tensor->shape[d];
+    return rows;
+}
+
+bool liger_same_shape(const liger_tensor *a, const liger_tensor *b) {
+    if (a->ndim != b->ndim) return false;
+    for (int d = 0; d < a->ndim; d++)
+        if (a->shape[d] != b->shape[d]) return false;
+    return true;
+}
+
+liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger_rows *rows) {
+    const int last = tensor->ndim - 1;
+    *rows = (liger_rows){.data = tensor->data, .inner = 1};
+    if (last < 0) return LIGER_OK;
+    LIGER_REQUIRE(tensor->shape[last] <= 1 || tensor->stride[last] == 1, LIGER_ERR_LAYOUT,
+                  "%s: the last dimension must be contiguous, but its stride is %lld and not 1", what,
+                  (long long)tensor->stride[last]);
+    /* Walk outwards; a dimension joins the level below it when its stride continues that level. */
+    int level = 0;
+    int64_t extent[2] = {1, 1}, stride[2] = {0, 0};
+    for (int d = last - 1; d >= 0; d--) {
+        if (tensor->shape[d] == 1) continue;
+        if (extent[level] == 1) {
+            stride[level] = tensor->stride[d];
+        } else if (tensor->stride[d] != stride[level] * extent[level]) {
+            LIGER_REQUIRE(level == 0, LIGER_ERR_LAYOUT,
+                          "%s: the leading dimensions need more than two row strides (dimension %d has stride %lld)",
+                          what, d, (long long)tensor->stride[d]);
+            level = 1;
+            stride[level] = tensor->stride[d];
+        }
+        extent[level] *= tensor->shape[d];
+    }
+    rows->inner = extent[0];
+    rows->inner_stride = stride[0];
+    rows->outer_stride = stride[1];
+    return LIGER_OK;
+}

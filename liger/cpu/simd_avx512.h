@@ -1,0 +1,48 @@
+/* simd_avx512.h - 16 lanes. AVX-512 F, BW, DQ, VL. */
+#ifndef LIGER_CPU_SIMD_AVX512_H
+#define LIGER_CPU_SIMD_AVX512_H
+
+#include <immintrin.h>
+
+enum { V_LANES = 16 };
+typedef __m512 v_f32;
+typedef __mmask16 v_mask;
+
+LIGER_TEMPLATE v_f32 v_set(float x) { return _mm512_set1_ps(x); }
+LIGER_TEMPLATE v_f32 v_zero(void) { return _mm512_setzero_ps(); }
+LIGER_TEMPLATE v_f32 v_add(v_f32 a, v_f32 b) { return _mm512_add_ps(a, b); }
+LIGER_TEMPLATE v_f32 v_sub(v_f32 a, v_f32 b) { return _mm512_sub_ps(a, b); }
+LIGER_TEMPLATE v_f32 v_mul(v_f32 a, v_f32 b) { return _mm512_mul_ps(a, b); }
+LIGER_TEMPLATE v_f32 v_div(v_f32 a, v_f32 b) { return _mm512_div_ps(a, b); }
+LIGER_TEMPLATE v_f32 v_fma(v_f32 a, v_f32 b, v_f32 c) { return _mm512_fmadd_ps(a, b, c); }
+LIGER_TEMPLATE v_f32 v_fnma(v_f32 a, v_f32 b, v_f32 c) { return _mm512_fnmadd_ps(a, b, c); }
+LIGER_TEMPLATE v_f32 v_max(v_f32 a, v_f32 b) { return _mm512_max_ps(a, b); }
+LIGER_TEMPLATE v_f32 v_min(v_f32 a, v_f32 b) { return _mm512_min_ps(a, b); }
+LIGER_TEMPLATE v_f32 v_sqrt(v_f32 a) { return _mm512_sqrt_ps(a); }
+LIGER_TEMPLATE v_f32 v_abs(v_f32 a) { return _mm512_abs_ps(a); }
+LIGER_TEMPLATE v_f32 v_round(v_f32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
+LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) { return _mm512_scalef_ps(a, n); }
+LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return _mm512_mask_blend_ps(m, no, yes); }
+
+LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return _mm512_loadu_ps(p); }
+LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { _mm512_storeu_ps(p, x); }
+LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+/* Integer rounding, not vcvtneps2bf16: that instruction flushes subnormals, torch and the other sets do not. */
+LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+#endif

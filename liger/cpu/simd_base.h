@@ -1,0 +1,57 @@
+/* simd_base.h - 4 lanes in the compiler's vector extension: SSE2 on any x86-64, plain vectors elsewhere.
+ *
+ * There is no fused multiply-add here: v_fma rounds twice (a call of fmaf per lane would cost a hundred times more). */
+#ifndef LIGER_CPU_SIMD_BASE_H
+#define LIGER_CPU_SIMD_BASE_H
+
+#include <math.h>
+
+enum { V_LANES = 4 };
+typedef float v_f32 __attribute__((vector_size(16)));
+typedef int32_t v_mask __attribute__((vector_size(16)));
+
+LIGER_TEMPLATE v_f32 v_set(float x) { return (v_f32){x, x, x, x}; }
+LIGER_TEMPLATE v_f32 v_zero(void) { return v_set(0.0f); }
+LIGER_TEMPLATE v_f32 v_add(v_f32 a, v_f32 b) { return a + b; }
+LIGER_TEMPLATE v_f32 v_sub(v_f32 a, v_f32 b) { return a - b; }
+LIGER_TEMPLATE v_f32 v_mul(v_f32 a, v_f32 b) { return a * b; }
+LIGER_TEMPLATE v_f32 v_div(v_f32 a, v_f32 b) { return a / b; }
+LIGER_TEMPLATE v_f32 v_fma(v_f32 a, v_f32 b, v_f32 c) { return a * b + c; }
+LIGER_TEMPLATE v_f32 v_fnma(v_f32 a, v_f32 b, v_f32 c) { return c - a * b; }
+LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return (v_mask)(a < b); }
+LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) {
+    return (v_f32)(((v_mask)yes & m) | ((v_mask)no & ~m));
+}
+LIGER_TEMPLATE v_f32 v_max(v_f32 a, v_f32 b) { return v_select((v_mask)(a > b), a, b); }
+LIGER_TEMPLATE v_f32 v_min(v_f32 a, v_f32 b) { return v_select((v_mask)(a < b), a, b); }
+LIGER_TEMPLATE v_f32 v_abs(v_f32 a) { return (v_f32)((v_mask)a & (v_mask)v_set(f32_of_bits(0x7fffffffu))); }
+LIGER_TEMPLATE v_f32 v_sqrt(v_f32 a) { return (v_f32){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
+/* Adding and taking away 1.5·2^23 leaves the nearest integer; beyond 2^22 a float of interest is clamped by its caller. */
+LIGER_TEMPLATE v_f32 v_round(v_f32 a) { return (a + v_set(12582912.0f)) - v_set(12582912.0f); }
+LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) {
+    const v_f32 bounded = v_min(v_max(n, v_set(-252.0f)), v_set(254.0f));
+    const v_mask whole = __builtin_convertvector(bounded, v_mask);
+    const v_mask half = whole >> 1, rest = whole - half;
+    return a * (v_f32)((half + 127) << 23) * (v_f32)((rest + 127) << 23);
+}
+
+LIGER_TEMPLATE v_f32 v_load_f32(const float *p) {
+    v_f32 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { memcpy(p, &x, sizeof x); }
+LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) {
+    return (v_f32){f32_from_f16(p[0]), f32_from_f16(p[1]), f32_from_f16(p[2]), f32_from_f16(p[3])};
+}
+LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) {
+    for (int l = 0; l < V_LANES; l++) p[l] = f16_from_f32(x[l]);
+}
+LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
+    return (v_f32){f32_from_bf16(p[0]), f32_from_bf16(p[1]), f32_from_bf16(p[2]), f32_from_bf16(p[3])};
+}
+LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
+    for (int l = 0; l < V_LANES; l++) p[l] = bf16_from_f32(x[l]);
+}
+
+#endif

@@ -1,0 +1,45 @@
+/* vec_math.h - elementary functions on vectors. Errors against the exact value are stated in ulp of f32.
+ *
+ * Range reduction and polynomials follow the single-precision functions of S. Moshier's Cephes library. */
+#ifndef LIGER_CPU_VEC_MATH_H
+#define LIGER_CPU_VEC_MATH_H
+
+#include "liger/cpu/simd.h"
+
+/* e^x within 2 ulp; 0 below -104, +inf above 88.73; NaN stays. */
+LIGER_TEMPLATE v_f32 v_exp(v_f32 x) {
+    const v_f32 bounded = v_min(v_set(89.0f), v_max(v_set(-105.0f), x)); /* in this order NaN passes through */
+    const v_f32 n = v_round(v_mul(bounded, v_set(1.44269504088896341f)));
+    v_f32 r = v_fnma(n, v_set(0.693359375f), bounded); /* ln 2 in two parts: the product with the first is exact */
+    r = v_fnma(n, v_set(-2.12194440e-4f), r);
+    v_f32 p = v_set(1.9875691500e-4f);
+    p = v_fma(p, r, v_set(1.3981999507e-3f));
+    p = v_fma(p, r, v_set(8.3334519073e-3f));
+    p = v_fma(p, r, v_set(4.1665795894e-2f));
+    p = v_fma(p, r, v_set(1.6666665459e-1f));
+    p = v_fma(p, r, v_set(5.0000001201e-1f));
+    p = v_fma(p, v_mul(r, r), v_add(r, v_set(1.0f)));
+    return v_scale2(p, n);
+}
+
+/* 1 / (1 + e^-x) within 3 ulp. */
+LIGER_TEMPLATE v_f32 v_sigmoid(v_f32 x) {
+    return v_div(v_set(1.0f), v_add(v_set(1.0f), v_exp(v_sub(v_zero(), x))));
+}
+
+/* tanh(x) within 2 ulp: an odd polynomial near 0, where 1 - 2/(1 + e^2x) would cancel. */
+LIGER_TEMPLATE v_f32 v_tanh(v_f32 x) {
+    const v_f32 a = v_abs(x), z = v_mul(x, x);
+    const v_f32 e = v_exp(v_add(a, a));
+    const v_f32 large = v_sub(v_set(1.0f), v_div(v_set(2.0f), v_add(e, v_set(1.0f))));
+    v_f32 p = v_set(-5.70498872745e-3f);
+    p = v_fma(p, z, v_set(2.06390887954e-2f));
+    p = v_fma(p, z, v_set(-5.37397155531e-2f));
+    p = v_fma(p, z, v_set(1.33314422036e-1f));
+    p = v_fma(p, z, v_set(-3.33332819422e-1f));
+    const v_f32 small = v_fma(v_mul(p, z), x, x);
+    const v_f32 signed_large = v_select(v_less(x, v_zero()), v_sub(v_zero(), large), large);
+    return v_select(v_less(a, v_set(0.625f)), small, signed_large);
+}
+
+#endif

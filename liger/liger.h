@@ -1,0 +1,19 @@
+/* liger.h - everything public, in one include.
+ *
+ * Headers are found by their place in the tree, in the sources and after install: -I<root>, #include "liger/liger.h".
+ * Everything here compiles alone as C99 and as C++11. */
+#ifndef LIGER_LIGER_H
+#define LIGER_LIGER_H
+
+#include "liger/core/context.h"
+#include "liger/core/status.h"
+#include "liger/core/tensor.h"
+#include "liger/core/version.h"
+
+#include "liger/ops/cross_entropy/cross_entropy.h"
+#include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "liger/ops/rms_norm/rms_norm.h"
+#include "liger/ops/rope/rope.h"
+#include "liger/ops/swiglu/swiglu.h"
+
+#endif

@@ -1,0 +1,33 @@
+/* gemm_problem.h - matrix product, the internal workhorse of the linear losses.
+ *
+ *   c[m, n] = op(a)[m, k] · op(b)[k, n]  (+ bias[n])  (+ c, if accumulate)      row-major, f32 accumulation
+ *
+ * a, b and bias share one dtype; c has that dtype or f32. With accumulate the product is added to c in f32 before the
+ * one rounding to c's dtype. No size needs to be a multiple of anything. Same inputs, same bits. */
+#ifndef LIGER_OPS_GEMM_PROBLEM_H
+#define LIGER_OPS_GEMM_PROBLEM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "liger/core/tensor.h"
+
+struct gemm_problem {
+    liger_dtype dtype, c_dtype;
+    bool transpose_a; /* a is stored [k, m] with row stride lda, else [m, k] */
+    bool transpose_b; /* b is stored [n, k] with row stride ldb, else [k, n] */
+    bool accumulate;
+    int64_t m, n, k;
+    int64_t lda, ldb, ldc; /* in elements */
+    const void *a, *b;
+    const void *bias; /* [n], or NULL */
+    void *c;
+    void *workspace; /* CUDA: scratch of cuBLASLt; the CPU needs none */
+    size_t workspace_bytes;
+};
+
+/* Scratch that the CUDA backend likes to have; less is allowed and may be slower. */
+enum { GEMM_WORKSPACE_BYTES = 32 << 20 };
+
+#endif
