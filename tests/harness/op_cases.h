@@ -1,0 +1,155 @@
+/* op_cases.h - what a room tells the test and bench drivers about one function: its cases file, as a struct.
+ *
+ * A room's <room>_cases.c defines one `const struct op_cases <op>_<direction>_cases` per public function and, for an
+ * internal kernel slot, `<kernel>_cases`. The driver makes every mode (parity, gradient, guard pages, strides, aliases,
+ * edges, errors, determinism) out of the same description, so a room writes what is true of its operator and no loops.
+ *
+ * All tensors of a function, inputs and outputs, stand in one array whose order the room chooses (an enum in its cases
+ * file). The reference sees the same array as contiguous doubles: inputs are already rounded to their dtype, absent
+ * tensors are NULL, integers are exact. */
+#ifndef TESTS_HARNESS_OP_CASES_H
+#define TESTS_HARNESS_OP_CASES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "liger/core/context.h"
+#include "liger/core/tensor.h"
+
+enum { OP_MAX_TENSORS = 24, OP_MAX_SIZES = 12, OP_MAX_SCALARS = 10, OP_MAX_TEXTS = 4 };
+
+/* One set of sizes and options. What the numbers mean is between the room's own functions (use an enum of indices). */
+struct op_case {
+    const char *label;
+    int64_t size[OP_MAX_SIZES];
+    double scalar[OP_MAX_SCALARS];
+    uint32_t flags;  /* the room's own option bits */
+    uint32_t dtypes; /* bits 1u << LIGER_F32 ...: the Ts this case is run with; 0 = all */
+    bool edge;       /* runs in mode edge only: empty inputs, everything ignored, extreme values */
+    bool large;      /* runs in mode parity only, and not with --quick */
+};
+
+/* The dtypes of one run. T is LIGER_DTYPE_NONE in mode grad: nothing is rounded. */
+struct op_types {
+    liger_dtype t, weight, index;
+};
+
+/* IN: never written. OUT: never read, filled with canaries first. INOUT: read and written. */
+enum tensor_role { ROLE_IN, ROLE_OUT, ROLE_INOUT };
+
+enum tensor_kind {
+    KIND_T,      /* the activation dtype of the run: f32, f16, bf16 */
+    KIND_WEIGHT, /* T or f32: the driver runs both */
+    KIND_F32,
+    KIND_INDEX,  /* i64 or i32: the driver runs both */
+    KIND_I64     /* always i64 */
+};
+
+/* Inputs are drawn as told, then rounded to their dtype. */
+enum tensor_values {
+    VALUES_NORMAL,   /* normal, standard deviation `spread` (0 means 1), shifted by `offset` */
+    VALUES_POSITIVE, /* uniform in [0.5, 1.5] */
+    VALUES_ZERO,
+    VALUES_TARGET    /* uniform integers in [0, spread), every `ignore_every`-th (0: none) is `offset` instead */
+};
+
+struct tensor_spec {
+    const char *name; /* as in the args struct: reports name it */
+    enum tensor_role role;
+    enum tensor_kind kind;
+    enum tensor_values values;
+    double spread, offset;
+    int ignore_every;
+    bool absent;     /* this case passes data == NULL; the reference sees NULL */
+    int ndim;        /* 0 is a scalar */
+    int64_t shape[LIGER_MAX_DIMS];
+    int order[LIGER_MAX_DIMS]; /* dimensions from outermost to innermost in memory; all zero = as they are.
+                                * {0, 2, 1, 3} makes [batch, heads, seq, dim] a view of [batch, seq, heads, dim] memory */
+    bool gaps;       /* mode stride may leave gaps behind rows (the innermost dimension in memory stays contiguous) and
+                      * behind the next level; false: the function wants it in one piece */
+    bool specials;   /* mode edge may plant a NaN and an infinity in this input and expects what the reference gives */
+    /* Outputs: |got - reference| <= relative · u(dtype) · |reference| + absolute · u(f32) · magnitude, where u is the unit
+     * roundoff (2^-24, 2^-11, 2^-8) and magnitude, if 0, is the largest |reference| of this output. One correct rounding
+     * at the store is relative = 1. Integer outputs must be equal. */
+    double relative, absolute, magnitude;
+};
+
+/* One call about to be made. An error provocation changes it. */
+struct op_call {
+    struct op_case c;
+    liger_tensor t[OP_MAX_TENSORS];
+    void *workspace; /* 256-byte aligned; NULL if the function needs none */
+    size_t workspace_bytes;
+};
+
+/* A valid call (of cases[of]) made wrong: the status and pieces of the sentence - the argument's name and both numbers -
+ * must be as stated, and no output may be touched. */
+struct op_provocation {
+    const char *label;
+    int of;
+    void (*spoil)(struct op_call *call);
+    liger_status status;
+    const char *says[OP_MAX_TEXTS];
+};
+
+struct op_alias {
+    int out, in; /* the output may be the very same view as the input (or inout) */
+};
+
+struct op_gradient {
+    int gradient, input; /* tensor `gradient` holds d loss / d tensor `input` */
+};
+
+struct op_run; /* see op_run.h: lets a property run the function on values of its own */
+
+struct op_property {
+    const char *label;
+    /* NULL if the property holds, else a sentence (static, or op_run_text(run, ...)). The run stands for one case with
+     * inputs drawn; the driver calls it for every case that is neither edge nor large. */
+    const char *(*check)(struct op_run *run);
+};
+
+struct op_cases {
+    const char *name; /* "rms_norm_forward" */
+    int tensor_count;
+    /* Fills spec[0..tensor_count), which is zeroed before. */
+    void (*describe)(const struct op_case *c, struct tensor_spec *spec);
+    const struct op_case *cases; /* cases[0]: small, with every optional tensor present; error provocations use it */
+    int case_count;
+    /* Inputs that follow from others or have a form of their own (rstd of x, cos/sin tables, confident logits). Called
+     * after the draw and its rounding; what it writes is rounded again. May be NULL. */
+    void (*prepare)(const struct op_case *c, const struct op_types *types, double *const *t);
+    /* Fills the public args struct and calls the function (a slot: fills its problem, calls context->kernels). */
+    liger_status (*call)(liger_context *context, const struct op_call *call, liger_stream stream);
+    /* Bytes of workspace; NULL = needs none. */
+    liger_status (*workspace)(liger_context *context, const struct op_call *call, size_t *bytes);
+    /* Outputs from inputs, in double, three loops. op_round(types->t, v) where the contract rounds in between. */
+    void (*reference)(const struct op_case *c, const struct op_types *types, double *const *t);
+
+    /* A backward function only: loss = sum of upstream · forward(inputs), from the same tensor array; the driver
+     * compares the reference's gradients with central differences of it. */
+    double (*loss)(const struct op_case *c, const struct op_types *types, double *const *t);
+    const struct op_gradient *gradients;
+    int gradient_count;
+
+    const struct op_alias *aliases;
+    int alias_count;
+    const struct op_provocation *provocations;
+    int provocation_count;
+    const struct op_property *properties;
+    int property_count;
+
+    const struct op_case *bench;
+    int bench_count;
+    /* Bytes that must move and floating-point operations, for GB/s and GFLOP/s. NULL: every tensor once; no GFLOP/s. */
+    double (*bytes)(const struct op_case *c, const struct op_types *types);
+    double (*flops)(const struct op_case *c);
+};
+
+#define OP_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+/* v rounded to the nearest value of a float dtype, ties to even; v itself for LIGER_DTYPE_NONE. */
+double op_round(liger_dtype dtype, double v);
+
+#endif

@@ -1,0 +1,33 @@
+/* op_run.h - one function, one case, one choice of dtypes: values in double on this side, a real call on the other.
+ *
+ * For properties: t[i] are contiguous doubles. Change inputs, call, read outputs. */
+#ifndef TESTS_HARNESS_OP_RUN_H
+#define TESTS_HARNESS_OP_RUN_H
+
+#include "tests/harness/op_cases.h"
+
+struct op_run {
+    liger_context *context;
+    const struct op_cases *op;
+    struct op_case c;
+    struct op_types types;
+    struct tensor_spec spec[OP_MAX_TENSORS];
+    int64_t count[OP_MAX_TENSORS]; /* elements */
+    double *t[OP_MAX_TENSORS];     /* NULL = absent */
+    char text[512];
+};
+
+/* Inputs drawn from `seed`, prepared and rounded; outputs zero. NULL if there is no memory. */
+struct op_run *op_run_new(liger_context *context, const struct op_cases *op, const struct op_case *c,
+                          struct op_types types, uint64_t seed);
+void op_run_free(struct op_run *run);
+
+/* Rounds the inputs to their dtypes, calls the library on contiguous copies and stores its outputs in t. */
+liger_status op_run_call(struct op_run *run);
+/* Rounds the inputs and fills the outputs from the reference. */
+void op_run_reference(struct op_run *run);
+
+/* printf into run->text. */
+const char *op_run_text(struct op_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+#endif
