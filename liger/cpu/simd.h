@@ -16,41 +16,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "liger/core/tensor.h"
+#include "liger/core/half.h"
+#include "liger/core/rows.h"
 #include "liger/cpu/isa.h"
 
 /* ---- one value -------------------------------------------------------------------------------------------------- */
-
-LIGER_TEMPLATE uint32_t bits_of_f32(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-LIGER_TEMPLATE float f32_of_bits(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-LIGER_TEMPLATE float f32_from_bf16(uint16_t bits) { return f32_of_bits((uint32_t)bits << 16); }
-LIGER_TEMPLATE uint16_t bf16_from_f32(float x) {
-    const uint32_t bits = bits_of_f32(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40u); /* NaN stays NaN */
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);                 /* ties to even */
-}
-LIGER_TEMPLATE float f32_from_f16(uint16_t half) {
-    const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
-    if (magnitude >= 0x7c00u) return f32_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-    /* Scaling by 2^112 moves the exponent and makes subnormals exact. */
-    return f32_of_bits(sign | bits_of_f32(f32_of_bits(magnitude << 13) * 0x1p112f));
-}
-LIGER_TEMPLATE uint16_t f16_from_f32(float x) {
-    const uint32_t bits = bits_of_f32(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
-    if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* >= 65520 rounds to infinity */
-    if (magnitude < 0x38800000u) /* below 2^-14: the sum with 1/2 leaves the subnormal in the low bits, rounded to even */
-        return (uint16_t)(sign | (bits_of_f32(f32_of_bits(magnitude) + 0.5f) - 0x3f000000u));
-    return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
-}
 
 LIGER_TEMPLATE float f32_load(liger_dtype t, const void *p, int64_t i) {
     if (t == LIGER_F32) return ((const float *)p)[i];
@@ -59,11 +29,6 @@ LIGER_TEMPLATE float f32_load(liger_dtype t, const void *p, int64_t i) {
 LIGER_TEMPLATE void f32_store(liger_dtype t, void *p, int64_t i, float x) {
     if (t == LIGER_F32) ((float *)p)[i] = x;
     else ((uint16_t *)p)[i] = t == LIGER_F16 ? f16_from_f32(x) : bf16_from_f32(x);
-}
-/* x rounded to the dtype and widened again. */
-LIGER_TEMPLATE float f32_round_to(liger_dtype t, float x) {
-    if (t == LIGER_F32) return x;
-    return t == LIGER_F16 ? f32_from_f16(f16_from_f32(x)) : f32_from_bf16(bf16_from_f32(x));
 }
 
 /* ---- V_LANES values --------------------------------------------------------------------------------------------- */
@@ -107,6 +72,34 @@ LIGER_TEMPLATE void v_store_tail(liger_dtype t, void *p, int64_t i, int n, v_f32
     float lanes[V_LANES];
     v_store_f32(lanes, x);
     for (int l = 0; l < n; l++) f32_store(t, p, i + l, lanes[l]);
+}
+
+/* n of V_LANES values: a literal n == V_LANES costs nothing. */
+LIGER_TEMPLATE v_f32 v_load_n(liger_dtype t, const void *p, int64_t i, int n) {
+    return n == V_LANES ? v_load(t, p, i) : v_load_tail(t, p, i, n);
+}
+LIGER_TEMPLATE void v_store_n(liger_dtype t, void *p, int64_t i, int n, v_f32 x) {
+    if (n == V_LANES) v_store(t, p, i, x);
+    else v_store_tail(t, p, i, n, x);
+}
+
+/* Runs the statement over [0, count): whole vectors with the literal n = V_LANES, then the tail with n < V_LANES. */
+#define V_FOR_EACH(i, n, count, ...)                                                                                   \
+    do {                                                                                                               \
+        int64_t i = 0;                                                                                                 \
+        for (; i + V_LANES <= (count); i += V_LANES) {                                                                 \
+            enum { n = V_LANES };                                                                                      \
+            __VA_ARGS__;                                                                                               \
+        }                                                                                                              \
+        if (i < (count)) {                                                                                             \
+            const int n = (int)((count) - i);                                                                          \
+            __VA_ARGS__;                                                                                               \
+        }                                                                                                              \
+    } while (0)
+
+/* Where a row of a folded view starts. */
+static inline void *row_of(liger_rows rows, int64_t r, size_t element) {
+    return (char *)rows.data + liger_row_offset(rows, r) * (int64_t)element;
 }
 
 /* Reductions across lanes, pairwise in a fixed order. */

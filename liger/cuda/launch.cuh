@@ -1,0 +1,48 @@
+/* launch.cuh - what every launch does: the right device before, a look for errors after. */
+#ifndef LIGER_CUDA_LAUNCH_CUH
+#define LIGER_CUDA_LAUNCH_CUH
+
+#include <cuda_runtime.h>
+
+#include "liger/core/context_state.h"
+#include "liger/core/fail.h"
+#include "liger/cuda/cuda_state.h"
+
+/* Makes the context's device current for a scope: the caller's current device may be another one. */
+class device_scope {
+  public:
+    explicit device_scope(const liger_context *context) {
+        cudaGetDevice(&previous_);
+        changed_ = previous_ != context->device;
+        if (changed_) cudaSetDevice(context->device);
+    }
+    ~device_scope() {
+        if (changed_) cudaSetDevice(previous_);
+    }
+
+  private:
+    int previous_ = 0;
+    bool changed_ = false;
+};
+
+static inline liger_status cuda_status(cudaError_t error, const char *op) {
+    if (error == cudaSuccess) return LIGER_OK;
+    return liger_fail(LIGER_ERR_CUDA, "%s: %s (%s)", op, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+/* After the last launch of an operator. With LIGER_SYNC=1 it waits, so that a fault is reported by its own operator. */
+static inline liger_status launched(const liger_context *context, const char *op, liger_stream stream) {
+    cudaError_t error = cudaGetLastError();
+    if (error == cudaSuccess && context->synchronous) error = cudaStreamSynchronize((cudaStream_t)stream);
+    return cuda_status(error, op);
+}
+
+/* Blocks of a one-dimensional grid for `work` items, `per_block` each; kernels loop if that is more than fits. */
+static inline unsigned grid_size(int64_t work, int64_t per_block, int64_t most = 0x7fffffff) {
+    const int64_t blocks = (work + per_block - 1) / per_block;
+    return (unsigned)(blocks < most ? (blocks < 1 ? 1 : blocks) : most);
+}
+
+static inline int round_up_to_warp(int64_t threads) { return (int)((threads + 31) / 32 * 32); }
+
+#endif

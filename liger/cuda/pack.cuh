@@ -1,0 +1,56 @@
+/* pack.cuh - several values of a row moved by one instruction.
+ *
+ * A pack of 16 bytes per thread per access is what reaches the memory's bandwidth. Where a row, a stride or a pointer is
+ * not aligned for it, kernels fall back to packs of one value. */
+#ifndef LIGER_CUDA_PACK_CUH
+#define LIGER_CUDA_PACK_CUH
+
+#include "liger/core/rows.h"
+#include "liger/cuda/dtype.cuh"
+
+enum { PACK_BYTES = 16 };
+template <typename T> constexpr int pack_size = PACK_BYTES / (int)sizeof(T);
+
+template <typename T, int N> struct alignas(sizeof(T) * N) pack {
+    T value[N];
+};
+
+/* Streamed input: read once, so it need not stay in L1. */
+template <typename T, int N> __device__ __forceinline__ pack<T, N> load_stream(const T *p) {
+    pack<T, N> out;
+    if constexpr (sizeof(out) == 16) {
+        *(uint4 *)&out = __ldcs((const uint4 *)p);
+    } else {
+        out = *(const pack<T, N> *)p;
+    }
+    return out;
+}
+/* Input that many rows read: weights, cos and sin. */
+template <typename T, int N> __device__ __forceinline__ pack<T, N> load_shared(const T *p) {
+    pack<T, N> out;
+    if constexpr (sizeof(out) % 16 == 0) {
+        for (int i = 0; i < (int)sizeof(out) / 16; i++) ((uint4 *)&out)[i] = __ldg((const uint4 *)p + i);
+    } else {
+        out = *(const pack<T, N> *)p;
+    }
+    return out;
+}
+template <typename T, int N> __device__ __forceinline__ void store_pack(T *p, pack<T, N> x) { *(pack<T, N> *)p = x; }
+/* Output that nobody reads soon. */
+template <typename T, int N> __device__ __forceinline__ void store_stream(T *p, pack<T, N> x) {
+    if constexpr (sizeof(x) == 16) {
+        __stcs((uint4 *)p, *(const uint4 *)&x);
+    } else {
+        *(pack<T, N> *)p = x;
+    }
+}
+
+/* May every row of the view be moved in packs of 16 bytes? */
+static inline bool rows_are_packable(liger_rows rows, size_t element) {
+    const uintptr_t bits =
+        (uintptr_t)rows.data | (uintptr_t)(rows.inner_stride * (int64_t)element) | (uintptr_t)(rows.outer_stride * (int64_t)element);
+    return bits % PACK_BYTES == 0;
+}
+static inline bool pointer_is_packable(const void *p) { return (uintptr_t)p % PACK_BYTES == 0; }
+
+#endif

@@ -1,0 +1,51 @@
+/* gemm_kernel.h - what a kernel of the packed matrix product consists of.
+ *
+ * The two factors are seen alike, as `lines` (rows of op(a), columns of op(b)) along k. Packing turns lines of any
+ * stride and dtype into panels of a fixed number of lines, in the order in which the innermost loop reads them, and
+ * fills up the last panel and the last step of k with zeros, so that this loop knows no edges. */
+#ifndef LIGER_OPS_GEMM_KERNEL_H
+#define LIGER_OPS_GEMM_KERNEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "liger/core/tensor.h"
+
+struct gemm_factor {
+    const void *data;
+    int64_t stride;  /* elements from line to line if along, else from k to k + 1 */
+    liger_dtype dtype;
+    bool along; /* the elements of a line are neighbours in memory; else the lines are */
+};
+
+struct gemm_span {
+    int64_t begin, size;
+};
+
+struct gemm_kernel {
+    int64_t tile_rows, tile_cols; /* what one call of multiply computes; the widths of the panels of a and b */
+    int64_t step;                 /* packed k is a multiple of it */
+    int64_t packed_size;          /* bytes of a packed element */
+    int64_t slab;                 /* how much of k is packed at a time; does not change a bit of the result */
+    int64_t block_rows;           /* how many rows of a are packed at a time: with a slab of k, about half of the L2 */
+    void (*pack_a)(const struct gemm_factor *a, struct gemm_span rows, struct gemm_span k, void *packed);
+    void (*pack_b)(const struct gemm_factor *b, struct gemm_span cols, struct gemm_span k, void *packed);
+    /* tile[tile_rows][tile_cols] = (add ? tile : 0) + one panel of a times one panel of b, of which `rows` rows are
+     * wanted; the others may be left as they are. k counts packed elements. */
+    void (*multiply)(int64_t k, const void *a, const void *b, float *tile, bool add, int64_t rows);
+    void (*begin)(void); /* on a thread, before and after its calls of multiply; or NULL */
+    void (*end)(void);
+};
+
+static inline int64_t gemm_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+static inline int64_t gemm_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+static inline int64_t gemm_round_up(int64_t a, int64_t multiple) {
+    return gemm_ceil_div(a, multiple) * multiple;
+}
+
+#endif

@@ -1,0 +1,46 @@
+/* rms_norm_problem.h - what a backend sees of RMSNorm: flat, checked, no views.
+ *
+ * add_rms_norm is the same problem with `residual` (forward) or `dsum` (backward) present: it has no kernels of its own. */
+#ifndef LIGER_OPS_RMS_NORM_PROBLEM_H
+#define LIGER_OPS_RMS_NORM_PROBLEM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "liger/core/rows.h"
+
+struct rms_norm_forward_problem {
+    liger_dtype dtype, weight_dtype;
+    int32_t casting; /* liger_casting */
+    int64_t rows, cols;
+    liger_rows x, y;
+    liger_rows residual, sum; /* .data NULL: plain RMSNorm */
+    const void *weight;       /* or NULL */
+    float *rstd;              /* or NULL */
+    float epsilon, offset;    /* already rounded to dtype where casting asks for it */
+};
+
+struct rms_norm_backward_problem {
+    liger_dtype dtype, weight_dtype;
+    int32_t casting;
+    int64_t rows, cols;
+    liger_rows dy, x, dx; /* dx.data may be NULL */
+    liger_rows dsum;      /* .data NULL: zero */
+    const void *weight;   /* or NULL */
+    const float *rstd;
+    void *dweight; /* or NULL */
+    float offset;
+    float *workspace; /* [rms_norm_partials(), cols]; NULL without dweight */
+};
+
+/* Rows of partial dweight sums: fixed by the shape and the kind of device, never by the number of threads or
+ * multiprocessors, so that every machine of a kind adds in the same order. */
+enum { RMS_NORM_CPU_PARTIALS = 64, RMS_NORM_CPU_ROWS = 32, RMS_NORM_CUDA_PARTIALS = 264 };
+
+static inline int64_t rms_norm_partials(bool cuda, int64_t rows) {
+    const int64_t most = cuda ? RMS_NORM_CUDA_PARTIALS : RMS_NORM_CPU_PARTIALS;
+    const int64_t useful = cuda ? rows : (rows + RMS_NORM_CPU_ROWS - 1) / RMS_NORM_CPU_ROWS;
+    return useful < most ? useful : most;
+}
+
+#endif
