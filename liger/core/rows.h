@@ -21,12 +21,19 @@ typedef struct liger_rows {
     int64_t inner; /* rows per outer step; == number of rows when one stride is enough */
     int64_t outer_stride;
     int64_t inner_stride;
+    uint64_t inverse; /* ceil(2^64 / inner), or 0 when one stride is enough */
 } liger_rows;
 
-/* Offset of row r in elements. */
+/* Offset of row r in elements. r / inner is a multiplication: a division per row would cost GPU kernels registers. It is
+ * exact because r and inner are below 2^32. */
 LIGER_HOST_DEVICE static inline int64_t liger_row_offset(liger_rows rows, int64_t r) {
-    if (r < rows.inner) return r * rows.inner_stride;
-    return (r / rows.inner) * rows.outer_stride + (r % rows.inner) * rows.inner_stride;
+#if defined(__CUDA_ARCH__)
+    const int64_t outer = (int64_t)__umul64hi(rows.inverse, (uint64_t)r);
+#else
+    __extension__ typedef unsigned __int128 wide;
+    const int64_t outer = (int64_t)(((wide)rows.inverse * (wide)(uint64_t)r) >> 64);
+#endif
+    return outer * rows.outer_stride + (r - outer * rows.inner) * rows.inner_stride;
 }
 
 #ifdef __cplusplus

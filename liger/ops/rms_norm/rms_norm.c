@@ -152,7 +152,7 @@ static liger_status lower_backward(const liger_context *context, const char *op,
 
 static liger_status run_backward(liger_context *context, const struct rms_norm_backward_problem *problem,
                                  liger_stream stream) {
-    if (problem->dx.data == NULL && problem->dweight == NULL) return LIGER_OK;
+    if (problem->dweight == NULL && (problem->dx.data == NULL || problem->rows == 0)) return LIGER_OK;
     return context->kernels->rms_norm_backward(context, problem, stream);
 }
 

@@ -1,0 +1,431 @@
+/* rms_norm_cuda.cu - RMSNorm on the GPU. Memory-bound: what counts is bytes in flight.
+ *
+ * forward    a group of threads holds a whole row in registers: one read, one write. Rows too wide for that, or not
+ *            aligned to 16 bytes, take the loop kernels, which read the row twice (the second time from L1/L2).
+ * backward   a persistent grid: each group walks rows, the next rows on their way to shared memory while the current one
+ *            is reduced, and keeps its columns of dweight in f32 registers. Each block writes one partial row; a second kernel adds
+ *            the partials in order, so that there are no atomics and the bits never change. */
+#include <cuda_pipeline_primitives.h>
+
+#include "liger/cuda/launch.cuh"
+#include "liger/cuda/pack.cuh"
+#include "liger/cuda/reduce.cuh"
+#include "liger/ops/rms_norm/rms_norm.h"
+#include "liger/ops/rms_norm/rms_norm_problem.h"
+
+namespace {
+
+template <typename T> __device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
+    return (T *)rows.data + liger_row_offset(rows, r);
+}
+
+/* weight + offset; casting NONE rounds the sum if the weight is of type T. */
+template <typename T, typename TW>
+__device__ __forceinline__ float scale_of(TW weight, float offset, int casting) {
+    const float scale = to_f32(weight) + offset;
+    return casting == LIGER_CAST_NONE && sizeof(T) == sizeof(TW) ? round_to<T>(scale) : scale;
+}
+
+template <typename T> __device__ __forceinline__ float rstd_of(float sum_of_squares, const rms_norm_forward_problem &p) {
+    const float rstd = 1.0f / sqrtf(sum_of_squares / (float)p.cols + p.epsilon);
+    return p.casting == LIGER_CAST_NONE ? round_to<T>(rstd) : rstd;
+}
+
+/* ---- forward: the row in registers ------------------------------------------------------------------------------ */
+
+/* Block (threads of a group, groups); NV packs per thread. */
+template <typename T, typename TW, int NV>
+__global__ void __launch_bounds__(512) forward_registers(const __grid_constant__ rms_norm_forward_problem p) {
+    constexpr int N = pack_size<T>;
+    __shared__ float slots[MAX_WARPS];
+    const int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+    if (r >= p.rows) return; /* only where a group is one warp, which meets no barrier */
+    const int packs = (int)(p.cols / N);
+    const T *x = row_at<T>(p.x, r);
+    pack<T, N> row[NV];
+#pragma unroll
+    for (int k = 0; k < NV; k++) {
+        const int c = threadIdx.x + k * blockDim.x;
+        if (c < packs) row[k] = load_stream<T, N>(x + (int64_t)c * N);
+    }
+    if (p.residual.data) {
+        const T *residual = row_at<T>(p.residual, r);
+        T *sum = row_at<T>(p.sum, r);
+        pack<T, N> other[NV];
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            const int c = threadIdx.x + k * blockDim.x;
+            if (c < packs) other[k] = load_stream<T, N>(residual + (int64_t)c * N);
+        }
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            const int c = threadIdx.x + k * blockDim.x;
+            if (c >= packs) continue;
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                row[k].value[i] = from_f32<T>(to_f32(row[k].value[i]) + to_f32(other[k].value[i]));
+            store_pack<T, N>(sum + (int64_t)c * N, row[k]);
+        }
+    }
+    float squares = 0;
+#pragma unroll
+    for (int k = 0; k < NV; k++) {
+        if (threadIdx.x + k * blockDim.x >= packs) continue;
+#pragma unroll
+        for (int i = 0; i < N; i++) squares = fmaf(to_f32(row[k].value[i]), to_f32(row[k].value[i]), squares);
+    }
+    const float rstd = rstd_of<T>(group_sum(squares, slots, blockDim.x / WARP), p);
+    if (threadIdx.x == 0 && p.rstd) p.rstd[r] = rstd;
+    T *y = row_at<T>(p.y, r);
+#pragma unroll
+    for (int k = 0; k < NV; k++) {
+        const int c = threadIdx.x + k * blockDim.x;
+        if (c >= packs) continue;
+        pack<TW, N> weight;
+        if (p.weight) weight = load_shared<TW, N>((const TW *)p.weight + (int64_t)c * N);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float normal = to_f32(row[k].value[i]) * rstd;
+            if (p.weight) {
+                if (p.casting == LIGER_CAST_LLAMA) normal = round_to<T>(normal);
+                normal *= scale_of<T, TW>(weight.value[i], p.offset, p.casting);
+            }
+            row[k].value[i] = from_f32<T>(normal);
+        }
+        store_pack<T, N>(y + (int64_t)c * N, row[k]);
+    }
+}
+
+/* ---- forward: rows of any width and alignment ------------------------------------------------------------------- */
+
+template <typename T, typename TW, int N>
+__global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_norm_forward_problem p) {
+    __shared__ float slots[2][MAX_WARPS];
+    int phase = 0;
+    const int64_t packs = p.cols / N;
+    for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x, phase ^= 1) {
+        const T *x = row_at<T>(p.x, r);
+        T *y = row_at<T>(p.y, r);
+        float squares = 0;
+        for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
+            pack<T, N> row = load_shared<T, N>(x + c * N);
+            if (p.residual.data) {
+                const pack<T, N> other = load_stream<T, N>(row_at<T>(p.residual, r) + c * N);
+#pragma unroll
+                for (int i = 0; i < N; i++)
+                    row.value[i] = from_f32<T>(to_f32(row.value[i]) + to_f32(other.value[i]));
+                store_pack<T, N>(row_at<T>(p.sum, r) + c * N, row);
+            }
+#pragma unroll
+            for (int i = 0; i < N; i++) squares = fmaf(to_f32(row.value[i]), to_f32(row.value[i]), squares);
+        }
+        const float rstd = rstd_of<T>(group_sum(squares, slots[phase], blockDim.x / WARP), p);
+        if (threadIdx.x == 0 && p.rstd) p.rstd[r] = rstd;
+        const T *source = p.residual.data ? row_at<T>(p.sum, r) : x;
+        for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
+            pack<T, N> row = *(const pack<T, N> *)(source + c * N);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                float normal = to_f32(row.value[i]) * rstd;
+                if (p.weight) {
+                    if (p.casting == LIGER_CAST_LLAMA) normal = round_to<T>(normal);
+                    normal *= scale_of<T, TW>(((const TW *)p.weight)[c * N + i], p.offset, p.casting);
+                }
+                row.value[i] = from_f32<T>(normal);
+            }
+            store_pack<T, N>(y + c * N, row);
+        }
+    }
+}
+
+/* ---- backward: dweight in registers ----------------------------------------------------------------------------- */
+
+/* Rows on their way: each thread copies its own packs of dy and x to its own slots of shared memory, STAGES rows deep, so
+ * that no barrier guards them. */
+template <typename T, int NV, int STAGES> struct row_pipeline {
+    static constexpr int N = pack_size<T>;
+    pack<T, N> *slot; /* this thread's first; its others follow at a distance of one block */
+    int threads;
+
+    __device__ row_pipeline(void *memory)
+        : slot((pack<T, N> *)memory + threadIdx.y * blockDim.x + threadIdx.x), threads(blockDim.x * blockDim.y) {}
+    __device__ __forceinline__ pack<T, N> &dy(int stage, int k) { return slot[(stage * 2 * NV + k) * threads]; }
+    __device__ __forceinline__ pack<T, N> &x(int stage, int k) { return slot[(stage * 2 * NV + NV + k) * threads]; }
+
+    __device__ __forceinline__ void fetch(const rms_norm_backward_problem &p, int64_t r, int stage) {
+        if (r < p.rows) {
+            const T *dy_row = row_at<T>(p.dy, r), *x_row = row_at<T>(p.x, r);
+#pragma unroll
+            for (int k = 0; k < NV; k++) {
+                const int c = (threadIdx.x + k * blockDim.x) * N;
+                if (c >= p.cols) continue;
+                __pipeline_memcpy_async(&dy(stage, k), dy_row + c, PACK_BYTES);
+                __pipeline_memcpy_async(&x(stage, k), x_row + c, PACK_BYTES);
+            }
+        }
+        __pipeline_commit();
+    }
+};
+
+template <int NV> constexpr int stages_of = NV == 4 ? 2 : 3; /* 48 KB, 96 KB, 128 KB at 512 threads */
+
+/* m = dy · (weight + offset) of one pack. */
+template <typename T, typename TW>
+__device__ __forceinline__ void upstream_of(const rms_norm_backward_problem &p, const pack<T, pack_size<T>> &dy, int c,
+                                            float (&m)[pack_size<T>]) {
+    constexpr int N = pack_size<T>;
+    pack<TW, N> weight;
+    if (p.weight) weight = load_shared<TW, N>((const TW *)p.weight + c);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        m[i] = p.weight ? to_f32(dy.value[i]) * (to_f32(weight.value[i]) + p.offset) : to_f32(dy.value[i]);
+}
+
+template <typename T, typename TW>
+__device__ __forceinline__ void store_dx(const rms_norm_backward_problem &p, const pack<T, pack_size<T>> &dy,
+                                         const pack<T, pack_size<T>> &x, int64_t r, int c, float rstd, float pull) {
+    constexpr int N = pack_size<T>;
+    float m[N];
+    pack<T, N> dsum, dx;
+    if (p.dsum.data) dsum = load_stream<T, N>(row_at<T>(p.dsum, r) + c);
+    upstream_of<T, TW>(p, dy, c, m);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        float gradient = fmaf(-pull, to_f32(x.value[i]), rstd * m[i]);
+        if (p.dsum.data) gradient += to_f32(dsum.value[i]);
+        dx.value[i] = from_f32<T>(gradient);
+    }
+    store_pack<T, N>(row_at<T>(p.dx, r) + c, dx);
+}
+
+/* One partial row of dweight per block; where several groups share a block, their sums are added in order. */
+template <typename T, int NV>
+__device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p, float *combine,
+                                              const float (&dweight)[NV][pack_size<T>]) {
+    constexpr int N = pack_size<T>;
+    float *partial = p.workspace + (int64_t)blockIdx.x * p.cols;
+    float *target = blockDim.y == 1 ? partial : combine + threadIdx.y * p.cols;
+    if (blockDim.y > 1) __syncthreads(); /* the pipeline's memory is free now */
+#pragma unroll
+    for (int k = 0; k < NV; k++) {
+        const int c = (threadIdx.x + k * blockDim.x) * N;
+        if (c >= p.cols) continue;
+#pragma unroll
+        for (int i = 0; i < N; i++) target[c + i] = dweight[k][i];
+    }
+    if (blockDim.y == 1) return;
+    __syncthreads();
+    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < p.cols; c += blockDim.x * blockDim.y) {
+        float sum = 0;
+        for (int group = 0; group < (int)blockDim.y; group++) sum += combine[group * p.cols + c];
+        partial[c] = sum;
+    }
+}
+
+/* Block (threads of a group, groups). All groups run the same number of steps: they share barriers. */
+template <typename T, typename TW, int NV>
+__global__ void __launch_bounds__(512, NV == 1 ? 2 : 1)
+    backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
+    constexpr int N = pack_size<T>, STAGES = stages_of<NV>;
+    extern __shared__ __align__(16) char memory[];
+    __shared__ float slots[2][MAX_WARPS];
+    row_pipeline<T, NV, STAGES> rows(memory);
+    const int warps = blockDim.x / WARP;
+    const int64_t step = (int64_t)gridDim.x * blockDim.y;
+    const int64_t first = (int64_t)blockIdx.x * blockDim.y, steps = (p.rows - first + step - 1) / step;
+    const bool round = p.casting == LIGER_CAST_LLAMA;
+    float dweight[NV][N] = {};
+    int64_t r = first + threadIdx.y;
+    for (int s = 0; s < STAGES - 1; s++) rows.fetch(p, r + s * step, s);
+    int stage = 0;
+    for (int64_t s = 0; s < steps; s++, r += step, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+        rows.fetch(p, r + (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
+        __pipeline_wait_prior(STAGES - 1);
+        const bool live = r < p.rows;
+        const float rstd = live ? p.rstd[r] : 0.0f;
+        float dot = 0;
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            const int c = (threadIdx.x + k * blockDim.x) * N;
+            if (!live || c >= p.cols) continue;
+            const pack<T, N> dy = rows.dy(stage, k), x = rows.x(stage, k);
+            float m[N];
+            upstream_of<T, TW>(p, dy, c, m);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float value = to_f32(x.value[i]), normal = value * rstd;
+                dot = fmaf(m[i], value, dot);
+                dweight[k][i] = fmaf(to_f32(dy.value[i]), round ? round_to<T>(normal) : normal, dweight[k][i]);
+            }
+        }
+        if (p.dx.data == NULL) continue;
+        dot = group_sum(dot, slots[s & 1] + threadIdx.y * warps, warps);
+        const float pull = rstd * rstd * rstd * (dot / (float)p.cols);
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            const int c = (threadIdx.x + k * blockDim.x) * N;
+            if (live && c < p.cols) store_dx<T, TW>(p, rows.dy(stage, k), rows.x(stage, k), r, c, rstd, pull);
+        }
+    }
+    __pipeline_wait_prior(0);
+    if (p.dweight) store_partial<T, NV>(p, (float *)memory, dweight);
+}
+
+/* ---- backward: rows of any width and alignment ------------------------------------------------------------------ */
+
+template <typename T, typename TW, int N>
+__global__ void __launch_bounds__(512) backward_loop_dx(const __grid_constant__ rms_norm_backward_problem p) {
+    __shared__ float slots[2][MAX_WARPS];
+    int phase = 0;
+    const int64_t packs = p.cols / N;
+    for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x, phase ^= 1) {
+        const T *dy = row_at<T>(p.dy, r), *x = row_at<T>(p.x, r);
+        const float rstd = p.rstd[r];
+        float dot = 0;
+        for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
+            const pack<T, N> a = load_shared<T, N>(dy + c * N), b = load_shared<T, N>(x + c * N);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float scale = p.weight ? to_f32(((const TW *)p.weight)[c * N + i]) + p.offset : 1.0f;
+                dot = fmaf(to_f32(a.value[i]) * scale, to_f32(b.value[i]), dot);
+            }
+        }
+        dot = group_sum(dot, slots[phase], blockDim.x / WARP);
+        const float pull = rstd * rstd * rstd * (dot / (float)p.cols);
+        for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
+            pack<T, N> a = *(const pack<T, N> *)(dy + c * N), b = load_shared<T, N>(x + c * N);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float scale = p.weight ? to_f32(((const TW *)p.weight)[c * N + i]) + p.offset : 1.0f;
+                float gradient = fmaf(-pull, to_f32(b.value[i]), rstd * (to_f32(a.value[i]) * scale));
+                if (p.dsum.data) gradient += to_f32(row_at<T>(p.dsum, r)[c * N + i]);
+                a.value[i] = from_f32<T>(gradient);
+            }
+            store_pack<T, N>(row_at<T>(p.dx, r) + c * N, a);
+        }
+    }
+}
+
+/* One thread per column and partial: rows block, block + partials, ... */
+template <typename T>
+__global__ void __launch_bounds__(256) backward_loop_dweight(const __grid_constant__ rms_norm_backward_problem p) {
+    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= p.cols) return;
+    float sum = 0;
+    for (int64_t r = blockIdx.y; r < p.rows; r += gridDim.y) {
+        const float normal = to_f32(row_at<T>(p.x, r)[c]) * p.rstd[r];
+        sum = fmaf(to_f32(row_at<T>(p.dy, r)[c]), p.casting == LIGER_CAST_LLAMA ? round_to<T>(normal) : normal, sum);
+    }
+    p.workspace[(int64_t)blockIdx.y * p.cols + c] = sum;
+}
+
+/* dweight[c] = Σ partials, 32 columns a block: 32 fixed interleaved sums, then those in order. */
+template <typename TW>
+__global__ void __launch_bounds__(1024) add_partials(const float *partials, int count, int64_t cols, TW *dweight) {
+    __shared__ float sums[32][33];
+    const int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
+    float sum = 0;
+    if (c < cols)
+        for (int r = threadIdx.y; r < count; r += 32) sum += partials[(int64_t)r * cols + c];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    const float total = warp_sum(sums[threadIdx.x][threadIdx.y]); /* transposed: warp y owns column y */
+    const int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.y;
+    if (threadIdx.x == 0 && column < cols) dweight[column] = from_f32<TW>(total);
+}
+
+/* ---- launches --------------------------------------------------------------------------------------------------- */
+
+enum { BLOCK = 512, MAX_PACKS = 4 * BLOCK };
+
+template <typename T, typename TW>
+void launch_forward(const rms_norm_forward_problem &p, bool packable, cudaStream_t stream) {
+    const int64_t packs = p.cols / pack_size<T>;
+    if (!packable || packs > MAX_PACKS) {
+        const unsigned grid = grid_size(p.rows, 1);
+        if (packable) forward_loop<T, TW, pack_size<T>><<<grid, BLOCK, 0, stream>>>(p);
+        else forward_loop<T, TW, 1><<<grid, BLOCK, 0, stream>>>(p);
+        return;
+    }
+    const int nv = packs <= 32 ? 1 : packs <= 64 ? 2 : 4;
+    const int threads = round_up_to_warp((packs + nv - 1) / nv);
+    const dim3 block(threads, threads == WARP ? 8 : 1);
+    const unsigned grid = grid_size(p.rows, block.y);
+    if (nv == 1) forward_registers<T, TW, 1><<<grid, block, 0, stream>>>(p);
+    else if (nv == 2) forward_registers<T, TW, 2><<<grid, block, 0, stream>>>(p);
+    else forward_registers<T, TW, 4><<<grid, block, 0, stream>>>(p);
+}
+
+template <typename T, typename TW, int NV>
+liger_status launch_registers(const liger_context *context, const rms_norm_backward_problem &p, cudaStream_t stream) {
+    const int64_t packs = p.cols / pack_size<T>;
+    const int threads = round_up_to_warp((packs + NV - 1) / NV);
+    const dim3 block(threads, BLOCK / threads);
+    const size_t stages = (size_t)stages_of<NV> * 2 * NV * threads * block.y * PACK_BYTES;
+    const size_t combine = block.y > 1 ? block.y * (size_t)p.cols * sizeof(float) : 0;
+    const size_t shared = stages > combine ? stages : combine;
+    LIGER_TRY((allow_shared_memory<backward_registers<T, TW, NV>>(context, shared, "rms_norm_backward")));
+    const unsigned grid = (unsigned)rms_norm_partials(true, p.rows);
+    backward_registers<T, TW, NV><<<grid, block, shared, stream>>>(p);
+    return LIGER_OK;
+}
+
+template <typename T, typename TW>
+void launch_loop(const rms_norm_backward_problem &p, bool packable, cudaStream_t stream) {
+    if (p.dweight) {
+        const dim3 grid(grid_size(p.cols, 256), (unsigned)rms_norm_partials(true, p.rows));
+        backward_loop_dweight<T><<<grid, 256, 0, stream>>>(p);
+    }
+    if (p.dx.data == NULL) return;
+    const unsigned grid = grid_size(p.rows, 1);
+    if (packable) backward_loop_dx<T, TW, pack_size<T>><<<grid, BLOCK, 0, stream>>>(p);
+    else backward_loop_dx<T, TW, 1><<<grid, BLOCK, 0, stream>>>(p);
+}
+
+template <typename T, typename TW>
+liger_status launch_backward(const liger_context *context, const rms_norm_backward_problem &p, bool packable,
+                             cudaStream_t stream) {
+    const int64_t packs = p.cols / pack_size<T>;
+    /* Four packs a thread need 128 KB of stages: chips with 99 KB per block (8.6, 8.9, 12.0) take the loop. */
+    const bool wide_fits = context->cuda->shared_memory_per_block >= 132 * 1024;
+    if (packable && packs <= BLOCK) LIGER_TRY((launch_registers<T, TW, 1>(context, p, stream)));
+    else if (packable && packs <= 2 * BLOCK && context->cuda->shared_memory_per_block >= 98 * 1024)
+        LIGER_TRY((launch_registers<T, TW, 2>(context, p, stream)));
+    else if (packable && packs <= 4 * BLOCK && wide_fits) LIGER_TRY((launch_registers<T, TW, 4>(context, p, stream)));
+    else launch_loop<T, TW>(p, packable, stream);
+    if (p.dweight)
+        add_partials<TW><<<grid_size(p.cols, 32), dim3(32, 32), 0, stream>>>(
+            p.workspace, (int)rms_norm_partials(true, p.rows), p.cols, (TW *)p.dweight);
+    return LIGER_OK;
+}
+
+} // namespace
+
+extern "C" liger_status rms_norm_forward_cuda(liger_context *context, const rms_norm_forward_problem *problem,
+                                              liger_stream stream) {
+    const rms_norm_forward_problem &p = *problem;
+    const device_scope device(context);
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
+                          rows_are_packable(p.y, element) && rows_are_packable(p.residual, element) &&
+                          rows_are_packable(p.sum, element) && pointer_is_packable(p.weight);
+    LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.weight_dtype, T, TW,
+                               launch_forward<T, TW>(p, packable, (cudaStream_t)stream));
+    return launched(context, "rms_norm_forward", stream);
+}
+
+extern "C" liger_status rms_norm_backward_cuda(liger_context *context, const rms_norm_backward_problem *problem,
+                                               liger_stream stream) {
+    const rms_norm_backward_problem &p = *problem;
+    const device_scope device(context);
+    if (p.rows == 0) /* nothing but a dweight of zeros */
+        return cuda_status(cudaMemsetAsync(p.dweight, 0, p.cols * liger_dtype_size(p.weight_dtype), (cudaStream_t)stream),
+                           "rms_norm_backward");
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
+                          rows_are_packable(p.dy, element) && rows_are_packable(p.dx, element) &&
+                          rows_are_packable(p.dsum, element) && pointer_is_packable(p.weight);
+    LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.weight_dtype, T, TW,
+                               LIGER_TRY((launch_backward<T, TW>(context, p, packable, (cudaStream_t)stream))));
+    return launched(context, "rms_norm_backward", stream);
+}
