@@ -1,0 +1,275 @@
+/* cublaslt.c - opening cuBLASLt, and a matrix product with it. */
+#define _GNU_SOURCE
+#include "liger/cuda/cublaslt.h"
+
+#include <dlfcn.h>
+#include <link.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "liger/core/fail.h"
+#include "liger/cuda/cublaslt_api.h"
+#include "liger/cuda/cuda_state.h"
+
+/* ---- the library ------------------------------------------------------------------------------------------------ */
+
+static struct {
+    pthread_once_t once;
+    lt_functions call;
+    bool usable;
+    char provider[384];
+} library = {.once = PTHREAD_ONCE_INIT};
+
+struct found {
+    char path[320];
+};
+
+static int look_for_loaded(struct dl_phdr_info *info, size_t size, void *argument) {
+    (void)size;
+    struct found *found = argument;
+    if (info->dlpi_name == NULL || strstr(info->dlpi_name, "libcublasLt.so") == NULL) return 0;
+    snprintf(found->path, sizeof found->path, "%s", info->dlpi_name);
+    return 1;
+}
+
+static void *open_library(struct found *found) {
+    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
+    if (dl_iterate_phdr(look_for_loaded, found)) return dlopen(found->path, RTLD_NOW | RTLD_NOLOAD);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        void *handle = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+        if (handle == NULL) continue;
+        snprintf(found->path, sizeof found->path, "%s", names[i]);
+        return handle;
+    }
+    return NULL;
+}
+
+static bool bind(void *handle) {
+    lt_functions *call = &library.call;
+    const struct {
+        const char *name;
+        void **slot;
+    } symbols[] = {
+        {"cublasLtCreate", (void **)&call->create},
+        {"cublasLtDestroy", (void **)&call->destroy},
+        {"cublasLtGetVersion", (void **)&call->version},
+        {"cublasLtMatmulDescCreate", (void **)&call->desc_create},
+        {"cublasLtMatmulDescDestroy", (void **)&call->desc_destroy},
+        {"cublasLtMatmulDescSetAttribute", (void **)&call->desc_set},
+        {"cublasLtMatrixLayoutCreate", (void **)&call->layout_create},
+        {"cublasLtMatrixLayoutDestroy", (void **)&call->layout_destroy},
+        {"cublasLtMatmulPreferenceCreate", (void **)&call->preference_create},
+        {"cublasLtMatmulPreferenceDestroy", (void **)&call->preference_destroy},
+        {"cublasLtMatmulPreferenceSetAttribute", (void **)&call->preference_set},
+        {"cublasLtMatmulAlgoGetHeuristic", (void **)&call->heuristic},
+        {"cublasLtMatmul", (void **)&call->matmul},
+    };
+    for (size_t i = 0; i < sizeof symbols / sizeof symbols[0]; i++)
+        if ((*symbols[i].slot = dlsym(handle, symbols[i].name)) == NULL) return false;
+    return true;
+}
+
+static void open_once(void) {
+    struct found found = {""};
+    void *handle = open_library(&found);
+    if (handle == NULL) {
+        snprintf(library.provider, sizeof library.provider,
+                 "none: libcublasLt.so.13 and .12 were not found (it comes with PyTorch, with the pip package nvidia-cublas "
+                 "and with the CUDA toolkit)");
+    } else if (!bind(handle)) {
+        snprintf(library.provider, sizeof library.provider, "none: %s lacks a function that is needed", found.path);
+    } else {
+        library.usable = true;
+        snprintf(library.provider, sizeof library.provider, "cuBLASLt %zu (%s)", library.call.version(), found.path);
+    }
+}
+
+const char *cublaslt_provider(liger_context *context) {
+    (void)context;
+    pthread_once(&library.once, open_once);
+    return library.provider;
+}
+
+/* ---- plans ------------------------------------------------------------------------------------------------------ */
+
+/* Everything that the choice of an algorithm may depend on. */
+struct plan_key {
+    int64_t m, n, k, lda, ldb, ldc;
+    int32_t dtype, c_dtype, transpose_a, transpose_b, accumulate, bias, alignment_a, alignment_b, alignment_c, workspace;
+};
+
+struct plan {
+    struct plan_key key;
+    lt_desc desc;
+    lt_layout a, b, c;
+    lt_algo algo;
+    size_t workspace_bytes;
+};
+
+enum { PLANS = 64 };
+
+struct cublaslt {
+    pthread_mutex_t lock;
+    lt_handle handle;
+    int plans, next;
+    struct plan plan[PLANS];
+};
+
+static int lt_type(liger_dtype dtype) {
+    return dtype == LIGER_F32 ? LT_R_32F : dtype == LIGER_F16 ? LT_R_16F : LT_R_16BF;
+}
+
+/* Bytes to which every row start of a matrix is aligned, 16 at most. */
+static int32_t alignment_of(const void *p, int64_t ld, liger_dtype dtype) {
+    uintptr_t bits = (uintptr_t)p | (uintptr_t)(ld * (int64_t)liger_dtype_size(dtype)) | 16;
+    return (int32_t)(bits & -bits);
+}
+
+static struct plan_key key_of(const struct gemm_problem *p) {
+    struct plan_key key;
+    memset(&key, 0, sizeof key);
+    key.m = p->m, key.n = p->n, key.k = p->k;
+    key.lda = p->lda, key.ldb = p->ldb, key.ldc = p->ldc;
+    key.dtype = p->dtype, key.c_dtype = p->c_dtype;
+    key.transpose_a = p->transpose_a, key.transpose_b = p->transpose_b;
+    key.accumulate = p->accumulate, key.bias = p->bias != NULL;
+    key.alignment_a = alignment_of(p->a, p->lda, p->dtype);
+    key.alignment_b = alignment_of(p->b, p->ldb, p->dtype);
+    key.alignment_c = alignment_of(p->c, p->ldc, p->c_dtype);
+    key.workspace = p->workspace_bytes >= GEMM_WORKSPACE_BYTES ? GEMM_WORKSPACE_BYTES : 0;
+    return key;
+}
+
+static void plan_close(struct plan *plan) {
+    const lt_functions *call = &library.call;
+    if (plan->desc) call->desc_destroy(plan->desc);
+    if (plan->a) call->layout_destroy(plan->a);
+    if (plan->b) call->layout_destroy(plan->b);
+    if (plan->c) call->layout_destroy(plan->c);
+    memset(plan, 0, sizeof *plan);
+}
+
+/* cuBLASLt is column-major: c = op(a)·op(b) in rows is cᵀ = op(b)ᵀ·op(a)ᵀ in columns, so b goes first and sizes swap. */
+static int plan_describe(struct plan *plan) {
+    const lt_functions *call = &library.call;
+    const struct plan_key *key = &plan->key;
+    const int32_t op_first = key->transpose_b ? LT_OP_T : LT_OP_N, op_second = key->transpose_a ? LT_OP_T : LT_OP_N;
+    const int type = lt_type((liger_dtype)key->dtype), c_type = lt_type((liger_dtype)key->c_dtype);
+    int status = call->desc_create(&plan->desc, LT_COMPUTE_32F, LT_R_32F);
+    if (!status) status = call->desc_set(plan->desc, LT_DESC_TRANSA, &op_first, sizeof op_first);
+    if (!status) status = call->desc_set(plan->desc, LT_DESC_TRANSB, &op_second, sizeof op_second);
+    if (!status && key->bias) {
+        const int32_t epilogue = LT_EPILOGUE_BIAS, bias_type = type;
+        status = call->desc_set(plan->desc, LT_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+        if (!status) status = call->desc_set(plan->desc, LT_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type);
+    }
+    const uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
+    if (!status) status = call->layout_create(&plan->a, type, key->transpose_a ? m : k, key->transpose_a ? k : m, key->lda);
+    if (!status) status = call->layout_create(&plan->b, type, key->transpose_b ? k : n, key->transpose_b ? n : k, key->ldb);
+    if (!status) status = call->layout_create(&plan->c, c_type, n, m, key->ldc);
+    return status;
+}
+
+static int plan_choose(struct plan *plan, lt_handle handle, const void *bias) {
+    const lt_functions *call = &library.call;
+    const struct plan_key *key = &plan->key;
+    lt_preference preference = NULL;
+    lt_heuristic best;
+    int found = 0;
+    const uint64_t workspace = (uint64_t)key->workspace;
+    const uint32_t first = (uint32_t)key->alignment_b, second = (uint32_t)key->alignment_a,
+                   result = (uint32_t)key->alignment_c;
+    int status = call->preference_create(&preference);
+    if (!status) status = call->preference_set(preference, LT_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_A_BYTES, &first, sizeof first);
+    if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_B_BYTES, &second, sizeof second);
+    if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_C_BYTES, &result, sizeof result);
+    if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_D_BYTES, &result, sizeof result);
+    if (!status && key->bias) status = call->desc_set(plan->desc, LT_DESC_BIAS_POINTER, &bias, sizeof bias);
+    if (!status)
+        status = call->heuristic(handle, plan->desc, plan->b, plan->a, plan->c, plan->c, preference, 1, &best, &found);
+    if (preference) call->preference_destroy(preference);
+    if (!status && found == 0) status = 15; /* CUBLAS_STATUS_NOT_SUPPORTED */
+    if (!status) {
+        plan->algo = best.algo;
+        plan->workspace_bytes = best.workspace_bytes;
+    }
+    return status;
+}
+
+/* The plan for a shape, made at first sight; the oldest makes room. The caller holds the lock. */
+static liger_status plan_for(struct cublaslt *lt, const struct gemm_problem *p, struct plan **plan) {
+    const struct plan_key key = key_of(p);
+    for (int i = 0; i < lt->plans; i++)
+        if (memcmp(&lt->plan[i].key, &key, sizeof key) == 0) {
+            *plan = &lt->plan[i];
+            return LIGER_OK;
+        }
+    struct plan *made = &lt->plan[lt->next];
+    plan_close(made);
+    made->key = key;
+    int status = plan_describe(made);
+    if (!status) status = plan_choose(made, lt->handle, p->bias);
+    if (status) {
+        plan_close(made);
+        return liger_fail(LIGER_ERR_CUDA, "gemm: cuBLASLt has no algorithm for m=%lld n=%lld k=%lld (status %d)",
+                          (long long)p->m, (long long)p->n, (long long)p->k, status);
+    }
+    lt->next = (lt->next + 1) % PLANS;
+    if (lt->plans < PLANS) lt->plans++;
+    *plan = made;
+    return LIGER_OK;
+}
+
+/* ---- the product ------------------------------------------------------------------------------------------------ */
+
+static liger_status open_handle(liger_context *context, struct cublaslt **lt) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_once(&library.once, open_once);
+    LIGER_REQUIRE(library.usable, LIGER_ERR_UNSUPPORTED, "gemm: cuBLASLt cannot be used: %s", library.provider);
+    pthread_mutex_lock(&lock);
+    if (context->cuda->cublaslt == NULL) {
+        struct cublaslt *made = calloc(1, sizeof *made);
+        if (made != NULL && library.call.create(&made->handle) == 0) {
+            pthread_mutex_init(&made->lock, NULL);
+            context->cuda->cublaslt = made;
+        } else {
+            free(made);
+        }
+    }
+    *lt = context->cuda->cublaslt;
+    pthread_mutex_unlock(&lock);
+    LIGER_REQUIRE(*lt != NULL, LIGER_ERR_CUDA, "gemm: cublasLtCreate failed on device %d", context->device);
+    return LIGER_OK;
+}
+
+liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p, liger_stream stream) {
+    struct cublaslt *lt;
+    struct plan *plan;
+    LIGER_TRY(open_handle(context, &lt));
+    const float one = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
+    pthread_mutex_lock(&lt->lock); /* the descriptor holds the bias pointer of this call until the launch */
+    liger_status status = plan_for(lt, p, &plan);
+    if (status == LIGER_OK) {
+        int error = 0;
+        if (p->bias) error = library.call.desc_set(plan->desc, LT_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
+        if (!error)
+            error = library.call.matmul(lt->handle, plan->desc, &one, p->b, plan->b, p->a, plan->a, &beta, p->c, plan->c,
+                                        p->c, plan->c, &plan->algo, p->workspace, plan->workspace_bytes, stream);
+        if (error)
+            status = liger_fail(LIGER_ERR_CUDA, "gemm: cublasLtMatmul failed with status %d for m=%lld n=%lld k=%lld",
+                                error, (long long)p->m, (long long)p->n, (long long)p->k);
+    }
+    pthread_mutex_unlock(&lt->lock);
+    return status;
+}
+
+void cublaslt_close(struct cublaslt *lt) {
+    if (lt == NULL) return;
+    for (int i = 0; i < lt->plans; i++) plan_close(&lt->plan[i]);
+    library.call.destroy(lt->handle);
+    pthread_mutex_destroy(&lt->lock);
+    free(lt);
+}
