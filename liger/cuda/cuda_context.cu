@@ -4,7 +4,6 @@
 
 #include "liger/core/context_state.h"
 #include "liger/core/fail.h"
-#include "liger/cuda/cublaslt.h"
 #include "liger/cuda/cuda_state.h"
 
 extern "C" const liger_kernel_table liger_table_cuda;
@@ -50,8 +49,6 @@ extern "C" liger_status cuda_context_init(liger_context *context, const liger_co
 }
 
 extern "C" void cuda_context_close(liger_context *context) {
-    cublaslt_close(context->cuda->cublaslt);
+    if (context->cuda->cublaslt) context->cuda->cublaslt_close(context->cuda->cublaslt);
     free(context->cuda);
 }
-
-extern "C" const char *cuda_gemm_provider(liger_context *context) { return cublaslt_provider(context); }

@@ -13,7 +13,8 @@ struct cuda_state {
     int shared_memory_per_block;  /* with opt-in */
     int l2_bytes;
     bool clusters;                /* thread-block clusters: capability 9 and later */
-    struct cublaslt *cublaslt;    /* opened at the first matrix product */
+    struct cublaslt *cublaslt;    /* opened at the first matrix product, with what ends it */
+    void (*cublaslt_close)(struct cublaslt *);
 };
 
 #endif

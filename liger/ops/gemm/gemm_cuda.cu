@@ -1,7 +1,7 @@
 /* gemm_cuda.cu - matrix products on the GPU: cuBLASLt, and what it does not do (empty sizes). */
-#include "liger/cuda/cublaslt.h"
 #include "liger/cuda/dtype.cuh"
 #include "liger/cuda/launch.cuh"
+#include "liger/ops/gemm/gemm_cublaslt.h"
 #include "liger/ops/gemm/gemm_problem.h"
 
 namespace {

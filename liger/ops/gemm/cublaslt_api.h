@@ -2,8 +2,8 @@
  *
  * cuBLASLt is opened at run time and its header is not part of every CUDA toolkit. The numbers are its documented ABI;
  * where the real header exists, cublaslt_check.c compares them when the library is built. */
-#ifndef LIGER_CUDA_CUBLASLT_API_H
-#define LIGER_CUDA_CUBLASLT_API_H
+#ifndef LIGER_OPS_GEMM_CUBLASLT_API_H
+#define LIGER_OPS_GEMM_CUBLASLT_API_H
 
 #include <stddef.h>
 #include <stdint.h>

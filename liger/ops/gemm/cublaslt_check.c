@@ -3,7 +3,7 @@
 #if __has_include(<cublasLt.h>)
 #include <cublasLt.h>
 
-#include "liger/cuda/cublaslt_api.h"
+#include "liger/ops/gemm/cublaslt_api.h"
 
 #define SAME(ours, theirs) _Static_assert((int)(ours) == (int)(theirs), #theirs)
 SAME(LT_OP_N, CUBLAS_OP_N);

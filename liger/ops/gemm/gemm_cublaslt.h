@@ -1,10 +1,10 @@
-/* cublaslt.h - matrix products of the CUDA backend, over NVIDIA's cuBLASLt. Internal.
+/* gemm_cublaslt.h - matrix products of the CUDA backend, over NVIDIA's cuBLASLt. Internal.
  *
  * The library is opened at the first product: the copy that the process already has (PyTorch's), else one that the
  * system or pip installed. Algorithms come from the heuristic, asked once per shape with fixed alignments and a fixed
  * workspace, so that the bits of a result never depend on where the allocator put a tensor. */
-#ifndef LIGER_CUDA_CUBLASLT_H
-#define LIGER_CUDA_CUBLASLT_H
+#ifndef LIGER_OPS_GEMM_CUBLASLT_H
+#define LIGER_OPS_GEMM_CUBLASLT_H
 
 #include "liger/core/context_state.h"
 #include "liger/ops/gemm/gemm_problem.h"
@@ -14,9 +14,6 @@ extern "C" {
 #endif
 
 liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *problem, liger_stream stream);
-/* Which library is used, or why none is. */
-const char *cublaslt_provider(liger_context *context);
-void cublaslt_close(struct cublaslt *lt);
 
 #ifdef __cplusplus
 }

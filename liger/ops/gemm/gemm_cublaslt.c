@@ -1,6 +1,6 @@
-/* cublaslt.c - opening cuBLASLt, and a matrix product with it. */
+/* gemm_cublaslt.c - opening cuBLASLt, and a matrix product with it. */
 #define _GNU_SOURCE
-#include "liger/cuda/cublaslt.h"
+#include "liger/ops/gemm/gemm_cublaslt.h"
 
 #include <dlfcn.h>
 #include <link.h>
@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "liger/core/fail.h"
-#include "liger/cuda/cublaslt_api.h"
 #include "liger/cuda/cuda_state.h"
+#include "liger/ops/gemm/cublaslt_api.h"
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */
 
@@ -46,7 +46,7 @@ static void *open_library(struct found *found) {
     return NULL;
 }
 
-static bool bind(void *handle) {
+static bool find_functions(void *handle) {
     lt_functions *call = &library.call;
     const struct {
         const char *name;
@@ -78,7 +78,7 @@ static void open_once(void) {
         snprintf(library.provider, sizeof library.provider,
                  "none: libcublasLt.so.13 and .12 were not found (it comes with PyTorch, with the pip package nvidia-cublas "
                  "and with the CUDA toolkit)");
-    } else if (!bind(handle)) {
+    } else if (!find_functions(handle)) {
         snprintf(library.provider, sizeof library.provider, "none: %s lacks a function that is needed", found.path);
     } else {
         library.usable = true;
@@ -86,7 +86,7 @@ static void open_once(void) {
     }
 }
 
-const char *cublaslt_provider(liger_context *context) {
+const char *cuda_gemm_provider(liger_context *context) {
     (void)context;
     pthread_once(&library.once, open_once);
     return library.provider;
@@ -225,6 +225,13 @@ static liger_status plan_for(struct cublaslt *lt, const struct gemm_problem *p, 
 
 /* ---- the product ------------------------------------------------------------------------------------------------ */
 
+static void lt_close(struct cublaslt *lt) {
+    for (int i = 0; i < lt->plans; i++) plan_close(&lt->plan[i]);
+    library.call.destroy(lt->handle);
+    pthread_mutex_destroy(&lt->lock);
+    free(lt);
+}
+
 static liger_status open_handle(liger_context *context, struct cublaslt **lt) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     pthread_once(&library.once, open_once);
@@ -235,6 +242,7 @@ static liger_status open_handle(liger_context *context, struct cublaslt **lt) {
         if (made != NULL && library.call.create(&made->handle) == 0) {
             pthread_mutex_init(&made->lock, NULL);
             context->cuda->cublaslt = made;
+            context->cuda->cublaslt_close = lt_close;
         } else {
             free(made);
         }
@@ -264,12 +272,4 @@ liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p,
     }
     pthread_mutex_unlock(&lt->lock);
     return status;
-}
-
-void cublaslt_close(struct cublaslt *lt) {
-    if (lt == NULL) return;
-    for (int i = 0; i < lt->plans; i++) plan_close(&lt->plan[i]);
-    library.call.destroy(lt->handle);
-    pthread_mutex_destroy(&lt->lock);
-    free(lt);
 }
