@@ -1,0 +1,144 @@
+"""The C library, one function per operator: `_native.rms_norm_forward(x, weight, y, rstd, epsilon, offset, casting)`.
+
+Arguments are positional, in the order of the C args struct without its `size`; a tensor that is absent is None; workspace
+and workspace_bytes are one argument, a uint8 tensor or None. `<operator>_workspace(...)` takes the same arguments and
+answers bytes. The first tensor's device decides where the call runs.
+
+The library is loaded at the first use of any of these names, not at import: where it is missing, the error says so in
+words, and only to those who need it. From then on the names are plain attributes of this module.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+__all__ = ["LigerArgumentError", "LigerError", "load", "report"]
+
+_BINDING = "_binding.abi3.so"
+_binding: ModuleType | None = None
+_failure: str | None = None
+
+
+class LigerError(RuntimeError):
+    """The library could not do what was asked, though the arguments were right."""
+
+
+class LigerArgumentError(ValueError, AssertionError):
+    """An argument is outside what the operator accepts. The message names it; outputs are untouched."""
+
+
+def _folder() -> Path:
+    """Where the binding and the library are: beside this file, or where LIGER_NATIVE_DIR points."""
+    given = os.environ.get("LIGER_NATIVE_DIR")
+    return Path(given) if given else Path(__file__).resolve().parent
+
+
+def _cuda_stream_function() -> Callable[[int], int]:
+    """device index -> address of torch's current stream. Looked up at the first CUDA tensor: CPU builds lack it."""
+    import torch
+
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    if raw is not None:
+        return raw
+    return lambda index: torch.cuda.current_stream(index).cuda_stream
+
+
+def _import_binding(folder: Path) -> ModuleType:
+    path = folder / _BINDING
+    if not path.exists():
+        where = "LIGER_NATIVE_DIR" if os.environ.get("LIGER_NATIVE_DIR") else "the installed package"
+        raise ImportError(f"there is no {_BINDING} in {folder} ({where})")
+    name = f"{__name__}._binding"
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
+def load() -> ModuleType:
+    """Loads the library, once; LigerError with the reason if that is not possible."""
+    global _binding, _failure
+    if _binding is not None:
+        return _binding
+    if _failure is not None:
+        raise LigerError(_failure)
+    import torch  # first: the library borrows torch's threads and matrix products, and looks for what is loaded
+
+    try:
+        module = _import_binding(_folder())
+    except ImportError as error:
+        _failure = (
+            f"liger_kernel's C library could not be loaded: {error}. Install the wheel, or build the library "
+            f"(make build) and point LIGER_NATIVE_DIR at the build folder."
+        )
+        raise LigerError(_failure) from error
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8)
+    module.setup(
+        torch._C.TensorBase,
+        torch.Tensor,
+        torch.nn.Parameter,
+        dtypes,
+        LigerArgumentError,
+        LigerError,
+        _cuda_stream_function,
+        torch.empty(0),
+    )
+    for name in dir(module):
+        if not name.startswith("_") and name != "setup":
+            globals()[name] = getattr(module, name)
+    _binding = module
+    return module
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    module = load()
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise AttributeError(f"liger_kernel's C library {module.version()} has no {name}") from None
+
+
+def report() -> dict[str, str]:
+    """What was found, in words, for `python -m liger_kernel`. Never raises."""
+    try:
+        module = load()
+    except LigerError as error:
+        return {"library": str(error)}
+    facts = {
+        "library": f"{module.version()} in {_folder()}",
+        "instruction sets": ", ".join(module.isa_names()),
+    }
+    facts.update(_describe(module, -1, "CPU"))
+    import torch
+
+    if not module.has_cuda_backend():
+        facts["CUDA"] = "this build of the library has no CUDA backend"
+    elif not torch.cuda.is_available():
+        facts["CUDA"] = "the library has a CUDA backend, but torch sees no GPU"
+    else:
+        for index in range(torch.cuda.device_count()):
+            facts.update(_describe(module, index, f"GPU {index}"))
+    return facts
+
+
+def _describe(module: ModuleType, device: int, label: str) -> dict[str, str]:
+    try:
+        facts = module.context_facts(device)
+    except (LigerError, LigerArgumentError, MemoryError) as error:
+        return {label: f"not usable: {error}"}
+    described = {label: facts["backend"], f"{label} matrix products": facts["gemm"]}
+    if facts["threads"]:
+        described[f"{label} threads"] = facts["threads"]
+    return described

@@ -1,0 +1,407 @@
+/* binding.c - from torch tensors to views, from a status to an exception: the hand-written part of the binding.
+ *
+ * Nothing here knows torch's headers or version. A tensor is asked through its Python methods; what a call would cost by
+ * name (a type lookup, a bound method, an argument tuple) is paid once at start-up: the C functions behind data_ptr,
+ * get_device and stride and the getters behind dtype, shape and is_cuda are kept and called directly. That is done for
+ * exact Tensor and Parameter objects only; any subclass is asked by name, so that whatever it overrides is heard. */
+#include "binding.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_CUDA_DEVICES = 64, DTYPES = 6 };
+
+/* ---- what Python registers at start-up ---- */
+
+typedef PyObject *(*keyword_function)(PyObject *, PyObject *, PyObject *);
+
+static struct {
+    PyObject *tensor_base, *tensor, *parameter;
+    PyObject *dtypes[DTYPES]; /* index: liger_dtype - 1 */
+    PyObject *argument_error, *library_error;
+    PyObject *cuda_setup; /* called once, before the first CUDA call; answers the function that knows the stream */
+    PyObject *cuda_stream;
+    PyObject *empty;
+    PyObject *name_data_ptr, *name_get_device, *name_stride, *name_dtype, *name_shape, *name_is_cuda;
+    PyCFunction data_ptr, get_device;
+    keyword_function stride;
+    descrgetfunc get_dtype, get_shape, get_is_cuda;
+    PyObject *dtype_getter, *shape_getter, *is_cuda_getter;
+    int direct; /* the functions above were found */
+} torch;
+
+static liger_context *contexts[MAX_CUDA_DEVICES + 1]; /* index: device + 1 */
+
+static PyCFunction method_of(PyObject *sample, const char *name, int flags) {
+    PyObject *bound = PyObject_GetAttrString(sample, name);
+    if (bound == NULL) return PyErr_Clear(), (PyCFunction)0;
+    PyCFunction function = NULL;
+    if (PyCFunction_Check(bound) && PyCFunction_GetFlags(bound) == flags) function = PyCFunction_GetFunction(bound);
+    Py_DECREF(bound);
+    return function;
+}
+
+/* The descriptor of an attribute and the function that reads it. The reference is kept. */
+static descrgetfunc getter_of(PyObject *type, const char *name, PyObject **descriptor) {
+    *descriptor = PyObject_GetAttrString(type, name);
+    if (*descriptor == NULL) return PyErr_Clear(), (descrgetfunc)0;
+    if (Py_TYPE(*descriptor) != &PyGetSetDescr_Type) return NULL;
+    void *slot = PyType_GetSlot(&PyGetSetDescr_Type, Py_tp_descr_get);
+    return (descrgetfunc)slot;
+}
+
+/* setup(TensorBase, Tensor, Parameter, dtypes, argument_error, library_error, cuda_setup, sample) */
+static PyObject *setup(PyObject *self, PyObject *arguments) {
+    (void)self;
+    PyObject *dtypes, *sample;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOO:setup", &torch.tensor_base, &torch.tensor, &torch.parameter, &dtypes,
+                          &torch.argument_error, &torch.library_error, &torch.cuda_setup, &sample))
+        return NULL;
+    Py_INCREF(torch.tensor_base), Py_INCREF(torch.tensor), Py_INCREF(torch.parameter);
+    Py_INCREF(torch.argument_error), Py_INCREF(torch.library_error), Py_INCREF(torch.cuda_setup);
+    for (int i = 0; i < DTYPES; i++) {
+        torch.dtypes[i] = PySequence_GetItem(dtypes, i);
+        if (torch.dtypes[i] == NULL) return NULL;
+    }
+    torch.empty = PyTuple_New(0);
+    torch.data_ptr = method_of(sample, "data_ptr", METH_NOARGS);
+    torch.get_device = method_of(sample, "get_device", METH_NOARGS);
+    torch.stride = (keyword_function)(void (*)(void))method_of(sample, "stride", METH_VARARGS | METH_KEYWORDS);
+    torch.get_dtype = getter_of(torch.tensor_base, "dtype", &torch.dtype_getter);
+    torch.get_shape = getter_of(torch.tensor_base, "shape", &torch.shape_getter);
+    torch.get_is_cuda = getter_of(torch.tensor_base, "is_cuda", &torch.is_cuda_getter);
+    torch.direct = torch.empty != NULL && torch.data_ptr != NULL && torch.get_device != NULL && torch.stride != NULL &&
+                   torch.get_dtype != NULL && torch.get_shape != NULL && torch.get_is_cuda != NULL;
+    torch.name_data_ptr = PyUnicode_InternFromString("data_ptr");
+    torch.name_get_device = PyUnicode_InternFromString("get_device");
+    torch.name_stride = PyUnicode_InternFromString("stride");
+    torch.name_dtype = PyUnicode_InternFromString("dtype");
+    torch.name_shape = PyUnicode_InternFromString("shape");
+    torch.name_is_cuda = PyUnicode_InternFromString("is_cuda");
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ---- errors ---- */
+
+static int refuse(const binding_call *call, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static int refuse(const binding_call *call, const char *format, ...) {
+    char text[512];
+    va_list values;
+    va_start(values, format);
+    vsnprintf(text, sizeof text, format, values);
+    va_end(values);
+    PyErr_Format(torch.argument_error, "%s: %s", call->function, text);
+    return 0;
+}
+
+static int wrong_type(const binding_call *call, int index, const char *wanted) {
+    PyObject *name = PyObject_GetAttrString((PyObject *)Py_TYPE(call->argv[index]), "__name__");
+    if (name == NULL) return 0;
+    PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %U", call->function, call->names[index], wanted, name);
+    Py_DECREF(name);
+    return 0;
+}
+
+static PyObject *exception_of(liger_status status) {
+    switch (status) {
+        case LIGER_ERR_ARGUMENT:
+        case LIGER_ERR_SHAPE:
+        case LIGER_ERR_DTYPE:
+        case LIGER_ERR_LAYOUT:
+        case LIGER_ERR_TARGET:
+        case LIGER_ERR_DEVICE: return torch.argument_error;
+        case LIGER_ERR_OOM: return PyExc_MemoryError;
+        default: return torch.library_error;
+    }
+}
+
+static PyObject *raise_status(const binding_call *call, liger_status status) {
+    const char *text = liger_last_error();
+    if (strncmp(text, call->function, strlen(call->function)) == 0)
+        PyErr_SetString(exception_of(status), text);
+    else
+        PyErr_Format(exception_of(status), "%s: %s", call->function, *text ? text : liger_status_name((int)status));
+    return NULL;
+}
+
+PyObject *binding_finish(const binding_call *call, liger_status status) {
+    if (status != LIGER_OK) return raise_status(call, status);
+    Py_RETURN_NONE;
+}
+
+PyObject *binding_finish_bytes(const binding_call *call, liger_status status, size_t bytes) {
+    return status == LIGER_OK ? PyLong_FromSize_t(bytes) : raise_status(call, status);
+}
+
+/* ---- arguments ---- */
+
+int binding_begin(binding_call *call, Py_ssize_t given, Py_ssize_t fewest, Py_ssize_t most) {
+    call->device = NO_DEVICE;
+    if (given >= fewest && given <= most) return 1;
+    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, but %zd were given", call->function, most, given);
+    return 0;
+}
+
+/* Steals `number`. */
+static int take_int64(PyObject *number, int64_t *value) {
+    if (number == NULL) return 0;
+    *value = PyLong_AsLongLong(number);
+    Py_DECREF(number);
+    return !(*value == -1 && PyErr_Occurred());
+}
+
+/* Steals `tuple`; answers its length or -1. */
+static int take_sizes(const binding_call *call, int index, PyObject *tuple, int64_t *sizes) {
+    if (tuple == NULL) return -1;
+    const Py_ssize_t n = PyTuple_Size(tuple);
+    int ok = n >= 0;
+    if (n > LIGER_MAX_DIMS) {
+        ok = refuse(call, "%s has %zd dimensions, but at most %d are supported", call->names[index], n, LIGER_MAX_DIMS);
+    }
+    for (Py_ssize_t i = 0; ok && i < n; i++) {
+        sizes[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
+        ok = !(sizes[i] == -1 && PyErr_Occurred());
+    }
+    Py_DECREF(tuple);
+    return ok ? (int)n : -1;
+}
+
+/* The five questions to a tensor, asked directly or by name. */
+static int is_plain(PyObject *tensor) {
+    const PyTypeObject *type = Py_TYPE(tensor);
+    return torch.direct && ((PyObject *)type == torch.tensor || (PyObject *)type == torch.parameter);
+}
+static PyObject *ask_data_ptr(PyObject *t, int plain) {
+    return plain ? torch.data_ptr(t, NULL) : PyObject_CallMethodObjArgs(t, torch.name_data_ptr, NULL);
+}
+static PyObject *ask_device(PyObject *t, int plain) {
+    return plain ? torch.get_device(t, NULL) : PyObject_CallMethodObjArgs(t, torch.name_get_device, NULL);
+}
+static PyObject *ask_stride(PyObject *t, int plain) {
+    return plain ? torch.stride(t, torch.empty, NULL) : PyObject_CallMethodObjArgs(t, torch.name_stride, NULL);
+}
+static PyObject *ask_shape(PyObject *t, int plain) {
+    return plain ? torch.get_shape(torch.shape_getter, t, (PyObject *)Py_TYPE(t)) : PyObject_GetAttr(t, torch.name_shape);
+}
+static PyObject *ask_dtype(PyObject *t, int plain) {
+    return plain ? torch.get_dtype(torch.dtype_getter, t, (PyObject *)Py_TYPE(t)) : PyObject_GetAttr(t, torch.name_dtype);
+}
+static PyObject *ask_is_cuda(PyObject *t, int plain) {
+    return plain ? torch.get_is_cuda(torch.is_cuda_getter, t, (PyObject *)Py_TYPE(t))
+                 : PyObject_GetAttr(t, torch.name_is_cuda);
+}
+
+static int take_dtype(const binding_call *call, int index, int plain, int32_t *dtype) {
+    PyObject *found = ask_dtype(call->argv[index], plain);
+    if (found == NULL) return 0;
+    Py_DECREF(found); /* dtypes live for ever; only the address is compared */
+    for (int i = 0; i < DTYPES; i++) {
+        if (found == torch.dtypes[i]) return *dtype = i + 1, 1;
+    }
+    PyErr_Format(torch.argument_error, "%s: %s is %S, but only float32, float16, bfloat16, int32, int64 and uint8 exist here",
+                 call->function, call->names[index], found);
+    return 0;
+}
+
+static const char *device_text(int32_t device, char text[16]) {
+    if (device < 0) return "cpu";
+    snprintf(text, 16, "cuda:%d", (int)device);
+    return text;
+}
+
+/* The first tensor decides where the call runs; all others must be there too. */
+static int check_device(binding_call *call, int index, int plain) {
+    int64_t device;
+    if (!take_int64(ask_device(call->argv[index], plain), &device)) return 0;
+    if (device >= 0) {
+        PyObject *is_cuda = ask_is_cuda(call->argv[index], plain);
+        if (is_cuda == NULL) return 0;
+        Py_DECREF(is_cuda);
+        if (is_cuda != Py_True || device >= MAX_CUDA_DEVICES)
+            return refuse(call, "%s is on a device that is neither the CPU nor a CUDA GPU", call->names[index]);
+    }
+    if (call->device == NO_DEVICE) {
+        call->device = (int32_t)device;
+        call->device_argument = index;
+        return 1;
+    }
+    if (call->device == device) return 1;
+    char here[16], there[16];
+    return refuse(call, "%s is on %s, but %s is on %s", call->names[index], device_text((int32_t)device, here),
+                  call->names[call->device_argument], device_text(call->device, there));
+}
+
+/* data == NULL would mean "absent": an empty tensor, which has no memory, points here instead. */
+static _Alignas(256) char nowhere[256];
+
+static int take_data(const binding_call *call, int index, int plain, liger_tensor *tensor) {
+    int64_t address;
+    if (!take_int64(ask_data_ptr(call->argv[index], plain), &address)) return 0;
+    tensor->data = (void *)(intptr_t)address;
+    if (address != 0) return 1;
+    for (int i = 0; i < tensor->ndim; i++) {
+        if (tensor->shape[i] == 0) return tensor->data = nowhere, 1;
+    }
+    return refuse(call, "%s has no memory (is it a meta or a fake tensor?)", call->names[index]);
+}
+
+int binding_tensor(binding_call *call, int index, liger_tensor *tensor) {
+    PyObject *const object = call->argv[index];
+    if (object == Py_None) return 1;
+    const int plain = is_plain(object);
+    if (!plain) {
+        const int is_tensor = PyObject_IsInstance(object, torch.tensor_base);
+        if (is_tensor <= 0) return is_tensor < 0 ? 0 : wrong_type(call, index, "a torch.Tensor or None");
+    }
+    if (!check_device(call, index, plain) || !take_dtype(call, index, plain, &tensor->dtype)) return 0;
+    tensor->ndim = take_sizes(call, index, ask_shape(object, plain), tensor->shape);
+    if (tensor->ndim < 0 || take_sizes(call, index, ask_stride(object, plain), tensor->stride) < 0) return 0;
+    return take_data(call, index, plain, tensor);
+}
+
+int binding_workspace(binding_call *call, int index, void **data, size_t *bytes) {
+    liger_tensor tensor = {0};
+    if (!binding_tensor(call, index, &tensor)) return 0;
+    size_t size = liger_dtype_size(tensor.dtype);
+    for (int i = tensor.ndim - 1; i >= 0; i--) {
+        if (tensor.shape[i] != 1 && tensor.stride[i] != (int64_t)(size / liger_dtype_size(tensor.dtype)))
+            return refuse(call, "%s is not contiguous", call->names[index]);
+        size *= (size_t)tensor.shape[i];
+    }
+    *data = tensor.data;
+    *bytes = tensor.data == NULL || tensor.data == (void *)nowhere ? 0 : size;
+    return 1;
+}
+
+int binding_double(const binding_call *call, int index, double *value) {
+    PyObject *const object = call->argv[index];
+    if (!PyFloat_Check(object) && !PyLong_Check(object)) return wrong_type(call, index, "a float");
+    *value = PyFloat_AsDouble(object);
+    return !(*value == -1.0 && PyErr_Occurred());
+}
+
+int binding_float(const binding_call *call, int index, float *value) {
+    double wide;
+    if (!binding_double(call, index, &wide)) return 0;
+    *value = (float)wide;
+    return 1;
+}
+
+int binding_int64(const binding_call *call, int index, int64_t *value) {
+    PyObject *const object = call->argv[index];
+    if (!PyLong_Check(object)) return wrong_type(call, index, "an int");
+    int overflow = 0;
+    *value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (overflow != 0) return refuse(call, "%s does not fit into 64 bits", call->names[index]);
+    return !(*value == -1 && PyErr_Occurred());
+}
+
+int binding_int32(const binding_call *call, int index, int32_t *value) {
+    int64_t wide;
+    if (!binding_int64(call, index, &wide)) return 0;
+    if (wide < INT32_MIN || wide > INT32_MAX)
+        return refuse(call, "%s is %lld, which does not fit into 32 bits", call->names[index], (long long)wide);
+    *value = (int32_t)wide;
+    return 1;
+}
+
+/* ---- contexts and streams ---- */
+
+/* The context of a device, made at its first use and kept until the process ends. Runs under the GIL. */
+static liger_status find_context(int32_t device, liger_context **context) {
+    liger_context **kept = &contexts[device + 1];
+    liger_status status = LIGER_OK;
+    if (*kept == NULL) {
+        liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+        options.device = device;
+        if (device == LIGER_DEVICE_CPU) torch_threads_lend(&options);
+        status = liger_context_create(&options, kept);
+    }
+    *context = *kept;
+    return status;
+}
+
+static int find_stream(binding_call *call) {
+    if (torch.cuda_stream == NULL) torch.cuda_stream = PyObject_CallObject(torch.cuda_setup, NULL);
+    if (torch.cuda_stream == NULL) return 0;
+    PyObject *index = PyLong_FromLong(call->device);
+    if (index == NULL) return 0;
+    PyObject *address = PyObject_CallFunctionObjArgs(torch.cuda_stream, index, NULL);
+    Py_DECREF(index);
+    if (address == NULL) return 0;
+    call->stream = PyLong_AsVoidPtr(address);
+    Py_DECREF(address);
+    return !(call->stream == NULL && PyErr_Occurred());
+}
+
+int binding_enter(binding_call *call) {
+    if (call->device == NO_DEVICE) call->device = LIGER_DEVICE_CPU; /* no tensor at all: the library will say so */
+    if (call->device >= 0 && !find_stream(call)) return 0;
+    const liger_status status = find_context(call->device, &call->context);
+    if (status == LIGER_OK) return 1;
+    raise_status(call, status);
+    return 0;
+}
+
+/* ---- facts, for reports ---- */
+
+static PyObject *version(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    return PyUnicode_FromString(liger_version_string());
+}
+
+static PyObject *has_cuda_backend(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    return PyBool_FromLong(liger_has_cuda_backend());
+}
+
+/* isa_names() -> names of the instruction sets that this processor and this build have */
+static PyObject *isa_names(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    PyObject *list = PyList_New(0);
+    for (int isa = LIGER_ISA_BASE; list != NULL && isa <= LIGER_ISA_NEON; isa++) {
+        if (!liger_has_isa(isa)) continue;
+        PyObject *name = PyUnicode_FromString(liger_isa_name(isa));
+        if (name == NULL || PyList_Append(list, name) != 0) Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
+/* context_facts(device) -> {"backend", "isa", "gemm", "threads"}; makes the context if there is none */
+static PyObject *context_facts(PyObject *self, PyObject *argument) {
+    (void)self;
+    const binding_call call = {.function = "context_facts"};
+    const long device = PyLong_AsLong(argument);
+    if (device == -1 && PyErr_Occurred()) return NULL;
+    if (device < LIGER_DEVICE_CPU || device >= MAX_CUDA_DEVICES)
+        return refuse(&call, "there is no device %ld", device), (PyObject *)NULL;
+    liger_context *context;
+    const liger_status status = find_context((int32_t)device, &context);
+    if (status != LIGER_OK) return raise_status(&call, status);
+    return Py_BuildValue("{s:s,s:s,s:s,s:s}", "backend", liger_context_backend(context), "isa",
+                         liger_isa_name(liger_context_isa(context)), "gemm", liger_context_gemm_provider(context),
+                         "threads", device == LIGER_DEVICE_CPU ? torch_threads_describe() : "");
+}
+
+static PyMethodDef fixed_methods[] = {
+    {"setup", setup, METH_VARARGS, NULL},
+    {"version", version, METH_NOARGS, NULL},
+    {"has_cuda_backend", has_cuda_backend, METH_NOARGS, NULL},
+    {"isa_names", isa_names, METH_NOARGS, NULL},
+    {"context_facts", context_facts, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_binding", "The C library, one function per operator.", -1, fixed_methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__binding(void);
+PyMODINIT_FUNC PyInit__binding(void) {
+    PyObject *made = PyModule_Create(&module);
+    if (made != NULL && PyModule_AddFunctions(made, binding_operators) != 0) Py_CLEAR(made);
+    return made;
+}

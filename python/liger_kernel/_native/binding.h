@@ -1,0 +1,50 @@
+/* binding.h - what the generated functions of the binding are made of.
+ *
+ * One call is: begin, one converter per argument in the order of the args struct, enter, the library's function, finish.
+ * A converter that fails has set a Python exception and answers 0. */
+#ifndef LIGER_BINDING_H
+#define LIGER_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
+#endif
+#include <Python.h>
+
+#include "liger/core/context.h"
+#include "liger/core/tensor.h"
+#include "liger/core/version.h"
+
+enum { NO_DEVICE = -2 };
+
+typedef struct binding_call {
+    const char *function;      /* "rms_norm_forward" */
+    const char *const *names;  /* of its arguments */
+    PyObject *const *argv;
+    int32_t device;            /* of the first tensor; NO_DEVICE before there is one */
+    int32_t device_argument;   /* which argument that was */
+    liger_context *context;
+    liger_stream stream;
+} binding_call;
+
+int binding_begin(binding_call *call, Py_ssize_t given, Py_ssize_t fewest, Py_ssize_t most);
+int binding_tensor(binding_call *call, int index, liger_tensor *tensor);
+int binding_workspace(binding_call *call, int index, void **data, size_t *bytes);
+int binding_float(const binding_call *call, int index, float *value);
+int binding_double(const binding_call *call, int index, double *value);
+int binding_int32(const binding_call *call, int index, int32_t *value);
+int binding_int64(const binding_call *call, int index, int64_t *value);
+/* Finds the context of the call's device and the stream that torch would use now. */
+int binding_enter(binding_call *call);
+/* None, or the exception that belongs to the status. */
+PyObject *binding_finish(const binding_call *call, liger_status status);
+PyObject *binding_finish_bytes(const binding_call *call, liger_status status, size_t bytes);
+
+/* Generated from liger/ops/ops.def and the public headers; ends with a row of NULLs. */
+extern PyMethodDef binding_operators[];
+
+/* torch_threads.c: lends torch's OpenMP team to a CPU context. */
+void torch_threads_lend(liger_context_options *options);
+const char *torch_threads_describe(void);
+
+#endif
