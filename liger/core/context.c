@@ -12,6 +12,14 @@ static bool environment_flag(const char *name) {
     return value != NULL && strcmp(value, "1") == 0;
 }
 
+/* On the CPU a chunk should stay in the last-level cache; on a GPU its products should fill the chip. */
+static int64_t loss_workspace_bytes(int32_t device) {
+    const char *text = getenv("LIGER_LOSS_WORKSPACE_MB");
+    const long long megabytes = text ? strtoll(text, NULL, 10) : 0;
+    const long long fallback = device == LIGER_DEVICE_CPU ? 24 : 1024;
+    return (megabytes >= 1 && megabytes <= 1 << 20 ? megabytes : fallback) << 20;
+}
+
 static liger_status check_options(const liger_context_options *options) {
     LIGER_REQUIRE(options->device >= LIGER_DEVICE_CPU, LIGER_ERR_DEVICE,
                   "context_create: device is %d, but must be %d (CPU) or a CUDA device number from 0", options->device,
@@ -48,6 +56,7 @@ liger_status liger_context_create(const liger_context_options *options, liger_co
     made->parallel_for = known.parallel_for;
     made->thread_count = known.thread_count;
     made->user = known.user;
+    made->loss_workspace_bytes = loss_workspace_bytes(known.device);
     made->synchronous = environment_flag("LIGER_SYNC");
     const liger_status status = backend_init(made, &known);
     if (status != LIGER_OK) {

@@ -255,7 +255,7 @@ static liger_status open_handle(liger_context *context, struct cublaslt **lt) {
 
 liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p, liger_stream stream) {
     struct cublaslt *lt;
-    struct plan *plan;
+    struct plan *plan = NULL;
     LIGER_TRY(open_handle(context, &lt));
     const float one = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
     pthread_mutex_lock(&lt->lock); /* the descriptor holds the bias pointer of this call until the launch */

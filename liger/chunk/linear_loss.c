@@ -1,0 +1,116 @@
+/* linear_loss.c - the one loop over chunks of rows that every loss on top of a linear head shares. */
+#include "liger/chunk/linear_loss.h"
+
+#include "liger/core/fail.h"
+#include "liger/ops/column_sum/column_sum_problem.h"
+#include "liger/ops/gemm/gemm_problem.h"
+
+static size_t align_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+static size_t gemm_workspace(const liger_context *context) {
+    return context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES;
+}
+
+size_t linear_loss_workspace(const liger_context *context, int64_t chunk_rows, int64_t vocab, bool dbias) {
+    return gemm_workspace(context) + (dbias ? align_up(column_sum_workspace(chunk_rows, vocab)) : 0);
+}
+
+int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
+                               int64_t vocab) {
+    const bool cpu = context->device == LIGER_DEVICE_CPU;
+    /* GEMMs of a GPU want full tiles; and beyond 4096 rows they get no faster. */
+    const int64_t step = cpu ? 16 : 128, most = 4096;
+    int64_t chunk = context->loss_workspace_bytes / ((int64_t)liger_dtype_size(dtype) * (vocab ? vocab : 1));
+    chunk = chunk > most ? most : chunk / step * step;
+    if (chunk < step) chunk = step;
+    if (rows <= chunk) return rows;
+    if (dtype != LIGER_F32 && rows <= hidden + chunk) return rows; /* an f32 accumulator is as large as `hidden` rows */
+    const int64_t chunks = (rows + chunk - 1) / chunk;
+    return ((rows + chunks - 1) / chunks + step - 1) / step * step;
+}
+
+/* One chunk's view of the whole: rows [first, first + rows). */
+struct chunk {
+    int64_t first, rows;
+    const char *x;
+    char *dx;
+};
+
+static struct gemm_problem product(const liger_context *context, const struct linear_loss *loss) {
+    return (struct gemm_problem){
+        .dtype = loss->dtype,
+        .c_dtype = loss->dtype,
+        .workspace = gemm_workspace(context) ? loss->workspace : NULL,
+        .workspace_bytes = gemm_workspace(context),
+    };
+}
+
+static liger_status make_logits(liger_context *context, const struct linear_loss *loss, const struct chunk *chunk,
+                                liger_stream stream) {
+    struct gemm_problem gemm = product(context, loss);
+    gemm.transpose_b = true;
+    gemm.m = chunk->rows, gemm.n = loss->vocab, gemm.k = loss->hidden;
+    gemm.a = chunk->x, gemm.lda = loss->x_stride;
+    gemm.b = loss->weight, gemm.ldb = loss->hidden;
+    gemm.c = loss->logits, gemm.ldc = loss->logits_stride;
+    gemm.bias = loss->bias;
+    return context->kernels->gemm(context, &gemm, stream);
+}
+
+static liger_status make_dx(liger_context *context, const struct linear_loss *loss, const struct chunk *chunk,
+                            liger_stream stream) {
+    struct gemm_problem gemm = product(context, loss);
+    gemm.m = chunk->rows, gemm.n = loss->hidden, gemm.k = loss->vocab;
+    gemm.a = loss->logits, gemm.lda = loss->logits_stride;
+    gemm.b = loss->weight, gemm.ldb = loss->hidden;
+    gemm.c = chunk->dx, gemm.ldc = loss->dx_stride;
+    return context->kernels->gemm(context, &gemm, stream);
+}
+
+static liger_status add_dweight(liger_context *context, const struct linear_loss *loss, const struct chunk *chunk,
+                                liger_stream stream) {
+    struct gemm_problem gemm = product(context, loss);
+    gemm.transpose_a = true;
+    gemm.accumulate = chunk->first > 0;
+    gemm.m = loss->vocab, gemm.n = loss->hidden, gemm.k = chunk->rows;
+    gemm.a = loss->logits, gemm.lda = loss->logits_stride;
+    gemm.b = chunk->x, gemm.ldb = loss->x_stride;
+    gemm.c = loss->dweight, gemm.ldc = loss->hidden;
+    gemm.c_dtype = loss->dweight_dtype;
+    return context->kernels->gemm(context, &gemm, stream);
+}
+
+static liger_status add_dbias(liger_context *context, const struct linear_loss *loss, const struct chunk *chunk,
+                              liger_stream stream) {
+    const struct column_sum_problem sum = {
+        .dtype = loss->dtype,
+        .x = loss->logits,
+        .rows = chunk->rows,
+        .cols = loss->vocab,
+        .stride = loss->logits_stride,
+        .sum = loss->dbias,
+        .accumulate = chunk->first > 0,
+        .workspace = (float *)((char *)loss->workspace + gemm_workspace(context)),
+        .workspace_bytes = loss->workspace_bytes - gemm_workspace(context),
+    };
+    return context->kernels->column_sum(context, &sum, stream);
+}
+
+liger_status linear_loss_run(liger_context *context, const struct linear_loss *loss, liger_stream stream) {
+    const int64_t element = (int64_t)liger_dtype_size(loss->dtype);
+    for (int64_t first = 0; first < loss->rows; first += loss->chunk_rows) {
+        const int64_t left = loss->rows - first;
+        const struct chunk chunk = {
+            .first = first,
+            .rows = left < loss->chunk_rows ? left : loss->chunk_rows,
+            .x = (const char *)loss->x + first * loss->x_stride * element,
+            .dx = loss->dx ? (char *)loss->dx + first * loss->dx_stride * element : NULL,
+        };
+        LIGER_TRY(make_logits(context, loss, &chunk, stream));
+        LIGER_TRY(loss->head(context, loss->head_state, first, chunk.rows, loss->logits, loss->logits_stride, stream));
+        if (loss->dx) LIGER_TRY(make_dx(context, loss, &chunk, stream));
+        if (loss->dweight) LIGER_TRY(add_dweight(context, loss, &chunk, stream));
+        if (loss->dbias) LIGER_TRY(add_dbias(context, loss, &chunk, stream));
+    }
+    return LIGER_OK;
+}
