@@ -1,0 +1,91 @@
+/* rope_cpu.c - RoPE on the CPU, compiled once per instruction set.
+ *
+ * A token is the unit: its angles are read from memory once and serve all its heads from L1. Both values of a pair are
+ * read before either is written, so an output may be its input. Products and sum are separate instructions: with a
+ * fused multiply-add the bits would depend on the instruction set. */
+#include "liger/core/kernel_table.h"
+#include "liger/cpu/parallel.h"
+#include "liger/cpu/simd.h"
+#include "liger/ops/rope/rope_problem.h"
+
+/* Below this many bytes a second thread costs more than it brings. */
+enum { BYTES_PER_CHUNK = 32 << 10 };
+
+/* `in` and `out` are one head of one token; cos and sin that token's angles. */
+LIGER_TEMPLATE void rotate_head(liger_dtype t, liger_dtype tt, bool inverse, const struct rope_problem *p,
+                                const void *in, void *out, const void *cos, const void *sin) {
+    const int64_t half = p->half;
+    V_FOR_EACH(i, n, half, {
+        v_f32 low = v_load_n(t, in, i, n);
+        v_f32 high = v_load_n(t, in, half + i, n);
+        const v_f32 c = v_load_n(tt, cos, i, n);
+        const v_f32 s = v_load_n(tt, sin, i, n);
+        if (p->operand_dtype != LIGER_F32) {
+            low = v_round_to(p->operand_dtype, low);
+            high = v_round_to(p->operand_dtype, high);
+        }
+        const v_f32 low_c = v_mul(low, c);
+        const v_f32 high_s = v_mul(high, s);
+        const v_f32 high_c = v_mul(high, c);
+        const v_f32 low_s = v_mul(low, s);
+        v_store_n(t, out, i, n, inverse ? v_add(low_c, high_s) : v_sub(low_c, high_s));
+        v_store_n(t, out, half + i, n, inverse ? v_sub(high_c, low_s) : v_add(high_c, low_s));
+    });
+}
+
+/* All heads of one token of q or k. */
+LIGER_TEMPLATE void rotate_heads(liger_dtype t, liger_dtype tt, bool inverse, const struct rope_problem *p,
+                                 struct rope_heads in, struct rope_heads out, int64_t heads, int64_t batch, int64_t s,
+                                 const void *cos, const void *sin) {
+    const int64_t element = (int64_t)liger_dtype_size(t), rotated = 2 * p->half;
+    const char *x = (const char *)in.data + (batch * in.batch_stride + s * in.seq_stride) * element;
+    char *y = (char *)out.data + (batch * out.batch_stride + s * out.seq_stride) * element;
+    for (int64_t head = 0; head < heads; head++) {
+        rotate_head(t, tt, inverse, p, x, y, cos, sin);
+        if (rotated < p->dim && x != y)
+            memcpy(y + rotated * element, x + rotated * element, (size_t)((p->dim - rotated) * element));
+        x += in.head_stride * element;
+        y += out.head_stride * element;
+    }
+}
+
+LIGER_TEMPLATE void rotate_tokens(liger_dtype t, liger_dtype tt, bool inverse, const struct rope_problem *p,
+                                  int64_t begin, int64_t end) {
+    const int64_t element = (int64_t)liger_dtype_size(tt);
+    for (int64_t token = begin; token < end; token++) {
+        const int64_t batch = token / p->seq, s = token % p->seq;
+        const char *cos = (const char *)p->cos + (batch * p->cos_batch_stride + s * p->cos_seq_stride) * element;
+        const char *sin = (const char *)p->sin + (batch * p->sin_batch_stride + s * p->sin_seq_stride) * element;
+        rotate_heads(t, tt, inverse, p, p->q, p->q_out, p->q_heads, batch, s, cos, sin);
+        rotate_heads(t, tt, inverse, p, p->k, p->k_out, p->k_heads, batch, s, cos, sin);
+    }
+}
+
+LIGER_TEMPLATE void rotate_chunk(bool inverse, const struct rope_problem *p, int64_t begin, int64_t end) {
+    if (p->table_dtype == LIGER_F32)
+        LIGER_FOR_FLOAT(p->dtype, rotate_tokens(LIGER_T, LIGER_F32, inverse, p, begin, end))
+    else LIGER_FOR_FLOAT(p->dtype, rotate_tokens(LIGER_T, LIGER_T, inverse, p, begin, end))
+}
+
+static void forward_chunk(void *argument, int64_t begin, int64_t end) { rotate_chunk(false, argument, begin, end); }
+static void backward_chunk(void *argument, int64_t begin, int64_t end) { rotate_chunk(true, argument, begin, end); }
+
+static void run(liger_context *context, const struct rope_problem *problem, liger_chunk chunk) {
+    struct rope_problem p = *problem;
+    const int64_t token_bytes = (p.q_heads + p.k_heads) * p.dim * (int64_t)liger_dtype_size(p.dtype);
+    liger_parallel_for(context, p.batch * p.seq, 1 + BYTES_PER_CHUNK / token_bytes, chunk, &p);
+}
+
+liger_status LIGER_CPU(rope_forward)(liger_context *context, const struct rope_forward_problem *problem,
+                                     liger_stream stream) {
+    (void)stream;
+    run(context, &problem->rope, forward_chunk);
+    return LIGER_OK;
+}
+
+liger_status LIGER_CPU(rope_backward)(liger_context *context, const struct rope_backward_problem *problem,
+                                      liger_stream stream) {
+    (void)stream;
+    run(context, &problem->rope, backward_chunk);
+    return LIGER_OK;
+}
