@@ -43,7 +43,7 @@ class Function:
     name: str
     header: str
     fields: list[Field]
-    has_workspace_query: bool
+    queries: list[str]  # suffixes of the functions that answer a size for the same arguments
 
 
 def read_rows(root: Path = ROOT) -> list[Row]:
@@ -87,10 +87,10 @@ def parse_header(text: str, where: str) -> list[Function]:
         if not re.search(prototype % "", text):
             raise SystemExit(f"{where}: liger_{name}_args has no function liger_{name}")
         fields = parse_fields(body, f"{where}: liger_{name}_args")
-        query = re.search(prototype % "_workspace", text) is not None
-        if query and not any(field.kind == "workspace" for field in fields):
+        queries = [suffix for suffix in QUERIES if re.search(prototype % suffix, text)]
+        if "_workspace" in queries and not any(field.kind == "workspace" for field in fields):
             raise SystemExit(f"{where}: liger_{name}_workspace exists, but liger_{name}_args has no workspace field")
-        functions.append(Function(name, where, fields, query))
+        functions.append(Function(name, where, fields, queries))
     return functions
 
 
@@ -114,6 +114,7 @@ def read_functions(root: Path = ROOT, partial: bool = False) -> list[Function]:
     return functions
 
 
+QUERIES = ("_workspace", "_chunk_rows")
 FUNCTION = """
 static PyObject *py_{name}(PyObject *self, PyObject *const *argv, Py_ssize_t argc) {{
     (void)self;
@@ -135,7 +136,7 @@ CALL = """    liger_status status;
     return binding_finish(&call, status);
 """
 QUERY = """    size_t bytes = 0;
-    const liger_status status = liger_{op}_workspace(call.context, &args, &bytes);
+    const liger_status status = liger_{op}{query}(call.context, &args, &bytes);
     return binding_finish_bytes(&call, status, bytes);
 """
 
@@ -148,18 +149,18 @@ def converter(index: int, field: Field, optional: bool) -> str:
     return f"(argc > {index} && {call})" if optional else call
 
 
-def emit_function(function: Function, query: bool) -> str:
+def emit_function(function: Function, query: str) -> str:
     """A query takes the same arguments as its function; the workspace may be left out."""
     most = len(function.fields)
-    optional = [query and field.kind == "workspace" and i == most - 1 for i, field in enumerate(function.fields)]
+    optional = [bool(query) and field.kind == "workspace" and i == most - 1 for i, field in enumerate(function.fields)]
     conversions = "".join(f" ||\n        {converter(i, f, optional[i])}" for i, f in enumerate(function.fields))
     return FUNCTION.format(
-        name=function.name + ("_workspace" if query else ""),
+        name=function.name + query,
         op=function.name,
         fewest=most - sum(optional),
         most=most,
         conversions=conversions,
-        body=(QUERY if query else CALL).format(op=function.name),
+        body=(QUERY if query else CALL).format(op=function.name, query=query),
     )
 
 
@@ -174,9 +175,9 @@ def emit(functions: list[Function], partial: bool = False) -> str:
     for function in functions:
         names = "".join(f'"{field.name}", ' for field in function.fields)
         parts.append(f"\nstatic const char *const names_{function.name}[] = {{{names}NULL}};\n")
-        for query in (False, True) if function.has_workspace_query else (False,):
+        for query in ["", *function.queries]:
             parts.append(emit_function(function, query))
-            name = function.name + ("_workspace" if query else "")
+            name = function.name + query
             signature = ", ".join(field.name for field in function.fields)
             table.append(
                 f'    {{"{name}", (PyCFunction)(void (*)(void))py_{name}, METH_FASTCALL, "{name}({signature})"}},\n'
