@@ -22,7 +22,7 @@ struct column_sum_problem {
 enum { COLUMN_SUM_MAX_BLOCKS = 64, COLUMN_SUM_MIN_ROWS = 64 };
 static inline int64_t column_sum_blocks(int64_t rows) {
     const int64_t blocks = (rows + COLUMN_SUM_MIN_ROWS - 1) / COLUMN_SUM_MIN_ROWS;
-    return blocks < COLUMN_SUM_MAX_BLOCKS ? blocks : COLUMN_SUM_MAX_BLOCKS;
+    return blocks < COLUMN_SUM_MAX_BLOCKS ? blocks : (int64_t)COLUMN_SUM_MAX_BLOCKS;
 }
 static inline size_t column_sum_workspace(int64_t rows, int64_t cols) {
     return (size_t)(column_sum_blocks(rows) * cols) * sizeof(float);

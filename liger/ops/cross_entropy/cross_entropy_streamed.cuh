@@ -1,0 +1,111 @@
+/* cross_entropy_streamed.cuh - the row kernel for everything that cross_entropy_resident.cuh does not take: rows that do
+ * not fit into a cluster's registers, rows that are not aligned to 16 bytes, devices without clusters.
+ *
+ * One block per row, two walks: online softmax, then the gradient, for which the row is found in L2 if it is not huge.
+ * Elements before the first and after the last 16-byte boundary are taken one by one. */
+#ifndef LIGER_OPS_CROSS_ENTROPY_STREAMED_CUH
+#define LIGER_OPS_CROSS_ENTROPY_STREAMED_CUH
+
+#include "liger/ops/cross_entropy/cross_entropy_resident.cuh"
+
+namespace cross_entropy {
+
+enum { STREAMED_THREADS = 512 };
+
+/* Calls visit(pack, index of its first element) for the packs of a row that belong to this thread. */
+template <typename T, typename F> __device__ __forceinline__ void walk(const T *row, int64_t vocab, F visit) {
+    constexpr int N = pack_size<T>, UNROLL = 4;
+    const int64_t misaligned = ((uintptr_t)row % PACK_BYTES) / sizeof(T);
+    const int64_t to_boundary = misaligned ? N - misaligned : 0, head = to_boundary < vocab ? to_boundary : vocab;
+    const int64_t vectors = (vocab - head) / N, tail = head + vectors * N;
+    if (threadIdx.x < head) visit(*(const pack<T, 1> *)(row + threadIdx.x), (int64_t)threadIdx.x);
+    for (int64_t v = threadIdx.x; v < vectors; v += UNROLL * blockDim.x) {
+        pack<T, N> raw[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++)
+            if (v + u * blockDim.x < vectors) raw[u] = *(const pack<T, N> *)(row + head + (v + u * blockDim.x) * N);
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++)
+            if (v + u * blockDim.x < vectors) visit(raw[u], head + (v + u * blockDim.x) * N);
+    }
+    if (tail + threadIdx.x < vocab) visit(*(const pack<T, 1> *)(row + tail + threadIdx.x), tail + threadIdx.x);
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void push(const problem &p, summary &s, const pack<T, N> &raw, int64_t first, float base) {
+    float x[N], max = s.softmax.max;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        x[k] = capped(p, to_f32(raw.value[k]));
+        max = fmaxf(max, x[k]);
+        if (x[k] > s.best || (x[k] == s.best && first + k < s.index)) s.best = x[k], s.index = first + k;
+    }
+    s.softmax.sum *= exp_for<T>(s.softmax.max - max);
+    s.softmax.max = max;
+#pragma unroll
+    for (int k = 0; k < N; k++) s.softmax.sum += exp_for<T>(x[k] - max);
+    if (p.label_smoothing > 0.0f)
+        for (int k = 0; k < N; k++) s.shape += (p.weight ? __ldg(p.weight + first + k) : 1.0f) * (x[k] - base);
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void store_gradient(const problem &p, const factors &f, float max, const pack<T, N> &raw,
+                                               int64_t first, int64_t y, T *row) {
+    pack<T, N> out;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const float x = capped(p, to_f32(raw.value[k]));
+        float d = exp_for<T>(x - max) * f.probability;
+        if (p.label_smoothing > 0.0f) d -= f.uniform * (p.weight ? __ldg(p.weight + first + k) : 1.0f);
+        d *= cap_slope(p, x);
+        out.value[k] = from_f32<T>(first + k == y ? f.own : d);
+    }
+    if ((uintptr_t)(row + first) % sizeof(out) == 0) {
+        store_stream(row + first, out);
+    } else {
+#pragma unroll
+        for (int k = 0; k < N; k++) row[first + k] = out.value[k];
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void streamed_row(const problem &p, const batch &b, int64_t r, int64_t y, summary *slots) {
+    const T *logits = (const T *)p.logits + r * p.logits_stride;
+    const bool in_range = y >= 0 && y < p.vocab, first = threadIdx.x == 0;
+    const float target = in_range ? capped(p, to_f32(logits[y])) : 0.0f;
+    float base = capped(p, to_f32(logits[0]));
+    if (!isfinite(base)) base = 0.0f;
+    summary s = empty_summary();
+    walk(logits, p.vocab, [&](const auto &raw, int64_t index) { push(p, s, raw, index, base); });
+    s = exchange(s, slots, 0, 1, empty_summary());
+    if (s.index == INT64_MAX) s.index = 0;
+    const factors f = in_range ? finish_row(p, b, r, y, target, s.softmax, s.shape, base, s.index, first)
+                               : spoil_row(p, r, s.index, first);
+    T *row = (T *)p.dlogits + r * p.dlogits_stride;
+    if (p.dlogits)
+        walk(logits, p.vocab, [&](const auto &raw, int64_t index) {
+            store_gradient(p, f, s.softmax.max, raw, index, in_range ? y : -1, row);
+        });
+}
+
+template <typename T> __global__ void __launch_bounds__(STREAMED_THREADS) streamed_kernel(const problem p) {
+    __shared__ summary slots[2 * STREAMED_THREADS / WARP];
+    const batch b = batch_of(p);
+    int turn = 0;
+    for (int64_t i = blockIdx.x; i < p.rows; i += gridDim.x) {
+        const int64_t r = row_at(p, i), y = target_at(p, r);
+        if (y != p.ignore_index) {
+            streamed_row<T>(p, b, r, y, slots + turn * (int)blockDim.x / WARP);
+            turn ^= 1;
+            continue;
+        }
+        if (threadIdx.x == 0) ignore_row(p, r);
+        T *row = (T *)p.dlogits + r * p.dlogits_stride;
+        if (p.dlogits)
+            for (int64_t j = threadIdx.x; j < p.vocab; j += blockDim.x) row[j] = from_f32<T>(0.0f);
+    }
+}
+
+} // namespace cross_entropy
+
+#endif
