@@ -23,7 +23,7 @@ struct gemm_span {
     int64_t begin, size;
 };
 
-struct gemm_kernel {
+struct packed_kernel {
     int64_t tile_rows, tile_cols; /* what one call of multiply computes; the widths of the panels of a and b */
     int64_t step;                 /* packed k is a multiple of it */
     int64_t packed_size;          /* bytes of a packed element */

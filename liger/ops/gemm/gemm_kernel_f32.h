@@ -108,7 +108,7 @@ static void f32_multiply(int64_t k, const void *a, const void *b, float *tile, b
     else f32_multiply_rows(2, k, a, b, tile, add);
 }
 
-static const struct gemm_kernel f32_kernel = {
+static const struct packed_kernel f32_kernel = {
     .tile_rows = F32_ROWS,
     .tile_cols = F32_COLS,
     .step = 1,

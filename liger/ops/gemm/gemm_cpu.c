@@ -1,0 +1,239 @@
+/* gemm_cpu.c - matrix products on the CPU: a BLAS for f32 if there is one, else our own packed kernels.
+ *
+ * The result is cut into blocks, one task each: a task packs the slabs of its rows of a and columns of b into its
+ * thread's scratch (about 6 MB at most, see scratch.h) and multiplies panel by panel. Every element of c is one sum over
+ * k = 0, 1, ... in one order, whatever the blocks and the number of threads: same inputs, same bits. (A BLAS promises
+ * that only for the same number of its own threads.) Which kernel:
+ *
+ *   f32         sgemm of the BLAS that blas.h finds, if all sizes fit into an int; else the f32 kernel
+ *   bf16        AMX tiles or vdpbf16ps where the set has them; else widened to f32 while packed, and the f32 kernel
+ *   f16         widened to f32 while packed, and the f32 kernel */
+#include <limits.h>
+#include <stdatomic.h>
+
+#include "liger/core/context.h"
+#include "liger/core/fail.h"
+#include "liger/cpu/blas.h"
+#include "liger/cpu/isa.h"
+#include "liger/cpu/parallel.h"
+#include "liger/cpu/scratch.h"
+#include "liger/cpu/simd.h"
+#include "liger/ops/gemm/gemm_kernel_f32.h"
+#include "liger/ops/gemm/gemm_problem.h"
+
+#if defined(__AMX_BF16__)
+#include "liger/ops/gemm/gemm_kernel_amx.h"
+#define BF16_KERNEL bf16_kernel
+#elif defined(__AVX512BF16__)
+#include "liger/ops/gemm/gemm_kernel_bf16.h"
+#define BF16_KERNEL bf16_kernel
+#else
+#define BF16_KERNEL f32_kernel
+#endif
+
+enum { BLOCK_MAX = 1024 }; /* rows and columns of c in one task: packing is 1/1024 of the multiplications */
+
+struct gemm_call {
+    const struct gemm_problem *problem;
+    const struct packed_kernel *kernel;
+    struct gemm_factor a, b;
+    int64_t block_rows, block_cols; /* multiples of the kernel's tile */
+    int64_t blocks_down;
+    atomic_bool out_of_memory;
+};
+
+/* ---- c from a finished tile --------------------------------------------------------------------------------------- */
+
+LIGER_TEMPLATE v_f32 finish(liger_dtype t, liger_dtype tc, const struct gemm_problem *problem, v_f32 sum, int64_t i,
+                            int64_t j, int n) {
+    const int64_t at = i * problem->ldc + j;
+    if (problem->bias) sum = v_add(sum, n < V_LANES ? v_load_tail(t, problem->bias, j, n) : v_load(t, problem->bias, j));
+    if (problem->accumulate) sum = v_add(sum, n < V_LANES ? v_load_tail(tc, problem->c, at, n) : v_load(tc, problem->c, at));
+    return sum;
+}
+
+LIGER_TEMPLATE void store_rows(liger_dtype t, liger_dtype tc, const struct gemm_problem *problem, struct gemm_span rows,
+                               struct gemm_span cols, const float *tile, int64_t tile_cols) {
+    for (int64_t r = 0; r < rows.size; r++, tile += tile_cols) {
+        const int64_t i = rows.begin + r, at = i * problem->ldc + cols.begin;
+        int64_t j = 0;
+        for (; j + V_LANES <= cols.size; j += V_LANES)
+            v_store(tc, problem->c, at + j,
+                    finish(t, tc, problem, v_load_f32(tile + j), i, cols.begin + j, V_LANES));
+        const int rest = (int)(cols.size - j);
+        if (rest > 0)
+            v_store_tail(tc, problem->c, at + j, rest,
+                         finish(t, tc, problem, v_load_f32(tile + j), i, cols.begin + j, rest));
+    }
+}
+
+static void store_tile(const struct gemm_problem *problem, struct gemm_span rows, struct gemm_span cols,
+                       const float *tile, int64_t tile_cols) {
+    if (problem->c_dtype == LIGER_F32)
+        LIGER_FOR_FLOAT(problem->dtype, store_rows(LIGER_T, LIGER_F32, problem, rows, cols, tile, tile_cols))
+    else
+        LIGER_FOR_FLOAT(problem->dtype, store_rows(LIGER_T, LIGER_T, problem, rows, cols, tile, tile_cols))
+}
+
+/* ---- one block of c ----------------------------------------------------------------------------------------------- */
+
+/* A thread's scratch, in this order. A tile per place in the block is kept only where k has several slabs. */
+struct workspace {
+    char *a, *b;
+    float *tiles;
+};
+
+static bool take_workspace(const struct gemm_call *call, struct workspace *space) {
+    const struct packed_kernel *kernel = call->kernel;
+    const int64_t k = call->problem->k, packed_k = gemm_round_up(gemm_min(k, kernel->slab), kernel->step);
+    const int64_t rows = gemm_round_up(gemm_min(call->block_rows, kernel->block_rows), kernel->tile_rows);
+    const int64_t b_bytes = gemm_round_up(call->block_cols * packed_k * kernel->packed_size, 4096);
+    const int64_t tiles = k > kernel->slab ? call->block_rows * call->block_cols : kernel->tile_rows * kernel->tile_cols;
+    const int64_t tile_bytes = gemm_round_up(tiles * (int64_t)sizeof(float), 4096);
+    char *memory = cpu_thread_scratch((size_t)(b_bytes + tile_bytes + rows * packed_k * kernel->packed_size));
+    *space = (struct workspace){.b = memory, .tiles = (float *)(memory + b_bytes), .a = memory + b_bytes + tile_bytes};
+    return memory != NULL;
+}
+
+struct slab {
+    int64_t packed_k;
+    bool first, last;
+};
+
+/* All tiles of the packed rows: one panel of b stays in the L1 while the panels of a pass by from the L2. */
+static void multiply_panels(const struct gemm_call *call, const struct workspace *space, struct slab slab,
+                            struct gemm_span rows, struct gemm_span cols, int64_t tile_row) {
+    const struct packed_kernel *kernel = call->kernel;
+    const int64_t height = kernel->tile_rows, width = kernel->tile_cols;
+    const int64_t panel_bytes = slab.packed_k * kernel->packed_size, tiles_down = call->block_rows / height;
+    const bool keep = !(slab.first && slab.last);
+    for (int64_t j = 0; j < cols.size; j += width) {
+        const struct gemm_span tile_cols = {cols.begin + j, gemm_min(width, cols.size - j)};
+        for (int64_t i = 0; i < rows.size; i += height) {
+            const struct gemm_span tile_rows = {rows.begin + i, gemm_min(height, rows.size - i)};
+            const int64_t place = keep ? j / width * tiles_down + tile_row + i / height : 0;
+            float *tile = space->tiles + place * height * width;
+            kernel->multiply(slab.packed_k, space->a + i * panel_bytes, space->b + j * panel_bytes, tile, !slab.first,
+                             tile_rows.size);
+            if (slab.last) store_tile(call->problem, tile_rows, tile_cols, tile, width);
+        }
+    }
+}
+
+static void multiply_block(const struct gemm_call *call, const struct workspace *space, struct gemm_span rows,
+                           struct gemm_span cols) {
+    const struct packed_kernel *kernel = call->kernel;
+    const int64_t k = call->problem->k, step_rows = gemm_round_up(kernel->block_rows, kernel->tile_rows);
+    int64_t p = 0;
+    do { /* once even if k is 0: c still gets its bias or its zeros */
+        const struct gemm_span depth = {p, gemm_min(kernel->slab, k - p)};
+        const struct slab slab = {gemm_round_up(depth.size, kernel->step), p == 0, p + depth.size == k};
+        kernel->pack_b(&call->b, cols, depth, space->b);
+        for (int64_t i = 0; i < rows.size; i += step_rows) {
+            const struct gemm_span part = {rows.begin + i, gemm_min(step_rows, rows.size - i)};
+            kernel->pack_a(&call->a, part, depth, space->a);
+            multiply_panels(call, space, slab, part, cols, i / kernel->tile_rows);
+        }
+        p += depth.size;
+    } while (p < k);
+}
+
+static void run_blocks(void *argument, int64_t begin, int64_t end) {
+    struct gemm_call *call = argument;
+    const struct gemm_problem *problem = call->problem;
+    struct workspace space;
+    if (!take_workspace(call, &space)) {
+        atomic_store(&call->out_of_memory, true);
+        return;
+    }
+    if (call->kernel->begin) call->kernel->begin();
+    for (int64_t block = begin; block < end; block++) {
+        const int64_t i = block % call->blocks_down * call->block_rows, j = block / call->blocks_down * call->block_cols;
+        const struct gemm_span rows = {i, gemm_min(call->block_rows, problem->m - i)};
+        const struct gemm_span cols = {j, gemm_min(call->block_cols, problem->n - j)};
+        multiply_block(call, &space, rows, cols);
+    }
+    if (call->kernel->end) call->kernel->end();
+}
+
+/* ---- our own product ---------------------------------------------------------------------------------------------- */
+
+/* Equal blocks of at most BLOCK_MAX, and more of them until nine tenths of the threads' time is used. */
+static int64_t choose_blocks(struct gemm_call *call, int64_t threads) {
+    const struct gemm_problem *problem = call->problem;
+    const int64_t height = call->kernel->tile_rows, width = call->kernel->tile_cols;
+    int64_t down = gemm_ceil_div(problem->m, BLOCK_MAX), across = gemm_ceil_div(problem->n, BLOCK_MAX);
+    for (;;) {
+        call->block_rows = gemm_round_up(gemm_ceil_div(problem->m, down), height);
+        call->block_cols = gemm_round_up(gemm_ceil_div(problem->n, across), width);
+        call->blocks_down = gemm_ceil_div(problem->m, call->block_rows);
+        const int64_t blocks = call->blocks_down * gemm_ceil_div(problem->n, call->block_cols);
+        const int64_t rounds = gemm_ceil_div(blocks, threads);
+        if (blocks * 10 >= rounds * threads * 9) return blocks;
+        if (call->block_cols >= call->block_rows && call->block_cols > 2 * width) across++;
+        else if (call->block_rows > 4 * height) down++;
+        else return blocks;
+    }
+}
+
+static liger_status multiply_packed(liger_context *context, const struct gemm_problem *problem) {
+    const bool small = (double)problem->m * (double)problem->n * (double)problem->k < 1e6; /* some 10 us of one core */
+    struct gemm_call call = {
+        .problem = problem,
+        .kernel = problem->dtype == LIGER_BF16 ? &BF16_KERNEL : &f32_kernel,
+        .a = {.data = problem->a, .stride = problem->lda, .dtype = problem->dtype, .along = !problem->transpose_a},
+        .b = {.data = problem->b, .stride = problem->ldb, .dtype = problem->dtype, .along = problem->transpose_b},
+    };
+    const int64_t blocks = choose_blocks(&call, small ? 1 : liger_thread_count(context));
+    atomic_init(&call.out_of_memory, false);
+    liger_parallel_for(context, blocks, 1, run_blocks, &call);
+    LIGER_REQUIRE(!atomic_load(&call.out_of_memory), LIGER_ERR_OOM,
+                  "gemm: no memory for the packed panels of a [%lld, %lld] x [%lld, %lld] product", (long long)problem->m,
+                  (long long)problem->k, (long long)problem->k, (long long)problem->n);
+    return LIGER_OK;
+}
+
+/* ---- BLAS --------------------------------------------------------------------------------------------------------- */
+
+/* A row stride as BLAS wants it: an int, and no less than the length of a row even if there is only one row. */
+static bool blas_stride(int64_t stride, int64_t rows, int64_t cols, int *out) {
+    const int64_t safe = rows <= 1 && stride < cols ? cols : stride;
+    *out = (int)safe;
+    return rows <= INT_MAX && cols <= INT_MAX && safe >= cols && safe <= INT_MAX;
+}
+
+static void add_bias(void *argument, int64_t begin, int64_t end) {
+    const struct gemm_problem *problem = argument;
+    for (int64_t i = begin; i < end; i++) {
+        float *c = (float *)problem->c + i * problem->ldc;
+        const float *bias = problem->bias;
+        for (int64_t j = 0; j < problem->n; j++) c[j] = problem->accumulate ? c[j] + bias[j] : bias[j];
+    }
+}
+
+/* Row-major c = op(a) · op(b) is column-major c' = op(b)' · op(a)'. The bias goes into c first, and beta = 1 keeps it.
+ * Runs on the threads of the BLAS. False, with nothing done, if there is none or if a size or a stride is not for it. */
+static bool multiply_by_blas(liger_context *context, const struct gemm_problem *problem) {
+    const struct blas *blas = blas_find();
+    const bool ta = problem->transpose_a, tb = problem->transpose_b;
+    const int64_t m = problem->m, n = problem->n, k = problem->k;
+    const float one = 1.0f, beta = problem->accumulate || problem->bias ? 1.0f : 0.0f;
+    int lda, ldb, ldc;
+    if (!blas->sgemm || k == 0) return false;
+    if (!blas_stride(problem->lda, ta ? k : m, ta ? m : k, &lda)) return false;
+    if (!blas_stride(problem->ldb, tb ? n : k, tb ? k : n, &ldb)) return false;
+    if (!blas_stride(problem->ldc, m, n, &ldc)) return false;
+    if (problem->bias) liger_parallel_for(context, m, 65536 / n + 1, add_bias, (void *)problem);
+    blas->sgemm(tb ? "T" : "N", ta ? "T" : "N", &(int){(int)n}, &(int){(int)m}, &(int){(int)k}, &one, problem->b, &ldb,
+                problem->a, &lda, &beta, problem->c, &ldc);
+    return true;
+}
+
+/* ---- the slot ----------------------------------------------------------------------------------------------------- */
+
+liger_status LIGER_CPU(gemm)(liger_context *context, const struct gemm_problem *problem, liger_stream stream) {
+    (void)stream;
+    if (problem->m == 0 || problem->n == 0) return LIGER_OK;
+    if (problem->dtype == LIGER_F32 && multiply_by_blas(context, problem)) return LIGER_OK;
+    return multiply_packed(context, problem);
+}

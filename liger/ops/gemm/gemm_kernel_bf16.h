@@ -1,0 +1,67 @@
+/* gemm_kernel_bf16.h - the packed kernel over vdpbf16ps (AVX512-BF16): 32 multiply-adds of bf16 into 16 f32 sums.
+ *
+ * Error: the instruction rounds each of its two additions to nearest even and does not fuse them with the products,
+ * which are exact in f32; so a sum over k carries at most k roundings of 2^-24, as an f32 loop without fma does. It
+ * reads subnormal inputs as zero and flushes subnormal results, whatever MXCSR says: an absolute error of at most
+ * k · 2^-126 · (2 + max|a| + max|b|). */
+#ifndef LIGER_OPS_GEMM_KERNEL_BF16_H
+#define LIGER_OPS_GEMM_KERNEL_BF16_H
+
+#include "liger/ops/gemm/gemm_pack_bf16.h"
+
+enum { BF16_ROWS = 14, BF16_COLS = 32, BF16_SLAB = 512, BF16_BLOCK_ROWS = 252 };
+
+static void bf16_pack_a(const struct gemm_factor *a, struct gemm_span rows, struct gemm_span k, void *packed) {
+    pack_bf16(BF16_ROWS, 2, false, a, rows, k, packed);
+}
+static void bf16_pack_b(const struct gemm_factor *b, struct gemm_span cols, struct gemm_span k, void *packed) {
+    pack_bf16(BF16_COLS, 2, false, b, cols, k, packed);
+}
+
+/* 28 sums, two vectors of b and one broadcast pair of a: all but one of the 32 registers. */
+LIGER_TEMPLATE void bf16_multiply_rows(int rows, int64_t k, const uint32_t *a, const uint32_t *b, float *tile,
+                                       bool add) {
+    __m512 sum[BF16_ROWS][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+        sum[i][0] = add ? _mm512_loadu_ps(tile + i * BF16_COLS) : _mm512_setzero_ps();
+        sum[i][1] = add ? _mm512_loadu_ps(tile + i * BF16_COLS + 16) : _mm512_setzero_ps();
+    }
+    for (int64_t pairs = k / 2; pairs > 0; pairs--, a += BF16_ROWS, b += BF16_COLS) {
+        const __m512bh left = (__m512bh)_mm512_loadu_si512(b), right = (__m512bh)_mm512_loadu_si512(b + 16);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            const __m512bh pair = (__m512bh)_mm512_set1_epi32((int)a[i]);
+            sum[i][0] = _mm512_dpbf16_ps(sum[i][0], pair, left);
+            sum[i][1] = _mm512_dpbf16_ps(sum[i][1], pair, right);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+        _mm512_storeu_ps(tile + i * BF16_COLS, sum[i][0]);
+        _mm512_storeu_ps(tile + i * BF16_COLS + 16, sum[i][1]);
+    }
+}
+
+/* The last panel of a has any number of rows; a few sizes of the loop waste little of it. */
+static void bf16_multiply(int64_t k, const void *a, const void *b, float *tile, bool add, int64_t rows) {
+    if (rows > 10) bf16_multiply_rows(14, k, a, b, tile, add);
+    else if (rows > 7) bf16_multiply_rows(10, k, a, b, tile, add);
+    else if (rows > 4) bf16_multiply_rows(7, k, a, b, tile, add);
+    else if (rows > 2) bf16_multiply_rows(4, k, a, b, tile, add);
+    else bf16_multiply_rows(2, k, a, b, tile, add);
+}
+
+static const struct packed_kernel bf16_kernel = {
+    .tile_rows = BF16_ROWS,
+    .tile_cols = BF16_COLS,
+    .step = 2,
+    .packed_size = sizeof(uint16_t),
+    .slab = BF16_SLAB,
+    .block_rows = BF16_BLOCK_ROWS,
+    .pack_a = bf16_pack_a,
+    .pack_b = bf16_pack_b,
+    .multiply = bf16_multiply,
+};
+
+#endif
