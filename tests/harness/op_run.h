@@ -14,6 +14,7 @@ struct op_run {
     struct tensor_spec spec[OP_MAX_TENSORS];
     int64_t count[OP_MAX_TENSORS]; /* elements */
     double *t[OP_MAX_TENSORS];     /* NULL = absent */
+    double *expected[OP_MAX_TENSORS]; /* outputs of op_run_expect */
     char text[512];
 };
 
@@ -26,6 +27,9 @@ void op_run_free(struct op_run *run);
 liger_status op_run_call(struct op_run *run);
 /* Rounds the inputs and fills the outputs from the reference. */
 void op_run_reference(struct op_run *run);
+
+/* The reference's outputs into `expected`, leaving t as it is. False: no memory. */
+bool op_run_expect(struct op_run *run);
 
 /* printf into run->text. */
 const char *op_run_text(struct op_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));

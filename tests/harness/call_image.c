@@ -1,0 +1,272 @@
+/* call_image.c - see call_image.h. */
+#include "tests/harness/call_image.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/harness/device_memory.h"
+#include "tests/harness/float_formats.h"
+
+liger_dtype op_tensor_dtype(const struct tensor_spec *spec, struct op_types types) {
+    switch (spec->kind) {
+        case KIND_T: return types.t;
+        case KIND_WEIGHT: return types.weight;
+        case KIND_INDEX: return types.index;
+        case KIND_I64: return LIGER_I64;
+        default: return LIGER_F32;
+    }
+}
+
+int64_t op_tensor_count(const struct tensor_spec *spec) {
+    int64_t count = 1;
+    for (int d = 0; d < spec->ndim; d++) count *= spec->shape[d];
+    return count;
+}
+
+/* ---- layout ---- */
+
+static int memory_order(const struct tensor_spec *spec, int position) {
+    bool natural = true;
+    for (int d = 0; d < spec->ndim; d++) natural = natural && spec->order[d] == 0;
+    return natural ? position : spec->order[position];
+}
+
+/* Strides; returns the elements from the first to one past the last. */
+static int64_t lay_out(const struct tensor_spec *spec, enum spacing spacing, int64_t *stride) {
+    static const int64_t gaps[3][2] = {{0, 0}, {3, 5}, {64, 128}};
+    int64_t step = 1, span = 1;
+    for (int position = spec->ndim - 1; position >= 0; position--) {
+        const int level = spec->ndim - 1 - position;
+        if (spec->gaps && (level == 1 || level == 2)) step += gaps[spacing][level - 1];
+        const int d = memory_order(spec, position);
+        stride[d] = step;
+        span += (spec->shape[d] - 1) * step;
+        step *= spec->shape[d] > 0 ? spec->shape[d] : 1;
+    }
+    return op_tensor_count(spec) == 0 ? 0 : span;
+}
+
+/* Steps through the elements of a view in row-major order. */
+struct walk {
+    const struct tensor_spec *spec;
+    const int64_t *stride;
+    int64_t index[LIGER_MAX_DIMS], offset;
+};
+
+static void walk_next(struct walk *walk) {
+    for (int d = walk->spec->ndim - 1; d >= 0; d--) {
+        walk->offset += walk->stride[d];
+        if (++walk->index[d] < walk->spec->shape[d]) return;
+        walk->offset -= walk->index[d] * walk->stride[d];
+        walk->index[d] = 0;
+    }
+}
+
+/* ---- making ---- */
+
+static bool complain(struct call_image *image, const char *what, const char *name) {
+    snprintf(image->text, sizeof image->text, "%s (%s)", what, name);
+    return false;
+}
+
+static void fill(const struct tensor_spec *spec, liger_dtype dtype, const double *values, struct tensor_image *tensor) {
+    struct walk walk = {.spec = spec, .stride = tensor->stride};
+    const int64_t count = op_tensor_count(spec), size = (int64_t)liger_dtype_size(dtype);
+    for (int64_t i = 0; i < count; i++, walk_next(&walk))
+        format_store(dtype, tensor->buffer.data + walk.offset * size, values[i]);
+}
+
+static bool keep_before(struct call_image *image, struct tensor_image *tensor, const char *name) {
+    tensor->before = malloc(tensor->buffer.region_bytes);
+    if (tensor->before == NULL) return complain(image, "no memory", name);
+    memcpy(tensor->before, tensor->buffer.region, tensor->buffer.region_bytes);
+    if (device_is_host(image->context)) return true;
+    tensor->device = device_allocate(image->context, tensor->buffer.region_bytes);
+    return tensor->device != NULL || complain(image, "no device memory", name);
+}
+
+static void *address(const struct call_image *image, const struct guard_buffer *buffer, void *device) {
+    return device_is_host(image->context) ? buffer->data : (unsigned char *)device + (buffer->data - buffer->region);
+}
+
+static bool make_tensor(struct call_image *image, int i, enum placement place, enum spacing spacing) {
+    const struct op_run *run = image->run;
+    const struct tensor_spec *spec = &run->spec[i];
+    struct tensor_image *tensor = &image->tensor[i];
+    const liger_dtype dtype = op_tensor_dtype(spec, run->types);
+    const size_t size = liger_dtype_size(dtype);
+    const int64_t span = lay_out(spec, spacing, tensor->stride);
+    if (tensor->same_as < 0) {
+        const size_t shift = spacing == SPACING_ODD ? size : 0;
+        if (!guard_buffer_make(&tensor->buffer, (size_t)span * size, place == PLACE_MIDDLE ? 256 : size, shift, place))
+            return complain(image, "no memory", spec->name);
+        if (spec->role != ROLE_OUT) fill(spec, dtype, run->t[i], tensor);
+        if (!keep_before(image, tensor, spec->name)) return false;
+    }
+    const struct tensor_image *owner = tensor->same_as < 0 ? tensor : &image->tensor[tensor->same_as];
+    liger_tensor *view = &image->call.t[i];
+    view->data = address(image, &owner->buffer, owner->device);
+    view->dtype = (int32_t)dtype;
+    view->ndim = spec->ndim;
+    memcpy(view->shape, spec->shape, sizeof view->shape);
+    memcpy(view->stride, tensor->stride, sizeof view->stride);
+    return true;
+}
+
+static bool make_workspace(struct call_image *image, enum placement place) {
+    size_t bytes = 0;
+    if (image->run->op->workspace == NULL) return true;
+    const liger_status status = image->run->op->workspace(image->context, &image->call, &bytes);
+    if (status != LIGER_OK) {
+        snprintf(image->text, sizeof image->text, "the workspace query says %s: %s", liger_status_name(status),
+                 liger_last_error());
+        return false;
+    }
+    if (bytes == 0) return true;
+    if (!guard_buffer_make(&image->workspace, bytes, 256, 0, place)) return complain(image, "no memory", "workspace");
+    if (!device_is_host(image->context)) {
+        image->device_workspace = device_allocate(image->context, image->workspace.region_bytes);
+        if (image->device_workspace == NULL) return complain(image, "no device memory", "workspace");
+    }
+    image->call.workspace = address(image, &image->workspace, image->device_workspace);
+    image->call.workspace_bytes = bytes;
+    return true;
+}
+
+bool call_image_make(struct call_image *image, struct op_run *run, enum placement place, enum spacing spacing,
+                     const int *same_as) {
+    memset(image, 0, sizeof *image);
+    image->run = run;
+    image->context = run->context;
+    image->call.c = run->c;
+    for (int i = 0; i < run->op->tensor_count; i++) image->tensor[i].same_as = same_as ? same_as[i] : -1;
+    for (int pass = 0; pass < 2; pass++) /* owners first */
+        for (int i = 0; i < run->op->tensor_count; i++)
+            if (run->t[i] != NULL && (image->tensor[i].same_as >= 0) == (pass == 1) &&
+                !make_tensor(image, i, place, spacing))
+                return false;
+    return make_workspace(image, place);
+}
+
+void call_image_free(struct call_image *image) {
+    for (int i = 0; i < OP_MAX_TENSORS; i++) {
+        guard_buffer_free(&image->tensor[i].buffer);
+        free(image->tensor[i].before);
+        if (image->tensor[i].device != NULL) device_release(image->context, image->tensor[i].device);
+    }
+    guard_buffer_free(&image->workspace);
+    if (image->device_workspace != NULL) device_release(image->context, image->device_workspace);
+    memset(image->tensor, 0, sizeof image->tensor);
+    image->device_workspace = NULL;
+}
+
+/* ---- the call ---- */
+
+static bool move(struct call_image *image, bool up) {
+    bool fine = true;
+    for (int i = 0; i < OP_MAX_TENSORS; i++) {
+        struct tensor_image *t = &image->tensor[i];
+        if (t->device == NULL) continue;
+        fine = fine && (up ? device_upload(image->context, t->device, t->buffer.region, t->buffer.region_bytes)
+                           : device_download(image->context, t->buffer.region, t->device, t->buffer.region_bytes));
+    }
+    struct guard_buffer *w = &image->workspace;
+    if (image->device_workspace == NULL) return fine;
+    return fine && (up ? device_upload(image->context, image->device_workspace, w->region, w->region_bytes)
+                       : device_download(image->context, w->region, image->device_workspace, w->region_bytes));
+}
+
+liger_status call_image_invoke(struct call_image *image, liger_stream stream) {
+    image->text[0] = 0;
+    if (!move(image, true)) complain(image, "copying to the device failed", image->run->op->name);
+    const liger_status status = image->run->op->call(image->context, &image->call, stream);
+    const char *wrong = device_synchronize(image->context);
+    if (wrong != NULL) complain(image, wrong, image->run->op->name);
+    if (!move(image, false)) complain(image, "copying from the device failed", image->run->op->name);
+    return status;
+}
+
+/* ---- after the call ---- */
+
+static bool workspace_fence_broken(const struct call_image *image) {
+    const struct guard_buffer *w = &image->workspace;
+    for (size_t i = 0; i < w->region_bytes; i++) {
+        const bool inside = w->region + i >= w->data && w->region + i < w->data + w->bytes;
+        if (!inside && w->region[i] != guard_canary(i)) return true;
+    }
+    return false;
+}
+
+/* Which tensors write into the memory of `owner`. */
+static bool writes_to(const struct call_image *image, int i, int owner) {
+    const bool same = i == owner || image->tensor[i].same_as == owner;
+    return same && image->run->t[i] != NULL && image->run->spec[i].role != ROLE_IN;
+}
+
+const char *call_image_damage(struct call_image *image) {
+    if (image->text[0] != 0) return image->text;
+    const struct op_run *run = image->run;
+    for (int owner = 0; owner < run->op->tensor_count; owner++) {
+        struct tensor_image *memory = &image->tensor[owner];
+        if (memory->before == NULL) continue;
+        unsigned char *rest = malloc(memory->buffer.region_bytes); /* the region, written elements set back */
+        if (rest == NULL) return "no memory";
+        memcpy(rest, memory->buffer.region, memory->buffer.region_bytes);
+        bool output = false;
+        for (int i = 0; i < run->op->tensor_count; i++) {
+            if (!writes_to(image, i, owner)) continue;
+            output = true;
+            const liger_dtype dtype = op_tensor_dtype(&run->spec[i], run->types);
+            const int64_t size = (int64_t)liger_dtype_size(dtype);
+            const int64_t start = memory->buffer.data - memory->buffer.region;
+            struct walk walk = {.spec = &run->spec[i], .stride = image->tensor[i].stride};
+            for (int64_t k = 0; k < run->count[i]; k++, walk_next(&walk)) {
+                const int64_t at = start + walk.offset * size;
+                if (i == owner && run->spec[i].role == ROLE_OUT && memcmp(rest + at, memory->before + at, (size_t)size) == 0)
+                    snprintf(image->text, sizeof image->text, "%s: element %lld was never written", run->spec[i].name,
+                             (long long)k);
+                memcpy(rest + at, memory->before + at, (size_t)size);
+            }
+        }
+        if (memcmp(rest, memory->before, memory->buffer.region_bytes) != 0)
+            complain(image, output ? "written outside of its elements" : "an input was overwritten", run->spec[owner].name);
+        free(rest);
+    }
+    if (image->workspace.map != NULL && workspace_fence_broken(image))
+        complain(image, "written outside of its bytes", "workspace");
+    return image->text[0] != 0 ? image->text : NULL;
+}
+
+const char *call_image_touched(struct call_image *image) {
+    if (image->text[0] != 0) return image->text;
+    for (int i = 0; i < image->run->op->tensor_count; i++) {
+        const struct tensor_image *t = &image->tensor[i];
+        if (t->before != NULL && memcmp(t->before, t->buffer.region, t->buffer.region_bytes) != 0)
+            complain(image, "touched by a call that was refused", image->run->spec[i].name);
+    }
+    return image->text[0] != 0 ? image->text : NULL;
+}
+
+static const struct guard_buffer *buffer_of(const struct call_image *image, int i) {
+    const int same_as = image->tensor[i].same_as;
+    return &image->tensor[same_as < 0 ? i : same_as].buffer;
+}
+
+void call_image_read(const struct call_image *image, int i, double *values) {
+    const struct tensor_spec *spec = &image->run->spec[i];
+    const liger_dtype dtype = op_tensor_dtype(spec, image->run->types);
+    const int64_t size = (int64_t)liger_dtype_size(dtype);
+    struct walk walk = {.spec = spec, .stride = image->tensor[i].stride};
+    for (int64_t k = 0; k < image->run->count[i]; k++, walk_next(&walk))
+        values[k] = format_load(dtype, buffer_of(image, i)->data + walk.offset * size);
+}
+
+size_t call_image_bits(const struct call_image *image, int i, unsigned char *to) {
+    const struct tensor_spec *spec = &image->run->spec[i];
+    const int64_t size = (int64_t)liger_dtype_size(op_tensor_dtype(spec, image->run->types));
+    struct walk walk = {.spec = spec, .stride = image->tensor[i].stride};
+    for (int64_t k = 0; k < image->run->count[i] && to != NULL; k++, walk_next(&walk))
+        memcpy(to + k * size, buffer_of(image, i)->data + walk.offset * size, (size_t)size);
+    return (size_t)(image->run->count[i] * size);
+}

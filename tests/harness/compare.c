@@ -1,0 +1,45 @@
+/* compare.c - see compare.h. Zero elements compare as equal; everything else must be right one by one. */
+#include "tests/harness/compare.h"
+
+#include <math.h>
+
+#include "tests/harness/float_formats.h"
+
+double compare_magnitude(int64_t count, const double *values) {
+    double largest = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (isfinite(values[i]) && fabs(values[i]) > largest) largest = fabs(values[i]);
+    return largest;
+}
+
+static double error_of(double got, double expected, double budget, double largest) {
+    if (isnan(expected) || isnan(got)) return isnan(expected) && isnan(got) ? 0 : INFINITY;
+    if (isinf(got) || isinf(expected)) {
+        if (got == expected) return 0;
+        /* At the edge of the format the rounding decides between the largest value and infinity. */
+        const double finite = isinf(got) ? expected : got, infinite = isinf(got) ? got : expected;
+        const bool near = !isinf(finite) && finite * infinite > 0 && fabs(finite) + budget >= largest;
+        return near ? 0 : INFINITY;
+    }
+    const double error = fabs(got - expected);
+    if (error == 0) return 0;
+    return budget > 0 ? error / budget : INFINITY;
+}
+
+struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dtype, int64_t count, const double *got,
+                                 const double *expected) {
+    struct comparison result = {0, -1, 0, 0};
+    const bool exact = !format_is_float(dtype);
+    const double unit = exact ? 0 : format_unit(dtype);
+    const double largest = exact ? INFINITY : format_largest(dtype);
+    const double magnitude = spec->magnitude > 0 ? spec->magnitude : compare_magnitude(count, expected);
+    const double fixed = exact ? 0 : spec->absolute * 0x1p-24 * magnitude + 0.5 * spec->relative * format_smallest(dtype);
+    for (int64_t i = 0; i < count; i++) {
+        const double rounded = isfinite(expected[i]) && fabs(expected[i]) > largest ? op_round(dtype, expected[i]) : expected[i];
+        const double budget = exact || !isfinite(rounded) ? fixed : fixed + spec->relative * unit * fabs(rounded);
+        const double error = error_of(got[i], rounded, budget, largest);
+        if (result.index < 0 || error > result.worst)
+            result = (struct comparison){error, i, got[i], expected[i]};
+    }
+    return result;
+}

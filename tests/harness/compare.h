@@ -1,0 +1,23 @@
+/* compare.h - is an output what the reference says, within its budget? */
+#ifndef TESTS_HARNESS_COMPARE_H
+#define TESTS_HARNESS_COMPARE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tests/harness/op_cases.h"
+
+struct comparison {
+    double worst;  /* largest error in units of the budget; infinite for a NaN or an infinity in the wrong place */
+    int64_t index; /* where; -1 if there are no elements */
+    double got, expected;
+};
+
+/* Budget as in tensor_spec. The comparison fails if worst > 1. */
+struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dtype, int64_t count, const double *got,
+                                 const double *expected);
+
+/* The largest finite magnitude. */
+double compare_magnitude(int64_t count, const double *values);
+
+#endif

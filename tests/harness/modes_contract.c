@@ -1,0 +1,154 @@
+/* modes_contract.c - the modes about what a contract states in words: errors, gradients, properties. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tests/harness/compare.h"
+#include "tests/harness/finite_difference.h"
+#include "tests/harness/modes.h"
+#include "tests/harness/random.h"
+
+static const struct op_types plain_types = {LIGER_F32, LIGER_F32, LIGER_I64};
+
+/* ---- error ---- */
+
+/* What a refusal must look like; the workspace ones apply to every function that has one. */
+static void expect_refusal(struct op_run *run, const struct op_provocation *p, struct report *report) {
+    struct call_image image;
+    char label[160];
+    snprintf(label, sizeof label, "%s: %s", run->c.label, p->label);
+    if (!call_image_make(&image, run, PLACE_MIDDLE, SPACING_DENSE, NULL)) {
+        report_fail(report, "%s: %s", label, image.text);
+        call_image_free(&image);
+        return;
+    }
+    p->spoil(&image.call);
+    const liger_status status = call_image_invoke(&image, NULL);
+    char text[512];
+    snprintf(text, sizeof text, "%s", liger_last_error());
+    const char *missing = NULL;
+    for (int k = OP_MAX_TEXTS - 1; k >= 0; k--)
+        if (p->says[k] != NULL && strstr(text, p->says[k]) == NULL) missing = p->says[k];
+    const char *touched = call_image_touched(&image);
+    if (status != p->status)
+        report_fail(report, "%s: status is %s, expected %s (%s)", label, liger_status_name(status),
+                    liger_status_name(p->status), status == LIGER_OK ? "no message" : text);
+    else if (missing != NULL)
+        report_fail(report, "%s: the message does not say \"%s\": %s", label, missing, text);
+    else if (touched != NULL)
+        report_fail(report, "%s: %s", label, touched);
+    else
+        report_pass(report);
+    call_image_free(&image);
+}
+
+static void shorten_workspace(struct op_call *call) { call->workspace_bytes--; }
+static void drop_workspace(struct op_call *call) { call->workspace = NULL; }
+static void shift_workspace(struct op_call *call) { call->workspace = (char *)call->workspace + 4; }
+
+static void refuse_workspaces(struct op_run *run, struct report *report) {
+    struct call_image image;
+    const bool made = call_image_make(&image, run, PLACE_MIDDLE, SPACING_DENSE, NULL);
+    const size_t bytes = image.call.workspace_bytes;
+    call_image_free(&image);
+    if (!made || bytes == 0) return;
+    char needed[32], given[32];
+    snprintf(needed, sizeof needed, "%zu", bytes);
+    snprintf(given, sizeof given, "%zu", bytes - 1);
+    const struct op_provocation short_one = {"workspace one byte short", 0, shorten_workspace, LIGER_ERR_WORKSPACE,
+                                             {"workspace", needed, given}};
+    const struct op_provocation absent = {"workspace absent", 0, drop_workspace, LIGER_ERR_WORKSPACE,
+                                          {"workspace", needed}};
+    const struct op_provocation askew = {"workspace not aligned", 0, shift_workspace, LIGER_ERR_WORKSPACE,
+                                         {"workspace", "256"}};
+    expect_refusal(run, &short_one, report);
+    expect_refusal(run, &absent, report);
+    expect_refusal(run, &askew, report);
+}
+
+void mode_error(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
+    for (int k = -1; k < op->provocation_count; k++) {
+        const struct op_case *c = &op->cases[k < 0 ? 0 : op->provocations[k].of];
+        struct op_run *run = op_run_new(setup->context, op, c, plain_types, random_seed(op->name));
+        if (run == NULL)
+            report_fail(report, "%s: no memory", c->label);
+        else if (k < 0)
+            refuse_workspaces(run, report);
+        else
+            expect_refusal(run, &op->provocations[k], report);
+        op_run_free(run);
+    }
+}
+
+/* ---- gradient ---- */
+
+static double loss_of(void *argument) {
+    struct op_run *run = argument;
+    return run->op->loss(&run->c, &run->types, run->t);
+}
+
+/* Which elements to move: all of a small tensor, a fixed sample of a larger one. */
+enum { GRADIENT_SAMPLES = 24, GRADIENT_MAX_ELEMENTS = 40000 };
+
+static void check_gradient(struct op_run *run, const struct op_gradient *pair, struct report *report) {
+    const int64_t count = run->count[pair->input];
+    const double *gradient = run->expected[pair->gradient];
+    const double tolerance = 1e-7 * (compare_magnitude(count, gradient) + 1e-3);
+    struct random_stream stream = random_start(random_seed(run->c.label), (uint64_t)pair->input);
+    double worst = 0;
+    for (int64_t s = 0; s < count && s < GRADIENT_SAMPLES; s++) {
+        const int64_t at = count <= GRADIENT_SAMPLES ? s : random_below(&stream, count);
+        const double slope = finite_difference(loss_of, run, &run->t[pair->input][at]);
+        const double error = fabs(slope - gradient[at]) / tolerance;
+        if (!(error <= 1)) {
+            report_fail(report, "%s: %s[%lld] is %.12g in the reference, but the slope of the loss is %.12g", run->c.label,
+                        run->spec[pair->gradient].name, (long long)at, gradient[at], slope);
+            return;
+        }
+        worst = error > worst ? error : worst;
+    }
+    char where[160];
+    snprintf(where, sizeof where, "%s of %s", run->spec[pair->gradient].name, run->c.label);
+    report_error(report, worst, where);
+    report_pass(report);
+}
+
+void mode_gradient(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
+    const struct op_types exact = {LIGER_DTYPE_NONE, LIGER_DTYPE_NONE, LIGER_I64};
+    if (op->loss == NULL) return;
+    for (int k = 0; k < op->case_count; k++) {
+        if (!modes_ordinary(setup, &op->cases[k])) continue;
+        struct op_run *run = op_run_new(setup->context, op, &op->cases[k], exact, random_seed(op->name) + (uint64_t)k);
+        int64_t elements = 0;
+        for (int i = 0; run != NULL && i < op->tensor_count; i++) elements += run->count[i];
+        if (run == NULL || !op_run_expect(run))
+            report_fail(report, "%s: no memory", op->cases[k].label);
+        else if (elements <= GRADIENT_MAX_ELEMENTS)
+            for (int g = 0; g < op->gradient_count; g++)
+                if (run->t[op->gradients[g].gradient] != NULL && run->t[op->gradients[g].input] != NULL)
+                    check_gradient(run, &op->gradients[g], report);
+        op_run_free(run);
+    }
+}
+
+/* ---- property ---- */
+
+static const struct op_property *current_property;
+
+static void property_case(const struct mode_setup *setup, struct op_run *run, struct report *report) {
+    (void)setup;
+    char label[160];
+    modes_label(run, label, sizeof label);
+    const char *broken = current_property->check(run);
+    if (broken == NULL)
+        report_pass(report);
+    else
+        report_fail(report, "%s: %s: %s", label, current_property->label, broken);
+}
+
+void mode_property(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
+    for (int k = 0; k < op->property_count; k++) {
+        current_property = &op->properties[k];
+        modes_for_each(setup, setup->context, op, report, modes_ordinary, property_case);
+    }
+}

@@ -1,0 +1,110 @@
+/* op_run.c - see op_run.h. */
+#include "tests/harness/op_run.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/harness/call_image.h"
+#include "tests/harness/float_formats.h"
+#include "tests/harness/random.h"
+
+static void draw(const struct tensor_spec *spec, int64_t count, double *values, struct random_stream stream) {
+    const double spread = spec->spread == 0 ? 1 : spec->spread;
+    for (int64_t i = 0; i < count; i++) {
+        switch (spec->values) {
+            case VALUES_NORMAL: values[i] = spec->offset + spread * random_normal(&stream); break;
+            case VALUES_POSITIVE: values[i] = 0.5 + random_uniform(&stream); break;
+            case VALUES_ZERO: values[i] = 0; break;
+            case VALUES_TARGET:
+                values[i] = (double)random_below(&stream, (int64_t)spec->spread);
+                if (spec->ignore_every > 0 && i % spec->ignore_every == spec->ignore_every - 1) values[i] = spec->offset;
+                break;
+        }
+    }
+}
+
+static void round_inputs(struct op_run *run) {
+    for (int i = 0; i < run->op->tensor_count; i++) {
+        if (run->t[i] == NULL || run->spec[i].role == ROLE_OUT) continue;
+        liger_dtype dtype = op_tensor_dtype(&run->spec[i], run->types);
+        if (run->types.t == LIGER_DTYPE_NONE) dtype = LIGER_DTYPE_NONE;
+        for (int64_t k = 0; k < run->count[i]; k++) run->t[i][k] = op_round(dtype, run->t[i][k]);
+    }
+}
+
+struct op_run *op_run_new(liger_context *context, const struct op_cases *op, const struct op_case *c,
+                          struct op_types types, uint64_t seed) {
+    struct op_run *run = calloc(1, sizeof *run);
+    if (run == NULL) return NULL;
+    run->context = context;
+    run->op = op;
+    run->c = *c;
+    run->types = types;
+    op->describe(c, run->spec);
+    for (int i = 0; i < op->tensor_count; i++) {
+        if (run->spec[i].absent) continue;
+        run->count[i] = op_tensor_count(&run->spec[i]);
+        run->t[i] = calloc((size_t)run->count[i] + 1, sizeof(double));
+        if (run->t[i] == NULL) {
+            op_run_free(run);
+            return NULL;
+        }
+        if (run->spec[i].role != ROLE_OUT)
+            draw(&run->spec[i], run->count[i], run->t[i], random_start(seed, (uint64_t)i));
+    }
+    round_inputs(run);
+    if (op->prepare != NULL) op->prepare(&run->c, &run->types, run->t);
+    round_inputs(run);
+    return run;
+}
+
+void op_run_free(struct op_run *run) {
+    if (run == NULL) return;
+    for (int i = 0; i < OP_MAX_TENSORS; i++) {
+        free(run->t[i]);
+        free(run->expected[i]);
+    }
+    free(run);
+}
+
+liger_status op_run_call(struct op_run *run) {
+    struct call_image image;
+    round_inputs(run);
+    liger_status status = LIGER_ERR_INTERNAL;
+    if (call_image_make(&image, run, PLACE_MIDDLE, SPACING_DENSE, NULL)) {
+        status = call_image_invoke(&image, NULL);
+        for (int i = 0; i < run->op->tensor_count; i++)
+            if (run->t[i] != NULL && run->spec[i].role != ROLE_IN) call_image_read(&image, i, run->t[i]);
+    }
+    call_image_free(&image);
+    return status;
+}
+
+void op_run_reference(struct op_run *run) {
+    round_inputs(run);
+    run->op->reference(&run->c, &run->types, run->t);
+}
+
+bool op_run_expect(struct op_run *run) {
+    double *t[OP_MAX_TENSORS];
+    for (int i = 0; i < run->op->tensor_count; i++) {
+        t[i] = run->t[i];
+        if (run->t[i] == NULL || run->spec[i].role == ROLE_IN) continue;
+        if (run->expected[i] == NULL) run->expected[i] = malloc(((size_t)run->count[i] + 1) * sizeof(double));
+        if (run->expected[i] == NULL) return false;
+        memcpy(run->expected[i], run->t[i], (size_t)run->count[i] * sizeof(double));
+        t[i] = run->expected[i];
+    }
+    run->op->reference(&run->c, &run->types, t);
+    return true;
+}
+
+const char *op_run_text(struct op_run *run, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(run->text, sizeof run->text, format, arguments);
+    va_end(arguments);
+    return run->text;
+}

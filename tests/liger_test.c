@@ -1,0 +1,174 @@
+/* liger_test.c - the test driver: every function of ops.def, in every mode, on every backend this machine has.
+ *
+ *   liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] [--mode NAME|all] [--quick] [--list]
+ *
+ * NAME of --op may be a function (rms_norm_forward) or an operator (rms_norm). The last line is "N passed, N failed". */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/harness/host_pool.h"
+#include "tests/harness/modes.h"
+#include "tests/harness/op_list.h"
+
+struct options {
+    const char *backend, *isa, *op, *mode;
+    bool quick, list;
+};
+
+static bool is(const char *a, const char *b) { return strcmp(a, b) == 0; }
+
+static int usage(const char *wrong) {
+    fprintf(stderr, "liger_test: %s\nusage: liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] "
+                    "[--mode NAME|all] [--quick] [--list]\nmodes:", wrong);
+    for (int m = 0; m < test_mode_count; m++) fprintf(stderr, " %s", test_modes[m].name);
+    fprintf(stderr, "\n");
+    return 2;
+}
+
+static bool known_mode(const char *name) {
+    bool known = is(name, "all");
+    for (int m = 0; m < test_mode_count; m++) known = known || is(name, test_modes[m].name);
+    return known;
+}
+
+static bool op_wanted(const char *wanted, const char *function) {
+    const size_t length = strlen(wanted);
+    if (is(wanted, "all") || is(wanted, function)) return true;
+    return strncmp(wanted, function, length) == 0 && (is(function + length, "_forward") || is(function + length, "_backward"));
+}
+
+static bool known_op(const char *name) {
+    bool known = false;
+    for (int k = 0; k < OP_COUNT(op_list); k++) known = known || op_wanted(name, op_list[k].name);
+    return known;
+}
+
+/* ---- contexts ---- */
+
+static liger_context *context_of(int device, int isa, int threads, bool lent_pool) {
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    options.device = device;
+    options.isa = isa;
+    options.threads = threads;
+    if (lent_pool) {
+        options.parallel_for = host_pool_backwards;
+        options.thread_count = host_pool_threads;
+    }
+    liger_context *context = NULL;
+    if (liger_context_create(&options, &context) != LIGER_OK) return NULL;
+    return context;
+}
+
+static bool setup_cpu(struct mode_setup *setup, int isa, bool quick) {
+    static const int threads[] = {1, 2, 8};
+    static const char *const names[] = {"with 1 thread", "with 2 threads", "with 8 threads", "in a lent pool"};
+    *setup = (struct mode_setup){.context = context_of(LIGER_DEVICE_CPU, isa, 3, false), .quick = quick};
+    setup->single = context_of(LIGER_DEVICE_CPU, isa, 1, false);
+    bool complete = setup->context != NULL && setup->single != NULL;
+    for (int k = 0; k < 4; k++) {
+        setup->twins[k] = context_of(LIGER_DEVICE_CPU, isa, k < 3 ? threads[k] : 0, k == 3);
+        setup->twin_names[k] = names[k];
+        complete = complete && setup->twins[k] != NULL;
+    }
+    setup->twin_count = 4;
+    return complete;
+}
+
+static void close_setup(struct mode_setup *setup) {
+    liger_context_destroy(setup->context);
+    liger_context_destroy(setup->single);
+    for (int k = 0; k < setup->twin_count; k++) liger_context_destroy(setup->twins[k]);
+}
+
+/* ---- the run ---- */
+
+static void run_function(const struct mode_setup *setup, const struct options *options, const struct op_entry *entry,
+                         bool first_backend, struct report *report) {
+    for (int m = 0; m < test_mode_count; m++) {
+        const struct test_mode *mode = &test_modes[m];
+        if (!is(options->mode, "all") && !is(options->mode, mode->name)) continue;
+        if ((mode->host_only && setup->single == NULL) || (mode->once && !first_backend)) continue;
+        report_begin(report);
+        mode->run(setup, entry->cases, report);
+        report_end(report, entry->name, mode->name, mode->once ? "reference" : liger_context_backend(setup->context));
+    }
+}
+
+static void run_backend(const struct mode_setup *setup, const struct options *options, bool first_backend,
+                        struct report *report) {
+    for (int k = 0; k < OP_COUNT(op_list); k++) {
+        if (!op_wanted(options->op, op_list[k].name)) continue;
+        if (op_list[k].cases != NULL) {
+            run_function(setup, options, &op_list[k], first_backend, report);
+        } else if (!op_list[k].internal && first_backend) {
+            report_begin(report);
+            report_fail(report, "%s has a row in ops.def but no cases", op_list[k].name);
+        }
+    }
+}
+
+static int run_cpu(const struct options *options, struct report *report) {
+    int ran = 0;
+    bool known = is(options->isa, "all");
+    for (int isa = LIGER_ISA_BASE; isa <= LIGER_ISA_NEON; isa++) {
+        struct mode_setup setup;
+        const bool named = is(options->isa, liger_isa_name(isa));
+        known = known || named;
+        if (!named && !is(options->isa, "all")) continue;
+        if (!liger_has_isa(isa)) {
+            printf("%s: not here (this processor or this build lacks it)\n", liger_isa_name(isa));
+            continue;
+        }
+        if (setup_cpu(&setup, isa, options->quick)) {
+            run_backend(&setup, options, ran == 0, report);
+            ran++;
+        } else {
+            report_fail(report, "context for %s: %s", liger_isa_name(isa), liger_last_error());
+        }
+        close_setup(&setup);
+    }
+    if (!known) return usage("no such --isa");
+    if (ran == 0) report_fail(report, "nothing was run: this machine has no %s", options->isa);
+    return 0;
+}
+
+static void run_cuda(const struct options *options, struct report *report) {
+    struct mode_setup setup = {.context = context_of(0, LIGER_ISA_AUTO, 0, false), .quick = options->quick};
+    if (setup.context == NULL)
+        report_fail(report, "context for CUDA device 0: %s", liger_last_error());
+    else
+        run_backend(&setup, options, true, report);
+    close_setup(&setup);
+}
+
+static bool parse(int count, char **words, struct options *options) {
+    for (int i = 1; i < count; i++) {
+        const char **value = NULL;
+        if (is(words[i], "--quick")) options->quick = true;
+        else if (is(words[i], "--list")) options->list = true;
+        else if (is(words[i], "--backend")) value = &options->backend;
+        else if (is(words[i], "--isa")) value = &options->isa;
+        else if (is(words[i], "--op")) value = &options->op;
+        else if (is(words[i], "--mode")) value = &options->mode;
+        else return false;
+        if (value != NULL && ++i >= count) return false;
+        if (value != NULL) *value = words[i];
+    }
+    return true;
+}
+
+int main(int count, char **words) {
+    struct options options = {.backend = "cpu", .isa = "all", .op = "all", .mode = "all"};
+    struct report report = {0};
+    if (!parse(count, words, &options)) return usage("unknown option or missing value");
+    if (!known_mode(options.mode)) return usage("no such --mode");
+    if (!known_op(options.op)) return usage("no such --op");
+    for (int k = 0; options.list && k < OP_COUNT(op_list); k++) printf("%s\n", op_list[k].name);
+    if (options.list) return 0;
+    if (is(options.backend, "cuda")) run_cuda(&options, &report);
+    else if (!is(options.backend, "cpu")) return usage("no such --backend");
+    else if (run_cpu(&options, &report) != 0) return 2;
+    printf("%d passed, %d failed\n", report.passed, report.failed);
+    return report.failed > 0 || report.passed == 0;
+}
