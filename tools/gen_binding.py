@@ -83,7 +83,9 @@ def parse_header(text: str, where: str) -> list[Function]:
     text = without_comments(text)
     functions = []
     for name, body in re.findall(r"typedef struct liger_(\w+)_args \{(.*?)\}\s*liger_\1_args\s*;", text, re.DOTALL):
-        prototype = rf"liger_status\s+liger_{name}%s\s*\(\s*liger_context\s*\*\s*\w*\s*,\s*const\s+liger_{name}_args\s*\*"
+        prototype = (
+            rf"liger_status\s+liger_{name}%s\s*\(\s*liger_context\s*\*\s*\w*\s*,\s*const\s+liger_{name}_args\s*\*"
+        )
         if not re.search(prototype % "", text):
             raise SystemExit(f"{where}: liger_{name}_args has no function liger_{name}")
         fields = parse_fields(body, f"{where}: liger_{name}_args")

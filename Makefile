@@ -1,0 +1,108 @@
+# The few words a person types; `make` alone lists them. Each sets up what it needs: system packages (apt-get), .venv with
+# the pinned requirements, the build. What is there already is not done again.
+BUILD ?= build/dev
+VENV ?= .venv
+PREFIX ?= /usr/local
+JOBS ?= $(shell nproc)
+QUICK ?=
+CMAKE_ARGS ?=
+PYTHON := $(abspath $(VENV))/bin/python
+# The programs of the virtual environment (cmake, ninja, ruff) come first.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+# Tests and examples run from the sources with the library of this build.
+NATIVE = PYTHONPATH=$(CURDIR)/python LIGER_NATIVE_DIR=$(abspath $(BUILD))
+# The aarch64 driver runs under emulation, thirty times slower: a part of the cases, one thread.
+AARCH64_TEST ?= --quick
+
+SYSTEM := build/.stamps/system
+SETUP := build/.stamps/venv
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9_-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+# ---- set-up --------------------------------------------------------------------------------------------------------
+
+$(SYSTEM): tools/system_packages.sh
+	@tools/system_packages.sh cc=gcc c++=g++ pkg-config=pkg-config clang-format=clang-format \
+	    python3=python3 python-venv=python3-venv python-headers=python3-dev
+	@mkdir -p $(@D) && touch $@
+
+# A torch without CUDA where there is no GPU: the default one brings several gigabytes of CUDA packages.
+$(SETUP): requirements/dev.txt $(SYSTEM)
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	@tools/install_torch.sh $(PYTHON) requirements/dev.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@mkdir -p $(@D) && touch $@
+
+.PHONY: setup build build-% clean
+setup: $(SETUP)
+
+build: build-dev ## the library, the binding and the test programs, in build/dev
+
+build-%: $(SETUP)
+	@test -f build/$*/build.ninja || cmake --preset $* -DPython_EXECUTABLE=$(PYTHON) $(CMAKE_ARGS)
+	@cmake --build build/$* -j $(JOBS)
+
+clean: ## removes what was built, not .venv
+	rm -rf build dist
+
+# ---- use -----------------------------------------------------------------------------------------------------------
+
+.PHONY: demo bench wheel install format
+demo: build ## a Llama learns real text twice, stock and patched; table, build/demo/demo.png, build/demo/demo.json
+	$(NATIVE) $(PYTHON) examples/train_llama.py $(DEMO_ARGS)
+
+bench: build ## times against peers; results under bench/results/
+	$(NATIVE) $(PYTHON) bench/run.py $(BENCH_ARGS)
+
+wheel: $(SETUP) ## the Python wheel for every architecture, in dist/, checked by abi3audit
+	$(PYTHON) -m build --wheel --no-isolation --outdir dist -Ccmake.define.LIGER_CUDA_ARCHS=release
+	$(PYTHON) -m abi3audit --strict dist/*.whl
+	$(PYTHON) tools/check_library.py build/wheel/libliger.so
+
+install: build-release ## C library, headers, pkg-config and CMake package, to PREFIX (/usr/local)
+	cmake --install build/release --prefix $(PREFIX)
+
+format: $(SETUP) ## formats C, CUDA and Python sources
+	git ls-files -co --exclude-standard '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
+	ruff format --quiet . && ruff check --quiet --fix .
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+.PHONY: test lint test-c test-abi test-asan test-tsan test-cuda-build test-python gpu-test test-aarch64
+test: lint test-c test-abi test-asan test-tsan test-cuda-build test-python ## everything that needs no GPU
+
+lint: $(SETUP) ## formatting, include law, types
+	tools/lint.sh
+
+test-c: build ## C driver on every instruction set that this machine has; the harness must catch planted errors
+	$(BUILD)/harness_selftest
+	$(BUILD)/liger_test $(TEST_ARGS)
+
+test-abi: build ## headers alone as C99 and C++11, exported names, struct layouts, needed libraries, size
+	$(PYTHON) tests/abi/check_abi.py
+	$(PYTHON) tools/check_library.py $(BUILD)/libliger.so --symbols tests/abi/symbols.txt
+
+test-asan: build-asan
+	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	    build/asan/liger_test --quick
+
+test-tsan: build-tsan
+	TSAN_OPTIONS=halt_on_error=1 build/tsan/liger_test --quick
+
+test-cuda-build: $(SETUP) ## every .cu for sm_80 and sm_90a, without spills
+	$(PYTHON) tools/check_cuda_build.py -j $(JOBS)
+
+test-python: build ## pytest; prints the closing line
+	$(NATIVE) $(PYTHON) -m pytest tests/python $(PYTEST_ARGS)
+
+gpu-test: ## on a machine with a GPU: installs nothing, needs no network; QUICK=1 for the short form
+	QUICK=$(QUICK) tools/gpu_test.sh
+
+test-aarch64: $(SETUP) ## cross build, reduced driver under emulation
+	@tools/system_packages.sh aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu qemu-aarch64=qemu-user
+	@test -f build/aarch64/build.ninja || cmake --preset aarch64
+	@cmake --build build/aarch64 -j $(JOBS)
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/liger_test $(AARCH64_TEST)

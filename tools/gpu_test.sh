@@ -1,0 +1,83 @@
+#!/bin/bash
+# The tests that need a GPU, and the CPU driver on this machine's processor. Installs nothing and needs no network: cmake,
+# ninja, nvcc and a python3 with torch, transformers, pytest and hypothesis are on PATH. Builds for the GPU that is here.
+#
+#   QUICK=1   the short form: quick drivers, pytest without what is marked slow, no compute-sanitizer
+#
+# Everything is run, whatever fails; the last page says what passed, how long it took and where the logs are.
+set -u
+cd "$(dirname "$0")/.."
+QUICK=${QUICK:-}
+BUILD=${BUILD:-build/gpu}
+LOGS=$BUILD/logs
+JOBS=$(nproc)
+mkdir -p "$LOGS"
+SECONDS=0
+failed=0
+rows=()
+
+for tool in cmake ninja nvcc python3 nvidia-smi; do
+    command -v "$tool" >/dev/null || { echo "gpu-test: $tool is not on PATH"; exit 1; }
+done
+
+# step NAME COMMAND...: runs, keeps the log, remembers the outcome and the log's last line.
+step() {
+    local name=$1 start=$SECONDS outcome last
+    shift
+    echo "== $name"
+    if "$@" >"$LOGS/$name.log" 2>&1; then outcome=passed; else outcome=FAILED; failed=1; fi
+    last=$(grep -v '^ *$' "$LOGS/$name.log" | tail -n 1 | cut -c 1-72)
+    rows+=("$(printf '%-22s %-7s %4d s  %s' "$name" "$outcome" $((SECONDS - start)) "$last")")
+    [ $outcome = passed ] || tail -n 30 "$LOGS/$name.log"
+}
+
+# 9.0 -> 90a: Hopper's own instructions need the suffix.
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ')
+[ "$capability" = 90 ] && capability=90a
+
+build() {
+    cmake -G Ninja -S . -B "$BUILD" -DCMAKE_BUILD_TYPE=Release -DLIGER_CUDA=ON "-DLIGER_CUDA_ARCHS=$capability" \
+        -DPython_EXECUTABLE="$(command -v python3)" && cmake --build "$BUILD" -j "$JOBS"
+}
+pytest_on() {
+    PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$PWD/$BUILD \
+        python3 -m pytest tests/python --device "$1" -p no:cacheprovider "${@:2}"
+}
+sanitizer() {
+    compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 "$BUILD/liger_test" --device 0 --quick "${@:2}"
+}
+
+quick=()
+[ -n "$QUICK" ] && quick=(--quick)
+step build build
+if [ -x "$BUILD/liger_test" ]; then
+    step harness-selftest "$BUILD/harness_selftest"
+    step driver-cpu "$BUILD/liger_test" --quick
+    step driver-cuda "$BUILD/liger_test" --device 0 "${quick[@]}"
+    pytest_arguments=()
+    [ -n "$QUICK" ] && pytest_arguments=(-m "not slow")
+    python3 -c 'import xdist' 2>/dev/null && pytest_arguments+=(-n 4)
+    step pytest-cuda pytest_on cuda "${pytest_arguments[@]}"
+    if [ -z "$QUICK" ]; then
+        if compute-sanitizer --version >/dev/null 2>&1; then
+            step memcheck sanitizer memcheck
+            step racecheck sanitizer racecheck
+        else
+            rows+=("compute-sanitizer      absent: memcheck and racecheck were not run")
+        fi
+    fi
+fi
+
+echo
+echo "==================================== gpu-test ${QUICK:+(quick) }===================================="
+echo "GPU        $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -n 1)"
+echo "CPU        $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $JOBS cores"
+echo "nvcc       $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'), built for sm_$capability"
+echo "python     $(python3 -c 'import sys, torch, transformers
+print(sys.version.split()[0], "torch", torch.__version__, "transformers", transformers.__version__)' 2>&1 | tail -n 1)"
+echo
+printf '%s\n' "${rows[@]}"
+echo
+grep -hiE '^(not here|isa|instruction sets?)' "$LOGS"/driver-cpu.log 2>/dev/null | head -n 4
+echo "logs in $LOGS; $SECONDS s in all; $([ $failed = 0 ] && echo 'everything passed' || echo 'SOMETHING FAILED')"
+exit $failed
