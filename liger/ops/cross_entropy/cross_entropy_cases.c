@@ -1,0 +1,410 @@
+/* cross_entropy_cases.c - shapes, tolerances, properties and bench points of cross entropy. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "liger/ops/cross_entropy/cross_entropy.h"
+#include "liger/ops/cross_entropy/cross_entropy_ref.h"
+#include "tests/harness/op_cases.h"
+#include "tests/harness/op_run.h"
+
+/* Both functions share one order of tensors; backward has no results. */
+enum { LOGITS, TARGET, WEIGHT, UPSTREAM, DLOGITS, BACKWARD_TENSORS };
+enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, FORWARD_TENSORS };
+enum { ROWS, VOCAB };
+enum { SMOOTHING, Z_SCALE, SOFTCAP };
+enum {
+    MEAN = 0, SUM = 1, NONE = 2, REDUCTION = 3,
+    WEIGHTED = 4,  /* class weights */
+    SCALED = 8,    /* an upstream gradient in forward */
+    BARE = 16,     /* only the loss is asked for */
+    GRADIENT = 32, /* only loss and gradient: the kernel without options */
+    IGNORED = 64,  /* every target is ignored */
+    SURE = 128,    /* p of the target is about .9999 */
+    HIGH = 256, LOW = 512, /* all logits shifted by +1e4, -1e4 */
+    MASKED = 1024, /* most logits are -inf */
+    POISON = 2048  /* ignored rows hold NaN */
+};
+
+static int32_t reduction_of(const struct op_case *c) {
+    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE};
+    return reductions[c->flags & REDUCTION];
+}
+
+static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
+    const int64_t rows = c->size[ROWS], vocab = c->size[VOCAB];
+    spec[LOGITS] = (struct tensor_spec){.name = "logits", .role = ROLE_IN, .kind = KIND_T, .values = VALUES_NORMAL,
+        .spread = 2, .offset = c->flags & HIGH ? 1e4 : c->flags & LOW ? -1e4 : 0, .ndim = 2, .shape = {rows, vocab},
+        .gaps = true};
+    spec[TARGET] = (struct tensor_spec){.name = "target", .role = ROLE_IN, .kind = KIND_INDEX, .values = VALUES_TARGET,
+        .spread = (double)vocab, .offset = -100, .ignore_every = c->flags & IGNORED ? 1 : 3, .ndim = 1, .shape = {rows}};
+    spec[WEIGHT] = (struct tensor_spec){.name = "weight", .role = ROLE_IN, .kind = KIND_F32, .values = VALUES_POSITIVE,
+        .absent = !(c->flags & WEIGHTED), .ndim = 1, .shape = {vocab}};
+    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream", .role = ROLE_IN, .kind = KIND_F32, .values = VALUES_NORMAL,
+        .absent = !(c->flags & SCALED), .ndim = (c->flags & REDUCTION) == NONE, .shape = {rows}};
+    /* f32 steps: exponential, sum over the row (pairwise), quotient, coefficients: about 16 u of the largest element. */
+    spec[DLOGITS] = (struct tensor_spec){.name = "dlogits", .role = ROLE_OUT, .kind = KIND_T, .ndim = 2,
+        .shape = {rows, vocab}, .gaps = true, .absent = c->flags & BARE, .relative = 1.05, .absolute = 16};
+}
+
+static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    const int64_t rows = c->size[ROWS];
+    const bool few = c->flags & (BARE | GRADIENT);
+    const int ndim = (c->flags & REDUCTION) == NONE;
+    describe_shared(c, spec);
+    spec[LOSS] = (struct tensor_spec){.name = "loss", .role = ROLE_OUT, .kind = KIND_T, .ndim = ndim, .shape = {rows},
+        .relative = 1.05, .absolute = 32};
+    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss", .role = ROLE_OUT, .kind = KIND_T, .ndim = ndim,
+        .shape = {rows}, .absent = few, .relative = 1.05, .absolute = 32};
+    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy", .role = ROLE_OUT, .kind = KIND_F32, .ndim = ndim,
+        .shape = {rows}, .absent = few, .relative = 2};
+    spec[PREDICTED] = (struct tensor_spec){.name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1,
+        .shape = {rows}, .absent = few};
+}
+
+static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_shared(c, spec);
+    spec[UPSTREAM].absent = false;
+}
+
+static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    const int64_t vocab = c->size[VOCAB];
+    for (int64_t r = 0; r < c->size[ROWS]; r++) {
+        double *row = t[LOGITS] + r * vocab;
+        const int64_t y = (int64_t)t[TARGET][r];
+        for (int64_t j = 0; j < vocab; j++) {
+            if (y < 0 && c->flags & POISON) row[j] = j % 2 ? NAN : INFINITY;
+            if (y >= 0 && c->flags & SURE) row[j] = j == y ? 9.5 + log((double)vocab) : row[j] / 4;
+            if (y >= 0 && c->flags & MASKED && j != y && j % 3) row[j] = -INFINITY;
+        }
+    }
+}
+
+/* ---- calls ------------------------------------------------------------------------------------------------------ */
+
+static liger_cross_entropy_forward_args forward_args(const struct op_call *call) {
+    liger_cross_entropy_forward_args args = LIGER_CROSS_ENTROPY_FORWARD_ARGS_INIT;
+    args.logits = call->t[LOGITS], args.target = call->t[TARGET], args.weight = call->t[WEIGHT];
+    args.upstream = call->t[UPSTREAM], args.dlogits = call->t[DLOGITS], args.loss = call->t[LOSS];
+    args.z_loss = call->t[Z_LOSS], args.accuracy = call->t[ACCURACY], args.predicted = call->t[PREDICTED];
+    args.label_smoothing = (float)call->c.scalar[SMOOTHING];
+    args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
+    args.softcap = (float)call->c.scalar[SOFTCAP];
+    args.reduction = (call->c.flags & REDUCTION) == REDUCTION ? 7 : reduction_of(&call->c);
+    args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
+    return args;
+}
+static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    const liger_cross_entropy_forward_args args = forward_args(call);
+    return liger_cross_entropy_forward(context, &args, stream);
+}
+static liger_status workspace_forward(liger_context *context, const struct op_call *call, size_t *bytes) {
+    const liger_cross_entropy_forward_args args = forward_args(call);
+    return liger_cross_entropy_forward_workspace(context, &args, bytes);
+}
+
+static liger_cross_entropy_backward_args backward_args(const struct op_call *call) {
+    liger_cross_entropy_backward_args args = LIGER_CROSS_ENTROPY_BACKWARD_ARGS_INIT;
+    args.logits = call->t[LOGITS], args.target = call->t[TARGET], args.weight = call->t[WEIGHT];
+    args.upstream = call->t[UPSTREAM], args.dlogits = call->t[DLOGITS];
+    args.label_smoothing = (float)call->c.scalar[SMOOTHING];
+    args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
+    args.softcap = (float)call->c.scalar[SOFTCAP];
+    args.reduction = reduction_of(&call->c);
+    args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
+    return args;
+}
+static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    const liger_cross_entropy_backward_args args = backward_args(call);
+    return liger_cross_entropy_backward(context, &args, stream);
+}
+static liger_status workspace_backward(liger_context *context, const struct op_call *call, size_t *bytes) {
+    const liger_cross_entropy_backward_args args = backward_args(call);
+    return liger_cross_entropy_backward_workspace(context, &args, bytes);
+}
+
+/* ---- reference -------------------------------------------------------------------------------------------------- */
+
+static struct cross_entropy_ref reference_of(const struct op_case *c, double *const *t) {
+    return (struct cross_entropy_ref){
+        .rows = c->size[ROWS], .vocab = c->size[VOCAB], .ignore_index = -100,
+        .label_smoothing = (float)c->scalar[SMOOTHING], .lse_square_scale = (float)c->scalar[Z_SCALE],
+        .softcap = (float)c->scalar[SOFTCAP], .reduction = reduction_of(c),
+        .upstream_by_row = (c->flags & REDUCTION) == NONE,
+        .logits = t[LOGITS], .target = t[TARGET], .weight = t[WEIGHT], .upstream = t[UPSTREAM], .dlogits = t[DLOGITS],
+    };
+}
+static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    struct cross_entropy_ref ref = reference_of(c, t);
+    ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
+    cross_entropy_reference(&ref);
+}
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    const struct cross_entropy_ref ref = reference_of(c, t);
+    cross_entropy_reference(&ref);
+}
+static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    double total = 0, one = 0;
+    for (int64_t r = 0; r < (reduction_of(c) == LIGER_REDUCTION_NONE ? c->size[ROWS] : 1); r++) {
+        double rows[64] = {0};
+        struct cross_entropy_ref ref = reference_of(c, t);
+        ref.dlogits = NULL;
+        ref.loss = reduction_of(c) == LIGER_REDUCTION_NONE ? rows : &one;
+        cross_entropy_reference(&ref);
+        total += t[UPSTREAM][r] * (reduction_of(c) == LIGER_REDUCTION_NONE ? rows[r] : one);
+    }
+    return total;
+}
+
+/* ---- cases ------------------------------------------------------------------------------------------------------ */
+
+/* The first has every tensor. Vocabularies: 1, around the lanes of a vector, primes, powers of two, more than one block
+ * of the CPU, one cluster of each size (and one past what a cluster holds) on CUDA. */
+static const struct op_case forward_cases[] = {
+    {.label = "all", .size = {5, 33}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | SCALED},
+    {.label = "1x1", .size = {1, 1}},
+    {.label = "4x2", .size = {4, 2}, .flags = SUM},
+    {.label = "7x15", .size = {7, 15}, .flags = NONE},
+    {.label = "7x16", .size = {7, 16}, .flags = GRADIENT},
+    {.label = "7x17", .size = {7, 17}, .flags = GRADIENT | NONE | SCALED},
+    {.label = "64x1000", .size = {64, 1000}, .flags = GRADIENT},
+    {.label = "64x1000 loss only", .size = {64, 1000}, .flags = BARE},
+    {.label = "9x4096", .size = {9, 4096}, .scalar = {0, 1e-4}, .flags = GRADIENT | WEIGHTED},
+    {.label = "9x5003", .size = {9, 5003}, .scalar = {0, 1e-4}, .flags = SUM},
+    {.label = "9x5000 smooth", .size = {9, 5000}, .scalar = {.1}, .flags = MEAN},
+    {.label = "9x5000 smooth weighted", .size = {9, 5000}, .scalar = {.2, 1e-4}, .flags = WEIGHTED},
+    {.label = "9x2048 cap", .size = {9, 2048}, .scalar = {0, 0, 5}, .flags = MEAN},
+    {.label = "9x2049 cap smooth", .size = {9, 2049}, .scalar = {.3, 1e-4, 30}, .flags = NONE | WEIGHTED | SCALED},
+    {.label = "6x32000", .size = {6, 32000}, .flags = GRADIENT},
+    {.label = "6x32000 all results", .size = {6, 32000}, .scalar = {.1, 1e-4}, .flags = MEAN},
+    {.label = "3x128256", .size = {3, 128256}, .flags = GRADIENT, .large = true},
+    {.label = "3x128256 all results", .size = {3, 128256}, .scalar = {.1, 1e-4, 20}, .large = true},
+    {.label = "3x300001", .size = {3, 300001}, .flags = MEAN, .large = true},
+    {.label = "3x1000000", .size = {3, 1000000}, .flags = GRADIENT, .large = true},
+    {.label = "no rows", .size = {0, 40}, .edge = true},
+    {.label = "no rows, none", .size = {0, 40}, .flags = NONE, .edge = true},
+    {.label = "all ignored", .size = {5, 40}, .flags = IGNORED, .edge = true},
+    {.label = "all ignored, weights", .size = {5, 40}, .flags = IGNORED | WEIGHTED | SUM, .edge = true},
+    {.label = "sure", .size = {8, 1000}, .flags = SURE | SUM, .edge = true},
+    {.label = "sure, gradient only", .size = {8, 8192}, .flags = SURE | SUM | GRADIENT, .edge = true},
+    {.label = "high", .size = {8, 1000}, .flags = HIGH | SUM, .edge = true, .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
+    {.label = "high smooth", .size = {8, 1000}, .scalar = {.1}, .flags = HIGH | SUM, .edge = true,
+     .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
+    {.label = "low", .size = {8, 1003}, .flags = LOW | GRADIENT, .edge = true,
+     .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
+    {.label = "masked", .size = {8, 1000}, .scalar = {0, 1e-3}, .flags = MASKED, .edge = true},
+    {.label = "masked cap", .size = {8, 1000}, .scalar = {0, 0, 10}, .flags = MASKED, .edge = true},
+    {.label = "masked, gradient only", .size = {8, 1001}, .flags = MASKED | GRADIENT, .edge = true},
+    {.label = "NaN in ignored rows", .size = {9, 1000}, .scalar = {.1}, .flags = POISON, .edge = true},
+    {.label = "NaN in ignored rows, gradient", .size = {9, 1000}, .flags = POISON | GRADIENT, .edge = true},
+};
+
+static const struct op_case backward_cases[] = {
+    {.label = "all", .size = {5, 33}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED},
+    {.label = "1x1", .size = {1, 1}},
+    {.label = "4x7", .size = {4, 7}, .flags = SUM | WEIGHTED},
+    {.label = "7x16", .size = {7, 16}, .flags = NONE},
+    {.label = "7x17", .size = {7, 17}, .scalar = {.1, 1e-3}, .flags = NONE},
+    {.label = "5x40 cap", .size = {5, 40}, .scalar = {0, 1e-3, 3}, .flags = NONE | WEIGHTED},
+    {.label = "9x5000", .size = {9, 5000}, .flags = NONE, .large = true},
+    {.label = "9x32000", .size = {9, 32000}, .flags = MEAN, .large = true},
+    {.label = "no rows", .size = {0, 40}, .edge = true},
+    {.label = "all ignored", .size = {5, 40}, .flags = IGNORED, .edge = true},
+    {.label = "NaN in ignored rows", .size = {9, 100}, .flags = POISON | NONE, .edge = true},
+};
+
+static const struct op_alias aliases[] = {{DLOGITS, LOGITS}};
+static const struct op_gradient gradients[] = {{DLOGITS, LOGITS}};
+
+/* ---- refusals --------------------------------------------------------------------------------------------------- */
+
+static void smoothing_2(struct op_call *call) { call->c.scalar[SMOOTHING] = 2; }
+static void z_nan(struct op_call *call) { call->c.scalar[Z_SCALE] = INFINITY; }
+static void cap_negative(struct op_call *call) { call->c.scalar[SOFTCAP] = -1; }
+static void reduction_7(struct op_call *call) { call->c.flags |= REDUCTION; }
+static void logits_absent(struct op_call *call) { call->t[LOGITS].data = NULL; }
+static void logits_i32(struct op_call *call) { call->t[LOGITS].dtype = LIGER_I32; }
+static void logits_1d(struct op_call *call) { call->t[LOGITS].ndim = 1; }
+static void logits_no_vocab(struct op_call *call) { call->t[LOGITS].shape[1] = 0; }
+static void logits_stride(struct op_call *call) { call->t[LOGITS].stride[1] = 2; }
+static void target_absent(struct op_call *call) { call->t[TARGET].data = NULL; }
+static void target_f32(struct op_call *call) { call->t[TARGET].dtype = LIGER_F32; }
+static void target_short(struct op_call *call) { call->t[TARGET].shape[0] = 4; }
+static void weight_bf16(struct op_call *call) { call->t[WEIGHT].dtype = LIGER_BF16; }
+static void weight_short(struct op_call *call) { call->t[WEIGHT].shape[0] = 32; }
+static void upstream_f16(struct op_call *call) { call->t[UPSTREAM].dtype = LIGER_F16; }
+static void upstream_short(struct op_call *call) { call->t[UPSTREAM].ndim = 1, call->t[UPSTREAM].shape[0] = 3; }
+static void dlogits_dtype(struct op_call *call) { call->t[DLOGITS].dtype = LIGER_I64; }
+static void dlogits_shape(struct op_call *call) { call->t[DLOGITS].shape[1] = 32; }
+static void dlogits_stride(struct op_call *call) { call->t[DLOGITS].stride[1] = 3; }
+static void dlogits_overlap(struct op_call *call) {
+    call->t[DLOGITS].data = (char *)call->t[LOGITS].data + liger_dtype_size(call->t[LOGITS].dtype);
+}
+static void loss_vector(struct op_call *call) { call->t[LOSS].ndim = 1, call->t[LOSS].shape[0] = 5; }
+static void loss_i64(struct op_call *call) { call->t[LOSS].dtype = LIGER_I64; }
+static void accuracy_bf16(struct op_call *call) { call->t[ACCURACY].dtype = LIGER_BF16; }
+static void predicted_i32(struct op_call *call) { call->t[PREDICTED].dtype = LIGER_I32; }
+static void predicted_short(struct op_call *call) { call->t[PREDICTED].shape[0] = 4; }
+static void small_workspace(struct op_call *call) { call->workspace_bytes = 100; }
+
+static const struct op_provocation forward_provocations[] = {
+    {"label_smoothing", 0, smoothing_2, LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},
+    {"lse_square_scale", 0, z_nan, LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},
+    {"softcap", 0, cap_negative, LIGER_ERR_ARGUMENT, {"softcap", "-1"}},
+    {"reduction", 0, reduction_7, LIGER_ERR_ARGUMENT, {"reduction", "7"}},
+    {"logits absent", 0, logits_absent, LIGER_ERR_ARGUMENT, {"logits"}},
+    {"logits dtype", 0, logits_i32, LIGER_ERR_DTYPE, {"logits", "i32", "bf16"}},
+    {"logits rank", 0, logits_1d, LIGER_ERR_SHAPE, {"logits", "1", "2"}},
+    {"no vocabulary", 0, logits_no_vocab, LIGER_ERR_SHAPE, {"logits.shape[1]", "0"}},
+    {"logits stride", 0, logits_stride, LIGER_ERR_LAYOUT, {"logits.stride[1]", "2"}},
+    {"target absent", 0, target_absent, LIGER_ERR_ARGUMENT, {"target"}},
+    {"target dtype", 0, target_f32, LIGER_ERR_DTYPE, {"target", "f32", "i64"}},
+    {"target size", 0, target_short, LIGER_ERR_SHAPE, {"target", "4", "5"}},
+    {"weight dtype", 0, weight_bf16, LIGER_ERR_DTYPE, {"weight", "bf16", "f32"}},
+    {"weight size", 0, weight_short, LIGER_ERR_SHAPE, {"weight", "32", "33"}},
+    {"upstream dtype", 0, upstream_f16, LIGER_ERR_DTYPE, {"upstream", "f16", "f32"}},
+    {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
+    {"dlogits dtype", 0, dlogits_dtype, LIGER_ERR_DTYPE, {"dlogits", "i64"}},
+    {"dlogits shape", 0, dlogits_shape, LIGER_ERR_SHAPE, {"dlogits", "32", "33"}},
+    {"dlogits stride", 0, dlogits_stride, LIGER_ERR_LAYOUT, {"dlogits", "3"}},
+    {"dlogits overlap", 0, dlogits_overlap, LIGER_ERR_LAYOUT, {"dlogits", "logits"}},
+    {"loss size", 0, loss_vector, LIGER_ERR_SHAPE, {"loss", "5", "1"}},
+    {"loss dtype", 0, loss_i64, LIGER_ERR_DTYPE, {"loss", "i64"}},
+    {"accuracy dtype", 0, accuracy_bf16, LIGER_ERR_DTYPE, {"accuracy", "bf16", "f32"}},
+    {"predicted dtype", 0, predicted_i32, LIGER_ERR_DTYPE, {"predicted", "i32", "i64"}},
+    {"predicted size", 0, predicted_short, LIGER_ERR_SHAPE, {"predicted", "4", "5"}},
+    {"workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, {"workspace", "100"}},
+};
+static void dlogits_absent(struct op_call *call) { call->t[DLOGITS].data = NULL; }
+static const struct op_provocation backward_provocations[] = {
+    {"dlogits absent", 0, dlogits_absent, LIGER_ERR_ARGUMENT, {"dlogits"}},
+    {"target size", 0, target_short, LIGER_ERR_SHAPE, {"cross_entropy_backward", "target", "4", "5"}},
+    {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
+    {"workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, {"workspace", "100", "256"}},
+};
+
+/* ---- properties ------------------------------------------------------------------------------------------------- */
+
+static double unit_of(const struct op_run *run) {
+    return run->types.t == LIGER_F32 ? 0x1p-24 : run->types.t == LIGER_F16 ? 0x1p-11 : 0x1p-8;
+}
+
+/* Without z-loss and soft cap a shift of the logits changes nothing, so the gradient has no component along it. */
+static const char *rows_sum_to_zero(struct op_run *run) {
+    const int64_t vocab = run->c.size[VOCAB];
+    if (run->t[DLOGITS] == NULL || run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0) return NULL;
+    if (op_run_call(run) != LIGER_OK) return "the call failed";
+    for (int64_t r = 0; r < run->c.size[ROWS]; r++) {
+        double sum = 0, magnitude = 0;
+        for (int64_t j = 0; j < vocab; j++) {
+            sum += run->t[DLOGITS][r * vocab + j];
+            magnitude += fabs(run->t[DLOGITS][r * vocab + j]);
+        }
+        const double limit = magnitude * (unit_of(run) + 64 * 0x1p-24) + (double)vocab * (run->types.t == LIGER_F16 ? 0x1p-25 : 0);
+        if (!(fabs(sum) <= limit))
+            return op_run_text(run, "row %lld of dlogits sums to %g, allowed is %g", (long long)r, sum, limit);
+    }
+    return NULL;
+}
+
+/* Adding 4 to logits that are multiples of 1/64 is exact in f32 and changes neither loss nor gradient. */
+static const char *shift_invariance(struct op_run *run) {
+    const int64_t count = run->c.size[ROWS] * run->c.size[VOCAB];
+    if (run->types.t != LIGER_F32 || run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0) return NULL;
+    for (int64_t i = 0; i < count; i++) run->t[LOGITS][i] = round(run->t[LOGITS][i] * 64) / 64;
+    if (op_run_call(run) != LIGER_OK) return "the call failed";
+    const int64_t losses = run->count[LOSS];
+    double before[64];
+    for (int64_t i = 0; i < losses && i < 64; i++) before[i] = run->t[LOSS][i];
+    for (int64_t i = 0; i < count; i++) run->t[LOGITS][i] += 4;
+    if (op_run_call(run) != LIGER_OK) return "the shifted call failed";
+    for (int64_t i = 0; i < losses && i < 64; i++)
+        if (fabs(before[i] - run->t[LOSS][i]) > 4 * 0x1p-24 * fabs(before[i]))
+            return op_run_text(run, "loss[%lld] was %.9g, with shifted logits %.9g", (long long)i, before[i],
+                               run->t[LOSS][i]);
+    return NULL;
+}
+
+/* The CPU refuses and names the value; on CUDA, where nobody can be told, the row becomes NaN and the others stay. */
+static const char *target_out_of_range(struct op_run *run) {
+    const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
+    const int64_t rows = run->c.size[ROWS], vocab = run->c.size[VOCAB];
+    if (run->t[DLOGITS] == NULL || run->types.index == LIGER_I32) return NULL;
+    run->t[TARGET][rows - 1] = (double)vocab;
+    const liger_status status = op_run_call(run);
+    if (cpu) {
+        char value[32];
+        snprintf(value, sizeof value, "%lld", (long long)vocab);
+        if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
+        const char *said = liger_last_error();
+        if (!strstr(said, "out of bounds") || !strstr(said, "target") || !strstr(said, value))
+            return op_run_text(run, "the message was: %s", said);
+        return NULL;
+    }
+    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
+    for (int64_t i = 0; i < rows * vocab; i++)
+        if (isnan(run->t[DLOGITS][i]) != (i >= (rows - 1) * vocab))
+            return op_run_text(run, "dlogits[%lld] is %g", (long long)i, run->t[DLOGITS][i]);
+    if (!isnan(run->t[LOSS][run->count[LOSS] - 1])) return "the loss is not NaN";
+    return NULL;
+}
+
+static const struct op_property forward_properties[] = {
+    {"a target out of range", target_out_of_range},
+    {"rows of dlogits sum to 0", rows_sum_to_zero},
+    {"a common shift changes nothing", shift_invariance},
+};
+
+/* ---- bench ------------------------------------------------------------------------------------------------------ */
+
+static const struct op_case bench[] = {
+    {.label = "1024x32000", .size = {1024, 32000}, .flags = GRADIENT},
+    {.label = "1024x32000 loss only", .size = {1024, 32000}, .flags = BARE},
+    {.label = "16384x32000", .size = {16384, 32000}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "16384x32000 loss only", .size = {16384, 32000}, .flags = BARE, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "8192x128256", .size = {8192, 128256}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "8192x128256 loss only", .size = {8192, 128256}, .flags = BARE, .dtypes = 1u << LIGER_BF16, .large = true},
+};
+
+const struct op_cases cross_entropy_forward_cases = {
+    .name = "cross_entropy_forward",
+    .tensor_count = FORWARD_TENSORS,
+    .describe = describe_forward,
+    .cases = forward_cases,
+    .case_count = OP_COUNT(forward_cases),
+    .prepare = prepare,
+    .call = call_forward,
+    .workspace = workspace_forward,
+    .reference = reference_forward,
+    .aliases = aliases,
+    .alias_count = OP_COUNT(aliases),
+    .provocations = forward_provocations,
+    .provocation_count = OP_COUNT(forward_provocations),
+    .properties = forward_properties,
+    .property_count = OP_COUNT(forward_properties),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
+};
+
+const struct op_cases cross_entropy_backward_cases = {
+    .name = "cross_entropy_backward",
+    .tensor_count = BACKWARD_TENSORS,
+    .describe = describe_backward,
+    .cases = backward_cases,
+    .case_count = OP_COUNT(backward_cases),
+    .prepare = prepare,
+    .call = call_backward,
+    .workspace = workspace_backward,
+    .reference = reference_backward,
+    .loss = loss_backward,
+    .gradients = gradients,
+    .gradient_count = OP_COUNT(gradients),
+    .aliases = aliases,
+    .alias_count = OP_COUNT(aliases),
+    .provocations = backward_provocations,
+    .provocation_count = OP_COUNT(backward_provocations),
+};
