@@ -1,0 +1,47 @@
+"""AutoModelForCausalLM that patches the model's family before it builds the model."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from liger_kernel.transformers.monkey_patch import (
+    LIGER_FLAGS,
+    MODEL_TYPE_TO_APPLY_LIGER_FN,
+    _apply_liger_kernel,
+)
+
+
+def _without_liger_options(model_type: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs` without what was meant for the patching function, which the model's constructor would refuse."""
+    names = set(LIGER_FLAGS)
+    apply_fn = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model_type) if model_type else None
+    if apply_fn is not None:
+        names.update(inspect.signature(apply_fn).parameters)
+    return {name: value for name, value in kwargs.items() if name not in names}
+
+
+class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
+    """Drop-in for AutoModelForCausalLM. The patching flags of the family (rope, rms_norm, ...) may be given as keywords.
+
+    A model type that is not supported gives a warning and the unpatched model.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Read the config, patch its family, load the model."""
+        config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model_type = getattr(config, "model_type", None)
+        _apply_liger_kernel(model_type, **kwargs)
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, **_without_liger_options(model_type, kwargs)
+        )
+
+    @classmethod
+    def from_config(cls, config, **kwargs):
+        """Patch the family of `config`, build the model with fresh weights."""
+        model_type = getattr(config, "model_type", None)
+        _apply_liger_kernel(model_type, **kwargs)
+        return super().from_config(config, **_without_liger_options(model_type, kwargs))

@@ -1,0 +1,71 @@
+"""The output projection and cross entropy in one, without the whole matrix of logits, as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
+from liger_kernel.transformers.cross_entropy import check_loss_options
+from liger_kernel.transformers.functional import CrossEntropyOutput
+
+
+class LigerFusedLinearCrossEntropyLoss(nn.Module):
+    """Cross entropy of `_input` [BT, H] · `lin_weight`ᵀ [V, H] (+ `bias` [V]) with `target` [BT], chunk by chunk.
+
+    Options as in `LigerCrossEntropyLoss`; `ce_weight` are the class weights. `accum_dtype` is the dtype in which the
+    weight gradient accumulates (None: fp32). `use_token_scaling` multiplies each row's loss and gradient by the
+    probability of its target. The loss is fp32. Note the order of forward's arguments: the weight first.
+    """
+
+    def __init__(
+        self,
+        ce_weight: torch.Tensor | None = None,
+        ignore_index: int = -100,
+        lse_square_scale: float = 0.0,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        softcap: float | None = None,
+        return_z_loss: bool = False,
+        accum_dtype: torch.dtype | None = None,
+        use_token_scaling: bool = False,
+        return_token_accuracy: bool = False,
+        return_predicted_tokens: bool = False,
+    ) -> None:
+        super().__init__()
+        check_loss_options(label_smoothing, reduction, softcap)
+        self.ce_weight = ce_weight
+        self.ignore_index = ignore_index
+        self.lse_square_scale = lse_square_scale
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+        self.softcap = softcap
+        self.return_z_loss = return_z_loss
+        self.accum_dtype = accum_dtype
+        self.use_token_scaling = use_token_scaling
+        self.return_token_accuracy = return_token_accuracy
+        self.return_predicted_tokens = return_predicted_tokens
+
+    def forward(self, lin_weight, _input, target, bias=None):
+        loss, z_loss, token_accuracy, predicted_tokens = LigerFusedLinearCrossEntropyFunction.apply(
+            _input,
+            lin_weight,
+            target,
+            bias,
+            self.ce_weight,
+            self.ignore_index,
+            self.lse_square_scale,
+            self.label_smoothing,
+            self.reduction,
+            self.softcap,
+            self.return_z_loss,
+            self.accum_dtype,
+            self.use_token_scaling,
+            self.return_token_accuracy,
+            self.return_predicted_tokens,
+        )
+        if not (self.return_z_loss or self.return_token_accuracy or self.return_predicted_tokens):
+            return loss
+        return CrossEntropyOutput(
+            loss=loss, z_loss=z_loss, token_accuracy=token_accuracy, predicted_tokens=predicted_tokens
+        )

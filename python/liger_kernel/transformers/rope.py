@@ -1,0 +1,47 @@
+"""Rotary position embedding with the call form of Hugging Face's `apply_rotary_pos_emb`."""
+
+from __future__ import annotations
+
+import torch
+
+from liger_kernel.ops import LigerRopeFunction
+
+
+def liger_rotary_pos_emb(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    unsqueeze_dim: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate q [B, Hq, S, D] and k [B, Hk, S, D] by the angles in cos and sin [1 or B, S, R] or [S, R].
+
+    The first half of the rotated part pairs with its second half; with R < D the tail of each head passes through.
+    Results have the dtype of q and of k; q and k are left as they are. `position_ids` is ignored. `unsqueeze_dim` must
+    be 1 (ValueError): heads in front of the sequence is the only layout. Newer transformers pass it in the fifth place,
+    so an int there is taken for it.
+    """
+    if isinstance(position_ids, int):
+        position_ids, unsqueeze_dim = None, position_ids
+    if unsqueeze_dim != 1:
+        raise ValueError(
+            f"liger_rotary_pos_emb: unsqueeze_dim is {unsqueeze_dim}, but only 1 (B, H, S, D) is supported"
+        )
+    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim)
+
+
+def liger_rotary_pos_emb_vision(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for vision towers: q, k [S, H, D] and cos, sin [S, D], rotated in fp32, results in q's and k's dtype."""
+    q_rotated, k_rotated = LigerRopeFunction.apply(
+        q.float().unsqueeze(0).transpose(1, 2),
+        k.float().unsqueeze(0).transpose(1, 2),
+        cos.float().unsqueeze(0),
+        sin.float().unsqueeze(0),
+    )
+    return (
+        q_rotated.transpose(1, 2).squeeze(0).to(q.dtype),
+        k_rotated.transpose(1, 2).squeeze(0).to(k.dtype),
+    )

@@ -1,0 +1,129 @@
+"""Gated MLPs, down(silu(gate(x)) ⊙ up(x)), one class per layout of the weights.
+
+The projections are ordinary nn.Linear, so that adapters, quantisation and sharding apply to them; only the activation is
+ours. Every forward is also bound onto Hugging Face modules with the same sub-module names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
+
+
+def _require_silu(config: Any) -> None:
+    if config.hidden_act not in ("silu", "swish"):
+        raise ValueError(f"Activation function {config.hidden_act} not supported.")
+
+
+class LigerSwiGLUMLP(nn.Module):
+    """The MLP of Llama: gate_proj and up_proj H → I, down_proj I → H, biases if `config.mlp_bias` is true.
+
+    Reads hidden_size, intermediate_size, hidden_act and, where it exists, mlp_bias of `config`. ValueError unless
+    hidden_act is "silu" or "swish".
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        _require_silu(config)
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.intermediate_size = config.intermediate_size
+        bias = bool(getattr(config, "mlp_bias", False))
+        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=bias)
+
+    def forward(self, x):
+        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class LigerBlockSparseTop2MLP(nn.Module):
+    """One expert of Mixtral: w1 is the gate, w3 the up and w2 the down projection, without biases."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        _require_silu(config)
+        self.ffn_dim = config.intermediate_size
+        self.hidden_dim = config.hidden_size
+        self.w1 = nn.Linear(self.hidden_dim, self.ffn_dim, bias=False)
+        self.w2 = nn.Linear(self.ffn_dim, self.hidden_dim, bias=False)
+        self.w3 = nn.Linear(self.hidden_dim, self.ffn_dim, bias=False)
+
+    def forward(self, x):
+        return self.w2(LigerSiLUMulFunction.apply(self.w1(x), self.w3(x)))
+
+
+class LigerPhi3SwiGLUMLP(nn.Module):
+    """The MLP of Phi-3: gate and up in one projection gate_up_proj H → 2I, the gate in its first half."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        _require_silu(config)
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.intermediate_size = config.intermediate_size
+        self.gate_up_proj = nn.Linear(self.hidden_size, 2 * self.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(LigerFusedGateUpSiLUMulFunction.apply(self.gate_up_proj(x)))
+
+
+class LigerQwen3MoeSwiGLUMLP(nn.Module):
+    """As Llama's without biases; `intermediate_size` overrides that of `config` (experts are narrower)."""
+
+    def __init__(self, config: Any, intermediate_size: int | None = None) -> None:
+        super().__init__()
+        _require_silu(config)
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.intermediate_size = config.intermediate_size if intermediate_size is None else intermediate_size
+        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class LigerHunyuanV1SwiGLUMLP(nn.Module):
+    """As Llama's without biases; `layer_idx` and `is_shared_mlp` are part of Hugging Face's call."""
+
+    def __init__(self, config: Any, layer_idx: int | None = None, is_shared_mlp: bool = False) -> None:
+        super().__init__()
+        _require_silu(config)
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.intermediate_size = config.intermediate_size
+        self.layer_idx = layer_idx
+        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class LigerFalconH1SwiGLUMLP(nn.Module):
+    """down_multiplier · down(silu(gate_multiplier · gate(x)) ⊙ up(x)), multipliers from `config.mlp_multipliers`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        _require_silu(config)
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.intermediate_size = config.intermediate_size
+        bias = bool(getattr(config, "mlp_bias", False))
+        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=bias)
+        self.gate_multiplier, self.down_multiplier = config.mlp_multipliers
+
+    def forward(self, x):
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if getattr(self.down_proj, "bias", None) is None:  # the multiplier commutes with the projection
+            return self.down_proj(LigerSiLUMulFunction.apply(gate, up, self.gate_multiplier, self.down_multiplier))
+        return self.down_proj(LigerSiLUMulFunction.apply(gate, up, self.gate_multiplier)) * self.down_multiplier

@@ -1,0 +1,32 @@
+"""Options and fixtures of all Python tests. `--device cuda` runs on the GPU what is written for any device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="device of the tensors under test")
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    name = request.config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.exit("--device cuda: torch finds no CUDA device here", returncode=2)
+    return torch.device(name)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unpatched():
+    """Nothing is patched before the test, and nothing after it."""
+    monkey_patch = pytest.importorskip("liger_kernel.transformers.monkey_patch", reason="needs transformers")
+    monkey_patch.revert_liger_kernel()
+    yield monkey_patch
+    monkey_patch.revert_liger_kernel()

@@ -1,0 +1,553 @@
+"""The package as its users call it: names, where they can be imported from, call forms, support modules.
+
+What the operators compute is tested elsewhere; here it is compared with torch once per call form.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import operator
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import liger_kernel
+import liger_kernel.transformers as lk
+import liger_kernel.transformers.functional as F
+import pytest
+import torch
+from liger_kernel import utils
+from liger_kernel.ops import utils as ops_utils
+from torch import nn
+
+HIDDEN, INTER, VOCAB = 24, 40, 31
+
+
+def config(**changes):
+    return types.SimpleNamespace(**{**dict(hidden_size=HIDDEN, intermediate_size=INTER, hidden_act="silu"), **changes})
+
+
+def assert_close(actual, expected, tolerance=2e-5):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def parameters(function):
+    return {
+        p.name: (p.default if p.default is not p.empty else ...)
+        for p in inspect.signature(function).parameters.values()
+        if p.name != "self"
+    }
+
+
+def python(code, **environment):
+    root = str(pathlib.Path(liger_kernel.__file__).parents[1])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- the package -----------------------------------------------------------------------------------------------------
+
+
+def test_version():
+    assert liger_kernel.__version__ == "0.9.0"
+    assert {name for name in vars(liger_kernel) if not name.startswith("__")} <= {
+        module.rpartition(".")[2] for module in sys.modules if module.startswith("liger_kernel.")
+    }
+    for spelling in ("liger-kernel", "liger_kernel"):
+        try:
+            assert importlib.metadata.version(spelling) == "0.9.0"
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip("run from a checkout: no distribution metadata")
+
+
+def test_typed():
+    assert pathlib.Path(liger_kernel.__file__).with_name("py.typed").is_file()
+
+
+def test_all_names_are_there_and_sorted():
+    for name in lk.__all__:
+        getattr(lk, name)
+    assert set(lk.__all__) <= set(dir(lk))
+    assert not {"LigerExperts", "LigerVocabParallelCrossEntropy"} & set(lk.__all__)
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        lk.no_such_name  # noqa: B018
+    assert not hasattr(lk, "apply_liger_kernel_to_no_such_model")
+
+
+def test_lazy_names():
+    pytest.importorskip("transformers", reason="needs transformers")
+    patching = importlib.import_module("liger_kernel.transformers.monkey_patch")
+    for name in ("apply_liger_kernel_to_llama", "_apply_liger_kernel", "_apply_liger_kernel_to_instance"):
+        assert getattr(lk, name) is getattr(patching, name) and name in lk.__all__
+    assert lk.revert_liger_kernel is patching.revert_liger_kernel
+    assert lk.monkey_patch is patching
+    integration = importlib.import_module("liger_kernel.transformers.trainer_integration")
+    assert integration._apply_liger_kernel is patching._apply_liger_kernel
+    auto = importlib.import_module("liger_kernel.transformers.auto_model")
+    assert lk.AutoLigerKernelForCausalLM is auto.AutoLigerKernelForCausalLM
+    import transformers
+
+    assert issubclass(lk.AutoLigerKernelForCausalLM, transformers.AutoModelForCausalLM)
+
+
+def test_import_needs_torch_only():
+    said = python(
+        """
+import sys
+for absent in ("transformers", "triton", "peft", "trl", "rich", "accelerate"):
+    sys.modules[absent] = None
+import liger_kernel.transformers as lk
+assert not lk.is_transformers_available()
+assert lk.LigerRMSNorm and lk.LigerSwiGLUMLP and lk.liger_rotary_pos_emb
+import liger_kernel.transformers.functional, liger_kernel.utils, liger_kernel.ops.utils
+assert "apply_liger_kernel_to_llama" not in lk.__all__
+for name in ("AutoLigerKernelForCausalLM", "apply_liger_kernel_to_llama", "_apply_liger_kernel", "monkey_patch"):
+    try:
+        getattr(lk, name)
+    except ImportError as error:
+        assert "transformers" in str(error)
+    else:
+        raise SystemExit(name)
+try:
+    lk.unknown
+except AttributeError:
+    print("right")
+"""
+    )
+    assert said.strip() == "right"
+
+
+def test_import_brings_nothing_along():
+    said = python(
+        "import sys; before = set(sys.modules) | {'torch'}; import torch; before |= set(sys.modules)\n"
+        "import liger_kernel.transformers\n"
+        "print([m for m in ('transformers', 'triton', 'peft', 'rich') if m in sys.modules and m not in before])"
+    )
+    assert said.strip() == "[]"
+
+
+# ---- signatures ------------------------------------------------------------------------------------------------------
+
+LOSS = dict(ignore_index=-100, lse_square_scale=0.0, label_smoothing=0.0, reduction="mean", softcap=None)
+RETURNS = dict(return_token_accuracy=False, return_predicted_tokens=False)
+NORM = dict(eps=1e-6, offset=0.0, casting_mode="llama", init_fn="ones", in_place=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lk.LigerRMSNorm.__init__, dict(hidden_size=..., **NORM, row_mode=None, elementwise_affine=True)),
+        (lk.LigerFusedAddRMSNorm.__init__, dict(hidden_size=..., **{**NORM, "in_place": False})),
+        (lk.LigerFusedAddRMSNorm.forward, dict(hidden_states=..., residual=...)),
+        (lk.LigerCrossEntropyLoss.__init__, dict(weight=None, **LOSS, return_z_loss=False, **RETURNS)),
+        (lk.LigerCrossEntropyLoss.forward, dict(_input=..., target=...)),
+        (
+            lk.LigerFusedLinearCrossEntropyLoss.__init__,
+            dict(ce_weight=None, **LOSS, return_z_loss=False, accum_dtype=None, use_token_scaling=False, **RETURNS),
+        ),
+        (lk.LigerFusedLinearCrossEntropyLoss.forward, dict(lin_weight=..., _input=..., target=..., bias=None)),
+        (lk.liger_rotary_pos_emb, dict(q=..., k=..., cos=..., sin=..., position_ids=None, unsqueeze_dim=1)),
+        (lk.LigerSwiGLUMLP.__init__, dict(config=...)),
+        (lk.LigerQwen3MoeSwiGLUMLP.__init__, dict(config=..., intermediate_size=None)),
+        (F.liger_rms_norm, dict(X=..., W=..., eps=..., offset=0.0, casting_mode="llama", in_place=True)),
+        (
+            F.liger_fused_add_rms_norm,
+            dict(X=..., R=..., W=..., eps=..., offset=0.0, casting_mode="llama", in_place=True),
+        ),
+        (F.liger_swiglu, dict(a=..., b=...)),
+        (F.liger_rope, dict(q=..., k=..., cos=..., sin=..., position_ids=None, unsqueeze_dim=1)),
+    ],
+)
+def test_signatures(function, expected):
+    assert list(parameters(function).items()) == list(expected.items())
+
+
+def test_functional_loss_argument_order():
+    assert list(parameters(F.liger_cross_entropy))[:8] == [
+        "input",
+        "target",
+        "weight",
+        "size_average",
+        "ignore_index",
+        "reduce",
+        "reduction",
+        "label_smoothing",
+    ]
+    assert list(parameters(F.liger_fused_linear_cross_entropy))[:5] == [
+        "input",
+        "weight",
+        "target",
+        "bias",
+        "ce_weight",
+    ]
+
+
+def test_patching_signatures():
+    patching = pytest.importorskip("liger_kernel.transformers.monkey_patch", reason="needs transformers")
+    standard = dict(rope=True, cross_entropy=False, fused_linear_cross_entropy=True, rms_norm=True, swiglu=True)
+    assert parameters(patching.apply_liger_kernel_to_llama) == dict(**standard, model=None)
+    assert parameters(patching._patch_rms_norm_module) == dict(
+        module=..., offset=0.0, eps=1e-6, casting_mode="llama", in_place=True, row_mode=None
+    )
+    assert parameters(patching.revert_liger_kernel) == dict(model=None)
+    from liger_kernel.transformers.model import llama
+
+    names = list(parameters(llama.lce_forward))
+    assert names[:3] == ["input_ids", "attention_mask", "position_ids"]
+    assert names[-3:] == ["logits_to_keep", "skip_logits", "kwargs"]
+    assert {"labels", "cache_position", "return_dict", "output_attentions"} <= set(names)
+
+
+# ---- RMSNorm ---------------------------------------------------------------------------------------------------------
+
+
+def reference_norm(x, weight, eps=1e-6, offset=0.0):
+    x = x.double()
+    y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    return y if weight is None else y * (weight.double() + offset)
+
+
+@pytest.mark.parametrize(
+    ("preset", "offset", "casting", "start", "in_place"),
+    [
+        ("LigerRMSNorm", 0.0, "llama", 1.0, True),
+        ("LigerRMSNormForGemma", 1.0, "gemma", 0.0, True),
+        ("LigerRMSNormForGemma2", 1.0, "gemma", 0.0, False),
+        ("LigerRMSNormForGemma3", 1.0, "gemma", 0.0, False),
+        ("LigerRMSNormForGemma4", 0.0, "gemma", 1.0, False),
+        ("LigerRMSNormForOlmo2", 0.0, "llama", 1.0, False),
+        ("LigerRMSNormForGlm4", 0.0, "llama", 1.0, False),
+        ("LigerRMSNormForQwen3Next", 1.0, "gemma", 0.0, False),
+    ],
+)
+def test_norm_presets(device, preset, offset, casting, start, in_place):
+    cls = getattr(importlib.import_module("liger_kernel.transformers.rms_norm"), preset)
+    assert issubclass(cls, lk.LigerRMSNorm)
+    module = cls(HIDDEN, eps=1e-5).to(device)
+    assert (module.offset, module.casting_mode, module.in_place) == (offset, casting, in_place)
+    assert module.variance_epsilon == 1e-5 and module.row_mode is None
+    assert torch.equal(module.weight, torch.full((HIDDEN,), start, device=device))
+    with torch.no_grad():
+        module.weight.add_(torch.randn(HIDDEN, device=device))
+    x = torch.randn(2, 3, HIDDEN, device=device)
+    assert_close(module(x), reference_norm(x, module.weight, 1e-5, offset).float())
+
+
+def test_norm_without_weight(device):
+    gemma4 = importlib.import_module("liger_kernel.transformers.rms_norm").LigerRMSNormForGemma4
+    x = torch.randn(5, HIDDEN, device=device)
+    for module in (gemma4(None, 1e-6, with_scale=False), lk.LigerRMSNorm(None, elementwise_affine=False)):
+        assert module.weight is None and not list(module.parameters())
+        assert_close(module(x), reference_norm(x, None).float())
+        assert "weight_shape=None" in repr(module)
+
+
+def test_norm_checks_and_repr():
+    with pytest.raises(AssertionError):
+        lk.LigerRMSNorm(4, init_fn="twos")
+    with pytest.raises(AssertionError):
+        lk.LigerFusedAddRMSNorm(4, init_fn="twos")
+    assert re.search(
+        r"weight_shape=\(4,\), eps=1e-06, offset=0.0, in_place=True, row_mode=None", repr(lk.LigerRMSNorm(4))
+    )
+    assert "(4,), eps=1e-06, offset=0.0, in_place=False" in repr(lk.LigerFusedAddRMSNorm(4))
+
+
+def test_norm_forward_serves_foreign_modules(device):
+    class Foreign(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(HIDDEN))
+            self.variance_epsilon = 1e-3
+
+    foreign = Foreign().to(device)
+    foreign.forward = types.MethodType(lk.LigerRMSNorm.forward, foreign)
+    x = torch.randn(3, HIDDEN, device=device)
+    assert_close(foreign(x), reference_norm(x, foreign.weight, 1e-3).float())
+    assert "def forward" in inspect.getsource(lk.LigerRMSNorm.forward)
+
+
+def test_patched_norm_keeps_its_epsilon():
+    patching = pytest.importorskip("liger_kernel.transformers.monkey_patch", reason="needs transformers")
+    for own, expected in (({"eps": 0.0}, 0.0), ({"variance_epsilon": 0.5, "eps": 0.25}, 0.5), ({}, 1e-4)):
+        module = nn.Module()
+        module.weight = nn.Parameter(torch.ones(3))
+        for name, value in own.items():
+            setattr(module, name, value)
+        patching._patch_rms_norm_module(module, offset=1.0, eps=1e-4, casting_mode="gemma", in_place=False)
+        assert module.variance_epsilon == expected
+        assert (module.offset, module.casting_mode, module.in_place, module.row_mode) == (1.0, "gemma", False, None)
+        assert repr(module).startswith("LigerRMSNorm(weight_shape=(3,)")
+        patching.revert_liger_kernel(module)
+        assert set(module.__dict__) - set(nn.Module().__dict__) == set(own)
+
+
+def test_add_norm(device):
+    module = lk.LigerFusedAddRMSNorm(HIDDEN).to(device)
+    x, residual = torch.randn(2, 3, HIDDEN, device=device), torch.randn(2, 3, HIDDEN, device=device)
+    y, total = module(x, residual)
+    assert_close(total, x + residual)
+    assert_close(y, reference_norm(x + residual, module.weight).float())
+    y, total = F.liger_fused_add_rms_norm(x, residual, module.weight, 1e-6)
+    assert_close(y, reference_norm(x + residual, module.weight).float())
+
+
+def test_functional_norm(device):
+    x, weight = torch.randn(3, HIDDEN, device=device), torch.randn(HIDDEN, device=device)
+    assert_close(F.liger_rms_norm(x, weight, 1e-6, 1.0, "gemma", False), reference_norm(x, weight, offset=1.0).float())
+    with pytest.raises(AssertionError, match="Invalid casting mode"):
+        F.liger_rms_norm(x, weight, 1e-6, 0.0, "no-such-mode")
+
+
+# ---- RoPE ------------------------------------------------------------------------------------------------------------
+
+
+def reference_rope(x, cos, sin):
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), -1)
+    return x * cos + turned * sin
+
+
+def test_rope_call_forms(device):
+    q, k = torch.randn(2, 4, 5, 8, device=device), torch.randn(2, 2, 5, 8, device=device)
+    angle = torch.randn(1, 5, 4, device=device)
+    cos, sin = torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
+    expected = tuple(reference_rope(x, cos.unsqueeze(1), sin.unsqueeze(1)) for x in (q, k))
+    for result in (
+        lk.liger_rotary_pos_emb(q, k, cos, sin),
+        lk.liger_rotary_pos_emb(q, k, cos, sin, None, 1),
+        lk.liger_rotary_pos_emb(q, k, cos, sin, 1),  # newer transformers: the fifth argument is unsqueeze_dim
+        lk.liger_rotary_pos_emb(q=q, k=k, cos=cos, sin=sin, position_ids=torch.arange(5), unsqueeze_dim=1),
+        F.liger_rope(q, k, cos, sin),
+    ):
+        assert_close(result[0], expected[0])
+        assert_close(result[1], expected[1])
+    for wrong in (
+        lambda: lk.liger_rotary_pos_emb(q, k, cos, sin, 2),
+        lambda: lk.liger_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=0),
+    ):
+        with pytest.raises(ValueError, match="unsqueeze_dim"):
+            wrong()
+
+
+def test_vision_rope(device):
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb_vision
+
+    q, k = (torch.randn(5, heads, 8, device=device).bfloat16() for heads in (4, 2))
+    angle = torch.randn(5, 4, device=device)
+    cos, sin = torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
+    for actual, x in zip(liger_rotary_pos_emb_vision(q, k, cos, sin), (q, k), strict=True):
+        assert actual.shape == x.shape and actual.dtype == x.dtype
+        assert_close(actual, reference_rope(x.float(), cos.unsqueeze(1), sin.unsqueeze(1)).bfloat16(), 1e-2)
+
+
+# ---- SwiGLU ----------------------------------------------------------------------------------------------------------
+
+
+def silu_mlp(x, gate, up, down):
+    return down(nn.functional.silu(gate(x)) * up(x))
+
+
+def test_mlps(device):
+    swiglu = importlib.import_module("liger_kernel.transformers.swiglu")
+    x = torch.randn(2, 3, HIDDEN, device=device)
+    for name in ("LigerSwiGLUMLP", "LigerQwen3MoeSwiGLUMLP", "LigerHunyuanV1SwiGLUMLP"):
+        mlp = getattr(swiglu, name)(config()).to(device)
+        assert mlp.gate_proj.weight.shape == (INTER, HIDDEN) and mlp.down_proj.bias is None
+        assert_close(mlp(x), silu_mlp(x, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    mlp = swiglu.LigerBlockSparseTop2MLP(config()).to(device)
+    assert_close(mlp(x), silu_mlp(x, mlp.w1, mlp.w3, mlp.w2))
+    mlp = swiglu.LigerPhi3SwiGLUMLP(config(hidden_act="swish")).to(device)
+    gate, up = mlp.gate_up_proj(x).chunk(2, -1)
+    assert_close(mlp(x), mlp.down_proj(nn.functional.silu(gate) * up))
+    assert swiglu.LigerQwen3MoeSwiGLUMLP(config(), intermediate_size=8).up_proj.out_features == 8
+    assert swiglu.LigerHunyuanV1SwiGLUMLP(config(), 3, True).layer_idx == 3
+
+
+def test_mlp_biases_of_the_config(device):
+    mlp = lk.LigerSwiGLUMLP(config(mlp_bias=True)).to(device)
+    assert all(p.bias is not None for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    x = torch.randn(3, HIDDEN, device=device)
+    assert_close(mlp(x), silu_mlp(x, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_falcon_mlp(device, bias):
+    mlp = lk.LigerFalconH1SwiGLUMLP(config(mlp_multipliers=(0.5, 3.0), mlp_bias=bias)).to(device)
+    x = torch.randn(3, HIDDEN, device=device)
+    inner = nn.functional.silu(0.5 * mlp.gate_proj(x)) * mlp.up_proj(x)
+    assert_close(mlp(x), 3.0 * mlp.down_proj(inner))
+
+
+def test_other_activations_are_refused():
+    swiglu = importlib.import_module("liger_kernel.transformers.swiglu")
+    for name in [n for n in vars(swiglu) if n.startswith("Liger") and n.endswith("MLP")]:
+        with pytest.raises(ValueError, match="Activation function gelu not supported"):
+            getattr(swiglu, name)(config(hidden_act="gelu", mlp_multipliers=(1.0, 1.0)))
+
+
+def test_functional_swiglu(device):
+    a, b = torch.randn(3, 7, device=device), torch.randn(3, 7, device=device)
+    assert_close(F.liger_swiglu(a, b), nn.functional.silu(a) * b)
+
+
+# ---- cross entropy ---------------------------------------------------------------------------------------------------
+
+
+def test_losses(device):
+    x = torch.randn(9, HIDDEN, device=device)
+    weight, bias = torch.randn(VOCAB, HIDDEN, device=device), torch.randn(VOCAB, device=device)
+    target = torch.randint(0, VOCAB, (9,), device=device)
+    target[2] = -100
+    logits = x @ weight.T + bias
+    expected = nn.functional.cross_entropy(logits, target)
+    plain, fused = lk.LigerCrossEntropyLoss(), lk.LigerFusedLinearCrossEntropyLoss()
+    assert_close(plain(logits, target), expected)
+    assert_close(fused(weight, x, target, bias), expected)
+    assert_close(F.liger_cross_entropy(logits, target), expected)
+    assert_close(F.liger_fused_linear_cross_entropy(x, weight, target, bias), expected)
+    rows = nn.functional.cross_entropy(logits, target, reduction="none")
+    assert_close(lk.LigerFusedLinearCrossEntropyLoss(reduction="none")(weight, x, target, bias), rows)
+    assert_close(F.liger_cross_entropy(logits, target, reduction="sum"), rows.sum())
+
+
+def test_extra_results(device):
+    logits, target = torch.randn(9, VOCAB, device=device), torch.randint(0, VOCAB, (9,), device=device)
+    best = logits.argmax(-1)
+    result = F.liger_cross_entropy(logits, target, return_token_accuracy=True, return_predicted_tokens=True)
+    assert isinstance(result, F.CrossEntropyOutput) and result.z_loss is None
+    assert_close(result.token_accuracy, (best == target).float().mean())
+    assert torch.equal(result.predicted_tokens, best)
+    module = lk.LigerCrossEntropyLoss(return_token_accuracy=True)
+    assert module(logits, target).predicted_tokens is None
+    eye = torch.eye(VOCAB, device=device)
+    fused = F.liger_fused_linear_cross_entropy(logits, eye, target, return_predicted_tokens=True)
+    assert torch.equal(fused.predicted_tokens, best) and fused.token_accuracy is None
+
+
+@pytest.mark.parametrize("cls", [lk.LigerCrossEntropyLoss, lk.LigerFusedLinearCrossEntropyLoss])
+def test_loss_options_are_checked(cls):
+    for wrong in (dict(label_smoothing=1.5), dict(label_smoothing=-0.1), dict(reduction="avg"), dict(softcap=0.0)):
+        with pytest.raises(AssertionError):
+            cls(**wrong)
+
+
+def test_class_weight_is_a_plain_attribute():
+    module = lk.LigerCrossEntropyLoss(weight=torch.ones(3))
+    assert not list(module.parameters()) and not list(module.buffers()) and not module.state_dict()
+
+
+# ---- support modules -------------------------------------------------------------------------------------------------
+
+
+def test_calculate_settings():
+    assert [ops_utils.calculate_settings(n) for n in (1, 1000, 1025, 8192, 32768, 65537, 200000)] == [
+        (1, 4),
+        (1024, 4),
+        (2048, 8),
+        (8192, 16),
+        (32768, 32),
+        (131072, 32),
+        (262144, 32),
+    ]
+
+
+def test_ops_utils():
+    assert ops_utils.infer_device is utils.infer_device
+    assert ops_utils.is_hip() == (torch.version.hip is not None)
+    assert ops_utils.compare_version("torch", operator.ge, "2.0") is True
+    assert ops_utils.compare_version("surely_no_such_package", operator.ge, "0") is False
+    assert ops_utils.get_npu_core_count(default=7) in (7, ops_utils.get_npu_core_count())
+    with ops_utils.device_context(torch.device("cpu")):
+        pass
+    if importlib.util.find_spec("triton") is None:
+        assert dict(ops_utils.torch_to_triton_dtype) == {}
+    else:
+        assert torch.float32 in ops_utils.torch_to_triton_dtype
+
+    class Function:
+        @staticmethod
+        @ops_utils.ensure_contiguous
+        def forward(ctx, x, n, y=None):
+            return x.is_contiguous(), y.is_contiguous(), n
+
+    transposed = torch.zeros(2, 3).T
+    assert Function.forward(None, transposed, 5, y=transposed) == (True, True, 5)
+    forward, backward = ops_utils.get_amp_custom_fwd_bwd()
+    assert callable(forward) and callable(backward)
+    assert callable(ops_utils.amp_custom_fwd) and callable(ops_utils.amp_custom_bwd)
+
+
+def test_infer_device_and_arch(monkeypatch):
+    assert utils.infer_device() in ("cuda", "npu", "xpu", "cpu")
+    assert utils.infer_comm_backend() in ("nccl", "ascend", "xccl", "mpi", "gloo")
+    assert isinstance(utils.PEFT_AVAILABLE, bool)
+    utils.infer_device_arch.cache_clear()
+    monkeypatch.setattr(utils, "infer_device", lambda: "cuda")
+    monkeypatch.setattr(torch.version, "hip", None)
+    for capability, name in (((9, 0), "hopper"), ((8, 9), "ampere_ada"), ((12, 1), "sm_121"), ((7, 0), "volta_turing")):
+        properties = types.SimpleNamespace(major=capability[0], minor=capability[1])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, p=properties: p)
+        utils.infer_device_arch.cache_clear()
+        assert utils.infer_device_arch(0) == name and utils.infer_device_arch(0) == name
+        assert utils.infer_device_arch.cache_info().hits == 1
+    for raw, name in (("gfx90a:sramecc+:xnack-", "cdna2"), ("gfx942", "cdna3"), ("gfx9999", "gfx9999")):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, r=raw: types.SimpleNamespace(gcnArchName=r))
+        assert utils._infer_amd_arch(0) == name
+
+    def broken(_):
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
+    utils.infer_device_arch.cache_clear()
+    assert utils.infer_device_arch() == "cuda"
+    utils.infer_device_arch.cache_clear()
+
+
+def test_version_dispatch():
+    pytest.importorskip("transformers", reason="needs transformers")
+
+    def call(required):
+        return utils.transformers_version_dispatch(
+            required,
+            lambda *a, **k: ("before", a, k),
+            lambda *a, **k: ("after", a, k),
+            before_args=(1,),
+            after_args=(2,),
+            after_kwargs={"x": 3},
+        )
+
+    assert call("4.0.0") == ("after", (2,), {"x": 3})
+    assert call("999.0") == ("before", (1,), {})
+
+
+def test_too_old_transformers_is_refused():
+    pytest.importorskip("transformers", reason="needs transformers")
+    said = python(
+        """
+import transformers
+transformers.__version__ = "4.51.3"
+try:
+    import liger_kernel.transformers.monkey_patch
+except ImportError as error:
+    print(error)
+"""
+    )
+    assert "4.52.0" in said and "4.51.3" in said

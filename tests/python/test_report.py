@@ -1,0 +1,85 @@
+"""`python -m liger_kernel` and the environment report: what they say, and that a missing part is named with its reason."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+
+import liger_kernel
+import pytest
+from liger_kernel import __main__ as report
+from liger_kernel import env_report
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_command_line():
+    done = run("-m", "liger_kernel", LIGER_DISABLE="rope")
+    assert done.returncode in (0, 1), done.stderr
+    for word in (liger_kernel.__version__, "torch", "transformers", "python", "LIGER_DISABLE", "rope"):
+        assert word in done.stdout, done.stdout
+    assert done.returncode == 0 or "not usable" in done.stdout
+
+
+def test_env_report_command_line():
+    done = run("-m", "liger_kernel.env_report")
+    assert done.returncode == 0, done.stderr
+    for word in ("Operating system", "Python", "0.9.0", "PyTorch", "CUDA", "HIP", "Triton", "Transformers", "XPU"):
+        assert word in done.stdout, done.stdout
+    assert "RuntimeWarning" not in done.stderr
+
+
+def test_print_env_report_returns_nothing(capsys):
+    assert env_report.print_env_report() is None
+    assert "PyTorch" in capsys.readouterr().out
+
+
+def test_native_facts_come_from_the_binding(monkeypatch):
+    binding = types.ModuleType("liger_kernel._native")
+    binding.report = lambda: {"library": "/somewhere/libliger.so 0.9.0", "cuBLASLt": "not found: no such file"}
+    monkeypatch.setitem(sys.modules, "liger_kernel._native", binding)
+    rows, usable = report.collect()
+    assert usable and dict(rows)["library"] == "/somewhere/libliger.so 0.9.0"
+
+
+def test_a_broken_binding_is_named_with_its_reason(monkeypatch):
+    binding = types.ModuleType("liger_kernel._native")
+
+    def broken():
+        raise OSError("libliger.so: cannot open shared object file")
+
+    binding.report = broken
+    monkeypatch.setitem(sys.modules, "liger_kernel._native", binding)
+    rows, usable = report.collect()
+    assert not usable
+    assert dict(rows)["library"] == "not usable: OSError: libliger.so: cannot open shared object file"
+    assert report.main() == 1
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert report.package_fact("transformers").startswith("not ")
+    assert report.package_fact("surely_no_such_package") == "not installed"
+
+
+@pytest.mark.parametrize("with_rich", [True, False])
+def test_table_with_and_without_rich(monkeypatch, capsys, with_rich):
+    if with_rich:
+        pytest.importorskip("rich", reason="rich is not installed")
+    else:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    report.print_table([("library", "/a/[b]/lib.so"), ("GPU", "none: no driver")])
+    shown = capsys.readouterr().out
+    assert "/a/[b]/lib.so" in shown and "none: no driver" in shown
+    assert ("─" in shown or "━" in shown) == with_rich
