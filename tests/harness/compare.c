@@ -26,16 +26,19 @@ static double error_of(double got, double expected, double budget, double larges
     return budget > 0 ? error / budget : INFINITY;
 }
 
-struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dtype, int64_t count, const double *got,
-                                 const double *expected) {
+struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dtype, liger_dtype t, int64_t count,
+                                 const double *got, const double *expected) {
     struct comparison result = {0, -1, 0, 0};
     const bool exact = !format_is_float(dtype);
     const double unit = exact ? 0 : format_unit(dtype);
     const double largest = exact ? INFINITY : format_largest(dtype);
     const double magnitude = spec->magnitude > 0 ? spec->magnitude : compare_magnitude(count, expected);
-    const double fixed = exact ? 0 : spec->absolute * 0x1p-24 * magnitude + 0.5 * spec->relative * format_smallest(dtype);
+    const double inner = t == LIGER_F16 || t == LIGER_BF16 ? spec->inner * 2 * format_unit(t) : 0;
+    const double fixed =
+        exact ? 0 : (spec->absolute * 0x1p-24 + inner) * magnitude + 0.5 * spec->relative * format_smallest(dtype);
     for (int64_t i = 0; i < count; i++) {
-        const double rounded = isfinite(expected[i]) && fabs(expected[i]) > largest ? op_round(dtype, expected[i]) : expected[i];
+        const bool beyond = isfinite(expected[i]) && fabs(expected[i]) > largest;
+        const double rounded = beyond ? op_round(dtype, expected[i]) : expected[i];
         const double budget = exact || !isfinite(rounded) ? fixed : fixed + spec->relative * unit * fabs(rounded);
         const double error = error_of(got[i], rounded, budget, largest);
         if (result.index < 0 || error > result.worst)

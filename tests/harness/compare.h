@@ -13,9 +13,9 @@ struct comparison {
     double got, expected;
 };
 
-/* Budget as in tensor_spec. The comparison fails if worst > 1. */
-struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dtype, int64_t count, const double *got,
-                                 const double *expected);
+/* Budget as in tensor_spec; `dtype` is the output's, `t` that of the activations. The comparison fails if worst > 1. */
+struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dtype, liger_dtype t, int64_t count,
+                                 const double *got, const double *expected);
 
 /* The largest finite magnitude. */
 double compare_magnitude(int64_t count, const double *values);

@@ -88,14 +88,15 @@ static bool outputs_right(struct call_image *image, struct op_run *run, struct r
         }
         call_image_read(image, i, got);
         const liger_dtype dtype = op_tensor_dtype(&run->spec[i], run->types);
-        const struct comparison c = compare_values(&run->spec[i], dtype, run->count[i], got, run->expected[i]);
+        const struct comparison c =
+            compare_values(&run->spec[i], dtype, run->types.t, run->count[i], got, run->expected[i]);
         free(got);
         if (!(c.worst <= 1)) {
             report_fail(report, "%s: %s[%lld] is %.9g, expected %.9g: %.3g budgets off", label, run->spec[i].name,
                         (long long)c.index, c.got, c.expected, c.worst);
             return false;
         }
-        char where[160];
+        char where[REPORT_TEXT];
         snprintf(where, sizeof where, "%s of %s", run->spec[i].name, label);
         report_error(report, c.worst, where);
     }

@@ -107,7 +107,7 @@ static void check_gradient(struct op_run *run, const struct op_gradient *pair, s
         }
         worst = error > worst ? error : worst;
     }
-    char where[160];
+    char where[REPORT_TEXT];
     snprintf(where, sizeof where, "%s of %s", run->spec[pair->gradient].name, run->c.label);
     report_error(report, worst, where);
     report_pass(report);

@@ -73,6 +73,9 @@ struct tensor_spec {
      * roundoff (2^-24, 2^-11, 2^-8) and magnitude, if 0, is the largest |reference| of this output. One correct rounding
      * at the store is relative = 1. Integer outputs must be equal. */
     double relative, absolute, magnitude;
+    /* Roundings to T that the contract puts inside the function: each may fall on the other side of a tie, which allows
+     * 2 · u(T) · magnitude more (nothing if T is f32). */
+    double inner;
 };
 
 /* One call about to be made. An error provocation changes it. */

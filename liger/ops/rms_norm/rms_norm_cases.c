@@ -1,0 +1,446 @@
+/* rms_norm_cases.c - what the drivers need to know about RMSNorm and add+RMSNorm.
+ *
+ * Budgets. y: one rounding at the store; llama rounds x·rstd to T before, which may fall on the other side of a tie (one
+ * ulp is 2 u), none rounds rstd and the weight likewise. The sum of squares is a chain of cols/16 additions on the
+ * narrowest machine and its error is halved by the root: cols/32 u(f32), and a handful for the rest. */
+#include <math.h>
+
+#include "liger/ops/rms_norm/rms_norm.h"
+#include "liger/ops/rms_norm/rms_norm_ref.h"
+#include "tests/harness/op_run.h"
+
+enum { OUTER, ROWS, COLS }; /* sizes; x is [rows, cols], or [outer, rows, cols] if outer > 0, or [cols] if rows < 0 */
+enum { EPSILON, OFFSET, CASTING };
+enum { NO_WEIGHT = 1, NO_RSTD = 2, NO_DX = 4, NO_DWEIGHT = 8, NO_DSUM = 16 };
+
+/* clang-format off */
+static const struct op_case cases[] = {
+    {"5x33 llama",           {0, 5, 33},     {1e-5, 0, LIGER_CAST_LLAMA}},
+    {"5x33 gemma",           {0, 5, 33},     {1e-6, 1, LIGER_CAST_GEMMA}},
+    {"5x33 none",            {0, 5, 33},     {1e-6, 0.1, LIGER_CAST_NONE}},
+    {"4x40 none, no weight", {0, 4, 40},     {1e-6, 0, LIGER_CAST_NONE}, .flags = NO_WEIGHT},
+    {"3x24 no weight",       {0, 3, 24},     {1e-6, 0, LIGER_CAST_LLAMA}, .flags = NO_WEIGHT},
+    {"3x24 no rstd",         {0, 3, 24},     {1e-6, 0, LIGER_CAST_GEMMA}, .flags = NO_RSTD},
+    {"3x24 only dx",         {0, 3, 24},     {1e-6, 0, LIGER_CAST_GEMMA}, .flags = NO_DWEIGHT},
+    {"3x24 only dweight",    {0, 3, 24},     {1e-6, 1, LIGER_CAST_LLAMA}, .flags = NO_DX},
+    {"3x24 no dsum",         {0, 3, 24},     {1e-6, 0, LIGER_CAST_LLAMA}, .flags = NO_DSUM},
+    {"3x24 epsilon 0",       {0, 3, 24},     {0, 0, LIGER_CAST_LLAMA}},
+    {"1-d of 19",            {0, -1, 19},    {1e-6, 0, LIGER_CAST_GEMMA}},
+    {"3-d 2x3x20",           {2, 3, 20},     {1e-6, 0, LIGER_CAST_LLAMA}},
+    {"3-d 3x5x130",          {3, 5, 130},    {1e-6, 1, LIGER_CAST_GEMMA}},
+    {"1x1",                  {0, 1, 1},      {1e-6, 0, LIGER_CAST_LLAMA}},
+    {"7x3",                  {0, 7, 3},      {1e-6, 0, LIGER_CAST_GEMMA}},
+    {"4x15",                 {0, 4, 15},     {1e-6, 0, LIGER_CAST_LLAMA}},
+    {"4x16",                 {0, 4, 16},     {1e-6, 0, LIGER_CAST_LLAMA}},
+    {"4x17",                 {0, 4, 17},     {1e-6, 0, LIGER_CAST_LLAMA}},
+    {"9x64",                 {0, 9, 64},     {1e-6, 0, LIGER_CAST_GEMMA}},
+    {"9x127",                {0, 9, 127},    {1e-6, 0, LIGER_CAST_GEMMA}},
+    {"300x40",               {0, 300, 40},   {1e-6, 0, LIGER_CAST_GEMMA}},
+    {"70x1024",              {0, 70, 1024},  {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
+    {"37x4099",              {0, 37, 4099},  {1e-6, 1, LIGER_CAST_GEMMA}, .large = true},
+    {"2100x129",             {0, 2100, 129}, {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
+    {"19x16384",             {0, 19, 16384}, {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
+    {"3x70001",              {0, 3, 70001},  {1e-6, 0, LIGER_CAST_GEMMA}, .large = true},
+    {"2x262147",             {0, 2, 262147}, {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
+    {"no rows",              {0, 0, 33},     {1e-6, 0, LIGER_CAST_LLAMA}, .edge = true},
+    {"no rows, 3-d",         {2, 0, 33},     {1e-6, 0, LIGER_CAST_GEMMA}, .edge = true},
+};
+static const struct op_case bench[] = {
+    {"2048x4096",   {0, 2048, 4096},  {1e-6, 0, LIGER_CAST_LLAMA}},
+    {"4096x4096",   {0, 4096, 4096},  {1e-6, 0, LIGER_CAST_LLAMA}},
+    {"16384x4096",  {0, 16384, 4096}, {1e-6, 0, LIGER_CAST_LLAMA}},
+};
+/* clang-format on */
+
+static int64_t rows_of(const struct op_case *c) {
+    const int64_t rows = c->size[ROWS] < 0 ? 1 : c->size[ROWS];
+    return c->size[OUTER] > 0 ? c->size[OUTER] * rows : rows;
+}
+
+static struct tensor_spec matrix(const struct op_case *c, const char *name, enum tensor_role role) {
+    struct tensor_spec spec = {.name = name, .role = role, .kind = KIND_T, .gaps = true, .specials = true};
+    if (c->size[OUTER] > 0) spec.shape[spec.ndim++] = c->size[OUTER];
+    if (c->size[ROWS] >= 0) spec.shape[spec.ndim++] = c->size[ROWS];
+    spec.shape[spec.ndim++] = c->size[COLS];
+    return spec;
+}
+
+static struct rms_norm_ref problem(const struct op_case *c, const struct op_types *types, const double *x,
+                                   const double *weight) {
+    return (struct rms_norm_ref){.rows = rows_of(c), .cols = c->size[COLS], .types = *types, .x = x, .weight = weight,
+                                 .casting = (int)c->scalar[CASTING], .epsilon = (float)c->scalar[EPSILON],
+                                 .offset = (float)c->scalar[OFFSET]};
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+enum { X, WEIGHT, Y, RSTD, RESIDUAL, SUM, FORWARD_TENSORS }; /* the last two: add_rms_norm only */
+
+static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    const bool none = c->scalar[CASTING] == LIGER_CAST_NONE, llama = c->scalar[CASTING] == LIGER_CAST_LLAMA;
+    const bool weighted = !(c->flags & NO_WEIGHT);
+    spec[X] = matrix(c, "x", ROLE_IN);
+    spec[WEIGHT] = (struct tensor_spec){.name = "weight", .kind = KIND_WEIGHT, .values = VALUES_POSITIVE, .ndim = 1,
+                                        .shape = {c->size[COLS]}, .absent = !weighted, .specials = true};
+    spec[Y] = matrix(c, "y", ROLE_OUT);
+    spec[Y].relative = 1 + (none ? 2 : 0) + (weighted && (none || llama) ? 2 : 0);
+    spec[Y].absolute = 4 + (double)c->size[COLS] / 32;
+    spec[RSTD] = (struct tensor_spec){.name = "rstd", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1,
+                                      .shape = {rows_of(c)}, .absent = c->flags & NO_RSTD,
+                                      .relative = 3 + (double)c->size[COLS] / 32, .inner = none};
+}
+
+static void describe_add_forward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_forward(c, spec);
+    spec[RESIDUAL] = matrix(c, "residual", ROLE_IN);
+    spec[SUM] = matrix(c, "sum", ROLE_OUT); /* budget 0: x + residual rounded to T, nothing else */
+}
+
+static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    liger_rms_norm_forward_args args = LIGER_RMS_NORM_FORWARD_ARGS_INIT;
+    args.x = call->t[X];
+    args.weight = call->t[WEIGHT];
+    args.y = call->t[Y];
+    args.rstd = call->t[RSTD];
+    args.epsilon = (float)call->c.scalar[EPSILON];
+    args.offset = (float)call->c.scalar[OFFSET];
+    args.casting = (int32_t)call->c.scalar[CASTING];
+    return liger_rms_norm_forward(context, &args, stream);
+}
+
+static liger_status call_add_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    liger_add_rms_norm_forward_args args = LIGER_ADD_RMS_NORM_FORWARD_ARGS_INIT;
+    args.x = call->t[X];
+    args.residual = call->t[RESIDUAL];
+    args.weight = call->t[WEIGHT];
+    args.y = call->t[Y];
+    args.sum = call->t[SUM];
+    args.rstd = call->t[RSTD];
+    args.epsilon = (float)call->c.scalar[EPSILON];
+    args.offset = (float)call->c.scalar[OFFSET];
+    args.casting = (int32_t)call->c.scalar[CASTING];
+    return liger_add_rms_norm_forward(context, &args, stream);
+}
+
+static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[X], t[WEIGHT]);
+    rms_norm_ref_forward(&p, t[Y], t[RSTD]);
+}
+
+static void reference_add_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const int64_t elements = rows_of(c) * c->size[COLS];
+    for (int64_t i = 0; i < elements; i++) t[SUM][i] = op_round(types->t, t[X][i] + t[RESIDUAL][i]);
+    const struct rms_norm_ref p = problem(c, types, t[SUM], t[WEIGHT]);
+    rms_norm_ref_forward(&p, t[Y], t[RSTD]);
+}
+
+/* A row times a power of two gives the same y, if epsilon is 0: every rounding moves with it. */
+static const char *scale_invariance(struct op_run *run) {
+    const int64_t elements = run->count[X];
+    double *first = run->t[RSTD]; /* free for our use: read no more */
+    if (run->c.scalar[EPSILON] != 0 || first == NULL) return NULL;
+    if (op_run_call(run) != LIGER_OK) return liger_last_error();
+    double before = 0, after = 0;
+    for (int64_t i = 0; i < elements; i++) before += run->t[Y][i] * (double)(i % 61 + 1);
+    for (int64_t i = 0; i < elements; i++) run->t[X][i] *= 4;
+    if (op_run_call(run) != LIGER_OK) return liger_last_error();
+    for (int64_t i = 0; i < elements; i++) after += run->t[Y][i] * (double)(i % 61 + 1);
+    return before == after ? NULL : op_run_text(run, "the checksum of y is %.17g, of y for 4x it is %.17g", before, after);
+}
+
+static void x_integer(struct op_call *call) { call->t[X].dtype = LIGER_I32; }
+static void x_scalar(struct op_call *call) { call->t[X].ndim = 0; }
+static void x_no_cols(struct op_call *call) { call->t[X].shape[1] = 0; }
+static void x_not_contiguous(struct op_call *call) { call->t[X].stride[1] = 2; }
+static void x_absent(struct op_call *call) { call->t[X].data = NULL; }
+static void y_absent(struct op_call *call) { call->t[Y].data = NULL; }
+static void y_dtype(struct op_call *call) { call->t[Y].dtype = LIGER_BF16; }
+static void y_rows(struct op_call *call) { call->t[Y].shape[0] = 4; }
+static void y_cols(struct op_call *call) { call->t[Y].shape[1] = 32; }
+static void y_rank(struct op_call *call) { call->t[Y].ndim = 1; }
+static void y_not_contiguous(struct op_call *call) { call->t[Y].stride[1] = 3; }
+static void y_over_x(struct op_call *call) { call->t[Y].data = (float *)call->t[X].data + 1; }
+static void y_over_weight(struct op_call *call) { call->t[Y].data = call->t[WEIGHT].data; }
+static void weight_size(struct op_call *call) { call->t[WEIGHT].shape[0] = 34; }
+static void weight_dtype(struct op_call *call) { call->t[WEIGHT].dtype = LIGER_F16; }
+static void weight_strided(struct op_call *call) { call->t[WEIGHT].stride[0] = 2; }
+static void rstd_size(struct op_call *call) { call->t[RSTD].shape[0] = 6; }
+static void rstd_dtype(struct op_call *call) { call->t[RSTD].dtype = LIGER_F16; }
+static void rstd_over_x(struct op_call *call) { call->t[RSTD].data = call->t[X].data; }
+static void rstd_over_y(struct op_call *call) { call->t[RSTD].data = call->t[Y].data; }
+static void epsilon_negative(struct op_call *call) { call->c.scalar[EPSILON] = -1; }
+static void casting_unknown(struct op_call *call) { call->c.scalar[CASTING] = 7; }
+static void residual_rows(struct op_call *call) { call->t[RESIDUAL].shape[0] = 4; }
+static void residual_dtype(struct op_call *call) { call->t[RESIDUAL].dtype = LIGER_F16; }
+static void residual_absent(struct op_call *call) { call->t[RESIDUAL].data = NULL; }
+static void sum_absent(struct op_call *call) { call->t[SUM].data = NULL; }
+static void sum_cols(struct op_call *call) { call->t[SUM].shape[1] = 32; }
+static void sum_is_y(struct op_call *call) { call->t[SUM].data = call->t[Y].data; }
+static void sum_over_residual(struct op_call *call) { call->t[SUM].data = (float *)call->t[RESIDUAL].data + 1; }
+static void sum_over_weight(struct op_call *call) { call->t[SUM].data = call->t[WEIGHT].data; }
+
+/* clang-format off */
+#define FORWARD_PROVOCATIONS                                                                                           \
+    {"epsilon negative",   0, epsilon_negative, LIGER_ERR_ARGUMENT, {"rms_norm_forward: epsilon", "-1"}},              \
+    {"casting unknown",    0, casting_unknown,  LIGER_ERR_ARGUMENT, {"rms_norm_forward: casting", "7", "2"}},          \
+    {"x absent",           0, x_absent,         LIGER_ERR_ARGUMENT, {"x"}},                                            \
+    {"x of integers",      0, x_integer,        LIGER_ERR_DTYPE,    {"x", "i32"}},                                     \
+    {"x 0-d",              0, x_scalar,         LIGER_ERR_SHAPE,    {"x", "0"}},                                       \
+    {"no columns",         0, x_no_cols,        LIGER_ERR_SHAPE,    {"x.shape[1]", "0"}},                              \
+    {"x not contiguous",   0, x_not_contiguous, LIGER_ERR_LAYOUT,   {"x", "2"}},                                       \
+    {"weight size",        0, weight_size,      LIGER_ERR_SHAPE,    {"weight", "34", "33"}},                           \
+    {"weight dtype",       0, weight_dtype,     LIGER_ERR_DTYPE,    {"weight", "f16", "f32"}},                         \
+    {"weight strided",     0, weight_strided,   LIGER_ERR_LAYOUT,   {"weight", "2"}},                                  \
+    {"y absent",           0, y_absent,         LIGER_ERR_ARGUMENT, {"y"}},                                            \
+    {"y dtype",            0, y_dtype,          LIGER_ERR_DTYPE,    {"y", "bf16", "f32"}},                             \
+    {"y rows",             0, y_rows,           LIGER_ERR_SHAPE,    {"y", "4", "5"}},                                  \
+    {"y cols",             0, y_cols,           LIGER_ERR_SHAPE,    {"y", "32", "33"}},                                \
+    {"y rank",             0, y_rank,           LIGER_ERR_SHAPE,    {"y", "1", "2"}},                                  \
+    {"y not contiguous",   0, y_not_contiguous, LIGER_ERR_LAYOUT,   {"y", "3"}},                                       \
+    {"y over part of x",   0, y_over_x,         LIGER_ERR_LAYOUT,   {"y", "x"}},                                       \
+    {"y over weight",      0, y_over_weight,    LIGER_ERR_LAYOUT,   {"y", "weight"}},                                  \
+    {"rstd size",          0, rstd_size,        LIGER_ERR_SHAPE,    {"rstd", "6", "5"}},                               \
+    {"rstd dtype",         0, rstd_dtype,       LIGER_ERR_DTYPE,    {"rstd", "f16", "f32"}},                           \
+    {"rstd over x",        0, rstd_over_x,      LIGER_ERR_LAYOUT,   {"rstd", "x"}},                                    \
+    {"rstd over y",        0, rstd_over_y,      LIGER_ERR_LAYOUT,   {"rstd", "y"}}
+
+static const struct op_provocation forward_provocations[] = {FORWARD_PROVOCATIONS};
+static const struct op_provocation add_forward_provocations[] = {
+    FORWARD_PROVOCATIONS,
+    {"residual rows",      0, residual_rows,     LIGER_ERR_SHAPE,    {"residual", "4", "5"}},
+    {"residual dtype",     0, residual_dtype,    LIGER_ERR_DTYPE,    {"residual", "f16", "f32"}},
+    {"residual absent",    0, residual_absent,   LIGER_ERR_ARGUMENT, {"residual"}},
+    {"sum absent",         0, sum_absent,        LIGER_ERR_ARGUMENT, {"sum"}},
+    {"sum cols",           0, sum_cols,          LIGER_ERR_SHAPE,    {"sum", "32", "33"}},
+    {"sum is y",           0, sum_is_y,          LIGER_ERR_LAYOUT,   {"y", "sum"}},
+    {"sum over residual",  0, sum_over_residual, LIGER_ERR_LAYOUT,   {"sum", "residual"}},
+    {"sum over weight",    0, sum_over_weight,   LIGER_ERR_LAYOUT,   {"sum", "weight"}},
+};
+/* clang-format on */
+
+static const struct op_property forward_properties[] = {{"scale invariance", scale_invariance}};
+static const struct op_alias forward_aliases[] = {{Y, X}};
+static const struct op_alias add_forward_aliases[] = {{Y, X}, {SUM, RESIDUAL}, {Y, RESIDUAL}, {SUM, X}};
+
+const struct op_cases rms_norm_forward_cases = {
+    .name = "rms_norm_forward", .tensor_count = RSTD + 1, .describe = describe_forward,
+    .cases = cases, .case_count = OP_COUNT(cases), .call = call_forward, .reference = reference_forward,
+    .aliases = forward_aliases, .alias_count = OP_COUNT(forward_aliases),
+    .provocations = forward_provocations, .provocation_count = OP_COUNT(forward_provocations),
+    .properties = forward_properties, .property_count = OP_COUNT(forward_properties),
+    .bench = bench, .bench_count = OP_COUNT(bench),
+};
+
+const struct op_cases add_rms_norm_forward_cases = {
+    .name = "add_rms_norm_forward", .tensor_count = FORWARD_TENSORS, .describe = describe_add_forward,
+    .cases = cases, .case_count = OP_COUNT(cases), .call = call_add_forward, .reference = reference_add_forward,
+    .aliases = add_forward_aliases, .alias_count = OP_COUNT(add_forward_aliases),
+    .provocations = add_forward_provocations, .provocation_count = OP_COUNT(add_forward_provocations),
+    .bench = bench, .bench_count = OP_COUNT(bench),
+};
+
+/* ---- backward --------------------------------------------------------------------------------------------------- */
+
+enum { DY, BX, BWEIGHT, BRSTD, DX, DWEIGHT, DSUM, BACKWARD_TENSORS }; /* dsum: add_rms_norm only; its sum is BX */
+
+static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
+    const double cols = (double)c->size[COLS], rows = (double)rows_of(c);
+    const bool llama = c->scalar[CASTING] == LIGER_CAST_LLAMA, weighted = !(c->flags & NO_WEIGHT);
+    spec[DY] = matrix(c, "dy", ROLE_IN);
+    spec[BX] = matrix(c, "x", ROLE_IN);
+    spec[BWEIGHT] = (struct tensor_spec){.name = "weight", .kind = KIND_WEIGHT, .values = VALUES_POSITIVE, .ndim = 1,
+                                         .shape = {c->size[COLS]}, .absent = !weighted, .specials = true};
+    spec[BRSTD] = (struct tensor_spec){.name = "rstd", .kind = KIND_F32, .values = VALUES_POSITIVE, .ndim = 1,
+                                       .shape = {rows_of(c)}};
+    spec[DX] = matrix(c, "dx", ROLE_OUT);
+    spec[DX].absent = c->flags & NO_DX;
+    spec[DX].relative = 1;
+    spec[DX].absolute = 8 + cols / 16;
+    spec[DWEIGHT] = (struct tensor_spec){.name = "dweight", .role = ROLE_OUT, .kind = weighted ? KIND_WEIGHT : KIND_F32,
+                                         .ndim = 1, .shape = {c->size[COLS]}, .absent = c->flags & NO_DWEIGHT,
+                                         .relative = 1, .absolute = 8 + rows / 8, .inner = llama ? 2 : 0};
+}
+
+static void describe_add_backward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_backward(c, spec);
+    spec[BX].name = "sum";
+    spec[DSUM] = matrix(c, "dsum", ROLE_IN);
+    spec[DSUM].absent = c->flags & NO_DSUM;
+}
+
+/* rstd belongs to x. */
+static void prepare_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct op_types exact = {LIGER_DTYPE_NONE, LIGER_DTYPE_NONE, types->index};
+    const struct rms_norm_ref p = problem(c, &exact, t[BX], NULL);
+    for (int64_t r = 0; r < p.rows; r++) {
+        double squares = 0;
+        for (int64_t k = 0; k < p.cols; k++) squares += p.x[r * p.cols + k] * p.x[r * p.cols + k];
+        t[BRSTD][r] = 1 / sqrt(squares / (double)p.cols + p.epsilon);
+    }
+}
+
+static liger_rms_norm_backward_args backward_args(const struct op_call *call) {
+    liger_rms_norm_backward_args args = LIGER_RMS_NORM_BACKWARD_ARGS_INIT;
+    args.dy = call->t[DY];
+    args.x = call->t[BX];
+    args.weight = call->t[BWEIGHT];
+    args.rstd = call->t[BRSTD];
+    args.dx = call->t[DX];
+    args.dweight = call->t[DWEIGHT];
+    args.offset = (float)call->c.scalar[OFFSET];
+    args.casting = (int32_t)call->c.scalar[CASTING];
+    args.workspace = call->workspace;
+    args.workspace_bytes = call->workspace_bytes;
+    return args;
+}
+
+static liger_add_rms_norm_backward_args add_backward_args(const struct op_call *call) {
+    const liger_rms_norm_backward_args plain = backward_args(call);
+    liger_add_rms_norm_backward_args args = LIGER_ADD_RMS_NORM_BACKWARD_ARGS_INIT;
+    args.dy = plain.dy;
+    args.dsum = call->t[DSUM];
+    args.sum = plain.x;
+    args.weight = plain.weight;
+    args.rstd = plain.rstd;
+    args.dx = plain.dx;
+    args.dweight = plain.dweight;
+    args.offset = plain.offset;
+    args.casting = plain.casting;
+    args.workspace = plain.workspace;
+    args.workspace_bytes = plain.workspace_bytes;
+    return args;
+}
+
+static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    const liger_rms_norm_backward_args args = backward_args(call);
+    return liger_rms_norm_backward(context, &args, stream);
+}
+
+static liger_status backward_workspace(liger_context *context, const struct op_call *call, size_t *bytes) {
+    const liger_rms_norm_backward_args args = backward_args(call);
+    return liger_rms_norm_backward_workspace(context, &args, bytes);
+}
+
+static liger_status call_add_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    const liger_add_rms_norm_backward_args args = add_backward_args(call);
+    return liger_add_rms_norm_backward(context, &args, stream);
+}
+
+static liger_status add_backward_workspace(liger_context *context, const struct op_call *call, size_t *bytes) {
+    const liger_add_rms_norm_backward_args args = add_backward_args(call);
+    return liger_add_rms_norm_backward_workspace(context, &args, bytes);
+}
+
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    rms_norm_ref_backward(&p, t[DY], NULL, t[BRSTD], t[DX], t[DWEIGHT]);
+}
+
+static void reference_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    rms_norm_ref_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
+}
+
+/* sum of dy · y(x), and for the fused operator + dsum · x: the gradient of the sum is that of both addends. */
+static double loss(const struct op_case *c, const struct op_types *types, double *const *t, const double *dsum) {
+    enum { ROOM = 1 << 16 };
+    static double y[ROOM];
+    const int64_t elements = rows_of(c) * c->size[COLS];
+    if (elements > ROOM) return 0;
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    rms_norm_ref_forward(&p, y, NULL);
+    double total = 0;
+    for (int64_t i = 0; i < elements; i++) total += t[DY][i] * y[i] + (dsum ? dsum[i] * t[BX][i] : 0);
+    return total;
+}
+
+static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    return loss(c, types, t, NULL);
+}
+
+static double loss_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    return loss(c, types, t, t[DSUM]);
+}
+
+static void dy_cols(struct op_call *call) { call->t[DY].shape[1] = 32; }
+static void dy_dtype(struct op_call *call) { call->t[DY].dtype = LIGER_F16; }
+static void dy_absent(struct op_call *call) { call->t[DY].data = NULL; }
+static void bx_integer(struct op_call *call) { call->t[BX].dtype = LIGER_I64; }
+static void bx_no_cols(struct op_call *call) { call->t[BX].shape[1] = 0; }
+static void bx_not_contiguous(struct op_call *call) { call->t[BX].stride[1] = 2; }
+static void bweight_size(struct op_call *call) { call->t[BWEIGHT].shape[0] = 34; }
+static void brstd_size(struct op_call *call) { call->t[BRSTD].shape[0] = 6; }
+static void brstd_absent(struct op_call *call) { call->t[BRSTD].data = NULL; }
+static void brstd_dtype(struct op_call *call) { call->t[BRSTD].dtype = LIGER_BF16; }
+static void dx_rows(struct op_call *call) { call->t[DX].shape[0] = 4; }
+static void dx_over_x(struct op_call *call) { call->t[DX].data = call->t[BX].data; }
+static void dx_over_dy(struct op_call *call) { call->t[DX].data = (float *)call->t[DY].data + 33; }
+static void dx_over_weight(struct op_call *call) { call->t[DX].data = call->t[BWEIGHT].data; }
+static void dweight_size(struct op_call *call) { call->t[DWEIGHT].shape[0] = 34; }
+static void dweight_dtype(struct op_call *call) { call->t[DWEIGHT].dtype = LIGER_F16; }
+static void dweight_over_x(struct op_call *call) { call->t[DWEIGHT].data = call->t[BX].data; }
+static void dweight_over_dy(struct op_call *call) { call->t[DWEIGHT].data = call->t[DY].data; }
+static void dweight_over_dx(struct op_call *call) { call->t[DWEIGHT].data = call->t[DX].data; }
+static void dweight_over_rstd(struct op_call *call) { call->t[DWEIGHT].data = call->t[BRSTD].data; }
+static void dx_over_rstd(struct op_call *call) { call->t[DX].data = call->t[BRSTD].data; }
+static void dsum_rows(struct op_call *call) { call->t[DSUM].shape[0] = 4; }
+static void dsum_dtype(struct op_call *call) { call->t[DSUM].dtype = LIGER_F16; }
+static void dx_over_dsum(struct op_call *call) { call->t[DX].data = (float *)call->t[DSUM].data + 1; }
+
+/* clang-format off */
+#define BACKWARD_PROVOCATIONS                                                                                          \
+    {"casting unknown",    0, casting_unknown,   LIGER_ERR_ARGUMENT, {"rms_norm_backward: casting", "7", "2"}},        \
+    {"x of integers",      0, bx_integer,        LIGER_ERR_DTYPE,    {"i64"}},                                         \
+    {"no columns",         0, bx_no_cols,        LIGER_ERR_SHAPE,    {"shape[1]", "0"}},                               \
+    {"x not contiguous",   0, bx_not_contiguous, LIGER_ERR_LAYOUT,   {"2"}},                                           \
+    {"weight size",        0, bweight_size,      LIGER_ERR_SHAPE,    {"weight", "34", "33"}},                          \
+    {"dy absent",          0, dy_absent,         LIGER_ERR_ARGUMENT, {"dy"}},                                          \
+    {"dy cols",            0, dy_cols,           LIGER_ERR_SHAPE,    {"dy", "32", "33"}},                              \
+    {"dy dtype",           0, dy_dtype,          LIGER_ERR_DTYPE,    {"dy", "f16", "f32"}},                            \
+    {"rstd absent",        0, brstd_absent,      LIGER_ERR_ARGUMENT, {"rstd"}},                                        \
+    {"rstd size",          0, brstd_size,        LIGER_ERR_SHAPE,    {"rstd", "6", "5"}},                              \
+    {"rstd dtype",         0, brstd_dtype,       LIGER_ERR_DTYPE,    {"rstd", "bf16", "f32"}},                         \
+    {"dx rows",            0, dx_rows,           LIGER_ERR_SHAPE,    {"dx", "4", "5"}},                                \
+    {"dx over x",          0, dx_over_x,         LIGER_ERR_LAYOUT,   {"dx"}},                                          \
+    {"dx over part of dy", 0, dx_over_dy,        LIGER_ERR_LAYOUT,   {"dx", "dy"}},                                    \
+    {"dx over weight",     0, dx_over_weight,    LIGER_ERR_LAYOUT,   {"dx", "weight"}},                                \
+    {"dx over rstd",       0, dx_over_rstd,      LIGER_ERR_LAYOUT,   {"dx", "rstd"}},                                  \
+    {"dweight size",       0, dweight_size,      LIGER_ERR_SHAPE,    {"dweight", "34", "33"}},                         \
+    {"dweight dtype",      0, dweight_dtype,     LIGER_ERR_DTYPE,    {"dweight", "f16", "f32"}},                       \
+    {"dweight over x",     0, dweight_over_x,    LIGER_ERR_LAYOUT,   {"dweight"}},                                     \
+    {"dweight over dy",    0, dweight_over_dy,   LIGER_ERR_LAYOUT,   {"dweight", "dy"}},                               \
+    {"dweight over dx",    0, dweight_over_dx,   LIGER_ERR_LAYOUT,   {"dweight", "dx"}},                               \
+    {"dweight over rstd",  0, dweight_over_rstd, LIGER_ERR_LAYOUT,   {"dweight", "rstd"}}
+
+static const struct op_provocation backward_provocations[] = {BACKWARD_PROVOCATIONS};
+static const struct op_provocation add_backward_provocations[] = {
+    BACKWARD_PROVOCATIONS,
+    {"dsum rows",          0, dsum_rows,         LIGER_ERR_SHAPE,    {"dsum", "4", "5"}},
+    {"dsum dtype",         0, dsum_dtype,        LIGER_ERR_DTYPE,    {"dsum", "f16", "f32"}},
+    {"dx over part of dsum", 0, dx_over_dsum,    LIGER_ERR_LAYOUT,   {"dx", "dsum"}},
+};
+/* clang-format on */
+
+static const struct op_alias backward_aliases[] = {{DX, DY}};
+static const struct op_alias add_backward_aliases[] = {{DX, DY}, {DX, DSUM}};
+static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
+
+const struct op_cases rms_norm_backward_cases = {
+    .name = "rms_norm_backward", .tensor_count = DWEIGHT + 1, .describe = describe_backward,
+    .cases = cases, .case_count = OP_COUNT(cases), .prepare = prepare_backward, .call = call_backward,
+    .workspace = backward_workspace, .reference = reference_backward,
+    .loss = loss_backward, .gradients = gradients, .gradient_count = OP_COUNT(gradients),
+    .aliases = backward_aliases, .alias_count = OP_COUNT(backward_aliases),
+    .provocations = backward_provocations, .provocation_count = OP_COUNT(backward_provocations),
+    .bench = bench, .bench_count = OP_COUNT(bench),
+};
+
+const struct op_cases add_rms_norm_backward_cases = {
+    .name = "add_rms_norm_backward", .tensor_count = BACKWARD_TENSORS, .describe = describe_add_backward,
+    .cases = cases, .case_count = OP_COUNT(cases), .prepare = prepare_backward, .call = call_add_backward,
+    .workspace = add_backward_workspace, .reference = reference_add_backward,
+    .loss = loss_add_backward, .gradients = gradients, .gradient_count = OP_COUNT(gradients),
+    .aliases = add_backward_aliases, .alias_count = OP_COUNT(add_backward_aliases),
+    .provocations = add_backward_provocations, .provocation_count = OP_COUNT(add_backward_provocations),
+    .bench = bench, .bench_count = OP_COUNT(bench),
+};
