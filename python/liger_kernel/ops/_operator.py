@@ -1,0 +1,195 @@
+"""How a call of an operator reaches the C library.
+
+Eagerly it goes straight there. While torch traces, compiles or fakes tensors it goes through `torch.ops.liger.<name>`, the
+same function under a schema that torch can reason about. `LigerFunction` is the base of every autograd Function.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel import _native
+
+LigerArgumentError = _native.LigerArgumentError
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_library = torch.library.Library("liger", "DEF")
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """True if memory can be read through data_ptr(): no tracing, no fake tensors, no tensor subclass."""
+    if torch.compiler.is_compiling() or _active_modes():
+        return False
+    return all(t is None or type(t) in _PLAIN for t in tensors)
+
+
+class Operator:
+    """A function of tensors with a schema. Call it with positional arguments; the first is a tensor.
+
+    `run` is the function on real tensors, `fake` the one that answers empty tensors of the right shape and dtype.
+    Mutating schemas are not used: an output is always a new tensor.
+    """
+
+    def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]):
+        name = schema[: schema.index("(")]
+        _library.define(schema)
+        for key in ("CPU", "CUDA"):
+            _library.impl(name, run, key)
+        torch.library.register_fake(f"liger::{name}", fake, lib=_library)
+        self.name = name
+        self.run = run
+        self.traced = getattr(torch.ops.liger, name).default
+
+    def __call__(self, first: Tensor, *rest: Any) -> Any:
+        if torch.compiler.is_compiling() or _active_modes() or type(first) not in _PLAIN:
+            return self.traced(first, *rest)
+        return self.run(first, *rest)
+
+    def register_gradient(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+        """The derivative of `torch.ops.liger.<name>` itself, for callers that use it without a Function."""
+        torch.library.register_autograd(
+            f"liger::{self.name}", backward, setup_context=setup_context, lib=_library
+        )
+
+
+def _disabled_names() -> frozenset[str]:
+    """LIGER_DISABLE=rms_norm,rope,...: these operators run as plain torch, to bisect a training run."""
+    return frozenset(name.strip() for name in os.environ.get("LIGER_DISABLE", "").split(",") if name.strip())
+
+
+_DISABLED = _disabled_names()
+
+
+class _WithoutGradient:
+    """Stands for the autograd context when nobody asks for a gradient."""
+
+    needs_input_grad = (False,) * 32
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+class LigerFunction(torch.autograd.Function):
+    """An autograd Function that skips autograd where no gradient is needed, and refuses second derivatives.
+
+    Whether one is needed is decided before `forward`: inside it `ctx.needs_input_grad` is True even under no_grad.
+    """
+
+    operator = ""  # its names in LIGER_DISABLE, separated by blanks
+    differentiable: tuple[int, ...] = ()  # positions of the arguments that can have a gradient
+    _plain_torch = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls._plain_torch = not _DISABLED.isdisjoint(cls.operator.split())
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if cls._plain_torch:
+            return cls.torch_forward(*args)
+        if torch.is_grad_enabled():
+            for position in cls.differentiable:
+                if position < len(args):
+                    tensor = args[position]
+                    if tensor is not None and tensor.requires_grad:
+                        return super().apply(*args)
+        return cls.forward(_WithoutGradient(), *args)
+
+    @staticmethod
+    def torch_forward(*args: Any) -> Any:
+        """The same values from differentiable torch operations."""
+        raise NotImplementedError
+
+
+def refuse_second_derivative(function: str) -> None:
+    """Backward of a backward would silently have no gradient; say so instead."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{function}: second derivatives are not provided: call backward() or torch.autograd.grad() without "
+            f"create_graph=True"
+        )
+
+
+def graph_is_kept() -> bool:
+    """Will this backward be run again? Unknown counts as yes."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else ask()
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------------
+
+
+def _folds(tensor: Tensor) -> bool:
+    """Do the leading dimensions fold into at most two row strides?"""
+    if tensor.stride(-1) != 1:
+        return False
+    levels, extent, stride = 0, 1, 0
+    for size, step in zip(reversed(tensor.shape[:-1]), reversed(tensor.stride()[:-1])):
+        if size == 1:
+            continue
+        if levels == 0 or step != stride * extent:
+            levels, extent, stride = levels + 1, 1, step
+        extent *= size
+    return levels <= 2
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor itself if the C library takes its strides, else a contiguous copy. At most six dimensions."""
+    if not tensor.is_contiguous() and (tensor.dim() > 6 or not _folds(tensor)):
+        tensor = tensor.contiguous()
+    return tensor if tensor.dim() <= 6 else tensor.view(-1, tensor.shape[-1])
+
+
+def new_rows(tensor: Tensor) -> Tensor:
+    """Contiguous memory of the same shape and dtype."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def parameter(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Kernels take parameters of the activations' dtype or f32: anything else is widened, which is exact."""
+    if weight is None:
+        return None
+    if weight.dtype is not dtype and weight.dtype in (torch.float16, torch.bfloat16):
+        weight = weight.float()
+    return weight if weight.is_contiguous() else weight.contiguous()
+
+
+def absent(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What a traced operator answers in the place of a result that nobody asked for."""
+    return torch.empty(0, dtype=dtype or like.dtype, device=like.device)
+
+
+# ---- workspace ---------------------------------------------------------------------------------------------------------
+
+_workspaces: dict[tuple[int, int], Tensor] = {}
+
+
+def workspace(like: Tensor, size: int) -> Tensor | None:
+    """At least `size` bytes of scratch on the tensor's device, aligned to 256.
+
+    On CUDA one grow-only buffer serves all calls of a stream: kernels of one stream run one after the other. While a
+    graph is captured the buffer comes from the graph's own pool.
+    """
+    if size == 0:
+        return None
+    if not like.is_cuda:
+        raw = torch.empty(size + 256, dtype=torch.uint8)
+        return raw[-raw.data_ptr() % 256 :][:size]
+    if torch.cuda.is_current_stream_capturing():
+        return torch.empty(size, dtype=torch.uint8, device=like.device)
+    key = (like.get_device(), torch.cuda.current_stream(like.device).cuda_stream)
+    held = _workspaces.get(key)
+    if held is None or held.numel() < size:
+        _workspaces.pop(key, None)
+        del held
+        held = _workspaces[key] = torch.empty(size, dtype=torch.uint8, device=like.device)
+    return held

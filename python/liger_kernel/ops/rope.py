@@ -1,0 +1,151 @@
+"""Rotary position embedding, first half of a head paired with its second half.
+
+J. Su et al.: RoFormer: Enhanced Transformer with Rotary Position Embedding (2021).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel import _native
+from liger_kernel.ops._operator import LigerArgumentError, LigerFunction, Operator, refuse_second_derivative
+
+_NATIVE_DTYPE = {torch.float16: 2, torch.bfloat16: 3}
+
+
+def _new_heads(x: Tensor) -> Tensor:
+    """[B, heads, S, D] as a view of [B, S, heads, D] memory, the layout that projections and attention use."""
+    batch, heads, seq, dim = x.shape
+    return x.new_empty((batch, seq, heads, dim)).transpose(1, 2)
+
+
+def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
+    """cos and sin in a dtype that the kernel takes next to `dtype`, and the dtype code to which operands are rounded."""
+    if cos.dtype is not sin.dtype:
+        cos = cos.to(sin.dtype)
+    rounding = 0
+    if sin.dtype is not dtype and sin.dtype in _NATIVE_DTYPE:
+        rounding = _NATIVE_DTYPE[sin.dtype]
+        cos, sin = cos.float(), sin.float()
+    if cos.stride(-1) != 1:
+        cos = cos.contiguous()
+    if sin.stride(-1) != 1:
+        sin = sin.contiguous()
+    return cos, sin, rounding
+
+
+def _rotary_size(x: Tensor, cos: Tensor) -> int:
+    """Elements of a head that are rotated: all but an odd last one, or what cos has columns for (partial rotary)."""
+    return 2 * (min(x.shape[-1], cos.shape[-1]) // 2)
+
+
+def _rotate(function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor) -> tuple:
+    first = q if q is not None else k
+    assert first is not None
+    if q is not None and k is not None and q.dtype is not k.dtype:
+        return _rotate(function, q, None, cos, sin)[0], _rotate(function, None, k, cos, sin)[1]
+    rotary = _rotary_size(first, cos)
+    cos, sin, rounding = _angles(cos, sin, first.dtype)
+    heads = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k) if x is not None]
+    out = [_new_heads(x) for x in heads]
+    second, second_out = (heads[1], out[1]) if len(heads) == 2 else (None, None)
+    function(heads[0], second, cos, sin, out[0], second_out, rotary, rounding)
+    return (out[0], second_out) if q is not None else (None, out[0])
+
+
+def _check(q: Tensor, k: Tensor, cos: Tensor) -> None:
+    for name, x in (("q", q), ("k", k)):
+        if x.dim() != 4:
+            raise LigerArgumentError(f"rope: {name} has {x.dim()} dimensions, but must be [batch, heads, seq, dim]")
+    if q.shape[-1] != k.shape[-1]:
+        raise LigerArgumentError(f"rope: q's heads have {q.shape[-1]} elements, but k's have {k.shape[-1]}")
+
+
+def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    _check(q, k, cos)
+    return _rotate(_native.rope_forward, q, k, cos, sin)
+
+
+def _backward(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return _rotate(_native.rope_backward, dq, dk, cos, sin)
+
+
+def _fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return _new_heads(q), _new_heads(k)
+
+
+rope = Operator("rope(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)", _forward, _fake)
+rope_gradient = Operator(
+    "rope_backward(Tensor dq, Tensor dk, Tensor cos, Tensor sin) -> (Tensor, Tensor)", _backward, _fake
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(inputs[2], inputs[3])
+
+
+def _gradient(ctx: Any, dq: Tensor, dk: Tensor) -> tuple:
+    dq, dk = rope_gradient(dq, dk, *ctx.saved_tensors)
+    return dq, dk, None, None
+
+
+rope.register_gradient(_setup_context, _gradient)
+
+
+def rope_forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(q', k', cos, sin)."""
+    q, k = rope(q, k, cos, sin)
+    return q, k, cos, sin
+
+
+def rope_backward(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of q and k: the rotation by the opposite angle."""
+    return rope_gradient(dq, dk, cos, sin)
+
+
+def _rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
+    """One tensor in plain torch: x1·c - x2·s and x2·c + x1·s in f32 over the first `rotary` elements."""
+    half = rotary // 2
+    wide = x.to(sin.dtype).float()
+    cos, sin = cos.to(sin.dtype).float()[..., :half], sin.float()[..., :half]
+    if cos.dim() == 3:
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    first, second, rest = wide[..., :half], wide[..., half:rotary], x[..., rotary:]
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    return torch.cat((rotated.to(x.dtype), rest), -1)
+
+
+class LigerRopeFunction(LigerFunction):
+    """`apply(q, k, cos, sin, position_ids=None, unsqueeze_dim=1)` -> (q', k').
+
+    q [B, Hq, S, D] and k [B, Hk, S, D] of any strides; cos and sin [1 or B, S, R] or [S, R]. With h = min(D, R) // 2:
+    x'[p] = x[p]·cos[p] - x[p+h]·sin[p], x'[p+h] = x[p+h]·cos[p] + x[p]·sin[p]; elements from 2h on pass through.
+    f32 arithmetic, rounded once to the dtype of q (of k). The results are transposed views of [B, S, H, D] memory.
+    position_ids is accepted and ignored; cos and sin get no gradient.
+    """
+
+    operator = "rope"
+    differentiable = (0, 1)
+
+    @staticmethod
+    def forward(ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
+        if isinstance(position_ids, int):  # newer transformers pass unsqueeze_dim as the fifth argument
+            unsqueeze_dim = position_ids
+        if unsqueeze_dim != 1:
+            raise LigerArgumentError(f"rope: unsqueeze_dim is {unsqueeze_dim}, but must be 1")
+        ctx.save_for_backward(cos, sin)
+        return rope(q, k, cos, sin)
+
+    @staticmethod
+    def backward(ctx, dq, dk):
+        refuse_second_derivative("LigerRopeFunction")
+        dq, dk = rope_gradient(dq, dk, *ctx.saved_tensors)
+        return dq, dk, None, None, None, None
+
+    @staticmethod
+    def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
+        rotary = _rotary_size(q, cos)
+        return _rotated_half(q, cos, sin, rotary), _rotated_half(k, cos, sin, rotary)
