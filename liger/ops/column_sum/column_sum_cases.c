@@ -1,7 +1,7 @@
 /* column_sum_cases.c - shapes, tolerances and bench points of the column sum. An internal slot: no door, no refusals. */
 #include <math.h>
 
-#include "liger/core/context_state.h"
+#include "liger/core/check.h"
 #include "liger/ops/column_sum/column_sum_problem.h"
 #include "tests/harness/op_cases.h"
 
@@ -33,6 +33,9 @@ static liger_status call(liger_context *context, const struct op_call *call, lig
         .workspace = call->workspace,
         .workspace_bytes = call->workspace_bytes,
     };
+    /* What every caller of the slot does at its own door. */
+    const size_t needed = column_sum_workspace(problem.rows, problem.cols);
+    LIGER_TRY(liger_check_workspace(call->workspace, call->workspace_bytes, needed, "column_sum"));
     return context->kernels->column_sum(context, &problem, stream);
 }
 

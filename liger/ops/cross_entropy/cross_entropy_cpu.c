@@ -179,7 +179,8 @@ LIGER_TEMPLATE void one_row(liger_dtype t, bool options, const struct cross_entr
         return;
     }
     /* Everything relative to the maximum: lse - x[y] = (max - x[y]) + log sum. */
-    const float own = expf(row.target - row.others.max), sum = row.others.sum + own, log_sum = logf(sum);
+    const float own = expf(row.target - row.others.max), sum = row.others.sum + own;
+    const float log_sum = row.target == row.others.max ? log1pf(row.others.sum) : logf(sum);
     const float lse = row.others.max + log_sum, a = options ? p->label_smoothing : 0.0f;
     const float e = a / (float)p->vocab, total = p->weight ? p->counts->class_total : (float)p->vocab;
     const float weight = p->weight ? p->weight[y] : 1.0f, token = p->token_scaling ? own / sum : 1.0f;

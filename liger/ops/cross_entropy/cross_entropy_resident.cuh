@@ -118,8 +118,7 @@ __device__ __forceinline__ void plain_row(const problem &p, const batch &b, cons
     const bool in_range = y >= 0;
     const int v = in_range ? y / N : 0; /* the thread that has the target writes what is left of the row */
     const bool owner = v >= at.first && v < at.end && (v - at.first) % at.step == 0;
-    float target = 0.0f;
-    if (in_range && (owner || p.token_scaling)) target = to_f32(((const T *)p.logits + r * p.logits_stride)[y]);
+    const float target = in_range ? to_f32(((const T *)p.logits + r * p.logits_stride)[y]) : 0.0f;
     float max[4] = {-FLT_MAX, -FLT_MAX, -FLT_MAX, -FLT_MAX}, sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int k = 0; k < COUNT; k++) max[k % 4] = fmaxf(max[k % 4], x[k]);
@@ -128,6 +127,12 @@ __device__ __forceinline__ void plain_row(const problem &p, const batch &b, cons
     for (int k = 0; k < COUNT; k++) {
         x[k] = exp_for<T>(x[k] - own_max);
         sum[k % 4] += x[k];
+    }
+    if (owner) { /* once more without the target */
+        const int own = (v - at.first) / at.step * N + y % N;
+        sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) sum[k % 4] += k == own && in_range ? 0.0f : x[k];
     }
     const softmax_state mine = {own_max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
     const softmax_state all = exchange(mine, slots, rank, clusters, softmax_empty());
@@ -165,7 +170,10 @@ __device__ __forceinline__ void optioned_row(const problem &p, const batch &b, c
     if (best >= 0) mine.index = best;
     mine.softmax.max = fmaxf(mine.softmax.max, mine.best);
 #pragma unroll
-    for (int k = 0; k < COUNT; k++) mine.softmax.sum += exp_for<T>(x[k] - mine.softmax.max);
+    for (int k = 0; k < COUNT; k++) {
+        const float e = exp_for<T>(x[k] - mine.softmax.max);
+        mine.softmax.sum += (at.first + k / N * at.step) * N + k % N == y ? 0.0f : e;
+    }
     summary all = exchange(mine, slots, rank, clusters, empty_summary());
     if (all.index == INT64_MAX) all.index = 0; /* nothing above -inf */
     const factors f = in_range ? finish_row(p, b, r, y, target, all.softmax, all.shape, base, all.index, owner)

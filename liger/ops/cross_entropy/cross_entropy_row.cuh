@@ -45,7 +45,7 @@ __device__ __forceinline__ batch batch_of(const problem &p) {
 
 /* What the threads of a row find out together. The index is that of the largest value, the smallest if there are more. */
 struct summary {
-    softmax_state softmax;
+    softmax_state softmax; /* the target is part of the maximum, not of the sum */
     float shape; /* Σ w (x - base), for label smoothing: relative to base, so that a common offset does not cancel */
     float best;
     int64_t index;
@@ -77,18 +77,20 @@ struct factors {
     float probability, uniform, own;
 };
 
-/* Everything a row with a target in range gives. `target` is its logit, soft-capped; every thread passes the same.
- * Threads that do not know it and need no token scaling pass anything: only `own` and the loss depend on it. */
+/* Everything a row with a target in range gives. `target` is its logit, soft-capped. `others` is the sum over all classes
+ * but the target, relative to the maximum over all: 1 - p of a confident row is then others/(others + own), which does not
+ * cancel. */
 __device__ __forceinline__ factors finish_row(const problem &p, const batch &b, int64_t r, int64_t y, float target,
-                                              softmax_state s, float shape, float base, int64_t predicted, bool writes) {
-    const float log_sum = logf(s.sum), lse = s.max + log_sum, inverse = 1.0f / s.sum;
-    const float probability = expf(target - s.max) * inverse; /* of the target */
+                                              softmax_state others, float shape, float base, int64_t predicted,
+                                              bool writes) {
+    const float max = others.max, own = expf(target - max), sum = others.sum + own, inverse = 1.0f / sum;
+    const float log_sum = target == max ? log1pf(others.sum) : logf(sum), lse = max + log_sum;
     const float weight = p.weight ? p.weight[y] : 1.0f, a = p.label_smoothing;
-    const float token = p.token_scaling ? probability : 1.0f;
+    const float token = p.token_scaling ? own * inverse : 1.0f;
     if (writes) {
         const float z = p.lse_square_scale * lse * lse * b.by_count * token;
-        float loss = (1.0f - a) * weight * ((s.max - target) + log_sum) * b.by_weight;
-        if (a > 0.0f) loss += b.uniform_per_class * (((s.max - base) + log_sum) * b.total - shape) * b.by_weight;
+        float loss = (1.0f - a) * weight * ((max - target) + log_sum) * b.by_weight;
+        if (a > 0.0f) loss += b.uniform_per_class * (((max - base) + log_sum) * b.total - shape) * b.by_weight;
         if (p.loss) p.loss[r] = loss * token + z;
         if (p.z_loss) p.z_loss[r] = z;
         if (p.accuracy) p.accuracy[r] = predicted == y ? 1.0f : 0.0f;
@@ -97,9 +99,9 @@ __device__ __forceinline__ factors finish_row(const problem &p, const batch &b, 
     const float upstream = (p.upstream ? p.upstream[r * p.upstream_stride] : 1.0f) * token;
     const float hit = upstream * b.ce * weight * (1.0f - a), uniform = upstream * b.ce * b.uniform_per_class;
     const float spread = uniform * b.total + upstream * b.z * 2.0f * p.lse_square_scale * lse;
-    float own = (probability - 1.0f) * hit + probability * spread;
-    if (a > 0.0f) own -= uniform * weight;
-    return {(hit + spread) * inverse, uniform, own * cap_slope(p, target)};
+    float d = (own * spread - others.sum * hit) * inverse;
+    if (a > 0.0f) d -= uniform * weight;
+    return {(hit + spread) * inverse, uniform, d * cap_slope(p, target)};
 }
 
 /* A target out of range: NaN, and nothing is looked up. */

@@ -32,7 +32,8 @@ template <typename T, typename F> __device__ __forceinline__ void walk(const T *
 }
 
 template <typename T, int N>
-__device__ __forceinline__ void push(const problem &p, summary &s, const pack<T, N> &raw, int64_t first, float base) {
+__device__ __forceinline__ void push(const problem &p, summary &s, const pack<T, N> &raw, int64_t first, float base,
+                                     int64_t y) {
     float x[N], max = s.softmax.max;
 #pragma unroll
     for (int k = 0; k < N; k++) {
@@ -43,7 +44,7 @@ __device__ __forceinline__ void push(const problem &p, summary &s, const pack<T,
     s.softmax.sum *= exp_for<T>(s.softmax.max - max);
     s.softmax.max = max;
 #pragma unroll
-    for (int k = 0; k < N; k++) s.softmax.sum += exp_for<T>(x[k] - max);
+    for (int k = 0; k < N; k++) s.softmax.sum += first + k == y ? 0.0f : exp_for<T>(x[k] - max);
     if (p.label_smoothing > 0.0f)
         for (int k = 0; k < N; k++) s.shape += (p.weight ? __ldg(p.weight + first + k) : 1.0f) * (x[k] - base);
 }
@@ -76,7 +77,7 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
     float base = capped(p, to_f32(logits[0]));
     if (!isfinite(base)) base = 0.0f;
     summary s = empty_summary();
-    walk(logits, p.vocab, [&](const auto &raw, int64_t index) { push(p, s, raw, index, base); });
+    walk(logits, p.vocab, [&](const auto &raw, int64_t index) { push(p, s, raw, index, base, y); });
     s = exchange(s, slots, 0, 1, empty_summary());
     if (s.index == INT64_MAX) s.index = 0;
     const factors f = in_range ? finish_row(p, b, r, y, target, s.softmax, s.shape, base, s.index, first)
