@@ -145,6 +145,15 @@ __device__ __forceinline__ void plain_row(const problem &p, const batch &b, cons
     if (owner && in_range) ((T *)p.dlogits + r * p.dlogits_stride)[y] = from_f32<T>(f.own);
 }
 
+/* Σ w (x - base) of one vector. */
+template <int N>
+__device__ __forceinline__ float smooth_sum(const problem &p, const float *x, int first, float base) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += (p.weight ? p.weight[first + k] : 1.0f) * (x[k] - base);
+    return sum;
+}
+
 /* Every option. Registers hold the soft-capped logits, so the exponentials are taken twice. */
 template <typename T>
 __device__ __forceinline__ void optioned_row(const problem &p, const batch &b, const place &at, int64_t r, int y,
@@ -164,10 +173,16 @@ __device__ __forceinline__ void optioned_row(const problem &p, const batch &b, c
     for (int k = 0; k < COUNT; k++) {
         const int vector = at.first + k / N * at.step, j = vector * N + k % N;
         if (p.softcap > 0.0f && vector < at.end) x[k] = capped(p, x[k]);
-        if (smooth && vector < at.end) mine.shape += (p.weight ? __ldg(p.weight + j) : 1.0f) * (x[k] - base);
         if (x[k] > mine.best) mine.best = x[k], best = j;
     }
     if (best >= 0) mine.index = best;
+    if (smooth) {
+#pragma unroll
+        for (int j = 0; j < VECTORS; j++) {
+            const int vector = at.first + j * at.step;
+            if (vector < at.end) mine.shape += smooth_sum<N>(p, &x[j * N], vector * N, base);
+        }
+    }
     mine.softmax.max = fmaxf(mine.softmax.max, mine.best);
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {
