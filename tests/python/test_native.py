@@ -1,0 +1,232 @@
+"""The binding: from tensors to views, from a status to an exception, threads, fork."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+
+from liger_kernel import _native
+
+SCALARS = (1e-6, 0.0, 0)  # epsilon, offset, casting
+
+
+def forward(x, weight, y, rstd=None, scalars=SCALARS):
+    _native.rms_norm_forward(x, weight, y, rstd, *scalars)
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints; its failure is this test's."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_arrive(device, dtype):
+    x = torch.randn(2, 3, 7, device=device).to(dtype)
+    weight = torch.nn.Parameter(torch.rand(7, device=device).to(dtype))
+    y = torch.empty_like(x)
+    forward(x[:, :-1], weight, y[:, :-1])
+    reference = torch.nn.functional.rms_norm(x.double(), (7,), weight.double(), 1e-6)
+    assert (y[:, :-1] - reference[:, :-1]).abs().max() < 4 * torch.finfo(dtype).eps
+
+
+def test_a_subclass_is_asked_by_name(device):
+    asked = []
+
+    class Loud(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, arguments=(), keywords=None):
+            asked.append(function)
+            return super().__torch_function__(function, types, arguments, keywords or {})
+
+    x = torch.randn(4, 8, device=device)
+    y = torch.empty_like(x)
+    forward(x.as_subclass(Loud), None, y)
+    assert torch.Tensor.data_ptr in asked
+    assert torch.allclose(y, torch.nn.functional.rms_norm(x, (8,), None, 1e-6), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": [1.0]}, TypeError, "x must be a torch.Tensor or None, not list"),
+        ({"x": torch.ones(4, 8, dtype=torch.float64)}, ValueError, "x is torch.float64"),
+        ({"x": torch.ones(1, 1, 1, 1, 1, 4, 8)}, ValueError, "x has 7 dimensions, but at most 6"),
+        ({"weight": torch.ones(9)}, AssertionError, "weight"),
+        ({"weight": torch.empty(8, device="meta")}, _native.LigerArgumentError, "weight has no memory"),
+        ({"scalars": (None, 0.0, 0)}, TypeError, "epsilon must be a float, not NoneType"),
+        ({"scalars": (torch.ones(()), 0.0, 0)}, TypeError, "epsilon must be a float, not Tensor"),
+        ({"scalars": (1e-6, 0.0, 0.5)}, TypeError, "casting must be an int, not float"),
+        ({"scalars": (1e-6, 0.0, 1 << 40)}, ValueError, "casting is 1099511627776"),
+        ({"scalars": (1e-6, 0.0, 99)}, ValueError, "casting is 99"),
+        ({"scalars": (1e-6, 0.0)}, TypeError, "takes 7 arguments, but 6 were given"),
+    ],
+)
+def test_an_error_names_function_and_argument(change, error, words):
+    arguments = {"x": torch.ones(4, 8), "weight": torch.ones(8), "y": torch.full((4, 8), 7.0), **change}
+    with pytest.raises(error) as caught:
+        forward(**arguments)
+    assert str(caught.value).startswith("rms_norm_forward") and words in str(caught.value)
+    assert (arguments["y"] == 7.0).all()
+
+
+def test_tensors_on_two_devices_are_refused():
+    class Elsewhere(torch.Tensor):
+        """A CPU tensor that claims to be on a GPU: no GPU is needed to see the refusal."""
+
+        is_cuda = True
+
+        def get_device(self):
+            return 1
+
+    with pytest.raises(_native.LigerArgumentError, match="weight is on cuda:1, but x is on cpu"):
+        forward(torch.ones(4, 8), torch.ones(8).as_subclass(Elsewhere), torch.empty(4, 8))
+
+
+def test_an_empty_tensor_is_not_absent(device):
+    x = torch.empty(0, 8, device=device)
+    forward(x, torch.ones(8, device=device), torch.empty_like(x), torch.empty(0, device=device))
+
+
+def test_workspace_is_one_argument(device):
+    x, dy = torch.randn(5, 8, device=device), torch.randn(5, 8, device=device)
+    weight, rstd = torch.rand(8, device=device), torch.empty(5, device=device)
+    forward(x, weight, torch.empty_like(x), rstd)
+    dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+    arguments = (dy, x, weight, rstd, dx, dweight, 0.0, 0)
+    size = _native.rms_norm_backward_workspace(*arguments)
+    assert size == _native.rms_norm_backward_workspace(*arguments, None) and size > 0
+    with pytest.raises(_native.LigerError, match="workspace"):
+        _native.rms_norm_backward(*arguments, torch.empty(size - 1, dtype=torch.uint8, device=device))
+    _native.rms_norm_backward(*arguments, torch.empty(size, dtype=torch.uint8, device=device))
+    x64 = x.double().requires_grad_()
+    torch.nn.functional.rms_norm(x64, (8,), weight.double(), 1e-6).backward(dy.double())
+    assert torch.allclose(dx.double(), x64.grad, atol=1e-5)
+
+
+def test_torch_set_num_threads_is_obeyed():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert ", 1 now" in _native.context_facts(-1)["threads"]
+        torch.set_num_threads(3)
+        assert ", 3 now" in _native.context_facts(-1)["threads"]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_same_bits_for_any_number_of_threads():
+    x = torch.randn(301, 517)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            y = torch.empty_like(x)
+            forward(x, None, y)
+            results.append(y)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+def test_several_threads_at_once():
+    x = torch.randn(200, 1024)
+    expected = torch.nn.functional.rms_norm(x, (1024,), None, 1e-6)
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            y = torch.empty_like(x)
+            forward(x, None, y)
+            if not torch.allclose(y, expected, atol=1e-5):
+                wrong.append(y)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_the_gil_is_released():
+    """A second Python thread goes on while a CPU kernel runs."""
+    x = torch.randn(20_000, 1024)
+    y, counted, stop = torch.empty_like(x), [0], threading.Event()
+
+    def count():
+        while not stop.is_set():
+            counted[0] += 1
+
+    interval = sys.getswitchinterval()
+    worker = threading.Thread(target=count)
+    sys.setswitchinterval(1)  # the counter gets the GIL only if somebody gives it away
+    try:
+        worker.start()
+        before = counted[0]
+        forward(x, None, y)
+        during = counted[0] - before
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        worker.join()
+    assert during > 0
+
+
+def test_a_forked_child_computes_alone():
+    printed = in_a_process(
+        """
+        import os, torch
+        from liger_kernel import _native
+        x = torch.randn(300, 1024)
+        y = torch.empty_like(x)
+        call = lambda: _native.rms_norm_forward(x, None, y, None, 1e-6, 0.0, 0)
+        call()
+        right = y[299].clone()
+        pid = os.fork()
+        if pid == 0:
+            y[299].zero_()  # little: torch's own parallel loops would hang here
+            call()
+            alone = ", 1 now" in _native.context_facts(-1)["threads"]
+            os._exit(0 if torch.equal(y[299], right) and alone else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        """
+    )
+    assert printed.strip() == "0"
+
+
+def test_a_missing_library_is_reported_at_first_use(tmp_path):
+    printed = in_a_process(
+        """
+        import liger_kernel
+        from liger_kernel import _native
+        for attempt in range(2):
+            try:
+                _native.rms_norm_forward
+            except _native.LigerError as error:
+                print(error)
+        print(_native.report()["library"])
+        """,
+        LIGER_NATIVE_DIR=str(tmp_path),
+    )
+    lines = printed.splitlines()
+    assert len(lines) == 3 and all(str(tmp_path) in line and "could not be loaded" in line for line in lines)
+
+
+def test_names_are_plain_attributes_after_the_first_use():
+    assert _native.rms_norm_forward is vars(_native)["rms_norm_forward"]
+    with pytest.raises(AttributeError, match="has no no_such_operator"):
+        _native.no_such_operator  # noqa: B018

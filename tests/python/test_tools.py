@@ -1,0 +1,193 @@
+"""Every check of tools/ and tests/abi sees what it is there to see: an error is planted in a copy of the tree."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+needs_sources = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of what git would commit of liger/, tools/ and tests/."""
+    for folder in ("liger", "tools", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    return tmp_path
+
+
+def run(tree: Path, *command: str):
+    result = subprocess.run([sys.executable, *command], cwd=tree, capture_output=True, text=True)
+    return result.returncode, result.stdout + result.stderr
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+@needs_sources
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("liger/core/tensor.c", '#include "liger/cpu/isa.h"\n', "core/tensor.c: must not include liger/cpu/isa.h"),
+        ("liger/cpu/parallel.c", '#include "liger/cuda/cuda_state.h"\n', "must not include liger/cuda/cuda_state.h"),
+        ("liger/ops/rope/rope.c", '#include "liger/cpu/simd.h"\n', "rope.c: must not include liger/cpu/simd.h"),
+        (
+            "liger/ops/rope/rope.c",
+            '#include "liger/ops/swiglu/swiglu.h"\n',
+            "rope.c: must not include liger/ops/swiglu/swiglu.h",
+        ),
+        ("liger/ops/rope/rope_cpu.c", "#include <cuda_runtime.h>\n", "only the CUDA backend knows CUDA"),
+        ("liger/ops/rope/rope.h", "#include <cuda_runtime.h>\n", "only the CUDA backend knows CUDA"),
+        ("liger/core/tensor.c", "#include <Python.h>\n", "knows torch or Python"),
+        ("liger/ops/ops.def", "LIGER_OP(ghost, ghost)\n", "no ghost_cpu.c"),
+        ("liger/core/tensor.c", "/* see ../sha" + "red/notes */\n", "means nothing to a reader"),
+    ],
+)
+def test_check_rooms_sees(tree, file, text, words):
+    append(tree / file, text)
+    code, said = run(tree, "tools/check_rooms.py", str(tree))
+    assert code == 1 and words in said
+
+
+@needs_sources
+def test_check_rooms_sees_files(tree):
+    (tree / "liger/ops/rope/rope_cuda.cu").unlink()
+    (tree / "liger/ops/stray").mkdir()
+    shutil.copy(tree / "liger/cpu/isa.h", tree / "liger/core/isa.h")
+    umbrella = tree / "liger/liger.h"
+    umbrella.write_text(umbrella.read_text().replace('#include "liger/ops/rope/rope.h"\n', ""))
+    code, said = run(tree, "tools/check_rooms.py", str(tree))
+    assert code == 1
+    for words in ("no rope_cuda.cu", "ops/stray: no row", "isa.h: several files", "does not include the public header"):
+        assert words in said
+
+
+@needs_sources
+def test_a_new_room_keeps_the_rules(tree):
+    assert run(tree, "tools/new_op.py", "layer_norm", "--root", str(tree))[0] == 0
+    code, said = run(tree, "tools/check_rooms.py", str(tree))
+    assert "layer_norm" not in said
+    assert run(tree, "tools/new_op.py", "layer_norm", "--root", str(tree))[0] != 0
+    code, said = run(tree, "tests/abi/check_abi.py")
+    assert code == 1 and "+liger_layer_norm_forward_args 232 bytes" in said
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("    float epsilon;", "    float epsilon2, epsilon;", "rms_norm_forward_args.epsilon"),
+        ("LIGER_CAST_GEMMA = 1", "LIGER_CAST_GEMMA = 3", "LIGER_CAST_GEMMA = 3"),
+        (
+            "typedef struct liger_rms",
+            "int undeclared_type(size_type);\ntypedef struct liger_rms",
+            "does not compile alone",
+        ),
+        ("typedef struct liger_rms", "static inline int f(void) { return 1u < -1; }\ntypedef struct liger_rms", "c++"),
+    ],
+)
+def test_check_abi_sees(tree, before, after, words):
+    header = tree / "liger/ops/rms_norm/rms_norm.h"
+    text = header.read_text()
+    assert before in text
+    header.write_text(text.replace(before, after, 1))
+    code, said = run(tree, "tests/abi/check_abi.py")
+    assert code == 1 and words in said
+
+
+def build_library(folder: Path, source: str, *flags: str) -> Path:
+    library = folder / "libliger.so"
+    command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-Wl,--no-as-needed", *flags]
+    subprocess.run(command, input=source, text=True, check=True)
+    return library
+
+
+def test_check_library_sees(tmp_path):
+    symbols = tmp_path / "symbols.txt"
+    symbols.write_text("liger_one\n")
+    check = ("tools/check_library.py", "--symbols", str(symbols), str(tmp_path / "libliger.so"))
+    build_library(tmp_path, "int liger_one(void) { return 1; }", "-Wl,-soname,libliger.so.0")
+    assert run(ROOT, *check)[0] == 0
+    plants = [
+        (
+            "int liger_one(void) { return 1; }",
+            ["-Wl,-soname,libliger.so.0", "-x", "none", "-lstdc++"],
+            "needs libstdc++",
+        ),
+        ("int liger_one(void) { return 1; }", [], "SONAME is None"),
+        (
+            "int liger_one(void) { return 1; } int two;",
+            ["-Wl,-soname,libliger.so.0"],
+            "exports two, which does not begin",
+        ),
+        ("int liger_two(void) { return 1; }", ["-Wl,-soname,libliger.so.0"], "does not export liger_one"),
+        (
+            "int liger_one(void) { return 1; } __attribute__((used)) static char big[90000000] = {1};",
+            ["-Wl,-soname,libliger.so.0"],
+            "but the budget is",
+        ),
+    ]
+    for source, flags, words in plants:
+        build_library(tmp_path, source, *flags)
+        code, said = run(ROOT, *check)
+        assert code == 1 and words in said, words
+
+
+SPILLING = """
+%s
+extern "C" __global__ void __launch_bounds__(1024, 2) planted(float *p) {
+    float v[64];
+    for (int i = 0; i < 64; i++) v[i] = p[threadIdx.x + 1024 * i];
+    __syncthreads();
+    #pragma unroll
+    for (int r = 0; r < 64; r++)
+        #pragma unroll
+        for (int i = 0; i < 64; i++) v[i] += v[(i * 7 + r) %% 64] * v[(i + 31) %% 64];
+    for (int i = 0; i < 64; i++) p[threadIdx.x + 1024 * i] = v[i];
+}
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()), reason="needs nvcc")
+def test_check_cuda_build_sees(tree):
+    file = tree / "liger/planted.cu"
+    file.write_text(SPILLING % "")
+    code, said = run(tree, "tools/check_cuda_build.py", str(file))
+    assert code == 1 and "planted spills" in said
+    file.write_text(SPILLING % "/* spills allowed: planted: a test */")
+    assert run(tree, "tools/check_cuda_build.py", str(file))[0] == 0
+    file.write_text("/* spills allowed: nobody: a test */ __global__ void calm(float *p) { *p = 1; }")
+    code, said = run(tree, "tools/check_cuda_build.py", str(file))
+    assert code == 1 and "is not needed" in said
+    file.write_text("this is not C++")
+    code, said = run(tree, "tools/check_cuda_build.py", str(file))
+    assert code == 1 and "does not compile" in said
+
+
+def test_gen_binding_refuses_what_it_cannot_convert():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import gen_binding
+    finally:
+        sys.path.pop(0)
+    text = "typedef struct liger_f_args { size_t size; %s } liger_f_args;\nliger_status liger_f(liger_context *c, const liger_f_args *a);"
+    fields = gen_binding.parse_header(
+        text % "liger_tensor x, y; float e; void *workspace; size_t workspace_bytes;", "h"
+    )
+    assert [(f.name, f.kind) for f in fields[0].fields] == [
+        ("x", "tensor"),
+        ("y", "tensor"),
+        ("e", "float"),
+        ("workspace", "workspace"),
+    ]
+    with pytest.raises(SystemExit, match="no converter"):
+        gen_binding.parse_header(text % "void *mystery;", "h")
+    with pytest.raises(SystemExit, match="has no function"):
+        gen_binding.parse_header((text % "float e;").split("\n")[0], "h")
