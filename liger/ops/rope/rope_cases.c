@@ -1,0 +1,372 @@
+/* rope_cases.c - shapes, tolerances, properties and bench points of RoPE. */
+#include <math.h>
+
+#include "liger/ops/rope/rope.h"
+#include "liger/ops/rope/rope_ref.h"
+#include "tests/harness/float_formats.h"
+#include "tests/harness/op_cases.h"
+#include "tests/harness/op_run.h"
+
+/* Both functions share one order: what is read, the tables, what is written. Backward's loss is a function of a q and a
+ * k that the gradients do not depend on; they stand behind the tensors of the call. */
+enum { Q, K, COS, SIN, Q_OUT, K_OUT, FORWARD_TENSORS, LOSS_Q = FORWARD_TENSORS, LOSS_K, BACKWARD_TENSORS };
+enum { BATCH, SEQ, Q_HEADS, K_HEADS, DIM, ROTARY, TABLE_BATCH /* 0: two dimensions */, TABLE_COLS, OPERAND };
+enum {
+    TRANSPOSED = 1, /* [batch, seq, heads, dim] memory, as projections write it */
+    NO_K = 2,
+    BENCH = 4 /* without the tensors of the loss */
+};
+
+static struct tensor_spec heads_spec(const struct op_case *c, const char *name, enum tensor_role role, bool is_k) {
+    struct tensor_spec spec = {.name = name, .role = role, .kind = KIND_T, .values = VALUES_NORMAL, .ndim = 4,
+        .shape = {c->size[BATCH], c->size[is_k ? K_HEADS : Q_HEADS], c->size[SEQ], c->size[DIM]},
+        .absent = is_k && c->flags & NO_K, .gaps = true, .specials = role == ROLE_IN,
+        .relative = 1.05, .absolute = 4}; /* two products and a sum in f32: 3u of the pair's length */
+    if (c->flags & TRANSPOSED) spec.order[0] = 0, spec.order[1] = 2, spec.order[2] = 1, spec.order[3] = 3;
+    return spec;
+}
+
+static struct tensor_spec table_spec(const struct op_case *c, const char *name) {
+    struct tensor_spec spec = {.name = name, .role = ROLE_IN, .kind = KIND_WEIGHT, .values = VALUES_NORMAL, .spread = 3,
+        .ndim = 3, .shape = {c->size[TABLE_BATCH], c->size[SEQ], c->size[TABLE_COLS]}, .gaps = true};
+    if (c->size[TABLE_BATCH] == 0) {
+        spec.ndim = 2;
+        spec.shape[0] = c->size[SEQ];
+        spec.shape[1] = c->size[TABLE_COLS];
+    }
+    return spec;
+}
+
+static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    spec[Q] = heads_spec(c, "q", ROLE_IN, false);
+    spec[K] = heads_spec(c, "k", ROLE_IN, true);
+    spec[COS] = table_spec(c, "cos");
+    spec[SIN] = table_spec(c, "sin");
+    spec[Q_OUT] = heads_spec(c, "q_out", ROLE_OUT, false);
+    spec[K_OUT] = heads_spec(c, "k_out", ROLE_OUT, true);
+}
+
+static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_forward(c, spec);
+    spec[Q].name = "dq";
+    spec[K].name = "dk";
+    spec[Q_OUT].name = "dq_out";
+    spec[K_OUT].name = "dk_out";
+    spec[LOSS_Q] = heads_spec(c, "q of the loss", ROLE_IN, false);
+    spec[LOSS_K] = heads_spec(c, "k of the loss", ROLE_IN, true);
+    spec[LOSS_Q].specials = spec[LOSS_K].specials = false;
+    if (c->flags & BENCH) spec[LOSS_Q].absent = spec[LOSS_K].absent = true;
+}
+
+static int64_t table_count(const struct op_case *c) {
+    return (c->size[TABLE_BATCH] ? c->size[TABLE_BATCH] : 1) * c->size[SEQ] * c->size[TABLE_COLS];
+}
+
+/* The tables hold the cosine and the sine of one angle. */
+static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    for (int64_t i = 0; i < table_count(c); i++) {
+        const double angle = t[COS][i];
+        t[COS][i] = cos(angle);
+        t[SIN][i] = sin(angle);
+    }
+}
+
+static struct rope_ref ref_of(const struct op_case *c, const struct op_types *types, bool is_k, bool inverse) {
+    return (struct rope_ref){
+        .batch = c->size[BATCH],
+        .heads = c->size[is_k ? K_HEADS : Q_HEADS],
+        .seq = c->size[SEQ],
+        .dim = c->size[DIM],
+        .half = c->size[ROTARY] / 2,
+        .table_batch = c->size[TABLE_BATCH] ? c->size[TABLE_BATCH] : 1,
+        .table_cols = c->size[TABLE_COLS],
+        .operand = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : (liger_dtype)c->size[OPERAND],
+        .inverse = inverse,
+    };
+}
+
+static void reference(const struct op_case *c, const struct op_types *types, double *const *t, bool inverse) {
+    const struct rope_ref q = ref_of(c, types, false, inverse), k = ref_of(c, types, true, inverse);
+    rope_ref(&q, t[Q], t[COS], t[SIN], t[Q_OUT]);
+    if (t[K]) rope_ref(&k, t[K], t[COS], t[SIN], t[K_OUT]);
+}
+static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    reference(c, types, t, false);
+}
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    reference(c, types, t, true);
+}
+
+static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    liger_rope_forward_args args = LIGER_ROPE_FORWARD_ARGS_INIT;
+    args.q = call->t[Q];
+    args.k = call->t[K];
+    args.cos = call->t[COS];
+    args.sin = call->t[SIN];
+    args.q_out = call->t[Q_OUT];
+    args.k_out = call->t[K_OUT];
+    args.rotary = call->c.size[ROTARY];
+    args.operand_dtype = (int32_t)call->c.size[OPERAND];
+    return liger_rope_forward(context, &args, stream);
+}
+
+static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    liger_rope_backward_args args = LIGER_ROPE_BACKWARD_ARGS_INIT;
+    args.dq = call->t[Q];
+    args.dk = call->t[K];
+    args.cos = call->t[COS];
+    args.sin = call->t[SIN];
+    args.dq_out = call->t[Q_OUT];
+    args.dk_out = call->t[K_OUT];
+    args.rotary = call->c.size[ROTARY];
+    args.operand_dtype = (int32_t)call->c.size[OPERAND];
+    return liger_rope_backward(context, &args, stream);
+}
+
+static const struct op_case cases[] = {
+    {.label = "2x5, 4+2 heads of 16", .size = {2, 5, 4, 2, 16, 16, 2, 16}, .flags = TRANSPOSED},
+    {.label = "heads first in memory", .size = {2, 5, 3, 1, 32, 32, 1, 32}},
+    {.label = "two-dimensional tables", .size = {3, 4, 2, 2, 24, 24, 0, 24}, .flags = TRANSPOSED},
+    {.label = "angles per batch", .size = {3, 4, 5, 1, 64, 64, 3, 32}, .flags = TRANSPOSED},
+    {.label = "partial rotation", .size = {2, 3, 3, 2, 80, 32, 1, 32}, .flags = TRANSPOSED},
+    {.label = "odd head size", .size = {1, 7, 2, 1, 37, 36, 1, 38}, .flags = TRANSPOSED},
+    {.label = "half not a whole vector", .size = {1, 4, 3, 3, 72, 72, 1, 72}},
+    {.label = "one pair", .size = {1, 3, 1, 1, 2, 2, 1, 1}},
+    {.label = "no rotation", .size = {2, 3, 2, 1, 8, 0, 1, 8}, .flags = TRANSPOSED},
+    {.label = "no k", .size = {1, 5, 7, 0, 48, 48, 1, 48}, .flags = TRANSPOSED | NO_K},
+    {.label = "operands rounded to bf16", .size = {1, 5, 2, 2, 32, 30, 1, 32, LIGER_BF16}, .flags = TRANSPOSED},
+    {.label = "operands rounded to f16", .size = {1, 5, 2, 2, 40, 24, 1, 32, LIGER_F16}},
+    {.label = "one token, 33+1 heads", .size = {1, 1, 33, 1, 128, 128, 1, 128}, .flags = TRANSPOSED},
+    {.label = "131 tokens, one head", .size = {1, 131, 1, 0, 32, 32, 1, 32}, .flags = NO_K},
+    {.label = "wide head", .size = {1, 2, 2, 1, 1100, 1040, 1, 520}},
+    {.label = "no batch", .size = {0, 5, 2, 2, 16, 16, 1, 16}, .edge = true},
+    {.label = "no sequence", .size = {2, 0, 2, 2, 16, 16, 1, 16}, .edge = true},
+    {.label = "no k heads", .size = {2, 3, 2, 0, 16, 16, 1, 16}, .edge = true},
+    {.label = "head size 1", .size = {2, 3, 2, 1, 1, 0, 1, 1}, .edge = true},
+    {.label = "2x512, 16+8 heads of 64", .size = {2, 512, 16, 8, 64, 64, 1, 64}, .flags = TRANSPOSED, .large = true},
+};
+
+/* ---- errors ----------------------------------------------------------------------------------------------------- */
+
+static void q_is_i32(struct op_call *call) { call->t[Q].dtype = LIGER_I32; }
+static void q_is_flat(struct op_call *call) { call->t[Q].ndim = 3; }
+static void q_has_steps(struct op_call *call) { call->t[Q].stride[3] = 2; }
+static void rotary_is_odd(struct op_call *call) { call->c.size[ROTARY] = 15; }
+static void rotary_is_large(struct op_call *call) { call->c.size[ROTARY] = 18; }
+static void rotary_is_negative(struct op_call *call) { call->c.size[ROTARY] = -2; }
+static void operand_is_9(struct op_call *call) { call->c.size[OPERAND] = 9; }
+static void k_is_i64(struct op_call *call) { call->t[K].dtype = LIGER_I64; }
+static void k_is_flat(struct op_call *call) { call->t[K].ndim = 3; }
+static void k_is_shorter(struct op_call *call) { call->t[K].shape[2] = 4; }
+static void k_has_steps(struct op_call *call) { call->t[K].stride[3] = 2; }
+static void k_is_absent(struct op_call *call) { call->t[K].data = NULL; }
+static void k_out_is_absent(struct op_call *call) { call->t[K_OUT].data = NULL; }
+static void cos_is_i32(struct op_call *call) { call->t[COS].dtype = LIGER_I32; }
+static void cos_is_a_vector(struct op_call *call) { call->t[COS].ndim = 1; }
+static void cos_has_batch_3(struct op_call *call) { call->t[COS].shape[0] = 3; }
+static void cos_is_shorter(struct op_call *call) { call->t[COS].shape[1] = 4; }
+static void cos_has_steps(struct op_call *call) { call->t[COS].stride[2] = 2; }
+static void sin_is_narrow(struct op_call *call) { call->t[SIN].shape[2] = 7; }
+static void sin_is_absent(struct op_call *call) { call->t[SIN].data = NULL; }
+static void sin_is_i32(struct op_call *call) { call->t[SIN].dtype = LIGER_I32; }
+/* q and what follows from it are f16 and fit each other; cos is f16 and sin f32. The sizes fit what is there: half. */
+static void tables_differ(struct op_call *call) {
+    static const int all[] = {Q, K, COS, Q_OUT, K_OUT};
+    for (int i = 0; i < OP_COUNT(all); i++) call->t[all[i]].dtype = LIGER_F16;
+    call->t[SIN].dtype = LIGER_F32;
+}
+static void q_out_is_i32(struct op_call *call) { call->t[Q_OUT].dtype = LIGER_I32; }
+static void q_out_is_wider(struct op_call *call) { call->t[Q_OUT].shape[3] = 17; }
+static void q_out_has_steps(struct op_call *call) { call->t[Q_OUT].stride[3] = 2; }
+static void q_out_near_q(struct op_call *call) { call->t[Q_OUT].data = (char *)call->t[Q].data + 4; }
+static void q_out_on_k(struct op_call *call) { call->t[Q_OUT].data = call->t[K].data; }
+static void q_out_on_cos(struct op_call *call) { call->t[Q_OUT].data = call->t[COS].data; }
+static void q_out_on_sin(struct op_call *call) { call->t[Q_OUT].data = call->t[SIN].data; }
+static void k_out_near_k(struct op_call *call) { call->t[K_OUT].data = (char *)call->t[K].data + 4; }
+static void k_out_on_q(struct op_call *call) { call->t[K_OUT].data = call->t[Q].data; }
+static void k_out_on_cos(struct op_call *call) { call->t[K_OUT].data = call->t[COS].data; }
+static void k_out_on_sin(struct op_call *call) { call->t[K_OUT].data = call->t[SIN].data; }
+static void k_out_on_q_out(struct op_call *call) { call->t[K_OUT].data = call->t[Q_OUT].data; }
+
+/* d: "" or "d", the prefix of backward's names. */
+#define PROVOCATIONS(op, d)                                                                                            \
+    {"q of integers", 0, q_is_i32, LIGER_ERR_DTYPE, {op ": " d "q ", "i32"}},                                          \
+    {"q of three dimensions", 0, q_is_flat, LIGER_ERR_SHAPE, {op ": " d "q ", "3", "4"}},                              \
+    {"q with steps", 0, q_has_steps, LIGER_ERR_LAYOUT, {op ": " d "q:", "2", "1"}},                                    \
+    {"rotary odd", 0, rotary_is_odd, LIGER_ERR_ARGUMENT, {op ": rotary", "15", "16"}},                                 \
+    {"rotary beyond dim", 0, rotary_is_large, LIGER_ERR_ARGUMENT, {op ": rotary", "18", "16"}},                        \
+    {"rotary negative", 0, rotary_is_negative, LIGER_ERR_ARGUMENT, {op ": rotary", "-2", "16"}},                       \
+    {"operand_dtype 9", 0, operand_is_9, LIGER_ERR_ARGUMENT, {op ": operand_dtype", "9", "f32 (1)"}},                  \
+    {"k of integers", 0, k_is_i64, LIGER_ERR_DTYPE, {op ": " d "k ", "i64"}},                                          \
+    {"k of three dimensions", 0, k_is_flat, LIGER_ERR_SHAPE, {op ": " d "k ", "3", "4"}},                              \
+    {"k shorter", 0, k_is_shorter, LIGER_ERR_SHAPE, {op ": " d "k:", "4", d "q has 5"}},                               \
+    {"k with steps", 0, k_has_steps, LIGER_ERR_LAYOUT, {op ": " d "k:", "2", "1"}},                                    \
+    {"k absent, its result not", 0, k_is_absent, LIGER_ERR_ARGUMENT, {op ": " d "k ", "NULL"}},                        \
+    {"k present, its result not", 0, k_out_is_absent, LIGER_ERR_ARGUMENT, {op ": " d "k_out", "NULL"}},                \
+    {"cos of integers", 0, cos_is_i32, LIGER_ERR_DTYPE, {op ": cos", "i32", "f32"}},                                   \
+    {"cos of one dimension", 0, cos_is_a_vector, LIGER_ERR_SHAPE, {op ": cos", "1 dimensions", "3"}},                  \
+    {"cos for three batches", 0, cos_has_batch_3, LIGER_ERR_SHAPE, {op ": cos", "3", "batch of 2"}},                   \
+    {"cos shorter", 0, cos_is_shorter, LIGER_ERR_SHAPE, {op ": cos", "4", "length 5"}},                                \
+    {"cos with steps", 0, cos_has_steps, LIGER_ERR_LAYOUT, {op ": cos", "2", "1"}},                                    \
+    {"sin too narrow", 0, sin_is_narrow, LIGER_ERR_SHAPE, {op ": sin", "7", "8"}},                                     \
+    {"sin absent", 0, sin_is_absent, LIGER_ERR_ARGUMENT, {op ": sin", "NULL"}},                                        \
+    {"sin of integers", 0, sin_is_i32, LIGER_ERR_DTYPE, {op ": sin", "i32", "f32"}},                                   \
+    {"sin wider than cos", 0, tables_differ, LIGER_ERR_DTYPE, {op ": sin", "f32", "cos is f16"}},                      \
+    {"q_out of integers", 0, q_out_is_i32, LIGER_ERR_DTYPE, {op ": " d "q_out", "i32"}},                               \
+    {"q_out wider", 0, q_out_is_wider, LIGER_ERR_SHAPE, {op ": " d "q_out", "17", d "q has 16"}},                      \
+    {"q_out with steps", 0, q_out_has_steps, LIGER_ERR_LAYOUT, {op ": " d "q_out", "2", "1"}},                         \
+    {"q_out shifted against q", 0, q_out_near_q, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "q:"}},           \
+    {"q_out on k", 0, q_out_on_k, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "k:"}},                          \
+    {"q_out on cos", 0, q_out_on_cos, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps cos:"}},                         \
+    {"q_out on sin", 0, q_out_on_sin, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps sin:"}},                         \
+    {"k_out shifted against k", 0, k_out_near_k, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "k:"}},           \
+    {"k_out on q", 0, k_out_on_q, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "q:"}},                          \
+    {"k_out on cos", 0, k_out_on_cos, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps cos:"}},                         \
+    {"k_out on sin", 0, k_out_on_sin, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps sin:"}},                         \
+    {"k_out on q_out", 0, k_out_on_q_out, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "q_out:"}}
+
+static const struct op_provocation forward_provocations[] = {PROVOCATIONS("rope_forward", "")};
+static const struct op_provocation backward_provocations[] = {PROVOCATIONS("rope_backward", "d")};
+
+/* ---- properties ------------------------------------------------------------------------------------------------- */
+
+extern const struct op_cases rope_forward_cases;
+
+/* Calls check for each pair of x and y, [.., dim] tensors of `count` elements. */
+static const char *for_each_pair(struct op_run *run, const double *x, const double *y, int64_t count,
+                                 const char *(*check)(struct op_run *, const double *, const double *, int64_t half)) {
+    const int64_t dim = run->c.size[DIM], half = run->c.size[ROTARY] / 2;
+    const char *wrong = NULL;
+    for (int64_t row = 0; row < count / dim && !wrong; row++)
+        for (int64_t i = 0; i < half && !wrong; i++) wrong = check(run, x + row * dim + i, y + row * dim + i, half);
+    return wrong;
+}
+
+/* Roundings of a result and of the tables, as a share of a pair's length. */
+static double slack(const struct op_run *run) {
+    return 3 * (format_unit(run->types.t) + format_unit(run->types.weight)) + 0x1p-22;
+}
+
+static const char *same_length(struct op_run *run, const double *x, const double *y, int64_t half) {
+    const double before = hypot(x[0], x[half]), after = hypot(y[0], y[half]);
+    const double budget = slack(run) * before + 2 * format_smallest(run->types.t);
+    if (fabs(after - before) <= budget) return NULL;
+    return op_run_text(run, "a pair of length %g became %g long", before, after);
+}
+
+/* A rotation keeps lengths. */
+static const char *keeps_lengths(struct op_run *run) {
+    if (run->c.size[OPERAND]) return NULL;
+    if (op_run_call(run) != LIGER_OK) return "the call failed";
+    const char *wrong = for_each_pair(run, run->t[Q], run->t[Q_OUT], run->count[Q], same_length);
+    if (wrong == NULL && run->t[K]) wrong = for_each_pair(run, run->t[K], run->t[K_OUT], run->count[K], same_length);
+    return wrong;
+}
+
+static const char *same_pair(struct op_run *run, const double *x, const double *y, int64_t half) {
+    const double budget = 2 * slack(run) * hypot(x[0], x[half]) + 4 * format_smallest(run->types.t);
+    if (hypot(y[0] - x[0], y[half] - x[half]) <= budget) return NULL;
+    return op_run_text(run, "(%g, %g) came back as (%g, %g)", x[0], x[half], y[0], y[half]);
+}
+
+/* Backward undoes forward. */
+static const char *undoes_forward(struct op_run *run) {
+    const char *wrong = NULL;
+    if (run->c.size[OPERAND]) return NULL;
+    struct op_run *forward = op_run_new(run->context, &rope_forward_cases, &run->c, run->types, 7);
+    if (forward == NULL) return "no memory";
+    for (int64_t i = 0; i < run->count[COS]; i++) run->t[COS][i] = forward->t[COS][i], run->t[SIN][i] = forward->t[SIN][i];
+    if (op_run_call(forward) != LIGER_OK) wrong = "forward failed";
+    for (int64_t i = 0; i < run->count[Q]; i++) run->t[Q][i] = forward->t[Q_OUT][i];
+    if (!wrong && op_run_call(run) != LIGER_OK) wrong = "backward failed";
+    if (!wrong) wrong = for_each_pair(run, forward->t[Q], run->t[Q_OUT], run->count[Q], same_pair);
+    op_run_free(forward);
+    return wrong;
+}
+
+static const struct op_property forward_properties[] = {{"keeps lengths", keeps_lengths}};
+static const struct op_property backward_properties[] = {{"undoes forward", undoes_forward}};
+
+/* ---- gradients, benches ----------------------------------------------------------------------------------------- */
+
+/* upstream · rope(x) of one of q and k */
+static double dot(const struct op_case *c, const struct op_types *types, double *const *t, bool is_k) {
+    const struct rope_ref all = ref_of(c, types, is_k, false);
+    const double *x = t[is_k ? LOSS_K : LOSS_Q], *upstream = t[is_k ? K : Q];
+    double sum = 0, y[2048];
+    if (x == NULL) return 0;
+    for (int64_t row = 0; row < all.batch * all.heads * all.seq; row++) {
+        const int64_t s = row % all.seq, batch = row / all.seq / all.heads;
+        const int64_t angle = ((all.table_batch == 1 ? 0 : batch) * all.seq + s) * all.table_cols;
+        struct rope_ref one = all;
+        one.batch = one.heads = one.seq = one.table_batch = 1;
+        rope_ref(&one, x + row * all.dim, t[COS] + angle, t[SIN] + angle, y);
+        for (int64_t i = 0; i < all.dim; i++) sum += upstream[row * all.dim + i] * y[i];
+    }
+    return sum;
+}
+
+static double loss(const struct op_case *c, const struct op_types *types, double *const *t) {
+    return dot(c, types, t, false) + (t[K] ? dot(c, types, t, true) : 0);
+}
+
+static const struct op_gradient gradients[] = {{Q_OUT, LOSS_Q}, {K_OUT, LOSS_K}};
+static const struct op_alias aliases[] = {{Q_OUT, Q}, {K_OUT, K}};
+
+static double bytes(const struct op_case *c, const struct op_types *types) {
+    const double heads = (double)(c->size[Q_HEADS] + c->size[K_HEADS]);
+    const double tokens = (double)(c->size[BATCH] * c->size[SEQ]);
+    const double tables = (double)table_count(c) / (double)c->size[TABLE_COLS] * (double)c->size[ROTARY];
+    return 2 * tokens * heads * (double)c->size[DIM] * (double)liger_dtype_size(types->t) +
+           tables * (double)liger_dtype_size(types->weight);
+}
+
+static const struct op_case bench[] = {
+    {.label = "4x4096, 32+8 heads of 128", .size = {4, 4096, 32, 8, 128, 128, 1, 128}, .flags = TRANSPOSED | BENCH,
+     .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "2x1024, 16+8 heads of 64", .size = {2, 1024, 16, 8, 64, 64, 1, 64}, .flags = TRANSPOSED | BENCH},
+};
+
+const struct op_cases rope_forward_cases = {
+    .name = "rope_forward",
+    .tensor_count = FORWARD_TENSORS,
+    .describe = describe_forward,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .prepare = prepare,
+    .call = call_forward,
+    .reference = reference_forward,
+    .aliases = aliases,
+    .alias_count = OP_COUNT(aliases),
+    .provocations = forward_provocations,
+    .provocation_count = OP_COUNT(forward_provocations),
+    .properties = forward_properties,
+    .property_count = OP_COUNT(forward_properties),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
+    .bytes = bytes,
+};
+
+const struct op_cases rope_backward_cases = {
+    .name = "rope_backward",
+    .tensor_count = BACKWARD_TENSORS,
+    .describe = describe_backward,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .prepare = prepare,
+    .call = call_backward,
+    .reference = reference_backward,
+    .loss = loss,
+    .gradients = gradients,
+    .gradient_count = OP_COUNT(gradients),
+    .aliases = aliases,
+    .alias_count = OP_COUNT(aliases),
+    .provocations = backward_provocations,
+    .provocation_count = OP_COUNT(backward_provocations),
+    .properties = backward_properties,
+    .property_count = OP_COUNT(backward_properties),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
+    .bytes = bytes,
+};

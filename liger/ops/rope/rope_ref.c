@@ -1,0 +1,24 @@
+/* rope_ref.c - what RoPE is: double precision, plain loops. */
+#include "liger/ops/rope/rope_ref.h"
+
+#include "tests/harness/op_cases.h"
+
+static void rotate_head(const struct rope_ref *r, const double *x, const double *cos, const double *sin, double *y) {
+    for (int64_t i = 2 * r->half; i < r->dim; i++) y[i] = x[i];
+    for (int64_t i = 0; i < r->half; i++) {
+        const double low = op_round(r->operand, x[i]), high = op_round(r->operand, x[r->half + i]);
+        const double s = r->inverse ? -sin[i] : sin[i];
+        y[i] = low * cos[i] - high * s;
+        y[r->half + i] = high * cos[i] + low * s;
+    }
+}
+
+void rope_ref(const struct rope_ref *r, const double *x, const double *cos, const double *sin, double *y) {
+    for (int64_t batch = 0; batch < r->batch; batch++)
+        for (int64_t head = 0; head < r->heads; head++)
+            for (int64_t s = 0; s < r->seq; s++) {
+                const int64_t at = ((batch * r->heads + head) * r->seq + s) * r->dim;
+                const int64_t angle = ((r->table_batch == 1 ? 0 : batch) * r->seq + s) * r->table_cols;
+                rotate_head(r, x + at, cos + angle, sin + angle, y + at);
+            }
+}

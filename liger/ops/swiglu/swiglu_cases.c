@@ -1,0 +1,360 @@
+/* swiglu_cases.c - shapes, tolerances, properties and bench points of SwiGLU. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "liger/ops/swiglu/swiglu.h"
+#include "liger/ops/swiglu/swiglu_ref.h"
+#include "tests/harness/device_memory.h"
+#include "tests/harness/float_formats.h"
+#include "tests/harness/op_cases.h"
+#include "tests/harness/op_run.h"
+
+enum { GATE, UP, Y, FORWARD_TENSORS };
+enum { DY = Y, DGATE, DUP, BACKWARD_TENSORS };
+enum { NDIM, OUTER, ROWS, COLS, ACTIVATION }; /* the shape is the last NDIM of OUTER, ROWS, COLS */
+enum { GATE_MULTIPLIER, DOWN_MULTIPLIER };
+enum {
+    NO_DGATE = 1,
+    NO_DUP = 2,
+    EXTREME = 4 /* the gate goes through the saturated and the non-finite */
+};
+
+static int64_t count_of(const struct op_case *c) {
+    int64_t count = 1;
+    for (int d = 0; d < c->size[NDIM]; d++) count *= c->size[COLS - d];
+    return count;
+}
+
+static struct tensor_spec twin(const struct op_case *c, const char *name, enum tensor_role role) {
+    struct tensor_spec spec = {.name = name, .role = role, .kind = KIND_T, .values = VALUES_NORMAL,
+        .ndim = (int)c->size[NDIM], .gaps = true, .specials = role == ROLE_IN};
+    for (int d = 0; d < spec.ndim; d++) spec.shape[d] = c->size[COLS - spec.ndim + 1 + d];
+    return spec;
+}
+
+static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
+    spec[GATE] = twin(c, "gate", ROLE_IN);
+    spec[GATE].spread = 3;
+    spec[UP] = twin(c, "up", ROLE_IN);
+}
+
+static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
+    static const double extremes[] = {-1e4, 1e4, -INFINITY, INFINITY, NAN, -90, 90, -17, 17, 0, -0.0, 1e-3};
+    (void)types;
+    if (!(c->flags & EXTREME)) return;
+    for (int64_t i = 0; i < count_of(c); i++) t[GATE][i] = extremes[i % OP_COUNT(extremes)];
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_inputs(c, spec);
+    spec[Y] = twin(c, "y", ROLE_OUT);
+    /* A silu that lies between two values of T may be rounded to the other one: 2u. Then the roundings of the product
+     * (u), and of the second product (the first one may be off by 4u, and u). f32: exponential, sum, quotient: 8u. */
+    spec[Y].relative = c->scalar[DOWN_MULTIPLIER] != 1 ? 5.05 : 3.05;
+    spec[Y].absolute = 8;
+}
+
+static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    liger_swiglu_forward_args args = LIGER_SWIGLU_FORWARD_ARGS_INIT;
+    args.gate = call->t[GATE];
+    args.up = call->t[UP];
+    args.y = call->t[Y];
+    args.gate_multiplier = (float)call->c.scalar[GATE_MULTIPLIER];
+    args.down_multiplier = (float)call->c.scalar[DOWN_MULTIPLIER];
+    args.activation_dtype = (int32_t)call->c.size[ACTIVATION];
+    return liger_swiglu_forward(context, &args, stream);
+}
+
+static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const liger_dtype activation = c->size[ACTIVATION] ? (liger_dtype)c->size[ACTIVATION] : types->t;
+    swiglu_forward_ref(count_of(c), types->t, activation, c->scalar[GATE_MULTIPLIER], c->scalar[DOWN_MULTIPLIER],
+                       t[GATE], t[UP], t[Y]);
+}
+
+/* Multipliers are exact in f32, so that f32 and double mean the same function. */
+static const struct op_case cases[] = {
+    {.label = "3x7x37", .size = {3, 3, 7, 37}, .scalar = {1, 1}},
+    {.label = "one element", .size = {1, 0, 0, 1}, .scalar = {1, 1}},
+    {.label = "multipliers 5x130", .size = {2, 0, 5, 130}, .scalar = {0.75, 1.25}},
+    {.label = "negative multipliers", .size = {2, 0, 4, 24}, .scalar = {-0.5, -2}},
+    {.label = "long row", .size = {1, 0, 0, 40007}, .scalar = {1, 1}},
+    {.label = "aligned 6x2x512", .size = {3, 6, 2, 512}, .scalar = {1, 1}},
+    {.label = "many narrow rows", .size = {2, 0, 1031, 8}, .scalar = {1, 1}},
+    {.label = "columns of one", .size = {3, 4, 9, 1}, .scalar = {1, 1}},
+    {.label = "silu kept in f32", .size = {2, 0, 7, 96, LIGER_F32}, .scalar = {1, 1}},
+    {.label = "silu rounded to f16", .size = {2, 0, 7, 97, LIGER_F16}, .scalar = {1, 1.25}},
+    {.label = "silu rounded to bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .scalar = {0.75, 1}},
+    {.label = "no dgate", .size = {2, 0, 3, 40}, .scalar = {1, 1.25}, .flags = NO_DGATE},
+    {.label = "no dup", .size = {2, 0, 3, 40}, .scalar = {1, 1.25}, .flags = NO_DUP},
+    {.label = "nothing asked for", .size = {2, 0, 3, 40}, .scalar = {1, 1}, .flags = NO_DGATE | NO_DUP, .edge = true},
+    {.label = "no rows", .size = {2, 0, 0, 40}, .scalar = {1, 1}, .edge = true},
+    {.label = "no columns", .size = {3, 2, 3, 0}, .scalar = {1, 1}, .edge = true},
+    {.label = "saturated", .size = {2, 0, 5, 61}, .scalar = {1, 1}, .flags = EXTREME, .edge = true},
+    {.label = "saturated, multipliers", .size = {2, 0, 5, 61}, .scalar = {0.75, 0.5}, .flags = EXTREME, .edge = true},
+    {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .scalar = {1, 1}, .large = true},
+};
+
+static void gate_is_i32(struct op_call *call) { call->t[GATE].dtype = LIGER_I32; }
+static void up_is_other(struct op_call *call) {
+    call->t[UP].dtype = call->t[GATE].dtype == LIGER_BF16 ? LIGER_F16 : LIGER_BF16;
+}
+static void up_is_absent(struct op_call *call) { call->t[UP].data = NULL; }
+static void up_is_narrower(struct op_call *call) { call->t[UP].shape[2]--; }
+static void up_is_flat(struct op_call *call) { call->t[UP].ndim = 2; }
+static void gate_has_steps(struct op_call *call) { call->t[GATE].stride[2] = 2; }
+static void y_has_steps(struct op_call *call) { call->t[Y].stride[2] = 3; }
+static void y_is_taller(struct op_call *call) { call->t[Y].shape[1]++; }
+static void activation_is_9(struct op_call *call) { call->c.size[ACTIVATION] = 9; }
+static void y_near_gate(struct op_call *call) {
+    call->t[Y].data = (char *)call->t[GATE].data + liger_dtype_size(call->t[GATE].dtype);
+}
+static void y_near_up(struct op_call *call) {
+    call->t[Y].data = (char *)call->t[UP].data - liger_dtype_size(call->t[UP].dtype);
+}
+
+static const struct op_provocation forward_provocations[] = {
+    {"gate of integers", 0, gate_is_i32, LIGER_ERR_DTYPE, {"gate", "i32"}},
+    {"up of another dtype", 0, up_is_other, LIGER_ERR_DTYPE, {"up", "f16"}},
+    {"up absent", 0, up_is_absent, LIGER_ERR_ARGUMENT, {"up", "NULL"}},
+    {"up narrower", 0, up_is_narrower, LIGER_ERR_SHAPE, {"up", "36", "37"}},
+    {"up of another rank", 0, up_is_flat, LIGER_ERR_SHAPE, {"up", "2", "3"}},
+    {"gate with steps", 0, gate_has_steps, LIGER_ERR_LAYOUT, {"gate", "2", "1"}},
+    {"y with steps", 0, y_has_steps, LIGER_ERR_LAYOUT, {"y", "3", "1"}},
+    {"y taller", 0, y_is_taller, LIGER_ERR_SHAPE, {"y", "8", "7"}},
+    {"activation_dtype 9", 0, activation_is_9, LIGER_ERR_ARGUMENT, {"activation_dtype", "9", "f32 (1)"}},
+    {"y shifted against gate", 0, y_near_gate, LIGER_ERR_LAYOUT, {"y", "overlaps gate"}},
+    {"y shifted against up", 0, y_near_up, LIGER_ERR_LAYOUT, {"y", "overlaps up"}},
+};
+
+static const struct op_alias forward_aliases[] = {{Y, GATE}, {Y, UP}};
+
+/* ---- halves of one buffer --------------------------------------------------------------------------------------- */
+
+/* One [rows, 2·cols] buffer where the context computes. */
+struct halves {
+    const liger_context *context;
+    liger_dtype dtype;
+    int64_t rows, cols;
+    unsigned char *host, *device;
+    size_t bytes;
+};
+
+static void halves_close(struct halves *halves) {
+    free(halves->host);
+    if (halves->device) device_release(halves->context, halves->device);
+}
+
+static bool halves_open(struct halves *halves, const struct op_run *run, const double *left, const double *right) {
+    const int64_t cols = run->c.size[COLS], rows = cols ? count_of(&run->c) / cols : 0;
+    const size_t element = liger_dtype_size(run->types.t);
+    *halves = (struct halves){.context = run->context, .dtype = run->types.t, .rows = rows, .cols = cols,
+        .bytes = (size_t)(2 * rows * cols) * element};
+    halves->host = calloc(1, halves->bytes + 1);
+    halves->device = device_allocate(run->context, halves->bytes + 1);
+    if (halves->host == NULL || halves->device == NULL) return false;
+    for (int64_t i = 0; left && i < rows * cols; i++) {
+        unsigned char *at = halves->host + (size_t)(i / cols * 2 * cols + i % cols) * element;
+        format_store(halves->dtype, at, left[i]);
+        format_store(halves->dtype, at + (size_t)cols * element, right[i]);
+    }
+    return device_upload(run->context, halves->device, halves->host, halves->bytes);
+}
+
+/* Half 0 or 1 as a view. */
+static liger_tensor half_view(const struct halves *halves, int half) {
+    const int64_t shape[] = {halves->rows, halves->cols};
+    liger_tensor view = liger_tensor_contiguous(
+        halves->device + (size_t)(half * halves->cols) * liger_dtype_size(halves->dtype), halves->dtype, 2, shape);
+    view.stride[0] = 2 * halves->cols;
+    return view;
+}
+
+static bool half_equals(struct halves *halves, int half, const double *expected) {
+    const size_t element = liger_dtype_size(halves->dtype);
+    if (device_synchronize(halves->context) != NULL) return false;
+    if (!device_download(halves->context, halves->host, halves->device, halves->bytes)) return false;
+    for (int64_t i = 0; i < halves->rows * halves->cols; i++) {
+        const int64_t at = i / halves->cols * 2 * halves->cols + half * halves->cols + i % halves->cols;
+        if (format_load(halves->dtype, halves->host + (size_t)at * element) != expected[i]) return false;
+    }
+    return true;
+}
+
+/* y of a fused projection, written over its gate half, has the bits of y of two tensors. */
+static const char *forward_of_halves(struct op_run *run) {
+    struct halves fused;
+    const char *wrong = NULL;
+    if (op_run_call(run) != LIGER_OK) return "the call on two tensors failed";
+    if (!halves_open(&fused, run, run->t[GATE], run->t[UP])) {
+        wrong = "no memory";
+    } else {
+        const struct op_call call = {.c = run->c, .t = {half_view(&fused, 0), half_view(&fused, 1), half_view(&fused, 0)}};
+        if (call_forward(run->context, &call, NULL) != LIGER_OK) wrong = op_run_text(run, "%s", liger_last_error());
+        else if (!half_equals(&fused, 0, run->t[Y])) wrong = "y of the fused form differs from y of two tensors";
+        else if (!half_equals(&fused, 1, run->t[UP])) wrong = "the up half was overwritten";
+    }
+    halves_close(&fused);
+    return wrong;
+}
+
+static const struct op_property forward_properties[] = {{"halves of one buffer", forward_of_halves}};
+
+/* Bytes: every tensor once; in the bench none is absent. */
+static const struct op_case bench[] = {
+    {.label = "16384x14336", .size = {2, 0, 16384, 14336}, .scalar = {1, 1}, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "2048x2816", .size = {2, 0, 2048, 2816}, .scalar = {1, 1}},
+    {.label = "2048x11008", .size = {2, 0, 2048, 11008}, .scalar = {1, 1}},
+};
+
+const struct op_cases swiglu_forward_cases = {
+    .name = "swiglu_forward",
+    .tensor_count = FORWARD_TENSORS,
+    .describe = describe_forward,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .prepare = prepare,
+    .call = call_forward,
+    .reference = reference_forward,
+    .aliases = forward_aliases,
+    .alias_count = OP_COUNT(forward_aliases),
+    .provocations = forward_provocations,
+    .provocation_count = OP_COUNT(forward_provocations),
+    .properties = forward_properties,
+    .property_count = OP_COUNT(forward_properties),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
+};
+
+/* ---- backward --------------------------------------------------------------------------------------------------- */
+
+static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_inputs(c, spec);
+    spec[DY] = twin(c, "dy", ROLE_IN);
+    spec[DGATE] = twin(c, "dgate", ROLE_OUT);
+    spec[DGATE].absent = c->flags & NO_DGATE;
+    spec[DGATE].relative = 1.05;
+    spec[DGATE].absolute = 24; /* f32 steps: sigmoid 6u, products 6u; 1 - s loses up to 17u·s before s is 1 */
+    spec[DUP] = twin(c, "dup", ROLE_OUT);
+    spec[DUP].absent = c->flags & NO_DUP;
+    spec[DUP].relative = 1.05;
+    spec[DUP].absolute = 8;
+}
+
+static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    liger_swiglu_backward_args args = LIGER_SWIGLU_BACKWARD_ARGS_INIT;
+    args.dy = call->t[DY];
+    args.gate = call->t[GATE];
+    args.up = call->t[UP];
+    args.dgate = call->t[DGATE];
+    args.dup = call->t[DUP];
+    args.gate_multiplier = (float)call->c.scalar[GATE_MULTIPLIER];
+    args.down_multiplier = (float)call->c.scalar[DOWN_MULTIPLIER];
+    return liger_swiglu_backward(context, &args, stream);
+}
+
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    swiglu_backward_ref(count_of(c), c->scalar[GATE_MULTIPLIER], c->scalar[DOWN_MULTIPLIER], t[DY], t[GATE], t[UP],
+                        t[DGATE], t[DUP]);
+}
+
+static double loss(const struct op_case *c, const struct op_types *types, double *const *t) {
+    double sum = 0;
+    (void)types;
+    for (int64_t i = 0; i < count_of(c); i++) {
+        double y;
+        swiglu_forward_ref(1, LIGER_DTYPE_NONE, LIGER_DTYPE_NONE, c->scalar[GATE_MULTIPLIER],
+                           c->scalar[DOWN_MULTIPLIER], t[GATE] + i, t[UP] + i, &y);
+        sum += t[DY][i] * y;
+    }
+    return sum;
+}
+
+static const struct op_gradient gradients[] = {{DGATE, GATE}, {DUP, UP}};
+static const struct op_alias backward_aliases[] = {{DGATE, DY}, {DGATE, GATE}, {DUP, DY}, {DUP, UP}};
+
+static void dy_is_i64(struct op_call *call) { call->t[DY].dtype = LIGER_I64; }
+static void dy_is_narrower(struct op_call *call) { call->t[DY].shape[2]--; }
+static void dgate_is_flat(struct op_call *call) { call->t[DGATE].ndim = 2; }
+static void dup_has_steps(struct op_call *call) { call->t[DUP].stride[2] = 2; }
+static void dgate_is_up(struct op_call *call) { call->t[DGATE] = call->t[UP]; }
+static void dup_is_gate(struct op_call *call) { call->t[DUP] = call->t[GATE]; }
+static void dup_is_dgate(struct op_call *call) { call->t[DUP] = call->t[DGATE]; }
+static void dgate_near_dy(struct op_call *call) {
+    call->t[DGATE].data = (char *)call->t[DY].data + liger_dtype_size(call->t[DY].dtype);
+}
+static void dgate_near_gate(struct op_call *call) {
+    call->t[DGATE].data = (char *)call->t[GATE].data + liger_dtype_size(call->t[GATE].dtype);
+}
+static void dup_near_dy(struct op_call *call) {
+    call->t[DUP].data = (char *)call->t[DY].data + liger_dtype_size(call->t[DY].dtype);
+}
+static void dup_near_up(struct op_call *call) {
+    call->t[DUP].data = (char *)call->t[UP].data + liger_dtype_size(call->t[UP].dtype);
+}
+
+static const struct op_provocation backward_provocations[] = {
+    {"gate of integers", 0, gate_is_i32, LIGER_ERR_DTYPE, {"gate", "i32"}},
+    {"up of another dtype", 0, up_is_other, LIGER_ERR_DTYPE, {"up", "f16"}},
+    {"up absent", 0, up_is_absent, LIGER_ERR_ARGUMENT, {"up", "NULL"}},
+    {"dy of integers", 0, dy_is_i64, LIGER_ERR_DTYPE, {"dy", "i64"}},
+    {"dy narrower", 0, dy_is_narrower, LIGER_ERR_SHAPE, {"dy", "36", "37"}},
+    {"gate with steps", 0, gate_has_steps, LIGER_ERR_LAYOUT, {"gate", "2", "1"}},
+    {"dgate of another rank", 0, dgate_is_flat, LIGER_ERR_SHAPE, {"dgate", "2", "3"}},
+    {"dup with steps", 0, dup_has_steps, LIGER_ERR_LAYOUT, {"dup", "2", "1"}},
+    {"dgate is up", 0, dgate_is_up, LIGER_ERR_LAYOUT, {"dgate", "overlaps up"}},
+    {"dup is gate", 0, dup_is_gate, LIGER_ERR_LAYOUT, {"dup", "overlaps gate"}},
+    {"dup is dgate", 0, dup_is_dgate, LIGER_ERR_LAYOUT, {"dup", "overlaps dgate"}},
+    {"dgate shifted against dy", 0, dgate_near_dy, LIGER_ERR_LAYOUT, {"dgate", "overlaps dy"}},
+    {"dgate shifted against gate", 0, dgate_near_gate, LIGER_ERR_LAYOUT, {"dgate", "overlaps gate"}},
+    {"dup shifted against dy", 0, dup_near_dy, LIGER_ERR_LAYOUT, {"dup", "overlaps dy"}},
+    {"dup shifted against up", 0, dup_near_up, LIGER_ERR_LAYOUT, {"dup", "overlaps up"}},
+};
+
+/* Gradients written over the fused projection have the bits of those of separate tensors. */
+static const char *backward_of_halves(struct op_run *run) {
+    struct halves fused, upstream;
+    const char *wrong = NULL;
+    if (run->t[DGATE] == NULL || run->t[DUP] == NULL) return NULL;
+    if (op_run_call(run) != LIGER_OK) return "the call on separate tensors failed";
+    const bool fused_open = halves_open(&fused, run, run->t[GATE], run->t[UP]);
+    const bool upstream_open = halves_open(&upstream, run, run->t[DY], run->t[DY]);
+    if (!fused_open || !upstream_open) {
+        wrong = "no memory";
+    } else {
+        const liger_tensor gate = half_view(&fused, 0), up = half_view(&fused, 1);
+        const struct op_call call = {.c = run->c, .t = {gate, up, half_view(&upstream, 1), gate, up}};
+        if (call_backward(run->context, &call, NULL) != LIGER_OK) wrong = op_run_text(run, "%s", liger_last_error());
+        else if (!half_equals(&fused, 0, run->t[DGATE])) wrong = "dgate of the fused form differs";
+        else if (!half_equals(&fused, 1, run->t[DUP])) wrong = "dup of the fused form differs";
+    }
+    halves_close(&fused);
+    halves_close(&upstream);
+    return wrong;
+}
+
+static const struct op_property backward_properties[] = {{"halves of one buffer, in place", backward_of_halves}};
+
+const struct op_cases swiglu_backward_cases = {
+    .name = "swiglu_backward",
+    .tensor_count = BACKWARD_TENSORS,
+    .describe = describe_backward,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .prepare = prepare,
+    .call = call_backward,
+    .reference = reference_backward,
+    .loss = loss,
+    .gradients = gradients,
+    .gradient_count = OP_COUNT(gradients),
+    .aliases = backward_aliases,
+    .alias_count = OP_COUNT(backward_aliases),
+    .provocations = backward_provocations,
+    .provocation_count = OP_COUNT(backward_provocations),
+    .properties = backward_properties,
+    .property_count = OP_COUNT(backward_properties),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
+};
