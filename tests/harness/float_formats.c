@@ -23,13 +23,23 @@ double format_unit(liger_dtype dtype) { return ldexp(1.0, -format_of(dtype).prec
 double format_smallest(liger_dtype dtype) { return ldexp(1.0, format_of(dtype).smallest); }
 double format_largest(liger_dtype dtype) { return format_of(dtype).largest; }
 
+static double power_of_two(int exponent) {
+    const uint64_t bits = (uint64_t)(exponent + 1023) << 52;
+    double power;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+}
+
 double op_round(liger_dtype dtype, double v) {
     if (!format_is_float(dtype) || v == 0 || !isfinite(v)) return v;
     const struct format f = format_of(dtype);
-    int exponent;
-    frexp(v, &exponent); /* v = m · 2^exponent, 1/2 <= |m| < 1 */
+    uint64_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    const int exponent = (int)(bits >> 52 & 0x7ff) - 1022; /* v = m · 2^exponent, 1/2 <= |m| < 1 */
     const int step = exponent - f.precision > f.smallest ? exponent - f.precision : f.smallest;
-    const double rounded = ldexp(nearbyint(ldexp(v, -step)), step);
+    /* Next to 1.5 · 2^52 steps, double itself has the spacing of one step, and rounds as wanted. */
+    const volatile double shifted = v + power_of_two(step) * 0x1.8p52;
+    const double rounded = shifted - power_of_two(step) * 0x1.8p52;
     return fabs(rounded) > f.largest ? copysign(INFINITY, v) : rounded;
 }
 

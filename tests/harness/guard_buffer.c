@@ -26,7 +26,8 @@ bool guard_buffer_make(struct guard_buffer *buffer, size_t bytes, size_t align, 
         guard_buffer_free(buffer);
         return false;
     }
-    for (size_t i = 0; i < buffer->region_bytes; i++) buffer->region[i] = guard_canary(i);
+    for (size_t i = 0; i < page; i++) buffer->region[i] = guard_canary(i);
+    for (size_t i = page; i < buffer->region_bytes; i += page) memcpy(buffer->region + i, buffer->region, page);
     if (place == PLACE_MIDDLE) buffer->data = buffer->region + GUARD_ZONE_BYTES + shift;
     if (place == PLACE_AFTER_FENCE) buffer->data = buffer->region;
     if (place == PLACE_BEFORE_FENCE) buffer->data = buffer->region + buffer->region_bytes - rounded;

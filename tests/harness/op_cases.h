@@ -27,7 +27,7 @@ struct op_case {
     uint32_t flags;  /* the room's own option bits */
     uint32_t dtypes; /* bits 1u << LIGER_F32 ...: the Ts this case is run with; 0 = all */
     bool edge;       /* runs in mode edge only: empty inputs, everything ignored, extreme values */
-    bool large;      /* runs in mode parity only, and not with --quick */
+    bool large;      /* runs in modes parity and determinism only, and not with --quick */
 };
 
 /* The dtypes of one run. T is LIGER_DTYPE_NONE in mode grad: nothing is rounded. */
@@ -129,6 +129,10 @@ struct op_cases {
     liger_status (*workspace)(liger_context *context, const struct op_call *call, size_t *bytes);
     /* Outputs from inputs, in double, three loops. op_round(types->t, v) where the contract rounds in between. */
     void (*reference)(const struct op_case *c, const struct op_types *types, double *const *t);
+
+    /* Magnitudes that only the values tell (a sum whose terms cancel): magnitude[i] of output i, 0 = as in its spec. Sees
+     * the reference's outputs too. May be NULL. */
+    void (*magnitudes)(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude);
 
     /* A backward function only: loss = sum of upstream · forward(inputs), from the same tensor array; the driver
      * compares the reference's gradients with central differences of it. */

@@ -98,6 +98,10 @@ bool op_run_expect(struct op_run *run) {
         t[i] = run->expected[i];
     }
     run->op->reference(&run->c, &run->types, t);
+    double magnitude[OP_MAX_TENSORS] = {0};
+    if (run->op->magnitudes != NULL) run->op->magnitudes(&run->c, &run->types, t, magnitude);
+    for (int i = 0; i < run->op->tensor_count; i++)
+        if (magnitude[i] > 0) run->spec[i].magnitude = magnitude[i];
     return true;
 }
 

@@ -66,6 +66,7 @@ static liger_status lower_forward(const char *op, const liger_add_rms_norm_forwa
     LIGER_TRY(liger_check_overlap(y, "rms_norm_forward: y", x, "x", true));
     LIGER_TRY(liger_check_overlap(y, "rms_norm_forward: y", weight, "weight", false));
     LIGER_TRY(liger_check_overlap(&args->rstd, "rms_norm_forward: rstd", x, "x", false));
+    LIGER_TRY(liger_check_overlap(&args->rstd, "rms_norm_forward: rstd", weight, "weight", false));
     return liger_check_overlap(&args->rstd, "rms_norm_forward: rstd", y, "y", false);
 }
 
@@ -143,9 +144,14 @@ static liger_status lower_backward(const liger_context *context, const char *op,
     LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", dy, "dy", true));
     LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", x, "x", false));
     LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", weight, "weight", false));
+    LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", &args->rstd, "rstd", false));
     LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", x, "x", false));
     LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", dy, "dy", false));
     LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", dx, "dx", false));
+    LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", weight, "weight", false));
+    LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", &args->rstd, "rstd", false));
+    LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", &args->rstd, "rstd", false));
+    LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", &args->rstd, "rstd", false));
     return liger_check_workspace(args->workspace, args->workspace_bytes, backward_workspace(context, x, &args->dweight),
                                  op);
 }

@@ -341,6 +341,17 @@ static void reference_add_backward(const struct op_case *c, const struct op_type
     rms_norm_ref_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
 }
 
+/* dx is a difference of two terms: its error follows the larger one. */
+static void magnitudes_backward(const struct op_case *c, const struct op_types *types, double *const *t,
+                                double *magnitude) {
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    for (int64_t i = 0; i < p.rows * p.cols; i++) {
+        const double scale = p.weight ? p.weight[i % p.cols] + p.offset : 1;
+        const double term = fabs(t[BRSTD][i / p.cols] * scale * t[DY][i]);
+        if (isfinite(term) && term > magnitude[DX]) magnitude[DX] = term;
+    }
+}
+
 /* sum of dy · y(x), and for the fused operator + dsum · x: the gradient of the sum is that of both addends. */
 static double loss(const struct op_case *c, const struct op_types *types, double *const *t, const double *dsum) {
     enum { ROOM = 1 << 16 };
@@ -428,7 +439,7 @@ static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
 const struct op_cases rms_norm_backward_cases = {
     .name = "rms_norm_backward", .tensor_count = DWEIGHT + 1, .describe = describe_backward,
     .cases = cases, .case_count = OP_COUNT(cases), .prepare = prepare_backward, .call = call_backward,
-    .workspace = backward_workspace, .reference = reference_backward,
+    .workspace = backward_workspace, .reference = reference_backward, .magnitudes = magnitudes_backward,
     .loss = loss_backward, .gradients = gradients, .gradient_count = OP_COUNT(gradients),
     .aliases = backward_aliases, .alias_count = OP_COUNT(backward_aliases),
     .provocations = backward_provocations, .provocation_count = OP_COUNT(backward_provocations),
@@ -439,6 +450,7 @@ const struct op_cases add_rms_norm_backward_cases = {
     .name = "add_rms_norm_backward", .tensor_count = BACKWARD_TENSORS, .describe = describe_add_backward,
     .cases = cases, .case_count = OP_COUNT(cases), .prepare = prepare_backward, .call = call_add_backward,
     .workspace = add_backward_workspace, .reference = reference_add_backward,
+    .magnitudes = magnitudes_backward,
     .loss = loss_add_backward, .gradients = gradients, .gradient_count = OP_COUNT(gradients),
     .aliases = add_backward_aliases, .alias_count = OP_COUNT(add_backward_aliases),
     .provocations = add_backward_provocations, .provocation_count = OP_COUNT(add_backward_provocations),
