@@ -1,0 +1,281 @@
+/* harness_selftest.c - every comparator must FAIL on a planted error.
+ *
+ * A made-up operator, y = 2·x and s = sum of each row, stands in for the library. Healthy, it passes every mode; each sick
+ * variant must be caught by the modes that are there to catch it. Prints "N passed, N failed". */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "liger/core/context_state.h"
+#include "liger/core/fail.h"
+#include "tests/harness/compare.h"
+#include "tests/harness/finite_difference.h"
+#include "tests/harness/float_formats.h"
+#include "tests/harness/host_pool.h"
+#include "tests/harness/modes.h"
+#include "tests/harness/random.h"
+
+enum sickness {
+    HEALTHY, OFF_BY_TWO_BUDGETS, MAKES_NAN, LOSES_NAN, LEAVES_ONE_UNWRITTEN, WRITES_INPUT, WRITES_ONE_PAST, WRITES_ONE_BEFORE,
+    READS_ONE_PAST, READS_ONE_BEFORE, WRITES_INTO_GAP, IGNORES_STRIDE, COUNTS_CALLS, DEPENDS_ON_THREADS,
+    DEPENDS_ON_TASK_ORDER, SPOILS_ALIAS, ACCEPTS_WRONG_SHAPE, WRONG_STATUS, SILENT_ABOUT_NUMBERS, WRITES_THEN_REFUSES,
+    WRONG_GRADIENT, BROKEN_PROPERTY, READS_OUTPUT, OVERRUNS_WORKSPACE, TAKES_SHORT_WORKSPACE, REFUSES_EVERYTHING
+};
+static enum sickness sickness;
+
+/* ---- the operator ---- */
+
+enum { X, Y, S, TENSORS };
+
+static void describe(const struct op_case *c, struct tensor_spec *spec) {
+    spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_T, .ndim = 2, .shape = {c->size[0], c->size[1]}, .gaps = true,
+                                   .specials = true};
+    spec[Y] = (struct tensor_spec){.name = "y", .role = ROLE_OUT, .kind = KIND_T, .ndim = 2, .relative = 1, .gaps = true,
+                                   .shape = {c->size[0], c->size[1]}};
+    spec[S] = (struct tensor_spec){.name = "s", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1, .shape = {c->size[0]},
+                                   .relative = 1, .absolute = (double)c->size[1] * 8};
+}
+
+static void reference(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    for (int64_t r = 0; r < c->size[0]; r++) {
+        t[S][r] = 0;
+        for (int64_t k = 0; k < c->size[1]; k++) {
+            t[Y][r * c->size[1] + k] = 2 * t[X][r * c->size[1] + k];
+            t[S][r] += t[X][r * c->size[1] + k];
+        }
+    }
+}
+
+/* y = 2·x is also the gradient of sum of x². */
+static double loss(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    double total = 0;
+    for (int64_t i = 0; i < c->size[0] * c->size[1]; i++) total += t[X][i] * t[X][i];
+    return sickness == WRONG_GRADIENT ? total * 1.00001 : total;
+}
+
+static const char *doubling(struct op_run *run) {
+    if (op_run_call(run) != LIGER_OK) return liger_last_error();
+    const double first = run->t[Y][0];
+    run->t[X][0] *= 2;
+    if (op_run_call(run) != LIGER_OK) return liger_last_error();
+    const double wanted = sickness == BROKEN_PROPERTY ? 3 : 2;
+    return run->t[Y][0] == wanted * first ? NULL : op_run_text(run, "%g is not %g times %g", run->t[Y][0], wanted, first);
+}
+
+static liger_status workspace(liger_context *context, const struct op_call *call, size_t *bytes) {
+    (void)context, (void)call;
+    *bytes = 300;
+    return LIGER_OK;
+}
+
+static volatile double sink;
+
+static void note_task(void *argument, int64_t index) { *(int64_t *)argument = index; }
+
+static liger_status check(const struct op_call *call) {
+    const liger_tensor *x = &call->t[X], *y = &call->t[Y];
+    if (sickness == REFUSES_EVERYTHING) return liger_fail(LIGER_ERR_UNSUPPORTED, "not today");
+    if (sickness == WRITES_THEN_REFUSES && x->shape[0] != y->shape[0]) memset(y->data, 0, 4);
+    if (sickness != ACCEPTS_WRONG_SHAPE && y->shape[0] != x->shape[0]) {
+        const liger_status status = sickness == WRONG_STATUS ? LIGER_ERR_LAYOUT : LIGER_ERR_SHAPE;
+        if (sickness == SILENT_ABOUT_NUMBERS) return liger_fail(status, "y does not fit x");
+        return liger_fail(status, "y.shape[0] is %d but x.shape[0] is %d", (int)y->shape[0], (int)x->shape[0]);
+    }
+    LIGER_REQUIRE(call->workspace != NULL || sickness == TAKES_SHORT_WORKSPACE, LIGER_ERR_WORKSPACE,
+                  "workspace is absent, but 300 bytes are needed");
+    LIGER_REQUIRE((uintptr_t)call->workspace % 256 == 0 || sickness == TAKES_SHORT_WORKSPACE, LIGER_ERR_WORKSPACE,
+                  "workspace must be aligned to 256 bytes");
+    LIGER_REQUIRE(call->workspace_bytes >= 300 || sickness == TAKES_SHORT_WORKSPACE, LIGER_ERR_WORKSPACE,
+                  "workspace has %zu bytes, but 300 are needed", call->workspace_bytes);
+    return LIGER_OK;
+}
+
+static liger_status call_op(liger_context *context, const struct op_call *call, liger_stream stream) {
+    static int calls;
+    (void)stream;
+    LIGER_TRY(check(call));
+    const liger_tensor *x = &call->t[X], *y = &call->t[Y], *s = &call->t[S];
+    const liger_dtype t = (liger_dtype)x->dtype;
+    const int64_t rows = x->shape[0], cols = x->shape[1], size = (int64_t)liger_dtype_size(t);
+    char *xs = x->data, *ys = y->data;
+    if (sickness == SPOILS_ALIAS && rows > 0) format_store(t, ys, 0); /* before x is read */
+    double extra = 0;
+    if (sickness == READS_ONE_PAST && rows > 0) sink = format_load(t, xs + ((rows - 1) * x->stride[0] + cols) * size);
+    if (sickness == READS_ONE_BEFORE && rows > 0) sink = format_load(t, xs - size);
+    if (sickness == COUNTS_CALLS) extra = (double)(++calls % 2) * 0x1p-20;
+    if (sickness == DEPENDS_ON_THREADS && context->thread_count == NULL) extra = context->threads * 0x1p-20;
+    if (sickness == DEPENDS_ON_TASK_ORDER && context->parallel_for != NULL) {
+        int64_t last = 0;
+        context->parallel_for(context->user, 4, note_task, &last);
+        extra = last == 3 ? 0 : 0x1p-20;
+    }
+    if (sickness == READS_OUTPUT && rows > 0) extra = format_load(LIGER_F32, s->data);
+    for (int64_t r = 0; r < rows; r++) {
+        double sum = extra;
+        for (int64_t k = 0; k < cols; k++) {
+            const double value = format_load(t, xs + (r * x->stride[0] + k) * size);
+            const bool last = r == rows - 1 && k == cols - 1;
+            double result = 2 * value;
+            if (sickness == OFF_BY_TWO_BUDGETS && last) result *= 1 + 2.5 * format_unit(t);
+            if (sickness == MAKES_NAN && last) result = NAN;
+            if (sickness == LOSES_NAN && isnan(result)) result = 0;
+            sum += value;
+            if (sickness == LEAVES_ONE_UNWRITTEN && last) continue;
+            const int64_t step = sickness == IGNORES_STRIDE ? cols : y->stride[0];
+            format_store(t, ys + (r * step + k) * size, result);
+        }
+        format_store(LIGER_F32, (char *)s->data + r * 4, sum);
+    }
+    if (rows == 0) return LIGER_OK;
+    const int64_t end = (rows - 1) * y->stride[0] + cols;
+    if (sickness == WRITES_ONE_PAST) format_store(t, ys + end * size, 1);
+    if (sickness == WRITES_ONE_BEFORE) format_store(t, ys - size, 1);
+    if (sickness == WRITES_INTO_GAP && rows > 1 && y->stride[0] > cols) format_store(t, ys + cols * size, 1);
+    if (sickness == WRITES_INPUT) format_store(t, xs, 1);
+    if (sickness == OVERRUNS_WORKSPACE) ((char *)call->workspace)[300] = 1;
+    return LIGER_OK;
+}
+
+static void wrong_rows(struct op_call *call) { call->t[Y].shape[0] = 9; }
+
+static const struct op_case cases[] = {{"3x5", {3, 5}}, {"1x1", {1, 1}}, {"4x8", {4, 8}}, {"empty", {0, 5}, .edge = true}};
+static const struct op_alias aliases[] = {{Y, X}};
+static const struct op_gradient gradients[] = {{Y, X}};
+static const struct op_property properties[] = {{"doubling", doubling}};
+static const struct op_provocation provocations[] = {{"y rows", 0, wrong_rows, LIGER_ERR_SHAPE, {"y.shape[0]", "9", "3"}}};
+
+static const struct op_cases op = {
+    .name = "double_forward", .tensor_count = TENSORS, .describe = describe, .cases = cases, .case_count = OP_COUNT(cases),
+    .call = call_op, .workspace = workspace, .reference = reference, .loss = loss, .gradients = gradients,
+    .gradient_count = 1, .aliases = aliases, .alias_count = 1, .provocations = provocations, .provocation_count = 1,
+    .properties = properties, .property_count = 1,
+};
+
+/* ---- which mode must catch what ---- */
+
+static const struct {
+    enum sickness sickness;
+    const char *what, *mode;
+} expected[] = {
+    {OFF_BY_TWO_BUDGETS, "two and a half budgets off", "parity"},
+    {MAKES_NAN, "a NaN", "parity"},
+    {LOSES_NAN, "a NaN that is lost", "edge"},
+    {LEAVES_ONE_UNWRITTEN, "an element never written", "parity"},
+    {WRITES_INPUT, "an input overwritten", "parity"},
+    {WRITES_ONE_PAST, "a write one past the end", "parity"},
+    {WRITES_ONE_PAST, "a write one past the end", "guard"},
+    {WRITES_ONE_BEFORE, "a write one before the beginning", "parity"},
+    {WRITES_ONE_BEFORE, "a write one before the beginning", "guard"},
+    {READS_ONE_PAST, "a read one past the end", "guard"},
+    {READS_ONE_BEFORE, "a read one before the beginning", "guard"},
+    {WRITES_INTO_GAP, "a write between rows", "stride"},
+    {IGNORES_STRIDE, "a stride ignored", "stride"},
+    {COUNTS_CALLS, "another result the second time", "determinism"},
+    {DEPENDS_ON_THREADS, "a result that depends on threads", "determinism"},
+    {DEPENDS_ON_TASK_ORDER, "a result that depends on the order of tasks", "determinism"},
+    {SPOILS_ALIAS, "an input spoiled in place", "alias"},
+    {ACCEPTS_WRONG_SHAPE, "a wrong shape accepted", "error"},
+    {WRONG_STATUS, "the wrong status", "error"},
+    {SILENT_ABOUT_NUMBERS, "a message without numbers", "error"},
+    {WRITES_THEN_REFUSES, "an output touched by a refused call", "error"},
+    {TAKES_SHORT_WORKSPACE, "a short workspace accepted", "error"},
+    {WRONG_GRADIENT, "a gradient wrong in the fifth digit", "grad"},
+    {BROKEN_PROPERTY, "a broken property", "property"},
+    {READS_OUTPUT, "an output that is read", "parity"},
+    {OVERRUNS_WORKSPACE, "a workspace overrun", "parity"},
+    {REFUSES_EVERYTHING, "a refusal of valid input", "parity"},
+    {REFUSES_EVERYTHING, "a refusal of an empty input", "edge"},
+};
+
+static int passed, failed;
+
+static void expect(bool fact, const char *what, const char *mode) {
+    if (fact) passed++;
+    else failed++;
+    if (!fact) printf("FAILED %s: %s\n", mode, what);
+}
+
+/* How many checks of one mode fail. */
+static int failures(const struct mode_setup *setup, const char *mode, enum sickness with) {
+    struct report report = {.silent = true};
+    sickness = with;
+    for (int m = 0; m < test_mode_count; m++)
+        if (strcmp(test_modes[m].name, mode) == 0) test_modes[m].run(setup, &op, &report);
+    sickness = HEALTHY;
+    return report.passed + report.failed == 0 ? -1 : report.failed;
+}
+
+/* ---- the small tools ---- */
+
+static double cube(void *argument) { return *(double *)argument * *(double *)argument * *(double *)argument; }
+
+static void check_formats(void) {
+    expect(op_round(LIGER_BF16, 1 + 0x1p-8) == 1, "a tie goes to even (bf16, down)", "formats");
+    expect(op_round(LIGER_BF16, 1 + 0x3p-8) == 1 + 0x1p-6, "a tie goes to even (bf16, up)", "formats");
+    expect(op_round(LIGER_F16, 1 + 0x1p-11 + 0x1p-30) == 1 + 0x1p-10, "above a tie goes up (f16)", "formats");
+    expect(op_round(LIGER_F16, 65519.9) == 65504 && isinf(op_round(LIGER_F16, 65520)), "the edge of f16", "formats");
+    expect(op_round(LIGER_F16, 0x1p-25) == 0 && op_round(LIGER_F16, 0x1.8p-24) == 0x1p-23, "subnormals of f16", "formats");
+    expect(op_round(LIGER_F32, 1 + 0x1p-24) == 1, "a tie goes to even (f32)", "formats");
+    struct random_stream stream = random_start(1, 2);
+    int same = 0, single = 0;
+    for (int i = 0; i < 65536; i++) {
+        const uint16_t bits = (uint16_t)i;
+        uint16_t f16, bf16;
+        format_store(LIGER_F16, &f16, format_load(LIGER_F16, &bits));
+        format_store(LIGER_BF16, &bf16, format_load(LIGER_BF16, &bits));
+        same += (f16 == bits || isnan(format_load(LIGER_F16, &bits))) && (bf16 == bits || isnan(format_load(LIGER_BF16, &bits)));
+        const double v = random_normal(&stream) * 0x1p-130;
+        single += op_round(LIGER_F32, v) == (float)v;
+    }
+    expect(same == 65536, "every f16 and bf16 survives a round trip", "formats");
+    expect(single == 65536, "f32 rounds as the processor does, subnormals too", "formats");
+}
+
+static void check_tools(void) {
+    const struct tensor_spec spec = {.relative = 1}, exact = {.relative = 0};
+    const double one = 1, near = 1 + 0x0.fp-24, far = 1 + 0x2p-24, nan = NAN, inf = INFINITY;
+    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &near, &one).worst <= 1, "within the budget passes", "compare");
+    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &far, &one).worst > 1, "two budgets fail", "compare");
+    expect(compare_values(&exact, LIGER_F32, LIGER_F32, 1, &near, &one).worst > 1, "without a budget all fails", "compare");
+    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &nan, &one).worst > 1, "NaN for a number fails", "compare");
+    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &one, &nan).worst > 1, "a number for NaN fails", "compare");
+    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &inf, &one).worst > 1, "infinity for a number fails", "compare");
+    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &nan, &inf).worst > 1, "NaN for infinity fails", "compare");
+    expect(compare_values(&spec, LIGER_I64, LIGER_F32, 1, &far, &one).worst > 1, "integers must be equal", "compare");
+    double x = 1.5;
+    const double slope = finite_difference(cube, &x, &x);
+    expect(fabs(slope - 6.75) < 1e-9 && x == 1.5, "the slope of a cube", "finite difference");
+}
+
+static liger_context *context_of(int threads, bool lent) {
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    options.threads = threads;
+    if (lent) {
+        options.parallel_for = host_pool_backwards;
+        options.thread_count = host_pool_threads;
+    }
+    liger_context *context = NULL;
+    return liger_context_create(&options, &context) == LIGER_OK ? context : NULL;
+}
+
+int main(void) {
+    struct mode_setup setup = {.context = context_of(2, false), .single = context_of(1, false), .twin_count = 2,
+                               .twins = {context_of(3, false), context_of(0, true)}, .twin_names = {"3", "lent"}};
+    if (!setup.context || !setup.single || !setup.twins[0] || !setup.twins[1]) {
+        printf("no context: %s\n", liger_last_error());
+        return 1;
+    }
+    check_formats();
+    check_tools();
+    for (int m = 0; m < test_mode_count; m++)
+        expect(failures(&setup, test_modes[m].name, HEALTHY) == 0, "the healthy operator passes", test_modes[m].name);
+    for (int k = 0; k < OP_COUNT(expected); k++)
+        expect(failures(&setup, expected[k].mode, expected[k].sickness) > 0, expected[k].what, expected[k].mode);
+    liger_context_destroy(setup.context);
+    liger_context_destroy(setup.single);
+    for (int k = 0; k < setup.twin_count; k++) liger_context_destroy(setup.twins[k]);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0;
+}
