@@ -11,7 +11,7 @@ from liger_kernel.ops._operator import Operator, graph_is_kept, is_plain
 
 def _scale(x: Tensor, factor: Tensor) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.scale(x.contiguous(), y, factor.float())
+    _native.scale(x.contiguous(), factor.float(), y)
     return y
 
 
@@ -30,12 +30,12 @@ def scaled_gradient(saved: Tensor, upstream: Tensor) -> Tensor:
     """
     if not is_plain(saved, upstream) or graph_is_kept() or not saved.is_contiguous():
         return scale(saved, upstream)
-    _native.scale(saved, saved, upstream.float())
+    _native.scale(saved, upstream.float(), saved)
     return saved
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x rounded to another dtype, contiguous."""
     y = torch.empty_like(x, dtype=dtype)
-    _native.scale(x, y, None)
+    _native.scale(x, None, y)
     return y
