@@ -10,7 +10,7 @@
 /* Both functions share one order: what is read, the tables, what is written. Backward's loss is a function of a q and a
  * k that the gradients do not depend on; they stand behind the tensors of the call. */
 enum { Q, K, COS, SIN, Q_OUT, K_OUT, FORWARD_TENSORS, LOSS_Q = FORWARD_TENSORS, LOSS_K, BACKWARD_TENSORS };
-enum { BATCH, SEQ, Q_HEADS, K_HEADS, DIM, ROTARY, TABLE_BATCH /* 0: two dimensions */, TABLE_COLS, OPERAND };
+enum { BATCH, SEQ, Q_HEADS, K_HEADS, DIM, ROTARY, TABLE_BATCH /* 0: two dimensions */, COS_COLS, SIN_COLS, OPERAND };
 enum {
     TRANSPOSED = 1, /* [batch, seq, heads, dim] memory, as projections write it */
     NO_K = 2,
@@ -26,13 +26,13 @@ static struct tensor_spec heads_spec(const struct op_case *c, const char *name, 
     return spec;
 }
 
-static struct tensor_spec table_spec(const struct op_case *c, const char *name) {
+static struct tensor_spec table_spec(const struct op_case *c, const char *name, int cols) {
     struct tensor_spec spec = {.name = name, .role = ROLE_IN, .kind = KIND_WEIGHT, .values = VALUES_NORMAL, .spread = 3,
-        .ndim = 3, .shape = {c->size[TABLE_BATCH], c->size[SEQ], c->size[TABLE_COLS]}, .gaps = true};
+        .ndim = 3, .shape = {c->size[TABLE_BATCH], c->size[SEQ], c->size[cols]}, .gaps = true};
     if (c->size[TABLE_BATCH] == 0) {
         spec.ndim = 2;
         spec.shape[0] = c->size[SEQ];
-        spec.shape[1] = c->size[TABLE_COLS];
+        spec.shape[1] = c->size[cols];
     }
     return spec;
 }
@@ -40,8 +40,8 @@ static struct tensor_spec table_spec(const struct op_case *c, const char *name) 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     spec[Q] = heads_spec(c, "q", ROLE_IN, false);
     spec[K] = heads_spec(c, "k", ROLE_IN, true);
-    spec[COS] = table_spec(c, "cos");
-    spec[SIN] = table_spec(c, "sin");
+    spec[COS] = table_spec(c, "cos", COS_COLS);
+    spec[SIN] = table_spec(c, "sin", SIN_COLS);
     spec[Q_OUT] = heads_spec(c, "q_out", ROLE_OUT, false);
     spec[K_OUT] = heads_spec(c, "k_out", ROLE_OUT, true);
 }
@@ -58,18 +58,19 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     if (c->flags & BENCH) spec[LOSS_Q].absent = spec[LOSS_K].absent = true;
 }
 
-static int64_t table_count(const struct op_case *c) {
-    return (c->size[TABLE_BATCH] ? c->size[TABLE_BATCH] : 1) * c->size[SEQ] * c->size[TABLE_COLS];
+static int64_t table_rows(const struct op_case *c) {
+    return (c->size[TABLE_BATCH] ? c->size[TABLE_BATCH] : 1) * c->size[SEQ];
 }
 
 /* The tables hold the cosine and the sine of one angle. */
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    for (int64_t i = 0; i < table_count(c); i++) {
-        const double angle = t[COS][i];
-        t[COS][i] = cos(angle);
-        t[SIN][i] = sin(angle);
-    }
+    for (int64_t row = 0; row < table_rows(c); row++)
+        for (int64_t i = 0; i < c->size[ROTARY] / 2; i++) {
+            double *at = t[COS] + row * c->size[COS_COLS] + i, angle = *at;
+            *at = cos(angle);
+            t[SIN][row * c->size[SIN_COLS] + i] = sin(angle);
+        }
 }
 
 static struct rope_ref ref_of(const struct op_case *c, const struct op_types *types, bool is_k, bool inverse) {
@@ -80,7 +81,8 @@ static struct rope_ref ref_of(const struct op_case *c, const struct op_types *ty
         .dim = c->size[DIM],
         .half = c->size[ROTARY] / 2,
         .table_batch = c->size[TABLE_BATCH] ? c->size[TABLE_BATCH] : 1,
-        .table_cols = c->size[TABLE_COLS],
+        .cos_cols = c->size[COS_COLS],
+        .sin_cols = c->size[SIN_COLS],
         .operand = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : (liger_dtype)c->size[OPERAND],
         .inverse = inverse,
     };
@@ -125,26 +127,26 @@ static liger_status call_backward(liger_context *context, const struct op_call *
 }
 
 static const struct op_case cases[] = {
-    {.label = "2x5, 4+2 heads of 16", .size = {2, 5, 4, 2, 16, 16, 2, 16}, .flags = TRANSPOSED},
-    {.label = "heads first in memory", .size = {2, 5, 3, 1, 32, 32, 1, 32}},
-    {.label = "two-dimensional tables", .size = {3, 4, 2, 2, 24, 24, 0, 24}, .flags = TRANSPOSED},
-    {.label = "angles per batch", .size = {3, 4, 5, 1, 64, 64, 3, 32}, .flags = TRANSPOSED},
-    {.label = "partial rotation", .size = {2, 3, 3, 2, 80, 32, 1, 32}, .flags = TRANSPOSED},
-    {.label = "odd head size", .size = {1, 7, 2, 1, 37, 36, 1, 38}, .flags = TRANSPOSED},
-    {.label = "half not a whole vector", .size = {1, 4, 3, 3, 72, 72, 1, 72}},
-    {.label = "one pair", .size = {1, 3, 1, 1, 2, 2, 1, 1}},
-    {.label = "no rotation", .size = {2, 3, 2, 1, 8, 0, 1, 8}, .flags = TRANSPOSED},
-    {.label = "no k", .size = {1, 5, 7, 0, 48, 48, 1, 48}, .flags = TRANSPOSED | NO_K},
-    {.label = "operands rounded to bf16", .size = {1, 5, 2, 2, 32, 30, 1, 32, LIGER_BF16}, .flags = TRANSPOSED},
-    {.label = "operands rounded to f16", .size = {1, 5, 2, 2, 40, 24, 1, 32, LIGER_F16}},
-    {.label = "one token, 33+1 heads", .size = {1, 1, 33, 1, 128, 128, 1, 128}, .flags = TRANSPOSED},
-    {.label = "131 tokens, one head", .size = {1, 131, 1, 0, 32, 32, 1, 32}, .flags = NO_K},
-    {.label = "wide head", .size = {1, 2, 2, 1, 1100, 1040, 1, 520}},
-    {.label = "no batch", .size = {0, 5, 2, 2, 16, 16, 1, 16}, .edge = true},
-    {.label = "no sequence", .size = {2, 0, 2, 2, 16, 16, 1, 16}, .edge = true},
-    {.label = "no k heads", .size = {2, 3, 2, 0, 16, 16, 1, 16}, .edge = true},
-    {.label = "head size 1", .size = {2, 3, 2, 1, 1, 0, 1, 1}, .edge = true},
-    {.label = "2x512, 16+8 heads of 64", .size = {2, 512, 16, 8, 64, 64, 1, 64}, .flags = TRANSPOSED, .large = true},
+    {.label = "2x5, 4+2 heads of 16", .size = {2, 5, 4, 2, 16, 16, 2, 16, 16}, .flags = TRANSPOSED},
+    {.label = "heads first in memory", .size = {2, 5, 3, 1, 32, 32, 1, 32, 40}},
+    {.label = "two-dimensional tables", .size = {3, 4, 2, 2, 24, 24, 0, 24, 40}, .flags = TRANSPOSED},
+    {.label = "angles per batch", .size = {3, 4, 5, 1, 64, 64, 3, 32, 32}, .flags = TRANSPOSED},
+    {.label = "partial rotation", .size = {2, 3, 3, 2, 80, 32, 1, 32, 40}, .flags = TRANSPOSED},
+    {.label = "odd head size", .size = {1, 7, 2, 1, 37, 36, 1, 38, 54}, .flags = TRANSPOSED},
+    {.label = "half not a whole vector", .size = {1, 4, 3, 3, 72, 72, 1, 72, 73}},
+    {.label = "one pair", .size = {1, 3, 1, 1, 2, 2, 1, 1, 9}},
+    {.label = "no rotation", .size = {2, 3, 2, 1, 8, 0, 1, 8, 24}, .flags = TRANSPOSED},
+    {.label = "no k", .size = {1, 5, 7, 0, 48, 48, 1, 48, 49}, .flags = TRANSPOSED | NO_K},
+    {.label = "operands rounded to bf16", .size = {1, 5, 2, 2, 32, 30, 1, 32, 40, LIGER_BF16}, .flags = TRANSPOSED},
+    {.label = "operands rounded to f16", .size = {1, 5, 2, 2, 40, 24, 1, 32, 48, LIGER_F16}},
+    {.label = "one token, 33+1 heads", .size = {1, 1, 33, 1, 128, 128, 1, 128, 129}, .flags = TRANSPOSED},
+    {.label = "131 tokens, one head", .size = {1, 131, 1, 0, 32, 32, 1, 32, 40}, .flags = NO_K},
+    {.label = "wide head", .size = {1, 2, 2, 1, 1100, 1040, 1, 520, 536}},
+    {.label = "no batch", .size = {0, 5, 2, 2, 16, 16, 1, 16, 16}, .edge = true},
+    {.label = "no sequence", .size = {2, 0, 2, 2, 16, 16, 1, 16, 16}, .edge = true},
+    {.label = "no k heads", .size = {2, 3, 2, 0, 16, 16, 1, 16, 16}, .edge = true},
+    {.label = "head size 1", .size = {2, 3, 2, 1, 1, 0, 1, 1, 2}, .edge = true},
+    {.label = "2x512, 16+8 heads of 64", .size = {2, 512, 16, 8, 64, 64, 1, 64, 64}, .flags = TRANSPOSED, .large = true},
 };
 
 /* ---- errors ----------------------------------------------------------------------------------------------------- */
@@ -276,7 +278,8 @@ static const char *undoes_forward(struct op_run *run) {
     if (run->c.size[OPERAND]) return NULL;
     struct op_run *forward = op_run_new(run->context, &rope_forward_cases, &run->c, run->types, 7);
     if (forward == NULL) return "no memory";
-    for (int64_t i = 0; i < run->count[COS]; i++) run->t[COS][i] = forward->t[COS][i], run->t[SIN][i] = forward->t[SIN][i];
+    for (int64_t i = 0; i < run->count[COS]; i++) run->t[COS][i] = forward->t[COS][i];
+    for (int64_t i = 0; i < run->count[SIN]; i++) run->t[SIN][i] = forward->t[SIN][i];
     if (op_run_call(forward) != LIGER_OK) wrong = "forward failed";
     for (int64_t i = 0; i < run->count[Q]; i++) run->t[Q][i] = forward->t[Q_OUT][i];
     if (!wrong && op_run_call(run) != LIGER_OK) wrong = "backward failed";
@@ -298,10 +301,11 @@ static double dot(const struct op_case *c, const struct op_types *types, double 
     if (x == NULL) return 0;
     for (int64_t row = 0; row < all.batch * all.heads * all.seq; row++) {
         const int64_t s = row % all.seq, batch = row / all.seq / all.heads;
-        const int64_t angle = ((all.table_batch == 1 ? 0 : batch) * all.seq + s) * all.table_cols;
+        const int64_t angle = (all.table_batch == 1 ? 0 : batch) * all.seq + s;
         struct rope_ref one = all;
         one.batch = one.heads = one.seq = one.table_batch = 1;
-        rope_ref(&one, x + row * all.dim, t[COS] + angle, t[SIN] + angle, y);
+        rope_ref(&one, x + row * all.dim, t[COS] + angle * all.cos_cols,
+                 t[SIN] + angle * all.sin_cols, y);
         for (int64_t i = 0; i < all.dim; i++) sum += upstream[row * all.dim + i] * y[i];
     }
     return sum;
@@ -317,15 +321,15 @@ static const struct op_alias aliases[] = {{Q_OUT, Q}, {K_OUT, K}};
 static double bytes(const struct op_case *c, const struct op_types *types) {
     const double heads = (double)(c->size[Q_HEADS] + c->size[K_HEADS]);
     const double tokens = (double)(c->size[BATCH] * c->size[SEQ]);
-    const double tables = (double)table_count(c) / (double)c->size[TABLE_COLS] * (double)c->size[ROTARY];
+    const double tables = (double)(table_rows(c) * c->size[ROTARY]);
     return 2 * tokens * heads * (double)c->size[DIM] * (double)liger_dtype_size(types->t) +
            tables * (double)liger_dtype_size(types->weight);
 }
 
 static const struct op_case bench[] = {
-    {.label = "4x4096, 32+8 heads of 128", .size = {4, 4096, 32, 8, 128, 128, 1, 128}, .flags = TRANSPOSED | BENCH,
+    {.label = "4x4096, 32+8 heads of 128", .size = {4, 4096, 32, 8, 128, 128, 1, 128, 128}, .flags = TRANSPOSED | BENCH,
      .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "2x1024, 16+8 heads of 64", .size = {2, 1024, 16, 8, 64, 64, 1, 64}, .flags = TRANSPOSED | BENCH},
+    {.label = "2x1024, 16+8 heads of 64", .size = {2, 1024, 16, 8, 64, 64, 1, 64, 64}, .flags = TRANSPOSED | BENCH},
 };
 
 const struct op_cases rope_forward_cases = {

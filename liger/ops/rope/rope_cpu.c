@@ -61,31 +61,33 @@ LIGER_TEMPLATE void rotate_tokens(liger_dtype t, liger_dtype tt, bool inverse, c
     }
 }
 
-LIGER_TEMPLATE void rotate_chunk(bool inverse, const struct rope_problem *p, int64_t begin, int64_t end) {
+LIGER_TEMPLATE void rotate_as(bool inverse, const struct rope_problem *p, int64_t begin, int64_t end) {
     if (p->table_dtype == LIGER_F32)
         LIGER_FOR_FLOAT(p->dtype, rotate_tokens(LIGER_T, LIGER_F32, inverse, p, begin, end))
     else LIGER_FOR_FLOAT(p->dtype, rotate_tokens(LIGER_T, LIGER_T, inverse, p, begin, end))
 }
 
-static void forward_chunk(void *argument, int64_t begin, int64_t end) { rotate_chunk(false, argument, begin, end); }
-static void backward_chunk(void *argument, int64_t begin, int64_t end) { rotate_chunk(true, argument, begin, end); }
+static void rotate_chunk(void *argument, int64_t begin, int64_t end) {
+    const struct rope_problem *p = argument;
+    if (p->inverse) rotate_as(true, p, begin, end);
+    else rotate_as(false, p, begin, end);
+}
 
-static void run(liger_context *context, const struct rope_problem *problem, liger_chunk chunk) {
+static liger_status run(liger_context *context, const struct rope_problem *problem) {
     struct rope_problem p = *problem;
     const int64_t token_bytes = (p.q_heads + p.k_heads) * p.dim * (int64_t)liger_dtype_size(p.dtype);
-    liger_parallel_for(context, p.batch * p.seq, 1 + BYTES_PER_CHUNK / token_bytes, chunk, &p);
+    liger_parallel_for(context, p.batch * p.seq, 1 + BYTES_PER_CHUNK / token_bytes, rotate_chunk, &p);
+    return LIGER_OK;
 }
 
 liger_status LIGER_CPU(rope_forward)(liger_context *context, const struct rope_forward_problem *problem,
                                      liger_stream stream) {
     (void)stream;
-    run(context, &problem->rope, forward_chunk);
-    return LIGER_OK;
+    return run(context, &problem->rope);
 }
 
 liger_status LIGER_CPU(rope_backward)(liger_context *context, const struct rope_backward_problem *problem,
                                       liger_stream stream) {
     (void)stream;
-    run(context, &problem->rope, backward_chunk);
-    return LIGER_OK;
+    return run(context, &problem->rope);
 }

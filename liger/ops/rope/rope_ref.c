@@ -18,7 +18,7 @@ void rope_ref(const struct rope_ref *r, const double *x, const double *cos, cons
         for (int64_t head = 0; head < r->heads; head++)
             for (int64_t s = 0; s < r->seq; s++) {
                 const int64_t at = ((batch * r->heads + head) * r->seq + s) * r->dim;
-                const int64_t angle = ((r->table_batch == 1 ? 0 : batch) * r->seq + s) * r->table_cols;
-                rotate_head(r, x + at, cos + angle, sin + angle, y + at);
+                const int64_t row = (r->table_batch == 1 ? 0 : batch) * r->seq + s;
+                rotate_head(r, x + at, cos + row * r->cos_cols, sin + row * r->sin_cols, y + at);
             }
 }

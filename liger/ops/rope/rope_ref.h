@@ -10,12 +10,12 @@
 struct rope_ref {
     int64_t batch, heads, seq, dim, half;
     int64_t table_batch; /* 1: the angles serve every batch */
-    int64_t table_cols;
+    int64_t cos_cols, sin_cols;
     liger_dtype operand; /* NONE: not rounded after the load */
     bool inverse;
 };
 
-/* x, y [batch, heads, seq, dim]; cos, sin [table_batch, seq, table_cols]; all in one piece. */
+/* x, y [batch, heads, seq, dim]; cos, sin [table_batch, seq, cos_cols or sin_cols]; all in one piece. */
 void rope_ref(const struct rope_ref *r, const double *x, const double *cos, const double *sin, double *y);
 
 #endif
