@@ -189,7 +189,7 @@ def test_the_gil_is_released():
 def test_a_forked_child_computes_alone():
     printed = in_a_process(
         """
-        import os, torch
+        import os, signal, torch
         from liger_kernel import _native
         x = torch.randn(300, 1024)
         y = torch.empty_like(x)
@@ -198,6 +198,7 @@ def test_a_forked_child_computes_alone():
         right = y[299].clone()
         pid = os.fork()
         if pid == 0:
+            signal.alarm(60)
             y[299].zero_()  # little: torch's own parallel loops would hang here
             call()
             alone = ", 1 now" in _native.context_facts(-1)["threads"]
