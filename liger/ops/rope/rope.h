@@ -28,7 +28,8 @@ extern "C" {
  *   Arithmetic in f32: two products and their sum, each rounded to f32 (no fused multiply-add), so that every backend
  *   gives the same bits; rounded once to T at the store.
  *   Edges: an empty q and k succeed and nothing is done; NaN and Inf propagate within their pair.
- *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT.  Workspace: none.  Same inputs, same bits.  Graph-capturable.  Since 0.9. */
+ *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT.  Workspace: none.  Same inputs, same bits.  Graph-capturable.
+ *   Since 0.9. */
 typedef struct liger_rope_forward_args {
     size_t size;
     liger_tensor q;

@@ -146,7 +146,7 @@ static const struct op_case cases[] = {
     {.label = "no sequence", .size = {2, 0, 2, 2, 16, 16, 1, 16, 16}, .edge = true},
     {.label = "no k heads", .size = {2, 3, 2, 0, 16, 16, 1, 16, 16}, .edge = true},
     {.label = "head size 1", .size = {2, 3, 2, 1, 1, 0, 1, 1, 2}, .edge = true},
-    {.label = "2x512, 16+8 heads of 64", .size = {2, 512, 16, 8, 64, 64, 1, 64, 64}, .flags = TRANSPOSED, .large = true},
+    {.label = "2x512, 16+8 heads", .size = {2, 512, 16, 8, 64, 64, 1, 64, 64}, .flags = TRANSPOSED, .large = true},
 };
 
 /* ---- errors ----------------------------------------------------------------------------------------------------- */
@@ -172,7 +172,7 @@ static void cos_has_steps(struct op_call *call) { call->t[COS].stride[2] = 2; }
 static void sin_is_narrow(struct op_call *call) { call->t[SIN].shape[2] = 7; }
 static void sin_is_absent(struct op_call *call) { call->t[SIN].data = NULL; }
 static void sin_is_i32(struct op_call *call) { call->t[SIN].dtype = LIGER_I32; }
-/* q and what follows from it are f16 and fit each other; cos is f16 and sin f32. The sizes fit what is there: half. */
+/* Only the tables do not fit each other. */
 static void tables_differ(struct op_call *call) {
     static const int all[] = {Q, K, COS, Q_OUT, K_OUT};
     for (int i = 0; i < OP_COUNT(all); i++) call->t[all[i]].dtype = LIGER_F16;

@@ -18,12 +18,14 @@ extern "C" {
  *   up       in    [..., cols]   T         likewise
  *   y        out   [..., cols]   T         may be gate or up itself; any other overlap is LIGER_ERR_LAYOUT
  *
- *   T is f32, f16 or bf16. silu is computed in f32, within 4 ulp, and rounded to activation_dtype (0: T; f32: not at
- *   all); its product with up is rounded to T; if down_multiplier is not 1, the product of that with down_multiplier is
- *   rounded to T once more: what the separate operators of an unfused MLP do.
+ *   T is f32, f16 or bf16. silu is computed in f32, within 4 ulp where e^-g is finite (below g = -87: 0 or nearly), and
+ *   rounded to activation_dtype (0: T; f32: not at all); its product with up is rounded to T; if down_multiplier is
+ *   not 1, the product of that with down_multiplier is rounded to T once more: what the separate
+ *   operators of an unfused MLP do.
  *   Edges: no elements succeed and nothing is done; silu(-1e4) is -0, silu(1e4) is 1e4, silu(-Inf) is NaN, silu(Inf)
  *   is Inf, NaN propagates.
- *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT.  Workspace: none.  Same inputs, same bits.  Graph-capturable.  Since 0.9. */
+ *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT.  Workspace: none.  Same inputs, same bits.  Graph-capturable.
+ *   Since 0.9. */
 typedef struct liger_swiglu_forward_args {
     size_t size;
     liger_tensor gate;

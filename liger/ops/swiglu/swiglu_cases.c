@@ -190,7 +190,8 @@ static const char *forward_of_halves(struct op_run *run) {
     if (!halves_open(&fused, run, run->t[GATE], run->t[UP])) {
         wrong = "no memory";
     } else {
-        const struct op_call call = {.c = run->c, .t = {half_view(&fused, 0), half_view(&fused, 1), half_view(&fused, 0)}};
+        const liger_tensor gate = half_view(&fused, 0), up = half_view(&fused, 1);
+        const struct op_call call = {.c = run->c, .t = {gate, up, gate}};
         if (call_forward(run->context, &call, NULL) != LIGER_OK) wrong = op_run_text(run, "%s", liger_last_error());
         else if (!half_equals(&fused, 0, run->t[Y])) wrong = "y of the fused form differs from y of two tensors";
         else if (!half_equals(&fused, 1, run->t[UP])) wrong = "the up half was overwritten";
@@ -221,7 +222,8 @@ static const char *rounds_like_operators(struct op_run *run) {
     run->c.scalar[DOWN_MULTIPLIER] = down;
     if (!wrong && op_run_call(run) != LIGER_OK) wrong = "the call failed";
     for (int64_t i = 0; i < run->count[Y] && !wrong; i++)
-        if (run->t[Y][i] != up[i]) wrong = op_run_text(run, "y[%lld] is %.9g, but must be %.9g", (long long)i, run->t[Y][i], up[i]);
+        if (run->t[Y][i] != up[i])
+            wrong = op_run_text(run, "y[%lld] is %.9g, but must be %.9g", (long long)i, run->t[Y][i], up[i]);
     free(up);
     return wrong;
 }

@@ -1,9 +1,9 @@
 /* swiglu_cuda.cu - SwiGLU on the GPU: element-wise and memory-bound, so that nothing matters but wide streaming loads.
  *
  * A thread moves one or two packs per tensor, all loads before the first use. Tensors in one piece come as one long row
- * and run on a flat grid; rows with gaps add a second grid dimension. What is left of a row behind its last whole pack is
- * done one element at a time. Inputs are read before outputs are written and never through the read-only cache, because
- * an output may be an input. */
+ * and run on a flat grid; rows with gaps add a second grid dimension. What is left of a row behind its last whole pack
+ * is done one element at a time. Inputs are read before outputs are written and never through the read-only
+ * cache, because an output may be an input. */
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
 #include "liger/ops/swiglu/swiglu_problem.h"
