@@ -1,6 +1,6 @@
-/* softmax_state.cuh - the online softmax on CUDA: the largest value so far, and Σ exp(value - max).
+/* softmax_state.cuh - the online softmax on CUDA, in powers of two: the largest value so far, and a sum relative to it.
  *
- * An empty state is {-FLT_MAX, 0}, not -inf: values of -inf then give exp(-inf) = 0 and never inf - inf. */
+ * An empty state is {-FLT_MAX, 0}, not -inf: values of -inf then give 2^-inf = 0 and never inf - inf. */
 #ifndef LIGER_CUDA_SOFTMAX_STATE_CUH
 #define LIGER_CUDA_SOFTMAX_STATE_CUH
 
@@ -8,33 +8,54 @@
 
 #include "liger/cuda/reduce.cuh"
 
-/* e^x for x <= 0 by one ex2: relative error 2^-22 + |x|·2^-24; results below 2^-126 are 0. The argument is a difference
- * from a maximum, so that terms with a large |x| are small. */
-__device__ __forceinline__ float exp_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504088896341f));
-    return y;
-}
-/* For results that are rounded to T: 16-bit types do not see the error of the approximation. */
-template <typename T> __device__ __forceinline__ float exp_for(float x) {
-    if constexpr (sizeof(T) == 4) return expf(x);
-    else return exp_approx(x);
+/* warp_max by one integer reduction where there is one: the bits of floats, with the negative ones reversed, are ordered
+ * as the floats are. No NaN. */
+__device__ __forceinline__ float warp_max_ordered(float x) {
+#if __CUDA_ARCH__ >= 800
+    const int bits = __float_as_int(x), key = bits ^ (bits >> 31 & 0x7fffffff);
+    const int most = __reduce_max_sync(0xffffffffu, key);
+    return __int_as_float(most ^ (most >> 31 & 0x7fffffff));
+#else
+    return warp_max(x);
+#endif
 }
 
+/* 2^x by one instruction: relative error 2^-22; results below 2^-126 are 0. */
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Σ 2^(x·log2e - max), where max is the largest x·log2e, rounded. One fused multiply-add and one ex2 per term; the product
+ * is not rounded, so that a large common offset of all x costs no accuracy. A term exp(-d) has the relative error
+ * 2^-22 + d·2^-24, as if x - max had been rounded once. Finite |x| up to 2^127 / log2e = 2.3e38. */
 struct softmax_state {
     float max, sum;
 };
 
+constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
+
 __device__ __forceinline__ softmax_state softmax_empty() { return {-FLT_MAX, 0.0f}; }
+/* The max of a state whose largest value is x. */
+__device__ __forceinline__ float softmax_scale(float x) { return fmaxf(x * LOG2E, -FLT_MAX); }
+/* log2 of the term of x. */
+__device__ __forceinline__ float softmax_exponent(float x, float max) { return fmaf(x, LOG2E, -max); }
+__device__ __forceinline__ float softmax_term(float x, float max) { return exp2_approx(softmax_exponent(x, max)); }
 
 __device__ __forceinline__ softmax_state softmax_merge(softmax_state a, softmax_state b) {
     const float max = fmaxf(a.max, b.max);
-    return {max, a.sum * expf(a.max - max) + b.sum * expf(b.max - max)};
+    return {max, a.sum * exp2_approx(a.max - max) + b.sum * exp2_approx(b.max - max)};
 }
 
 __device__ __forceinline__ softmax_state warp_merge(softmax_state s) {
-    const float max = warp_max(s.max);
-    return {max, warp_sum(s.sum * expf(s.max - max))};
+    const float max = warp_max_ordered(s.max);
+    return {max, warp_sum(s.sum * exp2_approx(s.max - max))};
 }
 
 #endif
