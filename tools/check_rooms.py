@@ -81,7 +81,7 @@ def include_allowed(path: str, target: str) -> bool:
     if target_kind == "chunk":
         return backend_of(path) == ""
     if target_kind == "tests":
-        return path.endswith(("_ref.c", "_cases.c"))
+        return path.endswith(("_ref.c", "_ref.h", "_cases.c"))
     return False
 
 
