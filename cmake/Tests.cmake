@@ -31,3 +31,10 @@ if(bench_sources)
   list(FILTER harness_sources EXCLUDE REGEX "/modes[a-z_]*\\.c$")
   liger_test_program(liger_bench ${bench_sources} ${harness_sources} ${LIGER_ROOM_TEST_SOURCES})
 endif()
+
+# Any bytes as arguments; a longer run is `liger_fuzz ROUNDS SEED`.
+file(GLOB fuzz_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/tests/fuzz/*.c")
+if(fuzz_sources)
+  liger_test_program(liger_fuzz ${fuzz_sources} "${CMAKE_CURRENT_SOURCE_DIR}/tests/harness/random.c")
+  add_test(NAME liger_fuzz COMMAND liger_fuzz)
+endif()

@@ -32,8 +32,7 @@ static int memory_order(const struct tensor_spec *spec, int position) {
     return natural ? position : spec->order[position];
 }
 
-/* Strides; returns the elements from the first to one past the last. */
-static int64_t lay_out(const struct tensor_spec *spec, enum spacing spacing, int64_t *stride) {
+int64_t op_tensor_layout(const struct tensor_spec *spec, enum spacing spacing, int64_t *stride) {
     static const int64_t gaps[3][2] = {{0, 0}, {3, 5}, {64, 128}};
     int64_t step = 1, span = 1;
     for (int position = spec->ndim - 1; position >= 0; position--) {
@@ -96,7 +95,7 @@ static bool make_tensor(struct call_image *image, int i, enum placement place, e
     struct tensor_image *tensor = &image->tensor[i];
     const liger_dtype dtype = op_tensor_dtype(spec, run->types);
     const size_t size = liger_dtype_size(dtype);
-    const int64_t span = lay_out(spec, spacing, tensor->stride);
+    const int64_t span = op_tensor_layout(spec, spacing, tensor->stride);
     if (tensor->same_as < 0) {
         const size_t shift = spacing == SPACING_ODD ? size : 0;
         if (!guard_buffer_make(&tensor->buffer, (size_t)span * size, place == PLACE_MIDDLE ? 256 : size, shift, place))

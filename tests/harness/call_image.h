@@ -50,5 +50,7 @@ size_t call_image_bits(const struct call_image *image, int tensor, unsigned char
 
 liger_dtype op_tensor_dtype(const struct tensor_spec *spec, struct op_types types);
 int64_t op_tensor_count(const struct tensor_spec *spec);
+/* Strides; returns the elements from the first to one past the last. */
+int64_t op_tensor_layout(const struct tensor_spec *spec, enum spacing spacing, int64_t *stride);
 
 #endif

@@ -10,7 +10,7 @@
 #include "tests/harness/float_formats.h"
 #include "tests/harness/random.h"
 
-static void draw(const struct tensor_spec *spec, int64_t count, double *values, struct random_stream stream) {
+void op_run_draw(const struct tensor_spec *spec, int64_t count, double *values, struct random_stream stream) {
     const double spread = spec->spread == 0 ? 1 : spec->spread;
     for (int64_t i = 0; i < count; i++) {
         switch (spec->values) {
@@ -52,7 +52,7 @@ struct op_run *op_run_new(liger_context *context, const struct op_cases *op, con
             return NULL;
         }
         if (run->spec[i].role != ROLE_OUT)
-            draw(&run->spec[i], run->count[i], run->t[i], random_start(seed, (uint64_t)i));
+            op_run_draw(&run->spec[i], run->count[i], run->t[i], random_start(seed, (uint64_t)i));
     }
     round_inputs(run);
     if (op->prepare != NULL) op->prepare(&run->c, &run->types, run->t);

@@ -5,6 +5,7 @@
 #define TESTS_HARNESS_OP_RUN_H
 
 #include "tests/harness/op_cases.h"
+#include "tests/harness/random.h"
 
 struct op_run {
     liger_context *context;
@@ -22,6 +23,9 @@ struct op_run {
 struct op_run *op_run_new(liger_context *context, const struct op_cases *op, const struct op_case *c,
                           struct op_types types, uint64_t seed);
 void op_run_free(struct op_run *run);
+
+/* The values of one tensor, as its spec says, not rounded. */
+void op_run_draw(const struct tensor_spec *spec, int64_t count, double *values, struct random_stream stream);
 
 /* Rounds the inputs to their dtypes, calls the library on contiguous copies and stores its outputs in t. */
 liger_status op_run_call(struct op_run *run);
