@@ -12,6 +12,7 @@ import sys
 import tiny_llama
 import torch
 import torch.distributed as dist
+
 from liger_kernel.transformers import apply_liger_kernel_to_llama
 
 

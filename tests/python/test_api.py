@@ -16,14 +16,15 @@ import subprocess
 import sys
 import types
 
+import pytest
+import torch
+from torch import nn
+
 import liger_kernel
 import liger_kernel.transformers as lk
 import liger_kernel.transformers.functional as F
-import pytest
-import torch
 from liger_kernel import utils
 from liger_kernel.ops import utils as ops_utils
-from torch import nn
 
 HIDDEN, INTER, VOCAB = 24, 40, 31
 

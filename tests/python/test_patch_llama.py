@@ -22,6 +22,8 @@ from torch import nn
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
 import tiny_llama  # noqa: E402
+from transformers.models.llama import modeling_llama  # noqa: E402
+
 from liger_kernel.transformers import (  # noqa: E402
     LigerRMSNorm,
     LigerSwiGLUMLP,
@@ -33,7 +35,6 @@ from liger_kernel.transformers import (  # noqa: E402
 )
 from liger_kernel.transformers import functional as liger_functional  # noqa: E402
 from liger_kernel.transformers.model import causal_lm, llama, lm_head, loss_utils  # noqa: E402
-from transformers.models.llama import modeling_llama  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unpatched")
 
@@ -437,26 +438,29 @@ def test_cross_entropy_is_replaced_in_torch_and_reverts(device):
 
 
 def test_cross_entropy_leaves_to_torch_what_it_cannot_do(device):
-    cases = [
-        (torch.randn(5, 7, dtype=torch.float64), torch.randint(0, 7, (5,)), {}),
-        (torch.randn(5, 7), torch.softmax(torch.randn(5, 7), -1), {"label_smoothing": 0.1}),
-        (torch.randn(2, 7, 3, 4), torch.randint(0, 7, (2, 3, 4)), {"ignore_index": 3}),
-        (torch.randn(7), torch.tensor(2), {}),
-        (torch.randn(5, 7), torch.randint(0, 7, (5,)), {"size_average": False}),
-        (torch.randn(5, 7), torch.randint(0, 7, (5,)), {"weight": torch.rand(7), "reduction": "none"}),
-        (torch.randn(5, 7), torch.randint(0, 7, (5,)), {"label_smoothing": 0.2, "reduction": "sum"}),
-    ]
-
     def moved(value):
         return value.to(device) if isinstance(value, torch.Tensor) else value
 
-    cases = [(moved(x), moved(t), {name: moved(value) for name, value in options.items()}) for x, t, options in cases]
-    expected = [torch.nn.functional.cross_entropy(x, t, **options) for x, t, options in cases]
+    logits, target = torch.randn(5, 7), torch.randint(0, 7, (5,))
+    cases = [  # (logits, target, options, whether it is ours)
+        (logits.double(), target, {}, False),
+        (logits, torch.softmax(torch.randn(5, 7), -1), {"label_smoothing": 0.1}, False),
+        (torch.randn(2, 7, 3, 4), torch.randint(0, 7, (2, 3, 4)), {"ignore_index": 3}, False),
+        (torch.randn(7), torch.tensor(2), {}, False),
+        (logits, target, {"size_average": False}, False),
+        (logits, target, {"weight": torch.rand(7), "reduction": "none"}, True),
+        (logits, target, {"label_smoothing": 0.2, "reduction": "sum"}, True),
+    ]
+    cases = [(moved(x), moved(t), {n: moved(v) for n, v in options.items()}, ours) for x, t, options, ours in cases]
+    expected = [torch.nn.functional.cross_entropy(x, t, **options) for x, t, options, _ in cases]
     apply_liger_kernel_to_llama(**only(cross_entropy=True))
-    for (x, target, options), value in zip(cases, expected, strict=True):
-        assert_close(torch.nn.functional.cross_entropy(x, target, **options), value)
-        if options.get("size_average") is None:
-            assert_close(nn.CrossEntropyLoss(**options)(x, target), value)
+    name = "liger_kernel.transformers.monkey_patch.liger_cross_entropy"
+    for (x, target, options, ours), value in zip(cases, expected, strict=True):
+        with mock.patch(name, wraps=liger_functional.liger_cross_entropy) as operator:
+            assert_close(torch.nn.functional.cross_entropy(x, target, **options), value)
+            assert operator.called == ours
+            if "size_average" not in options:
+                assert_close(nn.CrossEntropyLoss(**options)(x, target), value)
 
 
 # ---- what the fused-loss forward means -------------------------------------------------------------------------------

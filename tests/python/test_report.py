@@ -7,8 +7,9 @@ import subprocess
 import sys
 import types
 
-import liger_kernel
 import pytest
+
+import liger_kernel
 from liger_kernel import __main__ as report
 from liger_kernel import env_report
 

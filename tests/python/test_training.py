@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("transformers", reason="needs transformers")
 
 import tiny_llama  # noqa: E402
+
 from liger_kernel.transformers import apply_liger_kernel_to_llama  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unpatched")
@@ -71,3 +72,45 @@ def test_autocast_training(device, unpatched):
 def test_two_runs_give_the_same_bits(device, unpatched):
     first = train(device, torch.float32, patch="instance")
     assert torch.equal(train(device, torch.float32, patch="instance"), first)
+
+
+def trainer_losses(device, folder, use_liger):
+    """Three logged training losses and the evaluation loss of Hugging Face's Trainer, and the model."""
+    from transformers import Trainer, TrainingArguments
+
+    model = tiny_llama.build(device)
+    data = [
+        {"input_ids": ids, "labels": labels}
+        for seed in range(8)
+        for ids, labels in zip(*tiny_llama.batch(rows=1, length=11, seed=seed), strict=True)
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,  # the loss is divided by the number of targets of both batches
+        use_liger_kernel=use_liger,
+        use_cpu=device.type == "cpu",
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        seed=7,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [*losses, trainer.evaluate()["eval_loss"]], model
+
+
+def test_trainer(device, unpatched, tmp_path):
+    """The Trainer patches the instance when it starts to train, and evaluates without logits."""
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        pytest.skip("with several visible GPUs the Trainer uses DataParallel, whose replicas share bound methods")
+    expected, _ = trainer_losses(device, tmp_path, use_liger=False)
+    actual, model = trainer_losses(device, tmp_path, use_liger=True)
+    assert len(expected) == 4 and "forward" in model.__dict__
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-4)
