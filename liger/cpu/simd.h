@@ -6,6 +6,7 @@
  *   v_set v_zero v_add v_sub v_mul v_div v_fma(a,b,c)=a·b+c v_fnma(a,b,c)=c-a·b v_max v_min v_sqrt v_abs
  *   v_load_f32 v_store_f32 v_load_f16 v_store_f16 v_load_bf16 v_store_bf16 (memory of any alignment)
  *   v_scale2(x, n) = x·2^n for integral n   v_round(x) to the nearest integer, ties to even
+ *   v_round_to_f16 v_round_to_bf16: rounded to that dtype and widened again
  *   v_less(a, b) -> v_mask   v_select(mask, yes, no)
  * v_max(a, b) and v_min(a, b) return b if either is NaN.
  */
@@ -53,10 +54,8 @@ LIGER_TEMPLATE void v_store(liger_dtype t, void *p, int64_t i, v_f32 x) {
     else v_store_bf16((uint16_t *)p + i, x);
 }
 LIGER_TEMPLATE v_f32 v_round_to(liger_dtype t, v_f32 x) {
-    uint16_t narrow[V_LANES];
     if (t == LIGER_F32) return x;
-    v_store(t, narrow, 0, x);
-    return v_load(t, narrow, 0);
+    return t == LIGER_F16 ? v_round_to_f16(x) : v_round_to_bf16(x);
 }
 
 /* The ragged end: n < V_LANES values, the other lanes read as `fill`. Never touches memory past the end. */

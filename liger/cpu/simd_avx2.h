@@ -43,15 +43,24 @@ LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
+LIGER_TEMPLATE __m256i bf16_in_high_half(v_f32 x) {
     const __m256i bits = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
     const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    return _mm256_blendv_epi8(rounded, quiet, nan);
+}
+LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
+    const __m256i high = _mm256_srli_epi32(bf16_in_high_half(x), 16);
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
+}
+LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
+    return _mm256_castsi256_ps(_mm256_and_si256(bf16_in_high_half(x), _mm256_set1_epi32((int)0xffff0000u)));
+}
+LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) {
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 #endif

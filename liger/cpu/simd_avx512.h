@@ -36,13 +36,21 @@ LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 /* Integer rounding, not vcvtneps2bf16: that instruction flushes subnormals, torch and the other sets do not. */
-LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
+LIGER_TEMPLATE __m512i bf16_in_high_half(v_f32 x) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+}
+LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_in_high_half(x), 16)));
+}
+LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(bf16_in_high_half(x), _mm512_set1_epi32((int)0xffff0000u)));
+}
+LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) {
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 #endif

@@ -53,5 +53,15 @@ LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
 LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
     for (int l = 0; l < V_LANES; l++) p[l] = bf16_from_f32(x[l]);
 }
+LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
+    uint16_t narrow[V_LANES];
+    v_store_bf16(narrow, x);
+    return v_load_bf16(narrow);
+}
+LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) {
+    uint16_t narrow[V_LANES];
+    v_store_f16(narrow, x);
+    return v_load_f16(narrow);
+}
 
 #endif

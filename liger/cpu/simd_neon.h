@@ -46,5 +46,15 @@ LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
     const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
     vst1_u16(p, vshrn_n_u32(vbslq_u32(vceqq_f32(x, x), rounded, quiet), 16));
 }
+LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
+    uint16_t narrow[V_LANES];
+    v_store_bf16(narrow, x);
+    return v_load_bf16(narrow);
+}
+LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) {
+    uint16_t narrow[V_LANES];
+    v_store_f16(narrow, x);
+    return v_load_f16(narrow);
+}
 
 #endif
