@@ -79,6 +79,7 @@ lint: $(SETUP) ## formatting, include law, types
 
 test-c: build ## C driver on every instruction set that this machine has; the harness must catch planted errors
 	$(BUILD)/harness_selftest
+	$(BUILD)/liger_fuzz
 	$(BUILD)/liger_test $(TEST_ARGS)
 
 test-abi: build ## headers alone as C99 and C++11, exported names, struct layouts, needed libraries, size
@@ -87,7 +88,7 @@ test-abi: build ## headers alone as C99 and C++11, exported names, struct layout
 
 test-asan: build-asan
 	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	    build/asan/liger_test --quick
+	    sh -ec 'build/asan/harness_selftest; build/asan/liger_fuzz; build/asan/liger_test --quick'
 
 # gcc 12's ThreadSanitizer cannot run where a kernel scatters addresses widely (vm.mmap_rnd_bits = 32).
 FIXED_ADDRESSES = $(shell setarch -R true 2>/dev/null && echo setarch -R)

@@ -52,6 +52,7 @@ quick=()
 step build build
 if [ -x "$BUILD/liger_test" ]; then
     step harness-selftest "$BUILD/harness_selftest"
+    step fuzz "$BUILD/liger_fuzz"
     step driver-cpu "$BUILD/liger_test" --backend cpu --quick
     step driver-cuda "$BUILD/liger_test" --backend cuda "${quick[@]}"
     pytest_arguments=()
