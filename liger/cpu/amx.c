@@ -19,7 +19,5 @@ bool cpu_amx_request(void) {
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 #else
-bool cpu_amx_request(void) {
-    return false;
-}
+bool cpu_amx_request(void) { return false; }
 #endif

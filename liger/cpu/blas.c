@@ -52,7 +52,8 @@ static void look_up(void) {
         take(dlopen(torch_path, RTLD_LAZY | RTLD_NOLOAD), "the loaded PyTorch"))
         return;
     if (take(dlopen("libopenblas.so.0", RTLD_LAZY | RTLD_LOCAL), "OpenBLAS")) return;
-    found.provider = "f32 matrix products by our own kernel (no PyTorch is loaded and no libopenblas.so.0 is installed)";
+    found.provider =
+        "f32 matrix products by our own kernel (no PyTorch is loaded and no libopenblas.so.0 is installed)";
 }
 
 const struct blas *blas_find(void) {

@@ -19,9 +19,7 @@ static void free_scratch(void *argument) {
     free(scratch);
 }
 
-static void make_key(void) {
-    key_error = pthread_key_create(&key, free_scratch);
-}
+static void make_key(void) { key_error = pthread_key_create(&key, free_scratch); }
 
 /* When the library is unloaded no thread may call free_scratch any more. */
 __attribute__((destructor)) static void forget_key(void) {

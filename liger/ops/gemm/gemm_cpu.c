@@ -1,9 +1,9 @@
 /* gemm_cpu.c - matrix products on the CPU: a BLAS for f32 if there is one, else our own packed kernels.
  *
- * The result is cut into blocks, one task each: a task packs the slabs of its rows of a and columns of b into its
- * thread's scratch (about 6 MB at most, see scratch.h) and multiplies panel by panel. Every element of c is one sum over
- * k = 0, 1, ... in one order, whatever the blocks and the number of threads: same inputs, same bits. (A BLAS promises
- * that only for the same number of its own threads.) Which kernel:
+ * The result is cut into blocks, one task each. A task goes through k slab by slab, packs its rows of a and, panel by
+ * panel, its columns of b into its thread's scratch (about 7 MB at most, see scratch.h) and multiplies them. Every
+ * element of c is one sum over k = 0, 1, ... in one order, whatever the blocks and the number of threads: same inputs,
+ * same bits. (A BLAS promises that only for the same number of its own threads.) Which kernel:
  *
  *   f32         sgemm of the BLAS that blas.h finds, if all sizes fit into an int; else the f32 kernel
  *   bf16        AMX tiles or vdpbf16ps where the set has them; else widened to f32 while packed, and the f32 kernel
@@ -31,7 +31,7 @@
 #define BF16_KERNEL f32_kernel
 #endif
 
-enum { BLOCK_MAX = 1024 }; /* rows and columns of c in one task: packing is 1/1024 of the multiplications */
+enum { BLOCK_MAX = 1024 }; /* rows and columns of c in one task: a packed element is used up to 1024 times */
 
 struct gemm_call {
     const struct gemm_problem *problem;
@@ -47,8 +47,10 @@ struct gemm_call {
 LIGER_TEMPLATE v_f32 finish(liger_dtype t, liger_dtype tc, const struct gemm_problem *problem, v_f32 sum, int64_t i,
                             int64_t j, int n) {
     const int64_t at = i * problem->ldc + j;
-    if (problem->bias) sum = v_add(sum, n < V_LANES ? v_load_tail(t, problem->bias, j, n) : v_load(t, problem->bias, j));
-    if (problem->accumulate) sum = v_add(sum, n < V_LANES ? v_load_tail(tc, problem->c, at, n) : v_load(tc, problem->c, at));
+    if (problem->bias)
+        sum = v_add(sum, n < V_LANES ? v_load_tail(t, problem->bias, j, n) : v_load(t, problem->bias, j));
+    if (problem->accumulate)
+        sum = v_add(sum, n < V_LANES ? v_load_tail(tc, problem->c, at, n) : v_load(tc, problem->c, at));
     return sum;
 }
 
@@ -58,8 +60,7 @@ LIGER_TEMPLATE void store_rows(liger_dtype t, liger_dtype tc, const struct gemm_
         const int64_t i = rows.begin + r, at = i * problem->ldc + cols.begin;
         int64_t j = 0;
         for (; j + V_LANES <= cols.size; j += V_LANES)
-            v_store(tc, problem->c, at + j,
-                    finish(t, tc, problem, v_load_f32(tile + j), i, cols.begin + j, V_LANES));
+            v_store(tc, problem->c, at + j, finish(t, tc, problem, v_load_f32(tile + j), i, cols.begin + j, V_LANES));
         const int rest = (int)(cols.size - j);
         if (rest > 0)
             v_store_tail(tc, problem->c, at + j, rest,
@@ -71,13 +72,13 @@ static void store_tile(const struct gemm_problem *problem, struct gemm_span rows
                        const float *tile, int64_t tile_cols) {
     if (problem->c_dtype == LIGER_F32)
         LIGER_FOR_FLOAT(problem->dtype, store_rows(LIGER_T, LIGER_F32, problem, rows, cols, tile, tile_cols))
-    else
-        LIGER_FOR_FLOAT(problem->dtype, store_rows(LIGER_T, LIGER_T, problem, rows, cols, tile, tile_cols))
+    else LIGER_FOR_FLOAT(problem->dtype, store_rows(LIGER_T, LIGER_T, problem, rows, cols, tile, tile_cols))
 }
 
 /* ---- one block of c ----------------------------------------------------------------------------------------------- */
 
-/* A thread's scratch, in this order. A tile per place in the block is kept only where k has several slabs. */
+/* A thread's scratch: a slab of the block's rows of a, of one panel of b, and the sums. Of these there is one tile per
+ * place in the block where k has several slabs, else a single one. */
 struct workspace {
     char *a, *b;
     float *tiles;
@@ -86,55 +87,83 @@ struct workspace {
 static bool take_workspace(const struct gemm_call *call, struct workspace *space) {
     const struct packed_kernel *kernel = call->kernel;
     const int64_t k = call->problem->k, packed_k = gemm_round_up(gemm_min(k, kernel->slab), kernel->step);
-    const int64_t rows = gemm_round_up(gemm_min(call->block_rows, kernel->block_rows), kernel->tile_rows);
-    const int64_t b_bytes = gemm_round_up(call->block_cols * packed_k * kernel->packed_size, 4096);
-    const int64_t tiles = k > kernel->slab ? call->block_rows * call->block_cols : kernel->tile_rows * kernel->tile_cols;
-    const int64_t tile_bytes = gemm_round_up(tiles * (int64_t)sizeof(float), 4096);
-    char *memory = cpu_thread_scratch((size_t)(b_bytes + tile_bytes + rows * packed_k * kernel->packed_size));
-    *space = (struct workspace){.b = memory, .tiles = (float *)(memory + b_bytes), .a = memory + b_bytes + tile_bytes};
+    const int64_t a_bytes = gemm_round_up(call->block_rows * packed_k * kernel->packed_size, 4096);
+    const int64_t b_bytes = gemm_round_up(kernel->tile_cols * packed_k * kernel->packed_size, 4096);
+    const int64_t tiles =
+        k > kernel->slab ? call->block_rows * call->block_cols : kernel->tile_rows * kernel->tile_cols;
+    char *memory = cpu_thread_scratch((size_t)(a_bytes + b_bytes) + (size_t)tiles * sizeof(float));
+    *space = (struct workspace){.b = memory, .a = memory + b_bytes, .tiles = (float *)(memory + b_bytes + a_bytes)};
     return memory != NULL;
 }
 
 struct slab {
+    struct gemm_span k;
     int64_t packed_k;
     bool first, last;
 };
 
-/* All tiles of the packed rows: one panel of b stays in the L1 while the panels of a pass by from the L2. */
-static void multiply_panels(const struct gemm_call *call, const struct workspace *space, struct slab slab,
-                            struct gemm_span rows, struct gemm_span cols, int64_t tile_row) {
+/* Asks for a share of the memory from which the next panel of b will be packed. Without it a product with few rows
+ * waits for b at every panel, as nothing else is done while packing. Lines along k have a page each: a prefetch is dropped
+ * where the address of its page is not known yet, so that the rows of the next share are touched first. */
+static void prefetch_share(const struct gemm_factor *b, struct gemm_span cols, struct gemm_span k, int64_t share,
+                           int64_t shares) {
+    const struct gemm_span outer = b->along ? cols : k, inner = b->along ? k : cols;
+    const int64_t size = b->dtype == LIGER_F32 ? 4 : 2, stride = b->stride * size;
+    const int64_t begin = share * outer.size / shares, end = (share + 1) * outer.size / shares;
+    const char *data = (const char *)b->data + outer.begin * stride + inner.begin * size;
+    if (b->along && inner.size > 0)
+        for (int64_t i = end; i < (share + 2) * outer.size / shares && i < outer.size; i++)
+            (void)*(const volatile char *)(data + i * stride);
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t byte = 0; byte < inner.size * size; byte += 64) __builtin_prefetch(data + i * stride + byte, 0, 2);
+}
+
+/* The block's rows times one panel of b, which stays in the L1 while the panels of a pass by. A block of few rows goes
+ * through k in pieces, so that the memory for the next panel is asked for in small portions. */
+static void multiply_panel(const struct gemm_call *call, const struct workspace *space, struct slab slab,
+                           struct gemm_span rows, struct gemm_span cols, struct gemm_span next_cols, float *tiles) {
     const struct packed_kernel *kernel = call->kernel;
-    const int64_t height = kernel->tile_rows, width = kernel->tile_cols;
-    const int64_t panel_bytes = slab.packed_k * kernel->packed_size, tiles_down = call->block_rows / height;
+    const int64_t height = kernel->tile_rows, width = kernel->tile_cols, tiles_down = gemm_ceil_div(rows.size, height);
+    const int64_t piece = tiles_down < 24 ? 256 : kernel->slab;
+    const int64_t pieces = slab.packed_k > 0 ? gemm_ceil_div(slab.packed_k, piece) : 1;
     const bool keep = !(slab.first && slab.last);
-    for (int64_t j = 0; j < cols.size; j += width) {
-        const struct gemm_span tile_cols = {cols.begin + j, gemm_min(width, cols.size - j)};
-        for (int64_t i = 0; i < rows.size; i += height) {
-            const struct gemm_span tile_rows = {rows.begin + i, gemm_min(height, rows.size - i)};
-            const int64_t place = keep ? j / width * tiles_down + tile_row + i / height : 0;
-            float *tile = space->tiles + place * height * width;
-            kernel->multiply(slab.packed_k, space->a + i * panel_bytes, space->b + j * panel_bytes, tile, !slab.first,
-                             tile_rows.size);
-            if (slab.last) store_tile(call->problem, tile_rows, tile_cols, tile, width);
+    for (int64_t i = 0; i < tiles_down; i++) {
+        const struct gemm_span tile_rows = {rows.begin + i * height, gemm_min(height, rows.size - i * height)};
+        const char *a = space->a + i * height * slab.packed_k * kernel->packed_size;
+        float *tile = tiles + (keep ? i * height * width : 0);
+        for (int64_t q = 0; q < pieces; q++) {
+            const int64_t k = gemm_min(piece, slab.packed_k - q * piece), done = q * piece * kernel->packed_size;
+            prefetch_share(&call->b, next_cols, slab.k, i * pieces + q, tiles_down * pieces);
+            kernel->multiply(k, a + done * height, space->b + done * width, tile, !slab.first || q > 0, tile_rows.size);
         }
+        if (slab.last) store_tile(call->problem, tile_rows, cols, tile, width);
+    }
+}
+
+static void multiply_slab(const struct gemm_call *call, const struct workspace *space, struct slab slab,
+                          struct gemm_span rows, struct gemm_span cols) {
+    const struct packed_kernel *kernel = call->kernel;
+    const int64_t width = kernel->tile_cols, column_sums = slab.first && slab.last ? 0 : call->block_rows;
+    kernel->pack_a(&call->a, rows, slab.k, space->a);
+    for (int64_t j = 0; j < cols.size; j += width) {
+        const struct gemm_span panel = {cols.begin + j, gemm_min(width, cols.size - j)};
+        const struct gemm_span next = {panel.begin + panel.size, gemm_min(width, cols.size - j - panel.size)};
+        kernel->pack_b(&call->b, panel, slab.k, space->b);
+        multiply_panel(call, space, slab, rows, panel, next, space->tiles + j * column_sums);
     }
 }
 
 static void multiply_block(const struct gemm_call *call, const struct workspace *space, struct gemm_span rows,
                            struct gemm_span cols) {
     const struct packed_kernel *kernel = call->kernel;
-    const int64_t k = call->problem->k, step_rows = gemm_round_up(kernel->block_rows, kernel->tile_rows);
+    const int64_t k = call->problem->k, slabs = k > 0 ? gemm_ceil_div(k, kernel->slab) : 1;
+    const int64_t size = gemm_round_up(gemm_ceil_div(k, slabs), kernel->step);
     int64_t p = 0;
     do { /* once even if k is 0: c still gets its bias or its zeros */
-        const struct gemm_span depth = {p, gemm_min(kernel->slab, k - p)};
-        const struct slab slab = {gemm_round_up(depth.size, kernel->step), p == 0, p + depth.size == k};
-        kernel->pack_b(&call->b, cols, depth, space->b);
-        for (int64_t i = 0; i < rows.size; i += step_rows) {
-            const struct gemm_span part = {rows.begin + i, gemm_min(step_rows, rows.size - i)};
-            kernel->pack_a(&call->a, part, depth, space->a);
-            multiply_panels(call, space, slab, part, cols, i / kernel->tile_rows);
-        }
+        const struct gemm_span depth = {p, gemm_min(size, k - p)};
         p += depth.size;
+        const struct slab slab = {depth, gemm_round_up(depth.size, kernel->step), depth.begin == 0, p == k};
+        multiply_slab(call, space, slab, rows, cols);
     } while (p < k);
 }
 
@@ -148,7 +177,8 @@ static void run_blocks(void *argument, int64_t begin, int64_t end) {
     }
     if (call->kernel->begin) call->kernel->begin();
     for (int64_t block = begin; block < end; block++) {
-        const int64_t i = block % call->blocks_down * call->block_rows, j = block / call->blocks_down * call->block_cols;
+        const int64_t i = block % call->blocks_down * call->block_rows,
+                      j = block / call->blocks_down * call->block_cols;
         const struct gemm_span rows = {i, gemm_min(call->block_rows, problem->m - i)};
         const struct gemm_span cols = {j, gemm_min(call->block_cols, problem->n - j)};
         multiply_block(call, &space, rows, cols);
@@ -188,8 +218,8 @@ static liger_status multiply_packed(liger_context *context, const struct gemm_pr
     atomic_init(&call.out_of_memory, false);
     liger_parallel_for(context, blocks, 1, run_blocks, &call);
     LIGER_REQUIRE(!atomic_load(&call.out_of_memory), LIGER_ERR_OOM,
-                  "gemm: no memory for the packed panels of a [%lld, %lld] x [%lld, %lld] product", (long long)problem->m,
-                  (long long)problem->k, (long long)problem->k, (long long)problem->n);
+                  "gemm: no memory for the packed panels of a [%lld, %lld] x [%lld, %lld] product",
+                  (long long)problem->m, (long long)problem->k, (long long)problem->k, (long long)problem->n);
     return LIGER_OK;
 }
 

@@ -14,7 +14,7 @@
 
 struct gemm_factor {
     const void *data;
-    int64_t stride;  /* elements from line to line if along, else from k to k + 1 */
+    int64_t stride; /* elements from line to line if along, else from k to k + 1 */
     liger_dtype dtype;
     bool along; /* the elements of a line are neighbours in memory; else the lines are */
 };
@@ -28,7 +28,6 @@ struct packed_kernel {
     int64_t step;                 /* packed k is a multiple of it */
     int64_t packed_size;          /* bytes of a packed element */
     int64_t slab;                 /* how much of k is packed at a time; does not change a bit of the result */
-    int64_t block_rows;           /* how many rows of a are packed at a time: with a slab of k, about half of the L2 */
     void (*pack_a)(const struct gemm_factor *a, struct gemm_span rows, struct gemm_span k, void *packed);
     void (*pack_b)(const struct gemm_factor *b, struct gemm_span cols, struct gemm_span k, void *packed);
     /* tile[tile_rows][tile_cols] = (add ? tile : 0) + one panel of a times one panel of b, of which `rows` rows are
@@ -38,14 +37,8 @@ struct packed_kernel {
     void (*end)(void);
 };
 
-static inline int64_t gemm_min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-static inline int64_t gemm_ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-static inline int64_t gemm_round_up(int64_t a, int64_t multiple) {
-    return gemm_ceil_div(a, multiple) * multiple;
-}
+static inline int64_t gemm_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t gemm_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t gemm_round_up(int64_t a, int64_t multiple) { return gemm_ceil_div(a, multiple) * multiple; }
 
 #endif

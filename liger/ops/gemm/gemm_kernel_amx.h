@@ -9,13 +9,13 @@
 
 #include "liger/ops/gemm/gemm_pack_bf16.h"
 
-enum { AMX_ROWS = 32, AMX_COLS = 32, AMX_STEP = 32, AMX_SLAB = 1024, AMX_BLOCK_ROWS = 256, AMX_AHEAD = 8192 };
+enum { AMX_ROWS = 32, AMX_COLS = 32, AMX_STEP = 32, AMX_SLAB = 1024, AMX_AHEAD = 8192 };
 
 static void amx_pack_a(const struct gemm_factor *a, struct gemm_span rows, struct gemm_span k, void *packed) {
-    pack_bf16(AMX_ROWS, AMX_STEP, true, a, rows, k, packed);
+    pack_lines(AMX_ROWS, a, rows, k, packed);
 }
 static void amx_pack_b(const struct gemm_factor *b, struct gemm_span cols, struct gemm_span k, void *packed) {
-    pack_bf16(AMX_COLS, AMX_STEP, false, b, cols, k, packed);
+    pack_pairs(AMX_COLS, AMX_STEP, b, cols, k, packed);
 }
 
 struct tile_config {
@@ -35,9 +35,7 @@ static void amx_begin(void) {
     __asm__ volatile("" ::: "memory");
     _tile_loadconfig(&config);
 }
-static void amx_end(void) {
-    _tile_release();
-}
+static void amx_end(void) { _tile_release(); }
 
 LIGER_TEMPLATE void prefetch_step(const char *step) {
 #pragma GCC unroll 32
@@ -86,7 +84,6 @@ static const struct packed_kernel bf16_kernel = {
     .step = AMX_STEP,
     .packed_size = sizeof(uint16_t),
     .slab = AMX_SLAB,
-    .block_rows = AMX_BLOCK_ROWS,
     .pack_a = amx_pack_a,
     .pack_b = amx_pack_b,
     .multiply = amx_multiply,

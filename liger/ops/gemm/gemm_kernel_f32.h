@@ -19,12 +19,13 @@ enum { F32_ROWS = 8, F32_VECTORS = 3 };
 #else
 enum { F32_ROWS = 4, F32_VECTORS = 2 };
 #endif
-enum { F32_COLS = F32_VECTORS * V_LANES, F32_SLAB = 256, F32_BLOCK_ROWS = 336 };
+enum { F32_COLS = F32_VECTORS * V_LANES, F32_SLAB = 256 };
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
 /* `size` neighbours to f32, then zeros up to `padded`. */
-LIGER_TEMPLATE void f32_widen(liger_dtype t, const void *data, int64_t begin, int64_t size, int64_t padded, float *out) {
+LIGER_TEMPLATE void f32_widen(liger_dtype t, const void *data, int64_t begin, int64_t size, int64_t padded,
+                              float *out) {
     int64_t i = 0;
     for (; i + V_LANES <= size; i += V_LANES) v_store_f32(out + i, v_load(t, data, begin + i));
     for (; i < size; i++) out[i] = f32_load(t, data, begin + i);
@@ -114,7 +115,6 @@ static const struct packed_kernel f32_kernel = {
     .step = 1,
     .packed_size = sizeof(float),
     .slab = F32_SLAB,
-    .block_rows = F32_BLOCK_ROWS,
     .pack_a = f32_pack_a,
     .pack_b = f32_pack_b,
     .multiply = f32_multiply,

@@ -11,7 +11,7 @@
 #include "liger/cpu/isa.h"
 #include "liger/ops/gemm/gemm_kernel.h"
 
-enum { BLOCK_LINES = 16, BLOCK_K = 32, BLOCK_PAIRS = BLOCK_K / 2 };
+enum { BLOCK_LINES = 16, BLOCK_K = 32, BLOCK_PAIRS = BLOCK_K / 2, SLAB_MAX = 1024 };
 
 /* r[i] lane j <-> r[j] lane i */
 LIGER_TEMPLATE void transpose_16x16(__m512i r[16]) {
@@ -42,86 +42,114 @@ LIGER_TEMPLATE void transpose_16x16(__m512i r[16]) {
     }
 }
 
-/* A line per register. */
-LIGER_TEMPLATE void load_lines(const uint16_t *p, int64_t stride, int64_t lines, int64_t k, __m512i r[16]) {
-    const __mmask32 mask = k >= BLOCK_K ? 0xffffffffu : ((__mmask32)1 << k) - 1;
-#pragma GCC unroll 16
-    for (int i = 0; i < BLOCK_LINES; i++)
-        r[i] = i < lines ? _mm512_maskz_loadu_epi16(mask, p + i * stride) : _mm512_setzero_si512();
+LIGER_TEMPLATE __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
+
+/* 32 of k of one line; what lies past `have` is zero. */
+LIGER_TEMPLATE __m512i load_line(const uint16_t *p, int64_t have) {
+    const __mmask32 mask = have >= BLOCK_K ? 0xffffffffu : have <= 0 ? 0 : ((__mmask32)1 << have) - 1;
+    return _mm512_maskz_loadu_epi16(mask, p);
 }
 
-/* A pair of k per register. */
-LIGER_TEMPLATE void load_pairs(const uint16_t *p, int64_t stride, int64_t lines, int64_t k, __m512i r[16]) {
-    const __mmask16 mask = lines >= BLOCK_LINES ? 0xffff : (__mmask16)((1u << lines) - 1);
-#pragma GCC unroll 16
-    for (int i = 0; i < BLOCK_PAIRS; i++) {
-        const __mmask16 first = 2 * i < k ? mask : 0, second = 2 * i + 1 < k ? mask : 0;
-        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, p + (2 * i) * stride));
-        const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, p + (2 * i + 1) * stride));
-        r[i] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-    }
+/* k and k + 1 of 16 lines that are neighbours in memory; `have` counts k. */
+LIGER_TEMPLATE __m512i load_pair(const uint16_t *p, int64_t stride, __mmask16 lines, int64_t have) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(have > 0 ? lines : 0, p));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(have > 1 ? lines : 0, p + stride));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* Panels [k / 2][width] of pairs. */
-LIGER_TEMPLATE void store_pairs(void *packed, int64_t width, int64_t packed_k, int64_t line, int64_t k,
-                                const __m512i r[16]) {
-    const int64_t panel = line / width * width, group = line - panel, pairs = (packed_k - k) / 2;
-    const __mmask16 mask = width - group >= 16 ? 0xffff : (__mmask16)((1u << (width - group)) - 1);
-    uint32_t *out = (uint32_t *)packed + panel * (packed_k / 2) + k / 2 * width + group;
-    if (pairs >= BLOCK_PAIRS) {
-#pragma GCC unroll 16
-        for (int i = 0; i < BLOCK_PAIRS; i++) _mm512_mask_storeu_epi32(out + i * width, mask, r[i]);
-    } else {
-        for (int i = 0; i < pairs; i++) _mm512_mask_storeu_epi32(out + i * width, mask, r[i]);
-    }
-}
+/* ---- panels [k / 2][width] of pairs ------------------------------------------------------------------------------- */
 
-/* Panels [k / 32][width lines][32]: each 16 lines of a step are one AMX tile. */
-LIGER_TEMPLATE void store_lines(void *packed, int64_t width, int64_t packed_k, int64_t line, int64_t k,
-                                const __m512i r[16]) {
-    const int64_t panel = line / width * width;
-    uint16_t *out = (uint16_t *)packed + panel * packed_k + k * width + (line - panel) * BLOCK_K;
-#pragma GCC unroll 16
-    for (int i = 0; i < BLOCK_LINES; i++) _mm512_storeu_si512(out + i * BLOCK_K, r[i]);
-}
-
-/* Fills the panels; a loaded block holds lines [l, l + 16) and k [p, p + 32) of the region. `lines_apart` chooses between
- * the two layouts above. */
-LIGER_TEMPLATE void pack_bf16(int64_t width, int64_t step, bool lines_apart, const struct gemm_factor *x,
-                              struct gemm_span lines, struct gemm_span k, void *packed) {
-    const int64_t packed_k = gemm_round_up(k.size, step), padded = gemm_round_up(lines.size, width);
-    const uint16_t *data = x->data;
+/* Lines along k are copied aside first, each in one go, and transposed from there: rows of a matrix are often a power of
+ * two apart, so that 16 of them read side by side fall into one set of the L1, which costs a factor of 4. */
+LIGER_TEMPLATE void pack_pairs_along(int64_t width, int64_t packed_k, const struct gemm_factor *x,
+                                     struct gemm_span lines, struct gemm_span k, uint32_t *packed) {
+    uint16_t aside[BLOCK_LINES][SLAB_MAX + BLOCK_K];
     __m512i r[16];
-    if (x->along) {
-        data += lines.begin * x->stride + k.begin;
-        for (int64_t panel = 0; panel < padded; panel += width)
-            for (int64_t p = 0; p < k.size; p += BLOCK_K)
-                for (int64_t l = panel; l < panel + width; l += BLOCK_LINES) {
-                    const int64_t have = gemm_min(panel + width, lines.size) - l;
-                    load_lines(data + l * x->stride + p, x->stride, have, k.size - p, r);
-                    if (lines_apart) {
-                        store_lines(packed, width, packed_k, l, p, r);
-                    } else {
-                        transpose_16x16(r);
-                        store_pairs(packed, width, packed_k, l, p, r);
-                    }
-                }
-        return;
-    }
-    /* Rows of memory are far apart: 32 of them for all panels before the next 32. */
-    data += k.begin * x->stride + lines.begin;
-    for (int64_t p = 0; p < k.size; p += BLOCK_K)
-        for (int64_t panel = 0; panel < padded; panel += width)
-            for (int64_t l = panel; l < panel + width; l += BLOCK_LINES) {
-                const int64_t have = gemm_min(panel + width, lines.size) - l;
-                load_pairs(data + p * x->stride + l, x->stride, have > 0 ? have : 0, k.size - p, r);
-                if (lines_apart) {
-                    transpose_16x16(r);
-                    store_lines(packed, width, packed_k, l, p, r);
-                } else {
-                    store_pairs(packed, width, packed_k, l, p, r);
-                }
+    for (int64_t panel = 0; panel < lines.size; panel += width) {
+        for (int64_t group = 0; group < width; group += BLOCK_LINES) {
+            const __mmask16 lanes = first_lanes(width - group);
+            const int64_t have = gemm_min(width - group, lines.size - panel - group);
+            for (int64_t i = 0; i < BLOCK_LINES; i++) {
+                const uint16_t *line =
+                    (const uint16_t *)x->data + (lines.begin + panel + group + i) * x->stride + k.begin;
+                for (int64_t p = 0; p < k.size; p += BLOCK_K)
+                    _mm512_storeu_si512(aside[i] + p, load_line(line + p, i < have ? k.size - p : 0));
             }
+            for (int64_t p = 0; p < packed_k; p += BLOCK_K) {
+                uint32_t *out = packed + panel * (packed_k / 2) + p / 2 * width + group;
+                for (int i = 0; i < BLOCK_LINES; i++) r[i] = _mm512_loadu_si512(aside[i] + p);
+                transpose_16x16(r);
+                if (packed_k - p >= BLOCK_K)
+                    for (int i = 0; i < BLOCK_PAIRS; i++) _mm512_mask_storeu_epi32(out + i * width, lanes, r[i]);
+                else
+                    for (int i = 0; i < (packed_k - p) / 2; i++) _mm512_mask_storeu_epi32(out + i * width, lanes, r[i]);
+            }
+        }
+    }
+}
+
+/* Rows of memory are far apart: a few of them for all panels before the next ones. */
+LIGER_TEMPLATE void pack_pairs_across(int64_t width, int64_t packed_k, const struct gemm_factor *x,
+                                      struct gemm_span lines, struct gemm_span k, uint32_t *packed) {
+    enum { FEW = 8 };
+    const uint16_t *data = (const uint16_t *)x->data + k.begin * x->stride + lines.begin;
+    for (int64_t few = 0; few < packed_k; few += FEW) {
+        const int64_t end = gemm_min(few + FEW, packed_k);
+        for (int64_t panel = 0; panel < lines.size; panel += width) {
+            for (int64_t group = 0; group < width; group += BLOCK_LINES) {
+                const __mmask16 lanes = first_lanes(width - group);
+                const __mmask16 have = lanes & first_lanes(lines.size - panel - group);
+                const uint16_t *in = data + panel + group;
+                uint32_t *out = packed + panel * (packed_k / 2) + group;
+                for (int64_t p = few; p < end; p += 2)
+                    _mm512_mask_storeu_epi32(out + p / 2 * width, lanes,
+                                             load_pair(in + p * x->stride, x->stride, have, k.size - p));
+            }
+        }
+    }
+}
+
+LIGER_TEMPLATE void pack_pairs(int64_t width, int64_t step, const struct gemm_factor *x, struct gemm_span lines,
+                               struct gemm_span k, void *packed) {
+    const int64_t packed_k = gemm_round_up(k.size, step);
+    if (x->along) pack_pairs_along(width, packed_k, x, lines, k, packed);
+    else pack_pairs_across(width, packed_k, x, lines, k, packed);
+}
+
+/* ---- panels [k / 32][width lines][32]: each 16 lines of a step are one AMX tile ------------------------------------ */
+
+LIGER_TEMPLATE void pack_lines_along(int64_t width, const struct gemm_factor *x, struct gemm_span lines,
+                                     struct gemm_span k, uint16_t *packed) {
+    const int64_t packed_k = gemm_round_up(k.size, BLOCK_K);
+    for (int64_t l = 0; l < gemm_round_up(lines.size, width); l++) {
+        const uint16_t *line = (const uint16_t *)x->data + (lines.begin + l) * x->stride + k.begin;
+        uint16_t *out = packed + l / width * width * packed_k + l % width * BLOCK_K;
+        for (int64_t p = 0; p < k.size; p += BLOCK_K)
+            _mm512_storeu_si512(out + p * width, load_line(line + p, l < lines.size ? k.size - p : 0));
+    }
+}
+
+LIGER_TEMPLATE void pack_lines_across(int64_t width, const struct gemm_factor *x, struct gemm_span lines,
+                                      struct gemm_span k, uint16_t *packed) {
+    const uint16_t *data = (const uint16_t *)x->data + k.begin * x->stride + lines.begin;
+    const int64_t packed_k = gemm_round_up(k.size, BLOCK_K);
+    __m512i r[16];
+    for (int64_t p = 0; p < k.size; p += BLOCK_K) {
+        for (int64_t l = 0; l < gemm_round_up(lines.size, width); l += BLOCK_LINES) {
+            const __mmask16 have = first_lanes(lines.size - l);
+            uint16_t *out = packed + l / width * width * packed_k + p * width + l % width * BLOCK_K;
+            for (int i = 0; i < BLOCK_PAIRS; i++)
+                r[i] = load_pair(data + (p + 2 * i) * x->stride + l, x->stride, have, k.size - p - 2 * i);
+            transpose_16x16(r);
+            for (int i = 0; i < BLOCK_LINES; i++) _mm512_storeu_si512(out + i * BLOCK_K, r[i]);
+        }
+    }
+}
+
+LIGER_TEMPLATE void pack_lines(int64_t width, const struct gemm_factor *x, struct gemm_span lines, struct gemm_span k,
+                               void *packed) {
+    if (x->along) pack_lines_along(width, x, lines, k, packed);
+    else pack_lines_across(width, x, lines, k, packed);
 }
 
 #endif
