@@ -64,19 +64,48 @@ __device__ __forceinline__ void prefetch(const problem &p, const place &at, int6
     copy_commit();
 }
 
-/* Widens this thread's vectors; -inf where the row has ended. */
-template <typename T>
-__device__ __forceinline__ void widen(const place &at, const uint4 *stage, float (&x)[VECTORS * pack_size<T>]) {
-    constexpr int N = pack_size<T>;
+template <typename A, typename B> struct same { static constexpr bool value = false; };
+template <typename A> struct same<A, A> { static constexpr bool value = true; };
+
+/* Two values in one register, for a packed maximum: half the instructions. */
+template <typename T> struct pair_of;
+template <> struct pair_of<f16> { using type = __half2; };
+template <> struct pair_of<bf16> { using type = __nv_bfloat162; };
+
+template <typename T> struct row_part {
+    pack<T, pack_size<T>> vector[VECTORS];
+
+    /* This thread's vectors; -inf where the row has ended. */
+    __device__ __forceinline__ void load(const place &at, const uint4 *stage) {
+        constexpr uint32_t EMPTY = sizeof(T) == 4 ? 0xff800000u : same<T, bf16>::value ? 0xff80ff80u : 0xfc00fc00u;
 #pragma unroll
-    for (int j = 0; j < VECTORS; j++) {
-        const bool inside = at.first + j * at.step < at.end;
-        pack<T, N> raw;
-        if (inside) *(uint4 *)&raw = stage[j * at.step];
-#pragma unroll
-        for (int k = 0; k < N; k++) x[j * N + k] = inside ? to_f32(raw.value[k]) : -INFINITY;
+        for (int j = 0; j < VECTORS; j++)
+            *(uint4 *)&vector[j] = at.first + j * at.step < at.end ? stage[j * at.step]
+                                                                   : make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
     }
-}
+    __device__ __forceinline__ float value(int k) const {
+        return to_f32(vector[k / pack_size<T>].value[k % pack_size<T>]);
+    }
+    /* NaN is no maximum. */
+    __device__ __forceinline__ float max() const {
+        if constexpr (sizeof(T) == 4) {
+            float most[2] = {-FLT_MAX, -FLT_MAX};
+#pragma unroll
+            for (int k = 0; k < VECTORS * pack_size<T>; k++) most[k % 2] = fmaxf(most[k % 2], value(k));
+            return fmaxf(most[0], most[1]);
+        } else {
+            using pair = typename pair_of<T>::type;
+            pair most[2];
+#pragma unroll
+            for (int k = 0; k < VECTORS * pack_size<T> / 2; k++) {
+                const pair next = ((const pair *)&vector[k / (pack_size<T> / 2)])[k % (pack_size<T> / 2)];
+                most[k % 2] = k < 2 ? next : __hmax2(most[k % 2], next);
+            }
+            const pair both = __hmax2(most[0], most[1]);
+            return fmaxf(fmaxf(to_f32(both.x), to_f32(both.y)), -FLT_MAX);
+        }
+    }
+};
 
 template <typename T, typename F>
 __device__ __forceinline__ void write_row(const problem &p, const place &at, int64_t r, F gradient) {
@@ -109,40 +138,57 @@ template <typename S> __device__ __forceinline__ S exchange(S mine, S *slots, in
     return warp_merge(all);
 }
 
+/* Which of this thread's values is the target; -1: none. */
+template <int N> __device__ __forceinline__ int own_value(const place &at, int y) {
+    int own = -1;
+#pragma unroll
+    for (int j = 0; j < VECTORS; j++) {
+        const int vector = at.first + j * at.step;
+        if (vector == (y >= 0 ? y / N : -1) && vector < at.end) own = j * N + y % N;
+    }
+    return own;
+}
+
+/* By the thread that has the target; without a target the row's first. The target's gradient is formed in f32 and stored
+ * over the vector's element: a thread's stores to one address keep their order. */
+template <typename T>
+__device__ __forceinline__ void write_results(const problem &p, const batch &b, const place &at, int64_t r, int y,
+                                              int own, const row_sums &sums) {
+    if (y < 0 && at.first == 0) spoil_row(p, r, sums.predicted);
+    if (own < 0) return;
+    /* Taken again: kept over the stores, the factors would be spilled. */
+    const factors f = factors_of(p, b, r, y, sums.target, sums.others);
+    const float d = finish_row(p, b, r, y, f, sums);
+    if (p.dlogits) ((T *)p.dlogits + r * p.dlogits_stride)[y] = from_f32<T>(d);
+}
+
 /* The plain row: no label smoothing, no soft cap, nobody asks for the prediction. */
 template <typename T>
 __device__ __forceinline__ void plain_row(const problem &p, const batch &b, const place &at, int64_t r, int y,
-                                          float (&x)[VECTORS * pack_size<T>], softmax_state *slots, int rank,
-                                          int clusters) {
-    constexpr int N = pack_size<T>, COUNT = VECTORS * N;
-    const bool in_range = y >= 0;
-    const int v = in_range ? y / N : 0; /* the thread that has the target writes what is left of the row */
-    const bool owner = v >= at.first && v < at.end && (v - at.first) % at.step == 0;
-    const float target = in_range ? to_f32(((const T *)p.logits + r * p.logits_stride)[y]) : 0.0f;
-    float max[4] = {-FLT_MAX, -FLT_MAX, -FLT_MAX, -FLT_MAX}, sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) max[k % 4] = fmaxf(max[k % 4], x[k]);
-    const float own_max = fmaxf(fmaxf(max[0], max[1]), fmaxf(max[2], max[3]));
+                                          const row_part<T> &part, softmax_state *slots, int rank, int clusters) {
+    constexpr int COUNT = VECTORS * pack_size<T>;
+    const int own = own_value<pack_size<T>>(at, y);
+    const float target = y >= 0 ? to_f32(((const T *)p.logits + r * p.logits_stride)[y]) : 0.0f;
+    const float max = softmax_scale(part.max());
+    float x[COUNT], sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {
-        x[k] = exp_for<T>(x[k] - own_max);
+        x[k] = softmax_term(part.value(k), max);
         sum[k % 4] += x[k];
     }
-    if (owner) { /* once more without the target */
-        const int own = (v - at.first) / at.step * N + y % N;
+    if (own >= 0) { /* once more, without the target */
         sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) sum[k % 4] += k == own && in_range ? 0.0f : x[k];
+        for (int k = 0; k < COUNT; k++) sum[k % 4] += k == own ? 0.0f : x[k];
     }
-    const softmax_state mine = {own_max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
+    const softmax_state mine = {max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
     const softmax_state all = exchange(mine, slots, rank, clusters, softmax_empty());
-    const factors f = in_range ? finish_row(p, b, r, y, target, all, 0.0f, 0.0f, -1, owner)
-                               : spoil_row(p, r, -1, owner);
-    if (p.dlogits == nullptr) return;
-    const float factor = f.probability * expf(own_max - all.max);
-    write_row<T>(p, at, r, [&](int k, int) { return x[k] * factor; });
-    /* Formed in f32 and stored over the vector's element: a thread's stores to one address keep their order. */
-    if (owner && in_range) ((T *)p.dlogits + r * p.dlogits_stride)[y] = from_f32<T>(f.own);
+    const factors f = y >= 0 ? factors_of(p, b, r, y, target, all) : factors{NAN, NAN};
+    if (p.dlogits) {
+        const float factor = f.probability * exp2_approx(max - all.max);
+        write_row<T>(p, at, r, [&](int k, int) { return x[k] * factor; });
+    }
+    write_results<T>(p, b, at, r, y, own, {target, all, 0.0f, 0.0f, -1});
 }
 
 /* Σ w (x - base) of one vector. */
@@ -157,25 +203,27 @@ __device__ __forceinline__ float smooth_sum(const problem &p, const float *x, in
 /* Every option. Registers hold the soft-capped logits, so the exponentials are taken twice. */
 template <typename T>
 __device__ __forceinline__ void optioned_row(const problem &p, const batch &b, const place &at, int64_t r, int y,
-                                             float (&x)[VECTORS * pack_size<T>], summary *slots, int rank,
-                                             int clusters) {
+                                             const row_part<T> &part, summary *slots, int rank, int clusters) {
     constexpr int N = pack_size<T>, COUNT = VECTORS * N;
     const T *logits = (const T *)p.logits + r * p.logits_stride;
-    const bool in_range = y >= 0, smooth = p.label_smoothing > 0.0f;
-    const int v = in_range ? y / N : 0;
-    const bool owner = v >= at.first && v < at.end && (v - at.first) % at.step == 0;
-    const float target = in_range ? capped(p, to_f32(logits[y])) : 0.0f;
-    float base = capped(p, to_f32(logits[0]));
+    const bool smooth = p.label_smoothing > 0.0f, cap = p.softcap > 0.0f;
+    const int own = own_value<N>(at, y);
+    const float target = y >= 0 ? capped(p, to_f32(logits[y])) : 0.0f;
+    float x[COUNT], base = smooth ? capped(p, to_f32(logits[0])) : 0.0f;
     if (!isfinite(base)) base = 0.0f;
     summary mine = empty_summary();
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) x[k] = part.value(k);
+    if (cap) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+            if (at.first + k / N * at.step < at.end) x[k] = capped(p, x[k]);
+    }
     int best = -1;
 #pragma unroll
-    for (int k = 0; k < COUNT; k++) {
-        const int vector = at.first + k / N * at.step, j = vector * N + k % N;
-        if (p.softcap > 0.0f && vector < at.end) x[k] = capped(p, x[k]);
-        if (x[k] > mine.best) mine.best = x[k], best = j;
-    }
-    if (best >= 0) mine.index = best;
+    for (int k = 0; k < COUNT; k++)
+        if (x[k] > mine.best) mine.best = x[k], best = k;
+    if (best >= 0) mine.index = (at.first + best / N * at.step) * N + best % N;
     if (smooth) {
 #pragma unroll
         for (int j = 0; j < VECTORS; j++) {
@@ -183,30 +231,31 @@ __device__ __forceinline__ void optioned_row(const problem &p, const batch &b, c
             if (vector < at.end) mine.shape += smooth_sum<N>(p, &x[j * N], vector * N, base);
         }
     }
-    mine.softmax.max = fmaxf(mine.softmax.max, mine.best);
+    mine.softmax.max = softmax_scale(fmaxf(mine.best, -FLT_MAX));
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {
-        const float e = exp_for<T>(x[k] - mine.softmax.max);
-        mine.softmax.sum += (at.first + k / N * at.step) * N + k % N == y ? 0.0f : e;
+        const float e = softmax_term(x[k], mine.softmax.max);
+        mine.softmax.sum += k == own ? 0.0f : e;
     }
     summary all = exchange(mine, slots, rank, clusters, empty_summary());
     if (all.index == INT64_MAX) all.index = 0; /* nothing above -inf */
-    const factors f = in_range ? finish_row(p, b, r, y, target, all.softmax, all.shape, base, all.index, owner)
-                               : spoil_row(p, r, all.index, owner);
-    if (p.dlogits == nullptr) return;
-    write_row<T>(p, at, r, [&](int k, int j) {
-        float d = exp_for<T>(x[k] - all.softmax.max) * f.probability;
-        if (smooth) d -= f.uniform * (p.weight ? __ldg(p.weight + j) : 1.0f);
-        return d * cap_slope(p, x[k]);
-    });
-    if (owner && in_range) ((T *)p.dlogits + r * p.dlogits_stride)[y] = from_f32<T>(f.own);
+    const factors f = y >= 0 ? factors_of(p, b, r, y, target, all.softmax) : factors{NAN, NAN};
+#pragma unroll
+    for (int k = 0; p.dlogits && k < COUNT; k++) {
+        const float slope = cap ? cap_slope(p, x[k]) : 1.0f;
+        const int j = (at.first + k / N * at.step) * N + k % N;
+        const float uniform = p.weight && smooth && j < p.vocab ? f.uniform * p.weight[j] : f.uniform;
+        x[k] = (softmax_term(x[k], all.softmax.max) * f.probability - uniform) * slope;
+    }
+    if (p.dlogits) write_row<T>(p, at, r, [&](int k, int) { return x[k]; });
+    write_results<T>(p, b, at, r, y, own, {target, all.softmax, all.shape, base, all.index});
 }
 
 template <bool OPTIONS> struct slot_of { using type = softmax_state; };
 template <> struct slot_of<true> { using type = summary; };
 
 template <typename T, bool OPTIONS>
-__global__ void __launch_bounds__(OPTIONS ? OPTIONS_THREADS : PLAIN_THREADS, 1) resident_kernel(const problem p) {
+__global__ void __launch_bounds__(OPTIONS ? OPTIONS_THREADS : PLAIN_THREADS, 1) resident_kernel(const __grid_constant__ problem p) {
     using slot = typename slot_of<OPTIONS>::type;
     extern __shared__ uint4 shared[];
     const int rank = cluster_rank(), clusters = cluster_size(), warps = (int)blockDim.x / WARP;
@@ -231,10 +280,10 @@ __global__ void __launch_bounds__(OPTIONS ? OPTIONS_THREADS : PLAIN_THREADS, 1) 
 
     for (int stage = 0, turn = 0; i < p.rows; i += step, stage = stage + 1 == STAGES ? 0 : stage + 1) {
         const int64_t r = row_at(p, i), later = i + STAGES * step;
-        float x[VECTORS * pack_size<T>];
+        row_part<T> part;
         const int target = y[0];
         copy_wait<STAGES - 1>();
-        if (target != TARGET_IGNORED) widen<T>(at, stages + stage * stage_size, x);
+        if (target != TARGET_IGNORED) part.load(at, stages + stage * stage_size);
         prefetch<T>(p, at, later, y[STAGES] != TARGET_IGNORED, stages + stage * stage_size);
 #pragma unroll
         for (int s = 0; s < STAGES; s++) y[s] = y[s + 1];
@@ -245,8 +294,8 @@ __global__ void __launch_bounds__(OPTIONS ? OPTIONS_THREADS : PLAIN_THREADS, 1) 
             continue;
         }
         slot *turn_slots = slots + turn * clusters * warps;
-        if constexpr (OPTIONS) optioned_row<T>(p, b, at, r, target, x, turn_slots, rank, clusters);
-        else plain_row<T>(p, b, at, r, target, x, turn_slots, rank, clusters);
+        if constexpr (OPTIONS) optioned_row<T>(p, b, at, r, target, part, turn_slots, rank, clusters);
+        else plain_row<T>(p, b, at, r, target, part, turn_slots, rank, clusters);
         turn ^= 1;
     }
     cluster_barrier(clusters);

@@ -21,14 +21,15 @@ __device__ __forceinline__ float capped(const problem &p, float x) {
 }
 /* Derivative of the soft cap where it gave x. */
 __device__ __forceinline__ float cap_slope(const problem &p, float x) {
+    if (!(p.softcap > 0.0f)) return 1.0f;
     const float ratio = x / p.softcap;
-    return p.softcap > 0.0f ? 1.0f - ratio * ratio : 1.0f;
+    return 1.0f - ratio * ratio;
 }
 
 /* What is the same for all rows: read once per block. */
 struct batch {
     float by_weight, by_count;      /* of loss and z-loss */
-    float ce, z;                    /* of their gradients */
+    float ce, z_over_ce;            /* of the gradient, and twice that of the z-loss relative to it */
     float total, uniform_per_class; /* Σ w, and label_smoothing/vocab */
 };
 __device__ __forceinline__ batch batch_of(const problem &p) {
@@ -37,7 +38,7 @@ __device__ __forceinline__ batch batch_of(const problem &p) {
     b.by_weight = p.mean ? 1.0f / counts.weight_sum : 1.0f;
     b.by_count = p.mean ? 1.0f / counts.valid : 1.0f;
     b.ce = p.raw_gradient ? 1.0f : b.by_weight;
-    b.z = p.raw_gradient ? (p.mean ? counts.weight_sum / counts.valid : 1.0f) : b.by_count;
+    b.z_over_ce = 2.0f * (p.mean ? counts.weight_sum / counts.valid : 1.0f);
     b.total = p.weight ? counts.class_total : (float)p.vocab;
     b.uniform_per_class = p.label_smoothing / (float)p.vocab;
     return b;
@@ -72,47 +73,60 @@ __device__ __forceinline__ summary merge(summary a, summary b) {
     return a;
 }
 
-/* dlogits[j] = (exp(x[j] - max) · probability - uniform · w[j]) · slope, but for the target's own element: `own`. */
-struct factors {
-    float probability, uniform, own;
+/* What the threads of a row have found out. */
+struct row_sums {
+    float target;         /* logit of the target, soft-capped */
+    softmax_state others; /* over all classes; the target is part of the maximum, not of the sum */
+    float shape, base;
+    int64_t predicted;
 };
 
-/* Everything a row with a target in range gives. `target` is its logit, soft-capped. `others` is the sum over all classes
- * but the target, relative to the maximum over all: 1 - p of a confident row is then others/(others + own), which does not
- * cancel. */
-__device__ __forceinline__ factors finish_row(const problem &p, const batch &b, int64_t r, int64_t y, float target,
-                                              softmax_state others, float shape, float base, int64_t predicted,
-                                              bool writes) {
-    const float max = others.max, own = expf(target - max), sum = others.sum + own, inverse = 1.0f / sum;
-    const float log_sum = target == max ? log1pf(others.sum) : logf(sum), lse = max + log_sum;
-    const float weight = p.weight ? p.weight[y] : 1.0f, a = p.label_smoothing;
-    const float token = p.token_scaling ? own * inverse : 1.0f;
-    if (writes) {
-        const float z = p.lse_square_scale * lse * lse * b.by_count * token;
-        float loss = (1.0f - a) * weight * ((max - target) + log_sum) * b.by_weight;
-        if (a > 0.0f) loss += b.uniform_per_class * (((max - base) + log_sum) * b.total - shape) * b.by_weight;
-        if (p.loss) p.loss[r] = loss * token + z;
-        if (p.z_loss) p.z_loss[r] = z;
-        if (p.accuracy) p.accuracy[r] = predicted == y ? 1.0f : 0.0f;
-        if (p.predicted) p.predicted[r] = predicted;
-    }
-    const float upstream = (p.upstream ? p.upstream[r * p.upstream_stride] : 1.0f) * token;
-    const float hit = upstream * b.ce * weight * (1.0f - a), uniform = upstream * b.ce * b.uniform_per_class;
-    const float spread = uniform * b.total + upstream * b.z * 2.0f * p.lse_square_scale * lse;
-    float d = (own * spread - others.sum * hit) * inverse;
-    if (a > 0.0f) d -= uniform * weight;
-    return {(hit + spread) * inverse, uniform, d * cap_slope(p, target)};
+/* dlogits[j] = (term(x[j]) · probability - uniform · w[j]) · slope, but for the target's own element. */
+struct factors {
+    float probability, uniform;
+    float hit, spread, own, weight, token; /* for finish_row */
+};
+
+/* The factors of a row's gradient, for a target in range. Few instructions: every thread of the row runs them. */
+__device__ __forceinline__ factors factors_of(const problem &p, const batch &b, int64_t r, int64_t y, float target,
+                                              softmax_state others) {
+    const float own = softmax_term(target, others.max), sum = others.sum + own, inverse = reciprocal_approx(sum);
+    const float weight = p.weight ? p.weight[y] : 1.0f, token = p.token_scaling ? own * inverse : 1.0f;
+    const float ce = (p.upstream ? p.upstream[r * p.upstream_stride] * token : token) * b.ce;
+    const float hit = ce * weight * (1.0f - p.label_smoothing), uniform = ce * b.uniform_per_class;
+    float spread = uniform * b.total;
+    if (p.lse_square_scale != 0.0f)
+        spread += ce * b.z_over_ce * p.lse_square_scale * (others.max * LN2 + logf(sum));
+    return {(hit + spread) * inverse, uniform, hit, spread, own, weight, token};
+}
+
+/* A row's results and the gradient of the target's own logit, by one thread, after the others' gradients: 1 - p of a
+ * confident row is others/(others + own), which does not cancel. */
+__device__ __forceinline__ float finish_row(const problem &p, const batch &b, int64_t r, int64_t y, const factors &f,
+                                            const row_sums &s) {
+    const float exponent = softmax_exponent(s.target, s.others.max), sum = s.others.sum + f.own;
+    const float log_sum = logf(sum), lse = s.others.max * LN2 + log_sum, a = p.label_smoothing;
+    const float nll = f.own >= s.others.sum ? log1pf(s.others.sum / f.own) : log_sum - exponent * LN2;
+    const float z = p.lse_square_scale * lse * lse * b.by_count * f.token;
+    float loss = (1.0f - a) * f.weight * nll * b.by_weight;
+    if (a > 0.0f)
+        loss += b.uniform_per_class * ((log_sum - softmax_exponent(s.base, s.others.max) * LN2) * b.total - s.shape) *
+                b.by_weight;
+    if (p.loss) p.loss[r] = loss * f.token + z;
+    if (p.z_loss) p.z_loss[r] = z;
+    if (p.accuracy) p.accuracy[r] = s.predicted == y ? 1.0f : 0.0f;
+    if (p.predicted) p.predicted[r] = s.predicted;
+    float d = (f.own * f.spread - s.others.sum * f.hit) / sum;
+    if (a > 0.0f) d -= f.uniform * f.weight;
+    return d * cap_slope(p, s.target);
 }
 
 /* A target out of range: NaN, and nothing is looked up. */
-__device__ __forceinline__ factors spoil_row(const problem &p, int64_t r, int64_t predicted, bool writes) {
-    if (writes) {
-        if (p.loss) p.loss[r] = NAN;
-        if (p.z_loss) p.z_loss[r] = NAN;
-        if (p.accuracy) p.accuracy[r] = 0.0f;
-        if (p.predicted) p.predicted[r] = predicted;
-    }
-    return {NAN, NAN, NAN};
+__device__ __forceinline__ void spoil_row(const problem &p, int64_t r, int64_t predicted) {
+    if (p.loss) p.loss[r] = NAN;
+    if (p.z_loss) p.z_loss[r] = NAN;
+    if (p.accuracy) p.accuracy[r] = 0.0f;
+    if (p.predicted) p.predicted[r] = predicted;
 }
 
 __device__ __forceinline__ void ignore_row(const problem &p, int64_t r) {

@@ -34,32 +34,43 @@ template <typename T, typename F> __device__ __forceinline__ void walk(const T *
 template <typename T, int N>
 __device__ __forceinline__ void push(const problem &p, summary &s, const pack<T, N> &raw, int64_t first, float base,
                                      int64_t y) {
-    float x[N], max = s.softmax.max;
+    float x[N], most = -FLT_MAX;
 #pragma unroll
-    for (int k = 0; k < N; k++) {
-        x[k] = capped(p, to_f32(raw.value[k]));
-        max = fmaxf(max, x[k]);
-        if (x[k] > s.best || (x[k] == s.best && first + k < s.index)) s.best = x[k], s.index = first + k;
+    for (int k = 0; k < N; k++) x[k] = to_f32(raw.value[k]);
+    if (p.softcap > 0.0f) {
+#pragma unroll
+        for (int k = 0; k < N; k++) x[k] = capped(p, x[k]);
     }
-    s.softmax.sum *= exp_for<T>(s.softmax.max - max);
+#pragma unroll
+    for (int k = 0; k < N; k++) most = fmaxf(most, x[k]);
+    if (most >= s.best && (p.accuracy || p.predicted)) {
+#pragma unroll
+        for (int k = 0; k < N; k++) take_better(s.best, s.index, x[k], first + k);
+    }
+    const float max = fmaxf(s.softmax.max, softmax_scale(most));
+    s.softmax.sum *= exp2_approx(s.softmax.max - max);
     s.softmax.max = max;
 #pragma unroll
-    for (int k = 0; k < N; k++) s.softmax.sum += first + k == y ? 0.0f : exp_for<T>(x[k] - max);
-    if (p.label_smoothing > 0.0f)
-        for (int k = 0; k < N; k++) s.shape += (p.weight ? __ldg(p.weight + first + k) : 1.0f) * (x[k] - base);
+    for (int k = 0; k < N; k++) {
+        const float e = softmax_term(x[k], max);
+        s.softmax.sum += first + k == y ? 0.0f : e;
+    }
+    if (p.label_smoothing > 0.0f) {
+#pragma unroll
+        for (int k = 0; k < N; k++) s.shape += (p.weight ? p.weight[first + k] : 1.0f) * (x[k] - base);
+    }
 }
 
 template <typename T, int N>
 __device__ __forceinline__ void store_gradient(const problem &p, const factors &f, float max, const pack<T, N> &raw,
-                                               int64_t first, int64_t y, T *row) {
+                                               int64_t first, T *row) {
+    const bool weighted = p.weight && p.label_smoothing > 0.0f;
     pack<T, N> out;
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        const float x = capped(p, to_f32(raw.value[k]));
-        float d = exp_for<T>(x - max) * f.probability;
-        if (p.label_smoothing > 0.0f) d -= f.uniform * (p.weight ? __ldg(p.weight + first + k) : 1.0f);
-        d *= cap_slope(p, x);
-        out.value[k] = from_f32<T>(first + k == y ? f.own : d);
+        const float x = capped(p, to_f32(raw.value[k])), uniform = weighted ? f.uniform * p.weight[first + k] : f.uniform;
+        const float d = (softmax_term(x, max) * f.probability - uniform) * cap_slope(p, x);
+        out.value[k] = from_f32<T>(d);
     }
     if ((uintptr_t)(row + first) % sizeof(out) == 0) {
         store_stream(row + first, out);
@@ -80,16 +91,24 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
     walk(logits, p.vocab, [&](const auto &raw, int64_t index) { push(p, s, raw, index, base, y); });
     s = exchange(s, slots, 0, 1, empty_summary());
     if (s.index == INT64_MAX) s.index = 0;
-    const factors f = in_range ? finish_row(p, b, r, y, target, s.softmax, s.shape, base, s.index, first)
-                               : spoil_row(p, r, s.index, first);
+    const factors f = in_range ? factors_of(p, b, r, y, target, s.softmax) : factors{NAN, NAN};
     T *row = (T *)p.dlogits + r * p.dlogits_stride;
-    if (p.dlogits)
+    if (p.dlogits) {
         walk(logits, p.vocab, [&](const auto &raw, int64_t index) {
-            store_gradient(p, f, s.softmax.max, raw, index, in_range ? y : -1, row);
+            store_gradient(p, f, s.softmax.max, raw, index, row);
         });
+        __syncthreads(); /* whoever stored the target's element has done so: the first thread replaces it */
+    }
+    if (!first) return;
+    if (!in_range) {
+        spoil_row(p, r, s.index);
+        return;
+    }
+    const float d = finish_row(p, b, r, y, f, {target, s.softmax, s.shape, base, s.index});
+    if (p.dlogits) row[y] = from_f32<T>(d);
 }
 
-template <typename T> __global__ void __launch_bounds__(STREAMED_THREADS) streamed_kernel(const problem p) {
+template <typename T> __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __grid_constant__ problem p) {
     __shared__ summary slots[2 * STREAMED_THREADS / WARP];
     const batch b = batch_of(p);
     int turn = 0;
