@@ -3,14 +3,36 @@
 
 #include <stdint.h>
 
-liger_status liger_check_present(const liger_tensor *tensor, const char *what) {
-    LIGER_REQUIRE(tensor->data != NULL || liger_tensor_elements(tensor) == 0, LIGER_ERR_ARGUMENT,
-                  "%s is required, but its data is NULL", what);
+/* Byte counts of anything up to this many elements fit into 64 bits. */
+static const int64_t most_elements = INT64_MAX / 16;
+
+liger_status liger_check_sizes(const liger_tensor *tensor, const char *what) {
     LIGER_REQUIRE(tensor->ndim >= 0 && tensor->ndim <= LIGER_MAX_DIMS, LIGER_ERR_SHAPE,
                   "%s has %d dimensions, but 0 to %d are supported", what, tensor->ndim, LIGER_MAX_DIMS);
-    for (int d = 0; d < tensor->ndim; d++)
-        LIGER_REQUIRE(tensor->shape[d] >= 0, LIGER_ERR_SHAPE, "%s: shape[%d] is %lld, but sizes are 0 or more", what, d,
-                      (long long)tensor->shape[d]);
+    int64_t elements = 1, reach = 0;
+    for (int d = 0; d < tensor->ndim; d++) {
+        const int64_t size = tensor->shape[d], stride = tensor->stride[d];
+        LIGER_REQUIRE(size >= 0, LIGER_ERR_SHAPE, "%s: shape[%d] is %lld, but sizes are 0 or more", what, d,
+                      (long long)size);
+        LIGER_REQUIRE(size <= 1 || elements <= most_elements / size, LIGER_ERR_SHAPE,
+                      "%s: with shape[%d] = %lld it has more than %lld elements", what, d, (long long)size,
+                      (long long)most_elements);
+        elements *= size > 1 ? size : 1;
+        if (size <= 1) continue;
+        const bool far = stride > most_elements || stride < -most_elements;
+        const int64_t distance = stride < 0 ? -(far ? 0 : stride) : stride;
+        LIGER_REQUIRE(!far && distance <= (most_elements - reach) / (size - 1), LIGER_ERR_LAYOUT,
+                      "%s: with stride[%d] = %lld it spans more than %lld elements", what, d, (long long)stride,
+                      (long long)most_elements);
+        reach += distance * (size - 1);
+    }
+    return LIGER_OK;
+}
+
+liger_status liger_check_present(const liger_tensor *tensor, const char *what) {
+    LIGER_TRY(liger_check_sizes(tensor, what));
+    LIGER_REQUIRE(tensor->data != NULL || liger_tensor_elements(tensor) == 0, LIGER_ERR_ARGUMENT,
+                  "%s is required, but its data is NULL", what);
     return LIGER_OK;
 }
 

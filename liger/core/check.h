@@ -16,7 +16,10 @@ static inline bool liger_is_float(int dtype) {
     return dtype == LIGER_F32 || dtype == LIGER_F16 || dtype == LIGER_BF16;
 }
 
-/* `what` is "function: argument". */
+/* `what` is "function: argument". 0 to 6 dimensions, sizes of 0 or more, and neither the number of elements nor the
+ * distance between the first and the last overflows. For a size query, whose tensors may have no data yet. */
+liger_status liger_check_sizes(const liger_tensor *tensor, const char *what);
+/* That, and there is data (or nothing to point to). */
 liger_status liger_check_present(const liger_tensor *tensor, const char *what);
 /* f32, f16 or bf16. */
 liger_status liger_check_float(const liger_tensor *tensor, const char *what);

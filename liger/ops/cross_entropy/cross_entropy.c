@@ -265,6 +265,8 @@ liger_status liger_cross_entropy_forward_workspace(liger_context *context,
     LIGER_REQUIRE(context != NULL && bytes != NULL, LIGER_ERR_ARGUMENT,
                   "cross_entropy_forward_workspace: context or bytes is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "cross_entropy_forward_workspace"));
+    LIGER_TRY(liger_check_sizes(&args.logits, "cross_entropy_forward_workspace: logits"));
+    LIGER_TRY(liger_check_sizes(&args.target, "cross_entropy_forward_workspace: target"));
     *bytes = layout_of(&args).bytes;
     return LIGER_OK;
 }

@@ -349,6 +349,9 @@ liger_status liger_linear_cross_entropy_forward_workspace(liger_context *context
     forward_args args;
     LIGER_REQUIRE(context != NULL && bytes != NULL, LIGER_ERR_ARGUMENT, OP "context or bytes is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "linear_cross_entropy_forward_workspace"));
+    LIGER_TRY(liger_check_sizes(&args.x, OP "x"));
+    LIGER_TRY(liger_check_sizes(&args.weight, OP "weight"));
+    LIGER_TRY(liger_check_sizes(&args.logits, OP "logits"));
     *bytes = layout_of(context, &args).bytes;
     return LIGER_OK;
 }
@@ -392,6 +395,9 @@ liger_status liger_linear_cross_entropy_backward_workspace(liger_context *contex
     LIGER_REQUIRE(context != NULL && bytes != NULL, LIGER_ERR_ARGUMENT, OP "context or bytes is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "linear_cross_entropy_backward_workspace"));
     const forward_args common = widen(&args);
+    LIGER_TRY(liger_check_sizes(&args.x, OP "x"));
+    LIGER_TRY(liger_check_sizes(&args.weight, OP "weight"));
+    LIGER_TRY(liger_check_sizes(&args.logits, OP "logits"));
     *bytes = layout_of(context, &common).bytes;
     return LIGER_OK;
 }

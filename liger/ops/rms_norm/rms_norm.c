@@ -203,6 +203,7 @@ liger_status liger_rms_norm_backward_workspace(liger_context *context, const lig
     LIGER_REQUIRE(context != NULL && bytes != NULL, LIGER_ERR_ARGUMENT,
                   "rms_norm_backward_workspace: context or bytes is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "rms_norm_backward_workspace"));
+    LIGER_TRY(liger_check_sizes(&args.x, "rms_norm_backward_workspace: x"));
     *bytes = backward_workspace(context, &args.x, &args.dweight);
     return LIGER_OK;
 }
@@ -213,6 +214,7 @@ liger_status liger_add_rms_norm_backward_workspace(liger_context *context,
     LIGER_REQUIRE(context != NULL && bytes != NULL, LIGER_ERR_ARGUMENT,
                   "add_rms_norm_backward_workspace: context or bytes is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "add_rms_norm_backward_workspace"));
+    LIGER_TRY(liger_check_sizes(&args.sum, "add_rms_norm_backward_workspace: sum"));
     *bytes = backward_workspace(context, &args.sum, &args.dweight);
     return LIGER_OK;
 }
