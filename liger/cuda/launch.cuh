@@ -50,7 +50,7 @@ template <auto kernel> liger_status allow_shared_memory(const liger_context *con
     static unsigned long long allowed[4]; /* one bit per device; setting it twice does no harm */
     unsigned long long *const word = &allowed[context->device / 64 % 4];
     const unsigned long long bit = 1ull << context->device % 64;
-    if (bytes <= 48 * 1024 || (__atomic_load_n(word, __ATOMIC_RELAXED) & bit)) return LIGER_OK;
+    if (bytes <= 48 * 1024 - STATIC_SHARED || (__atomic_load_n(word, __ATOMIC_RELAXED) & bit)) return LIGER_OK;
     LIGER_TRY(cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                context->cuda->shared_memory_per_block - STATIC_SHARED), op));
     __atomic_fetch_or(word, bit, __ATOMIC_RELAXED);
