@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def train(device, dtype, patch, autocast=None, **changes):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     # bf16 keeps 8 bits: a loss of 4 has steps of 2**-6 in its logits, and twenty updates carry them along
-    [(torch.float32, 1e-4), (torch.bfloat16, 4e-2)],
+    [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)],
     ids=["fp32", "bf16"],
 )
 def test_losses_equal_the_stock_model(device, unpatched, patch, dtype, tolerance):
@@ -66,7 +68,7 @@ def test_gradient_checkpointing_and_tied_head(device, unpatched):
 def test_autocast_training(device, unpatched):
     expected = train(device, torch.float32, patch=None, autocast=torch.bfloat16)
     actual = train(device, torch.float32, patch="instance", autocast=torch.bfloat16)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=4e-2)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-2)
 
 
 def test_two_runs_give_the_same_bits(device, unpatched):
@@ -108,6 +110,8 @@ def trainer_losses(device, folder, use_liger):
 def test_trainer(device, unpatched, tmp_path):
     """The Trainer patches the instance when it starts to train, and evaluates without logits."""
     pytest.importorskip("accelerate", reason="needs accelerate")
+    if not importlib.import_module("transformers.utils").is_liger_kernel_available():
+        pytest.skip("this transformers asks the distribution's metadata, which a checkout does not have")
     if device.type == "cuda" and torch.cuda.device_count() > 1:
         pytest.skip("with several visible GPUs the Trainer uses DataParallel, whose replicas share bound methods")
     expected, _ = trainer_losses(device, tmp_path, use_liger=False)
