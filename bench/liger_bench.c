@@ -40,7 +40,8 @@ struct prepared {
 
 enum { BLOCK = 1 << 16 };
 
-static bool fill(liger_context *context, const struct tensor_spec *spec, liger_dtype dtype, void *memory, int64_t span) {
+static bool fill(liger_context *context, const struct tensor_spec *spec, liger_dtype dtype, void *memory,
+                 int64_t span) {
     static double values[BLOCK];
     static char block[BLOCK * 8];
     const size_t size = liger_dtype_size((int)dtype);
@@ -109,17 +110,19 @@ static double measure(liger_context *context, const struct op_cases *op, const s
     return best;
 }
 
-static void report(FILE *json, const char *backend, const struct op_cases *op, const struct op_case *c, const char *dtype,
-                   double seconds, double bytes, double flops) {
+static void report(FILE *json, const char *backend, const struct op_cases *op, const struct op_case *c,
+                   const char *dtype, double seconds, double bytes, double flops) {
     printf("%-30s %-22s %-5s %-14s %10.1f us %8.1f GB/s", op->name, c->label, dtype, backend, 1e6 * seconds,
            1e-9 * bytes / seconds);
     if (flops > 0) printf(" %9.1f GFLOP/s", 1e-9 * flops / seconds);
     printf("\n");
     fflush(stdout);
     if (json != NULL)
-        fprintf(json, "%s  {\"op\": \"%s\", \"case\": \"%s\", \"dtype\": \"%s\", \"backend\": \"%s\", \"us\": %.3f, "
-                "\"gb_per_s\": %.2f, \"gflop_per_s\": %.2f}", ftell(json) > 2 ? ",\n" : "\n", op->name, c->label, dtype,
-                backend, 1e6 * seconds, 1e-9 * bytes / seconds, 1e-9 * flops / seconds);
+        fprintf(json,
+                "%s  {\"op\": \"%s\", \"case\": \"%s\", \"dtype\": \"%s\", \"backend\": \"%s\", \"us\": %.3f, "
+                "\"gb_per_s\": %.2f, \"gflop_per_s\": %.2f}",
+                ftell(json) > 2 ? ",\n" : "\n", op->name, c->label, dtype, backend, 1e6 * seconds,
+                1e-9 * bytes / seconds, 1e-9 * flops / seconds);
 }
 
 static bool run_point(liger_context *context, const struct op_cases *op, const struct op_case *c, liger_dtype t,
@@ -132,15 +135,15 @@ static bool run_point(liger_context *context, const struct op_cases *op, const s
     if (seconds > 0)
         report(json, liger_context_backend(context), op, c, dtype, seconds, op->bytes ? op->bytes(c, &types) : p.bytes,
                op->flops ? op->flops(c) : 0);
-    else
-        printf("%-30s %-22s %-5s FAILED: %s\n", op->name, c->label, dtype, made ? liger_last_error() : "no memory");
+    else printf("%-30s %-22s %-5s FAILED: %s\n", op->name, c->label, dtype, made ? liger_last_error() : "no memory");
     release(&p, context);
     return seconds > 0;
 }
 
 static bool op_wanted(const char *wanted, const char *function) {
     const size_t length = strlen(wanted);
-    return is(wanted, "all") || (strncmp(wanted, function, length) == 0 && (function[length] == 0 || function[length] == '_'));
+    return is(wanted, "all") ||
+           (strncmp(wanted, function, length) == 0 && (function[length] == 0 || function[length] == '_'));
 }
 
 static bool run_all(liger_context *context, const struct options *options, FILE *json) {
@@ -153,7 +156,8 @@ static bool run_all(liger_context *context, const struct options *options, FILE 
             for (int d = 0; d < 3; d++) {
                 const struct op_case *c = &op->bench[point];
                 const bool named = is(options->dtype, liger_dtype_name((int)dtypes[d]));
-                if ((!named && !is(options->dtype, "all")) || (c->dtypes != 0 && (c->dtypes >> dtypes[d] & 1) == 0)) continue;
+                if ((!named && !is(options->dtype, "all")) || (c->dtypes != 0 && (c->dtypes >> dtypes[d] & 1) == 0))
+                    continue;
                 fine = run_point(context, op, c, dtypes[d], json) && fine;
             }
     }
@@ -176,8 +180,9 @@ static bool parse(int count, char **words, struct options *options) {
 int main(int count, char **words) {
     struct options options = {.backend = "cpu", .isa = "auto", .op = "all", .dtype = "all"};
     if (!parse(count, words, &options) || (!is(options.backend, "cpu") && !is(options.backend, "cuda"))) {
-        fprintf(stderr, "usage: liger_bench [--backend cpu|cuda] [--isa NAME] [--op NAME|all] [--dtype f32|f16|bf16|all] "
-                        "[--threads N] [--json FILE]\n");
+        fprintf(stderr,
+                "usage: liger_bench [--backend cpu|cuda] [--isa NAME] [--op NAME|all] [--dtype f32|f16|bf16|all] "
+                "[--threads N] [--json FILE]\n");
         return 2;
     }
     liger_context_options wanted = LIGER_CONTEXT_OPTIONS_INIT;

@@ -16,10 +16,32 @@
 #include "tests/harness/random.h"
 
 enum sickness {
-    HEALTHY, OFF_BY_TWO_BUDGETS, MAKES_NAN, LOSES_NAN, LEAVES_ONE_UNWRITTEN, WRITES_INPUT, WRITES_ONE_PAST, WRITES_ONE_BEFORE,
-    READS_ONE_PAST, READS_ONE_BEFORE, WRITES_INTO_GAP, IGNORES_STRIDE, COUNTS_CALLS, DEPENDS_ON_THREADS,
-    DEPENDS_ON_TASK_ORDER, SPOILS_ALIAS, ACCEPTS_WRONG_SHAPE, WRONG_STATUS, SILENT_ABOUT_NUMBERS, WRITES_THEN_REFUSES,
-    WRONG_GRADIENT, BROKEN_PROPERTY, READS_OUTPUT, OVERRUNS_WORKSPACE, TAKES_SHORT_WORKSPACE, REFUSES_EVERYTHING
+    HEALTHY,
+    OFF_BY_TWO_BUDGETS,
+    MAKES_NAN,
+    LOSES_NAN,
+    LEAVES_ONE_UNWRITTEN,
+    WRITES_INPUT,
+    WRITES_ONE_PAST,
+    WRITES_ONE_BEFORE,
+    READS_ONE_PAST,
+    READS_ONE_BEFORE,
+    WRITES_INTO_GAP,
+    IGNORES_STRIDE,
+    COUNTS_CALLS,
+    DEPENDS_ON_THREADS,
+    DEPENDS_ON_TASK_ORDER,
+    SPOILS_ALIAS,
+    ACCEPTS_WRONG_SHAPE,
+    WRONG_STATUS,
+    SILENT_ABOUT_NUMBERS,
+    WRITES_THEN_REFUSES,
+    WRONG_GRADIENT,
+    BROKEN_PROPERTY,
+    READS_OUTPUT,
+    OVERRUNS_WORKSPACE,
+    TAKES_SHORT_WORKSPACE,
+    REFUSES_EVERYTHING
 };
 static enum sickness sickness;
 
@@ -28,12 +50,22 @@ static enum sickness sickness;
 enum { X, Y, S, TENSORS };
 
 static void describe(const struct op_case *c, struct tensor_spec *spec) {
-    spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_T, .ndim = 2, .shape = {c->size[0], c->size[1]}, .gaps = true,
-                                   .specials = true};
-    spec[Y] = (struct tensor_spec){.name = "y", .role = ROLE_OUT, .kind = KIND_T, .ndim = 2, .relative = 1, .gaps = true,
+    spec[X] = (struct tensor_spec){
+        .name = "x", .kind = KIND_T, .ndim = 2, .shape = {c->size[0], c->size[1]}, .gaps = true, .specials = true};
+    spec[Y] = (struct tensor_spec){.name = "y",
+                                   .role = ROLE_OUT,
+                                   .kind = KIND_T,
+                                   .ndim = 2,
+                                   .relative = 1,
+                                   .gaps = true,
                                    .shape = {c->size[0], c->size[1]}};
-    spec[S] = (struct tensor_spec){.name = "s", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1, .shape = {c->size[0]},
-                                   .relative = 1, .absolute = (double)c->size[1] * 8};
+    spec[S] = (struct tensor_spec){.name = "s",
+                                   .role = ROLE_OUT,
+                                   .kind = KIND_F32,
+                                   .ndim = 1,
+                                   .shape = {c->size[0]},
+                                   .relative = 1,
+                                   .absolute = (double)c->size[1] * 8};
 }
 
 static void reference(const struct op_case *c, const struct op_types *types, double *const *t) {
@@ -61,7 +93,8 @@ static const char *doubling(struct op_run *run) {
     run->t[X][0] *= 2;
     if (op_run_call(run) != LIGER_OK) return liger_last_error();
     const double wanted = sickness == BROKEN_PROPERTY ? 3 : 2;
-    return run->t[Y][0] == wanted * first ? NULL : op_run_text(run, "%g is not %g times %g", run->t[Y][0], wanted, first);
+    return run->t[Y][0] == wanted * first ? NULL
+                                          : op_run_text(run, "%g is not %g times %g", run->t[Y][0], wanted, first);
 }
 
 static liger_status workspace(liger_context *context, const struct op_call *call, size_t *bytes) {
@@ -140,17 +173,32 @@ static liger_status call_op(liger_context *context, const struct op_call *call, 
 
 static void wrong_rows(struct op_call *call) { call->t[Y].shape[0] = 9; }
 
-static const struct op_case cases[] = {{"3x5", {3, 5}}, {"1x1", {1, 1}}, {"4x8", {4, 8}}, {"empty", {0, 5}, .edge = true}};
+static const struct op_case cases[] = {
+    {"3x5", {3, 5}}, {"1x1", {1, 1}}, {"4x8", {4, 8}}, {"empty", {0, 5}, .edge = true}};
 static const struct op_alias aliases[] = {{Y, X}};
 static const struct op_gradient gradients[] = {{Y, X}};
 static const struct op_property properties[] = {{"doubling", doubling}};
-static const struct op_provocation provocations[] = {{"y rows", 0, wrong_rows, LIGER_ERR_SHAPE, {"y.shape[0]", "9", "3"}}};
+static const struct op_provocation provocations[] = {
+    {"y rows", 0, wrong_rows, LIGER_ERR_SHAPE, {"y.shape[0]", "9", "3"}}};
 
 static const struct op_cases op = {
-    .name = "double_forward", .tensor_count = TENSORS, .describe = describe, .cases = cases, .case_count = OP_COUNT(cases),
-    .call = call_op, .workspace = workspace, .reference = reference, .loss = loss, .gradients = gradients,
-    .gradient_count = 1, .aliases = aliases, .alias_count = 1, .provocations = provocations, .provocation_count = 1,
-    .properties = properties, .property_count = 1,
+    .name = "double_forward",
+    .tensor_count = TENSORS,
+    .describe = describe,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .call = call_op,
+    .workspace = workspace,
+    .reference = reference,
+    .loss = loss,
+    .gradients = gradients,
+    .gradient_count = 1,
+    .aliases = aliases,
+    .alias_count = 1,
+    .provocations = provocations,
+    .provocation_count = 1,
+    .properties = properties,
+    .property_count = 1,
 };
 
 /* ---- which mode must catch what ---- */
@@ -216,7 +264,8 @@ static void check_formats(void) {
     expect(op_round(LIGER_BF16, 1 + 0x3p-8) == 1 + 0x1p-6, "a tie goes to even (bf16, up)", "formats");
     expect(op_round(LIGER_F16, 1 + 0x1p-11 + 0x1p-30) == 1 + 0x1p-10, "above a tie goes up (f16)", "formats");
     expect(op_round(LIGER_F16, 65519.9) == 65504 && isinf(op_round(LIGER_F16, 65520)), "the edge of f16", "formats");
-    expect(op_round(LIGER_F16, 0x1p-25) == 0 && op_round(LIGER_F16, 0x1.8p-24) == 0x1p-23, "subnormals of f16", "formats");
+    expect(op_round(LIGER_F16, 0x1p-25) == 0 && op_round(LIGER_F16, 0x1.8p-24) == 0x1p-23, "subnormals of f16",
+           "formats");
     expect(op_round(LIGER_F32, 1 + 0x1p-24) == 1, "a tie goes to even (f32)", "formats");
     struct random_stream stream = random_start(1, 2);
     int same = 0, single = 0;
@@ -225,7 +274,8 @@ static void check_formats(void) {
         uint16_t f16, bf16;
         format_store(LIGER_F16, &f16, format_load(LIGER_F16, &bits));
         format_store(LIGER_BF16, &bf16, format_load(LIGER_BF16, &bits));
-        same += (f16 == bits || isnan(format_load(LIGER_F16, &bits))) && (bf16 == bits || isnan(format_load(LIGER_BF16, &bits)));
+        same += (f16 == bits || isnan(format_load(LIGER_F16, &bits))) &&
+                (bf16 == bits || isnan(format_load(LIGER_BF16, &bits)));
         const double v = random_normal(&stream) * 0x1p-130;
         single += op_round(LIGER_F32, v) == (float)v;
     }
@@ -236,12 +286,15 @@ static void check_formats(void) {
 static void check_tools(void) {
     const struct tensor_spec spec = {.relative = 1}, exact = {.relative = 0};
     const double one = 1, near = 1 + 0x0.fp-24, far = 1 + 0x2p-24, nan = NAN, inf = INFINITY;
-    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &near, &one).worst <= 1, "within the budget passes", "compare");
+    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &near, &one).worst <= 1, "within the budget passes",
+           "compare");
     expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &far, &one).worst > 1, "two budgets fail", "compare");
-    expect(compare_values(&exact, LIGER_F32, LIGER_F32, 1, &near, &one).worst > 1, "without a budget all fails", "compare");
+    expect(compare_values(&exact, LIGER_F32, LIGER_F32, 1, &near, &one).worst > 1, "without a budget all fails",
+           "compare");
     expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &nan, &one).worst > 1, "NaN for a number fails", "compare");
     expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &one, &nan).worst > 1, "a number for NaN fails", "compare");
-    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &inf, &one).worst > 1, "infinity for a number fails", "compare");
+    expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &inf, &one).worst > 1, "infinity for a number fails",
+           "compare");
     expect(compare_values(&spec, LIGER_F32, LIGER_F32, 1, &nan, &inf).worst > 1, "NaN for infinity fails", "compare");
     expect(compare_values(&spec, LIGER_I64, LIGER_F32, 1, &far, &one).worst > 1, "integers must be equal", "compare");
     double x = 1.5;
@@ -261,8 +314,11 @@ static liger_context *context_of(int threads, bool lent) {
 }
 
 int main(void) {
-    struct mode_setup setup = {.context = context_of(2, false), .single = context_of(1, false), .twin_count = 2,
-                               .twins = {context_of(3, false), context_of(0, true)}, .twin_names = {"3", "lent"}};
+    struct mode_setup setup = {.context = context_of(2, false),
+                               .single = context_of(1, false),
+                               .twin_count = 2,
+                               .twins = {context_of(3, false), context_of(0, true)},
+                               .twin_names = {"3", "lent"}};
     if (!setup.context || !setup.single || !setup.twins[0] || !setup.twins[1]) {
         printf("no context: %s\n", liger_last_error());
         return 1;

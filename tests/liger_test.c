@@ -20,8 +20,10 @@ struct options {
 static bool is(const char *a, const char *b) { return strcmp(a, b) == 0; }
 
 static int usage(const char *wrong) {
-    fprintf(stderr, "liger_test: %s\nusage: liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] "
-                    "[--mode NAME|all] [--quick] [--list]\nmodes:", wrong);
+    fprintf(stderr,
+            "liger_test: %s\nusage: liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] "
+            "[--mode NAME|all] [--quick] [--list]\nmodes:",
+            wrong);
     for (int m = 0; m < test_mode_count; m++) fprintf(stderr, " %s", test_modes[m].name);
     fprintf(stderr, "\n");
     return 2;
@@ -36,7 +38,8 @@ static bool known_mode(const char *name) {
 static bool op_wanted(const char *wanted, const char *function) {
     const size_t length = strlen(wanted);
     if (is(wanted, "all") || is(wanted, function)) return true;
-    return strncmp(wanted, function, length) == 0 && (is(function + length, "_forward") || is(function + length, "_backward"));
+    return strncmp(wanted, function, length) == 0 &&
+           (is(function + length, "_forward") || is(function + length, "_backward"));
 }
 
 static bool known_op(const char *name) {
@@ -152,10 +155,8 @@ static int run_cpu(const struct options *options, struct report *report) {
 
 static void run_cuda(const struct options *options, struct report *report) {
     struct mode_setup setup = {.context = context_of(0, LIGER_ISA_AUTO, 0, false), .quick = options->quick};
-    if (setup.context == NULL)
-        report_fail(report, "context for CUDA device 0: %s", liger_last_error());
-    else
-        run_backend(&setup, options, true, NULL, report);
+    if (setup.context == NULL) report_fail(report, "context for CUDA device 0: %s", liger_last_error());
+    else run_backend(&setup, options, true, NULL, report);
     close_setup(&setup);
 }
 

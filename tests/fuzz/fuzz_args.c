@@ -17,7 +17,8 @@ enum { ARGS_BYTES = 65536 }; /* the largest size that an args struct may claim *
 /* ---- kernels that do nothing ---- */
 
 #define STUB(slot)                                                                                                     \
-    static liger_status slot##_stub(liger_context *context, const struct slot##_problem *problem, liger_stream stream) { \
+    static liger_status slot##_stub(liger_context *context, const struct slot##_problem *problem,                      \
+                                    liger_stream stream) {                                                             \
         (void)context, (void)problem, (void)stream;                                                                    \
         return LIGER_OK;                                                                                               \
     }
@@ -43,7 +44,8 @@ static const liger_kernel_table stubs = {
 /* ---- every public function; workspace queries are weak because not every function has one ---- */
 
 #define FUNCTION(name)                                                                                                 \
-    liger_status liger_##name##_workspace(liger_context *, const liger_##name##_args *, size_t *) __attribute__((weak)); \
+    liger_status liger_##name##_workspace(liger_context *, const liger_##name##_args *, size_t *)                      \
+        __attribute__((weak));                                                                                         \
     static liger_status call_##name(liger_context *context, const void *args) {                                        \
         return liger_##name(context, args, NULL);                                                                      \
     }                                                                                                                  \

@@ -222,14 +222,16 @@ const char *call_image_damage(struct call_image *image) {
             struct walk walk = {.spec = &run->spec[i], .stride = image->tensor[i].stride};
             for (int64_t k = 0; k < run->count[i]; k++, walk_next(&walk)) {
                 const int64_t at = start + walk.offset * size;
-                if (i == owner && run->spec[i].role == ROLE_OUT && memcmp(rest + at, memory->before + at, (size_t)size) == 0)
+                if (i == owner && run->spec[i].role == ROLE_OUT &&
+                    memcmp(rest + at, memory->before + at, (size_t)size) == 0)
                     snprintf(image->text, sizeof image->text, "%s: element %lld was never written", run->spec[i].name,
                              (long long)k);
                 memcpy(rest + at, memory->before + at, (size_t)size);
             }
         }
         if (memcmp(rest, memory->before, memory->buffer.region_bytes) != 0)
-            complain(image, output ? "written outside of its elements" : "an input was overwritten", run->spec[owner].name);
+            complain(image, output ? "written outside of its elements" : "an input was overwritten",
+                     run->spec[owner].name);
         free(rest);
     }
     if (image->workspace.map != NULL && workspace_fence_broken(image))

@@ -41,8 +41,7 @@ struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dty
         const double rounded = beyond ? op_round(dtype, expected[i]) : expected[i];
         const double budget = exact || !isfinite(rounded) ? fixed : fixed + spec->relative * unit * fabs(rounded);
         const double error = error_of(got[i], rounded, budget, largest);
-        if (result.index < 0 || error > result.worst)
-            result = (struct comparison){error, i, got[i], expected[i]};
+        if (result.index < 0 || error > result.worst) result = (struct comparison){error, i, got[i], expected[i]};
     }
     return result;
 }

@@ -63,10 +63,8 @@ void modes_for_each(const struct mode_setup *setup, liger_context *context, cons
             if (second && !second_choice(op, c, t)) continue;
             const struct op_types types = {t, second ? LIGER_F32 : t, second ? LIGER_I32 : LIGER_I64};
             struct op_run *run = op_run_new(context, op, c, types, random_seed(op->name) + (uint64_t)k);
-            if (run == NULL || !op_run_expect(run))
-                report_fail(report, "%s: no memory", c->label);
-            else
-                body(setup, run, report);
+            if (run == NULL || !op_run_expect(run)) report_fail(report, "%s: no memory", c->label);
+            else body(setup, run, report);
             op_run_free(run);
         }
     }
@@ -126,10 +124,8 @@ void modes_check_call(struct op_run *run, struct report *report, enum placement 
         if (place == PLACE_MIDDLE) invoke(&invocation);
         if (invocation.status != LIGER_OK)
             report_fail(report, "%s: %s: %s", label, liger_status_name(invocation.status), liger_last_error());
-        else if ((damage = call_image_damage(&image)) != NULL)
-            report_fail(report, "%s: %s", label, damage);
-        else if (outputs_right(&image, run, report, label))
-            report_pass(report);
+        else if ((damage = call_image_damage(&image)) != NULL) report_fail(report, "%s: %s", label, damage);
+        else if (outputs_right(&image, run, report, label)) report_pass(report);
     }
     call_image_free(&image);
 }
@@ -260,8 +256,7 @@ static void same_bits(struct op_run *run, struct report *report, const unsigned 
         report_fail(report, "%s, %s: %s", modes_label(run, label, sizeof label), what, liger_last_error());
     else if (again_bytes != bytes || memcmp(first, again, bytes) != 0)
         report_fail(report, "%s, %s: other bits than the first time", modes_label(run, label, sizeof label), what);
-    else
-        report_pass(report);
+    else report_pass(report);
     free(again);
 }
 
@@ -274,7 +269,8 @@ static void determinism_case(const struct mode_setup *setup, struct op_run *run,
         return;
     }
     same_bits(run, report, first, bytes, setup->context, "again");
-    for (int k = 0; k < setup->twin_count; k++) same_bits(run, report, first, bytes, setup->twins[k], setup->twin_names[k]);
+    for (int k = 0; k < setup->twin_count; k++)
+        same_bits(run, report, first, bytes, setup->twins[k], setup->twin_names[k]);
     free(first);
 }
 
@@ -284,10 +280,14 @@ static void mode_determinism(const struct mode_setup *setup, const struct op_cas
 }
 
 const struct test_mode test_modes[] = {
-    {"parity", mode_parity, false, false},     {"grad", mode_gradient, false, true},
-    {"property", mode_property, false, false}, {"guard", mode_guard, true, false},
-    {"stride", mode_stride, false, false},     {"alias", mode_alias, false, false},
-    {"edge", mode_edge, false, false},         {"error", mode_error, false, false},
+    {"parity", mode_parity, false, false},
+    {"grad", mode_gradient, false, true},
+    {"property", mode_property, false, false},
+    {"guard", mode_guard, true, false},
+    {"stride", mode_stride, false, false},
+    {"alias", mode_alias, false, false},
+    {"edge", mode_edge, false, false},
+    {"error", mode_error, false, false},
     {"determinism", mode_determinism, false, false},
 };
 const int test_mode_count = OP_COUNT(test_modes);

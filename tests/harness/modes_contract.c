@@ -33,12 +33,9 @@ static void expect_refusal(struct op_run *run, const struct op_provocation *p, s
     if (status != p->status)
         report_fail(report, "%s: status is %s, expected %s (%s)", label, liger_status_name(status),
                     liger_status_name(p->status), status == LIGER_OK ? "no message" : text);
-    else if (missing != NULL)
-        report_fail(report, "%s: the message does not say \"%s\": %s", label, missing, text);
-    else if (touched != NULL)
-        report_fail(report, "%s: %s", label, touched);
-    else
-        report_pass(report);
+    else if (missing != NULL) report_fail(report, "%s: the message does not say \"%s\": %s", label, missing, text);
+    else if (touched != NULL) report_fail(report, "%s: %s", label, touched);
+    else report_pass(report);
     call_image_free(&image);
 }
 
@@ -55,12 +52,12 @@ static void refuse_workspaces(struct op_run *run, struct report *report) {
     char needed[32], given[32];
     snprintf(needed, sizeof needed, "%zu", bytes);
     snprintf(given, sizeof given, "%zu", bytes - 1);
-    const struct op_provocation short_one = {"workspace one byte short", 0, shorten_workspace, LIGER_ERR_WORKSPACE,
-                                             {"workspace", needed, given}};
-    const struct op_provocation absent = {"workspace absent", 0, drop_workspace, LIGER_ERR_WORKSPACE,
-                                          {"workspace", needed}};
-    const struct op_provocation askew = {"workspace not aligned", 0, shift_workspace, LIGER_ERR_WORKSPACE,
-                                         {"workspace", "256"}};
+    const struct op_provocation short_one = {
+        "workspace one byte short", 0, shorten_workspace, LIGER_ERR_WORKSPACE, {"workspace", needed, given}};
+    const struct op_provocation absent = {
+        "workspace absent", 0, drop_workspace, LIGER_ERR_WORKSPACE, {"workspace", needed}};
+    const struct op_provocation askew = {
+        "workspace not aligned", 0, shift_workspace, LIGER_ERR_WORKSPACE, {"workspace", "256"}};
     expect_refusal(run, &short_one, report);
     expect_refusal(run, &absent, report);
     expect_refusal(run, &askew, report);
@@ -70,12 +67,9 @@ void mode_error(const struct mode_setup *setup, const struct op_cases *op, struc
     for (int k = -1; k < op->provocation_count; k++) {
         const struct op_case *c = &op->cases[k < 0 ? 0 : op->provocations[k].of];
         struct op_run *run = op_run_new(setup->context, op, c, plain_types, random_seed(op->name));
-        if (run == NULL)
-            report_fail(report, "%s: no memory", c->label);
-        else if (k < 0)
-            refuse_workspaces(run, report);
-        else
-            expect_refusal(run, &op->provocations[k], report);
+        if (run == NULL) report_fail(report, "%s: no memory", c->label);
+        else if (k < 0) refuse_workspaces(run, report);
+        else expect_refusal(run, &op->provocations[k], report);
         op_run_free(run);
     }
 }
@@ -101,8 +95,8 @@ static void check_gradient(struct op_run *run, const struct op_gradient *pair, s
         const double slope = finite_difference(loss_of, run, &run->t[pair->input][at]);
         const double error = fabs(slope - gradient[at]) / tolerance;
         if (!(error <= 1)) {
-            report_fail(report, "%s: %s[%lld] is %.12g in the reference, but the slope of the loss is %.12g", run->c.label,
-                        run->spec[pair->gradient].name, (long long)at, gradient[at], slope);
+            report_fail(report, "%s: %s[%lld] is %.12g in the reference, but the slope of the loss is %.12g",
+                        run->c.label, run->spec[pair->gradient].name, (long long)at, gradient[at], slope);
             return;
         }
         worst = error > worst ? error : worst;
@@ -121,8 +115,7 @@ void mode_gradient(const struct mode_setup *setup, const struct op_cases *op, st
         struct op_run *run = op_run_new(setup->context, op, &op->cases[k], exact, random_seed(op->name) + (uint64_t)k);
         int64_t elements = 0;
         for (int i = 0; run != NULL && i < op->tensor_count; i++) elements += run->count[i];
-        if (run == NULL || !op_run_expect(run))
-            report_fail(report, "%s: no memory", op->cases[k].label);
+        if (run == NULL || !op_run_expect(run)) report_fail(report, "%s: no memory", op->cases[k].label);
         else if (elements <= GRADIENT_MAX_ELEMENTS)
             for (int g = 0; g < op->gradient_count; g++)
                 if (run->t[op->gradients[g].gradient] != NULL && run->t[op->gradients[g].input] != NULL)
@@ -140,10 +133,8 @@ static void property_case(const struct mode_setup *setup, struct op_run *run, st
     char label[160];
     modes_label(run, label, sizeof label);
     const char *broken = current_property->check(run);
-    if (broken == NULL)
-        report_pass(report);
-    else
-        report_fail(report, "%s: %s: %s", label, current_property->label, broken);
+    if (broken == NULL) report_pass(report);
+    else report_fail(report, "%s: %s: %s", label, current_property->label, broken);
 }
 
 void mode_property(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {

@@ -42,8 +42,8 @@ enum tensor_kind {
     KIND_T,      /* the activation dtype of the run: f32, f16, bf16 */
     KIND_WEIGHT, /* T or f32: the driver runs both */
     KIND_F32,
-    KIND_INDEX,  /* i64 or i32: the driver runs both */
-    KIND_I64     /* always i64 */
+    KIND_INDEX, /* i64 or i32: the driver runs both */
+    KIND_I64    /* always i64 */
 };
 
 /* Inputs are drawn as told, then rounded to their dtype. */
@@ -51,7 +51,7 @@ enum tensor_values {
     VALUES_NORMAL,   /* normal, standard deviation `spread` (0 means 1), shifted by `offset` */
     VALUES_POSITIVE, /* uniform in [0.5, 1.5] */
     VALUES_ZERO,
-    VALUES_TARGET    /* uniform integers in [0, spread), every `ignore_every`-th (0: none) is `offset` instead */
+    VALUES_TARGET /* uniform integers in [0, spread), every `ignore_every`-th (0: none) is `offset` instead */
 };
 
 struct tensor_spec {
@@ -61,14 +61,14 @@ struct tensor_spec {
     enum tensor_values values;
     double spread, offset;
     int ignore_every;
-    bool absent;     /* this case passes data == NULL; the reference sees NULL */
-    int ndim;        /* 0 is a scalar */
+    bool absent; /* this case passes data == NULL; the reference sees NULL */
+    int ndim;    /* 0 is a scalar */
     int64_t shape[LIGER_MAX_DIMS];
     int order[LIGER_MAX_DIMS]; /* dimensions from outermost to innermost in memory; all zero = as they are.
                                 * {0, 2, 1, 3} makes [batch, heads, seq, dim] a view of [batch, seq, heads, dim] memory */
-    bool gaps;       /* mode stride may leave gaps behind rows (the innermost dimension in memory stays contiguous) and
+    bool gaps;     /* mode stride may leave gaps behind rows (the innermost dimension in memory stays contiguous) and
                       * behind the next level; false: the function wants it in one piece */
-    bool specials;   /* mode edge may plant a NaN and an infinity in this input and expects what the reference gives */
+    bool specials; /* mode edge may plant a NaN and an infinity in this input and expects what the reference gives */
     /* Outputs: |got - reference| <= relative · u(dtype) · |reference| + absolute · u(f32) · magnitude, where u is the unit
      * roundoff (2^-24, 2^-11, 2^-8) and magnitude, if 0, is the largest |reference| of this output. One correct rounding
      * at the store is relative = 1. Integer outputs must be equal. */

@@ -19,7 +19,8 @@ void op_run_draw(const struct tensor_spec *spec, int64_t count, double *values, 
             case VALUES_ZERO: values[i] = 0; break;
             case VALUES_TARGET:
                 values[i] = (double)random_below(&stream, (int64_t)spec->spread);
-                if (spec->ignore_every > 0 && i % spec->ignore_every == spec->ignore_every - 1) values[i] = spec->offset;
+                if (spec->ignore_every > 0 && i % spec->ignore_every == spec->ignore_every - 1)
+                    values[i] = spec->offset;
                 break;
         }
     }

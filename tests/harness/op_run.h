@@ -13,8 +13,8 @@ struct op_run {
     struct op_case c;
     struct op_types types;
     struct tensor_spec spec[OP_MAX_TENSORS];
-    int64_t count[OP_MAX_TENSORS]; /* elements */
-    double *t[OP_MAX_TENSORS];     /* NULL = absent */
+    int64_t count[OP_MAX_TENSORS];    /* elements */
+    double *t[OP_MAX_TENSORS];        /* NULL = absent */
     double *expected[OP_MAX_TENSORS]; /* outputs of op_run_expect */
     char text[512];
 };

@@ -21,7 +21,8 @@ double random_uniform(struct random_stream *stream) { return (double)(random_bit
 double random_normal(struct random_stream *stream) {
     double sum = -6; /* twelve uniform numbers have variance 1; 16 bits each are plenty */
     for (int word = 0; word < 3; word++)
-        for (uint64_t bits = random_bits(stream), k = 0; k < 4; k++, bits >>= 16) sum += (double)(bits & 0xffff) * 0x1p-16;
+        for (uint64_t bits = random_bits(stream), k = 0; k < 4; k++, bits >>= 16)
+            sum += (double)(bits & 0xffff) * 0x1p-16;
     return sum;
 }
 

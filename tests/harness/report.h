@@ -10,7 +10,7 @@ struct report {
     int passed, failed;           /* of the whole run */
     int line_passed, line_failed; /* of the current line */
     double line_worst;            /* largest error in units of the budget */
-    char line_where[REPORT_TEXT];         /* the case of that error */
+    char line_where[REPORT_TEXT]; /* the case of that error */
     bool silent;                  /* the self-test provokes failures and wants no text */
 };
 

@@ -42,7 +42,10 @@ static const struct op_case bench[] = {
 /* clang-format on */
 
 static struct tensor_spec matrix(const char *name, int64_t rows, int64_t cols, bool transposed) {
-    return (struct tensor_spec){.name = name, .kind = KIND_T, .ndim = 2, .gaps = true,
+    return (struct tensor_spec){.name = name,
+                                .kind = KIND_T,
+                                .ndim = 2,
+                                .gaps = true,
                                 .shape = {transposed ? cols : rows, transposed ? rows : cols}};
 }
 
@@ -50,8 +53,8 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t m = c->size[M], n = c->size[N], k = c->size[K];
     spec[A] = matrix("a", m, k, c->flags & TRANSPOSE_A);
     spec[B] = matrix("b", k, n, c->flags & TRANSPOSE_B);
-    spec[BIAS_ROW] = (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {n},
-                                          .absent = !(c->flags & BIAS)};
+    spec[BIAS_ROW] =
+        (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {n}, .absent = !(c->flags & BIAS)};
     spec[C] = matrix("c", m, n, false);
     spec[C].kind = KIND_WEIGHT; /* the dtype of a and b, or f32 */
     spec[C].role = c->flags & ACCUMULATE ? ROLE_INOUT : ROLE_OUT;
@@ -89,9 +92,19 @@ static void reference(const struct op_case *c, const struct op_types *types, dou
              t[BIAS_ROW], t[C], c->flags & ACCUMULATE);
 }
 
-static double flops(const struct op_case *c) { return 2.0 * (double)c->size[M] * (double)c->size[N] * (double)c->size[K]; }
+static double flops(const struct op_case *c) {
+    return 2.0 * (double)c->size[M] * (double)c->size[N] * (double)c->size[K];
+}
 
 const struct op_cases gemm_cases = {
-    .name = "gemm", .tensor_count = TENSORS, .describe = describe, .cases = cases, .case_count = OP_COUNT(cases),
-    .call = call, .reference = reference, .bench = bench, .bench_count = OP_COUNT(bench), .flops = flops,
+    .name = "gemm",
+    .tensor_count = TENSORS,
+    .describe = describe,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .call = call,
+    .reference = reference,
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
+    .flops = flops,
 };

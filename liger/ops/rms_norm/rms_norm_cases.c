@@ -67,8 +67,13 @@ static struct tensor_spec matrix(const struct op_case *c, const char *name, enum
 
 static struct rms_norm_ref problem(const struct op_case *c, const struct op_types *types, const double *x,
                                    const double *weight) {
-    return (struct rms_norm_ref){.rows = rows_of(c), .cols = c->size[COLS], .types = *types, .x = x, .weight = weight,
-                                 .casting = (int)c->scalar[CASTING], .epsilon = (float)c->scalar[EPSILON],
+    return (struct rms_norm_ref){.rows = rows_of(c),
+                                 .cols = c->size[COLS],
+                                 .types = *types,
+                                 .x = x,
+                                 .weight = weight,
+                                 .casting = (int)c->scalar[CASTING],
+                                 .epsilon = (float)c->scalar[EPSILON],
                                  .offset = (float)c->scalar[OFFSET]};
 }
 
@@ -80,14 +85,24 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     const bool none = c->scalar[CASTING] == LIGER_CAST_NONE, llama = c->scalar[CASTING] == LIGER_CAST_LLAMA;
     const bool weighted = !(c->flags & NO_WEIGHT);
     spec[X] = matrix(c, "x", ROLE_IN);
-    spec[WEIGHT] = (struct tensor_spec){.name = "weight", .kind = KIND_WEIGHT, .values = VALUES_POSITIVE, .ndim = 1,
-                                        .shape = {c->size[COLS]}, .absent = !weighted, .specials = true};
+    spec[WEIGHT] = (struct tensor_spec){.name = "weight",
+                                        .kind = KIND_WEIGHT,
+                                        .values = VALUES_POSITIVE,
+                                        .ndim = 1,
+                                        .shape = {c->size[COLS]},
+                                        .absent = !weighted,
+                                        .specials = true};
     spec[Y] = matrix(c, "y", ROLE_OUT);
     spec[Y].relative = 1 + (none ? 2 : 0) + (weighted && (none || llama) ? 2 : 0);
     spec[Y].absolute = 4 + (double)c->size[COLS] / 32;
-    spec[RSTD] = (struct tensor_spec){.name = "rstd", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1,
-                                      .shape = {rows_of(c)}, .absent = c->flags & NO_RSTD,
-                                      .relative = 3 + (double)c->size[COLS] / 32, .inner = none};
+    spec[RSTD] = (struct tensor_spec){.name = "rstd",
+                                      .role = ROLE_OUT,
+                                      .kind = KIND_F32,
+                                      .ndim = 1,
+                                      .shape = {rows_of(c)},
+                                      .absent = c->flags & NO_RSTD,
+                                      .relative = 3 + (double)c->size[COLS] / 32,
+                                      .inner = none};
 }
 
 static void describe_add_forward(const struct op_case *c, struct tensor_spec *spec) {
@@ -145,7 +160,8 @@ static const char *scale_invariance(struct op_run *run) {
     for (int64_t i = 0; i < elements; i++) run->t[X][i] *= 4;
     if (op_run_call(run) != LIGER_OK) return liger_last_error();
     for (int64_t i = 0; i < elements; i++) after += run->t[Y][i] * (double)(i % 61 + 1);
-    return before == after ? NULL : op_run_text(run, "the checksum of y is %.17g, of y for 4x it is %.17g", before, after);
+    return before == after ? NULL
+                           : op_run_text(run, "the checksum of y is %.17g, of y for 4x it is %.17g", before, after);
 }
 
 static void x_integer(struct op_call *call) { call->t[X].dtype = LIGER_I32; }
@@ -223,20 +239,37 @@ static const struct op_alias forward_aliases[] = {{Y, X}};
 static const struct op_alias add_forward_aliases[] = {{Y, X}, {SUM, RESIDUAL}, {Y, RESIDUAL}, {SUM, X}};
 
 const struct op_cases rms_norm_forward_cases = {
-    .name = "rms_norm_forward", .tensor_count = RSTD + 1, .describe = describe_forward,
-    .cases = cases, .case_count = OP_COUNT(cases), .call = call_forward, .reference = reference_forward,
-    .aliases = forward_aliases, .alias_count = OP_COUNT(forward_aliases),
-    .provocations = forward_provocations, .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties, .property_count = OP_COUNT(forward_properties),
-    .bench = bench, .bench_count = OP_COUNT(bench),
+    .name = "rms_norm_forward",
+    .tensor_count = RSTD + 1,
+    .describe = describe_forward,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .call = call_forward,
+    .reference = reference_forward,
+    .aliases = forward_aliases,
+    .alias_count = OP_COUNT(forward_aliases),
+    .provocations = forward_provocations,
+    .provocation_count = OP_COUNT(forward_provocations),
+    .properties = forward_properties,
+    .property_count = OP_COUNT(forward_properties),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
 };
 
 const struct op_cases add_rms_norm_forward_cases = {
-    .name = "add_rms_norm_forward", .tensor_count = FORWARD_TENSORS, .describe = describe_add_forward,
-    .cases = cases, .case_count = OP_COUNT(cases), .call = call_add_forward, .reference = reference_add_forward,
-    .aliases = add_forward_aliases, .alias_count = OP_COUNT(add_forward_aliases),
-    .provocations = add_forward_provocations, .provocation_count = OP_COUNT(add_forward_provocations),
-    .bench = bench, .bench_count = OP_COUNT(bench),
+    .name = "add_rms_norm_forward",
+    .tensor_count = FORWARD_TENSORS,
+    .describe = describe_add_forward,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .call = call_add_forward,
+    .reference = reference_add_forward,
+    .aliases = add_forward_aliases,
+    .alias_count = OP_COUNT(add_forward_aliases),
+    .provocations = add_forward_provocations,
+    .provocation_count = OP_COUNT(add_forward_provocations),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
 };
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
@@ -248,17 +281,28 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     const bool llama = c->scalar[CASTING] == LIGER_CAST_LLAMA, weighted = !(c->flags & NO_WEIGHT);
     spec[DY] = matrix(c, "dy", ROLE_IN);
     spec[BX] = matrix(c, "x", ROLE_IN);
-    spec[BWEIGHT] = (struct tensor_spec){.name = "weight", .kind = KIND_WEIGHT, .values = VALUES_POSITIVE, .ndim = 1,
-                                         .shape = {c->size[COLS]}, .absent = !weighted, .specials = true};
-    spec[BRSTD] = (struct tensor_spec){.name = "rstd", .kind = KIND_F32, .values = VALUES_POSITIVE, .ndim = 1,
-                                       .shape = {rows_of(c)}};
+    spec[BWEIGHT] = (struct tensor_spec){.name = "weight",
+                                         .kind = KIND_WEIGHT,
+                                         .values = VALUES_POSITIVE,
+                                         .ndim = 1,
+                                         .shape = {c->size[COLS]},
+                                         .absent = !weighted,
+                                         .specials = true};
+    spec[BRSTD] = (struct tensor_spec){
+        .name = "rstd", .kind = KIND_F32, .values = VALUES_POSITIVE, .ndim = 1, .shape = {rows_of(c)}};
     spec[DX] = matrix(c, "dx", ROLE_OUT);
     spec[DX].absent = c->flags & NO_DX;
     spec[DX].relative = 1;
     spec[DX].absolute = 8 + cols / 16;
-    spec[DWEIGHT] = (struct tensor_spec){.name = "dweight", .role = ROLE_OUT, .kind = weighted ? KIND_WEIGHT : KIND_F32,
-                                         .ndim = 1, .shape = {c->size[COLS]}, .absent = c->flags & NO_DWEIGHT,
-                                         .relative = 1, .absolute = 8 + rows / 8, .inner = llama ? 2 : 0};
+    spec[DWEIGHT] = (struct tensor_spec){.name = "dweight",
+                                         .role = ROLE_OUT,
+                                         .kind = weighted ? KIND_WEIGHT : KIND_F32,
+                                         .ndim = 1,
+                                         .shape = {c->size[COLS]},
+                                         .absent = c->flags & NO_DWEIGHT,
+                                         .relative = 1,
+                                         .absolute = 8 + rows / 8,
+                                         .inner = llama ? 2 : 0};
 }
 
 static void describe_add_backward(const struct op_case *c, struct tensor_spec *spec) {
@@ -437,22 +481,45 @@ static const struct op_alias add_backward_aliases[] = {{DX, DY}, {DX, DSUM}};
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
 
 const struct op_cases rms_norm_backward_cases = {
-    .name = "rms_norm_backward", .tensor_count = DWEIGHT + 1, .describe = describe_backward,
-    .cases = cases, .case_count = OP_COUNT(cases), .prepare = prepare_backward, .call = call_backward,
-    .workspace = backward_workspace, .reference = reference_backward, .magnitudes = magnitudes_backward,
-    .loss = loss_backward, .gradients = gradients, .gradient_count = OP_COUNT(gradients),
-    .aliases = backward_aliases, .alias_count = OP_COUNT(backward_aliases),
-    .provocations = backward_provocations, .provocation_count = OP_COUNT(backward_provocations),
-    .bench = bench, .bench_count = OP_COUNT(bench),
+    .name = "rms_norm_backward",
+    .tensor_count = DWEIGHT + 1,
+    .describe = describe_backward,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .prepare = prepare_backward,
+    .call = call_backward,
+    .workspace = backward_workspace,
+    .reference = reference_backward,
+    .magnitudes = magnitudes_backward,
+    .loss = loss_backward,
+    .gradients = gradients,
+    .gradient_count = OP_COUNT(gradients),
+    .aliases = backward_aliases,
+    .alias_count = OP_COUNT(backward_aliases),
+    .provocations = backward_provocations,
+    .provocation_count = OP_COUNT(backward_provocations),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
 };
 
 const struct op_cases add_rms_norm_backward_cases = {
-    .name = "add_rms_norm_backward", .tensor_count = BACKWARD_TENSORS, .describe = describe_add_backward,
-    .cases = cases, .case_count = OP_COUNT(cases), .prepare = prepare_backward, .call = call_add_backward,
-    .workspace = add_backward_workspace, .reference = reference_add_backward,
+    .name = "add_rms_norm_backward",
+    .tensor_count = BACKWARD_TENSORS,
+    .describe = describe_add_backward,
+    .cases = cases,
+    .case_count = OP_COUNT(cases),
+    .prepare = prepare_backward,
+    .call = call_add_backward,
+    .workspace = add_backward_workspace,
+    .reference = reference_add_backward,
     .magnitudes = magnitudes_backward,
-    .loss = loss_add_backward, .gradients = gradients, .gradient_count = OP_COUNT(gradients),
-    .aliases = add_backward_aliases, .alias_count = OP_COUNT(add_backward_aliases),
-    .provocations = add_backward_provocations, .provocation_count = OP_COUNT(add_backward_provocations),
-    .bench = bench, .bench_count = OP_COUNT(bench),
+    .loss = loss_add_backward,
+    .gradients = gradients,
+    .gradient_count = OP_COUNT(gradients),
+    .aliases = add_backward_aliases,
+    .alias_count = OP_COUNT(add_backward_aliases),
+    .provocations = add_backward_provocations,
+    .provocation_count = OP_COUNT(add_backward_provocations),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
 };
