@@ -6,6 +6,7 @@
 #define LIGER_CUDA_CLUSTER_CUH
 
 #include <stdint.h>
+#include <string.h>
 
 __device__ __forceinline__ int cluster_rank() {
     unsigned rank = 0;
@@ -34,14 +35,53 @@ __device__ __forceinline__ void cluster_barrier(int size) {
     __syncthreads();
 }
 
-/* The same variable of this kernel in the shared memory of another block of the cluster. */
-template <typename S> __device__ __forceinline__ S *cluster_map(S *shared, int rank) {
+/* A barrier in shared memory that counts bytes: peers store into this block's shared memory and the barrier's phase is
+ * complete when all have arrived. barrier.cluster would do too, but its release waits for all earlier stores to global
+ * memory, and a row kernel has a whole row of them on the way. */
+using byte_barrier = uint64_t;
+
+__device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+/* By one thread, before the cluster_barrier() that starts the kernel. */
+__device__ __forceinline__ void byte_barrier_init(byte_barrier *barrier) {
 #if __CUDA_ARCH__ >= 900
-    uint64_t mapped;
-    asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"((uint64_t)shared), "r"(rank));
-    return (S *)mapped;
-#else
-    return shared;
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(
+                     shared_address(barrier))
+                 : "memory");
+#endif
+}
+/* By one thread, once per phase. */
+__device__ __forceinline__ void byte_barrier_expect(byte_barrier *barrier, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+#endif
+}
+__device__ __forceinline__ void byte_barrier_wait(byte_barrier *barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n\t.reg .pred done;\n"
+                 "again:\n\t"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
+                 "@!done bra again;\n\t}" ::"r"(shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+#endif
+}
+/* Stores a value of 8·n bytes at `shared` in block `rank`, and counts it at that block's `barrier`. */
+template <typename S>
+__device__ __forceinline__ void cluster_send(S *shared, const S &value, byte_barrier *barrier, int rank) {
+#if __CUDA_ARCH__ >= 900
+    uint32_t at, there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(shared)), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(barrier)), "r"(rank));
+#pragma unroll
+    for (int i = 0; i < (int)sizeof(S) / 8; i++) {
+        uint64_t word;
+        memcpy(&word, (const char *)&value + 8 * i, 8);
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(at + 8 * i),
+                     "l"(word), "r"(there)
+                     : "memory");
+    }
 #endif
 }
 

@@ -95,25 +95,34 @@ static bool packable(const problem &p, size_t element) {
     return bits % PACK_BYTES == 0;
 }
 
-/* Blocks of up to 512 threads if a cluster of them holds the row: two such blocks share a multiprocessor, one computes
- * while the other waits. Only then wider blocks. */
+static int64_t threads_for(int64_t vectors) { return (vectors + VECTORS - 1) / VECTORS; }
+
+/* One block if it holds the row, else the smallest cluster of blocks of 1024 threads (512 with options, which need more
+ * registers): the fewer blocks share a row, the less each row costs besides its bytes. */
 static shape shape_of(const liger_context *context, const problem &p, bool options) {
     const size_t element = liger_dtype_size(p.dtype);
-    const int64_t vectors = p.vocab / (int64_t)(PACK_BYTES / element);
-    const int widest = options ? OPTIONS_THREADS : PLAIN_THREADS, most = context->cuda->clusters ? MAX_CLUSTER : 1;
-    if (!packable(p, element) || vectors > (int64_t)most * widest * VECTORS) return {};
-    int clusters = 1;
-    while (clusters < most && vectors > (int64_t)clusters * 512 * VECTORS) clusters *= 2;
-    const int64_t per_block = (vectors + clusters - 1) / clusters;
-    const int threads = round_up_to_warp((per_block + VECTORS - 1) / VECTORS);
-    const size_t shared = shared_bytes(clusters, threads, options);
-    if (shared > (size_t)context->cuda->shared_memory_per_block) return {};
-    return {clusters, threads, shared};
+    const int64_t threads = threads_for(p.vocab / (int64_t)(PACK_BYTES / element));
+    const int widest = options ? OPTIONS_THREADS : MOST_THREADS, most = context->cuda->clusters ? MAX_CLUSTER : 1;
+    if (!packable(p, element)) return {};
+    shape s = {1, threads <= 128 && !options ? 128 : threads <= 512 ? 512 : widest, 0};
+    while (s.clusters < most && threads > (int64_t)s.clusters * s.threads) s.clusters *= 2;
+    s.shared = shared_bytes(s.clusters, s.threads, options);
+    if (threads > (int64_t)s.clusters * s.threads || s.shared > (size_t)context->cuda->shared_memory_per_block - 256)
+        return {};
+    return s;
 }
 
-template <typename T, bool OPTIONS>
-static cudaError_t launch_resident(const liger_context *context, const problem &p, shape s, liger_stream stream) {
-    void (*const kernel)(problem) = resident_kernel<T, OPTIONS>;
+typedef void row_kernel(problem);
+
+template <typename T> static row_kernel *kernel_for(shape s, bool options) {
+    if (options) return s.clusters > 1 ? resident_kernel<T, true, 512, true> : resident_kernel<T, true, 512, false>;
+    if (s.clusters > 1) return resident_kernel<T, false, 1024, true>;
+    if (s.threads == 128) return resident_kernel<T, false, 128, false>;
+    return s.threads == 512 ? resident_kernel<T, false, 512, false> : resident_kernel<T, false, 1024, false>;
+}
+
+static cudaError_t launch_resident(const liger_context *context, row_kernel *kernel, const problem &p, shape s,
+                                   liger_stream stream) {
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)s.shared);
     if (error != cudaSuccess) return error;
     cudaLaunchAttribute attribute = {};
@@ -146,12 +155,9 @@ static cudaError_t launch_rows(const liger_context *context, const problem &p, l
     const bool options = p.softcap > 0 || p.label_smoothing > 0 || p.accuracy || p.predicted;
     const shape s = shape_of(context, p, options);
     if (s.clusters) {
-        return options ? launch_resident<T, true>(context, p, s, stream)
-                       : launch_resident<T, false>(context, p, s, stream);
+        return launch_resident(context, kernel_for<T>(s, options), p, s, stream);
     }
-    const int64_t threads = round_up_to_warp((p.vocab + pack_size<T> - 1) / pack_size<T>);
-    const unsigned block = (unsigned)(threads < STREAMED_THREADS ? threads : (int64_t)STREAMED_THREADS);
-    streamed_kernel<T><<<grid_size(p.rows, 1), block, 0, (cudaStream_t)stream>>>(p);
+    streamed_kernel<T><<<grid_size(p.rows, 1), STREAMED_THREADS, 0, (cudaStream_t)stream>>>(p);
     return cudaSuccess;
 }
 

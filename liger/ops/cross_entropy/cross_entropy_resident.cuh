@@ -12,7 +12,7 @@
 
 namespace cross_entropy {
 
-enum { VECTORS = 4, STAGES = 2, PLAIN_THREADS = 1024, OPTIONS_THREADS = 512, MAX_CLUSTER = 8 };
+enum { VECTORS = 4, STAGES = 2, MOST_THREADS = 1024, OPTIONS_THREADS = 512, MAX_CLUSTER = 8 };
 
 /* 16 bytes from global to shared memory, in the background; before capability 8 in the foreground. */
 __device__ __forceinline__ void copy_async(void *shared, const void *global) {
@@ -35,9 +35,12 @@ template <int PENDING> __device__ __forceinline__ void copy_wait() {
 #endif
 }
 
-/* Where this thread stands in a row: its vectors are first + j·step for j < VECTORS, those below `end`. */
-struct place {
-    int first, end, step;
+/* Where this thread stands in a row: its vectors are first + j·THREADS for j < VECTORS, those below `end`. The distance is
+ * known when compiling: addresses are then one register and an immediate. */
+template <int THREADS> struct place {
+    static constexpr int step = THREADS;
+    int first, end;
+    __device__ __forceinline__ bool has(int j) const { return first + j * THREADS < end; }
 };
 
 /* A target in a register: all rows here are far shorter than 2^31. */
@@ -51,15 +54,13 @@ __device__ __forceinline__ int short_target(const problem &p, int64_t r) {
 /* A row number counted from the end: the tail of the logits was written last and may still be in L2. */
 __device__ __forceinline__ int64_t row_at(const problem &p, int64_t i) { return p.rows - 1 - i; }
 
-template <typename T>
-__device__ __forceinline__ void prefetch(const problem &p, const place &at, int64_t i, bool wanted, uint4 *stage) {
+template <typename T, typename P>
+__device__ __forceinline__ void prefetch(const problem &p, const P &at, int64_t i, bool wanted, uint4 *stage) {
     if (wanted) {
-        const T *row = (const T *)p.logits + row_at(p, i) * p.logits_stride;
+        const T *row = (const T *)p.logits + row_at(p, i) * p.logits_stride + at.first * (int64_t)pack_size<T>;
 #pragma unroll
-        for (int j = 0; j < VECTORS; j++) {
-            const int v = at.first + j * at.step;
-            if (v < at.end) copy_async(stage + j * at.step, row + v * pack_size<T>);
-        }
+        for (int j = 0; j < VECTORS; j++)
+            if (at.has(j)) copy_async(stage + j * at.step, row + j * at.step * pack_size<T>);
     }
     copy_commit();
 }
@@ -76,12 +77,11 @@ template <typename T> struct row_part {
     pack<T, pack_size<T>> vector[VECTORS];
 
     /* This thread's vectors; -inf where the row has ended. */
-    __device__ __forceinline__ void load(const place &at, const uint4 *stage) {
+    template <typename P> __device__ __forceinline__ void load(const P &at, const uint4 *stage) {
         constexpr uint32_t EMPTY = sizeof(T) == 4 ? 0xff800000u : same<T, bf16>::value ? 0xff80ff80u : 0xfc00fc00u;
 #pragma unroll
         for (int j = 0; j < VECTORS; j++)
-            *(uint4 *)&vector[j] = at.first + j * at.step < at.end ? stage[j * at.step]
-                                                                   : make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
+            *(uint4 *)&vector[j] = at.has(j) ? stage[j * at.step] : make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
     }
     __device__ __forceinline__ float value(int k) const {
         return to_f32(vector[k / pack_size<T>].value[k % pack_size<T>]);
@@ -107,52 +107,61 @@ template <typename T> struct row_part {
     }
 };
 
-template <typename T, typename F>
-__device__ __forceinline__ void write_row(const problem &p, const place &at, int64_t r, F gradient) {
+template <typename T, typename P, typename F>
+__device__ __forceinline__ void write_row(const problem &p, const P &at, int64_t r, F gradient) {
     constexpr int N = pack_size<T>;
-    T *row = (T *)p.dlogits + r * p.dlogits_stride;
+    T *row = (T *)p.dlogits + r * p.dlogits_stride + at.first * (int64_t)N;
 #pragma unroll
     for (int j = 0; j < VECTORS; j++) {
-        const int v = at.first + j * at.step;
-        if (v >= at.end) continue;
         pack<T, N> out;
 #pragma unroll
-        for (int k = 0; k < N; k++) out.value[k] = from_f32<T>(gradient(j * N + k, v * N + k));
-        store_stream(row + v * N, out);
+        for (int k = 0; k < N; k++) out.value[k] = from_f32<T>(gradient(j * N + k));
+        if (at.has(j)) store_stream(row + j * at.step * N, out);
     }
 }
 
-/* Gives every thread of the cluster the merged state. `slots` has one place per warp of the cluster, twice: rows take
- * turns, so that one barrier per row is enough. */
-template <typename S> __device__ __forceinline__ S exchange(S mine, S *slots, int rank, int clusters, S empty) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    mine = warp_merge(mine);
-    if (lane < clusters) *cluster_map(slots + rank * warps + warp, lane) = mine;
-    cluster_barrier(clusters);
-    S all = lane < clusters * warps ? slots[lane] : empty;
-    if constexpr (sizeof(S) == sizeof(softmax_state)) {
-        for (int i = lane + WARP; i < clusters * warps; i += WARP) all = softmax_merge(all, slots[i]);
-    } else {
-        for (int i = lane + WARP; i < clusters * warps; i += WARP) all = merge(all, slots[i]);
+/* The blocks of a cluster tell each other what they found. One place per warp of the cluster, twice: rows take turns, so
+ * that one barrier per row is enough. */
+template <typename S, int WARPS, bool CLUSTERED> struct exchange {
+    S *slots;               /* 2 · clusters · WARPS */
+    byte_barrier *barriers; /* 2 */
+    int rank, clusters;
+    unsigned rounds;
+
+    __device__ __forceinline__ S operator()(S mine, S empty) {
+        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, turn = rounds & 1;
+        const int count = CLUSTERED ? clusters * WARPS : WARPS;
+        S *const here = slots + turn * count;
+        mine = warp_merge(mine);
+        if (CLUSTERED) {
+            if (threadIdx.x == 0) byte_barrier_expect(barriers + turn, count * (int)sizeof(S));
+            if (lane < clusters) cluster_send(here + rank * WARPS + warp, mine, barriers + turn, lane);
+            byte_barrier_wait(barriers + turn, rounds >> 1 & 1);
+        } else {
+            if (lane == 0) here[warp] = mine;
+            __syncthreads();
+        }
+        rounds++;
+        S all = lane < count ? here[lane] : empty;
+        for (int i = lane + WARP; i < count; i += WARP) all = merge(all, here[i]);
+        return warp_merge(all);
     }
-    return warp_merge(all);
-}
+};
 
 /* Which of this thread's values is the target; -1: none. */
-template <int N> __device__ __forceinline__ int own_value(const place &at, int y) {
+template <int N, typename P> __device__ __forceinline__ int own_value(const P &at, int y) {
     int own = -1;
 #pragma unroll
     for (int j = 0; j < VECTORS; j++) {
-        const int vector = at.first + j * at.step;
-        if (vector == (y >= 0 ? y / N : -1) && vector < at.end) own = j * N + y % N;
+        if (at.first + j * at.step == (y >= 0 ? y / N : -1) && at.has(j)) own = j * N + y % N;
     }
     return own;
 }
 
 /* By the thread that has the target; without a target the row's first. The target's gradient is formed in f32 and stored
  * over the vector's element: a thread's stores to one address keep their order. */
-template <typename T>
-__device__ __forceinline__ void write_results(const problem &p, const batch &b, const place &at, int64_t r, int y,
+template <typename T, typename P>
+__device__ __forceinline__ void write_results(const problem &p, const batch &b, const P &at, int64_t r, int y,
                                               int own, const row_sums &sums) {
     if (y < 0 && at.first == 0) spoil_row(p, r, sums.predicted);
     if (own < 0) return;
@@ -163,9 +172,9 @@ __device__ __forceinline__ void write_results(const problem &p, const batch &b, 
 }
 
 /* The plain row: no label smoothing, no soft cap, nobody asks for the prediction. */
-template <typename T>
-__device__ __forceinline__ void plain_row(const problem &p, const batch &b, const place &at, int64_t r, int y,
-                                          const row_part<T> &part, softmax_state *slots, int rank, int clusters) {
+template <typename T, typename P, typename X>
+__device__ __forceinline__ void plain_row(const problem &p, const batch &b, const P &at, int64_t r, int y,
+                                          const row_part<T> &part, X &exchanged) {
     constexpr int COUNT = VECTORS * pack_size<T>;
     const int own = own_value<pack_size<T>>(at, y);
     const float target = y >= 0 ? to_f32(((const T *)p.logits + r * p.logits_stride)[y]) : 0.0f;
@@ -182,11 +191,11 @@ __device__ __forceinline__ void plain_row(const problem &p, const batch &b, cons
         for (int k = 0; k < COUNT; k++) sum[k % 4] += k == own ? 0.0f : x[k];
     }
     const softmax_state mine = {max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
-    const softmax_state all = exchange(mine, slots, rank, clusters, softmax_empty());
-    const factors f = y >= 0 ? factors_of(p, b, r, y, target, all) : factors{NAN, NAN};
+    const softmax_state all = exchanged(mine, softmax_empty());
     if (p.dlogits) {
+        const factors f = y >= 0 ? factors_of(p, b, r, y, target, all) : factors{NAN, NAN};
         const float factor = f.probability * exp2_approx(max - all.max);
-        write_row<T>(p, at, r, [&](int k, int) { return x[k] * factor; });
+        write_row<T>(p, at, r, [&](int k) { return x[k] * factor; });
     }
     write_results<T>(p, b, at, r, y, own, {target, all, 0.0f, 0.0f, -1});
 }
@@ -201,9 +210,9 @@ __device__ __forceinline__ float smooth_sum(const problem &p, const float *x, in
 }
 
 /* Every option. Registers hold the soft-capped logits, so the exponentials are taken twice. */
-template <typename T>
-__device__ __forceinline__ void optioned_row(const problem &p, const batch &b, const place &at, int64_t r, int y,
-                                             const row_part<T> &part, summary *slots, int rank, int clusters) {
+template <typename T, typename P, typename X>
+__device__ __forceinline__ void optioned_row(const problem &p, const batch &b, const P &at, int64_t r, int y,
+                                             const row_part<T> &part, X &exchanged) {
     constexpr int N = pack_size<T>, COUNT = VECTORS * N;
     const T *logits = (const T *)p.logits + r * p.logits_stride;
     const bool smooth = p.label_smoothing > 0.0f, cap = p.softcap > 0.0f;
@@ -237,7 +246,7 @@ __device__ __forceinline__ void optioned_row(const problem &p, const batch &b, c
         const float e = softmax_term(x[k], mine.softmax.max);
         mine.softmax.sum += k == own ? 0.0f : e;
     }
-    summary all = exchange(mine, slots, rank, clusters, empty_summary());
+    summary all = exchanged(mine, empty_summary());
     if (all.index == INT64_MAX) all.index = 0; /* nothing above -inf */
     const factors f = y >= 0 ? factors_of(p, b, r, y, target, all.softmax) : factors{NAN, NAN};
 #pragma unroll
@@ -247,58 +256,72 @@ __device__ __forceinline__ void optioned_row(const problem &p, const batch &b, c
         const float uniform = p.weight && smooth && j < p.vocab ? f.uniform * p.weight[j] : f.uniform;
         x[k] = (softmax_term(x[k], all.softmax.max) * f.probability - uniform) * slope;
     }
-    if (p.dlogits) write_row<T>(p, at, r, [&](int k, int) { return x[k]; });
+    if (p.dlogits) write_row<T>(p, at, r, [&](int k) { return x[k]; });
     write_results<T>(p, b, at, r, y, own, {target, all.softmax, all.shape, base, all.index});
 }
 
 template <bool OPTIONS> struct slot_of { using type = softmax_state; };
 template <> struct slot_of<true> { using type = summary; };
 
-template <typename T, bool OPTIONS>
-__global__ void __launch_bounds__(OPTIONS ? OPTIONS_THREADS : PLAIN_THREADS, 1) resident_kernel(const __grid_constant__ problem p) {
+template <typename T, bool OPTIONS, int THREADS, bool CLUSTERED>
+__global__ void __launch_bounds__(THREADS, OPTIONS ? 1 : MOST_THREADS / THREADS)
+resident_kernel(const __grid_constant__ problem p) {
     using slot = typename slot_of<OPTIONS>::type;
+    constexpr int STAGE = VECTORS * THREADS;
     extern __shared__ uint4 shared[];
-    const int rank = cluster_rank(), clusters = cluster_size(), warps = (int)blockDim.x / WARP;
+    __shared__ byte_barrier barriers[2];
+    __shared__ batch b; /* not in registers: there are none to spare */
+    const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
     const int vectors = (int)(p.vocab / pack_size<T>), per_block = (vectors + clusters - 1) / clusters;
     const int begin = rank * per_block, end = begin + per_block;
-    const place at = {begin + (int)threadIdx.x, end < vectors ? end : vectors, (int)blockDim.x};
-    const int step = (int)gridDim.x / clusters, stage_size = VECTORS * (int)blockDim.x;
-    slot *slots = (slot *)(shared + STAGES * stage_size);
+    const place<THREADS> at = {begin + (int)threadIdx.x, end < vectors ? end : vectors};
+    const int step = (int)gridDim.x / clusters, lane = threadIdx.x % WARP;
+    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {(slot *)(shared + STAGES * STAGE), barriers, rank, clusters, 0};
     uint4 *stages = shared + threadIdx.x;
-    __shared__ batch b; /* not in registers: there are none to spare */
-    if (threadIdx.x == 0) b = batch_of(p);
+    if (threadIdx.x == 0) {
+        b = batch_of(p);
+        byte_barrier_init(barriers);
+        byte_barrier_init(barriers + 1);
+    }
 
-    /* Targets are read one row ahead of the logits: an ignored row's logits are not read at all. */
+    /* A warp holds the targets of its next 32 rows, one per lane. They are needed ahead of the logits: an ignored row's
+     * logits are not read at all. */
     int64_t i = blockIdx.x / clusters;
-    int y[STAGES + 1];
+    int window = TARGET_IGNORED, next = 0, y[STAGES + 1];
+    const auto take_target = [&](int64_t row) {
+        if (next % WARP == 0) {
+            const int64_t mine = row + (int64_t)lane * step;
+            window = mine < p.rows ? short_target(p, row_at(p, mine)) : TARGET_IGNORED;
+        }
+        return __shfl_sync(0xffffffffu, window, next++ % WARP);
+    };
 #pragma unroll
-    for (int s = 0; s <= STAGES; s++) y[s] = i + s * step < p.rows ? short_target(p, row_at(p, i + s * step)) : TARGET_IGNORED;
+    for (int s = 0; s <= STAGES; s++) y[s] = take_target(i + (int64_t)s * step);
 #pragma unroll
     for (int s = 0; s < STAGES; s++)
-        prefetch<T>(p, at, i + s * step, y[s] != TARGET_IGNORED, stages + s * stage_size);
-    cluster_barrier(clusters);
+        prefetch<T>(p, at, i + (int64_t)s * step, y[s] != TARGET_IGNORED, stages + s * STAGE);
+    if (CLUSTERED) cluster_barrier(clusters);
+    else __syncthreads();
 
-    for (int stage = 0, turn = 0; i < p.rows; i += step, stage = stage + 1 == STAGES ? 0 : stage + 1) {
-        const int64_t r = row_at(p, i), later = i + STAGES * step;
+    for (int stage = 0; i < p.rows; i += step, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+        const int64_t r = row_at(p, i), later = i + (int64_t)STAGES * step;
         row_part<T> part;
         const int target = y[0];
         copy_wait<STAGES - 1>();
-        if (target != TARGET_IGNORED) part.load(at, stages + stage * stage_size);
-        prefetch<T>(p, at, later, y[STAGES] != TARGET_IGNORED, stages + stage * stage_size);
+        if (target != TARGET_IGNORED) part.load(at, stages + stage * STAGE);
+        prefetch<T>(p, at, later, y[STAGES] != TARGET_IGNORED, stages + stage * STAGE);
 #pragma unroll
         for (int s = 0; s < STAGES; s++) y[s] = y[s + 1];
-        y[STAGES] = later + step < p.rows ? short_target(p, row_at(p, later + step)) : TARGET_IGNORED;
+        y[STAGES] = take_target(later + step);
         if (target == TARGET_IGNORED) {
             if (rank == 0 && threadIdx.x == 0) ignore_row(p, r);
-            if (p.dlogits) write_row<T>(p, at, r, [](int, int) { return 0.0f; });
+            if (p.dlogits) write_row<T>(p, at, r, [](int) { return 0.0f; });
             continue;
         }
-        slot *turn_slots = slots + turn * clusters * warps;
-        if constexpr (OPTIONS) optioned_row<T>(p, b, at, r, target, part, turn_slots, rank, clusters);
-        else plain_row<T>(p, b, at, r, target, part, turn_slots, rank, clusters);
-        turn ^= 1;
+        if constexpr (OPTIONS) optioned_row<T>(p, b, at, r, target, part, exchanged);
+        else plain_row<T>(p, b, at, r, target, part, exchanged);
     }
-    cluster_barrier(clusters);
+    if (CLUSTERED) cluster_barrier(clusters);
 }
 
 } // namespace cross_entropy

@@ -31,6 +31,7 @@ struct batch {
     float by_weight, by_count;      /* of loss and z-loss */
     float ce, z_over_ce;            /* of the gradient, and twice that of the z-loss relative to it */
     float total, uniform_per_class; /* Σ w, and label_smoothing/vocab */
+    bool simple;                    /* no option touches the gradient */
 };
 __device__ __forceinline__ batch batch_of(const problem &p) {
     const cross_entropy_counts counts = *p.counts;
@@ -41,6 +42,7 @@ __device__ __forceinline__ batch batch_of(const problem &p) {
     b.z_over_ce = 2.0f * (p.mean ? counts.weight_sum / counts.valid : 1.0f);
     b.total = p.weight ? counts.class_total : (float)p.vocab;
     b.uniform_per_class = p.label_smoothing / (float)p.vocab;
+    b.simple = !p.weight && !p.upstream && !p.token_scaling && p.lse_square_scale == 0.0f && p.label_smoothing == 0.0f;
     return b;
 }
 
@@ -65,6 +67,7 @@ __device__ __forceinline__ summary warp_merge(summary s) {
     }
     return s;
 }
+__device__ __forceinline__ softmax_state merge(softmax_state a, softmax_state b) { return softmax_merge(a, b); }
 __device__ __forceinline__ summary empty_summary() { return {softmax_empty(), 0.0f, -INFINITY, INT64_MAX}; }
 __device__ __forceinline__ summary merge(summary a, summary b) {
     a.softmax = softmax_merge(a.softmax, b.softmax);
@@ -91,6 +94,7 @@ struct factors {
 __device__ __forceinline__ factors factors_of(const problem &p, const batch &b, int64_t r, int64_t y, float target,
                                               softmax_state others) {
     const float own = softmax_term(target, others.max), sum = others.sum + own, inverse = reciprocal_approx(sum);
+    if (b.simple) return {b.ce * inverse, 0.0f, b.ce, 0.0f, own, 1.0f, 1.0f};
     const float weight = p.weight ? p.weight[y] : 1.0f, token = p.token_scaling ? own * inverse : 1.0f;
     const float ce = (p.upstream ? p.upstream[r * p.upstream_stride] * token : token) * b.ce;
     const float hit = ce * weight * (1.0f - p.label_smoothing), uniform = ce * b.uniform_per_class;

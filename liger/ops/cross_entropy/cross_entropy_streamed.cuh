@@ -80,8 +80,8 @@ __device__ __forceinline__ void store_gradient(const problem &p, const factors &
     }
 }
 
-template <typename T>
-__device__ __forceinline__ void streamed_row(const problem &p, const batch &b, int64_t r, int64_t y, summary *slots) {
+template <typename T, typename X>
+__device__ __forceinline__ void streamed_row(const problem &p, const batch &b, int64_t r, int64_t y, X &exchanged) {
     const T *logits = (const T *)p.logits + r * p.logits_stride;
     const bool in_range = y >= 0 && y < p.vocab, first = threadIdx.x == 0;
     const float target = in_range ? capped(p, to_f32(logits[y])) : 0.0f;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
     if (!isfinite(base)) base = 0.0f;
     summary s = empty_summary();
     walk(logits, p.vocab, [&](const auto &raw, int64_t index) { push(p, s, raw, index, base, y); });
-    s = exchange(s, slots, 0, 1, empty_summary());
+    s = exchanged(s, empty_summary());
     if (s.index == INT64_MAX) s.index = 0;
     const factors f = in_range ? factors_of(p, b, r, y, target, s.softmax) : factors{NAN, NAN};
     T *row = (T *)p.dlogits + r * p.dlogits_stride;
@@ -110,13 +110,14 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
 
 template <typename T> __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __grid_constant__ problem p) {
     __shared__ summary slots[2 * STREAMED_THREADS / WARP];
+    for (int i = threadIdx.x; i < 2 * STREAMED_THREADS / WARP; i += blockDim.x) slots[i] = empty_summary();
+    __syncthreads();
     const batch b = batch_of(p);
-    int turn = 0;
+    exchange<summary, STREAMED_THREADS / WARP, false> exchanged = {slots, nullptr, 0, 1, 0};
     for (int64_t i = blockIdx.x; i < p.rows; i += gridDim.x) {
         const int64_t r = row_at(p, i), y = target_at(p, r);
         if (y != p.ignore_index) {
-            streamed_row<T>(p, b, r, y, slots + turn * (int)blockDim.x / WARP);
-            turn ^= 1;
+            streamed_row<T>(p, b, r, y, exchanged);
             continue;
         }
         if (threadIdx.x == 0) ignore_row(p, r);
