@@ -45,6 +45,50 @@ template <typename T, int N> __device__ __forceinline__ void store_stream(T *p, 
     }
 }
 
+/* A pack as floats, and floats as a pack. In pairs: one instruction rounds two values to 16 bits. */
+template <int N> __device__ __forceinline__ void unpack(const pack<float, N> &in, float (&out)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) out[i] = in.value[i];
+}
+template <int N> __device__ __forceinline__ void unpack(const pack<f16, N> &in, float (&out)[N]) {
+#pragma unroll
+    for (int i = 0; i + 1 < N; i += 2) {
+        const float2 two = __half22float2(*(const __half2 *)&in.value[i]);
+        out[i] = two.x, out[i + 1] = two.y;
+    }
+    if constexpr (N % 2) out[N - 1] = to_f32(in.value[N - 1]);
+}
+template <int N> __device__ __forceinline__ void unpack(const pack<bf16, N> &in, float (&out)[N]) {
+#pragma unroll
+    for (int i = 0; i + 1 < N; i += 2) { /* a bf16 is the upper half of a float */
+        const unsigned two = *(const unsigned *)&in.value[i];
+        out[i] = __uint_as_float(two << 16), out[i + 1] = __uint_as_float(two & 0xffff0000u);
+    }
+    if constexpr (N % 2) out[N - 1] = to_f32(in.value[N - 1]);
+}
+template <int N> __device__ __forceinline__ void repack(const float (&in)[N], pack<float, N> &out) {
+#pragma unroll
+    for (int i = 0; i < N; i++) out.value[i] = in[i];
+}
+template <int N> __device__ __forceinline__ void repack(const float (&in)[N], pack<f16, N> &out) {
+#pragma unroll
+    for (int i = 0; i + 1 < N; i += 2) *(__half2 *)&out.value[i] = __floats2half2_rn(in[i], in[i + 1]);
+    if constexpr (N % 2) out.value[N - 1] = from_f32<f16>(in[N - 1]);
+}
+template <int N> __device__ __forceinline__ void repack(const float (&in)[N], pack<bf16, N> &out) {
+#pragma unroll
+    for (int i = 0; i + 1 < N; i += 2) *(__nv_bfloat162 *)&out.value[i] = __floats2bfloat162_rn(in[i], in[i + 1]);
+    if constexpr (N % 2) out.value[N - 1] = from_f32<bf16>(in[N - 1]);
+}
+/* Rounds to T and widens again. */
+template <typename T, int N> __device__ __forceinline__ void round_all(float (&x)[N]) {
+    if constexpr (sizeof(T) < sizeof(float)) {
+        pack<T, N> narrow;
+        repack(x, narrow);
+        unpack(narrow, x);
+    }
+}
+
 /* May every row of the view be moved in packs of 16 bytes? */
 static inline bool rows_are_packable(liger_rows rows, size_t element) {
     const uintptr_t bits =

@@ -33,67 +33,86 @@ template <typename T> __device__ __forceinline__ float rstd_of(float sum_of_squa
 
 /* ---- forward: the row in registers ------------------------------------------------------------------------------ */
 
-/* Block (threads of a group, groups); NV packs per thread. */
-template <typename T, typename TW, int NV>
-__global__ void __launch_bounds__(512) forward_registers(const __grid_constant__ rms_norm_forward_problem p) {
+/* x·rstd·(weight + offset) of one pack. */
+template <typename T, typename TW>
+__device__ __forceinline__ pack<T, pack_size<T>> normalise(const rms_norm_forward_problem &p,
+                                                           const pack<T, pack_size<T>> &x, int c, float rstd) {
+    constexpr int N = pack_size<T>;
+    float y[N];
+    unpack(x, y);
+#pragma unroll
+    for (int i = 0; i < N; i++) y[i] *= rstd;
+    if (p.weight) {
+        float scale[N];
+        unpack(load_shared<TW, N>((const TW *)p.weight + c), scale);
+#pragma unroll
+        for (int i = 0; i < N; i++) scale[i] += p.offset;
+        if (p.casting == LIGER_CAST_LLAMA) round_all<T>(y);
+        if (p.casting == LIGER_CAST_NONE && sizeof(T) == sizeof(TW)) round_all<T>(scale);
+#pragma unroll
+        for (int i = 0; i < N; i++) y[i] *= scale[i];
+    }
+    pack<T, N> out;
+    repack(y, out);
+    return out;
+}
+
+/* sum = x + residual, rounded to T, in place of x. */
+template <typename T>
+__device__ __forceinline__ void add(pack<T, pack_size<T>> &x, const pack<T, pack_size<T>> &residual) {
+    float a[pack_size<T>], b[pack_size<T>];
+    unpack(x, a);
+    unpack(residual, b);
+#pragma unroll
+    for (int i = 0; i < pack_size<T>; i++) a[i] += b[i];
+    repack(a, x);
+}
+
+/* Block (threads of a group, groups); NV packs per thread. Two blocks of 512 threads per multiprocessor keep enough
+ * loads in flight: that is what the register bound is for. */
+template <typename T, typename TW, int NV, bool ADD>
+__global__ void __launch_bounds__(512, 2)
+    forward_registers(const __grid_constant__ rms_norm_forward_problem p) {
     constexpr int N = pack_size<T>;
     __shared__ float slots[MAX_WARPS];
     const int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (r >= p.rows) return; /* only where a group is one warp, which meets no barrier */
-    const int packs = (int)(p.cols / N);
+    const int cols = (int)p.cols, first = threadIdx.x * N, step = blockDim.x * N;
     const T *x = row_at<T>(p.x, r);
     pack<T, N> row[NV];
 #pragma unroll
-    for (int k = 0; k < NV; k++) {
-        const int c = threadIdx.x + k * blockDim.x;
-        if (c < packs) row[k] = load_stream<T, N>(x + (int64_t)c * N);
-    }
-    if (p.residual.data) {
+    for (int k = 0; k < NV; k++)
+        if (first + k * step < cols) row[k] = load_stream<T, N>(x + first + k * step);
+    if constexpr (ADD) {
         const T *residual = row_at<T>(p.residual, r);
         T *sum = row_at<T>(p.sum, r);
         pack<T, N> other[NV];
 #pragma unroll
-        for (int k = 0; k < NV; k++) {
-            const int c = threadIdx.x + k * blockDim.x;
-            if (c < packs) other[k] = load_stream<T, N>(residual + (int64_t)c * N);
-        }
+        for (int k = 0; k < NV; k++)
+            if (first + k * step < cols) other[k] = load_stream<T, N>(residual + first + k * step);
 #pragma unroll
         for (int k = 0; k < NV; k++) {
-            const int c = threadIdx.x + k * blockDim.x;
-            if (c >= packs) continue;
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                row[k].value[i] = from_f32<T>(to_f32(row[k].value[i]) + to_f32(other[k].value[i]));
-            store_pack<T, N>(sum + (int64_t)c * N, row[k]);
+            if (first + k * step >= cols) continue;
+            add<T>(row[k], other[k]);
+            store_pack<T, N>(sum + first + k * step, row[k]);
         }
     }
     float squares = 0;
 #pragma unroll
     for (int k = 0; k < NV; k++) {
-        if (threadIdx.x + k * blockDim.x >= packs) continue;
+        if (first + k * step >= cols) continue;
+        float values[N];
+        unpack(row[k], values);
 #pragma unroll
-        for (int i = 0; i < N; i++) squares = fmaf(to_f32(row[k].value[i]), to_f32(row[k].value[i]), squares);
+        for (int i = 0; i < N; i++) squares = fmaf(values[i], values[i], squares);
     }
     const float rstd = rstd_of<T>(group_sum(squares, slots, blockDim.x / WARP), p);
     if (threadIdx.x == 0 && p.rstd) p.rstd[r] = rstd;
     T *y = row_at<T>(p.y, r);
 #pragma unroll
-    for (int k = 0; k < NV; k++) {
-        const int c = threadIdx.x + k * blockDim.x;
-        if (c >= packs) continue;
-        pack<TW, N> weight;
-        if (p.weight) weight = load_shared<TW, N>((const TW *)p.weight + (int64_t)c * N);
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            float normal = to_f32(row[k].value[i]) * rstd;
-            if (p.weight) {
-                if (p.casting == LIGER_CAST_LLAMA) normal = round_to<T>(normal);
-                normal *= scale_of<T, TW>(weight.value[i], p.offset, p.casting);
-            }
-            row[k].value[i] = from_f32<T>(normal);
-        }
-        store_pack<T, N>(y + (int64_t)c * N, row[k]);
-    }
+    for (int k = 0; k < NV; k++)
+        if (first + k * step < cols)
+            store_pack<T, N>(y + first + k * step, normalise<T, TW>(p, row[k], first + k * step, rstd));
 }
 
 /* ---- forward: rows of any width and alignment ------------------------------------------------------------------- */
@@ -169,33 +188,53 @@ template <typename T, int NV, int STAGES> struct row_pipeline {
 
 template <int NV> constexpr int stages_of = NV == 4 ? 2 : 3; /* 48 KB, 96 KB, 128 KB at 512 threads */
 
-/* m = dy · (weight + offset) of one pack. */
+/* weight + offset of one pack, or ones. */
 template <typename T, typename TW>
-__device__ __forceinline__ void upstream_of(const rms_norm_backward_problem &p, const pack<T, pack_size<T>> &dy, int c,
-                                            float (&m)[pack_size<T>]) {
+__device__ __forceinline__ void scale_of_pack(const rms_norm_backward_problem &p, int c, float (&scale)[pack_size<T>]) {
     constexpr int N = pack_size<T>;
-    pack<TW, N> weight;
-    if (p.weight) weight = load_shared<TW, N>((const TW *)p.weight + c);
+    if (p.weight) unpack(load_shared<TW, N>((const TW *)p.weight + c), scale);
 #pragma unroll
-    for (int i = 0; i < N; i++)
-        m[i] = p.weight ? to_f32(dy.value[i]) * (to_f32(weight.value[i]) + p.offset) : to_f32(dy.value[i]);
+    for (int i = 0; i < N; i++) scale[i] = p.weight ? scale[i] + p.offset : 1.0f;
 }
 
-template <typename T, typename TW>
-__device__ __forceinline__ void store_dx(const rms_norm_backward_problem &p, const pack<T, pack_size<T>> &dy,
-                                         const pack<T, pack_size<T>> &x, int64_t r, int c, float rstd, float pull) {
+/* dweight += dy · x·rstd and, as the answer, Σ dy·scale·x. */
+template <typename T>
+__device__ __forceinline__ float gather(const pack<T, pack_size<T>> &dy_pack, const pack<T, pack_size<T>> &x_pack,
+                                        const float (&scale)[pack_size<T>], float rstd, bool round,
+                                        float (&dweight)[pack_size<T>]) {
     constexpr int N = pack_size<T>;
-    float m[N];
-    pack<T, N> dsum, dx;
-    if (p.dsum.data) dsum = load_stream<T, N>(row_at<T>(p.dsum, r) + c);
-    upstream_of<T, TW>(p, dy, c, m);
+    float dy[N], x[N], dot = 0;
+    unpack(dy_pack, dy);
+    unpack(x_pack, x);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        float gradient = fmaf(-pull, to_f32(x.value[i]), rstd * m[i]);
-        if (p.dsum.data) gradient += to_f32(dsum.value[i]);
-        dx.value[i] = from_f32<T>(gradient);
+        dot = fmaf(dy[i] * scale[i], x[i], dot);
+        x[i] *= rstd;
     }
-    store_pack<T, N>(row_at<T>(p.dx, r) + c, dx);
+    if (round) round_all<T>(x);
+#pragma unroll
+    for (int i = 0; i < N; i++) dweight[i] = fmaf(dy[i], x[i], dweight[i]);
+    return dot;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_dx(const rms_norm_backward_problem &p, const pack<T, pack_size<T>> &dy_pack,
+                                         const pack<T, pack_size<T>> &x_pack, const float (&scale)[pack_size<T>],
+                                         const T *dsum, T *dx, float rstd, float pull) {
+    constexpr int N = pack_size<T>;
+    float dy[N], x[N];
+    unpack(dy_pack, dy);
+    unpack(x_pack, x);
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = fmaf(-pull, x[i], rstd * (dy[i] * scale[i]));
+    if (dsum) {
+        unpack(load_stream<T, N>(dsum), dy);
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] += dy[i];
+    }
+    pack<T, N> out;
+    repack(x, out);
+    store_pack<T, N>(dx, out);
 }
 
 /* One partial row of dweight per block; where several groups share a block, their sums are added in order. */
@@ -222,7 +261,8 @@ __device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p
     }
 }
 
-/* Block (threads of a group, groups). All groups run the same number of steps: they share barriers. */
+/* Block (threads of a group, groups). All groups run the same number of steps: they share barriers. A thread's columns
+ * never change, so that it keeps their weights in registers. */
 template <typename T, typename TW, int NV>
 __global__ void __launch_bounds__(512, NV == 1 ? 2 : 1)
     backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
@@ -230,41 +270,41 @@ __global__ void __launch_bounds__(512, NV == 1 ? 2 : 1)
     extern __shared__ __align__(16) char memory[];
     __shared__ float slots[2][MAX_WARPS];
     row_pipeline<T, NV, STAGES> rows(memory);
-    const int warps = blockDim.x / WARP;
+    const int warps = blockDim.x / WARP, cols = (int)p.cols;
     const int64_t step = (int64_t)gridDim.x * blockDim.y;
     const int64_t first = (int64_t)blockIdx.x * blockDim.y, steps = (p.rows - first + step - 1) / step;
     const bool round = p.casting == LIGER_CAST_LLAMA;
-    float dweight[NV][N] = {};
+    const float per_col = 1.0f / (float)cols;
+    float dweight[NV][N] = {}, scale[NV][N];
+#pragma unroll
+    for (int k = 0; k < NV; k++) {
+        const int c = (threadIdx.x + k * blockDim.x) * N;
+        if (c < cols) scale_of_pack<T, TW>(p, c, scale[k]);
+    }
     int64_t r = first + threadIdx.y;
     for (int s = 0; s < STAGES - 1; s++) rows.fetch(p, r + s * step, s);
     int stage = 0;
     for (int64_t s = 0; s < steps; s++, r += step, stage = stage + 1 == STAGES ? 0 : stage + 1) {
         rows.fetch(p, r + (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
-        __pipeline_wait_prior(STAGES - 1);
         const bool live = r < p.rows;
         const float rstd = live ? p.rstd[r] : 0.0f;
+        __pipeline_wait_prior(STAGES - 1);
         float dot = 0;
 #pragma unroll
-        for (int k = 0; k < NV; k++) {
-            const int c = (threadIdx.x + k * blockDim.x) * N;
-            if (!live || c >= p.cols) continue;
-            const pack<T, N> dy = rows.dy(stage, k), x = rows.x(stage, k);
-            float m[N];
-            upstream_of<T, TW>(p, dy, c, m);
-#pragma unroll
-            for (int i = 0; i < N; i++) {
-                const float value = to_f32(x.value[i]), normal = value * rstd;
-                dot = fmaf(m[i], value, dot);
-                dweight[k][i] = fmaf(to_f32(dy.value[i]), round ? round_to<T>(normal) : normal, dweight[k][i]);
-            }
-        }
+        for (int k = 0; k < NV; k++)
+            if (live && (threadIdx.x + k * blockDim.x) * N < cols)
+                dot += gather<T>(rows.dy(stage, k), rows.x(stage, k), scale[k], rstd, round, dweight[k]);
         if (p.dx.data == NULL) continue;
         dot = group_sum(dot, slots[s & 1] + threadIdx.y * warps, warps);
-        const float pull = rstd * rstd * rstd * (dot / (float)p.cols);
+        if (!live) continue;
+        const float pull = rstd * rstd * rstd * (dot * per_col);
+        T *dx = row_at<T>(p.dx, r);
+        const T *dsum = p.dsum.data ? row_at<T>(p.dsum, r) : NULL;
 #pragma unroll
         for (int k = 0; k < NV; k++) {
             const int c = (threadIdx.x + k * blockDim.x) * N;
-            if (live && c < p.cols) store_dx<T, TW>(p, rows.dy(stage, k), rows.x(stage, k), r, c, rstd, pull);
+            if (c < cols)
+                store_dx<T>(p, rows.dy(stage, k), rows.x(stage, k), scale[k], dsum ? dsum + c : NULL, dx + c, rstd, pull);
         }
     }
     __pipeline_wait_prior(0);
@@ -351,9 +391,13 @@ void launch_forward(const rms_norm_forward_problem &p, bool packable, cudaStream
     const int threads = round_up_to_warp((packs + nv - 1) / nv);
     const dim3 block(threads, threads == WARP ? 8 : 1);
     const unsigned grid = grid_size(p.rows, block.y);
-    if (nv == 1) forward_registers<T, TW, 1><<<grid, block, 0, stream>>>(p);
-    else if (nv == 2) forward_registers<T, TW, 2><<<grid, block, 0, stream>>>(p);
-    else forward_registers<T, TW, 4><<<grid, block, 0, stream>>>(p);
+    const bool adds = p.residual.data != NULL;
+    if (nv == 1 && adds) forward_registers<T, TW, 1, true><<<grid, block, 0, stream>>>(p);
+    else if (nv == 1) forward_registers<T, TW, 1, false><<<grid, block, 0, stream>>>(p);
+    else if (nv == 2 && adds) forward_registers<T, TW, 2, true><<<grid, block, 0, stream>>>(p);
+    else if (nv == 2) forward_registers<T, TW, 2, false><<<grid, block, 0, stream>>>(p);
+    else if (adds) forward_registers<T, TW, 4, true><<<grid, block, 0, stream>>>(p);
+    else forward_registers<T, TW, 4, false><<<grid, block, 0, stream>>>(p);
 }
 
 template <typename T, typename TW, int NV>
