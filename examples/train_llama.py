@@ -305,7 +305,7 @@ def draw(result: dict, path: Path) -> None:
     steps = range(1, len(result["stock"]["losses"]) + 1)
     left.plot(steps, result["stock"]["losses"], color=grey, linewidth=7, label=NAMES["stock"], solid_capstyle="round")
     left.plot(steps, result["patched"]["losses"], color=blue, linewidth=2, label=NAMES["patched"])
-    left.set(xlabel="step", ylabel="loss", title="Loss")
+    left.set(xlabel="step", ylabel="loss", title="Loss\n")
     left.legend(frameon=False)
     left.grid(axis="y", alpha=0.3)
     left.text(
@@ -317,13 +317,13 @@ def draw(result: dict, path: Path) -> None:
         color="#555",
     )
     for axes, key, title, unit in (
-        (middle, "peak_mb_above_model", "Peak memory\nabove the model", "MB"),
-        (right, "tokens_per_s", "Speed\n(median step)", "tokens/s"),
+        (middle, "peak_mb_above_model", "Peak memory above\nthe model", "MB"),
+        (right, "tokens_per_s", "Speed of the\nmedian step", "tokens/s"),
     ):
         values = [result[name][key] for name in NAMES]
         bars = axes.bar(["stock", "Liger"], values, color=[grey, blue], width=0.62)
         axes.bar_label(bars, [f"{value:,.0f} {unit}" for value in values], padding=4, fontsize=14, fontweight="bold")
-        axes.set(title=f"{title}:\n{values[1] / values[0]:.2f} times", ylim=(0, max(values) * 1.12), yticks=[])
+        axes.set(title=f"{title}: {values[1] / values[0]:.2f} times", ylim=(0, max(values) * 1.12), yticks=[])
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", length=0, labelsize=14)
     figure.suptitle(result["title"], fontsize=16, fontweight="bold", x=0.01, ha="left")

@@ -1,0 +1,235 @@
+"""What is measured: for every operator its inputs and its formula in plain torch, and the rows of shapes.
+
+A row's inputs are `diff` (gradients are asked for these), `fixed` (the others) and `upstream` (gradients of the outputs;
+empty where the output is a scalar loss). The plain formula is what Hugging Face's models run; in float32 it is also what
+every provider is checked against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-6
+IGNORE = -100
+
+
+@dataclass
+class Inputs:
+    diff: list[Tensor]
+    fixed: list[Tensor] = field(default_factory=list)
+    upstream: list[Tensor] = field(default_factory=list)
+    rotated: int = 1  # how many of `diff` are activations, of which cold copies are made
+
+    def with_new_activations(self) -> Inputs:
+        def again(t: Tensor) -> Tensor:
+            return t.detach().clone().requires_grad_(t.requires_grad)
+
+        diff = [again(t) if i < self.rotated else t for i, t in enumerate(self.diff)]
+        return Inputs(diff, self.fixed, [again(t) for t in self.upstream], self.rotated)
+
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in [*self.diff[: self.rotated], *self.upstream])
+
+
+def _normal(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator(device=device).manual_seed(seed)
+    return torch.empty(shape, dtype=torch.float32, device=device).normal_(0, scale, generator=generator).to(dtype)
+
+
+def _targets(rows: int, vocab: int, device: str) -> Tensor:
+    """One in twenty is ignored."""
+    generator = torch.Generator(device=device).manual_seed(5)
+    target = torch.randint(vocab, (rows,), generator=generator, device=device)
+    target[torch.rand(rows, generator=generator, device=device) < 0.05] = IGNORE
+    return target
+
+
+# ---- plain formulas, as Hugging Face's Llama has them ---------------------------------------------------------------
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.to(torch.float32)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPSILON)
+    return weight * wide.to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return rms_norm(total, weight), total
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+
+
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return q * cos + _rotate_half(q) * sin, k * cos + _rotate_half(k) * sin
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
+
+
+def cross_entropy_bf16(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits, target, ignore_index=IGNORE)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(F.linear(x, weight), target)
+
+
+def linear_cross_entropy_bf16(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy_bf16(F.linear(x, weight), target)
+
+
+def matmul(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return F.linear(x, weight)
+
+
+# ---- operators ----------------------------------------------------------------------------------------------------------
+
+
+def _norm_inputs(shape, dtype, device) -> Inputs:
+    rows, hidden = shape
+    x = _normal((rows, hidden), dtype, device, 1)
+    weight = 1 + _normal((hidden,), dtype, device, 2, 0.1)
+    return Inputs([x, weight], upstream=[_normal((rows, hidden), dtype, device, 3)])
+
+
+def _add_norm_inputs(shape, dtype, device) -> Inputs:
+    plain = _norm_inputs(shape, dtype, device)
+    x, weight = plain.diff
+    more = _normal(tuple(shape), dtype, device, 4)
+    return Inputs([x, more, weight], upstream=[*plain.upstream, _normal(tuple(shape), dtype, device, 6)], rotated=2)
+
+
+def _rope_inputs(shape, dtype, device) -> Inputs:
+    batch, seq, heads, kv_heads, dim = shape
+    q = _normal((batch, seq, heads, dim), dtype, device, 1).transpose(1, 2)
+    k = _normal((batch, seq, kv_heads, dim), dtype, device, 2).transpose(1, 2)
+    inverse = 1e4 ** (-torch.arange(0, dim, 2, device=device) / dim)
+    angle = torch.arange(seq, device=device)[:, None] * inverse
+    angle = torch.cat((angle, angle), -1)[None]
+    up = [_normal((batch, n, seq, dim), dtype, device, s) for n, s in ((heads, 3), (kv_heads, 4))]
+    return Inputs([q, k], [angle.cos().to(dtype), angle.sin().to(dtype)], up, rotated=2)
+
+
+def _swiglu_inputs(shape, dtype, device) -> Inputs:
+    return Inputs([_normal(shape, dtype, device, s) for s in (1, 2)], [], [_normal(shape, dtype, device, 3)], rotated=2)
+
+
+def _loss_inputs(shape, dtype, device) -> Inputs:
+    rows, vocab = shape
+    return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
+
+
+def _linear_inputs(shape, dtype, device) -> Inputs:
+    rows, hidden, vocab = shape
+    x = _normal((rows, hidden), dtype, device, 1)
+    weight = _normal((vocab, hidden), dtype, device, 2, 2.0 * hidden**-0.5)
+    return Inputs([x, weight], [_targets(rows, vocab, device)])
+
+
+INPUTS: dict[str, Callable[..., Inputs]] = {
+    "rms_norm": _norm_inputs,
+    "add_rms_norm": _add_norm_inputs,
+    "rope": _rope_inputs,
+    "swiglu": _swiglu_inputs,
+    "cross_entropy": _loss_inputs,
+    "linear_cross_entropy": _linear_inputs,
+    "gemm": _linear_inputs,
+}
+PLAIN: dict[str, Callable[..., object]] = {
+    "rms_norm": rms_norm,
+    "add_rms_norm": add_rms_norm,
+    "rope": rope,
+    "swiglu": swiglu,
+    "cross_entropy": cross_entropy,
+    "linear_cross_entropy": linear_cross_entropy,
+    "gemm": matmul,
+}
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    group: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str = "bfloat16"
+    bar_ms: float | None = None  # on an H200, forward and backward
+    bar_mb: float | None = None
+
+    def inputs(self, device: str) -> Inputs:
+        made = INPUTS[self.op](self.shape, getattr(torch, self.dtype), device)
+        for tensor in made.diff:
+            tensor.requires_grad_()
+        return made
+
+    def work(self) -> tuple[float, float]:
+        """Bytes that must move and operations of the products, forward and backward."""
+        size = 4 if self.dtype == "float32" else 2
+        elements = 1.0
+        for n in self.shape[:2] if self.op in ("cross_entropy", "linear_cross_entropy", "gemm") else self.shape:
+            elements *= n
+        if self.op == "rope":
+            batch, seq, heads, kv_heads, dim = self.shape
+            return 4 * size * batch * seq * (heads + kv_heads) * dim, 0
+        if self.op in ("linear_cross_entropy", "gemm"):
+            rows, hidden, vocab = self.shape
+            return 0, (6.0 if self.op == "linear_cross_entropy" else 2.0) * rows * hidden * vocab
+        return {"rms_norm": 5, "add_rms_norm": 8, "swiglu": 8, "cross_entropy": 2}[self.op] * size * elements, 0
+
+
+CUDA_ROWS = [
+    Row("RMSNorm 16384x2048", "norm", "rms_norm", (16384, 2048), bar_ms=0.090, bar_mb=132),
+    Row("RMSNorm 16384x4096", "norm", "rms_norm", (16384, 4096), bar_ms=0.169, bar_mb=262),
+    Row("RMSNorm 16384x8192", "norm", "rms_norm", (16384, 8192), bar_ms=0.332, bar_mb=521),
+    Row("RMSNorm 16384x16384", "norm", "rms_norm", (16384, 16384), bar_ms=0.663, bar_mb=1034),
+    Row("add+RMSNorm 16384x4096", "norm", "add_rms_norm", (16384, 4096), bar_ms=0.268, bar_mb=390),
+    Row("RoPE 4x4096, 32+8 heads x 128", "pointwise", "rope", (4, 4096, 32, 8, 128), bar_ms=0.166, bar_mb=321),
+    Row("SwiGLU 16384x14336", "pointwise", "swiglu", (16384, 14336), bar_ms=0.869, bar_mb=1344),
+    Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
+    Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
+    Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
+    Row("FLCE 16384x4096x128256", "flce", "linear_cross_entropy", (16384, 4096, 128256), bar_ms=79.5, bar_mb=3260),
+    Row("FLCE 16384x2048x32000", "flce", "linear_cross_entropy", (16384, 2048, 32000), bar_ms=9.9, bar_mb=690),
+    Row("FLCE 1024x2048x128256", "flce", "linear_cross_entropy", (1024, 2048, 128256), bar_ms=2.5, bar_mb=756),
+]
+
+
+def _cpu_rows(dtype: str, short: str) -> list[Row]:
+    return [
+        Row(f"RMSNorm 2048x1024 {short}", "norm", "rms_norm", (2048, 1024), dtype),
+        Row(f"RMSNorm 2048x4096 {short}", "norm", "rms_norm", (2048, 4096), dtype),
+        Row(f"RoPE 2x1024, 16+8 heads x 64 {short}", "pointwise", "rope", (2, 1024, 16, 8, 64), dtype),
+        Row(f"SwiGLU 2048x2816 {short}", "pointwise", "swiglu", (2048, 2816), dtype),
+        Row(f"SwiGLU 2048x11008 {short}", "pointwise", "swiglu", (2048, 11008), dtype),
+        Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
+        Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
+    ]
+
+
+CPU_ROWS = [
+    *_cpu_rows("float32", "fp32"),
+    *_cpu_rows("bfloat16", "bf16"),
+    Row("GEMM 1024x4096x8192 bf16", "gemm", "gemm", (1024, 4096, 8192), "bfloat16"),
+]
+
+
+def all_rows(device: str) -> list[Row]:
+    return CUDA_ROWS if device == "cuda" else CPU_ROWS
