@@ -49,6 +49,9 @@ class Operator:
     def __call__(self, first: Tensor, *rest: Any) -> Any:
         if torch.compiler.is_compiling() or _active_modes() or type(first) not in _PLAIN:
             return self.traced(first, *rest)
+        if torch.autograd._profiler_enabled():
+            with torch.profiler.record_function(f"liger::{self.name}"):
+                return self.run(first, *rest)
         return self.run(first, *rest)
 
     def register_gradient(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
@@ -143,7 +146,8 @@ def _folds(tensor: Tensor) -> bool:
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """The tensor itself if the C library takes its strides, else a contiguous copy. At most six dimensions."""
+    """The tensor itself if the C library takes its strides, else a contiguous copy. At most six dimensions: more are folded,
+    so outputs are made in the shape of the given tensor and passed through here too."""
     if not tensor.is_contiguous() and (tensor.dim() > 6 or not _folds(tensor)):
         tensor = tensor.contiguous()
     return tensor if tensor.dim() <= 6 else tensor.view(-1, tensor.shape[-1])

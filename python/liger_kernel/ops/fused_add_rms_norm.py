@@ -24,11 +24,11 @@ from liger_kernel.ops.rms_norm import _NATIVE_CASTING, LigerRMSNormFunction, cas
 def _forward(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float, casting: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, residual = rows(x), rows(residual)
     y, total = new_rows(x), new_rows(x)
+    x, residual = rows(x), rows(residual)
     rstd = torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
     _native.add_rms_norm_forward(
-        x, residual, parameter(weight, x.dtype), y, total, rstd, eps, offset, _NATIVE_CASTING[casting]
+        x, residual, parameter(weight, x.dtype), rows(y), rows(total), rstd, eps, offset, _NATIVE_CASTING[casting]
     )
     return y, total, rstd
 
@@ -50,11 +50,11 @@ def _backward(
     need_dx: bool,
     need_dweight: bool,
 ) -> tuple[Tensor, Tensor]:
+    dx = new_rows(total) if need_dx else None
     dy, total, dsum = rows(dy), rows(total), rows(dsum) if dsum is not None else None
     kernel_weight = parameter(weight, total.dtype)
-    dx = new_rows(total) if need_dx else None
     dweight = torch.empty_like(kernel_weight) if need_dweight else None
-    args = (dy, dsum, total, kernel_weight, rstd, dx, dweight, offset, _NATIVE_CASTING[casting])
+    args = (dy, dsum, total, kernel_weight, rstd, rows(dx) if dx is not None else None, dweight, offset, _NATIVE_CASTING[casting])
     scratch = workspace(total, _native.add_rms_norm_backward_workspace(*args)) if need_dweight else None
     _native.add_rms_norm_backward(*args, scratch)
     dweight = dweight.to(weight.dtype) if dweight is not None else absent(total)

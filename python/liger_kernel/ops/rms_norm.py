@@ -36,11 +36,10 @@ def casting_number(mode: str | int) -> int:
 
 
 def _forward(x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: int) -> tuple[Tensor, Tensor]:
-    x = rows(x)
-    y = new_rows(x)
+    y, x = new_rows(x), rows(x)
     rstd = torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
     weight = parameter(weight, x.dtype)
-    _native.rms_norm_forward(x, weight, y, rstd, eps, offset, _NATIVE_CASTING[casting])
+    _native.rms_norm_forward(x, weight, rows(y), rstd, eps, offset, _NATIVE_CASTING[casting])
     return y, rstd
 
 
@@ -58,11 +57,11 @@ def _backward(
     need_dx: bool,
     need_dweight: bool,
 ) -> tuple[Tensor, Tensor]:
+    dx = new_rows(x) if need_dx else None
     dy, x = rows(dy), rows(x)
     kernel_weight = parameter(weight, x.dtype)
-    dx = new_rows(x) if need_dx else None
     dweight = torch.empty_like(kernel_weight) if need_dweight and kernel_weight is not None else None
-    args = (dy, x, kernel_weight, rstd, dx, dweight, offset, _NATIVE_CASTING[casting])
+    args = (dy, x, kernel_weight, rstd, rows(dx) if dx is not None else None, dweight, offset, _NATIVE_CASTING[casting])
     scratch = workspace(x, _native.rms_norm_backward_workspace(*args)) if dweight is not None else None
     _native.rms_norm_backward(*args, scratch)
     if dweight is not None and weight is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._operator import LigerArgumentError, LigerFunction, Operator, refuse_second_derivative
+from liger_kernel.ops._operator import LigerArgumentError, LigerFunction, Operator, absent, refuse_second_derivative
 
 _NATIVE_DTYPE = {torch.float16: 2, torch.bfloat16: 3}
 
@@ -69,27 +69,38 @@ def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Te
     return _rotate(_native.rope_forward, q, k, cos, sin)
 
 
-def _backward(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    return _rotate(_native.rope_backward, dq, dk, cos, sin)
+def _backward(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The gradient of an absent upstream is absent too."""
+    for_q, for_k = _rotate(_native.rope_backward, dq, dk, cos, sin)
+    return for_q if for_q is not None else absent(cos), for_k if for_k is not None else absent(cos)
 
 
 def _fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return _new_heads(q), _new_heads(k)
 
 
+def _backward_fake(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _new_heads(dq) if dq is not None else absent(cos), _new_heads(dk) if dk is not None else absent(cos)
+
+
 rope = Operator("rope(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)", _forward, _fake)
 rope_gradient = Operator(
-    "rope_backward(Tensor dq, Tensor dk, Tensor cos, Tensor sin) -> (Tensor, Tensor)", _backward, _fake
+    "rope_backward(Tensor cos, Tensor sin, Tensor? dq, Tensor? dk) -> (Tensor, Tensor)", _backward, _backward_fake
 )
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(inputs[2], inputs[3])
 
 
-def _gradient(ctx: Any, dq: Tensor, dk: Tensor) -> tuple:
-    dq, dk = rope_gradient(dq, dk, *ctx.saved_tensors)
-    return dq, dk, None, None
+def _gradient(ctx: Any, dq: Tensor | None, dk: Tensor | None) -> tuple:
+    """Only what is asked for and has an upstream; the gradient of an output that nobody used is zero, which is None."""
+    dq, dk = (up if needed else None for up, needed in zip((dq, dk), ctx.needs_input_grad))
+    if dq is None and dk is None:
+        return (None,) * 4
+    for_q, for_k = rope_gradient(*ctx.saved_tensors, dq, dk)
+    return for_q if dq is not None else None, for_k if dk is not None else None, None, None
 
 
 rope.register_gradient(_setup_context, _gradient)
@@ -103,7 +114,7 @@ def rope_forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 def rope_backward(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of q and k: the rotation by the opposite angle."""
-    return rope_gradient(dq, dk, cos, sin)
+    return rope_gradient(cos, sin, dq, dk)
 
 
 def _rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
@@ -136,14 +147,14 @@ class LigerRopeFunction(LigerFunction):
             unsqueeze_dim = position_ids
         if unsqueeze_dim != 1:
             raise LigerArgumentError(f"rope: unsqueeze_dim is {unsqueeze_dim}, but must be 1")
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(cos, sin)
         return rope(q, k, cos, sin)
 
     @staticmethod
     def backward(ctx, dq, dk):
         refuse_second_derivative("LigerRopeFunction")
-        dq, dk = rope_gradient(dq, dk, *ctx.saved_tensors)
-        return dq, dk, None, None, None, None
+        return (*_gradient(ctx, dq, dk), None, None)
 
     @staticmethod
     def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):

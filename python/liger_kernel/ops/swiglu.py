@@ -39,14 +39,13 @@ def _same_dtype(*tensors: Tensor) -> bool:
 
 def _forward(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
     if _same_dtype(gate, up):
-        gate, up = rows(gate), rows(up)
         y = new_rows(gate)
-        _native.swiglu_forward(gate, up, y, gate_multiplier, down_multiplier, 0)
+        _native.swiglu_forward(rows(gate), rows(up), rows(y), gate_multiplier, down_multiplier, 0)
         return y
     # silu is rounded to up's dtype, the product to gate's: in f32 with an explicit rounding this is exact
-    wide_gate, wide_up = rows(gate.float()), rows(up.float())
+    wide_gate, wide_up = gate.float(), up.float()
     y = new_rows(wide_gate)
-    _native.swiglu_forward(wide_gate, wide_up, y, gate_multiplier, 1.0, _NATIVE_DTYPE[up.dtype])
+    _native.swiglu_forward(rows(wide_gate), rows(wide_up), rows(y), gate_multiplier, 1.0, _NATIVE_DTYPE[up.dtype])
     y = y.to(gate.dtype)
     return y if down_multiplier == 1.0 else y * down_multiplier
 
@@ -67,9 +66,9 @@ def _backward(
     dtypes = gate.dtype, up.dtype
     if not _same_dtype(dy, gate, up):
         dy, gate, up = dy.float(), gate.float(), up.float()
-    dy, gate, up = rows(dy), rows(gate), rows(up)
     dgate, dup = new_rows(gate) if need_gate else None, new_rows(up) if need_up else None
-    _native.swiglu_backward(dy, gate, up, dgate, dup, gate_multiplier, down_multiplier)
+    outputs = (rows(d) if d is not None else None for d in (dgate, dup))
+    _native.swiglu_backward(rows(dy), rows(gate), rows(up), *outputs, gate_multiplier, down_multiplier)
     return (
         dgate.to(dtypes[0]) if dgate is not None else absent(gate, dtypes[0]),
         dup.to(dtypes[1]) if dup is not None else absent(up, dtypes[1]),
@@ -189,10 +188,9 @@ class LigerSiLUMulFunction(LigerFunction):
 
 
 def _packed_forward(y: Tensor) -> Tensor:
-    y = rows(y)
     half = y.shape[-1] // 2
-    c = y.new_empty((*y.shape[:-1], half))
-    _native.swiglu_forward(y[..., :half], y[..., half:], c, 1.0, 1.0, 0)
+    c, y = y.new_empty((*y.shape[:-1], half)), rows(y)
+    _native.swiglu_forward(y[..., :half], y[..., half:], rows(c), 1.0, 1.0, 0)
     return c
 
 
@@ -201,10 +199,9 @@ def _packed_forward_fake(y: Tensor) -> Tensor:
 
 
 def _packed_backward(y: Tensor, dc: Tensor) -> Tensor:
-    y, dc = rows(y), rows(dc)
-    half = y.shape[-1] // 2
-    dy = new_rows(y)
-    _native.swiglu_backward(dc, y[..., :half], y[..., half:], dy[..., :half], dy[..., half:], 1.0, 1.0)
+    half, dy = y.shape[-1] // 2, new_rows(y)
+    y, packed = rows(y), rows(dy)
+    _native.swiglu_backward(rows(dc), y[..., :half], y[..., half:], packed[..., :half], packed[..., half:], 1.0, 1.0)
     return dy
 
 
