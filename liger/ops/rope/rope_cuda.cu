@@ -31,43 +31,43 @@ __device__ __forceinline__ T *target(const rope_problem &p, const token<T> &at, 
                             : at.k_out + (head - p.q_heads) * p.k_out.head_stride;
 }
 
-template <int N> struct angles {
-    float cos[N], sin[N];
+/* As loaded: they are widened after the heads' loads have been issued, so that one latency covers both. */
+template <typename TT, int N> struct angles {
+    pack<TT, N> cos, sin;
 };
 
 template <typename TT, int N>
-__device__ __forceinline__ angles<N> load_angles(const rope_problem &p, int64_t batch, int64_t s, int64_t i) {
-    angles<N> out;
-    const pack<TT, N> c =
-        load_shared<TT, N>((const TT *)p.cos + batch * p.cos_batch_stride + s * p.cos_seq_stride + i);
-    const pack<TT, N> d =
-        load_shared<TT, N>((const TT *)p.sin + batch * p.sin_batch_stride + s * p.sin_seq_stride + i);
-#pragma unroll
-    for (int k = 0; k < N; k++) {
-        out.cos[k] = to_f32(c.value[k]);
-        out.sin[k] = p.inverse ? -to_f32(d.value[k]) : to_f32(d.value[k]);
-    }
-    return out;
+__device__ __forceinline__ angles<TT, N> load_angles(const rope_problem &p, int64_t batch, int64_t s, int64_t i) {
+    return {load_shared<TT, N>((const TT *)p.cos + batch * p.cos_batch_stride + s * p.cos_seq_stride + i),
+            load_shared<TT, N>((const TT *)p.sin + batch * p.sin_batch_stride + s * p.sin_seq_stride + i)};
 }
 
 /* The two packs become their rotation. */
-template <typename T, int N>
-__device__ __forceinline__ void rotate(const rope_problem &p, const angles<N> &by, pack<T, N> &low, pack<T, N> &high) {
+template <typename T, typename TT, int N>
+__device__ __forceinline__ void rotate(const rope_problem &p, const angles<TT, N> &by, pack<T, N> &low,
+                                       pack<T, N> &high) {
+    float cos[N], sin[N], a[N], b[N];
+    unpack(by.cos, cos);
+    unpack(by.sin, sin);
+    unpack(low, a);
+    unpack(high, b);
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        float a = to_f32(low.value[k]), b = to_f32(high.value[k]);
         if (p.operand_dtype != LIGER_F32) {
-            a = round_to_dtype(p.operand_dtype, a);
-            b = round_to_dtype(p.operand_dtype, b);
+            a[k] = round_to_dtype(p.operand_dtype, a[k]);
+            b[k] = round_to_dtype(p.operand_dtype, b[k]);
         }
-        low.value[k] = from_f32<T>(__fsub_rn(__fmul_rn(a, by.cos[k]), __fmul_rn(b, by.sin[k])));
-        high.value[k] = from_f32<T>(__fadd_rn(__fmul_rn(b, by.cos[k]), __fmul_rn(a, by.sin[k])));
+        const float s = p.inverse ? -sin[k] : sin[k], first = a[k];
+        a[k] = __fsub_rn(__fmul_rn(first, cos[k]), __fmul_rn(b[k], s));
+        b[k] = __fadd_rn(__fmul_rn(b[k], cos[k]), __fmul_rn(first, s));
     }
+    repack(a, low);
+    repack(b, high);
 }
 
 /* Elements [i, i+N) and [half+i, half+i+N) of every head that is this thread's. */
-template <typename T, int N>
-__device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<T> &at, const angles<N> &by,
+template <typename T, typename TT, int N>
+__device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<T> &at, const angles<TT, N> &by,
                                              int64_t i) {
     const int64_t heads = p.q_heads + p.k_heads;
     for (int64_t one = threadIdx.y; one < heads; one += 2 * blockDim.y) {
@@ -81,12 +81,12 @@ __device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<
             low_two = load_stream<T, N>(x_two);
             high_two = load_stream<T, N>(x_two + p.half);
         }
-        rotate<T, N>(p, by, low, high);
+        rotate<T, TT, N>(p, by, low, high);
         T *y = target(p, at, one) + i;
         store_pack<T, N>(y, low);
         store_pack<T, N>(y + p.half, high);
         if (!both) continue;
-        rotate<T, N>(p, by, low_two, high_two);
+        rotate<T, TT, N>(p, by, low_two, high_two);
         T *y_two = target(p, at, two) + i;
         store_pack<T, N>(y_two, low_two);
         store_pack<T, N>(y_two + p.half, high_two);
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(MAX_THREADS) rope_kernel(const __grid_constant
                                  token_of<T>(p.q_out, batch, s), token_of<T>(p.k_out, batch, s)};
             for (int64_t item = threadIdx.x; item < items; item += blockDim.x) {
                 if (item < pairs)
-                    rotate_heads<T, N>(p, at, load_angles<TT, N>(p, batch, s, item * N), item * N);
+                    rotate_heads<T, TT, N>(p, at, load_angles<TT, N>(p, batch, s, item * N), item * N);
                 else copy_heads<T, N>(p, at, 2 * p.half + (item - pairs) * N);
             }
         }
