@@ -8,10 +8,11 @@
 #include <stdint.h>
 #include <string.h>
 
+/* volatile: read again where it is needed, rather than kept in a register. */
 __device__ __forceinline__ int cluster_rank() {
     unsigned rank = 0;
 #if __CUDA_ARCH__ >= 900
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
 #endif
     return (int)rank;
 }
@@ -19,7 +20,7 @@ __device__ __forceinline__ int cluster_rank() {
 __device__ __forceinline__ int cluster_size() {
     unsigned size = 1;
 #if __CUDA_ARCH__ >= 900
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
 #endif
     return (int)size;
 }

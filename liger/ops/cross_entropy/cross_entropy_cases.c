@@ -183,6 +183,7 @@ static const struct op_case forward_cases[] = {
     {.label = "6x32000 all results", .size = {6, 32000}, .scalar = {.1, 1e-4}, .flags = MEAN},
     {.label = "3x128256", .size = {3, 128256}, .flags = GRADIENT, .large = true},
     {.label = "3x128256 all results", .size = {3, 128256}, .scalar = {.1, 1e-4, 20}, .large = true},
+    {.label = "3x151936", .size = {3, 151936}, .flags = GRADIENT, .large = true},
     {.label = "3x300001", .size = {3, 300001}, .flags = MEAN, .large = true},
     {.label = "3x1000000", .size = {3, 1000000}, .flags = GRADIENT, .large = true},
     {.label = "no rows", .size = {0, 40}, .edge = true},

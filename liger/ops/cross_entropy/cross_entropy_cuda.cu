@@ -105,7 +105,7 @@ static shape shape_of(const liger_context *context, const problem &p, bool optio
     const int widest = options ? OPTIONS_THREADS : MOST_THREADS, most = context->cuda->clusters ? MAX_CLUSTER : 1;
     if (!packable(p, element)) return {};
     shape s = {1, threads <= 128 && !options ? 128 : threads <= 512 ? 512 : widest, 0};
-    while (s.clusters < most && threads > (int64_t)s.clusters * s.threads) s.clusters *= 2;
+    while (s.clusters < most && threads > (int64_t)s.clusters * s.threads) s.clusters++;
     s.shared = shared_bytes(s.clusters, s.threads, options);
     if (threads > (int64_t)s.clusters * s.threads || s.shared > (size_t)context->cuda->shared_memory_per_block - 256)
         return {};
@@ -155,7 +155,9 @@ static cudaError_t launch_rows(const liger_context *context, const problem &p, l
     const bool options = p.softcap > 0 || p.label_smoothing > 0 || p.accuracy || p.predicted;
     const shape s = shape_of(context, p, options);
     if (s.clusters) {
-        return launch_resident(context, kernel_for<T>(s, options), p, s, stream);
+        const cudaError_t error = launch_resident(context, kernel_for<T>(s, options), p, s, stream);
+        if (error == cudaSuccess) return error;
+        cudaGetLastError(); /* a device that has no room for such a cluster */
     }
     streamed_kernel<T><<<grid_size(p.rows, 1), STREAMED_THREADS, 0, (cudaStream_t)stream>>>(p);
     return cudaSuccess;

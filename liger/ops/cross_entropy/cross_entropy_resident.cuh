@@ -4,7 +4,7 @@
  * barrier per row. Each thread takes the exponentials relative to its own maximum; the states are merged across lanes,
  * warps and the cluster in a fixed order, and the thread's factor corrects the rest.
  * Blocks are persistent: while a row is worked on, the next STAGES rows of the block are on their way to shared memory
- * (cp.async). A thread copies exactly what it will read itself, so no barrier guards the copies. */
+ * (cp.async; a second stage brought nothing). A thread copies exactly what it will read itself, so no barrier guards the copies. */
 #ifndef LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 #define LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 
@@ -12,7 +12,7 @@
 
 namespace cross_entropy {
 
-enum { VECTORS = 4, STAGES = 2, MOST_THREADS = 1024, OPTIONS_THREADS = 512, MAX_CLUSTER = 8 };
+enum { VECTORS = 4, STAGES = 1, MOST_THREADS = 1024, OPTIONS_THREADS = 512, MAX_CLUSTER = 8 };
 
 /* 16 bytes from global to shared memory, in the background; before capability 8 in the foreground. */
 __device__ __forceinline__ void copy_async(void *shared, const void *global) {
@@ -125,17 +125,16 @@ __device__ __forceinline__ void write_row(const problem &p, const P &at, int64_t
 template <typename S, int WARPS, bool CLUSTERED> struct exchange {
     S *slots;               /* 2 · clusters · WARPS */
     byte_barrier *barriers; /* 2 */
-    int rank, clusters;
     unsigned rounds;
 
     __device__ __forceinline__ S operator()(S mine, S empty) {
         const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, turn = rounds & 1;
-        const int count = CLUSTERED ? clusters * WARPS : WARPS;
+        const int clusters = CLUSTERED ? cluster_size() : 1, count = clusters * WARPS;
         S *const here = slots + turn * count;
         mine = warp_merge(mine);
         if (CLUSTERED) {
             if (threadIdx.x == 0) byte_barrier_expect(barriers + turn, count * (int)sizeof(S));
-            if (lane < clusters) cluster_send(here + rank * WARPS + warp, mine, barriers + turn, lane);
+            if (lane < clusters) cluster_send(here + cluster_rank() * WARPS + warp, mine, barriers + turn, lane);
             byte_barrier_wait(barriers + turn, rounds >> 1 & 1);
         } else {
             if (lane == 0) here[warp] = mine;
@@ -143,6 +142,7 @@ template <typename S, int WARPS, bool CLUSTERED> struct exchange {
         }
         rounds++;
         S all = lane < count ? here[lane] : empty;
+#pragma unroll 1
         for (int i = lane + WARP; i < count; i += WARP) all = merge(all, here[i]);
         return warp_merge(all);
     }
@@ -275,8 +275,8 @@ resident_kernel(const __grid_constant__ problem p) {
     const int vectors = (int)(p.vocab / pack_size<T>), per_block = (vectors + clusters - 1) / clusters;
     const int begin = rank * per_block, end = begin + per_block;
     const place<THREADS> at = {begin + (int)threadIdx.x, end < vectors ? end : vectors};
-    const int step = (int)gridDim.x / clusters, lane = threadIdx.x % WARP;
-    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {(slot *)(shared + STAGES * STAGE), barriers, rank, clusters, 0};
+    const int step = (int)gridDim.x / clusters;
+    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {(slot *)(shared + STAGES * STAGE), barriers, 0};
     uint4 *stages = shared + threadIdx.x;
     if (threadIdx.x == 0) {
         b = batch_of(p);
@@ -289,11 +289,13 @@ resident_kernel(const __grid_constant__ problem p) {
     int64_t i = blockIdx.x / clusters;
     int window = TARGET_IGNORED, next = 0, y[STAGES + 1];
     const auto take_target = [&](int64_t row) {
-        if (next % WARP == 0) {
-            const int64_t mine = row + (int64_t)lane * step;
+        if (next == 0) {
+            const int64_t mine = row + (int64_t)(threadIdx.x % WARP) * step;
             window = mine < p.rows ? short_target(p, row_at(p, mine)) : TARGET_IGNORED;
         }
-        return __shfl_sync(0xffffffffu, window, next++ % WARP);
+        const int target = __shfl_sync(0xffffffffu, window, next);
+        next = (next + 1) % WARP;
+        return target;
     };
 #pragma unroll
     for (int s = 0; s <= STAGES; s++) y[s] = take_target(i + (int64_t)s * step);
@@ -303,7 +305,7 @@ resident_kernel(const __grid_constant__ problem p) {
     if (CLUSTERED) cluster_barrier(clusters);
     else __syncthreads();
 
-    for (int stage = 0; i < p.rows; i += step, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+    for (int stage = 0; i < p.rows; i += step, stage = (stage + 1) % STAGES) {
         const int64_t r = row_at(p, i), later = i + (int64_t)STAGES * step;
         row_part<T> part;
         const int target = y[0];
@@ -314,14 +316,14 @@ resident_kernel(const __grid_constant__ problem p) {
         for (int s = 0; s < STAGES; s++) y[s] = y[s + 1];
         y[STAGES] = take_target(later + step);
         if (target == TARGET_IGNORED) {
-            if (rank == 0 && threadIdx.x == 0) ignore_row(p, r);
+            if (at.first == 0) ignore_row(p, r);
             if (p.dlogits) write_row<T>(p, at, r, [](int) { return 0.0f; });
             continue;
         }
         if constexpr (OPTIONS) optioned_row<T>(p, b, at, r, target, part, exchanged);
         else plain_row<T>(p, b, at, r, target, part, exchanged);
     }
-    if (CLUSTERED) cluster_barrier(clusters);
+    if (CLUSTERED) cluster_barrier(cluster_size());
 }
 
 } // namespace cross_entropy

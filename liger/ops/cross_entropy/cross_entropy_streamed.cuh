@@ -113,7 +113,7 @@ template <typename T> __global__ void __launch_bounds__(STREAMED_THREADS, 1) str
     for (int i = threadIdx.x; i < 2 * STREAMED_THREADS / WARP; i += blockDim.x) slots[i] = empty_summary();
     __syncthreads();
     const batch b = batch_of(p);
-    exchange<summary, STREAMED_THREADS / WARP, false> exchanged = {slots, nullptr, 0, 1, 0};
+    exchange<summary, STREAMED_THREADS / WARP, false> exchanged = {slots, nullptr, 0};
     for (int64_t i = blockIdx.x; i < p.rows; i += gridDim.x) {
         const int64_t r = row_at(p, i), y = target_at(p, r);
         if (y != p.ignore_index) {
