@@ -25,7 +25,7 @@ static inline int64_t column_sum_blocks(int64_t rows) {
     return blocks < COLUMN_SUM_MAX_BLOCKS ? blocks : (int64_t)COLUMN_SUM_MAX_BLOCKS;
 }
 static inline size_t column_sum_workspace(int64_t rows, int64_t cols) {
-    return (size_t)(column_sum_blocks(rows) * cols) * sizeof(float);
+    return (size_t)column_sum_blocks(rows) * (size_t)cols * sizeof(float);
 }
 
 #endif

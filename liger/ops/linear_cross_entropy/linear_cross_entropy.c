@@ -96,7 +96,7 @@ static liger_status check_targets(const forward_args *args) {
 
 static liger_status check_logits(const forward_args *args) {
     const liger_tensor *logits = &args->logits;
-    if (args->x.shape[0] == 0) return LIGER_OK;
+    if (args->x.shape[0] == 0) return liger_check_sizes(logits, OP "logits"); /* not used, but looked at below */
     LIGER_TRY(liger_check_dtype(logits, OP "logits", args->x.dtype));
     LIGER_REQUIRE(logits->ndim == 2 && logits->shape[0] > 0, LIGER_ERR_SHAPE,
                   OP "logits must be [chunk, vocab] with 1 or more rows, but has %d dimensions and %lld rows",
@@ -144,17 +144,26 @@ static liger_status check_gradients(const forward_args *args) {
     return liger_check_vector(dbias, OP "dbias", vocab);
 }
 
+/* Every output against every input and every other output. */
 static liger_status check_overlaps(const forward_args *args) {
-    const liger_tensor *outputs[] = {&args->logits, &args->dx, &args->dweight, &args->dbias};
-    static const char *const output_names[] = {OP "logits", OP "dx", OP "dweight", OP "dbias"};
-    const liger_tensor *inputs[] = {&args->x, &args->weight, &args->bias, &args->target, &args->class_weight};
-    static const char *const input_names[] = {"x", "weight", "bias", "target", "class_weight"};
-    for (int o = 0; o < 4; o++) {
-        for (int i = 0; i < 5; i++)
-            LIGER_TRY(liger_check_overlap(outputs[o], output_names[o], inputs[i], input_names[i], false));
+    const struct {
+        const liger_tensor *tensor;
+        const char *what;
+    } outputs[] = {
+        {&args->logits, OP "logits"},     {&args->dx, OP "dx"},         {&args->dweight, OP "dweight"},
+        {&args->dbias, OP "dbias"},       {&args->loss, OP "loss"},     {&args->z_loss, OP "z_loss"},
+        {&args->accuracy, OP "accuracy"}, {&args->counts, OP "counts"}, {&args->predicted, OP "predicted"},
+    };
+    const liger_tensor *inputs[] = {&args->x,      &args->weight,       &args->bias,
+                                    &args->target, &args->class_weight, &args->upstream};
+    static const char *const names[] = {"x", "weight", "bias", "target", "class_weight", "upstream"};
+    enum { OUTPUTS = sizeof outputs / sizeof outputs[0], INPUTS = sizeof inputs / sizeof inputs[0] };
+    for (int o = 0; o < OUTPUTS; o++) {
+        for (int i = 0; i < INPUTS; i++)
+            LIGER_TRY(liger_check_overlap(outputs[o].tensor, outputs[o].what, inputs[i], names[i], false));
         for (int other = 0; other < o; other++)
-            LIGER_TRY(liger_check_overlap(outputs[o], output_names[o], outputs[other],
-                                          output_names[other] + sizeof(OP) - 1, false));
+            LIGER_TRY(liger_check_overlap(outputs[o].tensor, outputs[o].what, outputs[other].tensor,
+                                          outputs[other].what + sizeof(OP) - 1, false));
     }
     return LIGER_OK;
 }

@@ -1,0 +1,567 @@
+/* linear_cross_entropy_cases.c - shapes, tolerances, properties and bench points of the fused linear cross entropy.
+ *
+ * x, weight and bias are multiples of 1/16 and small, so that every logit is exact in f32 whatever the order of its sum:
+ * library and reference round the same number to T, ties included, and a result can be held to what comes after. Only the
+ * GENERAL cases, in f32, have logits with an error of their own. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "liger/core/context_state.h"
+#include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "liger/ops/linear_cross_entropy/linear_cross_entropy_ref.h"
+#include "tests/harness/call_image.h"
+#include "tests/harness/compare.h"
+#include "tests/harness/float_formats.h"
+#include "tests/harness/op_cases.h"
+#include "tests/harness/op_run.h"
+
+/* Both functions share one order of tensors; backward has no results. */
+enum { X, WEIGHT, BIAS, TARGET, CLASS_WEIGHT, UPSTREAM, LOGITS, DX, DWEIGHT, DBIAS, BACKWARD_TENSORS };
+enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, COUNTS, FORWARD_TENSORS };
+enum { ROWS, HIDDEN, VOCAB, CHUNK };
+enum { SMOOTHING, Z_SCALE, SOFTCAP, SWITCHES };
+enum {
+    MEAN = 0, SUM = 1, NONE = 2, REDUCTION = 3,
+    WEIGHTED = 4, BIASED = 8,
+    SCALED = 16, BY_ROW = 32, /* an upstream: one value, one per row */
+    TOKEN = 64, RAW = 128,
+    NO_DX = 256, NO_DWEIGHT = 512, NO_DBIAS = 1024,
+    BARE = 2048,    /* of the results only the loss */
+    IGNORED = 4096, /* every target is ignored */
+    GENERAL = 8192,
+    LOSS_ONLY = NO_DX | NO_DWEIGHT | NO_DBIAS
+};
+
+static int32_t reduction_of(const struct op_case *c) {
+    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE};
+    return reductions[c->flags & REDUCTION];
+}
+static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
+
+/* ---- tensors ---------------------------------------------------------------------------------------------------- */
+
+static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
+    const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
+    spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_T, .ndim = 2, .shape = {rows, hidden}, .gaps = true};
+    spec[WEIGHT] = (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2,
+        .shape = {vocab, hidden}};
+    spec[BIAS] = (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab},
+        .absent = !has(c, BIASED)};
+    spec[TARGET] = (struct tensor_spec){.name = "target", .kind = KIND_INDEX, .values = VALUES_TARGET,
+        .spread = (double)vocab, .offset = -100, .ignore_every = has(c, IGNORED) ? 1 : 3, .ndim = 1, .shape = {rows}};
+    spec[CLASS_WEIGHT] = (struct tensor_spec){.name = "class_weight", .kind = KIND_F32, .values = VALUES_POSITIVE,
+        .absent = !has(c, WEIGHTED), .ndim = 1, .shape = {vocab}};
+    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream", .kind = KIND_F32, .absent = !has(c, SCALED | BY_ROW),
+        .ndim = has(c, BY_ROW), .shape = {rows}};
+    /* What is left in it is nobody's business; its fences and gaps are. */
+    spec[LOGITS] = (struct tensor_spec){.name = "logits", .role = ROLE_INOUT, .kind = KIND_T, .spread = 1000, .ndim = 2,
+        .shape = {c->size[CHUNK], vocab}, .gaps = true, .absolute = INFINITY, .magnitude = 1};
+}
+
+/* For the gradients `absolute` and `inner` are 1 and magnitudes() has the figures. */
+static void describe_gradients(const struct op_case *c, struct tensor_spec *spec) {
+    const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
+    spec[DX] = (struct tensor_spec){.name = "dx", .role = ROLE_OUT, .kind = KIND_T, .ndim = 2, .shape = {rows, hidden},
+        .gaps = true, .absent = has(c, NO_DX), .relative = 1.05, .absolute = 1, .inner = 1};
+    spec[DWEIGHT] = (struct tensor_spec){.name = "dweight", .role = ROLE_OUT, .kind = KIND_WEIGHT, .ndim = 2,
+        .shape = {vocab, hidden}, .absent = has(c, NO_DWEIGHT), .relative = 1.05, .absolute = 1, .inner = 1};
+    spec[DBIAS] = (struct tensor_spec){.name = "dbias", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1, .shape = {vocab},
+        .absent = has(c, NO_DBIAS), .relative = 1.05, .absolute = 1, .inner = 1};
+}
+
+static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_inputs(c, spec);
+    describe_gradients(c, spec);
+}
+
+static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    const int64_t rows = c->size[ROWS];
+    const int ndim = (c->flags & REDUCTION) == NONE;
+    const bool bare = has(c, BARE);
+    describe_backward(c, spec);
+    /* As cross entropy. A logit in f32 has an error of u times the number of its terms times their magnitudes, about
+     * 4 hidden u in all; the loss takes twice the largest. */
+    const double logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0;
+    spec[LOSS] = (struct tensor_spec){.name = "loss", .role = ROLE_OUT, .kind = KIND_WEIGHT, .ndim = ndim,
+        .shape = {rows}, .relative = 1.05, .absolute = 32 + logits};
+    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss", .role = ROLE_OUT, .kind = KIND_WEIGHT, .ndim = ndim,
+        .shape = {rows}, .absent = bare, .relative = 1.05, .absolute = 32};
+    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy", .role = ROLE_OUT, .kind = KIND_F32, .ndim = ndim,
+        .shape = {rows}, .absent = bare, .relative = 2};
+    spec[PREDICTED] = (struct tensor_spec){.name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1,
+        .shape = {rows}, .absent = bare};
+    spec[COUNTS] = (struct tensor_spec){.name = "counts", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1, .shape = {4},
+        .absent = bare, .relative = 1.05};
+}
+
+static void coarsen(double *values, int64_t count) {
+    for (int64_t i = 0; values && i < count; i++) values[i] = round(values[i] * 16) / 16;
+}
+
+static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    if (has(c, GENERAL)) return;
+    coarsen(t[X], c->size[ROWS] * c->size[HIDDEN]);
+    coarsen(t[WEIGHT], c->size[VOCAB] * c->size[HIDDEN]);
+    coarsen(t[BIAS], c->size[VOCAB]);
+}
+
+/* ---- calls ------------------------------------------------------------------------------------------------------ */
+
+/* An error provocation puts its wrong number into SWITCHES. */
+static liger_linear_cross_entropy_forward_args forward_args(const struct op_call *call) {
+    liger_linear_cross_entropy_forward_args args = LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT;
+    const liger_tensor *t = call->t;
+    args.x = t[X], args.weight = t[WEIGHT], args.bias = t[BIAS], args.target = t[TARGET];
+    args.class_weight = t[CLASS_WEIGHT], args.upstream = t[UPSTREAM], args.logits = t[LOGITS];
+    args.dx = t[DX], args.dweight = t[DWEIGHT], args.dbias = t[DBIAS];
+    args.loss = t[LOSS], args.z_loss = t[Z_LOSS], args.accuracy = t[ACCURACY], args.predicted = t[PREDICTED];
+    args.counts = t[COUNTS];
+    args.label_smoothing = (float)call->c.scalar[SMOOTHING];
+    args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
+    args.softcap = (float)call->c.scalar[SOFTCAP];
+    args.reduction = (call->c.flags & REDUCTION) == REDUCTION ? 7 : reduction_of(&call->c);
+    args.token_scaling = has(&call->c, TOKEN) + (int32_t)call->c.scalar[SWITCHES];
+    args.raw_gradient = has(&call->c, RAW);
+    args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
+    return args;
+}
+static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    const liger_linear_cross_entropy_forward_args args = forward_args(call);
+    return liger_linear_cross_entropy_forward(context, &args, stream);
+}
+static liger_status workspace_forward(liger_context *context, const struct op_call *call, size_t *bytes) {
+    const liger_linear_cross_entropy_forward_args args = forward_args(call);
+    return liger_linear_cross_entropy_forward_workspace(context, &args, bytes);
+}
+
+static liger_linear_cross_entropy_backward_args backward_args(const struct op_call *call) {
+    const liger_linear_cross_entropy_forward_args forward = forward_args(call);
+    liger_linear_cross_entropy_backward_args args = LIGER_LINEAR_CROSS_ENTROPY_BACKWARD_ARGS_INIT;
+    args.x = forward.x, args.weight = forward.weight, args.bias = forward.bias, args.target = forward.target;
+    args.class_weight = forward.class_weight, args.upstream = forward.upstream, args.logits = forward.logits;
+    args.dx = forward.dx, args.dweight = forward.dweight, args.dbias = forward.dbias;
+    args.label_smoothing = forward.label_smoothing, args.lse_square_scale = forward.lse_square_scale;
+    args.softcap = forward.softcap, args.reduction = forward.reduction, args.token_scaling = forward.token_scaling;
+    args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
+    return args;
+}
+static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
+    const liger_linear_cross_entropy_backward_args args = backward_args(call);
+    return liger_linear_cross_entropy_backward(context, &args, stream);
+}
+static liger_status workspace_backward(liger_context *context, const struct op_call *call, size_t *bytes) {
+    const liger_linear_cross_entropy_backward_args args = backward_args(call);
+    return liger_linear_cross_entropy_backward_workspace(context, &args, bytes);
+}
+
+/* ---- reference -------------------------------------------------------------------------------------------------- */
+
+static double *doubles(int64_t count) {
+    double *values = calloc((size_t)count + 1, sizeof *values);
+    if (values == NULL) abort();
+    return values;
+}
+
+static struct linear_cross_entropy_ref reference_of(const struct op_case *c, const struct op_types *types,
+                                                    double *const *t) {
+    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
+    return (struct linear_cross_entropy_ref){
+        .loss = {
+            .rows = c->size[ROWS], .vocab = c->size[VOCAB], .ignore_index = -100,
+            .label_smoothing = (float)c->scalar[SMOOTHING], .lse_square_scale = (float)c->scalar[Z_SCALE],
+            .softcap = (float)c->scalar[SOFTCAP], .reduction = reduction_of(c), .token_scaling = has(c, TOKEN),
+            .upstream_by_row = has(c, BY_ROW), .target = t[TARGET], .weight = t[CLASS_WEIGHT], .upstream = t[UPSTREAM],
+        },
+        .hidden = c->size[HIDDEN], .chunk = c->size[CHUNK], .dtype = types->t,
+        .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
+        .raw_gradient = has(c, RAW), .x = t[X], .weight = t[WEIGHT], .bias = t[BIAS],
+        .logits = doubles(elements), .dlogits = doubles(elements),
+    };
+}
+static void release(const struct linear_cross_entropy_ref *ref) {
+    free(ref->logits);
+    free(ref->dlogits);
+}
+
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    struct linear_cross_entropy_ref ref = reference_of(c, types, t);
+    ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS];
+    linear_cross_entropy_reference(ref);
+    release(&ref);
+}
+static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    struct linear_cross_entropy_ref ref = reference_of(c, types, t);
+    ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS], ref.counts = t[COUNTS];
+    ref.loss.loss = t[LOSS], ref.loss.z_loss = t[Z_LOSS], ref.loss.accuracy = t[ACCURACY];
+    ref.loss.predicted = t[PREDICTED];
+    linear_cross_entropy_reference(ref);
+    release(&ref);
+}
+
+/* The same loss whose gradient a row-wise upstream multiplies: with MEAN and SUM a row's share of it. The factor of
+ * token_scaling takes part in no gradient, so it has no difference to be compared with: see gradient_cases. */
+static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    struct linear_cross_entropy_ref ref = reference_of(c, types, t);
+    double *rows = doubles(c->size[ROWS]), counts[4] = {0}, total = 0;
+    const bool mean = ref.loss.reduction == LIGER_REDUCTION_MEAN;
+    ref.loss.loss = rows, ref.counts = counts;
+    ref.loss.reduction = mean && ref.loss.lse_square_scale == 0 ? LIGER_REDUCTION_NONE : reduction_of(c);
+    if (ref.loss.reduction == LIGER_REDUCTION_SUM) ref.loss.reduction = LIGER_REDUCTION_NONE;
+    linear_cross_entropy_reference(ref);
+    const bool by_rows = ref.loss.reduction == LIGER_REDUCTION_NONE;
+    for (int64_t r = 0; r < (by_rows ? c->size[ROWS] : 1); r++)
+        total += rows[r] * (t[UPSTREAM] ? t[UPSTREAM][has(c, BY_ROW) ? r : 0] : 1) / (mean && by_rows ? counts[1] : 1);
+    release(&ref);
+    free(rows);
+    return total;
+}
+
+/* ---- budgets ---------------------------------------------------------------------------------------------------- */
+
+/* One sum Σ d·f of a product: its terms' magnitudes, its largest term, Σ|f|. */
+struct terms {
+    double sum, largest, factors;
+};
+
+static void add_term(struct terms *terms, double d, double least, double factor) {
+    const double term = fabs(d * factor), rounded = fmax(fabs(d), least) * fabs(factor);
+    terms->sum += term;
+    terms->factors += fabs(factor);
+    if (rounded > terms->largest) terms->largest = rounded;
+}
+
+/* The gradient of the logits has an f32 error of 16 u of the largest (cross_entropy_cases.c), which the product adds up;
+ * a sum of k terms errs by k u of their magnitudes; f32 logits err by hidden u of theirs, about 4, twice over. In 16 bits
+ * an f32 error may push an element of dlogits over a tie: that is one unit of the element. It needs an element within
+ * 16 · 2^-24 of a tie, so a few per sum are enough: 3. Both in the unit that the comparison multiplies with. */
+static double allowed(const struct op_case *c, liger_dtype t, const struct terms *s, double largest, int64_t k) {
+    const double logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0;
+    const double f32 = 16 * largest * s->factors + ((double)k + logits) * s->sum;
+    if (t != LIGER_F16 && t != LIGER_BF16) return f32;
+    return 3 * s->largest + f32 * 0x1p-24 / (2 * format_unit(t));
+}
+
+static void raise(double *magnitude, double value) {
+    if (value > *magnitude) *magnitude = value;
+}
+
+static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
+    const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
+    struct linear_cross_entropy_ref ref = reference_of(c, types, t);
+    linear_cross_entropy_reference(ref);
+    const double *d = ref.dlogits, least = types->t == LIGER_F16 ? 0x1p-14 : 0;
+    const double largest = compare_magnitude(rows * vocab, d);
+    const bool rounds = types->weight != LIGER_F32 && c->size[CHUNK] < rows; /* dweight, between chunks */
+    for (int64_t i = 0; i < rows * hidden; i++) {
+        struct terms s = {0, 0, 0};
+        for (int64_t j = 0; j < vocab; j++) add_term(&s, d[i / hidden * vocab + j], least, t[WEIGHT][j * hidden + i % hidden]);
+        raise(&magnitude[DX], allowed(c, types->t, &s, largest, vocab));
+    }
+    for (int64_t j = 0; j < vocab; j++) {
+        struct terms one = {0, 0, 0};
+        for (int64_t r = 0; r < rows; r++) add_term(&one, d[r * vocab + j], least, 1);
+        raise(&magnitude[DBIAS], allowed(c, types->t, &one, largest, rows));
+        for (int64_t h = 0; h < hidden; h++) {
+            struct terms s = {0, 0, 0};
+            for (int64_t r = 0; r < rows; r++) add_term(&s, d[r * vocab + j], least, t[X][r * hidden + h]);
+            if (rounds) s.largest = fmax(s.largest, s.sum);
+            raise(&magnitude[DWEIGHT], allowed(c, types->t, &s, largest, rows));
+        }
+    }
+    release(&ref);
+}
+
+/* ---- cases ------------------------------------------------------------------------------------------------------ */
+
+/* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. */
+static const struct op_case forward_cases[] = {
+    {.label = "all", .size = {7, 9, 33, 3}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
+    {.label = "1x1x1", .size = {1, 1, 1, 1}},
+    {.label = "5x3x2, chunk 1", .size = {5, 3, 2, 1}, .flags = SUM | BIASED},
+    {.label = "6x8x16, chunk 2", .size = {6, 8, 16, 2}, .flags = NONE},
+    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3}, .flags = NONE | BIASED | BY_ROW},
+    {.label = "12x16x64, one chunk", .size = {12, 16, 64, 12}, .flags = BIASED},
+    {.label = "11x31x67, buffer too large", .size = {11, 31, 67, 16}, .flags = WEIGHTED | SUM},
+    {.label = "13x20x41 token", .size = {13, 20, 41, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | WEIGHTED | BIASED},
+    {.label = "13x20x41 token, none", .size = {13, 20, 41, 4}, .flags = TOKEN | NONE | BY_ROW},
+    {.label = "13x20x41 raw", .size = {13, 20, 41, 4}, .scalar = {0, 1e-3}, .flags = RAW | BIASED},
+    {.label = "13x20x41 raw weighted", .size = {13, 20, 41, 7}, .scalar = {.2, 1e-3, 12},
+     .flags = RAW | WEIGHTED | BIASED | SCALED},
+    {.label = "9x12x35 upstream of rows, mean", .size = {9, 12, 35, 4}, .flags = BY_ROW | BIASED},
+    {.label = "9x12x35 cap", .size = {9, 12, 35, 4}, .scalar = {0, 0, 5}, .flags = BIASED},
+    {.label = "9x12x35 no dx", .size = {9, 12, 35, 4}, .flags = NO_DX | BIASED},
+    {.label = "9x12x35 no dweight", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | BIASED},
+    {.label = "9x12x35 no dbias", .size = {9, 12, 35, 4}, .flags = NO_DBIAS | BIASED},
+    {.label = "9x12x35 only dx", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DBIAS | BARE},
+    {.label = "9x12x35 loss only", .size = {9, 12, 35, 4}, .scalar = {.1, 1e-3}, .flags = LOSS_ONLY | SUM},
+    {.label = "9x12x35 bare loss", .size = {9, 12, 35, 4}, .flags = LOSS_ONLY | BARE},
+    {.label = "23x45x131 general", .size = {23, 45, 131, 8}, .flags = GENERAL | BARE | BIASED, .dtypes = 1u << LIGER_F32},
+    {.label = "150x33x1031", .size = {150, 33, 1031, 64}, .scalar = {0, 1e-4}, .flags = SUM | BIASED, .large = true},
+    {.label = "no rows", .size = {0, 9, 33, 3}, .flags = BIASED, .edge = true},
+    {.label = "no rows, none, weighted", .size = {0, 9, 33, 3}, .flags = NONE | WEIGHTED | BY_ROW, .edge = true},
+    {.label = "no rows, no buffer", .size = {0, 9, 33, 0}, .flags = SUM, .edge = true},
+    {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | BIASED, .edge = true},
+    {.label = "all ignored, weighted, raw", .size = {5, 9, 33, 2}, .flags = IGNORED | WEIGHTED | RAW, .edge = true},
+};
+
+static const struct op_case backward_cases[] = {
+    {.label = "all", .size = {7, 9, 33, 3}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
+    {.label = "1x1x1", .size = {1, 1, 1, 1}},
+    {.label = "5x3x7, chunk 1", .size = {5, 3, 7, 1}, .flags = SUM | BIASED | SCALED},
+    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3, 9}, .flags = NONE | BIASED | BY_ROW},
+    {.label = "11x13x29, buffer too large", .size = {11, 13, 29, 16}, .flags = NONE | WEIGHTED | BY_ROW},
+    {.label = "9x12x35 mean, upstream of rows", .size = {9, 12, 35, 4}, .scalar = {.1}, .flags = BY_ROW | WEIGHTED},
+    {.label = "9x12x35 mean", .size = {9, 12, 35, 2}, .scalar = {.1, 1e-3}, .flags = SCALED | WEIGHTED},
+    {.label = "9x12x35 only dweight", .size = {9, 12, 35, 4}, .flags = NONE | BY_ROW | NO_DX | NO_DBIAS},
+    {.label = "9x12x35 only dx", .size = {9, 12, 35, 4}, .flags = NONE | BY_ROW | NO_DWEIGHT | NO_DBIAS},
+    {.label = "9x12x35 only dbias", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DX | BIASED},
+    {.label = "no rows", .size = {0, 9, 33, 3}, .flags = NONE | BY_ROW | BIASED, .edge = true},
+    {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | NONE | BY_ROW, .edge = true},
+    {.label = "13x20x41 token", .size = {13, 20, 41, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | NONE | BY_ROW, .edge = true},
+};
+
+static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIAS, BIAS}};
+
+/* ---- refusals --------------------------------------------------------------------------------------------------- */
+
+#define SPOIL(name, ...) static void name(struct op_call *call) { liger_tensor *t = call->t; (void)t; __VA_ARGS__; }
+SPOIL(smoothing_2, call->c.scalar[SMOOTHING] = 2)
+SPOIL(z_infinite, call->c.scalar[Z_SCALE] = INFINITY)
+SPOIL(cap_negative, call->c.scalar[SOFTCAP] = -1)
+SPOIL(reduction_7, call->c.flags |= REDUCTION)
+SPOIL(token_5, call->c.scalar[SWITCHES] = 5)
+SPOIL(x_absent, t[X].data = NULL)
+SPOIL(x_i32, t[X].dtype = LIGER_I32)
+SPOIL(x_1d, t[X].ndim = 1)
+SPOIL(x_hidden, t[X].shape[1] = 8)
+SPOIL(x_stride, t[X].stride[1] = 2)
+SPOIL(x_rows_overlap, t[X].stride[0] = 8)
+SPOIL(weight_absent, t[WEIGHT].data = NULL)
+SPOIL(weight_bf16, t[WEIGHT].dtype = LIGER_BF16)
+SPOIL(weight_1d, t[WEIGHT].ndim = 1)
+SPOIL(weight_empty, t[WEIGHT].shape[0] = 0)
+SPOIL(weight_stride, t[WEIGHT].stride[0] = 10)
+SPOIL(bias_f16, t[BIAS].dtype = LIGER_F16)
+SPOIL(bias_short, t[BIAS].shape[0] = 32)
+SPOIL(target_absent, t[TARGET].data = NULL)
+SPOIL(target_f32, t[TARGET].dtype = LIGER_F32)
+SPOIL(target_short, t[TARGET].shape[0] = 6)
+SPOIL(class_bf16, t[CLASS_WEIGHT].dtype = LIGER_BF16)
+SPOIL(class_short, t[CLASS_WEIGHT].shape[0] = 32)
+SPOIL(upstream_f16, t[UPSTREAM].dtype = LIGER_F16)
+SPOIL(upstream_short, t[UPSTREAM].ndim = 1, t[UPSTREAM].shape[0] = 4)
+SPOIL(logits_absent, t[LOGITS].data = NULL)
+SPOIL(logits_bf16, t[LOGITS].dtype = LIGER_BF16)
+SPOIL(logits_no_rows, t[LOGITS].shape[0] = 0)
+SPOIL(logits_1d, t[LOGITS].ndim = 1)
+SPOIL(logits_vocab, t[LOGITS].shape[1] = 32)
+SPOIL(logits_stride, t[LOGITS].stride[1] = 3)
+SPOIL(logits_rows_overlap, t[LOGITS].stride[0] = 32)
+SPOIL(logits_are_weight, t[LOGITS].data = t[WEIGHT].data)
+SPOIL(loss_vector, t[LOSS].ndim = 1, t[LOSS].shape[0] = 7)
+SPOIL(loss_i64, t[LOSS].dtype = LIGER_I64)
+SPOIL(z_bf16, t[Z_LOSS].dtype = LIGER_BF16)
+SPOIL(accuracy_bf16, t[ACCURACY].dtype = LIGER_BF16)
+SPOIL(predicted_i32, t[PREDICTED].dtype = LIGER_I32)
+SPOIL(predicted_short, t[PREDICTED].shape[0] = 6)
+SPOIL(counts_f16, t[COUNTS].dtype = LIGER_F16)
+SPOIL(counts_short, t[COUNTS].shape[0] = 3)
+SPOIL(dx_bf16, t[DX].dtype = LIGER_BF16)
+SPOIL(dx_rows, t[DX].shape[0] = 6)
+SPOIL(dx_hidden, t[DX].shape[1] = 8)
+SPOIL(dx_stride, t[DX].stride[1] = 2)
+SPOIL(dx_is_x, t[DX].data = t[X].data)
+SPOIL(dweight_i64, t[DWEIGHT].dtype = LIGER_I64)
+SPOIL(dweight_rows, t[DWEIGHT].shape[0] = 32)
+SPOIL(dweight_stride, t[DWEIGHT].stride[0] = 10)
+SPOIL(dweight_is_logits, t[DWEIGHT].data = t[LOGITS].data)
+SPOIL(dbias_bf16, t[DBIAS].dtype = LIGER_BF16)
+SPOIL(dbias_short, t[DBIAS].shape[0] = 32)
+SPOIL(dbias_is_class_weight, t[DBIAS].data = t[CLASS_WEIGHT].data)
+SPOIL(dx_over_upstream, t[UPSTREAM].data = t[DX].data)
+SPOIL(loss_in_dweight, t[LOSS].data = t[DWEIGHT].data)
+SPOIL(counts_in_target, t[COUNTS].data = t[TARGET].data)
+SPOIL(predicted_is_target, t[PREDICTED].data = t[TARGET].data)
+SPOIL(accuracy_is_z_loss, t[ACCURACY].data = t[Z_LOSS].data)
+SPOIL(small_workspace, call->workspace_bytes = 100)
+
+#define SHARED_PROVOCATIONS                                                                                            \
+    {"label_smoothing", 0, smoothing_2, LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},                       \
+    {"lse_square_scale", 0, z_infinite, LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},                              \
+    {"softcap", 0, cap_negative, LIGER_ERR_ARGUMENT, {"softcap", "-1"}},                                               \
+    {"reduction", 0, reduction_7, LIGER_ERR_ARGUMENT, {"reduction", "7"}},                                             \
+    {"token_scaling", 0, token_5, LIGER_ERR_ARGUMENT, {"token_scaling", "5"}},                                         \
+    {"x absent", 0, x_absent, LIGER_ERR_ARGUMENT, {"x is required"}},                                                  \
+    {"x dtype", 0, x_i32, LIGER_ERR_DTYPE, {"x is i32", "bf16"}},                                                      \
+    {"x rank", 0, x_1d, LIGER_ERR_SHAPE, {"x has 1", "2"}},                                                            \
+    {"x hidden", 0, x_hidden, LIGER_ERR_SHAPE, {"x: shape[1]", "8", "9"}},                                             \
+    {"x stride", 0, x_stride, LIGER_ERR_LAYOUT, {"x:", "stride", "2"}},                                                \
+    {"x rows overlap", 0, x_rows_overlap, LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},                            \
+    {"weight absent", 0, weight_absent, LIGER_ERR_ARGUMENT, {"weight"}},                                               \
+    {"weight dtype", 0, weight_bf16, LIGER_ERR_DTYPE, {"weight is bf16", "f32"}},                                      \
+    {"weight rank", 0, weight_1d, LIGER_ERR_SHAPE, {"weight has 1", "2"}},                                             \
+    {"no vocabulary", 0, weight_empty, LIGER_ERR_SHAPE, {"weight is 0 x 9"}},                                          \
+    {"weight stride", 0, weight_stride, LIGER_ERR_LAYOUT, {"weight", "10", "9"}},                                      \
+    {"bias dtype", 0, bias_f16, LIGER_ERR_DTYPE, {"bias is f16", "f32"}},                                              \
+    {"bias size", 0, bias_short, LIGER_ERR_SHAPE, {"bias", "32", "33"}},                                               \
+    {"target absent", 0, target_absent, LIGER_ERR_ARGUMENT, {"target"}},                                               \
+    {"target dtype", 0, target_f32, LIGER_ERR_DTYPE, {"target is f32", "i64"}},                                        \
+    {"target size", 0, target_short, LIGER_ERR_SHAPE, {"target", "6", "7"}},                                           \
+    {"class_weight dtype", 0, class_bf16, LIGER_ERR_DTYPE, {"class_weight is bf16", "f32"}},                           \
+    {"class_weight size", 0, class_short, LIGER_ERR_SHAPE, {"class_weight", "32", "33"}},                              \
+    {"upstream dtype", 0, upstream_f16, LIGER_ERR_DTYPE, {"upstream is f16", "f32"}},                                  \
+    {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "4", "7"}},                                     \
+    {"logits absent", 0, logits_absent, LIGER_ERR_ARGUMENT, {"logits"}},                                               \
+    {"logits dtype", 0, logits_bf16, LIGER_ERR_DTYPE, {"logits is bf16", "f32"}},                                      \
+    {"logits without rows", 0, logits_no_rows, LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},                    \
+    {"logits rank", 0, logits_1d, LIGER_ERR_SHAPE, {"logits", "1 dimensions"}},                                        \
+    {"logits vocabulary", 0, logits_vocab, LIGER_ERR_SHAPE, {"logits: shape[1]", "32", "33"}},                         \
+    {"logits stride", 0, logits_stride, LIGER_ERR_LAYOUT, {"logits", "3"}},                                            \
+    {"logits rows overlap", 0, logits_rows_overlap, LIGER_ERR_LAYOUT, {"logits: rows overlap", "32", "33"}},           \
+    {"logits over weight", 0, logits_are_weight, LIGER_ERR_LAYOUT, {"logits overlaps weight"}},                        \
+    {"dx dtype", 0, dx_bf16, LIGER_ERR_DTYPE, {"dx is bf16", "f32"}},                                                  \
+    {"dx rows", 0, dx_rows, LIGER_ERR_SHAPE, {"dx: shape[0]", "6", "7"}},                                              \
+    {"dx hidden", 0, dx_hidden, LIGER_ERR_SHAPE, {"dx: shape[1]", "8", "9"}},                                          \
+    {"dx stride", 0, dx_stride, LIGER_ERR_LAYOUT, {"dx", "2"}},                                                        \
+    {"dx is x", 0, dx_is_x, LIGER_ERR_LAYOUT, {"dx overlaps x"}},                                                      \
+    {"dweight dtype", 0, dweight_i64, LIGER_ERR_DTYPE, {"dweight is i64", "f32"}},                                     \
+    {"dweight rows", 0, dweight_rows, LIGER_ERR_SHAPE, {"dweight: shape[0]", "32", "33"}},                             \
+    {"dweight stride", 0, dweight_stride, LIGER_ERR_LAYOUT, {"dweight", "10", "9"}},                                   \
+    {"dweight over logits", 0, dweight_is_logits, LIGER_ERR_LAYOUT, {"dweight overlaps logits"}},                      \
+    {"dbias dtype", 0, dbias_bf16, LIGER_ERR_DTYPE, {"dbias is bf16", "f32"}},                                         \
+    {"dbias size", 0, dbias_short, LIGER_ERR_SHAPE, {"dbias", "32", "33"}},                                            \
+    {"dbias over class_weight", 0, dbias_is_class_weight, LIGER_ERR_LAYOUT, {"dbias overlaps class_weight"}},          \
+    {"dx over upstream", 0, dx_over_upstream, LIGER_ERR_LAYOUT, {"dx overlaps upstream"}},                             \
+    {"workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, {"workspace", "100"}}
+
+static const struct op_provocation backward_provocations[] = {SHARED_PROVOCATIONS};
+static const struct op_provocation forward_provocations[] = {
+    SHARED_PROVOCATIONS,
+    {"loss size", 0, loss_vector, LIGER_ERR_SHAPE, {"loss", "7", "1"}},
+    {"loss dtype", 0, loss_i64, LIGER_ERR_DTYPE, {"loss is i64", "f32"}},
+    {"z_loss dtype", 0, z_bf16, LIGER_ERR_DTYPE, {"z_loss is bf16", "f32"}},
+    {"accuracy dtype", 0, accuracy_bf16, LIGER_ERR_DTYPE, {"accuracy is bf16", "f32"}},
+    {"predicted dtype", 0, predicted_i32, LIGER_ERR_DTYPE, {"predicted is i32", "i64"}},
+    {"predicted size", 0, predicted_short, LIGER_ERR_SHAPE, {"predicted", "6", "7"}},
+    {"counts dtype", 0, counts_f16, LIGER_ERR_DTYPE, {"counts is f16", "f32"}},
+    {"counts size", 0, counts_short, LIGER_ERR_SHAPE, {"counts", "3", "4"}},
+    {"loss over dweight", 0, loss_in_dweight, LIGER_ERR_LAYOUT, {"loss overlaps dweight"}},
+    {"counts over target", 0, counts_in_target, LIGER_ERR_LAYOUT, {"counts overlaps target"}},
+    {"predicted over target", 0, predicted_is_target, LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
+    {"accuracy over z_loss", 0, accuracy_is_z_loss, LIGER_ERR_LAYOUT, {"accuracy overlaps z_loss"}},
+};
+
+/* ---- properties ------------------------------------------------------------------------------------------------- */
+
+static const char *wrong_output(struct op_run *run, const struct op_run *other) {
+    for (int i = 0; i < other->op->tensor_count; i++) {
+        if (other->t[i] == NULL || other->spec[i].role == ROLE_IN) continue;
+        const struct comparison c = compare_values(&other->spec[i], op_tensor_dtype(&other->spec[i], other->types),
+                                                   other->types.t, other->count[i], other->t[i], other->expected[i]);
+        if (!(c.worst <= 1))
+            return op_run_text(run, "with chunks of %lld rows %s[%lld] is %.9g, expected %.9g",
+                               (long long)other->c.size[CHUNK], other->spec[i].name, (long long)c.index, c.got, c.expected);
+    }
+    return NULL;
+}
+
+/* Chunks of any size give what the whole gives, within the same budget. */
+static const char *any_chunk(struct op_run *run) {
+    const int64_t rows = run->c.size[ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
+    const char *wrong = NULL;
+    for (int k = 0; k < OP_COUNT(chunks) && wrong == NULL; k++) {
+        struct op_case c = run->c;
+        c.size[CHUNK] = chunks[k];
+        struct op_run *other = op_run_new(run->context, run->op, &c, run->types, 5);
+        if (other == NULL || !op_run_expect(other)) wrong = "no memory";
+        else if (op_run_call(other) != LIGER_OK) wrong = op_run_text(run, "chunk %lld: %s", (long long)chunks[k], liger_last_error());
+        else wrong = wrong_output(run, other);
+        op_run_free(other);
+    }
+    return wrong;
+}
+
+/* The CPU refuses and names the value; on CUDA, where nobody can be told, the row's dx becomes NaN and the others stay. */
+static const char *target_out_of_range(struct op_run *run) {
+    const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
+    const int64_t rows = run->c.size[ROWS], hidden = run->c.size[HIDDEN], vocab = run->c.size[VOCAB];
+    run->t[TARGET][rows - 1] = (double)vocab;
+    const liger_status status = op_run_call(run);
+    if (cpu) {
+        char value[64];
+        snprintf(value, sizeof value, "target[%lld] is %lld", (long long)(rows - 1), (long long)vocab);
+        if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
+        if (strstr(liger_last_error(), value) == NULL) return op_run_text(run, "the message was: %s", liger_last_error());
+        return NULL;
+    }
+    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
+    for (int64_t i = 0; run->t[DX] && i < rows * hidden; i++)
+        if (isnan(run->t[DX][i]) != (i >= (rows - 1) * hidden))
+            return op_run_text(run, "dx[%lld] is %g", (long long)i, run->t[DX][i]);
+    return NULL;
+}
+
+/* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. */
+static const char *advised_chunk(struct op_run *run) {
+    static const int64_t shapes[][3] = {{1, 64, 32000}, {100, 64, 1000}, {100000, 64, 128256}, {70000, 4096, 32000}};
+    const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), step = liger_context_device(run->context) < 0 ? 16 : 128;
+    for (int k = 0; k < OP_COUNT(shapes); k++) {
+        const int64_t rows = shapes[k][0], hidden = shapes[k][1], vocab = shapes[k][2];
+        liger_linear_cross_entropy_forward_args args = LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT;
+        args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){rows, hidden});
+        args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, hidden});
+        size_t advised = 0;
+        if (liger_linear_cross_entropy_forward_chunk_rows(run->context, &args, &advised) != LIGER_OK) return liger_last_error();
+        const int64_t chunk = (int64_t)advised;
+        const bool fits = chunk * vocab * size <= run->context->loss_workspace_bytes || chunk == step;
+        if (chunk < 1 || chunk > rows || !(chunk == rows || (fits && chunk % step == 0)))
+            return op_run_text(run, "%lld rows, vocabulary %lld: chunk of %lld", (long long)rows, (long long)vocab, (long long)chunk);
+    }
+    return NULL;
+}
+
+static const struct op_property forward_properties[] = {
+    {"a target out of range", target_out_of_range},
+    {"chunks of any size", any_chunk},
+    {"the advised chunk", advised_chunk},
+};
+static const struct op_property backward_properties[] = {
+    {"a target out of range", target_out_of_range},
+    {"chunks of any size", any_chunk},
+};
+
+/* ---- bench ------------------------------------------------------------------------------------------------------ */
+
+static const struct op_case bench[] = {
+    {.label = "512x1024x32000", .size = {512, 1024, 32000, 256}, .flags = BARE | NO_DBIAS},
+    {.label = "8192x4096x32000", .size = {8192, 4096, 32000, 4096}, .flags = BARE | NO_DBIAS, .large = true,
+     .dtypes = 1u << LIGER_BF16},
+    {.label = "8192x4096x128256", .size = {8192, 4096, 128256, 4096}, .flags = BARE | NO_DBIAS, .large = true,
+     .dtypes = 1u << LIGER_BF16},
+};
+
+/* Three products. */
+static double flops(const struct op_case *c) {
+    return 6.0 * (double)c->size[ROWS] * (double)c->size[HIDDEN] * (double)c->size[VOCAB];
+}
+
+const struct op_cases linear_cross_entropy_forward_cases = {
+    .name = "linear_cross_entropy_forward", .tensor_count = FORWARD_TENSORS, .describe = describe_forward,
+    .cases = forward_cases, .case_count = OP_COUNT(forward_cases), .prepare = prepare, .call = call_forward,
+    .workspace = workspace_forward, .reference = reference_forward, .magnitudes = magnitudes,
+    .provocations = forward_provocations, .provocation_count = OP_COUNT(forward_provocations),
+    .properties = forward_properties, .property_count = OP_COUNT(forward_properties),
+    .bench = bench, .bench_count = OP_COUNT(bench), .flops = flops,
+};
+
+const struct op_cases linear_cross_entropy_backward_cases = {
+    .name = "linear_cross_entropy_backward", .tensor_count = BACKWARD_TENSORS, .describe = describe_backward,
+    .cases = backward_cases, .case_count = OP_COUNT(backward_cases), .prepare = prepare, .call = call_backward,
+    .workspace = workspace_backward, .reference = reference_backward, .magnitudes = magnitudes,
+    .loss = loss_backward, .gradients = gradients, .gradient_count = OP_COUNT(gradients),
+    .provocations = backward_provocations, .provocation_count = OP_COUNT(backward_provocations),
+    .properties = backward_properties, .property_count = OP_COUNT(backward_properties),
+};
