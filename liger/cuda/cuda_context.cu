@@ -43,6 +43,7 @@ extern "C" liger_status cuda_context_init(liger_context *context, const liger_co
     state->shared_memory_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     state->l2_bytes = attribute(cudaDevAttrL2CacheSize, device);
     state->clusters = state->major >= 9 && attribute(cudaDevAttrClusterLaunch, device);
+    context->multiprocessors = state->multiprocessors;
     context->cuda = state;
     context->kernels = &liger_table_cuda;
     return LIGER_OK;

@@ -108,7 +108,7 @@ liger_status liger_add_rms_norm_forward(liger_context *context, const liger_add_
 
 static size_t backward_workspace(const liger_context *context, const liger_tensor *x, const liger_tensor *dweight) {
     if (dweight->data == NULL) return 0;
-    const int64_t partials = rms_norm_partials(context->device != LIGER_DEVICE_CPU, liger_tensor_rows(x));
+    const int64_t partials = rms_norm_partials(context->multiprocessors, liger_tensor_rows(x));
     return (size_t)(partials * liger_tensor_cols(x)) * sizeof(float);
 }
 
@@ -131,6 +131,7 @@ static liger_status lower_backward(const liger_context *context, const char *op,
         .rstd = args->rstd.data,
         .dweight = args->dweight.data,
         .offset = args->offset,
+        .partials = rms_norm_partials(context->multiprocessors, liger_tensor_rows(x)),
         .workspace = args->workspace,
     };
     LIGER_TRY(liger_fold_rows(x, "rms_norm_backward: x", &problem->x));

@@ -153,8 +153,7 @@ LIGER_TEMPLATE void backward_rows(liger_dtype t, liger_dtype tw, const struct rm
 }
 
 static int64_t rows_per_partial(const struct rms_norm_backward_problem *p) {
-    const int64_t partials = rms_norm_partials(false, p->rows);
-    return (p->rows + partials - 1) / partials;
+    return (p->rows + p->partials - 1) / p->partials;
 }
 
 static void backward_block(void *argument, int64_t block, int64_t end) {
@@ -172,10 +171,9 @@ static void backward_block(void *argument, int64_t block, int64_t end) {
 
 static void add_partials(void *argument, int64_t begin, int64_t end) {
     const struct rms_norm_backward_problem *p = argument;
-    const int64_t partials = rms_norm_partials(false, p->rows);
     for (int64_t c = begin; c < end; c++) {
         float sum = 0;
-        for (int64_t block = 0; block < partials; block++) sum += p->workspace[block * p->cols + c];
+        for (int64_t block = 0; block < p->partials; block++) sum += p->workspace[block * p->cols + c];
         f32_store(p->weight_dtype, p->dweight, c, sum);
     }
 }
@@ -184,7 +182,7 @@ liger_status LIGER_CPU(rms_norm_backward)(liger_context *context, const struct r
                                           liger_stream stream) {
     (void)stream;
     struct rms_norm_backward_problem p = *problem;
-    liger_parallel_for(context, rms_norm_partials(false, p.rows), 1, backward_block, &p);
+    liger_parallel_for(context, p.partials, 1, backward_block, &p);
     if (p.dweight) liger_parallel_for(context, p.cols, 4096, add_partials, &p);
     return LIGER_OK;
 }

@@ -186,7 +186,7 @@ template <typename T, int NV, int STAGES> struct row_pipeline {
     }
 };
 
-template <int NV> constexpr int stages_of = NV == 4 ? 2 : 3; /* 48 KB, 96 KB, 128 KB at 512 threads */
+template <int NV> constexpr int stages_of = NV == 4 ? 2 : 3; /* 48, 96 and 128 KB at 512 threads */
 
 /* weight + offset of one pack, or ones. */
 template <typename T, typename TW>
@@ -264,7 +264,7 @@ __device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p
 /* Block (threads of a group, groups). All groups run the same number of steps: they share barriers. A thread's columns
  * never change, so that it keeps their weights in registers. */
 template <typename T, typename TW, int NV>
-__global__ void __launch_bounds__(512, NV == 1 ? 2 : 1)
+__global__ void __launch_bounds__(512)
     backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
     constexpr int N = pack_size<T>, STAGES = stages_of<NV>;
     extern __shared__ __align__(16) char memory[];
@@ -283,11 +283,13 @@ __global__ void __launch_bounds__(512, NV == 1 ? 2 : 1)
     }
     int64_t r = first + threadIdx.y;
     for (int s = 0; s < STAGES - 1; s++) rows.fetch(p, r + s * step, s);
+    float next_rstd = r < p.rows ? p.rstd[r] : 0.0f; /* a row ahead, as the rows are */
     int stage = 0;
     for (int64_t s = 0; s < steps; s++, r += step, stage = stage + 1 == STAGES ? 0 : stage + 1) {
         rows.fetch(p, r + (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
         const bool live = r < p.rows;
-        const float rstd = live ? p.rstd[r] : 0.0f;
+        const float rstd = next_rstd;
+        next_rstd = r + step < p.rows ? p.rstd[r + step] : 0.0f;
         __pipeline_wait_prior(STAGES - 1);
         float dot = 0;
 #pragma unroll
@@ -409,7 +411,7 @@ liger_status launch_registers(const liger_context *context, const rms_norm_backw
     const size_t combine = block.y > 1 ? block.y * (size_t)p.cols * sizeof(float) : 0;
     const size_t shared = stages > combine ? stages : combine;
     LIGER_TRY((allow_shared_memory<backward_registers<T, TW, NV>>(context, shared, "rms_norm_backward")));
-    const unsigned grid = (unsigned)rms_norm_partials(true, p.rows);
+    const unsigned grid = (unsigned)p.partials;
     backward_registers<T, TW, NV><<<grid, block, shared, stream>>>(p);
     return LIGER_OK;
 }
@@ -417,7 +419,7 @@ liger_status launch_registers(const liger_context *context, const rms_norm_backw
 template <typename T, typename TW>
 void launch_loop(const rms_norm_backward_problem &p, bool packable, cudaStream_t stream) {
     if (p.dweight) {
-        const dim3 grid(grid_size(p.cols, 256), (unsigned)rms_norm_partials(true, p.rows));
+        const dim3 grid(grid_size(p.cols, 256), (unsigned)p.partials);
         backward_loop_dweight<T><<<grid, 256, 0, stream>>>(p);
     }
     if (p.dx.data == NULL) return;
@@ -430,16 +432,16 @@ template <typename T, typename TW>
 liger_status launch_backward(const liger_context *context, const rms_norm_backward_problem &p, bool packable,
                              cudaStream_t stream) {
     const int64_t packs = p.cols / pack_size<T>;
-    /* Four packs a thread need 128 KB of stages: chips with 99 KB per block (8.6, 8.9, 12.0) take the loop. */
-    const bool wide_fits = context->cuda->shared_memory_per_block >= 132 * 1024;
-    if (packable && packs <= BLOCK) LIGER_TRY((launch_registers<T, TW, 1>(context, p, stream)));
-    else if (packable && packs <= 2 * BLOCK && context->cuda->shared_memory_per_block >= 98 * 1024)
+    /* Four packs a thread need 128 KB of stages, two need 96: chips with 64 or 99 KB per block take the loop beyond. */
+    const int shared = context->cuda->shared_memory_per_block;
+    if (packable && packs <= WARP) LIGER_TRY((launch_registers<T, TW, 1>(context, p, stream)));
+    else if (packable && packs <= 2 * BLOCK && shared >= 98 * 1024)
         LIGER_TRY((launch_registers<T, TW, 2>(context, p, stream)));
-    else if (packable && packs <= 4 * BLOCK && wide_fits) LIGER_TRY((launch_registers<T, TW, 4>(context, p, stream)));
+    else if (packable && packs <= 4 * BLOCK && shared >= 132 * 1024) LIGER_TRY((launch_registers<T, TW, 4>(context, p, stream)));
     else launch_loop<T, TW>(p, packable, stream);
     if (p.dweight)
         add_partials<TW><<<grid_size(p.cols, 32), dim3(32, 32), 0, stream>>>(
-            p.workspace, (int)rms_norm_partials(true, p.rows), p.cols, (TW *)p.dweight);
+            p.workspace, (int)p.partials, p.cols, (TW *)p.dweight);
     return LIGER_OK;
 }
 

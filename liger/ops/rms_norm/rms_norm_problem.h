@@ -30,16 +30,17 @@ struct rms_norm_backward_problem {
     const float *rstd;
     void *dweight; /* or NULL */
     float offset;
-    float *workspace; /* [rms_norm_partials(), cols]; NULL without dweight */
+    int64_t partials; /* rms_norm_partials() */
+    float *workspace; /* [partials, cols]; NULL without dweight */
 };
 
-/* Rows of partial dweight sums: fixed by the shape and the kind of device, never by the number of threads or
- * multiprocessors, so that every machine of a kind adds in the same order. */
-enum { RMS_NORM_CPU_PARTIALS = 64, RMS_NORM_CPU_ROWS = 32, RMS_NORM_CUDA_PARTIALS = 264 };
+/* Rows of partial dweight sums: fixed by the shape and the device, never by the number of threads. A GPU has one block per
+ * multiprocessor, which is what keeps every one of them loading all the time. */
+enum { RMS_NORM_CPU_PARTIALS = 64, RMS_NORM_CPU_ROWS = 32 };
 
-static inline int64_t rms_norm_partials(bool cuda, int64_t rows) {
-    const int64_t most = cuda ? RMS_NORM_CUDA_PARTIALS : RMS_NORM_CPU_PARTIALS;
-    const int64_t useful = cuda ? rows : (rows + RMS_NORM_CPU_ROWS - 1) / RMS_NORM_CPU_ROWS;
+static inline int64_t rms_norm_partials(int32_t multiprocessors, int64_t rows) {
+    const int64_t most = multiprocessors ? multiprocessors : RMS_NORM_CPU_PARTIALS;
+    const int64_t useful = multiprocessors ? rows : (rows + RMS_NORM_CPU_ROWS - 1) / RMS_NORM_CPU_ROWS;
     return useful < most ? useful : most;
 }
 

@@ -22,11 +22,11 @@ template <typename T> __device__ __forceinline__ T *token_of(const rope_heads &x
     return (T *)x.data + batch * x.batch_stride + s * x.seq_stride;
 }
 template <typename T>
-__device__ __forceinline__ const T *source(const rope_problem &p, const token<T> &at, int64_t head) {
+__device__ __forceinline__ const T *source(const rope_problem &p, const token<T> &at, int head) {
     return head < p.q_heads ? at.q + head * p.q.head_stride : at.k + (head - p.q_heads) * p.k.head_stride;
 }
 template <typename T>
-__device__ __forceinline__ T *target(const rope_problem &p, const token<T> &at, int64_t head) {
+__device__ __forceinline__ T *target(const rope_problem &p, const token<T> &at, int head) {
     return head < p.q_heads ? at.q_out + head * p.q_out.head_stride
                             : at.k_out + (head - p.q_heads) * p.k_out.head_stride;
 }
@@ -42,8 +42,11 @@ __device__ __forceinline__ angles<TT, N> load_angles(const rope_problem &p, int6
             load_shared<TT, N>((const TT *)p.sin + batch * p.sin_batch_stride + s * p.sin_seq_stride + i)};
 }
 
+/* What a kernel is compiled for: forward, backward, or either with operands rounded to a narrower dtype first. */
+enum variant { FORWARD, INVERSE, ROUNDED };
+
 /* The two packs become their rotation. */
-template <typename T, typename TT, int N>
+template <typename T, typename TT, int N, variant V>
 __device__ __forceinline__ void rotate(const rope_problem &p, const angles<TT, N> &by, pack<T, N> &low,
                                        pack<T, N> &high) {
     float cos[N], sin[N], a[N], b[N];
@@ -53,11 +56,11 @@ __device__ __forceinline__ void rotate(const rope_problem &p, const angles<TT, N
     unpack(high, b);
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        if (p.operand_dtype != LIGER_F32) {
+        if (V == ROUNDED) {
             a[k] = round_to_dtype(p.operand_dtype, a[k]);
             b[k] = round_to_dtype(p.operand_dtype, b[k]);
         }
-        const float s = p.inverse ? -sin[k] : sin[k], first = a[k];
+        const float s = V == INVERSE || (V == ROUNDED && p.inverse) ? -sin[k] : sin[k], first = a[k];
         a[k] = __fsub_rn(__fmul_rn(first, cos[k]), __fmul_rn(b[k], s));
         b[k] = __fadd_rn(__fmul_rn(b[k], cos[k]), __fmul_rn(first, s));
     }
@@ -66,12 +69,12 @@ __device__ __forceinline__ void rotate(const rope_problem &p, const angles<TT, N
 }
 
 /* Elements [i, i+N) and [half+i, half+i+N) of every head that is this thread's. */
-template <typename T, typename TT, int N>
+template <typename T, typename TT, int N, variant V>
 __device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<T> &at, const angles<TT, N> &by,
-                                             int64_t i) {
-    const int64_t heads = p.q_heads + p.k_heads;
-    for (int64_t one = threadIdx.y; one < heads; one += 2 * blockDim.y) {
-        const int64_t two = one + blockDim.y;
+                                             int i) {
+    const int heads = (int)(p.q_heads + p.k_heads);
+    for (int one = threadIdx.y; one < heads; one += 2 * blockDim.y) {
+        const int two = one + blockDim.y;
         const bool both = two < heads;
         const T *x = source(p, at, one) + i;
         pack<T, N> low = load_stream<T, N>(x), high = load_stream<T, N>(x + p.half);
@@ -81,12 +84,12 @@ __device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<
             low_two = load_stream<T, N>(x_two);
             high_two = load_stream<T, N>(x_two + p.half);
         }
-        rotate<T, TT, N>(p, by, low, high);
+        rotate<T, TT, N, V>(p, by, low, high);
         T *y = target(p, at, one) + i;
         store_pack<T, N>(y, low);
         store_pack<T, N>(y + p.half, high);
         if (!both) continue;
-        rotate<T, TT, N>(p, by, low_two, high_two);
+        rotate<T, TT, N, V>(p, by, low_two, high_two);
         T *y_two = target(p, at, two) + i;
         store_pack<T, N>(y_two, low_two);
         store_pack<T, N>(y_two + p.half, high_two);
@@ -95,27 +98,26 @@ __device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<
 
 /* Elements [i, i+N) behind the rotated ones. */
 template <typename T, int N>
-__device__ __forceinline__ void copy_heads(const rope_problem &p, const token<T> &at, int64_t i) {
-    for (int64_t head = threadIdx.y; head < p.q_heads + p.k_heads; head += blockDim.y) {
+__device__ __forceinline__ void copy_heads(const rope_problem &p, const token<T> &at, int i) {
+    for (int head = threadIdx.y; head < p.q_heads + p.k_heads; head += blockDim.y) {
         const T *x = source(p, at, head) + i;
         T *y = target(p, at, head) + i;
         if (x != y) store_pack<T, N>(y, load_stream<T, N>(x));
     }
 }
 
-template <typename T, typename TT, int N>
+template <typename T, typename TT, int N, variant V>
 __global__ void __launch_bounds__(MAX_THREADS) rope_kernel(const __grid_constant__ rope_problem p) {
-    const int64_t pairs = p.half / N, items = pairs + (p.dim - 2 * p.half) / N;
+    const int pairs = (int)(p.half / N), items = pairs + (int)((p.dim - 2 * p.half) / N);
+    const int64_t s = (int64_t)blockIdx.x * blockDim.z + threadIdx.z;
+    if (s >= p.seq) return;
     for (int64_t batch = blockIdx.y; batch < p.batch; batch += gridDim.y) {
-        for (int64_t s = (int64_t)blockIdx.x * blockDim.z + threadIdx.z; s < p.seq;
-             s += (int64_t)gridDim.x * blockDim.z) {
-            const token<T> at = {token_of<const T>(p.q, batch, s), token_of<const T>(p.k, batch, s),
-                                 token_of<T>(p.q_out, batch, s), token_of<T>(p.k_out, batch, s)};
-            for (int64_t item = threadIdx.x; item < items; item += blockDim.x) {
-                if (item < pairs)
-                    rotate_heads<T, TT, N>(p, at, load_angles<TT, N>(p, batch, s, item * N), item * N);
-                else copy_heads<T, N>(p, at, 2 * p.half + (item - pairs) * N);
-            }
+        const token<T> at = {token_of<const T>(p.q, batch, s), token_of<const T>(p.k, batch, s),
+                             token_of<T>(p.q_out, batch, s), token_of<T>(p.k_out, batch, s)};
+        for (int item = threadIdx.x; item < items; item += blockDim.x) {
+            if (item < pairs)
+                rotate_heads<T, TT, N, V>(p, at, load_angles<TT, N>(p, batch, s, item * N), item * N);
+            else copy_heads<T, N>(p, at, (int)(2 * p.half) + (item - pairs) * N);
         }
     }
 }
@@ -143,7 +145,10 @@ template <typename T, typename TT, int N> void launch(const rope_problem &p, cud
     const int64_t y = at_most((p.q_heads + p.k_heads + 1) / 2, MAX_THREADS / x);
     const int64_t z = at_most(at_most(p.seq, MAX_THREADS_Z), MAX_THREADS / (x * y));
     const dim3 grid(grid_size(p.seq, z), (unsigned)at_most(p.batch, MAX_GRID_Y));
-    rope_kernel<T, TT, N><<<grid, dim3((unsigned)x, (unsigned)y, (unsigned)z), 0, stream>>>(p);
+    const dim3 block((unsigned)x, (unsigned)y, (unsigned)z);
+    if (p.operand_dtype != LIGER_F32) rope_kernel<T, TT, N, ROUNDED><<<grid, block, 0, stream>>>(p);
+    else if (p.inverse) rope_kernel<T, TT, N, INVERSE><<<grid, block, 0, stream>>>(p);
+    else rope_kernel<T, TT, N, FORWARD><<<grid, block, 0, stream>>>(p);
 }
 
 liger_status run(const liger_context *context, const rope_problem &p, const char *op, liger_stream stream) {
