@@ -71,7 +71,7 @@ def start(options, device: str) -> tuple[dict[str, Process], dict[str, str]]:
         elif not Path(folder).is_dir():
             missing[name] = f"no such folder: {folder}"
         else:
-            paths[name] = [folder, *others]
+            paths[name] = [str(Path(folder).resolve()), *others]
     processes = {}
     for name, folders in paths.items():
         if any(p in options.providers for p in providers.PROCESSES[name]):

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import site
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import providers
 import torch
@@ -153,6 +155,9 @@ def package() -> dict:
 
 def main() -> None:
     device = sys.argv[1]
+    for folder in list(sys.path):
+        if Path(folder).name == "site-packages" and folder in os.environ["PYTHONPATH"].split(os.pathsep):
+            site.addsitedir(folder)  # PYTHONPATH alone does not read .pth files
     reply = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a package prints is no answer
     meter = Cuda() if device == "cuda" else Cpu()
