@@ -1,6 +1,7 @@
 /* cross_entropy_cuda.cu - cross entropy on CUDA: count, rows, reduce, and which row kernel a shape gets. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/launch.cuh"
+#include "liger/ops/cross_entropy/cross_entropy_loss.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_resident.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_streamed.cuh"
 
@@ -153,6 +154,10 @@ static cudaError_t launch_resident(const liger_context *context, row_kernel *ker
 template <typename T>
 static cudaError_t launch_rows(const liger_context *context, const problem &p, liger_stream stream) {
     const bool options = p.softcap > 0 || p.label_smoothing > 0 || p.accuracy || p.predicted;
+    if (!p.dlogits && !options && packable(p, sizeof(T)) && p.rows <= INT32_MAX) {
+        loss_kernel<T><<<(unsigned)p.rows, LOSS_THREADS, 0, (cudaStream_t)stream>>>(p);
+        return cudaSuccess;
+    }
     const shape s = shape_of(context, p, options);
     if (s.clusters) {
         const cudaError_t error = launch_resident(context, kernel_for<T>(s, options), p, s, stream);
