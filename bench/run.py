@@ -39,12 +39,18 @@ class Process:
         )
 
     def ask(self, **request) -> dict:
+        self.send(**request)
+        return self.answer()
+
+    def send(self, **request) -> None:
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
         except BrokenPipeError:
-            line = ""
+            pass  # the answer says so
+
+    def answer(self) -> dict:
+        line = self.process.stdout.readline()
         if line:
             return json.loads(line)
         self.errors.seek(0)
@@ -109,8 +115,17 @@ def measure_row(row, processes: dict[str, Process], options) -> dict:
         for provider in providers.PROCESSES[process.name]
         if provider in options.providers
     ]
+    # First calls compile, for seconds with some peers: all at once where there are cores enough.
+    at_once = options.device == "cuda"
     for process, provider in asked:
-        answers[provider] = [process.ask(do="check", row=row.name, provider=provider)]
+        process.send(do="first", row=row.name, provider=provider)
+        answers[provider] = [] if at_once else [process.answer()]
+    if at_once:
+        for process, provider in asked:
+            answers[provider].append(process.answer())
+    for process, provider in asked:
+        if not {"missing", "failed"} & answers[provider][0].keys():
+            answers[provider][0].update(process.ask(do="check", row=row.name, provider=provider))
     for _ in range(options.rounds):
         for process, provider in asked:
             if not {"missing", "failed"} & answers[provider][0].keys():
