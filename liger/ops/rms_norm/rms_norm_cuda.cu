@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(512, 2)
         for (int k = 0; k < NV; k++) {
             if (first + k * step >= cols) continue;
             add<T>(row[k], other[k]);
-            store_pack<T, N>(sum + first + k * step, row[k]);
+            store_stream<T, N>(sum + first + k * step, row[k]);
         }
     }
     float squares = 0;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(512, 2)
 #pragma unroll
     for (int k = 0; k < NV; k++)
         if (first + k * step < cols)
-            store_pack<T, N>(y + first + k * step, normalise<T, TW>(p, row[k], first + k * step, rstd));
+            store_stream<T, N>(y + first + k * step, normalise<T, TW>(p, row[k], first + k * step, rstd));
 }
 
 /* ---- forward: rows of any width and alignment ------------------------------------------------------------------- */
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_
 #pragma unroll
                 for (int i = 0; i < N; i++)
                     row.value[i] = from_f32<T>(to_f32(row.value[i]) + to_f32(other.value[i]));
-                store_pack<T, N>(row_at<T>(p.sum, r) + c * N, row);
+                store_stream<T, N>(row_at<T>(p.sum, r) + c * N, row);
             }
 #pragma unroll
             for (int i = 0; i < N; i++) squares = fmaf(to_f32(row.value[i]), to_f32(row.value[i]), squares);
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_
                 }
                 row.value[i] = from_f32<T>(normal);
             }
-            store_pack<T, N>(y + c * N, row);
+            store_stream<T, N>(y + c * N, row);
         }
     }
 }
@@ -234,7 +234,7 @@ __device__ __forceinline__ void store_dx(const rms_norm_backward_problem &p, con
     }
     pack<T, N> out;
     repack(x, out);
-    store_pack<T, N>(dx, out);
+    store_stream<T, N>(dx, out);
 }
 
 /* One partial row of dweight per block; where several groups share a block, their sums are added in order. */
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(512) backward_loop_dx(const __grid_constant__ 
                 if (p.dsum.data) gradient += to_f32(row_at<T>(p.dsum, r)[c * N + i]);
                 a.value[i] = from_f32<T>(gradient);
             }
-            store_pack<T, N>(row_at<T>(p.dx, r) + c * N, a);
+            store_stream<T, N>(row_at<T>(p.dx, r) + c * N, a);
         }
     }
 }

@@ -86,13 +86,13 @@ __device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<
         }
         rotate<T, TT, N, V>(p, by, low, high);
         T *y = target(p, at, one) + i;
-        store_pack<T, N>(y, low);
-        store_pack<T, N>(y + p.half, high);
+        store_stream<T, N>(y, low);
+        store_stream<T, N>(y + p.half, high);
         if (!both) continue;
         rotate<T, TT, N, V>(p, by, low_two, high_two);
         T *y_two = target(p, at, two) + i;
-        store_pack<T, N>(y_two, low_two);
-        store_pack<T, N>(y_two + p.half, high_two);
+        store_stream<T, N>(y_two, low_two);
+        store_stream<T, N>(y_two + p.half, high_two);
     }
 }
 
@@ -102,7 +102,7 @@ __device__ __forceinline__ void copy_heads(const rope_problem &p, const token<T>
     for (int head = threadIdx.y; head < p.q_heads + p.k_heads; head += blockDim.y) {
         const T *x = source(p, at, head) + i;
         T *y = target(p, at, head) + i;
-        if (x != y) store_pack<T, N>(y, load_stream<T, N>(x));
+        if (x != y) store_stream<T, N>(y, load_stream<T, N>(x));
     }
 }
 

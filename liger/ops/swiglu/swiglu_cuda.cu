@@ -54,7 +54,7 @@ template <typename T, bool ROUNDS_TO_T> struct forward_body {
             if (p.down_multiplier != 1.0f) product = round_to<T>(product) * p.down_multiplier;
             y.value[k] = from_f32<T>(product);
         }
-        store_pack<T, N>(at.y + i, y);
+        store_stream<T, N>(at.y + i, y);
     }
 };
 
@@ -88,8 +88,8 @@ template <typename T> struct backward_body {
             dup.value[k] = from_f32<T>(dc * silu);
             dgate.value[k] = from_f32<T>(dc * to_f32(in.up.value[k]) * slope * p.gate_multiplier);
         }
-        if (at.dup) store_pack<T, N>(at.dup + i, dup);
-        if (at.dgate) store_pack<T, N>(at.dgate + i, dgate);
+        if (at.dup) store_stream<T, N>(at.dup + i, dup);
+        if (at.dgate) store_stream<T, N>(at.dgate + i, dgate);
     }
 };
 
