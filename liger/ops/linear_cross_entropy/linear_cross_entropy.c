@@ -64,7 +64,6 @@ static liger_status check_matrix(const liger_tensor *tensor, const char *what, i
 static liger_status check_operands(const forward_args *args) {
     const liger_tensor *x = &args->x, *weight = &args->weight, *bias = &args->bias;
     LIGER_TRY(liger_check_float(x, OP "x"));
-    LIGER_REQUIRE(x->ndim == 2, LIGER_ERR_SHAPE, OP "x has %d dimensions, but must have 2", x->ndim);
     LIGER_TRY(liger_check_dtype(weight, OP "weight", x->dtype));
     LIGER_REQUIRE(weight->ndim == 2, LIGER_ERR_SHAPE, OP "weight has %d dimensions, but must have 2", weight->ndim);
     LIGER_REQUIRE(weight->shape[0] > 0 && weight->shape[1] > 0, LIGER_ERR_SHAPE,

@@ -32,8 +32,8 @@ extern "C" {
  *   dweight       out   [vocab, hidden]  T or f32     contiguous. With more than one chunk a T result is rounded after
  *                                             each: pass f32 and round once with liger_scale
  *   dbias         out   [vocab]         f32
- *   counts        out   [4]             f32   rows that are not ignored, the sum of their class weights, the sum of all
- *                                             class weights, 0
+ *   counts        out   [4]             f32   rows that are not ignored, the sum of their class weights (without: the
+ *                                             rows again), the sum of all class weights (without: 0), 0
  *
  *   The loss and its options are those of liger_cross_entropy_forward. token_scaling != 0 multiplies loss, z-loss and
  *   gradient of a row by softmax(logits)[target], which takes part in no gradient. raw_gradient != 0 leaves the division

@@ -1,8 +1,8 @@
 /* linear_cross_entropy_cases.c - shapes, tolerances, properties and bench points of the fused linear cross entropy.
  *
- * x, weight and bias are multiples of 1/16 and small, so that every logit is exact in f32 whatever the order of its sum:
- * library and reference round the same number to T, ties included, and a result can be held to what comes after. Only the
- * GENERAL cases, in f32, have logits with an error of their own. */
+ * x, weight and bias are multiples of 1/16 and small, so that every logit is exact in f32 whatever the order of its
+ * sum: library and reference round the same number to T, ties included, and a result can be held to what comes after.
+ * Only the GENERAL cases, in f32, have logits with an error of their own. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -202,7 +202,7 @@ static void reference_forward(const struct op_case *c, const struct op_types *ty
 }
 
 /* The same loss whose gradient a row-wise upstream multiplies: with MEAN and SUM a row's share of it. The factor of
- * token_scaling takes part in no gradient, so it has no difference to be compared with: see gradient_cases. */
+ * token_scaling takes part in no gradient, so that such a case runs in mode edge. */
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     struct linear_cross_entropy_ref ref = reference_of(c, types, t);
     double *rows = doubles(c->size[ROWS]), counts[4] = {0}, total = 0;
@@ -233,10 +233,10 @@ static void add_term(struct terms *terms, double d, double least, double factor)
     if (rounded > terms->largest) terms->largest = rounded;
 }
 
-/* The gradient of the logits has an f32 error of 16 u of the largest (cross_entropy_cases.c), which the product adds up;
- * a sum of k terms errs by k u of their magnitudes; f32 logits err by hidden u of theirs, about 4, twice over. In 16 bits
- * an f32 error may push an element of dlogits over a tie: that is one unit of the element. It needs an element within
- * 16 · 2^-24 of a tie, so a few per sum are enough: 3. Both in the unit that the comparison multiplies with. */
+/* The gradient of the logits has an f32 error of 16 u of the largest (cross_entropy_cases.c), which the product adds
+ * up; a sum of k terms errs by k u of their magnitudes; f32 logits err by hidden u of theirs, about 4, twice over. In
+ * 16 bits an f32 error may push an element of dlogits over a tie: that is one unit of the element. It needs an element
+ * within 16 · 2^-24 of a tie, so a few per sum are enough: 3. Both in the unit that the comparison multiplies with. */
 static double allowed(const struct op_case *c, liger_dtype t, const struct terms *s, double largest, int64_t k) {
     const double logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0;
     const double f32 = 16 * largest * s->factors + ((double)k + logits) * s->sum;
@@ -257,7 +257,8 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
     const bool rounds = types->weight != LIGER_F32 && c->size[CHUNK] < rows; /* dweight, between chunks */
     for (int64_t i = 0; i < rows * hidden; i++) {
         struct terms s = {0, 0, 0};
-        for (int64_t j = 0; j < vocab; j++) add_term(&s, d[i / hidden * vocab + j], least, t[WEIGHT][j * hidden + i % hidden]);
+        for (int64_t j = 0; j < vocab; j++)
+            add_term(&s, d[i / hidden * vocab + j], least, t[WEIGHT][j * hidden + i % hidden]);
         raise(&magnitude[DX], allowed(c, types->t, &s, largest, vocab));
     }
     for (int64_t j = 0; j < vocab; j++) {
@@ -282,7 +283,8 @@ static const struct op_case forward_cases[] = {
     {.label = "1x1x1", .size = {1, 1, 1, 1}},
     {.label = "5x3x2, chunk 1", .size = {5, 3, 2, 1}, .flags = SUM | BIASED},
     {.label = "6x8x16, chunk 2", .size = {6, 8, 16, 2}, .flags = NONE},
-    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3}, .flags = NONE | BIASED | BY_ROW},
+    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3},
+     .flags = NONE | BIASED | BY_ROW},
     {.label = "12x16x64, one chunk", .size = {12, 16, 64, 12}, .flags = BIASED},
     {.label = "11x31x67, buffer too large", .size = {11, 31, 67, 16}, .flags = WEIGHTED | SUM},
     {.label = "13x20x41 token", .size = {13, 20, 41, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | WEIGHTED | BIASED},
@@ -298,7 +300,8 @@ static const struct op_case forward_cases[] = {
     {.label = "9x12x35 only dx", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DBIAS | BARE},
     {.label = "9x12x35 loss only", .size = {9, 12, 35, 4}, .scalar = {.1, 1e-3}, .flags = LOSS_ONLY | SUM},
     {.label = "9x12x35 bare loss", .size = {9, 12, 35, 4}, .flags = LOSS_ONLY | BARE},
-    {.label = "23x45x131 general", .size = {23, 45, 131, 8}, .flags = GENERAL | BARE | BIASED, .dtypes = 1u << LIGER_F32},
+    {.label = "23x45x131 general", .size = {23, 45, 131, 8}, .flags = GENERAL | BARE | BIASED,
+     .dtypes = 1u << LIGER_F32},
     {.label = "150x33x1031", .size = {150, 33, 1031, 64}, .scalar = {0, 1e-4}, .flags = SUM | BIASED, .large = true},
     {.label = "no rows", .size = {0, 9, 33, 3}, .flags = BIASED, .edge = true},
     {.label = "no rows, none, weighted", .size = {0, 9, 33, 3}, .flags = NONE | WEIGHTED | BY_ROW, .edge = true},
@@ -311,7 +314,8 @@ static const struct op_case backward_cases[] = {
     {.label = "all", .size = {7, 9, 33, 3}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
     {.label = "1x1x1", .size = {1, 1, 1, 1}},
     {.label = "5x3x7, chunk 1", .size = {5, 3, 7, 1}, .flags = SUM | BIASED | SCALED},
-    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3, 9}, .flags = NONE | BIASED | BY_ROW},
+    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3, 9},
+     .flags = NONE | BIASED | BY_ROW},
     {.label = "11x13x29, buffer too large", .size = {11, 13, 29, 16}, .flags = NONE | WEIGHTED | BY_ROW},
     {.label = "9x12x35 mean, upstream of rows", .size = {9, 12, 35, 4}, .scalar = {.1}, .flags = BY_ROW | WEIGHTED},
     {.label = "9x12x35 mean", .size = {9, 12, 35, 2}, .scalar = {.1, 1e-3}, .flags = SCALED | WEIGHTED},
@@ -320,7 +324,8 @@ static const struct op_case backward_cases[] = {
     {.label = "9x12x35 only dbias", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DX | BIASED},
     {.label = "no rows", .size = {0, 9, 33, 3}, .flags = NONE | BY_ROW | BIASED, .edge = true},
     {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | NONE | BY_ROW, .edge = true},
-    {.label = "13x20x41 token", .size = {13, 20, 41, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | NONE | BY_ROW, .edge = true},
+    {.label = "13x20x41 token", .size = {13, 20, 41, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | NONE | BY_ROW,
+     .edge = true}, /* not in mode grad: see loss_backward */
 };
 
 static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIAS, BIAS}};
@@ -370,6 +375,7 @@ SPOIL(predicted_short, t[PREDICTED].shape[0] = 6)
 SPOIL(counts_f16, t[COUNTS].dtype = LIGER_F16)
 SPOIL(counts_short, t[COUNTS].shape[0] = 3)
 SPOIL(dx_bf16, t[DX].dtype = LIGER_BF16)
+SPOIL(dx_1d, t[DX].ndim = 1)
 SPOIL(dx_rows, t[DX].shape[0] = 6)
 SPOIL(dx_hidden, t[DX].shape[1] = 8)
 SPOIL(dx_stride, t[DX].stride[1] = 2)
@@ -423,6 +429,7 @@ SPOIL(small_workspace, call->workspace_bytes = 100)
     {"logits rows overlap", 0, logits_rows_overlap, LIGER_ERR_LAYOUT, {"logits: rows overlap", "32", "33"}},           \
     {"logits over weight", 0, logits_are_weight, LIGER_ERR_LAYOUT, {"logits overlaps weight"}},                        \
     {"dx dtype", 0, dx_bf16, LIGER_ERR_DTYPE, {"dx is bf16", "f32"}},                                                  \
+    {"dx rank", 0, dx_1d, LIGER_ERR_SHAPE, {"dx has 1", "2"}},                                                         \
     {"dx rows", 0, dx_rows, LIGER_ERR_SHAPE, {"dx: shape[0]", "6", "7"}},                                              \
     {"dx hidden", 0, dx_hidden, LIGER_ERR_SHAPE, {"dx: shape[1]", "8", "9"}},                                          \
     {"dx stride", 0, dx_stride, LIGER_ERR_LAYOUT, {"dx", "2"}},                                                        \
@@ -463,7 +470,8 @@ static const char *wrong_output(struct op_run *run, const struct op_run *other) 
                                                    other->types.t, other->count[i], other->t[i], other->expected[i]);
         if (!(c.worst <= 1))
             return op_run_text(run, "with chunks of %lld rows %s[%lld] is %.9g, expected %.9g",
-                               (long long)other->c.size[CHUNK], other->spec[i].name, (long long)c.index, c.got, c.expected);
+                               (long long)other->c.size[CHUNK], other->spec[i].name, (long long)c.index, c.got,
+                               c.expected);
     }
     return NULL;
 }
@@ -477,14 +485,16 @@ static const char *any_chunk(struct op_run *run) {
         c.size[CHUNK] = chunks[k];
         struct op_run *other = op_run_new(run->context, run->op, &c, run->types, 5);
         if (other == NULL || !op_run_expect(other)) wrong = "no memory";
-        else if (op_run_call(other) != LIGER_OK) wrong = op_run_text(run, "chunk %lld: %s", (long long)chunks[k], liger_last_error());
+        else if (op_run_call(other) != LIGER_OK)
+            wrong = op_run_text(run, "chunk %lld: %s", (long long)chunks[k], liger_last_error());
         else wrong = wrong_output(run, other);
         op_run_free(other);
     }
     return wrong;
 }
 
-/* The CPU refuses and names the value; on CUDA, where nobody can be told, the row's dx becomes NaN and the others stay. */
+/* The CPU refuses and names the value; on CUDA, where nobody can be told, the row's dx becomes NaN, the others
+ * stay. */
 static const char *target_out_of_range(struct op_run *run) {
     const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
     const int64_t rows = run->c.size[ROWS], hidden = run->c.size[HIDDEN], vocab = run->c.size[VOCAB];
@@ -494,7 +504,8 @@ static const char *target_out_of_range(struct op_run *run) {
         char value[64];
         snprintf(value, sizeof value, "target[%lld] is %lld", (long long)(rows - 1), (long long)vocab);
         if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
-        if (strstr(liger_last_error(), value) == NULL) return op_run_text(run, "the message was: %s", liger_last_error());
+        if (strstr(liger_last_error(), value) == NULL)
+            return op_run_text(run, "the message was: %s", liger_last_error());
         return NULL;
     }
     if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
@@ -506,19 +517,23 @@ static const char *target_out_of_range(struct op_run *run) {
 
 /* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. */
 static const char *advised_chunk(struct op_run *run) {
-    static const int64_t shapes[][3] = {{1, 64, 32000}, {100, 64, 1000}, {100000, 64, 128256}, {70000, 4096, 32000}};
-    const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), step = liger_context_device(run->context) < 0 ? 16 : 128;
+    static const int64_t shapes[][3] = {{1, 64, 32000}, {100, 64, 1000}, {100000, 64, 128256},
+                                       {70000, 4096, 32000}, {1000, 8, 10000000}};
+    const int64_t size = (int64_t)liger_dtype_size((int)run->types.t);
+    const int64_t step = liger_context_device(run->context) == LIGER_DEVICE_CPU ? 16 : 128;
     for (int k = 0; k < OP_COUNT(shapes); k++) {
         const int64_t rows = shapes[k][0], hidden = shapes[k][1], vocab = shapes[k][2];
         liger_linear_cross_entropy_forward_args args = LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT;
         args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){rows, hidden});
         args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, hidden});
         size_t advised = 0;
-        if (liger_linear_cross_entropy_forward_chunk_rows(run->context, &args, &advised) != LIGER_OK) return liger_last_error();
+        if (liger_linear_cross_entropy_forward_chunk_rows(run->context, &args, &advised) != LIGER_OK)
+            return liger_last_error();
         const int64_t chunk = (int64_t)advised;
         const bool fits = chunk * vocab * size <= run->context->loss_workspace_bytes || chunk == step;
         if (chunk < 1 || chunk > rows || !(chunk == rows || (fits && chunk % step == 0)))
-            return op_run_text(run, "%lld rows, vocabulary %lld: chunk of %lld", (long long)rows, (long long)vocab, (long long)chunk);
+            return op_run_text(run, "%lld rows, vocabulary %lld: chunk of %lld", (long long)rows, (long long)vocab,
+                               (long long)chunk);
     }
     return NULL;
 }

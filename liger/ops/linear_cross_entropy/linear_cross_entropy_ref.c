@@ -1,7 +1,7 @@
 /* linear_cross_entropy_ref.c - logits = x·weightᵀ + bias, then the reference of cross entropy, then the products.
  *
- * Rounded where the contract rounds: logits, their gradient, and dweight after each chunk but the last, whose rounding is
- * the one at the store. */
+ * Rounded where the contract rounds: logits, their gradient, and dweight after each chunk but the last, whose rounding
+ * is the one at the store. */
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy_ref.h"
 
 #include <stddef.h>

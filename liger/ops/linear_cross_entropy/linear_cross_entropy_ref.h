@@ -5,8 +5,8 @@
 #include "liger/core/tensor.h"
 #include "liger/ops/cross_entropy/cross_entropy_ref.h"
 
-/* Contiguous arrays, NULL = absent. `loss` brings rows, vocab, options, target, class weights, upstream and results; its
- * logits and dlogits are filled in here. */
+/* Contiguous arrays, NULL = absent. `loss` brings rows, vocab, options, target, class weights, upstream and results;
+ * its logits and dlogits are filled in here. */
 struct linear_cross_entropy_ref {
     struct cross_entropy_ref loss;
     int64_t hidden, chunk;
