@@ -127,17 +127,24 @@ static int32_t alignment_of(const void *p, int64_t ld, liger_dtype dtype) {
     return (int32_t)(bits & -bits);
 }
 
+/* The stride of the only row of a matrix means nothing, and may be less than cuBLASLt takes. */
+static int64_t pitch_of(int64_t ld, int64_t rows, int64_t cols) { return rows <= 1 && ld < cols ? cols : ld; }
+
 static struct plan_key key_of(const struct gemm_problem *p) {
     struct plan_key key;
     memset(&key, 0, sizeof key);
     key.m = p->m, key.n = p->n, key.k = p->k;
-    key.lda = p->lda, key.ldb = p->ldb, key.ldc = p->ldc;
+    key.lda = p->transpose_a ? pitch_of(p->lda, p->k, p->m) : pitch_of(p->lda, p->m, p->k);
+    key.ldb = p->transpose_b ? pitch_of(p->ldb, p->n, p->k) : pitch_of(p->ldb, p->k, p->n);
+    key.ldc = pitch_of(p->ldc, p->m, p->n);
     key.dtype = p->dtype, key.c_dtype = p->c_dtype;
     key.transpose_a = p->transpose_a, key.transpose_b = p->transpose_b;
     key.accumulate = p->accumulate, key.bias = p->bias != NULL;
-    key.alignment_a = alignment_of(p->a, p->lda, p->dtype);
-    key.alignment_b = alignment_of(p->b, p->ldb, p->dtype);
-    key.alignment_c = alignment_of(p->c, p->ldc, p->c_dtype);
+    key.alignment_a = alignment_of(p->a, key.lda, p->dtype);
+    key.alignment_b = alignment_of(p->b, key.ldb, p->dtype);
+    key.alignment_c = alignment_of(p->c, key.ldc, p->c_dtype);
+    if (p->bias && alignment_of(p->bias, 0, p->dtype) < key.alignment_c) /* read with the tiles of the result */
+        key.alignment_c = alignment_of(p->bias, 0, p->dtype);
     key.workspace = p->workspace_bytes >= GEMM_WORKSPACE_BYTES ? GEMM_WORKSPACE_BYTES : 0;
     return key;
 }

@@ -24,7 +24,10 @@ extern "C" liger_status gemm_cuda(liger_context *context, const gemm_problem *pr
     const gemm_problem &p = *problem;
     if (p.m == 0 || p.n == 0) return LIGER_OK;
     const device_scope device(context);
-    if (p.k > 0) return cublaslt_gemm(context, problem, stream);
+    if (p.k > 0) {
+        LIGER_TRY(cublaslt_gemm(context, problem, stream));
+        return context->synchronous ? launched(context, "gemm", stream) : LIGER_OK;
+    }
     const unsigned grid = grid_size(p.m * p.n, 256, 65536);
     LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.c_dtype, T, TC, fill_bias<T, TC><<<grid, 256, 0, (cudaStream_t)stream>>>(p));
     return launched(context, "gemm", stream);
