@@ -28,7 +28,7 @@ struct linear_loss {
     int64_t dx_stride;
     void *dweight; /* [vocab, hidden] contiguous or NULL */
     liger_dtype dweight_dtype;
-    float *dbias; /* [vocab] or NULL */
+    float *dbias;    /* [vocab] or NULL */
     void *workspace; /* linear_loss_workspace() bytes */
     size_t workspace_bytes;
     linear_loss_head *head;

@@ -7,10 +7,11 @@ liger_status liger_args_import(void *target, size_t size, const void *source, co
     LIGER_REQUIRE(source != NULL, LIGER_ERR_ARGUMENT, "%s: args is NULL", what);
     size_t given;
     memcpy(&given, source, sizeof given);
-    LIGER_REQUIRE(given >= sizeof(size_t) && given <= 65536, LIGER_ERR_ABI,
-                  "%s: args.size is %zu, which is no size of an args struct (this library's is %zu): initialise it with "
-                  "the _ARGS_INIT macro",
-                  what, given, size);
+    LIGER_REQUIRE(
+        given >= sizeof(size_t) && given <= 65536, LIGER_ERR_ABI,
+        "%s: args.size is %zu, which is no size of an args struct (this library's is %zu): initialise it with "
+        "the _ARGS_INIT macro",
+        what, given, size);
     for (size_t i = size; i < given; i++)
         LIGER_REQUIRE(((const char *)source)[i] == 0, LIGER_ERR_ABI,
                       "%s: args.size is %zu, but this library knows %zu bytes and a later field is set", what, given,

@@ -89,8 +89,8 @@ liger_status liger_check_contiguous(const liger_tensor *tensor, const char *what
 
 liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t needed, const char *what) {
     if (needed == 0) return LIGER_OK;
-    LIGER_REQUIRE(workspace != NULL && bytes >= needed, LIGER_ERR_WORKSPACE, "%s: workspace has %zu bytes, but needs %zu",
-                  what, workspace ? bytes : (size_t)0, needed);
+    LIGER_REQUIRE(workspace != NULL && bytes >= needed, LIGER_ERR_WORKSPACE,
+                  "%s: workspace has %zu bytes, but needs %zu", what, workspace ? bytes : (size_t)0, needed);
     LIGER_REQUIRE((uintptr_t)workspace % 256 == 0, LIGER_ERR_WORKSPACE,
                   "%s: workspace must be aligned to 256 bytes, but lies %d bytes past such an address", what,
                   (int)((uintptr_t)workspace % 256));
@@ -102,7 +102,8 @@ static void byte_span(const liger_tensor *tensor, uintptr_t *begin, uintptr_t *e
     int64_t low = 0, high = 0;
     for (int d = 0; d < tensor->ndim; d++) {
         const int64_t reach = (tensor->shape[d] - 1) * tensor->stride[d];
-        if (reach < 0) low += reach; else high += reach;
+        if (reach < 0) low += reach;
+        else high += reach;
     }
     const int64_t size = (int64_t)liger_dtype_size(tensor->dtype);
     *begin = (uintptr_t)tensor->data + (uintptr_t)(low * size);

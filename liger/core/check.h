@@ -12,9 +12,7 @@
 extern "C" {
 #endif
 
-static inline bool liger_is_float(int dtype) {
-    return dtype == LIGER_F32 || dtype == LIGER_F16 || dtype == LIGER_BF16;
-}
+static inline bool liger_is_float(int dtype) { return dtype == LIGER_F32 || dtype == LIGER_F16 || dtype == LIGER_BF16; }
 
 /* `what` is "function: argument". 0 to 6 dimensions, sizes of 0 or more, and neither the number of elements nor the
  * distance between the first and the last overflows. For a size query, whose tensors may have no data yet. */

@@ -37,7 +37,8 @@ static liger_status backend_init(liger_context *context, const liger_context_opt
 #ifdef LIGER_HAS_CUDA
     return cuda_context_init(context, options);
 #else
-    return liger_fail(LIGER_ERR_DEVICE, "context_create: CUDA device %d was asked for, but this build has no CUDA backend",
+    return liger_fail(LIGER_ERR_DEVICE,
+                      "context_create: CUDA device %d was asked for, but this build has no CUDA backend",
                       options->device);
 #endif
 }

@@ -21,9 +21,9 @@ enum { LIGER_DEVICE_CPU = -1 }; /* 0, 1, ... are CUDA devices */
 
 /* Instruction sets of the CPU backend, in ascending order of preference on x86-64. */
 typedef enum liger_isa {
-    LIGER_ISA_AUTO = 0, /* the best that this processor has, or what LIGER_CPU_ISA names */
-    LIGER_ISA_BASE = 1, /* x86-64 with SSE2, or plain C elsewhere */
-    LIGER_ISA_AVX2 = 2, /* AVX2, FMA, F16C */
+    LIGER_ISA_AUTO = 0,       /* the best that this processor has, or what LIGER_CPU_ISA names */
+    LIGER_ISA_BASE = 1,       /* x86-64 with SSE2, or plain C elsewhere */
+    LIGER_ISA_AVX2 = 2,       /* AVX2, FMA, F16C */
     LIGER_ISA_AVX512 = 3,     /* F, BW, DQ, VL */
     LIGER_ISA_AVX512BF16 = 4, /* ... and AVX512-BF16: bf16 matrix products */
     LIGER_ISA_AMX = 5,        /* ... and AMX-TILE, AMX-BF16: bf16 matrix products */
@@ -47,7 +47,8 @@ typedef struct liger_context_options {
     void *user;
 } liger_context_options;
 
-#define LIGER_CONTEXT_OPTIONS_INIT {sizeof(liger_context_options), LIGER_DEVICE_CPU, LIGER_ISA_AUTO, 0, 0, 0, 0, 0}
+#define LIGER_CONTEXT_OPTIONS_INIT                                                                                     \
+    { sizeof(liger_context_options), LIGER_DEVICE_CPU, LIGER_ISA_AUTO, 0, 0, 0, 0, 0 }
 
 /* Makes a context. options == NULL means all defaults (the CPU). On failure *context is NULL. */
 LIGER_API liger_status liger_context_create(const liger_context_options *options, liger_context **context);

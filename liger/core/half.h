@@ -33,8 +33,8 @@ static inline uint16_t f16_from_f32(float x) {
     const uint32_t bits = bits_of_f32(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
     if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* >= 65520 rounds to infinity */
-    if (magnitude < 0x38800000u) /* below 2^-14: the sum with 1/2 leaves the subnormal in the low bits, rounded to even */
-        return (uint16_t)(sign | (bits_of_f32(f32_of_bits(magnitude) + 0.5f) - 0x3f000000u));
+    /* Below 2^-14: the sum with 1/2 leaves the subnormal in the low bits, rounded to even. */
+    if (magnitude < 0x38800000u) return (uint16_t)(sign | (bits_of_f32(f32_of_bits(magnitude) + 0.5f) - 0x3f000000u));
     return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
 }
 

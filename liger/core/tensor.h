@@ -28,9 +28,9 @@ typedef enum liger_dtype {
 enum { LIGER_MAX_DIMS = 6 };
 
 typedef struct liger_tensor {
-    void *data;     /* first element, in the memory of the context's device; NULL = absent */
-    int32_t dtype;  /* liger_dtype */
-    int32_t ndim;   /* 0..6; 0 is a scalar */
+    void *data;    /* first element, in the memory of the context's device; NULL = absent */
+    int32_t dtype; /* liger_dtype */
+    int32_t ndim;  /* 0..6; 0 is a scalar */
     int64_t shape[LIGER_MAX_DIMS];
     int64_t stride[LIGER_MAX_DIMS]; /* in elements */
 } liger_tensor;

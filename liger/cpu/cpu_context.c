@@ -65,14 +65,15 @@ static liger_status find_row(int32_t isa, const struct isa_row **row) {
     *row = NULL;
     for (int i = 0; i < ISA_ROWS; i++) {
         const struct isa_row *candidate = &isa_rows[i];
-        const bool wanted = isa != LIGER_ISA_AUTO      ? (int32_t)candidate->isa == isa
-                            : wish != NULL && *wish    ? strcasecmp(wish, candidate->name) == 0
-                                                       : true;
+        const bool wanted = isa != LIGER_ISA_AUTO   ? (int32_t)candidate->isa == isa
+                            : wish != NULL && *wish ? strcasecmp(wish, candidate->name) == 0
+                                                    : true;
         if (wanted && candidate->present()) *row = candidate;
     }
     LIGER_REQUIRE(*row != NULL, LIGER_ERR_DEVICE,
                   "context_create: instruction set %s%s%s is not available: this processor or this build lacks it",
-                  isa != LIGER_ISA_AUTO ? liger_isa_name(isa) : wish, isa != LIGER_ISA_AUTO ? "" : " (LIGER_CPU_ISA)", "");
+                  isa != LIGER_ISA_AUTO ? liger_isa_name(isa) : wish, isa != LIGER_ISA_AUTO ? "" : " (LIGER_CPU_ISA)",
+                  "");
     return LIGER_OK;
 }
 

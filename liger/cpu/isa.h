@@ -31,9 +31,18 @@
 /* Calls `body` with LIGER_T bound to the literal of a runtime float dtype. */
 #define LIGER_FOR_FLOAT(dtype, body)                                                                                   \
     switch (dtype) {                                                                                                   \
-        case LIGER_F32: { const liger_dtype LIGER_T = LIGER_F32; body; } break;                                               \
-        case LIGER_F16: { const liger_dtype LIGER_T = LIGER_F16; body; } break;                                               \
-        case LIGER_BF16: { const liger_dtype LIGER_T = LIGER_BF16; body; } break;                                             \
+        case LIGER_F32: {                                                                                              \
+            const liger_dtype LIGER_T = LIGER_F32;                                                                     \
+            body;                                                                                                      \
+        } break;                                                                                                       \
+        case LIGER_F16: {                                                                                              \
+            const liger_dtype LIGER_T = LIGER_F16;                                                                     \
+            body;                                                                                                      \
+        } break;                                                                                                       \
+        case LIGER_BF16: {                                                                                             \
+            const liger_dtype LIGER_T = LIGER_BF16;                                                                    \
+            body;                                                                                                      \
+        } break;                                                                                                       \
         default: break;                                                                                                \
     }
 

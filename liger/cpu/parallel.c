@@ -87,8 +87,7 @@ static struct cpu_pool *pool_open(int32_t threads) {
     pthread_cond_init(&pool->start, NULL);
     pthread_cond_init(&pool->finish, NULL);
     pool->process = getpid();
-    while (pool->workers < threads - 1 &&
-           pthread_create(&pool->thread[pool->workers], NULL, worker, pool) == 0)
+    while (pool->workers < threads - 1 && pthread_create(&pool->thread[pool->workers], NULL, worker, pool) == 0)
         pool->workers++;
     return pool;
 }

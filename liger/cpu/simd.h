@@ -91,7 +91,7 @@ LIGER_TEMPLATE void v_store_n(liger_dtype t, void *p, int64_t i, int n, v_f32 x)
             __VA_ARGS__;                                                                                               \
         }                                                                                                              \
         if (i < (count)) {                                                                                             \
-            const int n = (int)((count) - i);                                                                          \
+            const int n = (int)((count)-i);                                                                            \
             __VA_ARGS__;                                                                                               \
         }                                                                                                              \
     } while (0)

@@ -19,9 +19,7 @@ LIGER_TEMPLATE v_f32 v_div(v_f32 a, v_f32 b) { return a / b; }
 LIGER_TEMPLATE v_f32 v_fma(v_f32 a, v_f32 b, v_f32 c) { return a * b + c; }
 LIGER_TEMPLATE v_f32 v_fnma(v_f32 a, v_f32 b, v_f32 c) { return c - a * b; }
 LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return (v_mask)(a < b); }
-LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) {
-    return (v_f32)(((v_mask)yes & m) | ((v_mask)no & ~m));
-}
+LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return (v_f32)(((v_mask)yes & m) | ((v_mask)no & ~m)); }
 LIGER_TEMPLATE v_f32 v_max(v_f32 a, v_f32 b) { return v_select((v_mask)(a > b), a, b); }
 LIGER_TEMPLATE v_f32 v_min(v_f32 a, v_f32 b) { return v_select((v_mask)(a < b), a, b); }
 LIGER_TEMPLATE v_f32 v_abs(v_f32 a) { return (v_f32)((v_mask)a & (v_mask)v_set(f32_of_bits(0x7fffffffu))); }

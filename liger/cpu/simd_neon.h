@@ -36,9 +36,7 @@ LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return vld1q_f32(p); }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { vst1q_f32(p, x); }
 LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
-LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
-    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
-}
+LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
     const uint32x4_t bits = vreinterpretq_u32_f32(x);
     const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));

@@ -23,9 +23,7 @@ LIGER_TEMPLATE v_f32 v_exp(v_f32 x) {
 }
 
 /* 1 / (1 + e^-x) within 3 ulp. */
-LIGER_TEMPLATE v_f32 v_sigmoid(v_f32 x) {
-    return v_div(v_set(1.0f), v_add(v_set(1.0f), v_exp(v_sub(v_zero(), x))));
-}
+LIGER_TEMPLATE v_f32 v_sigmoid(v_f32 x) { return v_div(v_set(1.0f), v_add(v_set(1.0f), v_exp(v_sub(v_zero(), x)))); }
 
 /* tanh(x) within 2 ulp: an odd polynomial near 0, where 1 - 2/(1 + e^2x) would cancel. */
 LIGER_TEMPLATE v_f32 v_tanh(v_f32 x) {

@@ -46,9 +46,9 @@ __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint
 /* By one thread, before the cluster_barrier() that starts the kernel. */
 __device__ __forceinline__ void byte_barrier_init(byte_barrier *barrier) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(
-                     shared_address(barrier))
-                 : "memory");
+    asm volatile(
+        "mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier))
+        : "memory");
 #endif
 }
 /* By one thread, once per phase. */

@@ -14,15 +14,16 @@ static liger_status find_device(int32_t device) {
     if (error == cudaErrorInsufficientDriver) {
         int driver = 0;
         cudaDriverGetVersion(&driver);
-        return liger_fail(LIGER_ERR_DEVICE,
-                          "context_create: the NVIDIA driver supports CUDA %d.%d, but this build was made with CUDA %d.%d "
-                          "and needs a newer driver (580 or later for CUDA 13)",
-                          driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+        return liger_fail(
+            LIGER_ERR_DEVICE,
+            "context_create: the NVIDIA driver supports CUDA %d.%d, but this build was made with CUDA %d.%d "
+            "and needs a newer driver (580 or later for CUDA 13)",
+            driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     }
     LIGER_REQUIRE(error == cudaSuccess, LIGER_ERR_DEVICE, "context_create: no CUDA device can be used: %s",
                   cudaGetErrorString(error));
-    LIGER_REQUIRE(device < count, LIGER_ERR_DEVICE, "context_create: device is %d, but there are %d CUDA devices", device,
-                  count);
+    LIGER_REQUIRE(device < count, LIGER_ERR_DEVICE, "context_create: device is %d, but there are %d CUDA devices",
+                  device, count);
     return LIGER_OK;
 }
 

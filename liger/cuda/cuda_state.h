@@ -9,11 +9,11 @@ struct cublaslt;
 
 struct cuda_state {
     int multiprocessors;
-    int major, minor;             /* compute capability */
-    int shared_memory_per_block;  /* with opt-in */
+    int major, minor;            /* compute capability */
+    int shared_memory_per_block; /* with opt-in */
     int l2_bytes;
-    bool clusters;                /* thread-block clusters: capability 9 and later */
-    struct cublaslt *cublaslt;    /* opened at the first matrix product, with what ends it */
+    bool clusters;             /* thread-block clusters: capability 9 and later */
+    struct cublaslt *cublaslt; /* opened at the first matrix product, with what ends it */
     void (*cublaslt_close)(struct cublaslt *);
 };
 

@@ -16,13 +16,26 @@ __device__ __forceinline__ float to_f32(f16 x) { return __half2float(x); }
 __device__ __forceinline__ float to_f32(bf16 x) { return __bfloat162float(x); }
 
 /* Round to nearest, ties to even. */
-template <typename T> __device__ __forceinline__ T from_f32(float x);
-template <> __device__ __forceinline__ float from_f32<float>(float x) { return x; }
-template <> __device__ __forceinline__ f16 from_f32<f16>(float x) { return __float2half_rn(x); }
-template <> __device__ __forceinline__ bf16 from_f32<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <typename T>
+__device__ __forceinline__ T from_f32(float x);
+template <>
+__device__ __forceinline__ float from_f32<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ f16 from_f32<f16>(float x) {
+    return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ bf16 from_f32<bf16>(float x) {
+    return __float2bfloat16_rn(x);
+}
 
 /* x rounded to T and widened again. */
-template <typename T> __device__ __forceinline__ float round_to(float x) { return to_f32(from_f32<T>(x)); }
+template <typename T>
+__device__ __forceinline__ float round_to(float x) {
+    return to_f32(from_f32<T>(x));
+}
 /* The same for a dtype that is known at run time only; LIGER_DTYPE_NONE and F32 leave x alone. */
 __device__ __forceinline__ float round_to_dtype(liger_dtype dtype, float x) {
     if (dtype == LIGER_BF16) return round_to<bf16>(x);
@@ -32,15 +45,31 @@ __device__ __forceinline__ float round_to_dtype(liger_dtype dtype, float x) {
 /* Runs the statements with T = the C++ type of a runtime float dtype. */
 #define LIGER_FOR_FLOAT(dtype, T, ...)                                                                                 \
     switch (dtype) {                                                                                                   \
-        case LIGER_F32: { using T = float; __VA_ARGS__; } break;                                                       \
-        case LIGER_F16: { using T = f16; __VA_ARGS__; } break;                                                         \
-        case LIGER_BF16: { using T = bf16; __VA_ARGS__; } break;                                                       \
+        case LIGER_F32: {                                                                                              \
+            using T = float;                                                                                           \
+            __VA_ARGS__;                                                                                               \
+        } break;                                                                                                       \
+        case LIGER_F16: {                                                                                              \
+            using T = f16;                                                                                             \
+            __VA_ARGS__;                                                                                               \
+        } break;                                                                                                       \
+        case LIGER_BF16: {                                                                                             \
+            using T = bf16;                                                                                            \
+            __VA_ARGS__;                                                                                               \
+        } break;                                                                                                       \
         default: break;                                                                                                \
     }
 
 /* The same for activations of type T with parameters that are T or f32. */
 #define LIGER_FOR_FLOAT_AND_WEIGHT(dtype, weight_dtype, T, TW, ...)                                                    \
     LIGER_FOR_FLOAT(                                                                                                   \
-        dtype, T, if (weight_dtype == LIGER_F32) { using TW = float; __VA_ARGS__; } else { using TW = T; __VA_ARGS__; })
+        dtype, T,                                                                                                      \
+        if (weight_dtype == LIGER_F32) {                                                                               \
+            using TW = float;                                                                                          \
+            __VA_ARGS__;                                                                                               \
+        } else {                                                                                                       \
+            using TW = T;                                                                                              \
+            __VA_ARGS__;                                                                                               \
+        })
 
 #endif

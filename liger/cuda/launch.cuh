@@ -46,13 +46,15 @@ static inline unsigned grid_size(int64_t work, int64_t per_block, int64_t most =
 /* More than 48 KB of shared memory must be asked for once per kernel and device; the answer is remembered. What a kernel
  * declares statically counts against the same limit. */
 enum { STATIC_SHARED = 1024 };
-template <auto kernel> liger_status allow_shared_memory(const liger_context *context, size_t bytes, const char *op) {
+template <auto kernel>
+liger_status allow_shared_memory(const liger_context *context, size_t bytes, const char *op) {
     static unsigned long long allowed[4]; /* one bit per device; setting it twice does no harm */
     unsigned long long *const word = &allowed[context->device / 64 % 4];
     const unsigned long long bit = 1ull << context->device % 64;
     if (bytes <= 48 * 1024 - STATIC_SHARED || (__atomic_load_n(word, __ATOMIC_RELAXED) & bit)) return LIGER_OK;
     LIGER_TRY(cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               context->cuda->shared_memory_per_block - STATIC_SHARED), op));
+                                               context->cuda->shared_memory_per_block - STATIC_SHARED),
+                          op));
     __atomic_fetch_or(word, bit, __ATOMIC_RELAXED);
     return LIGER_OK;
 }

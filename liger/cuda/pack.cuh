@@ -9,15 +9,18 @@
 #include "liger/cuda/dtype.cuh"
 
 enum { PACK_BYTES = 16 };
-template <typename T> constexpr int pack_size = PACK_BYTES / (int)sizeof(T);
+template <typename T>
+constexpr int pack_size = PACK_BYTES / (int)sizeof(T);
 
-template <typename T, int N> struct alignas(sizeof(T) * N) pack {
+template <typename T, int N>
+struct alignas(sizeof(T) * N) pack {
     T value[N];
 };
 
 /* Streamed input: read once, so it need not stay in L1. Belongs together with store_stream: beside ordinary stores it
  * costs a tenth of the bandwidth on an H200 (SwiGLU forward at 3.88 TB/s instead of 4.28). */
-template <typename T, int N> __device__ __forceinline__ pack<T, N> load_stream(const T *p) {
+template <typename T, int N>
+__device__ __forceinline__ pack<T, N> load_stream(const T *p) {
     pack<T, N> out;
     if constexpr (sizeof(out) == 16) {
         uint4 &words = *(uint4 *)&out;
@@ -30,7 +33,8 @@ template <typename T, int N> __device__ __forceinline__ pack<T, N> load_stream(c
     return out;
 }
 /* Input that many rows read: weights, cos and sin. */
-template <typename T, int N> __device__ __forceinline__ pack<T, N> load_shared(const T *p) {
+template <typename T, int N>
+__device__ __forceinline__ pack<T, N> load_shared(const T *p) {
     pack<T, N> out;
     if constexpr (sizeof(out) % 16 == 0) {
         for (int i = 0; i < (int)sizeof(out) / 16; i++) ((uint4 *)&out)[i] = __ldg((const uint4 *)p + i);
@@ -39,9 +43,13 @@ template <typename T, int N> __device__ __forceinline__ pack<T, N> load_shared(c
     }
     return out;
 }
-template <typename T, int N> __device__ __forceinline__ void store_pack(T *p, pack<T, N> x) { *(pack<T, N> *)p = x; }
+template <typename T, int N>
+__device__ __forceinline__ void store_pack(T *p, pack<T, N> x) {
+    *(pack<T, N> *)p = x;
+}
 /* Streamed output: the first to leave L2 when it is full; a small result is still there for its reader. */
-template <typename T, int N> __device__ __forceinline__ void store_stream(T *p, pack<T, N> x) {
+template <typename T, int N>
+__device__ __forceinline__ void store_stream(T *p, pack<T, N> x) {
     if constexpr (sizeof(x) == 16) {
         __stcs((uint4 *)p, *(const uint4 *)&x);
     } else {
@@ -50,11 +58,13 @@ template <typename T, int N> __device__ __forceinline__ void store_stream(T *p, 
 }
 
 /* A pack as floats, and floats as a pack. In pairs: one instruction rounds two values to 16 bits. */
-template <int N> __device__ __forceinline__ void unpack(const pack<float, N> &in, float (&out)[N]) {
+template <int N>
+__device__ __forceinline__ void unpack(const pack<float, N> &in, float (&out)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) out[i] = in.value[i];
 }
-template <int N> __device__ __forceinline__ void unpack(const pack<f16, N> &in, float (&out)[N]) {
+template <int N>
+__device__ __forceinline__ void unpack(const pack<f16, N> &in, float (&out)[N]) {
 #pragma unroll
     for (int i = 0; i + 1 < N; i += 2) {
         const float2 two = __half22float2(*(const __half2 *)&in.value[i]);
@@ -62,7 +72,8 @@ template <int N> __device__ __forceinline__ void unpack(const pack<f16, N> &in, 
     }
     if constexpr (N % 2) out[N - 1] = to_f32(in.value[N - 1]);
 }
-template <int N> __device__ __forceinline__ void unpack(const pack<bf16, N> &in, float (&out)[N]) {
+template <int N>
+__device__ __forceinline__ void unpack(const pack<bf16, N> &in, float (&out)[N]) {
 #pragma unroll
     for (int i = 0; i + 1 < N; i += 2) { /* a bf16 is the upper half of a float */
         const unsigned two = *(const unsigned *)&in.value[i];
@@ -70,22 +81,26 @@ template <int N> __device__ __forceinline__ void unpack(const pack<bf16, N> &in,
     }
     if constexpr (N % 2) out[N - 1] = to_f32(in.value[N - 1]);
 }
-template <int N> __device__ __forceinline__ void repack(const float (&in)[N], pack<float, N> &out) {
+template <int N>
+__device__ __forceinline__ void repack(const float (&in)[N], pack<float, N> &out) {
 #pragma unroll
     for (int i = 0; i < N; i++) out.value[i] = in[i];
 }
-template <int N> __device__ __forceinline__ void repack(const float (&in)[N], pack<f16, N> &out) {
+template <int N>
+__device__ __forceinline__ void repack(const float (&in)[N], pack<f16, N> &out) {
 #pragma unroll
     for (int i = 0; i + 1 < N; i += 2) *(__half2 *)&out.value[i] = __floats2half2_rn(in[i], in[i + 1]);
     if constexpr (N % 2) out.value[N - 1] = from_f32<f16>(in[N - 1]);
 }
-template <int N> __device__ __forceinline__ void repack(const float (&in)[N], pack<bf16, N> &out) {
+template <int N>
+__device__ __forceinline__ void repack(const float (&in)[N], pack<bf16, N> &out) {
 #pragma unroll
     for (int i = 0; i + 1 < N; i += 2) *(__nv_bfloat162 *)&out.value[i] = __floats2bfloat162_rn(in[i], in[i + 1]);
     if constexpr (N % 2) out.value[N - 1] = from_f32<bf16>(in[N - 1]);
 }
 /* Rounds to T and widens again. */
-template <typename T, int N> __device__ __forceinline__ void round_all(float (&x)[N]) {
+template <typename T, int N>
+__device__ __forceinline__ void round_all(float (&x)[N]) {
     if constexpr (sizeof(T) < sizeof(float)) {
         pack<T, N> narrow;
         repack(x, narrow);
@@ -95,8 +110,8 @@ template <typename T, int N> __device__ __forceinline__ void round_all(float (&x
 
 /* May every row of the view be moved in packs of 16 bytes? */
 static inline bool rows_are_packable(liger_rows rows, size_t element) {
-    const uintptr_t bits =
-        (uintptr_t)rows.data | (uintptr_t)(rows.inner_stride * (int64_t)element) | (uintptr_t)(rows.outer_stride * (int64_t)element);
+    const uintptr_t bits = (uintptr_t)rows.data | (uintptr_t)(rows.inner_stride * (int64_t)element) |
+                           (uintptr_t)(rows.outer_stride * (int64_t)element);
     return bits % PACK_BYTES == 0;
 }
 static inline bool pointer_is_packable(const void *p) { return (uintptr_t)p % PACK_BYTES == 0; }

@@ -13,12 +13,23 @@ enum { ACCUMULATE = 1 };
 
 static void describe(const struct op_case *c, struct tensor_spec *spec) {
     const bool accumulate = c->flags & ACCUMULATE;
-    spec[X] = (struct tensor_spec){.name = "x", .role = ROLE_IN, .kind = KIND_T, .values = VALUES_NORMAL, .ndim = 2,
-        .shape = {c->size[ROWS], c->size[COLS]}, .gaps = true};
+    spec[X] = (struct tensor_spec){.name = "x",
+                                   .role = ROLE_IN,
+                                   .kind = KIND_T,
+                                   .values = VALUES_NORMAL,
+                                   .ndim = 2,
+                                   .shape = {c->size[ROWS], c->size[COLS]},
+                                   .gaps = true};
     /* At most rows/64 additions in a block and 64 blocks, each of partial sums of about sqrt(rows). */
-    spec[TOTAL] = (struct tensor_spec){.name = "sum", .role = accumulate ? ROLE_INOUT : ROLE_OUT, .kind = KIND_F32,
-        .values = VALUES_NORMAL, .ndim = 1, .shape = {c->size[COLS]}, .relative = 1,
-        .absolute = 8 + sqrt((double)c->size[ROWS]), .magnitude = 1 + sqrt((double)c->size[ROWS])};
+    spec[TOTAL] = (struct tensor_spec){.name = "sum",
+                                       .role = accumulate ? ROLE_INOUT : ROLE_OUT,
+                                       .kind = KIND_F32,
+                                       .values = VALUES_NORMAL,
+                                       .ndim = 1,
+                                       .shape = {c->size[COLS]},
+                                       .relative = 1,
+                                       .absolute = 8 + sqrt((double)c->size[ROWS]),
+                                       .magnitude = 1 + sqrt((double)c->size[ROWS])};
 }
 
 static liger_status call(liger_context *context, const struct op_call *call, liger_stream stream) {

@@ -20,9 +20,9 @@ LIGER_TEMPLATE void sum_columns(liger_dtype t, const struct column_sum_problem *
         memset(block, 0, sizeof block);
         for (int64_t r = first; r < last; r++) {
             const char *x = (const char *)p->x + (r * p->stride + begin) * (int64_t)liger_dtype_size(t);
-            V_FOR_EACH(c, n, cols,
-                       v_store_n(LIGER_F32, block, c, n,
-                                 v_add(v_load_n(LIGER_F32, block, c, n), v_load_n(t, x, c, n))));
+            V_FOR_EACH(
+                c, n, cols,
+                v_store_n(LIGER_F32, block, c, n, v_add(v_load_n(LIGER_F32, block, c, n), v_load_n(t, x, c, n))));
         }
         for (int64_t c = 0; c < cols; c++) total[c] += block[c];
     }

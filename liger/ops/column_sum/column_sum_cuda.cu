@@ -48,14 +48,16 @@ __global__ void __launch_bounds__(THREADS, 8) total_kernel(const column_sum_prob
     p.sum[column] = sum;
 }
 
-template <typename T, int N> void launch_partial(const column_sum_problem &p, int64_t blocks, liger_stream stream) {
+template <typename T, int N>
+void launch_partial(const column_sum_problem &p, int64_t blocks, liger_stream stream) {
     const dim3 grid(grid_size(p.cols, THREADS * N), (unsigned)blocks);
     partial_kernel<T, N><<<grid, THREADS, 0, (cudaStream_t)stream>>>(p, (p.rows + blocks - 1) / blocks);
 }
 
-template <typename T> void launch(const column_sum_problem &p, int64_t blocks, liger_stream stream) {
-    const uintptr_t bits = (uintptr_t)p.x | (uintptr_t)(p.stride * (int64_t)sizeof(T)) |
-                           (uintptr_t)(p.cols * (int64_t)sizeof(T));
+template <typename T>
+void launch(const column_sum_problem &p, int64_t blocks, liger_stream stream) {
+    const uintptr_t bits =
+        (uintptr_t)p.x | (uintptr_t)(p.stride * (int64_t)sizeof(T)) | (uintptr_t)(p.cols * (int64_t)sizeof(T));
     if (bits % PACK_BYTES == 0) launch_partial<T, pack_size<T>>(p, blocks, stream);
     else launch_partial<T, 1>(p, blocks, stream);
 }

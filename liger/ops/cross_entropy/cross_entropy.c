@@ -52,16 +52,17 @@ static liger_status check_options(const char *op, const liger_cross_entropy_forw
                   "%s: lse_square_scale is %g, but must be finite", op, (double)args->lse_square_scale);
     LIGER_REQUIRE(args->softcap >= 0 && isfinite(args->softcap), LIGER_ERR_ARGUMENT,
                   "%s: softcap is %g, but must be greater than 0 (or 0 for none)", op, (double)args->softcap);
-    LIGER_REQUIRE(args->reduction >= LIGER_REDUCTION_NONE && args->reduction <= LIGER_REDUCTION_SUM,
-                  LIGER_ERR_ARGUMENT, "%s: reduction is %d, but must be in [%d, %d]", op, args->reduction,
-                  LIGER_REDUCTION_NONE, LIGER_REDUCTION_SUM);
+    LIGER_REQUIRE(args->reduction >= LIGER_REDUCTION_NONE && args->reduction <= LIGER_REDUCTION_SUM, LIGER_ERR_ARGUMENT,
+                  "%s: reduction is %d, but must be in [%d, %d]", op, args->reduction, LIGER_REDUCTION_NONE,
+                  LIGER_REDUCTION_SUM);
     return LIGER_OK;
 }
 
 static liger_status check_logits(const char *op, const liger_tensor *logits) {
     struct name name;
     LIGER_TRY(liger_check_float(logits, name_of(&name, op, "logits")));
-    LIGER_REQUIRE(logits->ndim == 2, LIGER_ERR_SHAPE, "%s: logits has %d dimensions, but must have 2", op, logits->ndim);
+    LIGER_REQUIRE(logits->ndim == 2, LIGER_ERR_SHAPE, "%s: logits has %d dimensions, but must have 2", op,
+                  logits->ndim);
     LIGER_REQUIRE(logits->shape[1] > 0, LIGER_ERR_SHAPE, "%s: logits.shape[1] is 0, but must be 1 or more", op);
     LIGER_REQUIRE(logits->shape[1] == 1 || logits->stride[1] == 1, LIGER_ERR_LAYOUT,
                   "%s: logits.stride[1] is %lld, but the last dimension must be contiguous (1)", op,
@@ -233,10 +234,18 @@ static liger_status run(liger_context *context, const char *op, const liger_cros
 
 static void widen(const liger_cross_entropy_backward_args *args, liger_cross_entropy_forward_args *common) {
     *common = (liger_cross_entropy_forward_args){
-        .logits = args->logits, .target = args->target, .weight = args->weight, .upstream = args->upstream,
-        .dlogits = args->dlogits, .ignore_index = args->ignore_index, .label_smoothing = args->label_smoothing,
-        .lse_square_scale = args->lse_square_scale, .softcap = args->softcap, .reduction = args->reduction,
-        .workspace = args->workspace, .workspace_bytes = args->workspace_bytes,
+        .logits = args->logits,
+        .target = args->target,
+        .weight = args->weight,
+        .upstream = args->upstream,
+        .dlogits = args->dlogits,
+        .ignore_index = args->ignore_index,
+        .label_smoothing = args->label_smoothing,
+        .lse_square_scale = args->lse_square_scale,
+        .softcap = args->softcap,
+        .reduction = args->reduction,
+        .workspace = args->workspace,
+        .workspace_bytes = args->workspace_bytes,
     };
 }
 

@@ -13,7 +13,11 @@
 extern "C" {
 #endif
 
-typedef enum liger_reduction { LIGER_REDUCTION_NONE = 0, LIGER_REDUCTION_MEAN = 1, LIGER_REDUCTION_SUM = 2 } liger_reduction;
+typedef enum liger_reduction {
+    LIGER_REDUCTION_NONE = 0,
+    LIGER_REDUCTION_MEAN = 1,
+    LIGER_REDUCTION_SUM = 2
+} liger_reduction;
 
 /* liger_cross_entropy_forward     loss = reduction over rows of
  *                                 (1-α)·w[y]·(lse - x[y]) + α/vocab·Σ_j w[j]·(lse - x[j]) + z,     z = s·lse²
@@ -63,7 +67,7 @@ typedef struct liger_cross_entropy_forward_args {
 } liger_cross_entropy_forward_args;
 
 #define LIGER_CROSS_ENTROPY_FORWARD_ARGS_INIT                                                                          \
-    {.size = sizeof(liger_cross_entropy_forward_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_MEAN}
+    { .size = sizeof(liger_cross_entropy_forward_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_MEAN }
 
 LIGER_API liger_status liger_cross_entropy_forward(liger_context *context, const liger_cross_entropy_forward_args *args,
                                                    liger_stream stream);
@@ -94,11 +98,10 @@ typedef struct liger_cross_entropy_backward_args {
 } liger_cross_entropy_backward_args;
 
 #define LIGER_CROSS_ENTROPY_BACKWARD_ARGS_INIT                                                                         \
-    {.size = sizeof(liger_cross_entropy_backward_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_MEAN}
+    { .size = sizeof(liger_cross_entropy_backward_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_MEAN }
 
 LIGER_API liger_status liger_cross_entropy_backward(liger_context *context,
-                                                    const liger_cross_entropy_backward_args *args,
-                                                    liger_stream stream);
+                                                    const liger_cross_entropy_backward_args *args, liger_stream stream);
 LIGER_API liger_status liger_cross_entropy_backward_workspace(liger_context *context,
                                                               const liger_cross_entropy_backward_args *args,
                                                               size_t *bytes);

@@ -14,14 +14,18 @@ enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, FORWARD_TENSORS };
 enum { ROWS, VOCAB };
 enum { SMOOTHING, Z_SCALE, SOFTCAP };
 enum {
-    MEAN = 0, SUM = 1, NONE = 2, REDUCTION = 3,
+    MEAN = 0,
+    SUM = 1,
+    NONE = 2,
+    REDUCTION = 3,
     WEIGHTED = 4,  /* class weights */
     SCALED = 8,    /* an upstream gradient in forward */
     BARE = 16,     /* only the loss is asked for */
     GRADIENT = 32, /* only loss and gradient: the kernel without options */
     IGNORED = 64,  /* every target is ignored */
     SURE = 128,    /* p of the target is about .9999 */
-    HIGH = 256, LOW = 512, /* all logits shifted by +1e4, -1e4 */
+    HIGH = 256,
+    LOW = 512,     /* all logits shifted by +1e4, -1e4 */
     MASKED = 1024, /* most logits are -inf */
     POISON = 2048  /* ignored rows hold NaN */
 };
@@ -33,18 +37,50 @@ static int32_t reduction_of(const struct op_case *c) {
 
 static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS], vocab = c->size[VOCAB];
-    spec[LOGITS] = (struct tensor_spec){.name = "logits", .role = ROLE_IN, .kind = KIND_T, .values = VALUES_NORMAL,
-        .spread = 2, .offset = c->flags & HIGH ? 1e4 : c->flags & LOW ? -1e4 : 0, .ndim = 2, .shape = {rows, vocab},
-        .gaps = true};
-    spec[TARGET] = (struct tensor_spec){.name = "target", .role = ROLE_IN, .kind = KIND_INDEX, .values = VALUES_TARGET,
-        .spread = (double)vocab, .offset = -100, .ignore_every = c->flags & IGNORED ? 1 : 3, .ndim = 1, .shape = {rows}};
-    spec[WEIGHT] = (struct tensor_spec){.name = "weight", .role = ROLE_IN, .kind = KIND_F32, .values = VALUES_POSITIVE,
-        .absent = !(c->flags & WEIGHTED), .ndim = 1, .shape = {vocab}};
-    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream", .role = ROLE_IN, .kind = KIND_F32, .values = VALUES_NORMAL,
-        .absent = !(c->flags & SCALED), .ndim = (c->flags & REDUCTION) == NONE, .shape = {rows}};
+    spec[LOGITS] = (struct tensor_spec){.name = "logits",
+                                        .role = ROLE_IN,
+                                        .kind = KIND_T,
+                                        .values = VALUES_NORMAL,
+                                        .spread = 2,
+                                        .offset = c->flags & HIGH  ? 1e4
+                                                  : c->flags & LOW ? -1e4
+                                                                   : 0,
+                                        .ndim = 2,
+                                        .shape = {rows, vocab},
+                                        .gaps = true};
+    spec[TARGET] = (struct tensor_spec){.name = "target",
+                                        .role = ROLE_IN,
+                                        .kind = KIND_INDEX,
+                                        .values = VALUES_TARGET,
+                                        .spread = (double)vocab,
+                                        .offset = -100,
+                                        .ignore_every = c->flags & IGNORED ? 1 : 3,
+                                        .ndim = 1,
+                                        .shape = {rows}};
+    spec[WEIGHT] = (struct tensor_spec){.name = "weight",
+                                        .role = ROLE_IN,
+                                        .kind = KIND_F32,
+                                        .values = VALUES_POSITIVE,
+                                        .absent = !(c->flags & WEIGHTED),
+                                        .ndim = 1,
+                                        .shape = {vocab}};
+    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream",
+                                          .role = ROLE_IN,
+                                          .kind = KIND_F32,
+                                          .values = VALUES_NORMAL,
+                                          .absent = !(c->flags & SCALED),
+                                          .ndim = (c->flags & REDUCTION) == NONE,
+                                          .shape = {rows}};
     /* f32 steps: exponential, sum over the row (pairwise), quotient, coefficients: about 16 u of the largest element. */
-    spec[DLOGITS] = (struct tensor_spec){.name = "dlogits", .role = ROLE_OUT, .kind = KIND_T, .ndim = 2,
-        .shape = {rows, vocab}, .gaps = true, .absent = c->flags & BARE, .relative = 1.05, .absolute = 16};
+    spec[DLOGITS] = (struct tensor_spec){.name = "dlogits",
+                                         .role = ROLE_OUT,
+                                         .kind = KIND_T,
+                                         .ndim = 2,
+                                         .shape = {rows, vocab},
+                                         .gaps = true,
+                                         .absent = c->flags & BARE,
+                                         .relative = 1.05,
+                                         .absolute = 16};
 }
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
@@ -52,14 +88,30 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     const bool few = c->flags & (BARE | GRADIENT);
     const int ndim = (c->flags & REDUCTION) == NONE;
     describe_shared(c, spec);
-    spec[LOSS] = (struct tensor_spec){.name = "loss", .role = ROLE_OUT, .kind = KIND_T, .ndim = ndim, .shape = {rows},
-        .relative = 1.05, .absolute = 32};
-    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss", .role = ROLE_OUT, .kind = KIND_T, .ndim = ndim,
-        .shape = {rows}, .absent = few, .relative = 1.05, .absolute = 32};
-    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy", .role = ROLE_OUT, .kind = KIND_F32, .ndim = ndim,
-        .shape = {rows}, .absent = few, .relative = 2};
-    spec[PREDICTED] = (struct tensor_spec){.name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1,
-        .shape = {rows}, .absent = few};
+    spec[LOSS] = (struct tensor_spec){.name = "loss",
+                                      .role = ROLE_OUT,
+                                      .kind = KIND_T,
+                                      .ndim = ndim,
+                                      .shape = {rows},
+                                      .relative = 1.05,
+                                      .absolute = 32};
+    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss",
+                                        .role = ROLE_OUT,
+                                        .kind = KIND_T,
+                                        .ndim = ndim,
+                                        .shape = {rows},
+                                        .absent = few,
+                                        .relative = 1.05,
+                                        .absolute = 32};
+    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy",
+                                          .role = ROLE_OUT,
+                                          .kind = KIND_F32,
+                                          .ndim = ndim,
+                                          .shape = {rows},
+                                          .absent = few,
+                                          .relative = 2};
+    spec[PREDICTED] = (struct tensor_spec){
+        .name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1, .shape = {rows}, .absent = few};
 }
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
@@ -128,11 +180,19 @@ static liger_status workspace_backward(liger_context *context, const struct op_c
 
 static struct cross_entropy_ref reference_of(const struct op_case *c, double *const *t) {
     return (struct cross_entropy_ref){
-        .rows = c->size[ROWS], .vocab = c->size[VOCAB], .ignore_index = -100,
-        .label_smoothing = (float)c->scalar[SMOOTHING], .lse_square_scale = (float)c->scalar[Z_SCALE],
-        .softcap = (float)c->scalar[SOFTCAP], .reduction = reduction_of(c),
+        .rows = c->size[ROWS],
+        .vocab = c->size[VOCAB],
+        .ignore_index = -100,
+        .label_smoothing = (float)c->scalar[SMOOTHING],
+        .lse_square_scale = (float)c->scalar[Z_SCALE],
+        .softcap = (float)c->scalar[SOFTCAP],
+        .reduction = reduction_of(c),
         .upstream_by_row = (c->flags & REDUCTION) == NONE,
-        .logits = t[LOGITS], .target = t[TARGET], .weight = t[WEIGHT], .upstream = t[UPSTREAM], .dlogits = t[DLOGITS],
+        .logits = t[LOGITS],
+        .target = t[TARGET],
+        .weight = t[WEIGHT],
+        .upstream = t[UPSTREAM],
+        .dlogits = t[DLOGITS],
     };
 }
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
@@ -192,10 +252,21 @@ static const struct op_case forward_cases[] = {
     {.label = "all ignored, weights", .size = {5, 40}, .flags = IGNORED | WEIGHTED | SUM, .edge = true},
     {.label = "sure", .size = {8, 1000}, .flags = SURE | SUM, .edge = true},
     {.label = "sure, gradient only", .size = {8, 8192}, .flags = SURE | SUM | GRADIENT, .edge = true},
-    {.label = "high", .size = {8, 1000}, .flags = HIGH | SUM, .edge = true, .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
-    {.label = "high smooth", .size = {8, 1000}, .scalar = {.1}, .flags = HIGH | SUM, .edge = true,
+    {.label = "high",
+     .size = {8, 1000},
+     .flags = HIGH | SUM,
+     .edge = true,
      .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
-    {.label = "low", .size = {8, 1003}, .flags = LOW | GRADIENT, .edge = true,
+    {.label = "high smooth",
+     .size = {8, 1000},
+     .scalar = {.1},
+     .flags = HIGH | SUM,
+     .edge = true,
+     .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
+    {.label = "low",
+     .size = {8, 1003},
+     .flags = LOW | GRADIENT,
+     .edge = true,
      .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
     {.label = "masked", .size = {8, 1000}, .scalar = {0, 1e-3}, .flags = MASKED, .edge = true},
     {.label = "masked cap", .size = {8, 1000}, .scalar = {0, 0, 10}, .flags = MASKED, .edge = true},
@@ -305,7 +376,8 @@ static const char *rows_sum_to_zero(struct op_run *run) {
             sum += run->t[DLOGITS][r * vocab + j];
             magnitude += fabs(run->t[DLOGITS][r * vocab + j]);
         }
-        const double limit = magnitude * (unit_of(run) + 64 * 0x1p-24) + (double)vocab * (run->types.t == LIGER_F16 ? 0x1p-25 : 0);
+        const double limit =
+            magnitude * (unit_of(run) + 64 * 0x1p-24) + (double)vocab * (run->types.t == LIGER_F16 ? 0x1p-25 : 0);
         if (!(fabs(sum) <= limit))
             return op_run_text(run, "row %lld of dlogits sums to %g, allowed is %g", (long long)r, sum, limit);
     }
@@ -366,9 +438,17 @@ static const struct op_case bench[] = {
     {.label = "1024x32000", .size = {1024, 32000}, .flags = GRADIENT},
     {.label = "1024x32000 loss only", .size = {1024, 32000}, .flags = BARE},
     {.label = "16384x32000", .size = {16384, 32000}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "16384x32000 loss only", .size = {16384, 32000}, .flags = BARE, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "16384x32000 loss only",
+     .size = {16384, 32000},
+     .flags = BARE,
+     .dtypes = 1u << LIGER_BF16,
+     .large = true},
     {.label = "8192x128256", .size = {8192, 128256}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "8192x128256 loss only", .size = {8192, 128256}, .flags = BARE, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "8192x128256 loss only",
+     .size = {8192, 128256},
+     .flags = BARE,
+     .dtypes = 1u << LIGER_BF16,
+     .large = true},
 };
 
 const struct op_cases cross_entropy_forward_cases = {

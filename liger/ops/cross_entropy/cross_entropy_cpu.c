@@ -194,7 +194,8 @@ LIGER_TEMPLATE void one_row(liger_dtype t, bool options, const struct cross_entr
 
     const float upstream = (p->upstream ? p->upstream[r * p->upstream_stride] : 1.0f) * token;
     const float ce = upstream * (p->raw_gradient ? 1.0f : by_weight);
-    const float zs = upstream * (p->raw_gradient ? (p->mean ? p->counts->weight_sum / p->counts->valid : 1.0f) : by_count);
+    const float zs =
+        upstream * (p->raw_gradient ? (p->mean ? p->counts->weight_sum / p->counts->valid : 1.0f) : by_count);
     const float hit = ce * weight * (1.0f - a), spread = ce * e * total + zs * 2.0f * p->lse_square_scale * lse;
     const struct gradient g = {.max = row.others.max, .probability = (hit + spread) / sum, .uniform = ce * e};
     write_gradient(t, options, p, logits, dlogits, &g);

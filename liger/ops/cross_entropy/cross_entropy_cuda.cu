@@ -11,11 +11,13 @@ namespace cross_entropy {
 
 enum { ONE_BLOCK = 1024 };
 
-template <typename S> __device__ __forceinline__ S warp_total(S x) {
+template <typename S>
+__device__ __forceinline__ S warp_total(S x) {
     for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
     return x;
 }
-template <typename S> __device__ S block_total(S x) {
+template <typename S>
+__device__ S block_total(S x) {
     __shared__ S slots[ONE_BLOCK / WARP];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     x = warp_total(x);
@@ -30,8 +32,8 @@ __global__ void __launch_bounds__(ONE_BLOCK) count_kernel(const cross_entropy_co
     float weight_sum = 0.0f, class_total = 0.0f;
 #pragma unroll 8
     for (int64_t r = threadIdx.x; r < p.rows; r += ONE_BLOCK) {
-        const int64_t y = p.target_dtype == LIGER_I32 ? (int64_t)((const int32_t *)p.target)[r]
-                                                      : ((const int64_t *)p.target)[r];
+        const int64_t y =
+            p.target_dtype == LIGER_I32 ? (int64_t)((const int32_t *)p.target)[r] : ((const int64_t *)p.target)[r];
         if (y == p.ignore_index) continue;
         valid++;
         if (p.weight && y >= 0 && y < p.vocab) weight_sum += p.weight[y];
@@ -90,8 +92,8 @@ static size_t shared_bytes(int clusters, int threads, bool options) {
 }
 
 static bool packable(const problem &p, size_t element) {
-    uintptr_t bits = (uintptr_t)p.logits | (uintptr_t)(p.logits_stride * (int64_t)element) |
-                     (uintptr_t)(p.vocab * (int64_t)element);
+    uintptr_t bits =
+        (uintptr_t)p.logits | (uintptr_t)(p.logits_stride * (int64_t)element) | (uintptr_t)(p.vocab * (int64_t)element);
     if (p.dlogits) bits |= (uintptr_t)p.dlogits | (uintptr_t)(p.dlogits_stride * (int64_t)element);
     return bits % PACK_BYTES == 0;
 }
@@ -115,7 +117,8 @@ static shape shape_of(const liger_context *context, const problem &p, bool optio
 
 typedef void row_kernel(problem);
 
-template <typename T> static row_kernel *kernel_for(shape s, bool options) {
+template <typename T>
+static row_kernel *kernel_for(shape s, bool options) {
     if (options) return s.clusters > 1 ? resident_kernel<T, true, 512, true> : resident_kernel<T, true, 512, false>;
     if (s.clusters > 1) return resident_kernel<T, false, 1024, true>;
     if (s.threads == 128) return resident_kernel<T, false, 128, false>;
@@ -179,8 +182,7 @@ extern "C" liger_status cross_entropy_count_cuda(liger_context *context,
 }
 
 extern "C" liger_status cross_entropy_rows_cuda(liger_context *context,
-                                                const struct cross_entropy_rows_problem *problem,
-                                                liger_stream stream) {
+                                                const struct cross_entropy_rows_problem *problem, liger_stream stream) {
     if (problem->rows == 0) return LIGER_OK;
     const device_scope device(context);
     cudaError_t error = cudaSuccess;

@@ -13,20 +13,23 @@ namespace cross_entropy {
 enum { LOSS_THREADS = 256, LOSS_PACKS = 4 };
 
 /* The largest value of a pack; in pairs where the type has packed instructions. NaN is left to the sum. */
-template <int N> __device__ __forceinline__ float largest(const pack<float, N> &x) {
+template <int N>
+__device__ __forceinline__ float largest(const pack<float, N> &x) {
     float most = x.value[0];
 #pragma unroll
     for (int i = 1; i < N; i++) most = fmaxf(most, x.value[i]);
     return most;
 }
-template <int N> __device__ __forceinline__ float largest(const pack<f16, N> &x) {
+template <int N>
+__device__ __forceinline__ float largest(const pack<f16, N> &x) {
     const __half2 *two = (const __half2 *)x.value;
     __half2 most = two[0];
 #pragma unroll
     for (int i = 1; i < N / 2; i++) most = __hmax2(most, two[i]);
     return fmaxf(__low2float(most), __high2float(most));
 }
-template <int N> __device__ __forceinline__ float largest(const pack<bf16, N> &x) {
+template <int N>
+__device__ __forceinline__ float largest(const pack<bf16, N> &x) {
     const __nv_bfloat162 *two = (const __nv_bfloat162 *)x.value;
     __nv_bfloat162 most = two[0];
 #pragma unroll
@@ -36,8 +39,8 @@ template <int N> __device__ __forceinline__ float largest(const pack<bf16, N> &x
 
 /* Four packs more. The target's own term is left out of the sum: its element reads as -inf. */
 template <typename T>
-__device__ __forceinline__ softmax_state push_packs(softmax_state s, pack<T, pack_size<T>> (&raw)[LOSS_PACKS], int64_t v,
-                                                    int64_t packs, int64_t y) {
+__device__ __forceinline__ softmax_state push_packs(softmax_state s, pack<T, pack_size<T>> (&raw)[LOSS_PACKS],
+                                                    int64_t v, int64_t packs, int64_t y) {
     constexpr int N = pack_size<T>;
     float most = -INFINITY;
 #pragma unroll
@@ -65,7 +68,8 @@ __device__ __forceinline__ softmax_state push_packs(softmax_state s, pack<T, pac
     return {max, sum};
 }
 
-template <typename T> __device__ __forceinline__ softmax_state read_row(const T *row, int64_t packs, int64_t y) {
+template <typename T>
+__device__ __forceinline__ softmax_state read_row(const T *row, int64_t packs, int64_t y) {
     constexpr int N = pack_size<T>;
     softmax_state s = softmax_empty();
     for (int64_t v = threadIdx.x; v < packs; v += LOSS_PACKS * LOSS_THREADS) {
@@ -87,7 +91,8 @@ __device__ __forceinline__ softmax_state block_softmax(softmax_state s) {
     return warp_merge(threadIdx.x < LOSS_THREADS / WARP ? slots[threadIdx.x] : softmax_empty());
 }
 
-template <typename T> __global__ void __launch_bounds__(LOSS_THREADS) loss_kernel(const __grid_constant__ problem p) {
+template <typename T>
+__global__ void __launch_bounds__(LOSS_THREADS) loss_kernel(const __grid_constant__ problem p) {
     const int64_t r = row_at(p, blockIdx.x), y = target_at(p, r);
     if (y == p.ignore_index) {
         if (threadIdx.x == 0) ignore_row(p, r);

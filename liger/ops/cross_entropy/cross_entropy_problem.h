@@ -35,14 +35,15 @@ struct cross_entropy_rows_problem {
     int64_t rows, vocab;
     const void *logits; /* [rows, vocab], never written unless it is dlogits */
     int64_t logits_stride;
-    const void *target; /* [rows], contiguous */
+    const void *target;  /* [rows], contiguous */
     const float *weight; /* [vocab], or NULL */
     const struct cross_entropy_counts *counts;
     int64_t ignore_index;
     float label_smoothing, lse_square_scale;
-    float softcap;      /* 0 = none */
-    bool mean;          /* divide loss and z-loss (and the gradient, unless raw_gradient) by the counts */
-    bool raw_gradient;  /* fp16 in the fused loss: the gradient times its normaliser (weight_sum, or valid), i.e. what "sum"
+    float softcap; /* 0 = none */
+    bool mean;     /* divide loss and z-loss (and the gradient, unless raw_gradient) by the counts */
+    bool
+        raw_gradient; /* fp16 in the fused loss: the gradient times its normaliser (weight_sum, or valid), i.e. what "sum"
                          * gives but for the z-loss term of a weighted mean, which is multiplied by weight_sum/valid */
     bool token_scaling; /* loss, z-loss and gradient of a row times softmax(logits)[target] */
     /* Upstream gradient, applied in f32 before the rounding; NULL = 1. */

@@ -29,7 +29,8 @@ __device__ __forceinline__ void copy_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-template <int PENDING> __device__ __forceinline__ void copy_wait() {
+template <int PENDING>
+__device__ __forceinline__ void copy_wait() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 #endif
@@ -37,7 +38,8 @@ template <int PENDING> __device__ __forceinline__ void copy_wait() {
 
 /* Where this thread stands in a row: its vectors are first + j·THREADS for j < VECTORS, those below `end`. The distance is
  * known when compiling: addresses are then one register and an immediate. */
-template <int THREADS> struct place {
+template <int THREADS>
+struct place {
     static constexpr int step = THREADS;
     int first, end;
     __device__ __forceinline__ bool has(int j) const { return first + j * THREADS < end; }
@@ -65,19 +67,34 @@ __device__ __forceinline__ void prefetch(const problem &p, const P &at, int64_t 
     copy_commit();
 }
 
-template <typename A, typename B> struct same { static constexpr bool value = false; };
-template <typename A> struct same<A, A> { static constexpr bool value = true; };
+template <typename A, typename B>
+struct same {
+    static constexpr bool value = false;
+};
+template <typename A>
+struct same<A, A> {
+    static constexpr bool value = true;
+};
 
 /* Two values in one register, for a packed maximum: half the instructions. */
-template <typename T> struct pair_of;
-template <> struct pair_of<f16> { using type = __half2; };
-template <> struct pair_of<bf16> { using type = __nv_bfloat162; };
+template <typename T>
+struct pair_of;
+template <>
+struct pair_of<f16> {
+    using type = __half2;
+};
+template <>
+struct pair_of<bf16> {
+    using type = __nv_bfloat162;
+};
 
-template <typename T> struct row_part {
+template <typename T>
+struct row_part {
     pack<T, pack_size<T>> vector[VECTORS];
 
     /* This thread's vectors; -inf where the row has ended. */
-    template <typename P> __device__ __forceinline__ void load(const P &at, const uint4 *stage) {
+    template <typename P>
+    __device__ __forceinline__ void load(const P &at, const uint4 *stage) {
         constexpr uint32_t EMPTY = sizeof(T) == 4 ? 0xff800000u : same<T, bf16>::value ? 0xff80ff80u : 0xfc00fc00u;
 #pragma unroll
         for (int j = 0; j < VECTORS; j++)
@@ -122,7 +139,8 @@ __device__ __forceinline__ void write_row(const problem &p, const P &at, int64_t
 
 /* The blocks of a cluster tell each other what they found. One place per warp of the cluster, twice: rows take turns, so
  * that one barrier per row is enough. */
-template <typename S, int WARPS, bool CLUSTERED> struct exchange {
+template <typename S, int WARPS, bool CLUSTERED>
+struct exchange {
     S *slots;               /* 2 · clusters · WARPS */
     byte_barrier *barriers; /* 2 */
     unsigned rounds;
@@ -149,7 +167,8 @@ template <typename S, int WARPS, bool CLUSTERED> struct exchange {
 };
 
 /* Which of this thread's values is the target; -1: none. */
-template <int N, typename P> __device__ __forceinline__ int own_value(const P &at, int y) {
+template <int N, typename P>
+__device__ __forceinline__ int own_value(const P &at, int y) {
     int own = -1;
 #pragma unroll
     for (int j = 0; j < VECTORS; j++) {
@@ -161,8 +180,8 @@ template <int N, typename P> __device__ __forceinline__ int own_value(const P &a
 /* By the thread that has the target; without a target the row's first. The target's gradient is formed in f32 and stored
  * over the vector's element: a thread's stores to one address keep their order. */
 template <typename T, typename P>
-__device__ __forceinline__ void write_results(const problem &p, const batch &b, const P &at, int64_t r, int y,
-                                              int own, const row_sums &sums) {
+__device__ __forceinline__ void write_results(const problem &p, const batch &b, const P &at, int64_t r, int y, int own,
+                                              const row_sums &sums) {
     if (y < 0 && at.first == 0) spoil_row(p, r, sums.predicted);
     if (own < 0) return;
     /* Taken again: kept over the stores, the factors would be spilled. */
@@ -260,12 +279,18 @@ __device__ __forceinline__ void optioned_row(const problem &p, const batch &b, c
     write_results<T>(p, b, at, r, y, own, {target, all.softmax, all.shape, base, all.index});
 }
 
-template <bool OPTIONS> struct slot_of { using type = softmax_state; };
-template <> struct slot_of<true> { using type = summary; };
+template <bool OPTIONS>
+struct slot_of {
+    using type = softmax_state;
+};
+template <>
+struct slot_of<true> {
+    using type = summary;
+};
 
 template <typename T, bool OPTIONS, int THREADS, bool CLUSTERED>
 __global__ void __launch_bounds__(THREADS, OPTIONS ? 1 : MOST_THREADS / THREADS)
-resident_kernel(const __grid_constant__ problem p) {
+    resident_kernel(const __grid_constant__ problem p) {
     using slot = typename slot_of<OPTIONS>::type;
     constexpr int STAGE = VECTORS * THREADS;
     extern __shared__ uint4 shared[];

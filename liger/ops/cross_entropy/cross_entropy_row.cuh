@@ -99,8 +99,7 @@ __device__ __forceinline__ factors factors_of(const problem &p, const batch &b, 
     const float ce = (p.upstream ? p.upstream[r * p.upstream_stride] * token : token) * b.ce;
     const float hit = ce * weight * (1.0f - p.label_smoothing), uniform = ce * b.uniform_per_class;
     float spread = uniform * b.total;
-    if (p.lse_square_scale != 0.0f)
-        spread += ce * b.z_over_ce * p.lse_square_scale * (others.max * LN2 + logf(sum));
+    if (p.lse_square_scale != 0.0f) spread += ce * b.z_over_ce * p.lse_square_scale * (others.max * LN2 + logf(sum));
     return {(hit + spread) * inverse, uniform, hit, spread, own, weight, token};
 }
 

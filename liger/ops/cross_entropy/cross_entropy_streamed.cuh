@@ -13,7 +13,8 @@ namespace cross_entropy {
 enum { STREAMED_THREADS = 512 };
 
 /* Calls visit(pack, index of its first element) for the packs of a row that belong to this thread. */
-template <typename T, typename F> __device__ __forceinline__ void walk(const T *row, int64_t vocab, F visit) {
+template <typename T, typename F>
+__device__ __forceinline__ void walk(const T *row, int64_t vocab, F visit) {
     constexpr int N = pack_size<T>, UNROLL = 4;
     const int64_t misaligned = ((uintptr_t)row % PACK_BYTES) / sizeof(T);
     const int64_t to_boundary = misaligned ? N - misaligned : 0, head = to_boundary < vocab ? to_boundary : vocab;
@@ -68,7 +69,8 @@ __device__ __forceinline__ void store_gradient(const problem &p, const factors &
     pack<T, N> out;
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        const float x = capped(p, to_f32(raw.value[k])), uniform = weighted ? f.uniform * p.weight[first + k] : f.uniform;
+        const float x = capped(p, to_f32(raw.value[k])),
+                    uniform = weighted ? f.uniform * p.weight[first + k] : f.uniform;
         const float d = (softmax_term(x, max) * f.probability - uniform) * cap_slope(p, x);
         out.value[k] = from_f32<T>(d);
     }
@@ -94,9 +96,8 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
     const factors f = in_range ? factors_of(p, b, r, y, target, s.softmax) : factors{NAN, NAN};
     T *row = (T *)p.dlogits + r * p.dlogits_stride;
     if (p.dlogits) {
-        walk(logits, p.vocab, [&](const auto &raw, int64_t index) {
-            store_gradient(p, f, s.softmax.max, raw, index, row);
-        });
+        walk(logits, p.vocab,
+             [&](const auto &raw, int64_t index) { store_gradient(p, f, s.softmax.max, raw, index, row); });
         __syncthreads(); /* whoever stored the target's element has done so: the first thread replaces it */
     }
     if (!first) return;
@@ -108,7 +109,8 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
     if (p.dlogits) row[y] = from_f32<T>(d);
 }
 
-template <typename T> __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __grid_constant__ problem p) {
+template <typename T>
+__global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __grid_constant__ problem p) {
     __shared__ summary slots[2 * STREAMED_THREADS / WARP];
     for (int i = threadIdx.x; i < 2 * STREAMED_THREADS / WARP; i += blockDim.x) slots[i] = empty_summary();
     __syncthreads();

@@ -75,9 +75,10 @@ static void open_once(void) {
     struct found found = {""};
     void *handle = open_library(&found);
     if (handle == NULL) {
-        snprintf(library.provider, sizeof library.provider,
-                 "none: libcublasLt.so.13 and .12 were not found (it comes with PyTorch, with the pip package nvidia-cublas "
-                 "and with the CUDA toolkit)");
+        snprintf(
+            library.provider, sizeof library.provider,
+            "none: libcublasLt.so.13 and .12 were not found (it comes with PyTorch, with the pip package nvidia-cublas "
+            "and with the CUDA toolkit)");
     } else if (!find_functions(handle)) {
         snprintf(library.provider, sizeof library.provider, "none: %s lacks a function that is needed", found.path);
     } else {
@@ -97,7 +98,8 @@ const char *cuda_gemm_provider(liger_context *context) {
 /* Everything that the choice of an algorithm may depend on. */
 struct plan_key {
     int64_t m, n, k, lda, ldb, ldc;
-    int32_t dtype, c_dtype, transpose_a, transpose_b, accumulate, bias, alignment_a, alignment_b, alignment_c, workspace;
+    int32_t dtype, c_dtype, transpose_a, transpose_b, accumulate, bias, alignment_a, alignment_b, alignment_c,
+        workspace;
 };
 
 struct plan {
@@ -173,8 +175,10 @@ static int plan_describe(struct plan *plan) {
         if (!status) status = call->desc_set(plan->desc, LT_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type);
     }
     const uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
-    if (!status) status = call->layout_create(&plan->a, type, key->transpose_a ? m : k, key->transpose_a ? k : m, key->lda);
-    if (!status) status = call->layout_create(&plan->b, type, key->transpose_b ? k : n, key->transpose_b ? n : k, key->ldb);
+    if (!status)
+        status = call->layout_create(&plan->a, type, key->transpose_a ? m : k, key->transpose_a ? k : m, key->lda);
+    if (!status)
+        status = call->layout_create(&plan->b, type, key->transpose_b ? k : n, key->transpose_b ? n : k, key->ldb);
     if (!status) status = call->layout_create(&plan->c, c_type, n, m, key->ldc);
     return status;
 }
@@ -271,8 +275,9 @@ liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p,
         int error = 0;
         if (p->bias) error = library.call.desc_set(plan->desc, LT_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
         if (!error)
-            error = library.call.matmul(lt->handle, plan->desc, &one, p->b, plan->b, p->a, plan->a, &beta, p->c, plan->c,
-                                        p->c, plan->c, &plan->algo, p->workspace, plan->workspace_bytes, stream);
+            error =
+                library.call.matmul(lt->handle, plan->desc, &one, p->b, plan->b, p->a, plan->a, &beta, p->c, plan->c,
+                                    p->c, plan->c, &plan->algo, p->workspace, plan->workspace_bytes, stream);
         if (error)
             status = liger_fail(LIGER_ERR_CUDA, "gemm: cublasLtMatmul failed with status %d for m=%lld n=%lld k=%lld",
                                 error, (long long)p->m, (long long)p->n, (long long)p->k);

@@ -170,8 +170,8 @@ static liger_status check_overlaps(const forward_args *args) {
 static liger_status check_options(const forward_args *args) {
     LIGER_REQUIRE(args->label_smoothing >= 0 && args->label_smoothing <= 1, LIGER_ERR_ARGUMENT,
                   OP "label_smoothing is %g, but must be in [0, 1]", (double)args->label_smoothing);
-    LIGER_REQUIRE(isfinite(args->lse_square_scale), LIGER_ERR_ARGUMENT,
-                  OP "lse_square_scale is %g, but must be finite", (double)args->lse_square_scale);
+    LIGER_REQUIRE(isfinite(args->lse_square_scale), LIGER_ERR_ARGUMENT, OP "lse_square_scale is %g, but must be finite",
+                  (double)args->lse_square_scale);
     LIGER_REQUIRE(args->softcap >= 0 && isfinite(args->softcap), LIGER_ERR_ARGUMENT,
                   OP "softcap is %g, but must be greater than 0 (or 0 for none)", (double)args->softcap);
     LIGER_REQUIRE(args->reduction >= LIGER_REDUCTION_NONE && args->reduction <= LIGER_REDUCTION_SUM, LIGER_ERR_ARGUMENT,
@@ -217,8 +217,8 @@ struct head_state {
     bool gradient;
 };
 
-static liger_status head(liger_context *context, void *opaque, int64_t first, int64_t rows, void *logits, int64_t stride,
-                         liger_stream stream) {
+static liger_status head(liger_context *context, void *opaque, int64_t first, int64_t rows, void *logits,
+                         int64_t stride, liger_stream stream) {
     const struct head_state *state = opaque;
     struct cross_entropy_rows_problem problem = state->whole;
     problem.rows = rows;
@@ -242,27 +242,28 @@ static struct head_state head_of(const forward_args *args, const struct layout *
     return (struct head_state){
         .args = args,
         .gradient = args->dx.data || args->dweight.data || args->dbias.data,
-        .whole = {
-            .dtype = (liger_dtype)args->x.dtype,
-            .target_dtype = (liger_dtype)args->target.dtype,
-            .vocab = args->weight.shape[0],
-            .target = args->target.data,
-            .weight = args->class_weight.data,
-            .counts = counts_of(args),
-            .ignore_index = args->ignore_index,
-            .label_smoothing = args->label_smoothing,
-            .lse_square_scale = args->lse_square_scale,
-            .softcap = args->softcap,
-            .mean = args->reduction == LIGER_REDUCTION_MEAN,
-            .raw_gradient = args->raw_gradient != 0,
-            .token_scaling = args->token_scaling != 0,
-            .upstream = args->upstream.data,
-            .upstream_stride = args->upstream.data && liger_tensor_elements(&args->upstream) > 1,
-            .loss = row_array(args, &args->loss, layout->loss),
-            .z_loss = row_array(args, &args->z_loss, layout->z_loss),
-            .accuracy = row_array(args, &args->accuracy, layout->accuracy),
-            .predicted = args->predicted.data,
-        },
+        .whole =
+            {
+                .dtype = (liger_dtype)args->x.dtype,
+                .target_dtype = (liger_dtype)args->target.dtype,
+                .vocab = args->weight.shape[0],
+                .target = args->target.data,
+                .weight = args->class_weight.data,
+                .counts = counts_of(args),
+                .ignore_index = args->ignore_index,
+                .label_smoothing = args->label_smoothing,
+                .lse_square_scale = args->lse_square_scale,
+                .softcap = args->softcap,
+                .mean = args->reduction == LIGER_REDUCTION_MEAN,
+                .raw_gradient = args->raw_gradient != 0,
+                .token_scaling = args->token_scaling != 0,
+                .upstream = args->upstream.data,
+                .upstream_stride = args->upstream.data && liger_tensor_elements(&args->upstream) > 1,
+                .loss = row_array(args, &args->loss, layout->loss),
+                .z_loss = row_array(args, &args->z_loss, layout->z_loss),
+                .accuracy = row_array(args, &args->accuracy, layout->accuracy),
+                .predicted = args->predicted.data,
+            },
     };
 }
 
@@ -326,8 +327,15 @@ static liger_status zero_parameters(liger_context *context, const forward_args *
     for (int i = 0; i < 2; i++) {
         if (outputs[i].data == NULL) continue;
         const struct gemm_problem zero = {
-            .dtype = outputs[i].dtype, .c_dtype = outputs[i].dtype,
-            .m = 1, .n = outputs[i].count, .k = 0, .lda = 1, .ldb = 1, .ldc = outputs[i].count, .c = outputs[i].data,
+            .dtype = outputs[i].dtype,
+            .c_dtype = outputs[i].dtype,
+            .m = 1,
+            .n = outputs[i].count,
+            .k = 0,
+            .lda = 1,
+            .ldb = 1,
+            .ldc = outputs[i].count,
+            .c = outputs[i].data,
         };
         LIGER_TRY(context->kernels->gemm(context, &zero, stream));
     }
@@ -345,7 +353,8 @@ static liger_status run(liger_context *context, const forward_args *args, liger_
 
 /* ---- the doors -------------------------------------------------------------------------------------------------- */
 
-liger_status liger_linear_cross_entropy_forward(liger_context *context, const forward_args *given, liger_stream stream) {
+liger_status liger_linear_cross_entropy_forward(liger_context *context, const forward_args *given,
+                                                liger_stream stream) {
     forward_args args;
     LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, OP "context is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "linear_cross_entropy_forward"));
@@ -377,12 +386,24 @@ liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *contex
 
 static forward_args widen(const liger_linear_cross_entropy_backward_args *args) {
     return (forward_args){
-        .x = args->x, .weight = args->weight, .bias = args->bias, .target = args->target,
-        .class_weight = args->class_weight, .upstream = args->upstream, .logits = args->logits, .dx = args->dx,
-        .dweight = args->dweight, .dbias = args->dbias, .ignore_index = args->ignore_index,
-        .label_smoothing = args->label_smoothing, .lse_square_scale = args->lse_square_scale,
-        .softcap = args->softcap, .reduction = args->reduction, .token_scaling = args->token_scaling,
-        .workspace = args->workspace, .workspace_bytes = args->workspace_bytes,
+        .x = args->x,
+        .weight = args->weight,
+        .bias = args->bias,
+        .target = args->target,
+        .class_weight = args->class_weight,
+        .upstream = args->upstream,
+        .logits = args->logits,
+        .dx = args->dx,
+        .dweight = args->dweight,
+        .dbias = args->dbias,
+        .ignore_index = args->ignore_index,
+        .label_smoothing = args->label_smoothing,
+        .lse_square_scale = args->lse_square_scale,
+        .softcap = args->softcap,
+        .reduction = args->reduction,
+        .token_scaling = args->token_scaling,
+        .workspace = args->workspace,
+        .workspace_bytes = args->workspace_bytes,
     };
 }
 

@@ -72,7 +72,7 @@ typedef struct liger_linear_cross_entropy_forward_args {
 } liger_linear_cross_entropy_forward_args;
 
 #define LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT                                                                   \
-    {.size = sizeof(liger_linear_cross_entropy_forward_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_MEAN}
+    { .size = sizeof(liger_linear_cross_entropy_forward_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_MEAN }
 
 LIGER_API liger_status liger_linear_cross_entropy_forward(liger_context *context,
                                                           const liger_linear_cross_entropy_forward_args *args,
@@ -81,9 +81,8 @@ LIGER_API liger_status liger_linear_cross_entropy_forward_workspace(liger_contex
                                                                     const liger_linear_cross_entropy_forward_args *args,
                                                                     size_t *bytes);
 /* The rows of `logits` to provide, from x, weight and the budget LIGER_LOSS_WORKSPACE_MB (1024 on CUDA, 24 on the CPU). */
-LIGER_API liger_status
-liger_linear_cross_entropy_forward_chunk_rows(liger_context *context,
-                                              const liger_linear_cross_entropy_forward_args *args, size_t *rows);
+LIGER_API liger_status liger_linear_cross_entropy_forward_chunk_rows(
+    liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *rows);
 
 /* liger_linear_cross_entropy_backward     the gradients for an upstream that is known only now
  *
@@ -112,14 +111,16 @@ typedef struct liger_linear_cross_entropy_backward_args {
 } liger_linear_cross_entropy_backward_args;
 
 #define LIGER_LINEAR_CROSS_ENTROPY_BACKWARD_ARGS_INIT                                                                  \
-    {.size = sizeof(liger_linear_cross_entropy_backward_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_MEAN}
+    {                                                                                                                  \
+        .size = sizeof(liger_linear_cross_entropy_backward_args), .ignore_index = -100,                                \
+        .reduction = LIGER_REDUCTION_MEAN                                                                              \
+    }
 
 LIGER_API liger_status liger_linear_cross_entropy_backward(liger_context *context,
                                                            const liger_linear_cross_entropy_backward_args *args,
                                                            liger_stream stream);
-LIGER_API liger_status
-liger_linear_cross_entropy_backward_workspace(liger_context *context,
-                                              const liger_linear_cross_entropy_backward_args *args, size_t *bytes);
+LIGER_API liger_status liger_linear_cross_entropy_backward_workspace(
+    liger_context *context, const liger_linear_cross_entropy_backward_args *args, size_t *bytes);
 
 #ifdef __cplusplus
 }

@@ -23,11 +23,19 @@ enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, COUNTS, FORWARD_TEN
 enum { ROWS, HIDDEN, VOCAB, CHUNK };
 enum { SMOOTHING, Z_SCALE, SOFTCAP, SWITCHES };
 enum {
-    MEAN = 0, SUM = 1, NONE = 2, REDUCTION = 3,
-    WEIGHTED = 4, BIASED = 8,
-    SCALED = 16, BY_ROW = 32, /* an upstream: one value, one per row */
-    TOKEN = 64, RAW = 128,
-    NO_DX = 256, NO_DWEIGHT = 512, NO_DBIAS = 1024,
+    MEAN = 0,
+    SUM = 1,
+    NONE = 2,
+    REDUCTION = 3,
+    WEIGHTED = 4,
+    BIASED = 8,
+    SCALED = 16,
+    BY_ROW = 32, /* an upstream: one value, one per row */
+    TOKEN = 64,
+    RAW = 128,
+    NO_DX = 256,
+    NO_DWEIGHT = 512,
+    NO_DBIAS = 1024,
     BARE = 2048,    /* of the results only the loss */
     IGNORED = 4096, /* every target is ignored */
     GENERAL = 8192,
@@ -45,30 +53,72 @@ static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & fla
 static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
     spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_T, .ndim = 2, .shape = {rows, hidden}, .gaps = true};
-    spec[WEIGHT] = (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2,
-        .shape = {vocab, hidden}};
-    spec[BIAS] = (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab},
-        .absent = !has(c, BIASED)};
-    spec[TARGET] = (struct tensor_spec){.name = "target", .kind = KIND_INDEX, .values = VALUES_TARGET,
-        .spread = (double)vocab, .offset = -100, .ignore_every = has(c, IGNORED) ? 1 : 3, .ndim = 1, .shape = {rows}};
-    spec[CLASS_WEIGHT] = (struct tensor_spec){.name = "class_weight", .kind = KIND_F32, .values = VALUES_POSITIVE,
-        .absent = !has(c, WEIGHTED), .ndim = 1, .shape = {vocab}};
-    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream", .kind = KIND_F32, .absent = !has(c, SCALED | BY_ROW),
-        .ndim = has(c, BY_ROW), .shape = {rows}};
+    spec[WEIGHT] =
+        (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2, .shape = {vocab, hidden}};
+    spec[BIAS] =
+        (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab}, .absent = !has(c, BIASED)};
+    spec[TARGET] = (struct tensor_spec){.name = "target",
+                                        .kind = KIND_INDEX,
+                                        .values = VALUES_TARGET,
+                                        .spread = (double)vocab,
+                                        .offset = -100,
+                                        .ignore_every = has(c, IGNORED) ? 1 : 3,
+                                        .ndim = 1,
+                                        .shape = {rows}};
+    spec[CLASS_WEIGHT] = (struct tensor_spec){.name = "class_weight",
+                                              .kind = KIND_F32,
+                                              .values = VALUES_POSITIVE,
+                                              .absent = !has(c, WEIGHTED),
+                                              .ndim = 1,
+                                              .shape = {vocab}};
+    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream",
+                                          .kind = KIND_F32,
+                                          .absent = !has(c, SCALED | BY_ROW),
+                                          .ndim = has(c, BY_ROW),
+                                          .shape = {rows}};
     /* What is left in it is nobody's business; its fences and gaps are. */
-    spec[LOGITS] = (struct tensor_spec){.name = "logits", .role = ROLE_INOUT, .kind = KIND_T, .spread = 1000, .ndim = 2,
-        .shape = {c->size[CHUNK], vocab}, .gaps = true, .absolute = INFINITY, .magnitude = 1};
+    spec[LOGITS] = (struct tensor_spec){.name = "logits",
+                                        .role = ROLE_INOUT,
+                                        .kind = KIND_T,
+                                        .spread = 1000,
+                                        .ndim = 2,
+                                        .shape = {c->size[CHUNK], vocab},
+                                        .gaps = true,
+                                        .absolute = INFINITY,
+                                        .magnitude = 1};
 }
 
 /* For the gradients `absolute` and `inner` are 1 and magnitudes() has the figures. */
 static void describe_gradients(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
-    spec[DX] = (struct tensor_spec){.name = "dx", .role = ROLE_OUT, .kind = KIND_T, .ndim = 2, .shape = {rows, hidden},
-        .gaps = true, .absent = has(c, NO_DX), .relative = 1.05, .absolute = 1, .inner = 1};
-    spec[DWEIGHT] = (struct tensor_spec){.name = "dweight", .role = ROLE_OUT, .kind = KIND_WEIGHT, .ndim = 2,
-        .shape = {vocab, hidden}, .absent = has(c, NO_DWEIGHT), .relative = 1.05, .absolute = 1, .inner = 1};
-    spec[DBIAS] = (struct tensor_spec){.name = "dbias", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1, .shape = {vocab},
-        .absent = has(c, NO_DBIAS), .relative = 1.05, .absolute = 1, .inner = 1};
+    spec[DX] = (struct tensor_spec){.name = "dx",
+                                    .role = ROLE_OUT,
+                                    .kind = KIND_T,
+                                    .ndim = 2,
+                                    .shape = {rows, hidden},
+                                    .gaps = true,
+                                    .absent = has(c, NO_DX),
+                                    .relative = 1.05,
+                                    .absolute = 1,
+                                    .inner = 1};
+    spec[DWEIGHT] = (struct tensor_spec){.name = "dweight",
+                                         .role = ROLE_OUT,
+                                         .kind = KIND_WEIGHT,
+                                         .ndim = 2,
+                                         .shape = {vocab, hidden},
+                                         .absent = has(c, NO_DWEIGHT),
+                                         .relative = 1.05,
+                                         .absolute = 1,
+                                         .inner = 1};
+    spec[DBIAS] = (struct tensor_spec){.name = "dbias",
+                                       .role = ROLE_OUT,
+                                       .kind = KIND_F32,
+                                       .ndim = 1,
+                                       .shape = {vocab},
+                                       .absent = has(c, NO_DBIAS),
+                                       .relative = 1.05,
+                                       .absolute = 1,
+                                       .inner = 1};
 }
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
@@ -84,16 +134,37 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     /* As cross entropy. A logit in f32 has an error of u times the number of its terms times their magnitudes, about
      * 4 hidden u in all; the loss takes twice the largest. */
     const double logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0;
-    spec[LOSS] = (struct tensor_spec){.name = "loss", .role = ROLE_OUT, .kind = KIND_WEIGHT, .ndim = ndim,
-        .shape = {rows}, .relative = 1.05, .absolute = 32 + logits};
-    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss", .role = ROLE_OUT, .kind = KIND_WEIGHT, .ndim = ndim,
-        .shape = {rows}, .absent = bare, .relative = 1.05, .absolute = 32};
-    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy", .role = ROLE_OUT, .kind = KIND_F32, .ndim = ndim,
-        .shape = {rows}, .absent = bare, .relative = 2};
-    spec[PREDICTED] = (struct tensor_spec){.name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1,
-        .shape = {rows}, .absent = bare};
-    spec[COUNTS] = (struct tensor_spec){.name = "counts", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1, .shape = {4},
-        .absent = bare, .relative = 1.05};
+    spec[LOSS] = (struct tensor_spec){.name = "loss",
+                                      .role = ROLE_OUT,
+                                      .kind = KIND_WEIGHT,
+                                      .ndim = ndim,
+                                      .shape = {rows},
+                                      .relative = 1.05,
+                                      .absolute = 32 + logits};
+    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss",
+                                        .role = ROLE_OUT,
+                                        .kind = KIND_WEIGHT,
+                                        .ndim = ndim,
+                                        .shape = {rows},
+                                        .absent = bare,
+                                        .relative = 1.05,
+                                        .absolute = 32};
+    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy",
+                                          .role = ROLE_OUT,
+                                          .kind = KIND_F32,
+                                          .ndim = ndim,
+                                          .shape = {rows},
+                                          .absent = bare,
+                                          .relative = 2};
+    spec[PREDICTED] = (struct tensor_spec){
+        .name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1, .shape = {rows}, .absent = bare};
+    spec[COUNTS] = (struct tensor_spec){.name = "counts",
+                                        .role = ROLE_OUT,
+                                        .kind = KIND_F32,
+                                        .ndim = 1,
+                                        .shape = {4},
+                                        .absent = bare,
+                                        .relative = 1.05};
 }
 
 static void coarsen(double *values, int64_t count) {
@@ -169,16 +240,31 @@ static struct linear_cross_entropy_ref reference_of(const struct op_case *c, con
                                                     double *const *t) {
     const int64_t elements = c->size[ROWS] * c->size[VOCAB];
     return (struct linear_cross_entropy_ref){
-        .loss = {
-            .rows = c->size[ROWS], .vocab = c->size[VOCAB], .ignore_index = -100,
-            .label_smoothing = (float)c->scalar[SMOOTHING], .lse_square_scale = (float)c->scalar[Z_SCALE],
-            .softcap = (float)c->scalar[SOFTCAP], .reduction = reduction_of(c), .token_scaling = has(c, TOKEN),
-            .upstream_by_row = has(c, BY_ROW), .target = t[TARGET], .weight = t[CLASS_WEIGHT], .upstream = t[UPSTREAM],
-        },
-        .hidden = c->size[HIDDEN], .chunk = c->size[CHUNK], .dtype = types->t,
+        .loss =
+            {
+                .rows = c->size[ROWS],
+                .vocab = c->size[VOCAB],
+                .ignore_index = -100,
+                .label_smoothing = (float)c->scalar[SMOOTHING],
+                .lse_square_scale = (float)c->scalar[Z_SCALE],
+                .softcap = (float)c->scalar[SOFTCAP],
+                .reduction = reduction_of(c),
+                .token_scaling = has(c, TOKEN),
+                .upstream_by_row = has(c, BY_ROW),
+                .target = t[TARGET],
+                .weight = t[CLASS_WEIGHT],
+                .upstream = t[UPSTREAM],
+            },
+        .hidden = c->size[HIDDEN],
+        .chunk = c->size[CHUNK],
+        .dtype = types->t,
         .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
-        .raw_gradient = has(c, RAW), .x = t[X], .weight = t[WEIGHT], .bias = t[BIAS],
-        .logits = doubles(elements), .dlogits = doubles(elements),
+        .raw_gradient = has(c, RAW),
+        .x = t[X],
+        .weight = t[WEIGHT],
+        .bias = t[BIAS],
+        .logits = doubles(elements),
+        .dlogits = doubles(elements),
     };
 }
 static void release(const struct linear_cross_entropy_ref *ref) {
@@ -283,14 +369,15 @@ static const struct op_case forward_cases[] = {
     {.label = "1x1x1", .size = {1, 1, 1, 1}},
     {.label = "5x3x2, chunk 1", .size = {5, 3, 2, 1}, .flags = SUM | BIASED},
     {.label = "6x8x16, chunk 2", .size = {6, 8, 16, 2}, .flags = NONE},
-    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3},
-     .flags = NONE | BIASED | BY_ROW},
+    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3}, .flags = NONE | BIASED | BY_ROW},
     {.label = "12x16x64, one chunk", .size = {12, 16, 64, 12}, .flags = BIASED},
     {.label = "11x31x67, buffer too large", .size = {11, 31, 67, 16}, .flags = WEIGHTED | SUM},
     {.label = "13x20x41 token", .size = {13, 20, 41, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | WEIGHTED | BIASED},
     {.label = "13x20x41 token, none", .size = {13, 20, 41, 4}, .flags = TOKEN | NONE | BY_ROW},
     {.label = "13x20x41 raw", .size = {13, 20, 41, 4}, .scalar = {0, 1e-3}, .flags = RAW | BIASED},
-    {.label = "13x20x41 raw weighted", .size = {13, 20, 41, 7}, .scalar = {.2, 1e-3, 12},
+    {.label = "13x20x41 raw weighted",
+     .size = {13, 20, 41, 7},
+     .scalar = {.2, 1e-3, 12},
      .flags = RAW | WEIGHTED | BIASED | SCALED},
     {.label = "9x12x35 upstream of rows, mean", .size = {9, 12, 35, 4}, .flags = BY_ROW | BIASED},
     {.label = "9x12x35 cap", .size = {9, 12, 35, 4}, .scalar = {0, 0, 5}, .flags = BIASED},
@@ -300,7 +387,9 @@ static const struct op_case forward_cases[] = {
     {.label = "9x12x35 only dx", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DBIAS | BARE},
     {.label = "9x12x35 loss only", .size = {9, 12, 35, 4}, .scalar = {.1, 1e-3}, .flags = LOSS_ONLY | SUM},
     {.label = "9x12x35 bare loss", .size = {9, 12, 35, 4}, .flags = LOSS_ONLY | BARE},
-    {.label = "23x45x131 general", .size = {23, 45, 131, 8}, .flags = GENERAL | BARE | BIASED,
+    {.label = "23x45x131 general",
+     .size = {23, 45, 131, 8},
+     .flags = GENERAL | BARE | BIASED,
      .dtypes = 1u << LIGER_F32},
     {.label = "150x33x1031", .size = {150, 33, 1031, 64}, .scalar = {0, 1e-4}, .flags = SUM | BIASED, .large = true},
     {.label = "no rows", .size = {0, 9, 33, 3}, .flags = BIASED, .edge = true},
@@ -314,7 +403,9 @@ static const struct op_case backward_cases[] = {
     {.label = "all", .size = {7, 9, 33, 3}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
     {.label = "1x1x1", .size = {1, 1, 1, 1}},
     {.label = "5x3x7, chunk 1", .size = {5, 3, 7, 1}, .flags = SUM | BIASED | SCALED},
-    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3, 9},
+    {.label = "7x17x15, chunk 5, none",
+     .size = {7, 17, 15, 5},
+     .scalar = {.1, 1e-3, 9},
      .flags = NONE | BIASED | BY_ROW},
     {.label = "11x13x29, buffer too large", .size = {11, 13, 29, 16}, .flags = NONE | WEIGHTED | BY_ROW},
     {.label = "9x12x35 mean, upstream of rows", .size = {9, 12, 35, 4}, .scalar = {.1}, .flags = BY_ROW | WEIGHTED},
@@ -324,7 +415,10 @@ static const struct op_case backward_cases[] = {
     {.label = "9x12x35 only dbias", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DX | BIASED},
     {.label = "no rows", .size = {0, 9, 33, 3}, .flags = NONE | BY_ROW | BIASED, .edge = true},
     {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | NONE | BY_ROW, .edge = true},
-    {.label = "13x20x41 token", .size = {13, 20, 41, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | NONE | BY_ROW,
+    {.label = "13x20x41 token",
+     .size = {13, 20, 41, 4},
+     .scalar = {.1, 1e-3},
+     .flags = TOKEN | NONE | BY_ROW,
      .edge = true}, /* not in mode grad: see loss_backward */
 };
 
@@ -332,7 +426,12 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
-#define SPOIL(name, ...) static void name(struct op_call *call) { liger_tensor *t = call->t; (void)t; __VA_ARGS__; }
+#define SPOIL(name, ...)                                                                                               \
+    static void name(struct op_call *call) {                                                                           \
+        liger_tensor *t = call->t;                                                                                     \
+        (void)t;                                                                                                       \
+        __VA_ARGS__;                                                                                                   \
+    }
 SPOIL(smoothing_2, call->c.scalar[SMOOTHING] = 2)
 SPOIL(z_infinite, call->c.scalar[Z_SCALE] = INFINITY)
 SPOIL(cap_negative, call->c.scalar[SOFTCAP] = -1)
@@ -396,53 +495,54 @@ SPOIL(small_workspace, call->workspace_bytes = 100)
 
 #define SHARED_PROVOCATIONS                                                                                            \
     {"label_smoothing", 0, smoothing_2, LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},                       \
-    {"lse_square_scale", 0, z_infinite, LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},                              \
-    {"softcap", 0, cap_negative, LIGER_ERR_ARGUMENT, {"softcap", "-1"}},                                               \
-    {"reduction", 0, reduction_7, LIGER_ERR_ARGUMENT, {"reduction", "7"}},                                             \
-    {"token_scaling", 0, token_5, LIGER_ERR_ARGUMENT, {"token_scaling", "5"}},                                         \
-    {"x absent", 0, x_absent, LIGER_ERR_ARGUMENT, {"x is required"}},                                                  \
-    {"x dtype", 0, x_i32, LIGER_ERR_DTYPE, {"x is i32", "bf16"}},                                                      \
-    {"x rank", 0, x_1d, LIGER_ERR_SHAPE, {"x has 1", "2"}},                                                            \
-    {"x hidden", 0, x_hidden, LIGER_ERR_SHAPE, {"x: shape[1]", "8", "9"}},                                             \
-    {"x stride", 0, x_stride, LIGER_ERR_LAYOUT, {"x:", "stride", "2"}},                                                \
-    {"x rows overlap", 0, x_rows_overlap, LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},                            \
-    {"weight absent", 0, weight_absent, LIGER_ERR_ARGUMENT, {"weight"}},                                               \
-    {"weight dtype", 0, weight_bf16, LIGER_ERR_DTYPE, {"weight is bf16", "f32"}},                                      \
-    {"weight rank", 0, weight_1d, LIGER_ERR_SHAPE, {"weight has 1", "2"}},                                             \
-    {"no vocabulary", 0, weight_empty, LIGER_ERR_SHAPE, {"weight is 0 x 9"}},                                          \
-    {"weight stride", 0, weight_stride, LIGER_ERR_LAYOUT, {"weight", "10", "9"}},                                      \
-    {"bias dtype", 0, bias_f16, LIGER_ERR_DTYPE, {"bias is f16", "f32"}},                                              \
-    {"bias size", 0, bias_short, LIGER_ERR_SHAPE, {"bias", "32", "33"}},                                               \
-    {"target absent", 0, target_absent, LIGER_ERR_ARGUMENT, {"target"}},                                               \
-    {"target dtype", 0, target_f32, LIGER_ERR_DTYPE, {"target is f32", "i64"}},                                        \
-    {"target size", 0, target_short, LIGER_ERR_SHAPE, {"target", "6", "7"}},                                           \
-    {"class_weight dtype", 0, class_bf16, LIGER_ERR_DTYPE, {"class_weight is bf16", "f32"}},                           \
-    {"class_weight size", 0, class_short, LIGER_ERR_SHAPE, {"class_weight", "32", "33"}},                              \
-    {"upstream dtype", 0, upstream_f16, LIGER_ERR_DTYPE, {"upstream is f16", "f32"}},                                  \
-    {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "4", "7"}},                                     \
-    {"logits absent", 0, logits_absent, LIGER_ERR_ARGUMENT, {"logits"}},                                               \
-    {"logits dtype", 0, logits_bf16, LIGER_ERR_DTYPE, {"logits is bf16", "f32"}},                                      \
-    {"logits without rows", 0, logits_no_rows, LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},                    \
-    {"logits rank", 0, logits_1d, LIGER_ERR_SHAPE, {"logits", "1 dimensions"}},                                        \
-    {"logits vocabulary", 0, logits_vocab, LIGER_ERR_SHAPE, {"logits: shape[1]", "32", "33"}},                         \
-    {"logits stride", 0, logits_stride, LIGER_ERR_LAYOUT, {"logits", "3"}},                                            \
-    {"logits rows overlap", 0, logits_rows_overlap, LIGER_ERR_LAYOUT, {"logits: rows overlap", "32", "33"}},           \
-    {"logits over weight", 0, logits_are_weight, LIGER_ERR_LAYOUT, {"logits overlaps weight"}},                        \
-    {"dx dtype", 0, dx_bf16, LIGER_ERR_DTYPE, {"dx is bf16", "f32"}},                                                  \
-    {"dx rank", 0, dx_1d, LIGER_ERR_SHAPE, {"dx has 1", "2"}},                                                         \
-    {"dx rows", 0, dx_rows, LIGER_ERR_SHAPE, {"dx: shape[0]", "6", "7"}},                                              \
-    {"dx hidden", 0, dx_hidden, LIGER_ERR_SHAPE, {"dx: shape[1]", "8", "9"}},                                          \
-    {"dx stride", 0, dx_stride, LIGER_ERR_LAYOUT, {"dx", "2"}},                                                        \
-    {"dx is x", 0, dx_is_x, LIGER_ERR_LAYOUT, {"dx overlaps x"}},                                                      \
-    {"dweight dtype", 0, dweight_i64, LIGER_ERR_DTYPE, {"dweight is i64", "f32"}},                                     \
-    {"dweight rows", 0, dweight_rows, LIGER_ERR_SHAPE, {"dweight: shape[0]", "32", "33"}},                             \
-    {"dweight stride", 0, dweight_stride, LIGER_ERR_LAYOUT, {"dweight", "10", "9"}},                                   \
-    {"dweight over logits", 0, dweight_is_logits, LIGER_ERR_LAYOUT, {"dweight overlaps logits"}},                      \
-    {"dbias dtype", 0, dbias_bf16, LIGER_ERR_DTYPE, {"dbias is bf16", "f32"}},                                         \
-    {"dbias size", 0, dbias_short, LIGER_ERR_SHAPE, {"dbias", "32", "33"}},                                            \
-    {"dbias over class_weight", 0, dbias_is_class_weight, LIGER_ERR_LAYOUT, {"dbias overlaps class_weight"}},          \
-    {"dx over upstream", 0, dx_over_upstream, LIGER_ERR_LAYOUT, {"dx overlaps upstream"}},                             \
-    {"workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, {"workspace", "100"}}
+        {"lse_square_scale", 0, z_infinite, LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},                          \
+        {"softcap", 0, cap_negative, LIGER_ERR_ARGUMENT, {"softcap", "-1"}},                                           \
+        {"reduction", 0, reduction_7, LIGER_ERR_ARGUMENT, {"reduction", "7"}},                                         \
+        {"token_scaling", 0, token_5, LIGER_ERR_ARGUMENT, {"token_scaling", "5"}},                                     \
+        {"x absent", 0, x_absent, LIGER_ERR_ARGUMENT, {"x is required"}},                                              \
+        {"x dtype", 0, x_i32, LIGER_ERR_DTYPE, {"x is i32", "bf16"}},                                                  \
+        {"x rank", 0, x_1d, LIGER_ERR_SHAPE, {"x has 1", "2"}},                                                        \
+        {"x hidden", 0, x_hidden, LIGER_ERR_SHAPE, {"x: shape[1]", "8", "9"}},                                         \
+        {"x stride", 0, x_stride, LIGER_ERR_LAYOUT, {"x:", "stride", "2"}},                                            \
+        {"x rows overlap", 0, x_rows_overlap, LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},                        \
+        {"weight absent", 0, weight_absent, LIGER_ERR_ARGUMENT, {"weight"}},                                           \
+        {"weight dtype", 0, weight_bf16, LIGER_ERR_DTYPE, {"weight is bf16", "f32"}},                                  \
+        {"weight rank", 0, weight_1d, LIGER_ERR_SHAPE, {"weight has 1", "2"}},                                         \
+        {"no vocabulary", 0, weight_empty, LIGER_ERR_SHAPE, {"weight is 0 x 9"}},                                      \
+        {"weight stride", 0, weight_stride, LIGER_ERR_LAYOUT, {"weight", "10", "9"}},                                  \
+        {"bias dtype", 0, bias_f16, LIGER_ERR_DTYPE, {"bias is f16", "f32"}},                                          \
+        {"bias size", 0, bias_short, LIGER_ERR_SHAPE, {"bias", "32", "33"}},                                           \
+        {"target absent", 0, target_absent, LIGER_ERR_ARGUMENT, {"target"}},                                           \
+        {"target dtype", 0, target_f32, LIGER_ERR_DTYPE, {"target is f32", "i64"}},                                    \
+        {"target size", 0, target_short, LIGER_ERR_SHAPE, {"target", "6", "7"}},                                       \
+        {"class_weight dtype", 0, class_bf16, LIGER_ERR_DTYPE, {"class_weight is bf16", "f32"}},                       \
+        {"class_weight size", 0, class_short, LIGER_ERR_SHAPE, {"class_weight", "32", "33"}},                          \
+        {"upstream dtype", 0, upstream_f16, LIGER_ERR_DTYPE, {"upstream is f16", "f32"}},                              \
+        {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "4", "7"}},                                 \
+        {"logits absent", 0, logits_absent, LIGER_ERR_ARGUMENT, {"logits"}},                                           \
+        {"logits dtype", 0, logits_bf16, LIGER_ERR_DTYPE, {"logits is bf16", "f32"}},                                  \
+        {"logits without rows", 0, logits_no_rows, LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},                \
+        {"logits rank", 0, logits_1d, LIGER_ERR_SHAPE, {"logits", "1 dimensions"}},                                    \
+        {"logits vocabulary", 0, logits_vocab, LIGER_ERR_SHAPE, {"logits: shape[1]", "32", "33"}},                     \
+        {"logits stride", 0, logits_stride, LIGER_ERR_LAYOUT, {"logits", "3"}},                                        \
+        {"logits rows overlap", 0, logits_rows_overlap, LIGER_ERR_LAYOUT, {"logits: rows overlap", "32", "33"}},       \
+        {"logits over weight", 0, logits_are_weight, LIGER_ERR_LAYOUT, {"logits overlaps weight"}},                    \
+        {"dx dtype", 0, dx_bf16, LIGER_ERR_DTYPE, {"dx is bf16", "f32"}},                                              \
+        {"dx rank", 0, dx_1d, LIGER_ERR_SHAPE, {"dx has 1", "2"}},                                                     \
+        {"dx rows", 0, dx_rows, LIGER_ERR_SHAPE, {"dx: shape[0]", "6", "7"}},                                          \
+        {"dx hidden", 0, dx_hidden, LIGER_ERR_SHAPE, {"dx: shape[1]", "8", "9"}},                                      \
+        {"dx stride", 0, dx_stride, LIGER_ERR_LAYOUT, {"dx", "2"}},                                                    \
+        {"dx is x", 0, dx_is_x, LIGER_ERR_LAYOUT, {"dx overlaps x"}},                                                  \
+        {"dweight dtype", 0, dweight_i64, LIGER_ERR_DTYPE, {"dweight is i64", "f32"}},                                 \
+        {"dweight rows", 0, dweight_rows, LIGER_ERR_SHAPE, {"dweight: shape[0]", "32", "33"}},                         \
+        {"dweight stride", 0, dweight_stride, LIGER_ERR_LAYOUT, {"dweight", "10", "9"}},                               \
+        {"dweight over logits", 0, dweight_is_logits, LIGER_ERR_LAYOUT, {"dweight overlaps logits"}},                  \
+        {"dbias dtype", 0, dbias_bf16, LIGER_ERR_DTYPE, {"dbias is bf16", "f32"}},                                     \
+        {"dbias size", 0, dbias_short, LIGER_ERR_SHAPE, {"dbias", "32", "33"}},                                        \
+        {"dbias over class_weight", 0, dbias_is_class_weight, LIGER_ERR_LAYOUT, {"dbias overlaps class_weight"}},      \
+        {"dx over upstream", 0, dx_over_upstream, LIGER_ERR_LAYOUT, {"dx overlaps upstream"}}, {                       \
+        "workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, { "workspace", "100" }                                   \
+    }
 
 static const struct op_provocation backward_provocations[] = {SHARED_PROVOCATIONS};
 static const struct op_provocation forward_provocations[] = {
@@ -517,8 +617,8 @@ static const char *target_out_of_range(struct op_run *run) {
 
 /* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. */
 static const char *advised_chunk(struct op_run *run) {
-    static const int64_t shapes[][3] = {{1, 64, 32000}, {100, 64, 1000}, {100000, 64, 128256},
-                                       {70000, 4096, 32000}, {1000, 8, 10000000}};
+    static const int64_t shapes[][3] = {
+        {1, 64, 32000}, {100, 64, 1000}, {100000, 64, 128256}, {70000, 4096, 32000}, {1000, 8, 10000000}};
     const int64_t size = (int64_t)liger_dtype_size((int)run->types.t);
     const int64_t step = liger_context_device(run->context) == LIGER_DEVICE_CPU ? 16 : 128;
     for (int k = 0; k < OP_COUNT(shapes); k++) {
@@ -552,9 +652,15 @@ static const struct op_property backward_properties[] = {
 
 static const struct op_case bench[] = {
     {.label = "512x1024x32000", .size = {512, 1024, 32000, 256}, .flags = BARE | NO_DBIAS},
-    {.label = "8192x4096x32000", .size = {8192, 4096, 32000, 4096}, .flags = BARE | NO_DBIAS, .large = true,
+    {.label = "8192x4096x32000",
+     .size = {8192, 4096, 32000, 4096},
+     .flags = BARE | NO_DBIAS,
+     .large = true,
      .dtypes = 1u << LIGER_BF16},
-    {.label = "8192x4096x128256", .size = {8192, 4096, 128256, 4096}, .flags = BARE | NO_DBIAS, .large = true,
+    {.label = "8192x4096x128256",
+     .size = {8192, 4096, 128256, 4096},
+     .flags = BARE | NO_DBIAS,
+     .large = true,
      .dtypes = 1u << LIGER_BF16},
 };
 
@@ -564,19 +670,41 @@ static double flops(const struct op_case *c) {
 }
 
 const struct op_cases linear_cross_entropy_forward_cases = {
-    .name = "linear_cross_entropy_forward", .tensor_count = FORWARD_TENSORS, .describe = describe_forward,
-    .cases = forward_cases, .case_count = OP_COUNT(forward_cases), .prepare = prepare, .call = call_forward,
-    .workspace = workspace_forward, .reference = reference_forward, .magnitudes = magnitudes,
-    .provocations = forward_provocations, .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties, .property_count = OP_COUNT(forward_properties),
-    .bench = bench, .bench_count = OP_COUNT(bench), .flops = flops,
+    .name = "linear_cross_entropy_forward",
+    .tensor_count = FORWARD_TENSORS,
+    .describe = describe_forward,
+    .cases = forward_cases,
+    .case_count = OP_COUNT(forward_cases),
+    .prepare = prepare,
+    .call = call_forward,
+    .workspace = workspace_forward,
+    .reference = reference_forward,
+    .magnitudes = magnitudes,
+    .provocations = forward_provocations,
+    .provocation_count = OP_COUNT(forward_provocations),
+    .properties = forward_properties,
+    .property_count = OP_COUNT(forward_properties),
+    .bench = bench,
+    .bench_count = OP_COUNT(bench),
+    .flops = flops,
 };
 
 const struct op_cases linear_cross_entropy_backward_cases = {
-    .name = "linear_cross_entropy_backward", .tensor_count = BACKWARD_TENSORS, .describe = describe_backward,
-    .cases = backward_cases, .case_count = OP_COUNT(backward_cases), .prepare = prepare, .call = call_backward,
-    .workspace = workspace_backward, .reference = reference_backward, .magnitudes = magnitudes,
-    .loss = loss_backward, .gradients = gradients, .gradient_count = OP_COUNT(gradients),
-    .provocations = backward_provocations, .provocation_count = OP_COUNT(backward_provocations),
-    .properties = backward_properties, .property_count = OP_COUNT(backward_properties),
+    .name = "linear_cross_entropy_backward",
+    .tensor_count = BACKWARD_TENSORS,
+    .describe = describe_backward,
+    .cases = backward_cases,
+    .case_count = OP_COUNT(backward_cases),
+    .prepare = prepare,
+    .call = call_backward,
+    .workspace = workspace_backward,
+    .reference = reference_backward,
+    .magnitudes = magnitudes,
+    .loss = loss_backward,
+    .gradients = gradients,
+    .gradient_count = OP_COUNT(gradients),
+    .provocations = backward_provocations,
+    .provocation_count = OP_COUNT(backward_provocations),
+    .properties = backward_properties,
+    .property_count = OP_COUNT(backward_properties),
 };

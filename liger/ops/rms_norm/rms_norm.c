@@ -57,7 +57,8 @@ static liger_status lower_forward(const char *op, const liger_add_rms_norm_forwa
         .cols = liger_tensor_cols(x),
         .weight = weight->data,
         .rstd = args->rstd.data,
-        .epsilon = args->casting == LIGER_CAST_NONE ? f32_round_to((liger_dtype)x->dtype, args->epsilon) : args->epsilon,
+        .epsilon =
+            args->casting == LIGER_CAST_NONE ? f32_round_to((liger_dtype)x->dtype, args->epsilon) : args->epsilon,
         .offset = args->casting == LIGER_CAST_NONE ? f32_round_to((liger_dtype)x->dtype, args->offset) : args->offset,
     };
     LIGER_TRY(liger_fold_rows(x, "rms_norm_forward: x", &problem->x));
@@ -76,8 +77,13 @@ liger_status liger_rms_norm_forward(liger_context *context, const liger_rms_norm
     LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, "rms_norm_forward: context is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "rms_norm_forward"));
     const liger_add_rms_norm_forward_args common = {
-        .x = args.x, .weight = args.weight, .y = args.y, .rstd = args.rstd,
-        .epsilon = args.epsilon, .offset = args.offset, .casting = args.casting,
+        .x = args.x,
+        .weight = args.weight,
+        .y = args.y,
+        .rstd = args.rstd,
+        .epsilon = args.epsilon,
+        .offset = args.offset,
+        .casting = args.casting,
     };
     struct rms_norm_forward_problem problem;
     LIGER_TRY(lower_forward("rms_norm_forward", &common, &problem));
@@ -165,9 +171,16 @@ static liger_status run_backward(liger_context *context, const struct rms_norm_b
 
 static void widen(const liger_rms_norm_backward_args *args, liger_add_rms_norm_backward_args *common) {
     *common = (liger_add_rms_norm_backward_args){
-        .dy = args->dy, .sum = args->x, .weight = args->weight, .rstd = args->rstd, .dx = args->dx,
-        .dweight = args->dweight, .offset = args->offset, .casting = args->casting,
-        .workspace = args->workspace, .workspace_bytes = args->workspace_bytes,
+        .dy = args->dy,
+        .sum = args->x,
+        .weight = args->weight,
+        .rstd = args->rstd,
+        .dx = args->dx,
+        .dweight = args->dweight,
+        .offset = args->offset,
+        .casting = args->casting,
+        .workspace = args->workspace,
+        .workspace_bytes = args->workspace_bytes,
     };
 }
 

@@ -39,7 +39,8 @@ typedef struct liger_rms_norm_forward_args {
     int32_t casting; /* liger_casting */
 } liger_rms_norm_forward_args;
 
-#define LIGER_RMS_NORM_FORWARD_ARGS_INIT {.size = sizeof(liger_rms_norm_forward_args), .epsilon = 1e-6f}
+#define LIGER_RMS_NORM_FORWARD_ARGS_INIT                                                                               \
+    { .size = sizeof(liger_rms_norm_forward_args), .epsilon = 1e-6f }
 
 LIGER_API liger_status liger_rms_norm_forward(liger_context *context, const liger_rms_norm_forward_args *args,
                                               liger_stream stream);
@@ -72,7 +73,8 @@ typedef struct liger_rms_norm_backward_args {
     size_t workspace_bytes;
 } liger_rms_norm_backward_args;
 
-#define LIGER_RMS_NORM_BACKWARD_ARGS_INIT {.size = sizeof(liger_rms_norm_backward_args)}
+#define LIGER_RMS_NORM_BACKWARD_ARGS_INIT                                                                              \
+    { .size = sizeof(liger_rms_norm_backward_args) }
 
 LIGER_API liger_status liger_rms_norm_backward(liger_context *context, const liger_rms_norm_backward_args *args,
                                                liger_stream stream);
@@ -102,7 +104,8 @@ typedef struct liger_add_rms_norm_forward_args {
     int32_t casting; /* liger_casting */
 } liger_add_rms_norm_forward_args;
 
-#define LIGER_ADD_RMS_NORM_FORWARD_ARGS_INIT {.size = sizeof(liger_add_rms_norm_forward_args), .epsilon = 1e-6f}
+#define LIGER_ADD_RMS_NORM_FORWARD_ARGS_INIT                                                                           \
+    { .size = sizeof(liger_add_rms_norm_forward_args), .epsilon = 1e-6f }
 
 LIGER_API liger_status liger_add_rms_norm_forward(liger_context *context, const liger_add_rms_norm_forward_args *args,
                                                   liger_stream stream);
@@ -128,10 +131,11 @@ typedef struct liger_add_rms_norm_backward_args {
     size_t workspace_bytes;
 } liger_add_rms_norm_backward_args;
 
-#define LIGER_ADD_RMS_NORM_BACKWARD_ARGS_INIT {.size = sizeof(liger_add_rms_norm_backward_args)}
+#define LIGER_ADD_RMS_NORM_BACKWARD_ARGS_INIT                                                                          \
+    { .size = sizeof(liger_add_rms_norm_backward_args) }
 
-LIGER_API liger_status liger_add_rms_norm_backward(liger_context *context,
-                                                   const liger_add_rms_norm_backward_args *args, liger_stream stream);
+LIGER_API liger_status liger_add_rms_norm_backward(liger_context *context, const liger_add_rms_norm_backward_args *args,
+                                                   liger_stream stream);
 LIGER_API liger_status liger_add_rms_norm_backward_workspace(liger_context *context,
                                                              const liger_add_rms_norm_backward_args *args,
                                                              size_t *bytes);

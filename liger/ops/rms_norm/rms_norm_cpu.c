@@ -148,8 +148,8 @@ LIGER_TEMPLATE void backward_rows(liger_dtype t, liger_dtype tw, const struct rm
     const size_t element = liger_dtype_size(t);
     for (int64_t r = begin; r < end; r++)
         gradient_row(t, tw, p, row_of(p->dy, r, element), row_of(p->x, r, element),
-                     p->dsum.data ? row_of(p->dsum, r, element) : NULL,
-                     p->dx.data ? row_of(p->dx, r, element) : NULL, dweight, p->rstd[r]);
+                     p->dsum.data ? row_of(p->dsum, r, element) : NULL, p->dx.data ? row_of(p->dx, r, element) : NULL,
+                     dweight, p->rstd[r]);
 }
 
 static int64_t rows_per_partial(const struct rms_norm_backward_problem *p) {

@@ -15,7 +15,8 @@
 
 namespace {
 
-template <typename T> __device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
+template <typename T>
+__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
     return (T *)rows.data + liger_row_offset(rows, r);
 }
 
@@ -26,7 +27,8 @@ __device__ __forceinline__ float scale_of(TW weight, float offset, int casting) 
     return casting == LIGER_CAST_NONE && sizeof(T) == sizeof(TW) ? round_to<T>(scale) : scale;
 }
 
-template <typename T> __device__ __forceinline__ float rstd_of(float sum_of_squares, const rms_norm_forward_problem &p) {
+template <typename T>
+__device__ __forceinline__ float rstd_of(float sum_of_squares, const rms_norm_forward_problem &p) {
     const float rstd = 1.0f / sqrtf(sum_of_squares / (float)p.cols + p.epsilon);
     return p.casting == LIGER_CAST_NONE ? round_to<T>(rstd) : rstd;
 }
@@ -71,8 +73,7 @@ __device__ __forceinline__ void add(pack<T, pack_size<T>> &x, const pack<T, pack
 /* Block (threads of a group, groups); NV packs per thread. Two blocks of 512 threads per multiprocessor keep enough
  * loads in flight: that is what the register bound is for. */
 template <typename T, typename TW, int NV, bool ADD>
-__global__ void __launch_bounds__(512, 2)
-    forward_registers(const __grid_constant__ rms_norm_forward_problem p) {
+__global__ void __launch_bounds__(512, 2) forward_registers(const __grid_constant__ rms_norm_forward_problem p) {
     constexpr int N = pack_size<T>;
     __shared__ float slots[MAX_WARPS];
     const int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -131,8 +132,7 @@ __global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_
             if (p.residual.data) {
                 const pack<T, N> other = load_stream<T, N>(row_at<T>(p.residual, r) + c * N);
 #pragma unroll
-                for (int i = 0; i < N; i++)
-                    row.value[i] = from_f32<T>(to_f32(row.value[i]) + to_f32(other.value[i]));
+                for (int i = 0; i < N; i++) row.value[i] = from_f32<T>(to_f32(row.value[i]) + to_f32(other.value[i]));
                 store_stream<T, N>(row_at<T>(p.sum, r) + c * N, row);
             }
 #pragma unroll
@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_
 
 /* Rows on their way: each thread copies its own packs of dy and x to its own slots of shared memory, STAGES rows deep, so
  * that no barrier guards them. */
-template <typename T, int NV, int STAGES> struct row_pipeline {
+template <typename T, int NV, int STAGES>
+struct row_pipeline {
     static constexpr int N = pack_size<T>;
     pack<T, N> *slot; /* this thread's first; its others follow at a distance of one block */
     int threads;
@@ -186,7 +187,8 @@ template <typename T, int NV, int STAGES> struct row_pipeline {
     }
 };
 
-template <int NV> constexpr int stages_of = NV == 4 ? 2 : 3; /* 48, 96 and 128 KB at 512 threads */
+template <int NV>
+constexpr int stages_of = NV == 4 ? 2 : 3; /* 48, 96 and 128 KB at 512 threads */
 
 /* weight + offset of one pack, or ones. */
 template <typename T, typename TW>
@@ -264,8 +266,7 @@ __device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p
 /* Block (threads of a group, groups). All groups run the same number of steps: they share barriers. A thread's columns
  * never change, so that it keeps their weights in registers. */
 template <typename T, typename TW, int NV>
-__global__ void __launch_bounds__(512)
-    backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
+__global__ void __launch_bounds__(512) backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
     constexpr int N = pack_size<T>, STAGES = stages_of<NV>;
     extern __shared__ __align__(16) char memory[];
     __shared__ float slots[2][MAX_WARPS];
@@ -306,7 +307,8 @@ __global__ void __launch_bounds__(512)
         for (int k = 0; k < NV; k++) {
             const int c = (threadIdx.x + k * blockDim.x) * N;
             if (c < cols)
-                store_dx<T>(p, rows.dy(stage, k), rows.x(stage, k), scale[k], dsum ? dsum + c : NULL, dx + c, rstd, pull);
+                store_dx<T>(p, rows.dy(stage, k), rows.x(stage, k), scale[k], dsum ? dsum + c : NULL, dx + c, rstd,
+                            pull);
         }
     }
     __pipeline_wait_prior(0);
@@ -437,11 +439,12 @@ liger_status launch_backward(const liger_context *context, const rms_norm_backwa
     if (packable && packs <= WARP) LIGER_TRY((launch_registers<T, TW, 1>(context, p, stream)));
     else if (packable && packs <= 2 * BLOCK && shared >= 98 * 1024)
         LIGER_TRY((launch_registers<T, TW, 2>(context, p, stream)));
-    else if (packable && packs <= 4 * BLOCK && shared >= 132 * 1024) LIGER_TRY((launch_registers<T, TW, 4>(context, p, stream)));
+    else if (packable && packs <= 4 * BLOCK && shared >= 132 * 1024)
+        LIGER_TRY((launch_registers<T, TW, 4>(context, p, stream)));
     else launch_loop<T, TW>(p, packable, stream);
     if (p.dweight)
-        add_partials<TW><<<grid_size(p.cols, 32), dim3(32, 32), 0, stream>>>(
-            p.workspace, (int)p.partials, p.cols, (TW *)p.dweight);
+        add_partials<TW>
+            <<<grid_size(p.cols, 32), dim3(32, 32), 0, stream>>>(p.workspace, (int)p.partials, p.cols, (TW *)p.dweight);
     return LIGER_OK;
 }
 
@@ -465,8 +468,9 @@ extern "C" liger_status rms_norm_backward_cuda(liger_context *context, const rms
     const rms_norm_backward_problem &p = *problem;
     const device_scope device(context);
     if (p.rows == 0) /* nothing but a dweight of zeros */
-        return cuda_status(cudaMemsetAsync(p.dweight, 0, p.cols * liger_dtype_size(p.weight_dtype), (cudaStream_t)stream),
-                           "rms_norm_backward");
+        return cuda_status(
+            cudaMemsetAsync(p.dweight, 0, p.cols * liger_dtype_size(p.weight_dtype), (cudaStream_t)stream),
+            "rms_norm_backward");
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
                           rows_are_packable(p.dy, element) && rows_are_packable(p.dx, element) &&

@@ -148,10 +148,10 @@ static liger_status lower(const struct names *names, const liger_rope_forward_ar
     };
     LIGER_TRY(lower_heads(q, names->q, &problem->q));
     LIGER_TRY(lower_k(names, args, problem));
-    LIGER_TRY(lower_table(&args->cos, names->cos, q, problem->half, &problem->cos_batch_stride,
-                          &problem->cos_seq_stride));
-    LIGER_TRY(lower_table(&args->sin, names->sin, q, problem->half, &problem->sin_batch_stride,
-                          &problem->sin_seq_stride));
+    LIGER_TRY(
+        lower_table(&args->cos, names->cos, q, problem->half, &problem->cos_batch_stride, &problem->cos_seq_stride));
+    LIGER_TRY(
+        lower_table(&args->sin, names->sin, q, problem->half, &problem->sin_batch_stride, &problem->sin_seq_stride));
     LIGER_REQUIRE(args->sin.dtype == args->cos.dtype, LIGER_ERR_DTYPE, "%s is %s, but cos is %s", names->sin,
                   liger_dtype_name(args->sin.dtype), liger_dtype_name(args->cos.dtype));
     LIGER_TRY(lower_output(&args->q_out, names->q_out, q, names->q, &problem->q_out));
@@ -177,8 +177,14 @@ liger_status liger_rope_backward(liger_context *context, const liger_rope_backwa
     LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, "rope_backward: context is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "rope_backward"));
     const liger_rope_forward_args same = {
-        .q = args.dq, .k = args.dk, .cos = args.cos, .sin = args.sin, .q_out = args.dq_out, .k_out = args.dk_out,
-        .rotary = args.rotary, .operand_dtype = args.operand_dtype,
+        .q = args.dq,
+        .k = args.dk,
+        .cos = args.cos,
+        .sin = args.sin,
+        .q_out = args.dq_out,
+        .k_out = args.dk_out,
+        .rotary = args.rotary,
+        .operand_dtype = args.operand_dtype,
     };
     struct rope_backward_problem problem;
     LIGER_TRY(lower(&backward_names, &same, &problem.rope));

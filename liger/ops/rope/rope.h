@@ -42,7 +42,8 @@ typedef struct liger_rope_forward_args {
     int32_t operand_dtype; /* liger_dtype; 0: no rounding after the load */
 } liger_rope_forward_args;
 
-#define LIGER_ROPE_FORWARD_ARGS_INIT {.size = sizeof(liger_rope_forward_args)}
+#define LIGER_ROPE_FORWARD_ARGS_INIT                                                                                   \
+    { .size = sizeof(liger_rope_forward_args) }
 
 LIGER_API liger_status liger_rope_forward(liger_context *context, const liger_rope_forward_args *args,
                                           liger_stream stream);
@@ -66,7 +67,8 @@ typedef struct liger_rope_backward_args {
     int32_t operand_dtype; /* liger_dtype; 0: no rounding after the load */
 } liger_rope_backward_args;
 
-#define LIGER_ROPE_BACKWARD_ARGS_INIT {.size = sizeof(liger_rope_backward_args)}
+#define LIGER_ROPE_BACKWARD_ARGS_INIT                                                                                  \
+    { .size = sizeof(liger_rope_backward_args) }
 
 LIGER_API liger_status liger_rope_backward(liger_context *context, const liger_rope_backward_args *args,
                                            liger_stream stream);

@@ -18,17 +18,30 @@ enum {
 };
 
 static struct tensor_spec heads_spec(const struct op_case *c, const char *name, enum tensor_role role, bool is_k) {
-    struct tensor_spec spec = {.name = name, .role = role, .kind = KIND_T, .values = VALUES_NORMAL, .ndim = 4,
-        .shape = {c->size[BATCH], c->size[is_k ? K_HEADS : Q_HEADS], c->size[SEQ], c->size[DIM]},
-        .absent = is_k && c->flags & NO_K, .gaps = true, .specials = role == ROLE_IN,
-        .relative = 1.05, .absolute = 4}; /* two products and a sum in f32: 3u of the pair's length */
+    struct tensor_spec spec = {.name = name,
+                               .role = role,
+                               .kind = KIND_T,
+                               .values = VALUES_NORMAL,
+                               .ndim = 4,
+                               .shape = {c->size[BATCH], c->size[is_k ? K_HEADS : Q_HEADS], c->size[SEQ], c->size[DIM]},
+                               .absent = is_k && c->flags & NO_K,
+                               .gaps = true,
+                               .specials = role == ROLE_IN,
+                               .relative = 1.05,
+                               .absolute = 4}; /* two products and a sum in f32: 3u of the pair's length */
     if (c->flags & TRANSPOSED) spec.order[0] = 0, spec.order[1] = 2, spec.order[2] = 1, spec.order[3] = 3;
     return spec;
 }
 
 static struct tensor_spec table_spec(const struct op_case *c, const char *name, int cols) {
-    struct tensor_spec spec = {.name = name, .role = ROLE_IN, .kind = KIND_WEIGHT, .values = VALUES_NORMAL, .spread = 3,
-        .ndim = 3, .shape = {c->size[TABLE_BATCH], c->size[SEQ], c->size[cols]}, .gaps = true};
+    struct tensor_spec spec = {.name = name,
+                               .role = ROLE_IN,
+                               .kind = KIND_WEIGHT,
+                               .values = VALUES_NORMAL,
+                               .spread = 3,
+                               .ndim = 3,
+                               .shape = {c->size[TABLE_BATCH], c->size[SEQ], c->size[cols]},
+                               .gaps = true};
     if (c->size[TABLE_BATCH] == 0) {
         spec.ndim = 2;
         spec.shape[0] = c->size[SEQ];
@@ -194,39 +207,40 @@ static void k_out_on_q_out(struct op_call *call) { call->t[K_OUT].data = call->t
 /* d: "" or "d", the prefix of backward's names. */
 #define PROVOCATIONS(op, d)                                                                                            \
     {"q of integers", 0, q_is_i32, LIGER_ERR_DTYPE, {op ": " d "q ", "i32"}},                                          \
-    {"q of three dimensions", 0, q_is_flat, LIGER_ERR_SHAPE, {op ": " d "q ", "3", "4"}},                              \
-    {"q with steps", 0, q_has_steps, LIGER_ERR_LAYOUT, {op ": " d "q:", "2", "1"}},                                    \
-    {"rotary odd", 0, rotary_is_odd, LIGER_ERR_ARGUMENT, {op ": rotary", "15", "16"}},                                 \
-    {"rotary beyond dim", 0, rotary_is_large, LIGER_ERR_ARGUMENT, {op ": rotary", "18", "16"}},                        \
-    {"rotary negative", 0, rotary_is_negative, LIGER_ERR_ARGUMENT, {op ": rotary", "-2", "16"}},                       \
-    {"operand_dtype 9", 0, operand_is_9, LIGER_ERR_ARGUMENT, {op ": operand_dtype", "9", "f32 (1)"}},                  \
-    {"k of integers", 0, k_is_i64, LIGER_ERR_DTYPE, {op ": " d "k ", "i64"}},                                          \
-    {"k of three dimensions", 0, k_is_flat, LIGER_ERR_SHAPE, {op ": " d "k ", "3", "4"}},                              \
-    {"k shorter", 0, k_is_shorter, LIGER_ERR_SHAPE, {op ": " d "k:", "4", d "q has 5"}},                               \
-    {"k with steps", 0, k_has_steps, LIGER_ERR_LAYOUT, {op ": " d "k:", "2", "1"}},                                    \
-    {"k absent, its result not", 0, k_is_absent, LIGER_ERR_ARGUMENT, {op ": " d "k ", "NULL"}},                        \
-    {"k present, its result not", 0, k_out_is_absent, LIGER_ERR_ARGUMENT, {op ": " d "k_out", "NULL"}},                \
-    {"cos of integers", 0, cos_is_i32, LIGER_ERR_DTYPE, {op ": cos", "i32", "f32"}},                                   \
-    {"cos of one dimension", 0, cos_is_a_vector, LIGER_ERR_SHAPE, {op ": cos", "1 dimensions", "3"}},                  \
-    {"cos for three batches", 0, cos_has_batch_3, LIGER_ERR_SHAPE, {op ": cos", "3", "batch of 2"}},                   \
-    {"cos shorter", 0, cos_is_shorter, LIGER_ERR_SHAPE, {op ": cos", "4", "length 5"}},                                \
-    {"cos with steps", 0, cos_has_steps, LIGER_ERR_LAYOUT, {op ": cos", "2", "1"}},                                    \
-    {"sin too narrow", 0, sin_is_narrow, LIGER_ERR_SHAPE, {op ": sin", "7", "8"}},                                     \
-    {"sin absent", 0, sin_is_absent, LIGER_ERR_ARGUMENT, {op ": sin", "NULL"}},                                        \
-    {"sin of integers", 0, sin_is_i32, LIGER_ERR_DTYPE, {op ": sin", "i32", "f32"}},                                   \
-    {"sin wider than cos", 0, tables_differ, LIGER_ERR_DTYPE, {op ": sin", "f32", "cos is f16"}},                      \
-    {"q_out of integers", 0, q_out_is_i32, LIGER_ERR_DTYPE, {op ": " d "q_out", "i32"}},                               \
-    {"q_out wider", 0, q_out_is_wider, LIGER_ERR_SHAPE, {op ": " d "q_out", "17", d "q has 16"}},                      \
-    {"q_out with steps", 0, q_out_has_steps, LIGER_ERR_LAYOUT, {op ": " d "q_out", "2", "1"}},                         \
-    {"q_out shifted against q", 0, q_out_near_q, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "q:"}},           \
-    {"q_out on k", 0, q_out_on_k, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "k:"}},                          \
-    {"q_out on cos", 0, q_out_on_cos, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps cos:"}},                         \
-    {"q_out on sin", 0, q_out_on_sin, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps sin:"}},                         \
-    {"k_out shifted against k", 0, k_out_near_k, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "k:"}},           \
-    {"k_out on q", 0, k_out_on_q, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "q:"}},                          \
-    {"k_out on cos", 0, k_out_on_cos, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps cos:"}},                         \
-    {"k_out on sin", 0, k_out_on_sin, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps sin:"}},                         \
-    {"k_out on q_out", 0, k_out_on_q_out, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "q_out:"}}
+        {"q of three dimensions", 0, q_is_flat, LIGER_ERR_SHAPE, {op ": " d "q ", "3", "4"}},                          \
+        {"q with steps", 0, q_has_steps, LIGER_ERR_LAYOUT, {op ": " d "q:", "2", "1"}},                                \
+        {"rotary odd", 0, rotary_is_odd, LIGER_ERR_ARGUMENT, {op ": rotary", "15", "16"}},                             \
+        {"rotary beyond dim", 0, rotary_is_large, LIGER_ERR_ARGUMENT, {op ": rotary", "18", "16"}},                    \
+        {"rotary negative", 0, rotary_is_negative, LIGER_ERR_ARGUMENT, {op ": rotary", "-2", "16"}},                   \
+        {"operand_dtype 9", 0, operand_is_9, LIGER_ERR_ARGUMENT, {op ": operand_dtype", "9", "f32 (1)"}},              \
+        {"k of integers", 0, k_is_i64, LIGER_ERR_DTYPE, {op ": " d "k ", "i64"}},                                      \
+        {"k of three dimensions", 0, k_is_flat, LIGER_ERR_SHAPE, {op ": " d "k ", "3", "4"}},                          \
+        {"k shorter", 0, k_is_shorter, LIGER_ERR_SHAPE, {op ": " d "k:", "4", d "q has 5"}},                           \
+        {"k with steps", 0, k_has_steps, LIGER_ERR_LAYOUT, {op ": " d "k:", "2", "1"}},                                \
+        {"k absent, its result not", 0, k_is_absent, LIGER_ERR_ARGUMENT, {op ": " d "k ", "NULL"}},                    \
+        {"k present, its result not", 0, k_out_is_absent, LIGER_ERR_ARGUMENT, {op ": " d "k_out", "NULL"}},            \
+        {"cos of integers", 0, cos_is_i32, LIGER_ERR_DTYPE, {op ": cos", "i32", "f32"}},                               \
+        {"cos of one dimension", 0, cos_is_a_vector, LIGER_ERR_SHAPE, {op ": cos", "1 dimensions", "3"}},              \
+        {"cos for three batches", 0, cos_has_batch_3, LIGER_ERR_SHAPE, {op ": cos", "3", "batch of 2"}},               \
+        {"cos shorter", 0, cos_is_shorter, LIGER_ERR_SHAPE, {op ": cos", "4", "length 5"}},                            \
+        {"cos with steps", 0, cos_has_steps, LIGER_ERR_LAYOUT, {op ": cos", "2", "1"}},                                \
+        {"sin too narrow", 0, sin_is_narrow, LIGER_ERR_SHAPE, {op ": sin", "7", "8"}},                                 \
+        {"sin absent", 0, sin_is_absent, LIGER_ERR_ARGUMENT, {op ": sin", "NULL"}},                                    \
+        {"sin of integers", 0, sin_is_i32, LIGER_ERR_DTYPE, {op ": sin", "i32", "f32"}},                               \
+        {"sin wider than cos", 0, tables_differ, LIGER_ERR_DTYPE, {op ": sin", "f32", "cos is f16"}},                  \
+        {"q_out of integers", 0, q_out_is_i32, LIGER_ERR_DTYPE, {op ": " d "q_out", "i32"}},                           \
+        {"q_out wider", 0, q_out_is_wider, LIGER_ERR_SHAPE, {op ": " d "q_out", "17", d "q has 16"}},                  \
+        {"q_out with steps", 0, q_out_has_steps, LIGER_ERR_LAYOUT, {op ": " d "q_out", "2", "1"}},                     \
+        {"q_out shifted against q", 0, q_out_near_q, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "q:"}},       \
+        {"q_out on k", 0, q_out_on_k, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "k:"}},                      \
+        {"q_out on cos", 0, q_out_on_cos, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps cos:"}},                     \
+        {"q_out on sin", 0, q_out_on_sin, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps sin:"}},                     \
+        {"k_out shifted against k", 0, k_out_near_k, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "k:"}},       \
+        {"k_out on q", 0, k_out_on_q, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "q:"}},                      \
+        {"k_out on cos", 0, k_out_on_cos, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps cos:"}},                     \
+        {"k_out on sin", 0, k_out_on_sin, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps sin:"}}, {                   \
+        "k_out on q_out", 0, k_out_on_q_out, LIGER_ERR_LAYOUT, { op ": " d "k_out", "overlaps " d "q_out:" }           \
+    }
 
 static const struct op_provocation forward_provocations[] = {PROVOCATIONS("rope_forward", "")};
 static const struct op_provocation backward_provocations[] = {PROVOCATIONS("rope_backward", "d")};
@@ -304,8 +318,7 @@ static double dot(const struct op_case *c, const struct op_types *types, double 
         const int64_t angle = (all.table_batch == 1 ? 0 : batch) * all.seq + s;
         struct rope_ref one = all;
         one.batch = one.heads = one.seq = one.table_batch = 1;
-        rope_ref(&one, x + row * all.dim, t[COS] + angle * all.cos_cols,
-                 t[SIN] + angle * all.sin_cols, y);
+        rope_ref(&one, x + row * all.dim, t[COS] + angle * all.cos_cols, t[SIN] + angle * all.sin_cols, y);
         for (int64_t i = 0; i < all.dim; i++) sum += upstream[row * all.dim + i] * y[i];
     }
     return sum;
@@ -327,8 +340,11 @@ static double bytes(const struct op_case *c, const struct op_types *types) {
 }
 
 static const struct op_case bench[] = {
-    {.label = "4x4096, 32+8 heads of 128", .size = {4, 4096, 32, 8, 128, 128, 1, 128, 128}, .flags = TRANSPOSED | BENCH,
-     .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "4x4096, 32+8 heads of 128",
+     .size = {4, 4096, 32, 8, 128, 128, 1, 128, 128},
+     .flags = TRANSPOSED | BENCH,
+     .dtypes = 1u << LIGER_BF16,
+     .large = true},
     {.label = "2x1024, 16+8 heads of 64", .size = {2, 1024, 16, 8, 64, 64, 1, 64, 64}, .flags = TRANSPOSED | BENCH},
 };
 

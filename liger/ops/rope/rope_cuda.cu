@@ -13,12 +13,14 @@ namespace {
 enum { MAX_THREADS = 256, MAX_THREADS_X = 128, MAX_THREADS_Z = 64, MAX_GRID_Y = 65535 };
 
 /* One token: where its heads are read and written. Heads count through q and then k. */
-template <typename T> struct token {
+template <typename T>
+struct token {
     const T *q, *k;
     T *q_out, *k_out;
 };
 
-template <typename T> __device__ __forceinline__ T *token_of(const rope_heads &x, int64_t batch, int64_t s) {
+template <typename T>
+__device__ __forceinline__ T *token_of(const rope_heads &x, int64_t batch, int64_t s) {
     return (T *)x.data + batch * x.batch_stride + s * x.seq_stride;
 }
 template <typename T>
@@ -32,7 +34,8 @@ __device__ __forceinline__ T *target(const rope_problem &p, const token<T> &at, 
 }
 
 /* As loaded: they are widened after the heads' loads have been issued, so that one latency covers both. */
-template <typename TT, int N> struct angles {
+template <typename TT, int N>
+struct angles {
     pack<TT, N> cos, sin;
 };
 
@@ -115,8 +118,7 @@ __global__ void __launch_bounds__(MAX_THREADS) rope_kernel(const __grid_constant
         const token<T> at = {token_of<const T>(p.q, batch, s), token_of<const T>(p.k, batch, s),
                              token_of<T>(p.q_out, batch, s), token_of<T>(p.k_out, batch, s)};
         for (int item = threadIdx.x; item < items; item += blockDim.x) {
-            if (item < pairs)
-                rotate_heads<T, TT, N, V>(p, at, load_angles<TT, N>(p, batch, s, item * N), item * N);
+            if (item < pairs) rotate_heads<T, TT, N, V>(p, at, load_angles<TT, N>(p, batch, s, item * N), item * N);
             else copy_heads<T, N>(p, at, (int)(2 * p.half) + (item - pairs) * N);
         }
     }
@@ -129,18 +131,17 @@ bool heads_are_packable(const rope_heads &x, size_t element) {
 
 bool is_packable(const rope_problem &p) {
     const size_t element = liger_dtype_size(p.dtype), angle = liger_dtype_size(p.table_dtype);
-    const int64_t tables =
-        p.cos_batch_stride | p.cos_seq_stride | p.sin_batch_stride | p.sin_seq_stride;
+    const int64_t tables = p.cos_batch_stride | p.cos_seq_stride | p.sin_batch_stride | p.sin_seq_stride;
     return (p.half * element) % PACK_BYTES == 0 && (p.dim * element) % PACK_BYTES == 0 &&
            heads_are_packable(p.q, element) && heads_are_packable(p.k, element) &&
-           heads_are_packable(p.q_out, element) && heads_are_packable(p.k_out, element) &&
-           pointer_is_packable(p.cos) && pointer_is_packable(p.sin) &&
-           (uintptr_t)(tables * (int64_t)angle) % PACK_BYTES == 0;
+           heads_are_packable(p.q_out, element) && heads_are_packable(p.k_out, element) && pointer_is_packable(p.cos) &&
+           pointer_is_packable(p.sin) && (uintptr_t)(tables * (int64_t)angle) % PACK_BYTES == 0;
 }
 
 int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
 
-template <typename T, typename TT, int N> void launch(const rope_problem &p, cudaStream_t stream) {
+template <typename T, typename TT, int N>
+void launch(const rope_problem &p, cudaStream_t stream) {
     const int64_t x = at_most(p.half / N + (p.dim - 2 * p.half) / N, MAX_THREADS_X);
     const int64_t y = at_most((p.q_heads + p.k_heads + 1) / 2, MAX_THREADS / x);
     const int64_t z = at_most(at_most(p.seq, MAX_THREADS_Z), MAX_THREADS / (x * y));

@@ -17,12 +17,12 @@ struct rope_heads {
 
 struct rope_problem {
     liger_dtype dtype, table_dtype;
-    liger_dtype operand_dtype; /* F32: no rounding after the load */
-    bool inverse;              /* rotate by -angle */
+    liger_dtype operand_dtype;     /* F32: no rounding after the load */
+    bool inverse;                  /* rotate by -angle */
     int64_t batch, seq, dim, half; /* 0 <= 2·half <= dim */
     int64_t q_heads, k_heads;      /* k_heads may be 0; then k and k_out are not to be looked at */
     struct rope_heads q, k, q_out, k_out;
-    const void *cos, *sin; /* [batch, seq, half] */
+    const void *cos, *sin;                                                      /* [batch, seq, half] */
     int64_t cos_batch_stride, cos_seq_stride, sin_batch_stride, sin_seq_stride; /* batch strides may be 0 */
 };
 

@@ -25,7 +25,8 @@ typedef struct liger_scale_args {
     liger_tensor y;
 } liger_scale_args;
 
-#define LIGER_SCALE_ARGS_INIT {.size = sizeof(liger_scale_args)}
+#define LIGER_SCALE_ARGS_INIT                                                                                          \
+    { .size = sizeof(liger_scale_args) }
 
 LIGER_API liger_status liger_scale(liger_context *context, const liger_scale_args *args, liger_stream stream);
 

@@ -9,13 +9,30 @@ enum { COUNT };
 enum { CAST = 1, FROM_F32 = 2, TO_F32 = 4, ONE = 8 };
 
 static void describe(const struct op_case *c, struct tensor_spec *spec) {
-    spec[X] = (struct tensor_spec){.name = "x", .role = ROLE_IN, .kind = c->flags & FROM_F32 ? KIND_F32 : KIND_T,
-        .values = VALUES_NORMAL, .ndim = 1, .shape = {c->size[COUNT]}, .specials = true};
-    spec[SCALE] = (struct tensor_spec){.name = "scale", .role = ROLE_IN, .kind = KIND_F32, .values = VALUES_NORMAL,
-        .spread = c->flags & ONE ? 1e-30 : 1, .offset = c->flags & ONE ? 1 : 0, .absent = c->flags & CAST, .ndim = 0};
+    spec[X] = (struct tensor_spec){.name = "x",
+                                   .role = ROLE_IN,
+                                   .kind = c->flags & FROM_F32 ? KIND_F32 : KIND_T,
+                                   .values = VALUES_NORMAL,
+                                   .ndim = 1,
+                                   .shape = {c->size[COUNT]},
+                                   .specials = true};
+    spec[SCALE] = (struct tensor_spec){.name = "scale",
+                                       .role = ROLE_IN,
+                                       .kind = KIND_F32,
+                                       .values = VALUES_NORMAL,
+                                       .spread = c->flags & ONE ? 1e-30 : 1,
+                                       .offset = c->flags & ONE ? 1 : 0,
+                                       .absent = c->flags & CAST,
+                                       .ndim = 0};
     /* f16 below 2^-14 has fixed steps of 2^-24. */
-    spec[Y] = (struct tensor_spec){.name = "y", .role = ROLE_OUT, .kind = c->flags & TO_F32 ? KIND_F32 : KIND_T,
-        .ndim = 1, .shape = {c->size[COUNT]}, .relative = 1.01, .absolute = 1, .magnitude = 1};
+    spec[Y] = (struct tensor_spec){.name = "y",
+                                   .role = ROLE_OUT,
+                                   .kind = c->flags & TO_F32 ? KIND_F32 : KIND_T,
+                                   .ndim = 1,
+                                   .shape = {c->size[COUNT]},
+                                   .relative = 1.01,
+                                   .absolute = 1,
+                                   .magnitude = 1};
 }
 
 static liger_status call(liger_context *context, const struct op_call *call, liger_stream stream) {
@@ -67,7 +84,11 @@ static const struct op_provocation provocations[] = {
 };
 static const struct op_case bench[] = {
     {.label = "32768000", .size = {32768000}},
-    {.label = "128256x4096 from f32", .size = {128256 * 4096}, .flags = FROM_F32, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "128256x4096 from f32",
+     .size = {128256 * 4096},
+     .flags = FROM_F32,
+     .dtypes = 1u << LIGER_BF16,
+     .large = true},
 };
 
 const struct op_cases scale_cases = {

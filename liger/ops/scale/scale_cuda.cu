@@ -12,13 +12,15 @@ namespace {
 enum { THREADS = 256, BLOCKS_PER_MULTIPROCESSOR = 4, UNROLL = 4 };
 
 /* Packs of N values, N values fill 16 bytes of the narrower type; the wider one takes one or two accesses. */
-template <typename T, int N> __device__ __forceinline__ pack<T, N> load_wide(const T *p) {
+template <typename T, int N>
+__device__ __forceinline__ pack<T, N> load_wide(const T *p) {
     pack<T, N> out;
 #pragma unroll
     for (int i = 0; i < (int)sizeof(out) / 16; i++) ((uint4 *)&out)[i] = __ldcs((const uint4 *)p + i);
     return out;
 }
-template <typename T, int N> __device__ __forceinline__ void store_wide(T *p, const pack<T, N> &x) {
+template <typename T, int N>
+__device__ __forceinline__ void store_wide(T *p, const pack<T, N> &x) {
 #pragma unroll
     for (int i = 0; i < (int)sizeof(x) / 16; i++) __stcs((uint4 *)p + i, ((const uint4 *)&x)[i]);
 }
@@ -32,7 +34,8 @@ __device__ __forceinline__ pack<TY, N> scaled(const pack<TX, N> &x, float factor
 }
 
 template <typename TX, typename TY>
-__global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR) scale_kernel(const scale_problem p, bool packable) {
+__global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
+    scale_kernel(const scale_problem p, bool packable) {
     constexpr int N = PACK_BYTES / (sizeof(TX) < sizeof(TY) ? sizeof(TX) : sizeof(TY));
     const float factor = p.scale ? *p.scale : 1.0f;
     if (factor == 1.0f && p.x == p.y) return;

@@ -9,8 +9,8 @@
 struct scale_problem {
     liger_dtype x_dtype, y_dtype;
     int64_t count;
-    const void *x; /* contiguous */
-    void *y;       /* may be x if the dtypes are equal; then nothing is moved when scale is 1 */
+    const void *x;      /* contiguous */
+    void *y;            /* may be x if the dtypes are equal; then nothing is moved when scale is 1 */
     const float *scale; /* one value in the device's memory; NULL = 1 */
 };
 

@@ -50,8 +50,7 @@ static liger_status lower_forward(const liger_swiglu_forward_args *args, struct 
     return liger_check_overlap(y, "swiglu_forward: y", up, "up", true);
 }
 
-liger_status liger_swiglu_forward(liger_context *context, const liger_swiglu_forward_args *given,
-                                  liger_stream stream) {
+liger_status liger_swiglu_forward(liger_context *context, const liger_swiglu_forward_args *given, liger_stream stream) {
     liger_swiglu_forward_args args;
     LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, "swiglu_forward: context is NULL");
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "swiglu_forward"));

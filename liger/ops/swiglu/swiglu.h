@@ -37,7 +37,7 @@ typedef struct liger_swiglu_forward_args {
 } liger_swiglu_forward_args;
 
 #define LIGER_SWIGLU_FORWARD_ARGS_INIT                                                                                 \
-    {.size = sizeof(liger_swiglu_forward_args), .gate_multiplier = 1.0f, .down_multiplier = 1.0f}
+    { .size = sizeof(liger_swiglu_forward_args), .gate_multiplier = 1.0f, .down_multiplier = 1.0f }
 
 LIGER_API liger_status liger_swiglu_forward(liger_context *context, const liger_swiglu_forward_args *args,
                                             liger_stream stream);
@@ -65,7 +65,7 @@ typedef struct liger_swiglu_backward_args {
 } liger_swiglu_backward_args;
 
 #define LIGER_SWIGLU_BACKWARD_ARGS_INIT                                                                                \
-    {.size = sizeof(liger_swiglu_backward_args), .gate_multiplier = 1.0f, .down_multiplier = 1.0f}
+    { .size = sizeof(liger_swiglu_backward_args), .gate_multiplier = 1.0f, .down_multiplier = 1.0f }
 
 LIGER_API liger_status liger_swiglu_backward(liger_context *context, const liger_swiglu_backward_args *args,
                                              liger_stream stream);

@@ -26,8 +26,13 @@ static int64_t count_of(const struct op_case *c) {
 }
 
 static struct tensor_spec twin(const struct op_case *c, const char *name, enum tensor_role role) {
-    struct tensor_spec spec = {.name = name, .role = role, .kind = KIND_T, .values = VALUES_NORMAL,
-        .ndim = (int)c->size[NDIM], .gaps = true, .specials = role == ROLE_IN};
+    struct tensor_spec spec = {.name = name,
+                               .role = role,
+                               .kind = KIND_T,
+                               .values = VALUES_NORMAL,
+                               .ndim = (int)c->size[NDIM],
+                               .gaps = true,
+                               .specials = role == ROLE_IN};
     for (int d = 0; d < spec.ndim; d++) spec.shape[d] = c->size[COLS - spec.ndim + 1 + d];
     return spec;
 }
@@ -149,8 +154,11 @@ static void halves_close(struct halves *halves) {
 static bool halves_open(struct halves *halves, const struct op_run *run, const double *left, const double *right) {
     const int64_t cols = run->c.size[COLS], rows = cols ? count_of(&run->c) / cols : 0;
     const size_t element = liger_dtype_size(run->types.t);
-    *halves = (struct halves){.context = run->context, .dtype = run->types.t, .rows = rows, .cols = cols,
-        .bytes = (size_t)(2 * rows * cols) * element};
+    *halves = (struct halves){.context = run->context,
+                              .dtype = run->types.t,
+                              .rows = rows,
+                              .cols = cols,
+                              .bytes = (size_t)(2 * rows * cols) * element};
     halves->host = calloc(1, halves->bytes + 1);
     halves->device = device_allocate(run->context, halves->bytes + 1);
     if (halves->host == NULL || halves->device == NULL) return false;

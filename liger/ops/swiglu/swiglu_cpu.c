@@ -44,11 +44,11 @@ LIGER_TEMPLATE void forward_piece(liger_dtype t, liger_dtype ta, const struct sw
     });
 }
 
-LIGER_TEMPLATE void forward_pieces(liger_dtype t, liger_dtype ta, const struct swiglu_forward_problem *p,
-                                   int64_t begin, int64_t end) {
-    FOR_EACH_PIECE(p, begin, end,
-                   forward_piece(t, ta, p, at(p->gate, row, first, t), at(p->up, row, first, t),
-                                 at(p->y, row, first, t), count))
+LIGER_TEMPLATE void forward_pieces(liger_dtype t, liger_dtype ta, const struct swiglu_forward_problem *p, int64_t begin,
+                                   int64_t end) {
+    FOR_EACH_PIECE(
+        p, begin, end,
+        forward_piece(t, ta, p, at(p->gate, row, first, t), at(p->up, row, first, t), at(p->y, row, first, t), count))
 }
 
 static void forward_chunk(void *argument, int64_t begin, int64_t end) {
@@ -86,9 +86,8 @@ LIGER_TEMPLATE void backward_piece(liger_dtype t, const struct swiglu_backward_p
 LIGER_TEMPLATE void backward_pieces(liger_dtype t, const struct swiglu_backward_problem *p, int64_t begin,
                                     int64_t end) {
     FOR_EACH_PIECE(p, begin, end,
-                   backward_piece(t, p, at(p->dy, row, first, t), at(p->gate, row, first, t),
-                                  at(p->up, row, first, t), at(p->dgate, row, first, t), at(p->dup, row, first, t),
-                                  count))
+                   backward_piece(t, p, at(p->dy, row, first, t), at(p->gate, row, first, t), at(p->up, row, first, t),
+                                  at(p->dgate, row, first, t), at(p->dup, row, first, t), count))
 }
 
 static void backward_chunk(void *argument, int64_t begin, int64_t end) {

@@ -20,24 +20,28 @@ __device__ __forceinline__ float sigmoid(float g) {
     return reciprocal;
 }
 
-template <typename T> __device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
+template <typename T>
+__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
     return rows.data ? (T *)rows.data + liger_row_offset(rows, r) : nullptr;
 }
 
 /* N neighbouring elements of one row: the body of both kernels' loops, for a pack and for one element. */
-template <typename T, bool ROUNDS_TO_T> struct forward_body {
+template <typename T, bool ROUNDS_TO_T>
+struct forward_body {
     enum { PACKS = 2 }; /* per thread and tensor: at 64 registers 64 KB of loads are in flight on a multiprocessor */
     struct row {
         const T *gate, *up;
         T *y;
     };
-    template <int N> struct inputs {
+    template <int N>
+    struct inputs {
         pack<T, N> gate, up;
     };
     static __device__ __forceinline__ row row_of(const swiglu_forward_problem &p, int64_t r) {
         return {row_at<const T>(p.gate, r), row_at<const T>(p.up, r), row_at<T>(p.y, r)};
     }
-    template <int N> static __device__ __forceinline__ void load(const row &at, int64_t i, inputs<N> &in) {
+    template <int N>
+    static __device__ __forceinline__ void load(const row &at, int64_t i, inputs<N> &in) {
         in.gate = load_stream<T, N>(at.gate + i);
         in.up = load_stream<T, N>(at.up + i);
     }
@@ -58,20 +62,23 @@ template <typename T, bool ROUNDS_TO_T> struct forward_body {
     }
 };
 
-template <typename T> struct backward_body {
+template <typename T>
+struct backward_body {
     enum { PACKS = 1 }; /* two would take 110 registers, and bring no more bytes in flight than one with its 60 */
     struct row {
         const T *dy, *gate, *up;
         T *dgate, *dup;
     };
-    template <int N> struct inputs {
+    template <int N>
+    struct inputs {
         pack<T, N> dy, gate, up;
     };
     static __device__ __forceinline__ row row_of(const swiglu_backward_problem &p, int64_t r) {
         return {row_at<const T>(p.dy, r), row_at<const T>(p.gate, r), row_at<const T>(p.up, r), row_at<T>(p.dgate, r),
                 row_at<T>(p.dup, r)};
     }
-    template <int N> static __device__ __forceinline__ void load(const row &at, int64_t i, inputs<N> &in) {
+    template <int N>
+    static __device__ __forceinline__ void load(const row &at, int64_t i, inputs<N> &in) {
         in.dy = load_stream<T, N>(at.dy + i);
         in.gate = load_stream<T, N>(at.gate + i);
         in.up = load_stream<T, N>(at.up + i);
@@ -119,7 +126,8 @@ __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__
 }
 
 /* Narrow rows share a block. */
-template <typename BODY, int N, typename PROBLEM> void launch(const PROBLEM &p, cudaStream_t stream) {
+template <typename BODY, int N, typename PROBLEM>
+void launch(const PROBLEM &p, cudaStream_t stream) {
     const int64_t packs = p.cols / N;
     unsigned x = THREADS;
     while (x > 1 && (int64_t)x * BODY::PACKS / 2 >= packs && p.rows > 1) x /= 2;
@@ -141,8 +149,8 @@ extern "C" liger_status swiglu_forward_cuda(liger_context *context, const swiglu
     const swiglu_forward_problem &p = *problem;
     const device_scope device(context);
     const size_t element = liger_dtype_size(p.dtype);
-    const bool packable = rows_are_packable(p.gate, element) && rows_are_packable(p.up, element) &&
-                          rows_are_packable(p.y, element);
+    const bool packable =
+        rows_are_packable(p.gate, element) && rows_are_packable(p.up, element) && rows_are_packable(p.y, element);
     LIGER_FOR_FLOAT(p.dtype, T,
                     if (p.activation_dtype == p.dtype)
                         launch_widest<forward_body<T, true>, T>(p, packable, (cudaStream_t)stream);

@@ -119,10 +119,8 @@ static PyObject *exception_of(liger_status status) {
 
 static PyObject *raise_status(const binding_call *call, liger_status status) {
     const char *text = liger_last_error();
-    if (strncmp(text, call->function, strlen(call->function)) == 0)
-        PyErr_SetString(exception_of(status), text);
-    else
-        PyErr_Format(exception_of(status), "%s: %s", call->function, *text ? text : liger_status_name((int)status));
+    if (strncmp(text, call->function, strlen(call->function)) == 0) PyErr_SetString(exception_of(status), text);
+    else PyErr_Format(exception_of(status), "%s: %s", call->function, *text ? text : liger_status_name((int)status));
     return NULL;
 }
 
@@ -183,10 +181,12 @@ static PyObject *ask_stride(PyObject *t, int plain) {
     return plain ? torch.stride(t, torch.empty, NULL) : PyObject_CallMethodObjArgs(t, torch.name_stride, NULL);
 }
 static PyObject *ask_shape(PyObject *t, int plain) {
-    return plain ? torch.get_shape(torch.shape_getter, t, (PyObject *)Py_TYPE(t)) : PyObject_GetAttr(t, torch.name_shape);
+    return plain ? torch.get_shape(torch.shape_getter, t, (PyObject *)Py_TYPE(t))
+                 : PyObject_GetAttr(t, torch.name_shape);
 }
 static PyObject *ask_dtype(PyObject *t, int plain) {
-    return plain ? torch.get_dtype(torch.dtype_getter, t, (PyObject *)Py_TYPE(t)) : PyObject_GetAttr(t, torch.name_dtype);
+    return plain ? torch.get_dtype(torch.dtype_getter, t, (PyObject *)Py_TYPE(t))
+                 : PyObject_GetAttr(t, torch.name_dtype);
 }
 static PyObject *ask_is_cuda(PyObject *t, int plain) {
     return plain ? torch.get_is_cuda(torch.is_cuda_getter, t, (PyObject *)Py_TYPE(t))
@@ -200,8 +200,9 @@ static int take_dtype(const binding_call *call, int index, int plain, int32_t *d
     for (int i = 0; i < DTYPES; i++) {
         if (found == torch.dtypes[i]) return *dtype = i + 1, 1;
     }
-    PyErr_Format(torch.argument_error, "%s: %s is %S, but only float32, float16, bfloat16, int32, int64 and uint8 exist here",
-                 call->function, call->names[index], found);
+    PyErr_Format(torch.argument_error,
+                 "%s: %s is %S, but only float32, float16, bfloat16, int32, int64 and uint8 exist here", call->function,
+                 call->names[index], found);
     return 0;
 }
 
@@ -396,7 +397,15 @@ static PyMethodDef fixed_methods[] = {
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_binding", "The C library, one function per operator.", -1, fixed_methods, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT,
+    "_binding",
+    "The C library, one function per operator.",
+    -1,
+    fixed_methods,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
 };
 
 PyMODINIT_FUNC PyInit__binding(void);

@@ -18,11 +18,11 @@
 enum { NO_DEVICE = -2 };
 
 typedef struct binding_call {
-    const char *function;      /* "rms_norm_forward" */
-    const char *const *names;  /* of its arguments */
+    const char *function;     /* "rms_norm_forward" */
+    const char *const *names; /* of its arguments */
     PyObject *const *argv;
-    int32_t device;            /* of the first tensor; NO_DEVICE before there is one */
-    int32_t device_argument;   /* which argument that was */
+    int32_t device;          /* of the first tensor; NO_DEVICE before there is one */
+    int32_t device_argument; /* which argument that was */
     liger_context *context;
     liger_stream stream;
 } binding_call;

@@ -69,7 +69,8 @@ static int look_at(struct dl_phdr_info *info, size_t size, void *data) {
     const char *file = strrchr(path, '/');
     file = file ? file + 1 : path;
     if (strlen(path) >= sizeof found->openmp) return 0;
-    if (strncmp(file, "libgomp", 7) == 0 && (!*found->openmp || strstr(path, "torch") != NULL)) strcpy(found->openmp, path);
+    if (strncmp(file, "libgomp", 7) == 0 && (!*found->openmp || strstr(path, "torch") != NULL))
+        strcpy(found->openmp, path);
     if (strncmp(file, "libtorch_cpu.so", 15) == 0) strcpy(found->torch, path);
     return 0;
 }

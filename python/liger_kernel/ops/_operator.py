@@ -56,9 +56,7 @@ class Operator:
 
     def register_gradient(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         """The derivative of `torch.ops.liger.<name>` itself, for callers that use it without a Function."""
-        torch.library.register_autograd(
-            f"liger::{self.name}", backward, setup_context=setup_context, lib=_library
-        )
+        torch.library.register_autograd(f"liger::{self.name}", backward, setup_context=setup_context, lib=_library)
 
 
 def _disabled_names() -> frozenset[str]:

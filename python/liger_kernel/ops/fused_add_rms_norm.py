@@ -53,8 +53,18 @@ def _backward(
     dx = new_rows(total) if need_dx else None
     dy, total, dsum = rows(dy), rows(total), rows(dsum) if dsum is not None else None
     kernel_weight = parameter(weight, total.dtype)
-    dweight = torch.empty_like(kernel_weight) if need_dweight else None
-    args = (dy, dsum, total, kernel_weight, rstd, rows(dx) if dx is not None else None, dweight, offset, _NATIVE_CASTING[casting])
+    dweight = torch.empty_like(kernel_weight) if need_dweight and kernel_weight is not None else None
+    args = (
+        dy,
+        dsum,
+        total,
+        kernel_weight,
+        rstd,
+        rows(dx) if dx is not None else None,
+        dweight,
+        offset,
+        _NATIVE_CASTING[casting],
+    )
     scratch = workspace(total, _native.add_rms_norm_backward_workspace(*args)) if need_dweight else None
     _native.add_rms_norm_backward(*args, scratch)
     dweight = dweight.to(weight.dtype) if dweight is not None else absent(total)

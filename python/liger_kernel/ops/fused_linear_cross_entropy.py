@@ -250,9 +250,7 @@ def fused_linear_cross_entropy_forward(
     gradients = [dx if need_dx else None, dweight if need_dweight else None, dbias if need_dbias else None]
     if raw:
         factor = _normaliser(counts, class_weight is not None) if reduction == "mean" else None
-        gradients = [
-            None if g is None else g.float() if factor is None else g.float().mul_(factor) for g in gradients
-        ]
+        gradients = [None if g is None else g.float() if factor is None else g.float().mul_(factor) for g in gradients]
     else:
         wanted = (_input.dtype, weight.dtype, bias.dtype if bias is not None else None)
         gradients = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, wanted)]
@@ -381,9 +379,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         given.pop("accum_dtype", None)
         scaled = bool(given.pop("use_token_scaling", False))
         logits = torch.nn.functional.linear(*_operands(_input, weight, bias))
-        loss, *others = LigerCrossEntropyFunction.torch_forward(
-            logits, target, ce_weight, **given, scale_tokens=scaled
-        )
+        loss, *others = LigerCrossEntropyFunction.torch_forward(logits, target, ce_weight, **given, scale_tokens=scaled)
         return (loss.float(), *others)
 
 

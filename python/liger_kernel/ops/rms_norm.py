@@ -148,9 +148,7 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """(dX in dY's shape, dW or None) from what rms_norm_forward returned."""
     flat = dY.reshape(-1, dY.shape[-1])
-    dx, dweight = rms_norm_gradient(
-        flat, X, W, RSTD.float(), offset, casting_number(casting_mode), True, W is not None
-    )
+    dx, dweight = rms_norm_gradient(flat, X, W, RSTD.float(), offset, casting_number(casting_mode), True, W is not None)
     return dx.view(dY.shape), dweight if W is not None else None
 
 
