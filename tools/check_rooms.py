@@ -3,7 +3,8 @@
 
   include law    core includes core; cpu and cuda include core and themselves, never each other; chunk includes core and
                  problem headers; a room's file includes core, chunk, at most one backend vocabulary and its own room, and
-                 of another room only the problem header (a public header: also another public header)
+                 of another room only the problem header (a public header: also another public header; references and
+                 cases: also another room's reference and contract, and the harness)
   no strangers   no torch, no Python; CUDA's headers only in .cu, .cuh, cuda/ and a room's cublaslt files, never in a public header
   whole rooms    a row of ops.def has a folder with contract or problem, both backends, reference and cases; a folder has a row
   one name       file names are unique in the C tree
@@ -23,6 +24,7 @@ from pathlib import Path
 
 C_SUFFIXES = {".c", ".h", ".cu", ".cuh", ".def"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
+TEST_FILES = ("_ref.c", "_ref.h", "_cases.c")
 CORE_PUBLIC = {"context.h", "status.h", "tensor.h", "version.h"}
 # Notes about how the sources came to be belong elsewhere; a reader of this tree cannot follow them.
 FOREIGN_TEXT = re.compile(
@@ -74,15 +76,15 @@ def include_allowed(path: str, target: str) -> bool:
         return target_kind == "chunk" or target.endswith("_problem.h")
     if kind != "room":
         return True
+    is_test = path.endswith(TEST_FILES)
     if target_kind == "room":
-        return target_room == room or target.endswith("_problem.h")
+        shown = target.endswith("_problem.h") or is_test and (target.endswith("_ref.h") or is_public(target))
+        return target_room == room or shown
     if target_kind in ("cpu", "cuda"):
         return backend_of(path) in (target_kind, "any")
     if target_kind == "chunk":
         return backend_of(path) == ""
-    if target_kind == "tests":
-        return path.endswith(("_ref.c", "_ref.h", "_cases.c"))
-    return False
+    return target_kind == "tests" and is_test
 
 
 def include_problems(path: str, text: str) -> Iterator[str]:
