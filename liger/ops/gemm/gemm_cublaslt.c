@@ -108,6 +108,7 @@ struct plan {
     lt_layout a, b, c;
     lt_algo algo;
     size_t workspace_bytes;
+    bool refused;
 };
 
 enum { PLANS = 64 };
@@ -211,27 +212,17 @@ static int plan_choose(struct plan *plan, lt_handle handle, const void *bias) {
 }
 
 /* The plan for a shape, made at first sight; the oldest makes room. The caller holds the lock. */
-static liger_status plan_for(struct cublaslt *lt, const struct gemm_problem *p, struct plan **plan) {
+static struct plan *plan_for(struct cublaslt *lt, const struct gemm_problem *p) {
     const struct plan_key key = key_of(p);
     for (int i = 0; i < lt->plans; i++)
-        if (memcmp(&lt->plan[i].key, &key, sizeof key) == 0) {
-            *plan = &lt->plan[i];
-            return LIGER_OK;
-        }
+        if (memcmp(&lt->plan[i].key, &key, sizeof key) == 0) return &lt->plan[i];
     struct plan *made = &lt->plan[lt->next];
     plan_close(made);
     made->key = key;
-    int status = plan_describe(made);
-    if (!status) status = plan_choose(made, lt->handle, p->bias);
-    if (status) {
-        plan_close(made);
-        return liger_fail(LIGER_ERR_CUDA, "gemm: cuBLASLt has no algorithm for m=%lld n=%lld k=%lld (status %d)",
-                          (long long)p->m, (long long)p->n, (long long)p->k, status);
-    }
+    made->refused = plan_describe(made) != 0 || plan_choose(made, lt->handle, p->bias) != 0;
     lt->next = (lt->next + 1) % PLANS;
     if (lt->plans < PLANS) lt->plans++;
-    *plan = made;
-    return LIGER_OK;
+    return made;
 }
 
 /* ---- the product ------------------------------------------------------------------------------------------------ */
@@ -264,14 +255,15 @@ static liger_status open_handle(liger_context *context, struct cublaslt **lt) {
     return LIGER_OK;
 }
 
-liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p, liger_stream stream) {
+liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p, liger_stream stream, bool *refused) {
     struct cublaslt *lt;
-    struct plan *plan = NULL;
     LIGER_TRY(open_handle(context, &lt));
     const float one = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
     pthread_mutex_lock(&lt->lock); /* the descriptor holds the bias pointer of this call until the launch */
-    liger_status status = plan_for(lt, p, &plan);
-    if (status == LIGER_OK) {
+    const struct plan *plan = plan_for(lt, p);
+    liger_status status = LIGER_OK;
+    *refused = plan->refused;
+    if (!plan->refused) {
         int error = 0;
         if (p->bias) error = library.call.desc_set(plan->desc, LT_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
         if (!error)

@@ -1,4 +1,7 @@
-/* gemm_cuda.cu - matrix products on the GPU: cuBLASLt, and what it does not do (empty sizes). */
+/* gemm_cuda.cu - matrix products on the GPU: cuBLASLt, and a plain kernel for what it refuses.
+ *
+ * cuBLASLt has no algorithm for some small or oddly typed products (16-bit operands with an f32 result and a bias, say).
+ * The plain kernel takes them, and k == 0. It is for completeness: one element per thread, tiles of 16 in shared memory. */
 #include "liger/cuda/dtype.cuh"
 #include "liger/cuda/launch.cuh"
 #include "liger/ops/gemm/gemm_cublaslt.h"
@@ -6,15 +9,36 @@
 
 namespace {
 
-/* k == 0: the product is zero, and c keeps only what is added to it. */
+enum { TILE = 16, MAX_GRID_Y = 65535 };
+
+template <typename T>
+__device__ __forceinline__ float element(const void *matrix, bool transposed, int64_t row, int64_t col, int64_t ld,
+                                         bool inside) {
+    if (!inside) return 0.0f;
+    return to_f32(((const T *)matrix)[transposed ? col * ld + row : row * ld + col]);
+}
+
 template <typename T, typename TC>
-__global__ void __launch_bounds__(256) fill_bias(const __grid_constant__ gemm_problem p) {
-    const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < p.m * p.n; i += step) {
-        TC *c = (TC *)p.c + i / p.n * p.ldc + i % p.n;
-        float value = p.accumulate ? to_f32(*c) : 0.0f;
-        if (p.bias) value += to_f32(((const T *)p.bias)[i % p.n]);
-        *c = from_f32<TC>(value);
+__global__ void __launch_bounds__(TILE *TILE) plain_gemm(const __grid_constant__ gemm_problem p) {
+    __shared__ float a[TILE][TILE + 1], b[TILE][TILE + 1];
+    const int x = threadIdx.x, y = threadIdx.y;
+    const int64_t col = (int64_t)blockIdx.x * TILE + x;
+    for (int64_t top = (int64_t)blockIdx.y * TILE; top < p.m; top += (int64_t)gridDim.y * TILE) {
+        const int64_t row = top + y;
+        float sum = 0.0f;
+        for (int64_t k = 0; k < p.k; k += TILE) {
+            a[y][x] = element<T>(p.a, p.transpose_a, row, k + x, p.lda, row < p.m && k + x < p.k);
+            b[y][x] = element<T>(p.b, p.transpose_b, k + y, col, p.ldb, col < p.n && k + y < p.k);
+            __syncthreads();
+#pragma unroll
+            for (int i = 0; i < TILE; i++) sum = fmaf(a[y][i], b[i][x], sum);
+            __syncthreads();
+        }
+        if (row >= p.m || col >= p.n) continue;
+        TC *c = (TC *)p.c + row * p.ldc + col;
+        if (p.bias) sum += to_f32(((const T *)p.bias)[col]);
+        if (p.accumulate) sum += to_f32(*c);
+        *c = from_f32<TC>(sum);
     }
 }
 
@@ -24,11 +48,11 @@ extern "C" liger_status gemm_cuda(liger_context *context, const gemm_problem *pr
     const gemm_problem &p = *problem;
     if (p.m == 0 || p.n == 0) return LIGER_OK;
     const device_scope device(context);
-    if (p.k > 0) {
-        LIGER_TRY(cublaslt_gemm(context, problem, stream));
-        return context->synchronous ? launched(context, "gemm", stream) : LIGER_OK;
-    }
-    const unsigned grid = grid_size(p.m * p.n, 256, 65536);
-    LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.c_dtype, T, TC, fill_bias<T, TC><<<grid, 256, 0, (cudaStream_t)stream>>>(p));
+    bool refused = p.k == 0;
+    if (!refused) LIGER_TRY(cublaslt_gemm(context, problem, stream, &refused));
+    if (!refused) return context->synchronous ? launched(context, "gemm", stream) : LIGER_OK;
+    const dim3 grid(grid_size(p.n, TILE), grid_size(p.m, TILE, MAX_GRID_Y));
+    LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.c_dtype, T, TC,
+                               plain_gemm<T, TC><<<grid, dim3(TILE, TILE), 0, (cudaStream_t)stream>>>(p));
     return launched(context, "gemm", stream);
 }
