@@ -41,9 +41,15 @@ static bool take(void *library, const char *who) {
     return true;
 }
 
+/* A BLAS waits for ever in a forked child for the threads that it had in the parent (torch.mm does, too). */
+static void after_fork(void) {
+    found = (struct blas){.provider = "f32 matrix products by our own kernel (a BLAS has no threads after fork)"};
+}
+
 static void look_up(void) {
     const char *wish = getenv("LIGER_BLAS");
     char torch_path[PATH_BYTES] = "";
+    pthread_atfork(NULL, NULL, after_fork);
     if (wish && strcmp(wish, "none") == 0) {
         found.provider = "f32 matrix products by our own kernel (LIGER_BLAS=none)";
         return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def _forward(
 def _forward_fake(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float, casting: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return new_rows(x), new_rows(x), x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
+    return new_rows(x), new_rows(x), x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
 
 
 def _backward(
