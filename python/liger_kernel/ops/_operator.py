@@ -79,6 +79,10 @@ class _WithoutGradient:
     def set_materialize_grads(self, value: bool) -> None: ...
 
 
+def _plain_apply(cls: type) -> Callable[..., Any]:
+    return super(torch.autograd.Function, cls).apply
+
+
 class LigerFunction(torch.autograd.Function):
     """An autograd Function that skips autograd where no gradient is needed, and refuses second derivatives.
 
@@ -102,8 +106,15 @@ class LigerFunction(torch.autograd.Function):
                 if position < len(args):
                     tensor = args[position]
                     if tensor is not None and tensor.requires_grad:
-                        return super().apply(*args)
+                        return cls._apply_with_graph(*args)
         return cls.forward(_WithoutGradient(), *args)
+
+    @classmethod
+    def _apply_with_graph(cls, *args: Any) -> Any:
+        """torch's own apply; without its look at functorch's wrappers, a microsecond, where there can be none."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return _plain_apply(cls)(*args)
 
     @staticmethod
     def torch_forward(*args: Any) -> Any:
@@ -153,6 +164,8 @@ def rows(tensor: Tensor) -> Tensor:
 
 def new_rows(tensor: Tensor) -> Tensor:
     """Contiguous memory of the same shape and dtype."""
+    if tensor.is_contiguous():  # without the keyword the call is a third cheaper
+        return torch.empty_like(tensor)
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 

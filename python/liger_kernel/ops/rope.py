@@ -42,24 +42,32 @@ def _rotary_size(x: Tensor, cos: Tensor) -> int:
     return 2 * (min(x.shape[-1], cos.shape[-1]) // 2)
 
 
+def _heads(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rotary = _rotary_size(x, cos)
+    cos, sin, rounding = _angles(cos, sin, x.dtype)
+    out = _new_heads(x)
+    function(_heads(x), None, cos, sin, out, None, rotary, rounding)
+    return out
+
+
 def _rotate(function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor) -> tuple:
-    first = q if q is not None else k
-    assert first is not None
-    if q is not None and k is not None and q.dtype is not k.dtype:
-        return _rotate(function, q, None, cos, sin)[0], _rotate(function, None, k, cos, sin)[1]
-    rotary = _rotary_size(first, cos)
-    cos, sin, rounding = _angles(cos, sin, first.dtype)
-    heads = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k) if x is not None]
-    out = [_new_heads(x) for x in heads]
-    second, second_out = (heads[1], out[1]) if len(heads) == 2 else (None, None)
-    function(heads[0], second, cos, sin, out[0], second_out, rotary, rounding)
-    return (out[0], second_out) if q is not None else (None, out[0])
+    if q is None or k is None or q.dtype is not k.dtype:
+        return tuple(None if x is None else _rotate_one(function, x, cos, sin) for x in (q, k))
+    rotary = _rotary_size(q, cos)
+    cos, sin, rounding = _angles(cos, sin, q.dtype)
+    q_out, k_out = _new_heads(q), _new_heads(k)
+    function(_heads(q), _heads(k), cos, sin, q_out, k_out, rotary, rounding)
+    return q_out, k_out
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor) -> None:
-    for name, x in (("q", q), ("k", k)):
-        if x.dim() != 4:
-            raise LigerArgumentError(f"rope: {name} has {x.dim()} dimensions, but must be [batch, heads, seq, dim]")
+    if q.dim() != 4 or k.dim() != 4:
+        name, x = ("q", q) if q.dim() != 4 else ("k", k)
+        raise LigerArgumentError(f"rope: {name} has {x.dim()} dimensions, but must be [batch, heads, seq, dim]")
     if q.shape[-1] != k.shape[-1]:
         raise LigerArgumentError(f"rope: q's heads have {q.shape[-1]} elements, but k's have {k.shape[-1]}")
 
