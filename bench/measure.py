@@ -146,7 +146,7 @@ class Cpu:
     ) -> list[float]:
         samples = []
         ends = time.perf_counter() + seconds
-        while len(samples) < 5 or (time.perf_counter() < ends and len(samples) < 400):
+        while len(samples) < 2 or (time.perf_counter() < ends and len(samples) < 400):
             if before:
                 before(len(samples))
             torch.tanh(self._busy, out=self._out)
