@@ -25,7 +25,9 @@ OPTIONS = {
 GRADIENT_ROUNDINGS = 2
 
 
-def arguments(weight=None, ignore_index=-100, lse_square_scale=0.0, label_smoothing=0.0, reduction="mean", softcap=None):
+def arguments(
+    weight=None, ignore_index=-100, lse_square_scale=0.0, label_smoothing=0.0, reduction="mean", softcap=None
+):
     return weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap
 
 
@@ -90,7 +92,9 @@ def test_ignored_rows_may_hold_anything(device, reduction):
     marks[3] = 10**9
     results = []
     for x, y, ignore in ((logits, target, -100), (poisoned.requires_grad_(), marks, 10**9)):
-        out = LigerCrossEntropyFunction.apply(x, y, *arguments(ignore_index=ignore, reduction=reduction), True, True, True)
+        out = LigerCrossEntropyFunction.apply(
+            x, y, *arguments(ignore_index=ignore, reduction=reduction), True, True, True
+        )
         out[0].sum().backward()
         results.append([*out, x.grad])
     assert all(map(torch.equal, *results))

@@ -51,7 +51,11 @@ def exact(x, weight, target, bias=None, ce_weight=None, use_token_scaling=False,
     """Reference results, and the twins whose .grad will hold the reference gradients."""
     x, weight, bias, ce_weight = reference.twins(x, weight, bias, ce_weight)
     logits = x @ weight.t() if bias is None else x @ weight.t() + bias
-    return reference.cross_entropy(logits, target, ce_weight, token_scaling=use_token_scaling, **options), (x, weight, bias)
+    return reference.cross_entropy(logits, target, ce_weight, token_scaling=use_token_scaling, **options), (
+        x,
+        weight,
+        bias,
+    )
 
 
 def logits_error(dtype: torch.dtype) -> float:

@@ -102,9 +102,7 @@ def test_helpers(device, casting, number):
     assert all(map(torch.equal, (y, dx, dweight), (out, leaves[0].grad, leaves[1].grad)))
 
     y, total, rstd, block, warps, stages, given = fused_add_rms_norm_forward(x, x, weight, EPS, 0.0, casting)
-    dx, dr, dweight = fused_add_rms_norm_backward(
-        dy, None, total, weight, rstd, 0.0, given, block, warps, stages, True
-    )
+    dx, dr, dweight = fused_add_rms_norm_backward(dy, None, total, weight, rstd, 0.0, given, block, warps, stages, True)
     assert torch.equal(total, 2 * x) and torch.equal(dx, dr) and dx.data_ptr() != dr.data_ptr()
 
 

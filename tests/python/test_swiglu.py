@@ -64,7 +64,11 @@ def test_extremes(device, value):
     gate = torch.full((1, 9), value, device=device, requires_grad=True)
     up = torch.ones(1, 9, device=device)
     y = LigerSiLUMulFunction.apply(gate, up)
-    assert torch.equal(y.cpu(), torch.nn.functional.silu(torch.tensor(value)).expand(1, 9)) or value in (0.0, 80.0, -80.0)
+    assert torch.equal(y.cpu(), torch.nn.functional.silu(torch.tensor(value)).expand(1, 9)) or value in (
+        0.0,
+        80.0,
+        -80.0,
+    )
     if value != float("inf"):
         y.sum().backward()
         assert gate.grad.isfinite().all()

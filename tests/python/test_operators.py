@@ -1,0 +1,631 @@
+"""What every operator owes, one table of operators against one list of duties.
+
+Values are the business of each operator's own test; here a result is compared with the same operator's result for the
+plainest call: contiguous tensors, one stream, eager.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from liger_kernel import _native, ops
+
+HIDDEN, VOCAB = 24, 37
+
+
+@dataclass(frozen=True)
+class Case:
+    """`make(rows)`: arguments on the CPU, the tensors among them first. `trained`: positions that can have a gradient."""
+
+    name: str
+    function: type
+    make: Callable[..., list]
+    trained: tuple[int, ...]
+    results: int = 1  # how many of the results have a gradient
+
+    def __call__(self, *args) -> tuple[Tensor, ...]:
+        out = self.function.apply(*args)
+        return (out,) if isinstance(out, Tensor) else out[: self.results]
+
+
+def targets(rows: int) -> Tensor:
+    target = torch.randint(0, VOCAB, (rows,))
+    target[::5] = -100
+    return target
+
+
+def angles(seq: int) -> tuple[Tensor, Tensor]:
+    theta = torch.rand(1, seq, 8) * 6
+    return theta.cos(), theta.sin()
+
+
+def ce_options(reduction: str) -> list:
+    return [None, -100, 1e-3, 0.1, reduction, 20.0]
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("rms_norm", ops.LigerRMSNormFunction,
+             lambda n: [torch.randn(2, n, HIDDEN), torch.randn(HIDDEN), 1e-6, 0.5, "llama"], (0, 1)),
+        Case("add_rms_norm", ops.LigerFusedAddRMSNormFunction,
+             lambda n: [torch.randn(2, n, HIDDEN), torch.randn(2, n, HIDDEN), torch.randn(HIDDEN), 1e-6], (0, 1, 2), 2),
+        Case("rope", ops.LigerRopeFunction,
+             lambda n: [torch.randn(2, 4, n, 8), torch.randn(2, 2, n, 8), *angles(n)], (0, 1), 2),
+        Case("swiglu", ops.LigerSiLUMulFunction,
+             lambda n: [torch.randn(2, n, HIDDEN), torch.randn(2, n, HIDDEN), 1.5, 0.7], (0, 1)),
+        Case("swiglu_packed", ops.LigerFusedGateUpSiLUMulFunction, lambda n: [torch.randn(2, n, 2 * HIDDEN)], (0,)),
+        Case("cross_entropy", ops.LigerCrossEntropyFunction,
+             lambda n: [torch.randn(n, VOCAB), targets(n), *ce_options("mean")], (0,)),
+        Case("cross_entropy_none", ops.LigerCrossEntropyFunction,
+             lambda n: [torch.randn(n, VOCAB), targets(n), *ce_options("none")], (0,)),
+        Case("linear_cross_entropy", ops.LigerFusedLinearCrossEntropyFunction,
+             lambda n: [torch.randn(n, HIDDEN), torch.randn(VOCAB, HIDDEN), targets(n), torch.randn(VOCAB),
+                        *ce_options("mean")], (0, 1, 3)),
+        Case("linear_cross_entropy_none", ops.LigerFusedLinearCrossEntropyFunction,
+             lambda n: [torch.randn(n, HIDDEN), torch.randn(VOCAB, HIDDEN), targets(n), torch.randn(VOCAB),
+                        *ce_options("none")], (0, 1, 3)),
+    )
+}  # fmt: skip
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request) -> Case:
+    return request.param
+
+
+def on(device, args: list, dtype: torch.dtype | None = None) -> list:
+    def move(arg):
+        if not isinstance(arg, Tensor):
+            return arg
+        return arg.to(device, dtype if dtype is not None and arg.is_floating_point() else arg.dtype)
+
+    return [move(a) for a in args]
+
+
+def leaves(case: Case, args: list, trained: tuple[int, ...] | None = None) -> list:
+    trained = case.trained if trained is None else trained
+    return [a.detach().requires_grad_(i in trained) if isinstance(a, Tensor) and a.is_floating_point() else a
+            for i, a in enumerate(args)]  # fmt: skip
+
+
+def upstreams(results) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(r.shape, generator=generator).to(r.device, r.dtype) for r in results]
+
+
+def run(case: Case, args: list, up: list[Tensor] | None = None) -> list[Tensor]:
+    """Results and gradients of everything that is trained."""
+    args = leaves(case, args)
+    results = case(*args)
+    grads = torch.autograd.grad(results, [args[i] for i in case.trained], up or upstreams(results))
+    return [*(r.detach() for r in results), *grads]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(x.dtype is y.dtype and torch.equal(x, y) for x, y in zip(a, b))
+
+
+def uses_blas(case: Case, dtype: torch.dtype) -> bool:
+    """On the CPU a product of f32 matrices is a BLAS's, which may sum in another order for another stride, address or
+    number of threads, and is not used in a forked child."""
+    return case.name.startswith("linear") and dtype is torch.float32
+
+
+def nearly_same(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Up to a few roundings of the largest element."""
+    return len(a) == len(b) and all(
+        x.dtype is y.dtype and (x - y).abs().max() <= 32 * torch.finfo(x.dtype).eps * y.abs().max()
+        for x, y in zip(a, b)
+    )
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------------
+
+
+def _gap(t: Tensor) -> Tensor:
+    wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype, device=t.device)
+    wide[..., 1:-2] = t
+    return wide[..., 1:-2]
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _every_second(t: Tensor) -> Tensor:
+    return t.repeat_interleave(2, -1)[..., ::2]
+
+
+def _cut(t: Tensor) -> Tensor:
+    """h[:, :-1]: two row strides."""
+    return torch.cat((t, t[:, :1]), 1)[:, :-1] if t.dim() > 2 else torch.cat((t, t[:1]))[:-1]
+
+
+def _misaligned(t: Tensor) -> Tensor:
+    flat = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
+    flat[1:] = t.flatten()
+    return flat[1:].view(t.shape)
+
+
+@pytest.mark.parametrize("layout", [_gap, _transposed, _every_second, _cut, _misaligned])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layouts(case, device, layout, dtype):
+    """Also of the upstream gradients, and of weights, targets, cos and sin."""
+    plain = on(device, case.make(7), dtype)
+    odd = [layout(a) if isinstance(a, Tensor) and (a.dim() > 1 or layout in (_every_second, _misaligned)) else a
+           for a in plain]  # fmt: skip
+    up = upstreams(case(*plain))
+    odd_up = [layout(u) if u.dim() > 1 else u for u in up]
+    equal = nearly_same if uses_blas(case, dtype) else same
+    assert equal(run(case, plain, up), run(case, odd, odd_up))
+
+
+def test_expanded(case, device):
+    """Stride 0: the same row again, and the gradient of sum()."""
+    args = on(device, case.make(7))
+    for i in case.trained:
+        if args[i].dim() > 1:
+            args[i] = args[i][:1].expand(args[i].shape)
+    plain = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
+    up = [torch.ones((), device=device).expand(r.shape) for r in case(*args)]
+    assert same(run(case, args, up), run(case, plain, [u.contiguous() for u in up]))
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "swiglu", "swiglu_packed"])
+def test_more_than_six_dimensions(name, device):
+    case = CASES[name]
+    flat = on(device, case.make(16))
+    deep = [a.view(2, 1, 2, 2, 2, 1, 2, -1) if isinstance(a, Tensor) and a.dim() == 3 else a for a in flat]
+    up = upstreams(case(*flat))
+    shallow, nested = run(case, flat, up), run(case, deep, [u.view(2, 1, 2, 2, 2, 1, 2, -1) for u in up])
+    for a, b in zip(shallow, nested):
+        assert torch.equal(a, b.view(a.shape)) and (b.dim() == 8 or a.dim() == 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wide_rows(device, dtype):
+    """More than 65536 columns, and not a multiple of anything."""
+    wide = 70001
+    x, w = torch.randn(2, wide, device=device).to(dtype), torch.randn(wide, device=device).to(dtype)
+    target = torch.tensor([wide - 1, 3], device=device)
+    for function, args in (
+        (ops.LigerRMSNormFunction, (x, w, 1e-6)),
+        (ops.LigerFusedAddRMSNormFunction, (x, x.flip(0), w, 1e-6)),
+        (ops.LigerSiLUMulFunction, (x, x.flip(0))),
+        (ops.LigerFusedGateUpSiLUMulFunction, (torch.cat((x, x), -1),)),
+        (ops.LigerCrossEntropyFunction, (x, target, None)),
+        (ops.LigerFusedLinearCrossEntropyFunction, (x[:, :8].contiguous(), x.view(-1)[: wide * 2].view(wide, 2).repeat(1, 4), target)),
+    ):  # fmt: skip
+        values = []
+        for forward, kind in ((function.apply, dtype), (function.torch_forward, torch.float32)):
+            given = [a.detach().to(kind).requires_grad_() if a is not None and torch.is_tensor(a) and a.is_floating_point()
+                     else a for a in args]  # fmt: skip
+            out = forward(*given)
+            out = out if isinstance(out, Tensor) else out[0]
+            out.float().sum().backward()
+            values.append([out, *(g.grad for g in given if isinstance(g, Tensor) and g.is_floating_point())])
+        for a, b in zip(*values):
+            scale = b.abs().max()
+            assert (a.float() - b).abs().max() <= scale * (8 * torch.finfo(dtype).eps + 3e-5)
+
+
+def test_no_rows(case, device):
+    args = leaves(case, on(device, case.make(0)))
+    results = case(*args)
+    torch.autograd.backward(results, [torch.ones_like(r) for r in results])
+    assert not any(r.isnan().any() for r in results)
+    for i in case.trained:
+        assert args[i].grad.shape == args[i].shape and not args[i].grad.any()
+
+
+# ---- autograd ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_a_caller_sees_is_changed(case, device):
+    args = leaves(case, on(device, case.make(7)))
+    before = [a.detach().clone() for a in args if isinstance(a, Tensor)]
+    results = case(*args)
+    up = upstreams(results)
+    held = [t.clone() for t in (*results, *up)]
+    torch.autograd.backward(results, up, retain_graph=True)
+    torch.autograd.backward(results, up)
+    assert same(before, [a.detach() for a in args if isinstance(a, Tensor)])
+    assert same(held, [*results, *up])
+
+
+def test_second_backward(case, device):
+    """Through a retained graph: the same bits, the first gradients left alone, and no storage shared."""
+    args = leaves(case, on(device, case.make(7)))
+    wanted = [args[i] for i in case.trained]
+    results = case(*args)
+    up = upstreams(results)
+    first = torch.autograd.grad(results, wanted, up, retain_graph=True)
+    kept = [g.clone() for g in first]
+    second = torch.autograd.grad(results, wanted, [3 * u for u in up], retain_graph=True)
+    third = torch.autograd.grad(results, wanted, up)
+    assert same(kept, first) and same(kept, third) and not any(torch.equal(a, b) for a, b in zip(kept, second))
+    places = [t.untyped_storage().data_ptr() for t in (*first, *second, *third, *up, *results, *wanted)]
+    assert len(set(places)) == len(places)
+
+
+def test_second_derivative_is_refused(case, device):
+    args = leaves(case, on(device, case.make(7)))
+    results = case(*args)
+    with pytest.raises(RuntimeError, match="second derivatives are not provided"):
+        torch.autograd.grad(results, [args[i] for i in case.trained], upstreams(results), create_graph=True)
+
+
+def test_each_gradient_alone(case, device):
+    args = on(device, case.make(7))
+    full = run(case, args)[-len(case.trained) :]
+    for position, expected in zip(case.trained, full):
+        alone = leaves(case, args, (position,))
+        results = case(*alone)
+        (grad,) = torch.autograd.grad(results, alone[position], upstreams(results))
+        assert torch.equal(grad, expected)
+        torch.autograd.backward(case(*alone), upstreams(results))
+        assert all(a.grad is None for i, a in enumerate(alone) if isinstance(a, Tensor) and i != position)
+
+
+def test_other_arguments_get_no_gradient(case, device):
+    """cos, sin, class weights: also when they require one."""
+    args = on(device, case.make(7))
+    trained = tuple(i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point())
+    if set(trained) == set(case.trained):
+        pytest.skip("every tensor of this operator can have a gradient")
+    args = leaves(case, args, trained)
+    results = case(*args)
+    torch.autograd.backward(results, upstreams(results))
+    assert all((args[i].grad is not None) is (i in case.trained) for i in trained)
+
+
+def test_without_gradients(case, device):
+    args = on(device, case.make(7))
+    expected = [r.detach() for r in case(*leaves(case, args))]
+    for results in (torch.no_grad()(case)(*leaves(case, args)), case(*args), torch.inference_mode()(case)(*args)):
+        assert not any(r.requires_grad for r in results) and same(list(results), expected)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_autocast(case, device, low):
+    """16-bit activations and fp32 parameters, inside and outside of the block; gradients in each tensor's own dtype."""
+    args = on(device, case.make(7))
+    args = [a.to(low) if i == 0 or (isinstance(a, Tensor) and a.dim() > 1 and a.is_floating_point()) else a
+            for i, a in enumerate(args)]  # fmt: skip
+    args = leaves(case, args)
+    with torch.autocast(device.type, dtype=low):
+        results = case(*args)
+    torch.autograd.backward(results, upstreams(results))
+    assert all(r.isfinite().all() for r in results)
+    for i in case.trained:
+        assert args[i].grad.dtype is args[i].dtype and args[i].grad.isfinite().all()
+
+
+# ---- determinism -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_for_any_number_of_threads(case, device, dtype):
+    args = on(device, case.make(301), dtype)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (before, before, 1, 3):
+            torch.set_num_threads(threads)
+            runs.append(run(case, args))
+    finally:
+        torch.set_num_threads(before)
+    assert same(runs[0], runs[1])
+    equal = nearly_same if uses_blas(case, dtype) else same
+    assert all(equal(runs[0], other) for other in runs[2:])
+
+
+def test_every_element_is_written(case, device):
+    """In deterministic mode torch fills new memory with NaN."""
+    args = on(device, case.make(7))
+    expected = run(case, args)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert same(run(case, args), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ---- processes and threads ---------------------------------------------------------------------------------------------
+
+
+def test_fork(case, device):
+    """A child made by fork computes what its parent does, with its own worker threads."""
+    if device.type != "cpu":
+        pytest.skip("CUDA cannot be used after fork")
+    args = case.make(301)
+    expected = run(case, args)
+    child = os.fork()
+    if child == 0:
+        try:
+            # autograd's own engine refuses to run after fork, so the child computes values only
+            equal = nearly_same if uses_blas(case, torch.float32) else same
+            os._exit(0 if equal(list(case(*args)), expected[: case.results]) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_other_threads_run_meanwhile(device):
+    """The interpreter's lock is free during a call.
+
+    Python would hand it over every 5 ms by itself: with a switch interval of minutes, the other thread can only run because
+    a call of ours lets go.
+    """
+    if device.type != "cpu":
+        pytest.skip("CUDA calls only launch")
+    x, w = torch.randn(1024, 4096), torch.randn(4096)
+    y, rstd = torch.empty_like(x), torch.empty(1024)
+    call = _native.rms_norm_forward
+    go, ran = threading.Event(), []
+    thread = threading.Thread(target=lambda: (go.wait(), ran.append(True)))
+    thread.start()
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1000.0)
+        go.set()
+        alone = not ran
+        for _ in range(500):
+            call(x, w, y, rstd, 1e-6, 0.0, 0)
+            if ran:
+                break
+        found = bool(ran)
+    finally:
+        sys.setswitchinterval(interval)
+        go.set()
+        thread.join()
+    assert alone and found
+
+
+def test_concurrent_calls(case, device):
+    args = on(device, case.make(64))
+    expected, found = run(case, args), []
+    threads = [threading.Thread(target=lambda: found.append(run(case, args))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all(same(expected, f) for f in found)
+
+
+# ---- torch's machinery -------------------------------------------------------------------------------------------------
+
+
+def opcheck_arguments(device) -> dict[str, tuple]:
+    def leaf(*shape):
+        return torch.randn(shape, device=device, requires_grad=True)
+
+    cos, sin = (a.to(device) for a in angles(5))
+    y = targets(7).to(device)
+    rstd = torch.rand(10, device=device)
+    linear = (None, -100, 1e-3, 0.1, 1, 5.0, False, False, True, True, True)
+    return {
+        "rms_norm": (leaf(2, 5, 8), leaf(8), 1e-6, 0.0, 0),
+        "rms_norm_backward": (leaf(2, 5, 8).detach(), leaf(2, 5, 8).detach(), leaf(8).detach(), rstd, 0.0, 0, True, True),
+        "add_rms_norm": (leaf(2, 5, 8), leaf(2, 5, 8), leaf(8), 1e-6, 0.0, 0),
+        "add_rms_norm_backward": (*(leaf(2, 5, 8).detach() for _ in range(3)), leaf(8).detach(), rstd, 0.0, 0, True, True),
+        "rope": (leaf(2, 4, 5, 8), leaf(2, 2, 5, 8), cos, sin),
+        "rope_backward": (cos, sin, leaf(2, 4, 5, 8).detach(), None),
+        "swiglu": (leaf(2, 5, 8), leaf(2, 5, 8), 1.5, 1.0),
+        "swiglu_backward": (*(leaf(2, 5, 8).detach() for _ in range(3)), 1.5, 1.0, True, False),
+        "swiglu_packed": (leaf(2, 5, 8),),
+        "swiglu_packed_backward": (leaf(2, 5, 8).detach(), leaf(2, 5, 4).detach()),
+        "cross_entropy": (leaf(7, VOCAB), y, None, -100, 1e-3, 0.1, 1, 5.0, True, True, True, True),
+        "cross_entropy_backward": (leaf(7, VOCAB).detach(), y, None, torch.ones((), device=device), -100, 0.0, 0.1, 1, 0.0),
+        "linear_cross_entropy": (leaf(7, 8), leaf(VOCAB, 8), y, leaf(VOCAB), None, *linear, False, False, False, 0),
+        "scale": (leaf(3, 4).detach(), torch.ones((), device=device)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", opcheck_arguments("cpu"))
+def test_opcheck(name, device):
+    torch.library.opcheck(getattr(torch.ops.liger, name).default, opcheck_arguments(device)[name])
+
+
+def test_every_registered_operator_is_checked():
+    registered = {
+        n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("liger::")
+    }
+    assert registered == set(opcheck_arguments("cpu"))
+
+
+def compiled(case: Case, **options) -> Callable:
+    torch._dynamo.reset()
+    # the call's result goes through other operations, as in a model: the graph is not only ours
+    return torch.compile(lambda *args: tuple(r * 2.0 for r in case(*args)), fullgraph=True, **options)
+
+
+def doubled(case: Case, args: list) -> list[Tensor]:
+    args = leaves(case, args)
+    results = tuple(r * 2.0 for r in case(*args))
+    return [*results, *torch.autograd.grad(results, [args[i] for i in case.trained], upstreams(results))]
+
+
+def through(function: Callable, case: Case, args: list) -> list[Tensor]:
+    args = leaves(case, args)
+    results = function(*args)
+    return [*results, *torch.autograd.grad(results, [args[i] for i in case.trained], upstreams(results))]
+
+
+def test_compile_has_no_graph_break(case, device):
+    function = compiled(case, backend="aot_eager")
+    args = on(device, case.make(7))
+    expected = doubled(case, args)
+    assert same(through(function, case, args), expected)
+    with torch.no_grad():
+        assert same(list(function(*args)), expected[: case.results])
+
+
+def test_compile_with_inductor(device):
+    case = CASES["rms_norm"]
+    args = on(device, case.make(7))
+    for a, b in zip(through(compiled(case), case, args), doubled(case, args)):
+        torch.testing.assert_close(a, b)
+
+
+def test_compile_dynamic_does_not_recompile(case, device):
+    function = compiled(case, backend="aot_eager", dynamic=True)
+    through(function, case, on(device, case.make(5)))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (2, 3, 17, 64):
+            args = on(device, case.make(rows))
+            assert same(through(function, case, args), doubled(case, args))
+
+
+def test_fake_tensors(case):
+    """Shapes and dtypes without memory, as FSDP and export ask for them."""
+    real = case(*case.make(7))
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = case(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in case.make(7)))
+    for a, b in zip(real, fake):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def test_named_in_the_profiler(case, device):
+    args = on(device, case.make(7))
+    operator = case.name.removesuffix("_none")
+    for given, expected in ((leaves(case, args), case.function.__name__), (args, f"liger::{operator}")):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            case(*given)
+        assert expected in {event.name for event in profile.events()}
+
+
+def test_kept_results_free_their_memory(case, device):
+    """No cycle keeps a graph alive until the garbage collector comes."""
+    import weakref
+
+    args = leaves(case, on(device, case.make(7)))
+    gc.collect()
+    gc.disable()
+    try:
+        results = case(*args)
+        node = weakref.ref(results[0].grad_fn)
+        torch.autograd.backward(results, upstreams(results))
+        del results
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+# ---- CUDA --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda(device):
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    return device
+
+
+def test_no_wait_for_the_device(case, cuda):
+    args = on(cuda, case.make(7))
+    run(case, args)
+    up = upstreams(case(*args))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(case, args, up)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_graph_capture_and_replay(case, cuda):
+    """After one warm-up call, as torch asks. The replay sees new values in the old tensors."""
+    first, second = (on(cuda, case.make(7)) for _ in range(2))
+    second = [s if isinstance(s, Tensor) else f for f, s in zip(first, second)]
+    static = [a.clone() if isinstance(a, Tensor) else a for a in first]
+    up = upstreams(case(*static))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(case, static, up)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(case, static, up)
+    for given in (second, first):
+        for s, g in zip(static, given):
+            if isinstance(s, Tensor):
+                s.copy_(g)
+        graph.replay()
+        assert same(captured, run(case, given, up))
+
+
+def test_other_stream(case, cuda):
+    """Work on a stream waits for what was put there before, and for nothing on the default stream."""
+    args = on(cuda, case.make(301))
+    expected = run(case, args)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        late = [torch.zeros_like(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        torch.cuda._sleep(20_000_000)
+        for a, b in zip(late, args):
+            if isinstance(a, Tensor) and a.is_floating_point():
+                a.copy_(b)
+        found = run(case, late)
+    stream.synchronize()
+    assert same(expected, found)
+
+
+def test_other_device(case, cuda):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    args = case.make(7)
+    expected = run(case, on("cuda:0", args))
+    found = run(case, on("cuda:1", args))
+    assert torch.cuda.current_device() == 0 and all(t.get_device() == 1 for t in found)
+    assert same([t.cpu() for t in expected], [t.cpu() for t in found])
+
+
+def test_devices_are_not_mixed(case, cuda):
+    args = on(cuda, case.make(7))
+    tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+    if len(tensors) < 2:
+        pytest.skip("one tensor only")
+    args[tensors[-1]] = args[tensors[-1]].cpu()
+    with pytest.raises(ValueError, match="cpu"):
+        case(*args)
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "cross_entropy"])
+def test_more_than_two_to_the_31_elements(name, cuda):
+    """The last rows of a huge tensor get the results that they get alone."""
+    rows, cols = 2**31 // 8192 + 3, 8192
+    if torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip("needs 20 GB of free memory")
+    gc.collect()
+    torch.cuda.empty_cache()
+    x = torch.empty(rows, cols, dtype=torch.bfloat16, device=cuda)
+    x[:-4].zero_()
+    x[-4:].normal_()
+    target = torch.zeros(rows, dtype=torch.int64, device=cuda)
+    w = torch.randn(cols, dtype=torch.bfloat16, device=cuda)
+    function = {
+        "rms_norm": lambda t, _: ops.LigerRMSNormFunction.apply(t, w, 1e-6),
+        "swiglu": lambda t, _: ops.LigerSiLUMulFunction.apply(t, t),
+        "cross_entropy": lambda t, y: ops.LigerCrossEntropyFunction.apply(t, y, None, -100, 0.0, 0.0, "none")[0],
+    }[name]
+    grads, outs = [], []
+    for t, y in ((x, target), (x[-4:].clone(), target[-4:])):
+        t.requires_grad_()
+        out = function(t, y)
+        outs.append(out[-4:].detach().clone())
+        out.backward(torch.ones_like(out))
+        grads.append(t.grad[-4:].clone())
+        del out
+        t.grad = None
+    assert torch.equal(*outs) and torch.equal(*grads)
