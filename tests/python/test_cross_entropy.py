@@ -157,6 +157,15 @@ def test_confident_tokens(device, dtype, probability):
     assert errors[0] <= errors[1] * 1.01 + 1e-30  # the same rounding, but for an f32 ulp before it
 
 
+def test_float16_gradients_meet_the_loss_scale_before_they_are_rounded(device):
+    """1/(rows·vocab) = 5e-8 is float16's smallest subnormal; with a loss scale of 2^16 it must not have been rounded."""
+    rows, vocab, loss_scale = 4096, 5000, 65536.0
+    logits = torch.zeros(rows, vocab, dtype=torch.float16, device=device, requires_grad=True)
+    target = torch.zeros(rows, dtype=torch.int64, device=device)
+    LigerCrossEntropyFunction.apply(logits, target, *arguments())[0].float().mul(loss_scale / 16).backward()
+    assert_close(logits.grad[:8, 1:], torch.full((8, vocab - 1), loss_scale / 16 / rows / vocab), torch.float16, 2)
+
+
 @pytest.mark.parametrize("offset", [1e4, -1e4])
 def test_common_offset_changes_nothing(device, offset):
     logits, target = problem(device, torch.float32)

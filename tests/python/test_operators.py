@@ -170,6 +170,20 @@ def test_layouts(case, device, layout, dtype):
     assert equal(run(case, plain, up), run(case, odd, odd_up))
 
 
+@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "swiglu", "swiglu_packed"])
+def test_three_row_strides(name, device):
+    """More than the library folds: a copy is made."""
+    case = CASES[name]
+    plain = on(device, case.make(12))
+    plain = [a.view(2, 3, 4, -1) if isinstance(a, Tensor) and a.dim() == 3 else a for a in plain]
+    odd = [a.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) if isinstance(a, Tensor) and a.dim() == 4 else a
+           for a in plain]  # fmt: skip
+    up = upstreams(case(*plain))
+    assert same(
+        run(case, plain, up), run(case, odd, [u.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) for u in up])
+    )
+
+
 def test_expanded(case, device):
     """Stride 0: the same row again, and the gradient of sum()."""
     args = on(device, case.make(7))

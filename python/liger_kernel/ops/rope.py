@@ -19,7 +19,8 @@ _NATIVE_DTYPE = {torch.float16: 2, torch.bfloat16: 3}
 def _new_heads(x: Tensor) -> Tensor:
     """[B, heads, S, D] as a view of [B, S, heads, D] memory, the layout that projections and attention use."""
     batch, heads, seq, dim = x.shape
-    return x.new_empty((batch, seq, heads, dim)).transpose(1, 2)
+    strides = (seq * heads * dim, dim, heads * dim, 1)
+    return torch.empty_strided((batch, heads, seq, dim), strides, dtype=x.dtype, device=x.device)
 
 
 def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
