@@ -30,11 +30,11 @@ NAMES = {"stock": "stock Hugging Face", "patched": "with Liger"}
 PRESETS = {
     "cpu": {
         "model": dict(
-            hidden_size=256,
-            intermediate_size=704,
+            hidden_size=192,
+            intermediate_size=512,
             num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=3,
+            num_key_value_heads=1,
             max_position_embeddings=512,
         ),
         "dtype": "float32",
