@@ -14,7 +14,6 @@ file(GLOB room_headers CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/liger/ops/
 add_custom_command(
   OUTPUT "${CMAKE_BINARY_DIR}/binding_ops.c"
   COMMAND "${Python_EXECUTABLE}" "${CMAKE_CURRENT_SOURCE_DIR}/tools/gen_binding.py" "${CMAKE_BINARY_DIR}/binding_ops.c"
-          $<$<BOOL:${LIGER_PARTIAL}>:--partial>
   COMMAND "${CMAKE_COMMAND}" -E touch "${CMAKE_BINARY_DIR}/binding_ops.c"
   DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/tools/gen_binding.py" "${ops_def}" ${room_headers}
   COMMENT "Generating binding_ops.c" VERBATIM COMMAND_EXPAND_LISTS)

@@ -2,31 +2,21 @@
 #
 # A room's files are told apart by their endings: *_cpu.c is compiled once per instruction set, *_cuda.cu by nvcc,
 # *_ref.c and *_cases.c go to the test driver, every other .c is compiled once. Sets
-#   LIGER_SLOTS, LIGER_ROOMS, LIGER_ROOM_SOURCES, LIGER_ROOM_CPU_SOURCES, LIGER_ROOM_CUDA_SOURCES, LIGER_ROOM_TEST_SOURCES.
+#   LIGER_ROOMS, LIGER_ROOM_SOURCES, LIGER_ROOM_CPU_SOURCES, LIGER_ROOM_CUDA_SOURCES, LIGER_ROOM_TEST_SOURCES.
 set(ops_def "${CMAKE_CURRENT_SOURCE_DIR}/liger/ops/ops.def")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${ops_def}")
 file(STRINGS "${ops_def}" rows REGEX "^LIGER_(OP|KERNEL|COMPOSITE)\\(")
 
-set(LIGER_SLOTS)
 set(LIGER_ROOMS)
 foreach(row IN LISTS rows)
   if(NOT row MATCHES "^LIGER_(OP|KERNEL|COMPOSITE)\\( *([a-z0-9_]+) *, *([a-z0-9_]+) *\\)")
     message(FATAL_ERROR "liger/ops/ops.def: this row is not LIGER_<KIND>(name, room):\n  ${row}")
   endif()
-  set(kind ${CMAKE_MATCH_1})
   set(name ${CMAKE_MATCH_2})
   set(room ${CMAKE_MATCH_3})
-  if(kind STREQUAL "OP")
-    list(APPEND LIGER_SLOTS ${name}_forward ${name}_backward)
-  elseif(kind STREQUAL "KERNEL")
-    list(APPEND LIGER_SLOTS ${name})
-  endif()
   if(NOT IS_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}/liger/ops/${room}")
-    if(NOT LIGER_PARTIAL)
-      message(FATAL_ERROR "liger/ops/ops.def: the row of ${name} names the room ${room}, but there is no folder "
-                          "liger/ops/${room}. tools/new_op.py makes one.")
-    endif()
-    continue()
+    message(FATAL_ERROR "liger/ops/ops.def: the row of ${name} names the room ${room}, but there is no folder "
+                        "liger/ops/${room}. tools/new_op.py makes one.")
   endif()
   list(APPEND LIGER_ROOMS ${room})
 endforeach()
@@ -39,7 +29,7 @@ set(LIGER_ROOM_TEST_SOURCES)
 foreach(room IN LISTS LIGER_ROOMS)
   file(GLOB c_files CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/liger/ops/${room}/*.c")
   file(GLOB cu_files CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/liger/ops/${room}/*.cu")
-  if(NOT c_files AND NOT LIGER_PARTIAL)
+  if(NOT c_files)
     message(FATAL_ERROR "liger/ops/${room} has a row in ops.def but no .c file.")
   endif()
   foreach(file IN LISTS c_files)
