@@ -109,9 +109,11 @@ def test_workspace_is_one_argument(device):
     arguments = (dy, x, weight, rstd, dx, dweight, 0.0, 0)
     size = _native.rms_norm_backward_workspace(*arguments)
     assert size == _native.rms_norm_backward_workspace(*arguments, None) and size > 0
-    with pytest.raises(_native.LigerError, match="workspace"):
-        _native.rms_norm_backward(*arguments, torch.empty(size - 1, dtype=torch.uint8, device=device))
-    _native.rms_norm_backward(*arguments, torch.empty(size, dtype=torch.uint8, device=device))
+    raw = torch.empty(size + 256, dtype=torch.uint8, device=device)
+    aligned = raw[-raw.data_ptr() % 256 :][:size]
+    with pytest.raises(_native.LigerError, match="workspace.* bytes"):
+        _native.rms_norm_backward(*arguments, aligned[:-1])
+    _native.rms_norm_backward(*arguments, aligned)
     x64 = x.double().requires_grad_()
     torch.nn.functional.rms_norm(x64, (8,), weight.double(), 1e-6).backward(dy.double())
     assert torch.allclose(dx.double(), x64.grad, atol=1e-5)
