@@ -159,16 +159,21 @@ __global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_
 
 /* ---- backward: dweight in registers ----------------------------------------------------------------------------- */
 
-/* Rows on their way: each thread copies its own packs of dy and x to its own slots of shared memory, STAGES rows deep, so
- * that no barrier guards them. */
+/* Rows on their way: each thread copies its own packs of dy, x and perhaps dsum to its own slots of shared memory, STAGES
+ * rows deep, so that no barrier guards them. */
 template <typename T, int NV, int STAGES>
 struct row_pipeline {
     static constexpr int N = pack_size<T>;
     pack<T, N> *slot; /* this thread's first; its others follow at a distance of one block */
     int threads;
+    bool with_dsum;
 
-    __device__ row_pipeline(void *memory)
-        : slot((pack<T, N> *)memory + threadIdx.y * blockDim.x + threadIdx.x), threads(blockDim.x * blockDim.y) {}
+    __device__ row_pipeline(void *memory, bool dsum)
+        : slot((pack<T, N> *)memory + threadIdx.y * blockDim.x + threadIdx.x), threads(blockDim.x * blockDim.y),
+          with_dsum(dsum) {}
+    __device__ __forceinline__ pack<T, N> &dsum(int stage, int k) {
+        return slot[(STAGES * 2 * NV + stage * NV + k) * threads];
+    }
     __device__ __forceinline__ pack<T, N> &dy(int stage, int k) { return slot[(stage * 2 * NV + k) * threads]; }
     __device__ __forceinline__ pack<T, N> &x(int stage, int k) { return slot[(stage * 2 * NV + NV + k) * threads]; }
 
@@ -181,6 +186,7 @@ struct row_pipeline {
                 if (c >= p.cols) continue;
                 __pipeline_memcpy_async(&dy(stage, k), dy_row + c, PACK_BYTES);
                 __pipeline_memcpy_async(&x(stage, k), x_row + c, PACK_BYTES);
+                if (with_dsum) __pipeline_memcpy_async(&dsum(stage, k), row_at<T>(p.dsum, r) + c, PACK_BYTES);
             }
         }
         __pipeline_commit();
@@ -222,7 +228,7 @@ __device__ __forceinline__ float gather(const pack<T, pack_size<T>> &dy_pack, co
 template <typename T>
 __device__ __forceinline__ void store_dx(const rms_norm_backward_problem &p, const pack<T, pack_size<T>> &dy_pack,
                                          const pack<T, pack_size<T>> &x_pack, const float (&scale)[pack_size<T>],
-                                         const T *dsum, T *dx, float rstd, float pull) {
+                                         const pack<T, pack_size<T>> *dsum, T *dx, float rstd, float pull) {
     constexpr int N = pack_size<T>;
     float dy[N], x[N];
     unpack(dy_pack, dy);
@@ -230,7 +236,7 @@ __device__ __forceinline__ void store_dx(const rms_norm_backward_problem &p, con
 #pragma unroll
     for (int i = 0; i < N; i++) x[i] = fmaf(-pull, x[i], rstd * (dy[i] * scale[i]));
     if (dsum) {
-        unpack(load_stream<T, N>(dsum), dy);
+        unpack(*dsum, dy);
 #pragma unroll
         for (int i = 0; i < N; i++) x[i] += dy[i];
     }
@@ -266,11 +272,11 @@ __device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p
 /* Block (threads of a group, groups). All groups run the same number of steps: they share barriers. A thread's columns
  * never change, so that it keeps their weights in registers. */
 template <typename T, typename TW, int NV>
-__global__ void __launch_bounds__(512) backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
+__global__ void __launch_bounds__(512) backward_registers(const __grid_constant__ rms_norm_backward_problem p, bool stage_dsum) {
     constexpr int N = pack_size<T>, STAGES = stages_of<NV>;
     extern __shared__ __align__(16) char memory[];
     __shared__ float slots[2][MAX_WARPS];
-    row_pipeline<T, NV, STAGES> rows(memory);
+    row_pipeline<T, NV, STAGES> rows(memory, stage_dsum);
     const int warps = blockDim.x / WARP, cols = (int)p.cols;
     const int64_t step = (int64_t)gridDim.x * blockDim.y;
     const int64_t first = (int64_t)blockIdx.x * blockDim.y, steps = (p.rows - first + step - 1) / step;
@@ -302,13 +308,14 @@ __global__ void __launch_bounds__(512) backward_registers(const __grid_constant_
         if (!live) continue;
         const float pull = rstd * rstd * rstd * (dot * per_col);
         T *dx = row_at<T>(p.dx, r);
-        const T *dsum = p.dsum.data ? row_at<T>(p.dsum, r) : NULL;
 #pragma unroll
         for (int k = 0; k < NV; k++) {
             const int c = (threadIdx.x + k * blockDim.x) * N;
-            if (c < cols)
-                store_dx<T>(p, rows.dy(stage, k), rows.x(stage, k), scale[k], dsum ? dsum + c : NULL, dx + c, rstd,
-                            pull);
+            if (c >= cols) continue;
+            pack<T, N> dsum;
+            if (p.dsum.data) dsum = stage_dsum ? rows.dsum(stage, k) : load_stream<T, N>(row_at<T>(p.dsum, r) + c);
+            store_dx<T>(p, rows.dy(stage, k), rows.x(stage, k), scale[k], p.dsum.data ? &dsum : NULL, dx + c, rstd,
+                        pull);
         }
     }
     __pipeline_wait_prior(0);
@@ -409,12 +416,14 @@ liger_status launch_registers(const liger_context *context, const rms_norm_backw
     const int64_t packs = p.cols / pack_size<T>;
     const int threads = round_up_to_warp((packs + NV - 1) / NV);
     const dim3 block(threads, BLOCK / threads);
-    const size_t stages = (size_t)stages_of<NV> * 2 * NV * threads * block.y * PACK_BYTES;
+    const size_t plane = (size_t)stages_of<NV> * NV * threads * block.y * PACK_BYTES;
+    const bool stage_dsum = p.dsum.data && 3 * plane + STATIC_SHARED <= (size_t)context->cuda->shared_memory_per_block;
+    const size_t stages = (stage_dsum ? 3 : 2) * plane;
     const size_t combine = block.y > 1 ? block.y * (size_t)p.cols * sizeof(float) : 0;
     const size_t shared = stages > combine ? stages : combine;
     LIGER_TRY((allow_shared_memory<backward_registers<T, TW, NV>>(context, shared, "rms_norm_backward")));
     const unsigned grid = (unsigned)p.partials;
-    backward_registers<T, TW, NV><<<grid, block, shared, stream>>>(p);
+    backward_registers<T, TW, NV><<<grid, block, shared, stream>>>(p, stage_dsum);
     return LIGER_OK;
 }
 
