@@ -171,6 +171,7 @@ class Row:
     op: str
     shape: tuple[int, ...]
     dtype: str = "bfloat16"
+    intermediate: bool = False  # inputs are other layers' results, as between two layers of a model, and not leaves
     bar_ms: float | None = None  # on an H200, forward and backward
     bar_mb: float | None = None
 
@@ -200,7 +201,7 @@ CUDA_ROWS = [
     Row("RMSNorm 16384x4096", "norm", "rms_norm", (16384, 4096), bar_ms=0.169, bar_mb=262),
     Row("RMSNorm 16384x8192", "norm", "rms_norm", (16384, 8192), bar_ms=0.332, bar_mb=521),
     Row("RMSNorm 16384x16384", "norm", "rms_norm", (16384, 16384), bar_ms=0.663, bar_mb=1034),
-    Row("add+RMSNorm 16384x4096", "norm", "add_rms_norm", (16384, 4096), bar_ms=0.268, bar_mb=390),
+    Row("add+RMSNorm 16384x4096", "norm", "add_rms_norm", (16384, 4096), intermediate=True, bar_ms=0.268, bar_mb=390),
     Row("RoPE 4x4096, 32+8 heads x 128", "pointwise", "rope", (4, 4096, 32, 8, 128), bar_ms=0.166, bar_mb=321),
     Row("SwiGLU 16384x14336", "pointwise", "swiglu", (16384, 14336), bar_ms=0.869, bar_mb=1344),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),

@@ -56,7 +56,8 @@ class Cell:
 
     def full(self, i: int = 0) -> tuple:
         s = self.sets[i % len(self.sets)]
-        out = _tuple(self.call(*s.diff, *s.fixed))
+        inputs = [t.view_as(t) for t in s.diff] if self.row.intermediate else s.diff
+        out = _tuple(self.call(*inputs, *s.fixed))
         return out, torch.autograd.grad(out, s.diff, s.upstream or None)
 
     def renew(self, i: int) -> None:
