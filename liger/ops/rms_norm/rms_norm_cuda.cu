@@ -272,7 +272,8 @@ __device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p
 /* Block (threads of a group, groups). All groups run the same number of steps: they share barriers. A thread's columns
  * never change, so that it keeps their weights in registers. */
 template <typename T, typename TW, int NV>
-__global__ void __launch_bounds__(512) backward_registers(const __grid_constant__ rms_norm_backward_problem p, bool stage_dsum) {
+__global__ void __launch_bounds__(512)
+    backward_registers(const __grid_constant__ rms_norm_backward_problem p, bool stage_dsum) {
     constexpr int N = pack_size<T>, STAGES = stages_of<NV>;
     extern __shared__ __align__(16) char memory[];
     __shared__ float slots[2][MAX_WARPS];

@@ -79,8 +79,8 @@ class _WithoutGradient:
     def set_materialize_grads(self, value: bool) -> None: ...
 
 
-def _plain_apply(cls: type) -> Callable[..., Any]:
-    return super(torch.autograd.Function, cls).apply
+def _plain_apply(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
+    return super(torch.autograd.Function, cls).apply  # type: ignore[misc]  # the base class has no stub
 
 
 class LigerFunction(torch.autograd.Function):
