@@ -117,9 +117,11 @@ static PyObject *exception_of(liger_status status) {
     }
 }
 
+/* Most messages begin with the function's name already, or with its operator's. */
 static PyObject *raise_status(const binding_call *call, liger_status status) {
     const char *text = liger_last_error();
-    if (strncmp(text, call->function, strlen(call->function)) == 0) PyErr_SetString(exception_of(status), text);
+    const size_t name = strcspn(text, ":");
+    if (text[name] && strncmp(text, call->function, name) == 0) PyErr_SetString(exception_of(status), text);
     else PyErr_Format(exception_of(status), "%s: %s", call->function, *text ? text : liger_status_name((int)status));
     return NULL;
 }
