@@ -16,7 +16,7 @@ static bool environment_flag(const char *name) {
 static int64_t loss_workspace_bytes(int32_t device) {
     const char *text = getenv("LIGER_LOSS_WORKSPACE_MB");
     const long long megabytes = text ? strtoll(text, NULL, 10) : 0;
-    const long long fallback = device == LIGER_DEVICE_CPU ? 24 : 1024;
+    const long long fallback = device == LIGER_DEVICE_CPU ? 28 : 1024;
     return (megabytes >= 1 && megabytes <= 1 << 20 ? megabytes : fallback) << 20;
 }
 

@@ -4,11 +4,13 @@
  * name (a type lookup, a bound method, an argument tuple) is paid once at start-up: the C functions behind data_ptr,
  * get_device and stride and the getters behind dtype, shape and is_cuda are kept and called directly. That is done for
  * exact Tensor and Parameter objects only; any subclass is asked by name, so that whatever it overrides is heard. */
+#define _DEFAULT_SOURCE /* madvise */
 #include "binding.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { MAX_CUDA_DEVICES = 64, DTYPES = 6 };
 
@@ -389,12 +391,25 @@ static PyObject *context_facts(PyObject *self, PyObject *argument) {
                          "threads", device == LIGER_DEVICE_CPU ? torch_threads_describe() : "");
 }
 
+/* ask_for_huge_pages(address, bytes): fresh host memory in pages of 2 MB where the kernel grants them on request. A hint:
+ * whether it was taken makes no difference to anything but time. */
+static PyObject *ask_for_huge_pages(PyObject *self, PyObject *arguments) {
+    (void)self;
+    unsigned long long address, bytes;
+    if (!PyArg_ParseTuple(arguments, "KK", &address, &bytes)) return NULL;
+    const uintptr_t page = 2u << 20, begin = ((uintptr_t)address + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)address + (uintptr_t)bytes) / page * page;
+    if (address != 0 && begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef fixed_methods[] = {
     {"setup", setup, METH_VARARGS, NULL},
     {"version", version, METH_NOARGS, NULL},
     {"has_cuda_backend", has_cuda_backend, METH_NOARGS, NULL},
     {"isa_names", isa_names, METH_NOARGS, NULL},
     {"context_facts", context_facts, METH_O, NULL},
+    {"ask_for_huge_pages", ask_for_huge_pages, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -14,6 +14,7 @@ from liger_kernel.ops._operator import (
     LigerFunction,
     Operator,
     absent,
+    new_rows,
     refuse_second_derivative,
     workspace,
 )
@@ -88,7 +89,7 @@ def _forward(
     z_loss = logits.new_empty(rows) if with_z_loss else None
     accuracy = logits.new_empty(rows, dtype=torch.float32) if with_accuracy else None
     predicted = logits.new_empty(logits.shape[:1], dtype=torch.int64) if with_predicted else None
-    dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format) if with_gradient else None
+    dlogits = new_rows(logits) if with_gradient else None
     args = (logits, target, weight, None, loss, z_loss, accuracy, predicted, dlogits)
     options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction)
     scratch = workspace(logits, _native.cross_entropy_forward_workspace(*args, *options))
@@ -138,7 +139,7 @@ def _backward(
     softcap: float,
 ) -> Tensor:
     logits = _matrix(logits)
-    dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    dlogits = new_rows(logits)
     args = (logits, target.contiguous(), weight, upstream.float().contiguous(), dlogits)
     options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction)
     scratch = workspace(logits, _native.cross_entropy_backward_workspace(*args, *options))

@@ -14,6 +14,8 @@ from liger_kernel.ops._operator import (
     LigerFunction,
     Operator,
     absent,
+    fresh,
+    new_rows,
     refuse_second_derivative,
     workspace,
 )
@@ -38,7 +40,7 @@ def _matrix(x: Tensor) -> Tensor:
 def _weight_gradient(weight: Tensor, chunks: int, mode: int) -> Tensor:
     """The buffer that products accumulate in: f32, but for a single chunk, which needs no accumulator."""
     lean = mode == ROUND_PER_CHUNK or (mode == ROUND_ONCE and chunks <= 1)
-    return torch.empty_like(weight, dtype=weight.dtype if lean else torch.float32)
+    return fresh(torch.empty_like(weight, dtype=weight.dtype if lean else torch.float32))
 
 
 def _run(
@@ -75,12 +77,12 @@ def _run(
     accuracy = x.new_empty(shape, dtype=torch.float32) if with_accuracy else None
     predicted = x.new_empty(rows, dtype=torch.int64) if with_predicted else None
     counts = x.new_empty(4, dtype=torch.float32)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_dx else None
+    dx = new_rows(x) if need_dx else None
     chunks = -(-rows // chunk) if chunk else 0
     dweight = _weight_gradient(weight, chunks, dweight_mode) if need_dweight else None
     dbias = x.new_empty(vocab, dtype=torch.float32) if need_dbias else None
     # rows padded to 16 bytes: the products are faster, and an odd vocabulary is not special
-    logits = x.new_empty(chunk, -(-vocab // 8) * 8)[:, :vocab] if chunk else None
+    logits = fresh(x.new_empty(chunk, -(-vocab // 8) * 8))[:, :vocab] if chunk else None
     outputs = (logits, loss, z_loss, accuracy, predicted, dx, dweight, dbias, counts)
     scratch = workspace(x, _native.linear_cross_entropy_forward_workspace(*head, *outputs, *options))
     _native.linear_cross_entropy_forward(*head, *outputs, *options, scratch)

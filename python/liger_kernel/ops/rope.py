@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._operator import LigerArgumentError, LigerFunction, Operator, absent, refuse_second_derivative
+from liger_kernel.ops._operator import (
+    LigerArgumentError,
+    LigerFunction,
+    Operator,
+    absent,
+    fresh,
+    refuse_second_derivative,
+)
 
 _NATIVE_DTYPE = {torch.float16: 2, torch.bfloat16: 3}
 
@@ -20,7 +27,7 @@ def _new_heads(x: Tensor) -> Tensor:
     """[B, heads, S, D] as a view of [B, S, heads, D] memory, the layout that projections and attention use."""
     batch, heads, seq, dim = x.shape
     strides = (seq * heads * dim, dim, heads * dim, 1)
-    return torch.empty_strided((batch, heads, seq, dim), strides, dtype=x.dtype, device=x.device)
+    return fresh(torch.empty_strided((batch, heads, seq, dim), strides, dtype=x.dtype, device=x.device))
 
 
 def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:

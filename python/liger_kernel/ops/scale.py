@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._operator import Operator, graph_is_kept, is_plain
+from liger_kernel.ops._operator import Operator, fresh, graph_is_kept, is_plain, new_rows
 
 
 def _scale(x: Tensor, factor: Tensor) -> Tensor:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = new_rows(x)
     _native.scale(x.contiguous(), factor.float(), y)
     return y
 
@@ -36,6 +36,6 @@ def scaled_gradient(saved: Tensor, upstream: Tensor) -> Tensor:
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x rounded to another dtype, contiguous."""
-    y = torch.empty_like(x, dtype=dtype)
+    y = fresh(torch.empty_like(x, dtype=dtype))
     _native.scale(x, None, y)
     return y

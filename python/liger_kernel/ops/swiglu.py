@@ -16,6 +16,7 @@ from liger_kernel.ops._operator import (
     LigerFunction,
     Operator,
     absent,
+    fresh,
     new_rows,
     refuse_second_derivative,
     rows,
@@ -189,7 +190,7 @@ class LigerSiLUMulFunction(LigerFunction):
 
 def _packed_forward(y: Tensor) -> Tensor:
     half = y.shape[-1] // 2
-    c, y = y.new_empty((*y.shape[:-1], half)), rows(y)
+    c, y = fresh(y.new_empty((*y.shape[:-1], half))), rows(y)
     _native.swiglu_forward(y[..., :half], y[..., half:], rows(c), 1.0, 1.0, 0)
     return c
 
