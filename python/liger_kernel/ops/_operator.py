@@ -92,10 +92,12 @@ class LigerFunction(torch.autograd.Function):
     operator = ""  # its names in LIGER_DISABLE, separated by blanks
     differentiable: tuple[int, ...] = ()  # positions of the arguments that can have a gradient
     _plain_torch = False
+    _direct: Callable[..., Any]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls._plain_torch = not _DISABLED.isdisjoint(cls.operator.split())
+        cls._direct = staticmethod(_plain_apply(cls))
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -106,15 +108,11 @@ class LigerFunction(torch.autograd.Function):
                 if position < len(args):
                     tensor = args[position]
                     if tensor is not None and tensor.requires_grad:
-                        return cls._apply_with_graph(*args)
+                        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+                            return super().apply(*args)
+                        # without torch's look at functorch's wrappers, which takes a microsecond
+                        return cls._direct(*args)
         return cls.forward(_WithoutGradient(), *args)
-
-    @classmethod
-    def _apply_with_graph(cls, *args: Any) -> Any:
-        """torch's own apply; without its look at functorch's wrappers, a microsecond, where there can be none."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
-        return _plain_apply(cls)(*args)
 
     @staticmethod
     def torch_forward(*args: Any) -> Any:

@@ -27,7 +27,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, total = new_rows(x), new_rows(x)
     x, residual = rows(x), rows(residual)
-    rstd = torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
+    rstd = x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
     _native.add_rms_norm_forward(
         x, residual, parameter(weight, x.dtype), rows(y), rows(total), rstd, eps, offset, _NATIVE_CASTING[casting]
     )

@@ -27,6 +27,8 @@ _NATIVE_CASTING = {0: 0, 1: 1, -1: 2}  # the package's numbers -> liger_casting
 
 def casting_number(mode: str | int) -> int:
     """0 llama, 1 gemma, -1 none, from the name or the number."""
+    if mode == "llama":
+        return 0
     number = _CASTING_MODES.get(mode) if isinstance(mode, str) else mode
     if number not in _NATIVE_CASTING:
         raise LigerArgumentError(f"Invalid casting mode: {mode!r}; it must be one of {list(_CASTING_MODES)}")
@@ -38,7 +40,7 @@ def casting_number(mode: str | int) -> int:
 
 def _forward(x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: int) -> tuple[Tensor, Tensor]:
     y, x = new_rows(x), rows(x)
-    rstd = torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
+    rstd = x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
     weight = parameter(weight, x.dtype)
     _native.rms_norm_forward(x, weight, rows(y), rstd, eps, offset, _NATIVE_CASTING[casting])
     return y, rstd

@@ -38,20 +38,17 @@ def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     if sin.dtype is not dtype and sin.dtype in _NATIVE_DTYPE:
         rounding = _NATIVE_DTYPE[sin.dtype]
         cos, sin = cos.float(), sin.float()
-    if cos.stride(-1) != 1:
-        cos = cos.contiguous()
-    if sin.stride(-1) != 1:
-        sin = sin.contiguous()
-    return cos, sin, rounding
+    return _heads(cos), _heads(sin), rounding
 
 
 def _rotary_size(x: Tensor, cos: Tensor) -> int:
     """Elements of a head that are rotated: all but an odd last one, or what cos has columns for (partial rotary)."""
-    return 2 * (min(x.shape[-1], cos.shape[-1]) // 2)
+    return min(x.shape[-1], cos.shape[-1]) & ~1
 
 
 def _heads(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """Any strides will do but for the last dimension's."""
+    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
 
 
 def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
