@@ -219,11 +219,12 @@ def fused_linear_cross_entropy_forward(
     token_grad_output: Tensor | None = None,
     compute_gradients: bool | None = None,
     weight_requires_grad: bool | None = None,
+    bias_requires_grad: bool | None = None,
 ) -> tuple:
     """(loss, z_loss | None, accuracy | None, predicted | None, grad_input | None, grad_weight | None, grad_bias | None).
 
-    The gradients are those of the reduced loss, or of Σ token_grad_output·loss_i where that is given. compute_gradients
-    and weight_requires_grad override what _input and weight say of themselves. From float16 operands the gradients come
+    The gradients are those of the reduced loss, or of Σ token_grad_output·loss_i where that is given. compute_gradients,
+    weight_requires_grad and bias_requires_grad override what _input, weight and bias say of themselves. From float16 operands the gradients come
     as float32: they meet the upstream before they are rounded.
     """
     check_flags(
@@ -234,7 +235,7 @@ def fused_linear_cross_entropy_forward(
     number = reduction_number(reduction)
     need_dx = _input.requires_grad if compute_gradients is None else compute_gradients
     need_dweight = weight.requires_grad if weight_requires_grad is None else weight_requires_grad
-    need_dbias = bias is not None and bias.requires_grad
+    need_dbias = bias is not None and (bias.requires_grad if bias_requires_grad is None else bias_requires_grad)
     x, head, head_bias = _operands(_input.detach(), weight.detach(), bias.detach() if bias is not None else None)
     class_weight = class_weights(ce_weight, weight.shape[0])
     check_targets_if_debugging(target, weight.shape[0], ignore_index)
@@ -316,7 +317,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
             weight=weight,
             target=target,
             ce_weight=ce_weight,
-            bias=bias if bias is None or (now and ctx.bias_needed) else bias.detach(),
+            bias=bias,
             ignore_index=ignore_index,
             lse_square_scale=lse_square_scale,
             label_smoothing=label_smoothing,
@@ -329,6 +330,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
             return_predicted_tokens=return_predicted_tokens,
             compute_gradients=now and needs[0],
             weight_requires_grad=now and needs[1],
+            bias_requires_grad=now and ctx.bias_needed,
         )
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(r for r in (z_loss, accuracy, predicted) if r is not None))
@@ -396,8 +398,6 @@ def _recompute(ctx: Any, dloss: Tensor) -> tuple:
         if torch.is_autocast_enabled(device_type)
         else contextlib.nullcontext()
     )
-    if bias is not None:
-        bias = bias.detach().requires_grad_(ctx.bias_needed)
     with state:
         results = fused_linear_cross_entropy_forward(
             _input=_input.detach(),
@@ -408,6 +408,7 @@ def _recompute(ctx: Any, dloss: Tensor) -> tuple:
             token_grad_output=dloss,
             compute_gradients=ctx.needs_input_grad[0],
             weight_requires_grad=ctx.needs_input_grad[1],
+            bias_requires_grad=ctx.bias_needed,
             **ctx.recompute,
         )
     return results[4:]
