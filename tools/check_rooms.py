@@ -26,10 +26,11 @@ C_SUFFIXES = {".c", ".h", ".cu", ".cuh", ".def"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 TEST_FILES = ("_ref.c", "_ref.h", "_cases.c")
 CORE_PUBLIC = {"context.h", "status.h", "tensor.h", "version.h"}
-# Notes about how the sources came to be belong elsewhere; a reader of this tree cannot follow them.
+# Paths of one machine, and numbered places in documents that are not in this tree: a reader cannot follow them.
 FOREIGN_TEXT = re.compile(
-    r"/work/|\.\./shared\b|\bshared/|\b(?:contract|design|dropin|performance|requirements|BRIEF)\.md\b"
-    r"|\b(?:contract|design|performance|issue)(?:'s)? sections? \d|\bcontract D\d|\bissue #?\d"
+    r"(?:^|[\s\"'(=])/(?:home|root|mnt|srv|work)/\w|(?:^|[\s\"'(])\.\./\.\./\.\./\w+\.md\b"
+    r"|\b(?:contract|design|issue)(?:'s)? sections? \d|\bcontract D\d|\bissue #?\d",
+    re.MULTILINE,
 )
 
 
