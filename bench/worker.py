@@ -79,7 +79,7 @@ class Cell:
         torch.backends.cuda.matmul.allow_tf32 = self.row.dtype == "bfloat16"
         expected = _tuple(PLAIN[self.row.op](*wide.diff, *wide.fixed))
         if self.loss_only:
-            return {"loss": 0.0}
+            return self.product_error(wide, expected[0])
         expected_gradients = torch.autograd.grad(expected, wide.diff, wide.upstream or None)
         expected = [t.detach() for t in expected]
         del wide
@@ -91,6 +91,13 @@ class Cell:
             scale = b.norm().item()
             found[name] = (a.detach().float() - b).norm().item() / (scale or 1.0)
         return found
+
+    def product_error(self, wide: Inputs, product: torch.Tensor) -> dict[str, float]:
+        """A provider of the GEMM row answers the product, or the fused loss of it."""
+        got = self.without_gradient()[0].detach().float()
+        if got.shape != product.shape:
+            product = _tuple(PLAIN["linear_cross_entropy"](*wide.diff, *wide.fixed))[0]
+        return {"result": (got - product.detach()).norm().item() / product.detach().norm().item()}
 
     def first(self, meter) -> dict:
         started = time.perf_counter()
