@@ -27,6 +27,8 @@ typedef struct liger_rows {
 /* Offset of row r in elements. r / inner is a multiplication: a division per row would cost GPU kernels registers. It is
  * exact because r and inner are below 2^32. */
 LIGER_HOST_DEVICE static inline int64_t liger_row_offset(liger_rows rows, int64_t r) {
+    if ((rows.inverse | (uint64_t)rows.inner_stride >> 31) == 0) /* the usual case: one instruction */
+        return (int64_t)((uint64_t)(uint32_t)r * (uint32_t)rows.inner_stride);
 #if defined(__CUDA_ARCH__)
     const int64_t outer = (int64_t)__umul64hi(rows.inverse, (uint64_t)r);
 #else

@@ -43,6 +43,34 @@ static inline unsigned grid_size(int64_t work, int64_t per_block, int64_t most =
     return (unsigned)(blocks < most ? (blocks < 1 ? 1 : blocks) : most);
 }
 
+/* Two kernels of one operator in a row, from capability 9 on: the second is set up while the first still runs, and its
+ * blocks start as the first one's end. The first must call let_next_kernel_start(), the second wait_for_previous_kernel()
+ * before it reads what the first has written. */
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+template <typename... P, typename... A>
+cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), unsigned grid, dim3 block,
+                        cudaStream_t stream, A... arguments) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(grid);
+    config.blockDim = block;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = context->cuda->major >= 9;
+    return cudaLaunchKernelEx(&config, kernel, (P)arguments...);
+}
+
 /* More than 48 KB of shared memory must be asked for once per kernel and device; the answer is remembered. What a kernel
  * declares statically counts against the same limit. */
 enum { STATIC_SHARED = 1024 };

@@ -112,10 +112,14 @@ liger_status liger_add_rms_norm_forward(liger_context *context, const liger_add_
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
+static int64_t partials_of(const liger_context *context, const liger_tensor *x) {
+    const int64_t row_bytes = liger_tensor_cols(x) * (int64_t)liger_dtype_size((liger_dtype)x->dtype);
+    return rms_norm_partials(context->multiprocessors, liger_tensor_rows(x), row_bytes);
+}
+
 static size_t backward_workspace(const liger_context *context, const liger_tensor *x, const liger_tensor *dweight) {
     if (dweight->data == NULL) return 0;
-    const int64_t partials = rms_norm_partials(context->multiprocessors, liger_tensor_rows(x));
-    return (size_t)(partials * liger_tensor_cols(x)) * sizeof(float);
+    return (size_t)(partials_of(context, x) * liger_tensor_cols(x)) * sizeof(float);
 }
 
 /* `sum` is called x here: the tensor that was normalised. */
@@ -137,7 +141,7 @@ static liger_status lower_backward(const liger_context *context, const char *op,
         .rstd = args->rstd.data,
         .dweight = args->dweight.data,
         .offset = args->offset,
-        .partials = rms_norm_partials(context->multiprocessors, liger_tensor_rows(x)),
+        .partials = partials_of(context, x),
         .workspace = args->workspace,
     };
     LIGER_TRY(liger_fold_rows(x, "rms_norm_backward: x", &problem->x));

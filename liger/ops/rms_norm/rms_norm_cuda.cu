@@ -2,9 +2,9 @@
  *
  * forward    a group of threads holds a whole row in registers: one read, one write. Rows too wide for that, or not
  *            aligned to 16 bytes, take the loop kernels, which read the row twice (the second time from L1/L2).
- * backward   a persistent grid: each group walks rows, the next rows on their way to shared memory while the current one
- *            is reduced, and keeps its columns of dweight in f32 registers. Each block writes one partial row; a second kernel adds
- *            the partials in order, so that there are no atomics and the bits never change. */
+ * backward   a persistent grid: a block walks rows, the next ones on their way to shared memory while the current one is
+ *            reduced, and keeps its columns of dweight in f32 registers. Each block writes one partial row; a second
+ *            kernel adds the partials in order, so that there are no atomics and the bits never change. */
 #include <cuda_pipeline_primitives.h>
 
 #include "liger/cuda/launch.cuh"
@@ -35,10 +35,11 @@ __device__ __forceinline__ float rstd_of(float sum_of_squares, const rms_norm_fo
 
 /* ---- forward: the row in registers ------------------------------------------------------------------------------ */
 
-/* x·rstd·(weight + offset) of one pack. */
+/* x·rstd·(weight + offset) of one pack; the weight is not looked at where there is none. */
 template <typename T, typename TW>
 __device__ __forceinline__ pack<T, pack_size<T>> normalise(const rms_norm_forward_problem &p,
-                                                           const pack<T, pack_size<T>> &x, int c, float rstd) {
+                                                           const pack<T, pack_size<T>> &x,
+                                                           const pack<TW, pack_size<T>> &weight, float rstd) {
     constexpr int N = pack_size<T>;
     float y[N];
     unpack(x, y);
@@ -46,7 +47,7 @@ __device__ __forceinline__ pack<T, pack_size<T>> normalise(const rms_norm_forwar
     for (int i = 0; i < N; i++) y[i] *= rstd;
     if (p.weight) {
         float scale[N];
-        unpack(load_shared<TW, N>((const TW *)p.weight + c), scale);
+        unpack(weight, scale);
 #pragma unroll
         for (int i = 0; i < N; i++) scale[i] += p.offset;
         if (p.casting == LIGER_CAST_LLAMA) round_all<T>(y);
@@ -70,14 +71,25 @@ __device__ __forceinline__ void add(pack<T, pack_size<T>> &x, const pack<T, pack
     repack(a, x);
 }
 
+template <typename TW, int NV, int N>
+__device__ __forceinline__ void load_weights(const rms_norm_forward_problem &p, pack<TW, N> (&weight)[NV]) {
+#pragma unroll
+    for (int k = 0; k < NV; k++) {
+        const int c = (threadIdx.x + k * blockDim.x) * N;
+        if (c < p.cols) weight[k] = load_shared<TW, N>((const TW *)p.weight + c);
+    }
+}
+
 /* Block (threads of a group, groups); NV packs per thread. Two blocks of 512 threads per multiprocessor keep enough
  * loads in flight: that is what the register bound is for. */
 template <typename T, typename TW, int NV, bool ADD>
 __global__ void __launch_bounds__(512, 2) forward_registers(const __grid_constant__ rms_norm_forward_problem p) {
     constexpr int N = pack_size<T>;
     __shared__ float slots[MAX_WARPS];
-    const int64_t r = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-    if (r >= p.rows) return; /* only where a group is one warp, which meets no barrier */
+    /* One warp's groups share a block, and meet no barrier. Otherwise the row is the block's, and known to be: its addresses
+     * are then computed once per warp. */
+    const int64_t r = NV == 1 ? (int64_t)blockIdx.x * blockDim.y + threadIdx.y : blockIdx.x;
+    if (r >= p.rows) return;
     const int cols = (int)p.cols, first = threadIdx.x * N, step = blockDim.x * N;
     const T *x = row_at<T>(p.x, r);
     pack<T, N> row[NV];
@@ -98,6 +110,10 @@ __global__ void __launch_bounds__(512, 2) forward_registers(const __grid_constan
             store_stream<T, N>(sum + first + k * step, row[k]);
         }
     }
+    /* The weights are on their way while the row is reduced, where there are registers for them. */
+    constexpr bool EARLY = NV * sizeof(pack<TW, N>) <= 64;
+    pack<TW, N> weight[NV];
+    if (EARLY && p.weight) load_weights<TW, NV>(p, weight);
     float squares = 0;
 #pragma unroll
     for (int k = 0; k < NV; k++) {
@@ -109,11 +125,12 @@ __global__ void __launch_bounds__(512, 2) forward_registers(const __grid_constan
     }
     const float rstd = rstd_of<T>(group_sum(squares, slots, blockDim.x / WARP), p);
     if (threadIdx.x == 0 && p.rstd) p.rstd[r] = rstd;
+    if (!EARLY && p.weight) load_weights<TW, NV>(p, weight);
     T *y = row_at<T>(p.y, r);
 #pragma unroll
     for (int k = 0; k < NV; k++)
         if (first + k * step < cols)
-            store_stream<T, N>(y + first + k * step, normalise<T, TW>(p, row[k], first + k * step, rstd));
+            store_stream<T, N>(y + first + k * step, normalise<T, TW>(p, row[k], weight[k], rstd));
 }
 
 /* ---- forward: rows of any width and alignment ------------------------------------------------------------------- */
@@ -161,32 +178,29 @@ __global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_
 
 /* Rows on their way: each thread copies its own packs of dy, x and perhaps dsum to its own slots of shared memory, STAGES
  * rows deep, so that no barrier guards them. */
-template <typename T, int NV, int STAGES>
+template <typename T, int NV, int STAGES, int THREADS, int GROUPS, bool ADD>
 struct row_pipeline {
-    static constexpr int N = pack_size<T>;
+    static constexpr int N = pack_size<T>, BLOCK = THREADS * GROUPS;
     pack<T, N> *slot; /* this thread's first; its others follow at a distance of one block */
-    int threads;
-    bool with_dsum;
 
-    __device__ row_pipeline(void *memory, bool dsum)
-        : slot((pack<T, N> *)memory + threadIdx.y * blockDim.x + threadIdx.x), threads(blockDim.x * blockDim.y),
-          with_dsum(dsum) {}
+    __device__ row_pipeline(void *memory, int group) : slot((pack<T, N> *)memory + group * THREADS + threadIdx.x) {}
     __device__ __forceinline__ pack<T, N> &dsum(int stage, int k) {
-        return slot[(STAGES * 2 * NV + stage * NV + k) * threads];
+        return slot[(STAGES * 2 * NV + stage * NV + k) * BLOCK];
     }
-    __device__ __forceinline__ pack<T, N> &dy(int stage, int k) { return slot[(stage * 2 * NV + k) * threads]; }
-    __device__ __forceinline__ pack<T, N> &x(int stage, int k) { return slot[(stage * 2 * NV + NV + k) * threads]; }
+    __device__ __forceinline__ pack<T, N> &dy(int stage, int k) { return slot[(stage * 2 * NV + k) * BLOCK]; }
+    __device__ __forceinline__ pack<T, N> &x(int stage, int k) { return slot[(stage * 2 * NV + NV + k) * BLOCK]; }
 
-    __device__ __forceinline__ void fetch(const rms_norm_backward_problem &p, int64_t r, int stage) {
+    __device__ __forceinline__ void fetch(const rms_norm_backward_problem &p, int r, int stage) {
         if (r < p.rows) {
-            const T *dy_row = row_at<T>(p.dy, r), *x_row = row_at<T>(p.x, r);
+            const int first = threadIdx.x * N;
+            const T *dy_row = row_at<T>(p.dy, r) + first, *x_row = row_at<T>(p.x, r) + first;
+            const T *dsum_row = ADD ? row_at<T>(p.dsum, r) + first : NULL;
 #pragma unroll
             for (int k = 0; k < NV; k++) {
-                const int c = (threadIdx.x + k * blockDim.x) * N;
-                if (c >= p.cols) continue;
-                __pipeline_memcpy_async(&dy(stage, k), dy_row + c, PACK_BYTES);
-                __pipeline_memcpy_async(&x(stage, k), x_row + c, PACK_BYTES);
-                if (with_dsum) __pipeline_memcpy_async(&dsum(stage, k), row_at<T>(p.dsum, r) + c, PACK_BYTES);
+                if (first + k * THREADS * N >= p.cols) continue;
+                __pipeline_memcpy_async(&dy(stage, k), dy_row + k * THREADS * N, PACK_BYTES);
+                __pipeline_memcpy_async(&x(stage, k), x_row + k * THREADS * N, PACK_BYTES);
+                if (ADD) __pipeline_memcpy_async(&dsum(stage, k), dsum_row + k * THREADS * N, PACK_BYTES);
             }
         }
         __pipeline_commit();
@@ -194,7 +208,7 @@ struct row_pipeline {
 };
 
 template <int NV>
-constexpr int stages_of = NV == 4 ? 2 : 3; /* 48, 96 and 128 KB at 512 threads */
+constexpr int stages_of = NV == 4 ? 2 : 3;
 
 /* weight + offset of one pack, or ones. */
 template <typename T, typename TW>
@@ -226,9 +240,9 @@ __device__ __forceinline__ float gather(const pack<T, pack_size<T>> &dy_pack, co
 }
 
 template <typename T>
-__device__ __forceinline__ void store_dx(const rms_norm_backward_problem &p, const pack<T, pack_size<T>> &dy_pack,
-                                         const pack<T, pack_size<T>> &x_pack, const float (&scale)[pack_size<T>],
-                                         const pack<T, pack_size<T>> *dsum, T *dx, float rstd, float pull) {
+__device__ __forceinline__ void store_dx(const pack<T, pack_size<T>> &dy_pack, const pack<T, pack_size<T>> &x_pack,
+                                         const float (&scale)[pack_size<T>], const pack<T, pack_size<T>> *dsum, T *dx,
+                                         float rstd, float pull) {
     constexpr int N = pack_size<T>;
     float dy[N], x[N];
     unpack(dy_pack, dy);
@@ -246,81 +260,78 @@ __device__ __forceinline__ void store_dx(const rms_norm_backward_problem &p, con
 }
 
 /* One partial row of dweight per block; where several groups share a block, their sums are added in order. */
-template <typename T, int NV>
+template <typename T, int NV, int THREADS, int GROUPS>
 __device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p, float *combine,
                                               const float (&dweight)[NV][pack_size<T>]) {
     constexpr int N = pack_size<T>;
     float *partial = p.workspace + (int64_t)blockIdx.x * p.cols;
-    float *target = blockDim.y == 1 ? partial : combine + threadIdx.y * p.cols;
-    if (blockDim.y > 1) __syncthreads(); /* the pipeline's memory is free now */
+    float *target = GROUPS == 1 ? partial : combine + threadIdx.y * p.cols;
+    if (GROUPS > 1) __syncthreads(); /* the pipeline's memory is free now */
 #pragma unroll
     for (int k = 0; k < NV; k++) {
-        const int c = (threadIdx.x + k * blockDim.x) * N;
+        const int c = (threadIdx.x + k * THREADS) * N;
         if (c >= p.cols) continue;
 #pragma unroll
         for (int i = 0; i < N; i++) target[c + i] = dweight[k][i];
     }
-    if (blockDim.y == 1) return;
+    if (GROUPS == 1) return;
     __syncthreads();
-    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < p.cols; c += blockDim.x * blockDim.y) {
+    for (int c = threadIdx.y * THREADS + threadIdx.x; c < p.cols; c += THREADS * GROUPS) {
         float sum = 0;
-        for (int group = 0; group < (int)blockDim.y; group++) sum += combine[group * p.cols + c];
+        for (int group = 0; group < GROUPS; group++) sum += combine[group * p.cols + c];
         partial[c] = sum;
     }
 }
 
-/* Block (threads of a group, groups). All groups run the same number of steps: they share barriers. A thread's columns
- * never change, so that it keeps their weights in registers. */
-template <typename T, typename TW, int NV>
-__global__ void __launch_bounds__(512)
-    backward_registers(const __grid_constant__ rms_norm_backward_problem p, bool stage_dsum) {
-    constexpr int N = pack_size<T>, STAGES = stages_of<NV>;
+/* Blocks of THREADS x GROUPS, as many as a multiprocessor holds with 64 registers a thread (128 where NV is 4); sizes are
+ * known when compiling, because addresses computed from blockDim cost a sixth of the time. A group of more than one warp
+ * has a block for itself: rows then wait for nobody else's barrier. A thread's columns never change, so that it keeps
+ * their weights in registers. */
+template <typename T, typename TW, int NV, int THREADS, int GROUPS, bool ADD>
+__global__ void __launch_bounds__(THREADS *GROUPS, NV == 4 ? 1 : 1024 / (THREADS * GROUPS))
+    backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
+    constexpr int N = pack_size<T>, STAGES = stages_of<NV>, WARPS = THREADS / WARP;
     extern __shared__ __align__(16) char memory[];
     __shared__ float slots[2][MAX_WARPS];
-    row_pipeline<T, NV, STAGES> rows(memory, stage_dsum);
-    const int warps = blockDim.x / WARP, cols = (int)p.cols;
-    const int64_t step = (int64_t)gridDim.x * blockDim.y;
-    const int64_t first = (int64_t)blockIdx.x * blockDim.y, steps = (p.rows - first + step - 1) / step;
+    const int group = GROUPS == 1 ? 0 : threadIdx.y, cols = (int)p.cols;
+    row_pipeline<T, NV, STAGES, THREADS, GROUPS, ADD> rows(memory, group);
+    const int count = (int)p.rows, step = gridDim.x * GROUPS, first = blockIdx.x * GROUPS;
     const bool round = p.casting == LIGER_CAST_LLAMA;
     const float per_col = 1.0f / (float)cols;
     float dweight[NV][N] = {}, scale[NV][N];
 #pragma unroll
     for (int k = 0; k < NV; k++) {
-        const int c = (threadIdx.x + k * blockDim.x) * N;
+        const int c = (threadIdx.x + k * THREADS) * N;
         if (c < cols) scale_of_pack<T, TW>(p, c, scale[k]);
     }
-    int64_t r = first + threadIdx.y;
+    let_next_kernel_start();
+    int r = first + group, stage = 0, phase = 0;
     for (int s = 0; s < STAGES - 1; s++) rows.fetch(p, r + s * step, s);
-    float next_rstd = r < p.rows ? p.rstd[r] : 0.0f; /* a row ahead, as the rows are */
-    int stage = 0;
-    for (int64_t s = 0; s < steps; s++, r += step, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+    float next_rstd = r < count ? p.rstd[r] : 0.0f; /* a row ahead, as the rows are */
+    for (; r - group < count; r += step, phase ^= 1, stage = stage + 1 == STAGES ? 0 : stage + 1) {
         rows.fetch(p, r + (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
-        const bool live = r < p.rows;
+        const bool live = GROUPS == 1 || r < count;
         const float rstd = next_rstd;
-        next_rstd = r + step < p.rows ? p.rstd[r + step] : 0.0f;
+        next_rstd = r + step < count ? p.rstd[r + step] : 0.0f;
         __pipeline_wait_prior(STAGES - 1);
         float dot = 0;
 #pragma unroll
         for (int k = 0; k < NV; k++)
-            if (live && (threadIdx.x + k * blockDim.x) * N < cols)
+            if (live && (threadIdx.x + k * THREADS) * N < cols)
                 dot += gather<T>(rows.dy(stage, k), rows.x(stage, k), scale[k], rstd, round, dweight[k]);
         if (p.dx.data == NULL) continue;
-        dot = group_sum(dot, slots[s & 1] + threadIdx.y * warps, warps);
+        dot = group_sum(dot, slots[phase] + group * WARPS, WARPS);
         if (!live) continue;
         const float pull = rstd * rstd * rstd * (dot * per_col);
-        T *dx = row_at<T>(p.dx, r);
+        T *dx = row_at<T>(p.dx, r) + threadIdx.x * N;
 #pragma unroll
-        for (int k = 0; k < NV; k++) {
-            const int c = (threadIdx.x + k * blockDim.x) * N;
-            if (c >= cols) continue;
-            pack<T, N> dsum;
-            if (p.dsum.data) dsum = stage_dsum ? rows.dsum(stage, k) : load_stream<T, N>(row_at<T>(p.dsum, r) + c);
-            store_dx<T>(p, rows.dy(stage, k), rows.x(stage, k), scale[k], p.dsum.data ? &dsum : NULL, dx + c, rstd,
-                        pull);
-        }
+        for (int k = 0; k < NV; k++)
+            if ((threadIdx.x + k * THREADS) * N < cols)
+                store_dx<T>(rows.dy(stage, k), rows.x(stage, k), scale[k], ADD ? &rows.dsum(stage, k) : NULL,
+                            dx + k * THREADS * N, rstd, pull);
     }
     __pipeline_wait_prior(0);
-    if (p.dweight) store_partial<T, NV>(p, (float *)memory, dweight);
+    if (p.dweight) store_partial<T, NV, THREADS, GROUPS>(p, (float *)memory, dweight);
 }
 
 /* ---- backward: rows of any width and alignment ------------------------------------------------------------------ */
@@ -377,6 +388,7 @@ __global__ void __launch_bounds__(1024) add_partials(const float *partials, int 
     __shared__ float sums[32][33];
     const int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
     float sum = 0;
+    wait_for_previous_kernel();
     if (c < cols)
         for (int r = threadIdx.y; r < count; r += 32) sum += partials[(int64_t)r * cols + c];
     sums[threadIdx.y][threadIdx.x] = sum;
@@ -388,7 +400,7 @@ __global__ void __launch_bounds__(1024) add_partials(const float *partials, int 
 
 /* ---- launches --------------------------------------------------------------------------------------------------- */
 
-enum { BLOCK = 512, MAX_PACKS = 4 * BLOCK };
+enum { BLOCK = 512, MAX_PACKS = 4 * BLOCK, MOST_ROWS = 1 << 30 }; /* of the loop kernels; of rows in registers */
 
 template <typename T, typename TW>
 void launch_forward(const rms_norm_forward_problem &p, bool packable, cudaStream_t stream) {
@@ -399,9 +411,9 @@ void launch_forward(const rms_norm_forward_problem &p, bool packable, cudaStream
         else forward_loop<T, TW, 1><<<grid, BLOCK, 0, stream>>>(p);
         return;
     }
-    const int nv = packs <= 32 ? 1 : packs <= 64 ? 2 : 4;
+    const int nv = packs <= 32 ? 1 : packs <= 512 ? 2 : 4;
     const int threads = round_up_to_warp((packs + nv - 1) / nv);
-    const dim3 block(threads, threads == WARP ? 8 : 1);
+    const dim3 block(threads, nv == 1 ? 8 : 1);
     const unsigned grid = grid_size(p.rows, block.y);
     const bool adds = p.residual.data != NULL;
     if (nv == 1 && adds) forward_registers<T, TW, 1, true><<<grid, block, 0, stream>>>(p);
@@ -412,19 +424,15 @@ void launch_forward(const rms_norm_forward_problem &p, bool packable, cudaStream
     else forward_registers<T, TW, 4, false><<<grid, block, 0, stream>>>(p);
 }
 
-template <typename T, typename TW, int NV>
+template <typename T, typename TW, int NV, int THREADS, int GROUPS, bool ADD>
 liger_status launch_registers(const liger_context *context, const rms_norm_backward_problem &p, cudaStream_t stream) {
-    const int64_t packs = p.cols / pack_size<T>;
-    const int threads = round_up_to_warp((packs + NV - 1) / NV);
-    const dim3 block(threads, BLOCK / threads);
-    const size_t plane = (size_t)stages_of<NV> * NV * threads * block.y * PACK_BYTES;
-    const bool stage_dsum = p.dsum.data && 3 * plane + STATIC_SHARED <= (size_t)context->cuda->shared_memory_per_block;
-    const size_t stages = (stage_dsum ? 3 : 2) * plane;
-    const size_t combine = block.y > 1 ? block.y * (size_t)p.cols * sizeof(float) : 0;
+    const size_t stages = (size_t)stages_of<NV> * (ADD ? 3 : 2) * NV * THREADS * GROUPS * PACK_BYTES;
+    const size_t combine = GROUPS > 1 ? GROUPS * (size_t)p.cols * sizeof(float) : 0;
     const size_t shared = stages > combine ? stages : combine;
-    LIGER_TRY((allow_shared_memory<backward_registers<T, TW, NV>>(context, shared, "rms_norm_backward")));
-    const unsigned grid = (unsigned)p.partials;
-    backward_registers<T, TW, NV><<<grid, block, shared, stream>>>(p, stage_dsum);
+    LIGER_TRY((allow_shared_memory<backward_registers<T, TW, NV, THREADS, GROUPS, ADD>>(context, shared,
+                                                                                        "rms_norm_backward")));
+    backward_registers<T, TW, NV, THREADS, GROUPS, ADD>
+        <<<(unsigned)p.partials, dim3(THREADS, GROUPS), shared, stream>>>(p);
     return LIGER_OK;
 }
 
@@ -440,22 +448,37 @@ void launch_loop(const rms_norm_backward_problem &p, bool packable, cudaStream_t
     else backward_loop_dx<T, TW, 1><<<grid, BLOCK, 0, stream>>>(p);
 }
 
+/* A thread for every pack of a row, or four packs a thread; false where neither fits. */
+template <typename T, typename TW, bool ADD>
+bool launch_rows(const liger_context *context, const rms_norm_backward_problem &p, cudaStream_t stream,
+                 liger_status *status) {
+    const int64_t packs = p.cols / pack_size<T>;
+    const int kilobytes = (context->cuda->shared_memory_per_block - STATIC_SHARED) / 1024;
+    if (packs <= 32) *status = launch_registers<T, TW, 1, 32, 16, ADD>(context, p, stream);
+    else if (packs <= 128) *status = launch_registers<T, TW, 1, 128, 1, ADD>(context, p, stream);
+    else if (packs <= 256) *status = launch_registers<T, TW, 1, 256, 1, ADD>(context, p, stream);
+    else if (packs <= 512 && kilobytes >= 72) *status = launch_registers<T, TW, 1, 512, 1, ADD>(context, p, stream);
+    else if (packs <= 1024 && kilobytes >= (ADD ? 144 : 96))
+        *status = launch_registers<T, TW, 1, 1024, 1, ADD>(context, p, stream);
+    else if (packs <= 2048 && kilobytes >= (ADD ? 192 : 128))
+        *status = launch_registers<T, TW, 4, 512, 1, ADD>(context, p, stream);
+    else return false;
+    return true;
+}
+
 template <typename T, typename TW>
 liger_status launch_backward(const liger_context *context, const rms_norm_backward_problem &p, bool packable,
                              cudaStream_t stream) {
-    const int64_t packs = p.cols / pack_size<T>;
-    /* Four packs a thread need 128 KB of stages, two need 96: chips with 64 or 99 KB per block take the loop beyond. */
-    const int shared = context->cuda->shared_memory_per_block;
-    if (packable && packs <= WARP) LIGER_TRY((launch_registers<T, TW, 1>(context, p, stream)));
-    else if (packable && packs <= 2 * BLOCK && shared >= 98 * 1024)
-        LIGER_TRY((launch_registers<T, TW, 2>(context, p, stream)));
-    else if (packable && packs <= 4 * BLOCK && shared >= 132 * 1024)
-        LIGER_TRY((launch_registers<T, TW, 4>(context, p, stream)));
-    else launch_loop<T, TW>(p, packable, stream);
-    if (p.dweight)
-        add_partials<TW>
-            <<<grid_size(p.cols, 32), dim3(32, 32), 0, stream>>>(p.workspace, (int)p.partials, p.cols, (TW *)p.dweight);
-    return LIGER_OK;
+    liger_status status = LIGER_OK;
+    const bool done = packable && p.rows <= MOST_ROWS &&
+                      (p.dsum.data ? launch_rows<T, TW, true>(context, p, stream, &status)
+                                   : launch_rows<T, TW, false>(context, p, stream, &status));
+    LIGER_TRY(status);
+    if (!done) launch_loop<T, TW>(p, packable, stream);
+    if (p.dweight == NULL) return LIGER_OK;
+    return cuda_status(launch_next(context, add_partials<TW>, grid_size(p.cols, 32), dim3(32, 32), stream, p.workspace,
+                                   (int)p.partials, p.cols, (TW *)p.dweight),
+                       "rms_norm_backward");
 }
 
 } // namespace

@@ -34,12 +34,15 @@ struct rms_norm_backward_problem {
     float *workspace; /* [partials, cols]; NULL without dweight */
 };
 
-/* Rows of partial dweight sums: fixed by the shape and the device, never by the number of threads. A GPU has one block per
- * multiprocessor, which is what keeps every one of them loading all the time. */
-enum { RMS_NORM_CPU_PARTIALS = 64, RMS_NORM_CPU_ROWS = 32 };
+/* Rows of partial dweight sums: fixed by the shape and the device, never by the number of threads. A GPU has one per block,
+ * and as many blocks as its multiprocessors hold: a block has a thread for every 16 bytes of a row (512 where several rows
+ * share it), a multiprocessor room for 1024 of them. */
+enum { RMS_NORM_CPU_PARTIALS = 64, RMS_NORM_CPU_ROWS = 32, RMS_NORM_MOST_BLOCKS = 8 };
 
-static inline int64_t rms_norm_partials(int32_t multiprocessors, int64_t rows) {
-    const int64_t most = multiprocessors ? multiprocessors : RMS_NORM_CPU_PARTIALS;
+static inline int64_t rms_norm_partials(int32_t multiprocessors, int64_t rows, int64_t row_bytes) {
+    const int64_t fits = row_bytes > 512 ? 16384 / row_bytes : 2;
+    const int64_t blocks = fits < 1 ? 1 : fits > RMS_NORM_MOST_BLOCKS ? RMS_NORM_MOST_BLOCKS : fits;
+    const int64_t most = multiprocessors ? multiprocessors * blocks : RMS_NORM_CPU_PARTIALS;
     const int64_t useful = multiprocessors ? rows : (rows + RMS_NORM_CPU_ROWS - 1) / RMS_NORM_CPU_ROWS;
     return useful < most ? useful : most;
 }
