@@ -36,29 +36,37 @@ __device__ __forceinline__ void cluster_barrier(int size) {
     __syncthreads();
 }
 
-/* A barrier in shared memory that counts bytes: peers store into this block's shared memory and the barrier's phase is
- * complete when all have arrived. barrier.cluster would do too, but its release waits for all earlier stores to global
- * memory, and a row kernel has a whole row of them on the way. */
-using byte_barrier = uint64_t;
+/* A barrier in shared memory, in two halves: who has something to tell arrives and goes on, who needs it waits. It counts
+ * arrivals of its own block and bytes that peers of the cluster have stored. (barrier.cluster would do too, but its release
+ * waits for all earlier stores to global memory, and a row kernel has a whole row of them on the way.) Before capability 8
+ * waiting is __syncthreads(): all threads of the block must wait. */
+using shared_barrier = uint64_t;
 
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
-/* By one thread, before the cluster_barrier() that starts the kernel. */
-__device__ __forceinline__ void byte_barrier_init(byte_barrier *barrier) {
+/* By one thread, before the cluster_barrier() or __syncthreads() that starts the kernel. */
+__device__ __forceinline__ void shared_barrier_init(shared_barrier *barrier, int arrivals) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+#endif
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier))
-        : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
-/* By one thread, once per phase. */
-__device__ __forceinline__ void byte_barrier_expect(byte_barrier *barrier, int bytes) {
+__device__ __forceinline__ void shared_barrier_arrive(shared_barrier *barrier) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("{\n\t.reg .b64 state;\n\tmbarrier.arrive.shared.b64 state, [%0];\n\t}" ::"r"(shared_address(barrier))
+                 : "memory");
+#endif
+}
+/* One arrival that announces `bytes` from peers. */
+__device__ __forceinline__ void shared_barrier_expect(shared_barrier *barrier, int bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
 #endif
 }
-__device__ __forceinline__ void byte_barrier_wait(byte_barrier *barrier, int parity) {
+__device__ __forceinline__ void shared_barrier_wait(shared_barrier *barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("{\n\t.reg .pred done;\n"
                  "again:\n\t"
@@ -66,11 +74,20 @@ __device__ __forceinline__ void byte_barrier_wait(byte_barrier *barrier, int par
                  "@!done bra again;\n\t}" ::"r"(shared_address(barrier)),
                  "r"(parity)
                  : "memory");
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("{\n\t.reg .pred done;\n"
+                 "again:\n\t"
+                 "mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n\t"
+                 "@!done bra again;\n\t}" ::"r"(shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+#else
+    __syncthreads();
 #endif
 }
 /* Stores a value of 8·n bytes at `shared` in block `rank`, and counts it at that block's `barrier`. */
 template <typename S>
-__device__ __forceinline__ void cluster_send(S *shared, const S &value, byte_barrier *barrier, int rank) {
+__device__ __forceinline__ void cluster_send(S *shared, const S &value, shared_barrier *barrier, int rank) {
 #if __CUDA_ARCH__ >= 900
     uint32_t at, there;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(shared)), "r"(rank));

@@ -86,9 +86,9 @@ struct shape {
     size_t shared;
 };
 
-static size_t shared_bytes(int clusters, int threads, bool options) {
+static size_t shared_bytes(const shape &s, bool options) {
     const size_t slot = options ? sizeof(summary) : sizeof(softmax_state);
-    return (size_t)STAGES * VECTORS * threads * PACK_BYTES + 2 * slot * clusters * (threads / WARP);
+    return (size_t)RING * VECTORS * s.threads * PACK_BYTES + TURNS * slot * s.clusters * (s.threads / WARP);
 }
 
 static bool packable(const problem &p, size_t element) {
@@ -106,12 +106,12 @@ static shape shape_of(const liger_context *context, const problem &p, bool optio
     const size_t element = liger_dtype_size(p.dtype);
     const int64_t threads = threads_for(p.vocab / (int64_t)(PACK_BYTES / element));
     const int widest = options ? OPTIONS_THREADS : MOST_THREADS, most = context->cuda->clusters ? MAX_CLUSTER : 1;
-    if (!packable(p, element)) return {};
+    if (!packable(p, element) || p.rows > MOST_ROWS) return {};
     shape s = {1, threads <= 128 && !options ? 128 : threads <= 512 ? 512 : widest, 0};
     while (s.clusters < most && threads > (int64_t)s.clusters * s.threads) s.clusters++;
-    s.shared = shared_bytes(s.clusters, s.threads, options);
-    if (threads > (int64_t)s.clusters * s.threads || s.shared > (size_t)context->cuda->shared_memory_per_block - 256)
-        return {};
+    const size_t available = (size_t)context->cuda->shared_memory_per_block - STATIC_SHARED;
+    s.shared = shared_bytes(s, options);
+    if (threads > (int64_t)s.clusters * s.threads || s.shared > available) return {};
     return s;
 }
 

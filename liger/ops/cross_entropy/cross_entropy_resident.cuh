@@ -1,10 +1,10 @@
-/* cross_entropy_resident.cuh - the row kernel for rows that fit into the registers of a block or a cluster.
+/* cross_entropy_resident.cuh - the row kernel for rows that fit into the shared memory of a block or a cluster.
  *
- * A row is read once, stays in registers as f32, and its gradient is written once: one exponential per element and one
- * barrier per row. Each thread takes the exponentials relative to its own maximum; the states are merged across lanes,
- * warps and the cluster in a fixed order, and the thread's factor corrects the rest.
- * Blocks are persistent: while a row is worked on, the next STAGES rows of the block are on their way to shared memory
- * (cp.async; a second stage brought nothing). A thread copies exactly what it will read itself, so no barrier guards the copies. */
+ * A row is read once and its gradient is written once. Blocks are persistent; rows pass through shared memory (cp.async), and
+ * a row is worked on twice: first its softmax, relative to each thread's own maximum, is sent to all
+ * warps of the block or cluster, then, after the next row's first half, what the others have sent is merged in a fixed
+ * order and the gradient is written. So nobody waits for the exchange. The second half takes the exponentials again: kept in registers, they would allow half the threads.
+ * A thread copies exactly what it will read itself, so no barrier guards the copies. */
 #ifndef LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 #define LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 
@@ -12,7 +12,13 @@
 
 namespace cross_entropy {
 
-enum { VECTORS = 4, STAGES = 1, MOST_THREADS = 1024, OPTIONS_THREADS = 512, MAX_CLUSTER = 8 };
+enum { VECTORS = 4, MOST_THREADS = 1024, OPTIONS_THREADS = 512, MAX_CLUSTER = 8, MOST_ROWS = 1 << 30 };
+
+/* Rows in shared memory: one in its second half, and one on its way or in its first. A third on its way made it slower. */
+enum { RING = 2 };
+/* Exchanges take turns: a warp may send for row n + 1 while another still reads what was sent for row n - 2, and a turn is
+ * used again only after everybody has been seen behind it. */
+enum { TURNS = 4 };
 
 /* 16 bytes from global to shared memory, in the background; before capability 8 in the foreground. */
 __device__ __forceinline__ void copy_async(void *shared, const void *global) {
@@ -24,15 +30,9 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global) {
     *(uint4 *)shared = *(const uint4 *)global;
 #endif
 }
-__device__ __forceinline__ void copy_commit() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-template <int PENDING>
 __device__ __forceinline__ void copy_wait() {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+    asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 
@@ -53,18 +53,16 @@ __device__ __forceinline__ int short_target(const problem &p, int64_t r) {
     return y >= 0 && y < p.vocab ? (int)y : TARGET_OUT_OF_RANGE;
 }
 
-/* A row number counted from the end: the tail of the logits was written last and may still be in L2. */
-__device__ __forceinline__ int64_t row_at(const problem &p, int64_t i) { return p.rows - 1 - i; }
+/* A row number, below MOST_ROWS, counted from the end: the tail of the logits was written last and may still be in L2. */
+__device__ __forceinline__ int row_at(const problem &p, int i) { return (int)p.rows - 1 - i; }
 
 template <typename T, typename P>
-__device__ __forceinline__ void prefetch(const problem &p, const P &at, int64_t i, bool wanted, uint4 *stage) {
-    if (wanted) {
-        const T *row = (const T *)p.logits + row_at(p, i) * p.logits_stride + at.first * (int64_t)pack_size<T>;
+__device__ __forceinline__ void prefetch(const problem &p, const P &at, int i, bool wanted, uint4 *stage) {
+    if (!wanted) return;
+    const T *row = (const T *)p.logits + row_at(p, i) * p.logits_stride + at.first * (int64_t)pack_size<T>;
 #pragma unroll
-        for (int j = 0; j < VECTORS; j++)
-            if (at.has(j)) copy_async(stage + j * at.step, row + j * at.step * pack_size<T>);
-    }
-    copy_commit();
+    for (int j = 0; j < VECTORS; j++)
+        if (at.has(j)) copy_async(stage + j * at.step, row + j * at.step * pack_size<T>);
 }
 
 template <typename A, typename B>
@@ -88,20 +86,38 @@ struct pair_of<bf16> {
     using type = __nv_bfloat162;
 };
 
+/* -inf, as often as it fits. */
+template <typename T>
+constexpr uint32_t EMPTY = sizeof(T) == 4         ? 0xff800000u
+                           : same<T, bf16>::value ? 0xff80ff80u
+                                                  : 0xfc00fc00u;
+
+/* Where the row has ended, this thread's part of the ring is -inf once and for all. */
+template <typename T, typename P>
+__device__ __forceinline__ void fill_behind_end(const P &at, uint4 *stage) {
+#pragma unroll
+    for (int j = 0; j < VECTORS; j++)
+        if (!at.has(j)) stage[j * at.step] = make_uint4(EMPTY<T>, EMPTY<T>, EMPTY<T>, EMPTY<T>);
+}
+
+/* This thread's vectors of a row. */
 template <typename T>
 struct row_part {
     pack<T, pack_size<T>> vector[VECTORS];
 
-    /* This thread's vectors; -inf where the row has ended. */
     template <typename P>
     __device__ __forceinline__ void load(const P &at, const uint4 *stage) {
-        constexpr uint32_t EMPTY = sizeof(T) == 4 ? 0xff800000u : same<T, bf16>::value ? 0xff80ff80u : 0xfc00fc00u;
 #pragma unroll
-        for (int j = 0; j < VECTORS; j++)
-            *(uint4 *)&vector[j] = at.has(j) ? stage[j * at.step] : make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
+        for (int j = 0; j < VECTORS; j++) *(uint4 *)&vector[j] = stage[j * at.step];
     }
     __device__ __forceinline__ float value(int k) const {
         return to_f32(vector[k / pack_size<T>].value[k % pack_size<T>]);
+    }
+    /* The target is no part of the sum: its exponential is added where nothing can cancel. */
+    __device__ __forceinline__ void remove(int k) {
+#pragma unroll
+        for (int i = 0; i < VECTORS * pack_size<T>; i++)
+            if (i == k) vector[i / pack_size<T>].value[i % pack_size<T>] = from_f32<T>(-INFINITY);
     }
     /* NaN is no maximum. */
     __device__ __forceinline__ float max() const {
@@ -137,28 +153,51 @@ __device__ __forceinline__ void write_row(const problem &p, const P &at, int64_t
     }
 }
 
-/* The blocks of a cluster tell each other what they found. One place per warp of the cluster, twice: rows take turns, so
- * that one barrier per row is enough. */
+template <typename T, typename P>
+__device__ __forceinline__ void ignore(const problem &p, const P &at, int64_t r) {
+    if (at.first == 0) ignore_row(p, r);
+    if (p.dlogits) write_row<T>(p, at, r, [](int) { return 0.0f; });
+}
+
+/* What every thread knows of a row. In the second half dlogits may overwrite the logits: a thread must have received all
+ * that it needs of them before it sends. So target and base enter the maximum that is sent. */
+struct row_state {
+    int y;        /* the target, or what is wrong with it */
+    float target; /* its logit; soft-capped in the first half */
+    float base;   /* for label smoothing */
+};
+
+template <typename T>
+__device__ __forceinline__ row_state state_of(const problem &p, int i, int y) {
+    return {y, y >= 0 ? to_f32(((const T *)p.logits + row_at(p, i) * p.logits_stride)[y]) : -FLT_MAX, -FLT_MAX};
+}
+
+/* All warps of a block or cluster tell each other what they found: one place per warp and turn. */
 template <typename S, int WARPS, bool CLUSTERED>
 struct exchange {
-    S *slots;               /* 2 · clusters · WARPS */
-    byte_barrier *barriers; /* 2 */
-    unsigned rounds;
+    S *slots;                 /* TURNS · clusters · WARPS */
+    shared_barrier *barriers; /* TURNS */
+    unsigned sent, received;
 
-    __device__ __forceinline__ S operator()(S mine, S empty) {
-        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, turn = rounds & 1;
+    __device__ __forceinline__ void send(S mine) {
+        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, turn = sent++ % TURNS;
         const int clusters = CLUSTERED ? cluster_size() : 1, count = clusters * WARPS;
         S *const here = slots + turn * count;
         mine = warp_merge(mine);
         if (CLUSTERED) {
-            if (threadIdx.x == 0) byte_barrier_expect(barriers + turn, count * (int)sizeof(S));
+            if (threadIdx.x == 0) shared_barrier_expect(barriers + turn, count * (int)sizeof(S));
             if (lane < clusters) cluster_send(here + cluster_rank() * WARPS + warp, mine, barriers + turn, lane);
-            byte_barrier_wait(barriers + turn, rounds >> 1 & 1);
-        } else {
-            if (lane == 0) here[warp] = mine;
-            __syncthreads();
+        } else if (lane == 0) {
+            here[warp] = mine;
+            shared_barrier_arrive(barriers + turn);
         }
-        rounds++;
+    }
+    __device__ __forceinline__ S receive(S empty) {
+        const int lane = threadIdx.x % WARP, turn = received % TURNS, parity = received / TURNS % 2;
+        const int count = (CLUSTERED ? cluster_size() : 1) * WARPS;
+        const S *const here = slots + turn * count;
+        shared_barrier_wait(barriers + turn, parity);
+        received++;
         S all = lane < count ? here[lane] : empty;
 #pragma unroll 1
         for (int i = lane + WARP; i < count; i += WARP) all = merge(all, here[i]);
@@ -181,43 +220,48 @@ __device__ __forceinline__ int own_value(const P &at, int y) {
  * over the vector's element: a thread's stores to one address keep their order. */
 template <typename T, typename P>
 __device__ __forceinline__ void write_results(const problem &p, const batch &b, const P &at, int64_t r, int y, int own,
-                                              const row_sums &sums) {
+                                              const factors &f, const row_sums &sums) {
     if (y < 0 && at.first == 0) spoil_row(p, r, sums.predicted);
     if (own < 0) return;
-    /* Taken again: kept over the stores, the factors would be spilled. */
-    const factors f = factors_of(p, b, r, y, sums.target, sums.others);
     const float d = finish_row(p, b, r, y, f, sums);
     if (p.dlogits) ((T *)p.dlogits + r * p.dlogits_stride)[y] = from_f32<T>(d);
 }
 
 /* The plain row: no label smoothing, no soft cap, nobody asks for the prediction. */
-template <typename T, typename P, typename X>
-__device__ __forceinline__ void plain_row(const problem &p, const batch &b, const P &at, int64_t r, int y,
-                                          const row_part<T> &part, X &exchanged) {
-    constexpr int COUNT = VECTORS * pack_size<T>;
-    const int own = own_value<pack_size<T>>(at, y);
-    const float target = y >= 0 ? to_f32(((const T *)p.logits + r * p.logits_stride)[y]) : 0.0f;
-    const float max = softmax_scale(part.max());
-    float x[COUNT], sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+template <typename T>
+struct plain_row {
+    using slot = softmax_state;
+    static __device__ __forceinline__ slot empty() { return softmax_empty(); }
+    static constexpr int N = pack_size<T>, COUNT = VECTORS * N;
+
+    template <typename P>
+    static __device__ __forceinline__ slot first_half(const problem &p, const P &at, int64_t r, const uint4 *stage,
+                                                      row_state &state) {
+        const int own = own_value<N>(at, state.y);
+        row_part<T> part;
+        part.load(at, stage);
+        const float max = softmax_scale(fmaxf(part.max(), state.target));
+        if (own >= 0) part.remove(own);
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-    for (int k = 0; k < COUNT; k++) {
-        x[k] = softmax_term(part.value(k), max);
-        sum[k % 4] += x[k];
+        for (int k = 0; k < COUNT; k++) sum[k % 4] += softmax_term(part.value(k), max);
+        return {max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
     }
-    if (own >= 0) { /* once more, without the target */
-        sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
-#pragma unroll
-        for (int k = 0; k < COUNT; k++) sum[k % 4] += k == own ? 0.0f : x[k];
+
+    /* loaded(): the stage is free. */
+    template <typename P, typename F>
+    static __device__ __forceinline__ void second_half(const problem &p, const batch &b, const P &at, int64_t r,
+                                                       const uint4 *stage, const row_state &state, const slot &all,
+                                                       F loaded) {
+        const factors f = state.y >= 0 ? factors_of(p, b, r, state.y, state.target, all) : factors{NAN, NAN};
+        row_part<T> part;
+        part.load(at, stage);
+        loaded();
+        if (p.dlogits)
+            write_row<T>(p, at, r, [&](int k) { return softmax_term(part.value(k), all.max) * f.probability; });
+        write_results<T>(p, b, at, r, state.y, own_value<N>(at, state.y), f, {state.target, all, 0.0f, 0.0f, -1});
     }
-    const softmax_state mine = {max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
-    const softmax_state all = exchanged(mine, softmax_empty());
-    if (p.dlogits) {
-        const factors f = y >= 0 ? factors_of(p, b, r, y, target, all) : factors{NAN, NAN};
-        const float factor = f.probability * exp2_approx(max - all.max);
-        write_row<T>(p, at, r, [&](int k) { return x[k] * factor; });
-    }
-    write_results<T>(p, b, at, r, y, own, {target, all, 0.0f, 0.0f, -1});
-}
+};
 
 /* Σ w (x - base) of one vector. */
 template <int N>
@@ -228,125 +272,152 @@ __device__ __forceinline__ float smooth_sum(const problem &p, const float *x, in
     return sum;
 }
 
-/* Every option. Registers hold the soft-capped logits, so the exponentials are taken twice. */
-template <typename T, typename P, typename X>
-__device__ __forceinline__ void optioned_row(const problem &p, const batch &b, const P &at, int64_t r, int y,
-                                             const row_part<T> &part, X &exchanged) {
-    constexpr int N = pack_size<T>, COUNT = VECTORS * N;
-    const T *logits = (const T *)p.logits + r * p.logits_stride;
-    const bool smooth = p.label_smoothing > 0.0f, cap = p.softcap > 0.0f;
-    const int own = own_value<N>(at, y);
-    const float target = y >= 0 ? capped(p, to_f32(logits[y])) : 0.0f;
-    float x[COUNT], base = smooth ? capped(p, to_f32(logits[0])) : 0.0f;
-    if (!isfinite(base)) base = 0.0f;
-    summary mine = empty_summary();
+/* Every option. */
+template <typename T>
+struct optioned_row {
+    using slot = summary;
+    static __device__ __forceinline__ slot empty() { return empty_summary(); }
+    static constexpr int N = pack_size<T>, COUNT = VECTORS * N;
+
+    /* Soft-capped logits; -inf where the row has ended. */
+    template <typename P>
+    static __device__ __forceinline__ void load(const problem &p, const P &at, const uint4 *stage, float (&x)[COUNT]) {
+        row_part<T> part;
+        part.load(at, stage);
 #pragma unroll
-    for (int k = 0; k < COUNT; k++) x[k] = part.value(k);
-    if (cap) {
+        for (int k = 0; k < COUNT; k++) x[k] = part.value(k);
+        if (p.softcap == 0.0f) return;
 #pragma unroll
         for (int k = 0; k < COUNT; k++)
-            if (at.first + k / N * at.step < at.end) x[k] = capped(p, x[k]);
+            if (at.has(k / N)) x[k] = capped(p, x[k]);
     }
-    int best = -1;
-#pragma unroll
-    for (int k = 0; k < COUNT; k++)
-        if (x[k] > mine.best) mine.best = x[k], best = k;
-    if (best >= 0) mine.index = (at.first + best / N * at.step) * N + best % N;
-    if (smooth) {
-#pragma unroll
-        for (int j = 0; j < VECTORS; j++) {
-            const int vector = at.first + j * at.step;
-            if (vector < at.end) mine.shape += smooth_sum<N>(p, &x[j * N], vector * N, base);
-        }
-    }
-    mine.softmax.max = softmax_scale(fmaxf(mine.best, -FLT_MAX));
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) {
-        const float e = softmax_term(x[k], mine.softmax.max);
-        mine.softmax.sum += k == own ? 0.0f : e;
-    }
-    summary all = exchanged(mine, empty_summary());
-    if (all.index == INT64_MAX) all.index = 0; /* nothing above -inf */
-    const factors f = y >= 0 ? factors_of(p, b, r, y, target, all.softmax) : factors{NAN, NAN};
-#pragma unroll
-    for (int k = 0; p.dlogits && k < COUNT; k++) {
-        const float slope = cap ? cap_slope(p, x[k]) : 1.0f;
-        const int j = (at.first + k / N * at.step) * N + k % N;
-        const float uniform = p.weight && smooth && j < p.vocab ? f.uniform * p.weight[j] : f.uniform;
-        x[k] = (softmax_term(x[k], all.softmax.max) * f.probability - uniform) * slope;
-    }
-    if (p.dlogits) write_row<T>(p, at, r, [&](int k) { return x[k]; });
-    write_results<T>(p, b, at, r, y, own, {target, all.softmax, all.shape, base, all.index});
-}
 
-template <bool OPTIONS>
-struct slot_of {
-    using type = softmax_state;
+    template <typename P>
+    static __device__ __forceinline__ slot first_half(const problem &p, const P &at, int64_t r, const uint4 *stage,
+                                                      row_state &state) {
+        const T *logits = (const T *)p.logits + r * p.logits_stride;
+        const bool smooth = p.label_smoothing > 0.0f;
+        const int own = own_value<N>(at, state.y);
+        if (state.y >= 0) state.target = capped(p, state.target);
+        if (smooth) state.base = capped(p, to_f32(logits[0]));
+        const float most = fmaxf(state.target, state.base);
+        if (!isfinite(state.base)) state.base = 0.0f;
+        summary mine = empty_summary();
+        float x[COUNT];
+        load(p, at, stage, x);
+        int best = -1;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+            if (x[k] > mine.best) mine.best = x[k], best = k;
+        if (best >= 0) mine.index = (at.first + best / N * at.step) * N + best % N;
+        if (smooth) {
+#pragma unroll
+            for (int j = 0; j < VECTORS; j++)
+                if (at.has(j)) mine.shape += smooth_sum<N>(p, &x[j * N], (at.first + j * at.step) * N, state.base);
+        }
+        mine.softmax.max = softmax_scale(fmaxf(mine.best, most));
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            const float e = softmax_term(x[k], mine.softmax.max);
+            mine.softmax.sum += k == own ? 0.0f : e;
+        }
+        return mine;
+    }
+
+    template <typename P, typename F>
+    static __device__ __forceinline__ void second_half(const problem &p, const batch &b, const P &at, int64_t r,
+                                                       const uint4 *stage, const row_state &state, slot all, F loaded) {
+        if (all.index == INT64_MAX) all.index = 0; /* nothing above -inf */
+        const factors f = state.y >= 0 ? factors_of(p, b, r, state.y, state.target, all.softmax) : factors{NAN, NAN};
+        float x[COUNT];
+        load(p, at, stage, x);
+        loaded();
+        if (p.dlogits) {
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) {
+                const float slope = p.softcap > 0.0f ? cap_slope(p, x[k]) : 1.0f;
+                const int j = (at.first + k / N * at.step) * N + k % N;
+                const bool weighted = p.weight && p.label_smoothing > 0.0f && j < p.vocab;
+                const float uniform = weighted ? f.uniform * p.weight[j] : f.uniform;
+                x[k] = (softmax_term(x[k], all.softmax.max) * f.probability - uniform) * slope;
+            }
+            write_row<T>(p, at, r, [&](int k) { return x[k]; });
+        }
+        write_results<T>(p, b, at, r, state.y, own_value<N>(at, state.y), f,
+                         {state.target, all.softmax, all.shape, state.base, all.index});
+    }
 };
-template <>
-struct slot_of<true> {
-    using type = summary;
+
+/* A warp holds the targets of its next 32 rows, one per lane. They are needed ahead of the logits: an ignored row's logits
+ * are not read at all. */
+struct target_window {
+    int targets, next;
+
+    __device__ __forceinline__ int take(const problem &p, int row, int step) {
+        if (next == 0) {
+            const int mine = row + (int)(threadIdx.x % WARP) * step;
+            targets = mine < p.rows ? short_target(p, row_at(p, mine)) : TARGET_IGNORED;
+        }
+        const int target = __shfl_sync(0xffffffffu, targets, next);
+        next = (next + 1) % WARP;
+        return target;
+    }
+};
+
+template <bool OPTIONS, typename T>
+struct kind_of_row {
+    using type = plain_row<T>;
+};
+template <typename T>
+struct kind_of_row<true, T> {
+    using type = optioned_row<T>;
 };
 
 template <typename T, bool OPTIONS, int THREADS, bool CLUSTERED>
 __global__ void __launch_bounds__(THREADS, OPTIONS ? 1 : MOST_THREADS / THREADS)
     resident_kernel(const __grid_constant__ problem p) {
-    using slot = typename slot_of<OPTIONS>::type;
+    using kind = typename kind_of_row<OPTIONS, T>::type;
+    using slot = typename kind::slot;
     constexpr int STAGE = VECTORS * THREADS;
     extern __shared__ uint4 shared[];
-    __shared__ byte_barrier barriers[2];
+    __shared__ shared_barrier barriers[TURNS];
     __shared__ batch b; /* not in registers: there are none to spare */
     const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
     const int vectors = (int)(p.vocab / pack_size<T>), per_block = (vectors + clusters - 1) / clusters;
     const int begin = rank * per_block, end = begin + per_block;
     const place<THREADS> at = {begin + (int)threadIdx.x, end < vectors ? end : vectors};
     const int step = (int)gridDim.x / clusters;
-    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {(slot *)(shared + STAGES * STAGE), barriers, 0};
-    uint4 *stages = shared + threadIdx.x;
-    if (threadIdx.x == 0) {
-        b = batch_of(p);
-        byte_barrier_init(barriers);
-        byte_barrier_init(barriers + 1);
-    }
+    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {(slot *)(shared + RING * STAGE), barriers, 0, 0};
+    uint4 *const stages = shared + threadIdx.x;
+    if (threadIdx.x == 0) b = batch_of(p);
+    if (threadIdx.x < TURNS) shared_barrier_init(barriers + threadIdx.x, CLUSTERED ? 1 : THREADS / WARP);
+    for (int i = 0; i < RING; i++) fill_behind_end<T>(at, stages + i * STAGE);
 
-    /* A warp holds the targets of its next 32 rows, one per lane. They are needed ahead of the logits: an ignored row's
-     * logits are not read at all. */
-    int64_t i = blockIdx.x / clusters;
-    int window = TARGET_IGNORED, next = 0, y[STAGES + 1];
-    const auto take_target = [&](int64_t row) {
-        if (next == 0) {
-            const int64_t mine = row + (int64_t)(threadIdx.x % WARP) * step;
-            window = mine < p.rows ? short_target(p, row_at(p, mine)) : TARGET_IGNORED;
-        }
-        const int target = __shfl_sync(0xffffffffu, window, next);
-        next = (next + 1) % WARP;
-        return target;
-    };
-#pragma unroll
-    for (int s = 0; s <= STAGES; s++) y[s] = take_target(i + (int64_t)s * step);
-#pragma unroll
-    for (int s = 0; s < STAGES; s++)
-        prefetch<T>(p, at, i + (int64_t)s * step, y[s] != TARGET_IGNORED, stages + s * STAGE);
+    target_window window = {0, 0};
+    const int start = blockIdx.x / clusters;
+    int i = start; /* the row in its first half */
+    row_state before = {TARGET_IGNORED}, state = state_of<T>(p, i, window.take(p, i, step));
+    prefetch<T>(p, at, i, state.y != TARGET_IGNORED, stages);
     if (CLUSTERED) cluster_barrier(clusters);
     else __syncthreads();
 
-    for (int stage = 0; i < p.rows; i += step, stage = (stage + 1) % STAGES) {
-        const int64_t r = row_at(p, i), later = i + (int64_t)STAGES * step;
-        row_part<T> part;
-        const int target = y[0];
-        copy_wait<STAGES - 1>();
-        if (target != TARGET_IGNORED) part.load(at, stages + stage * STAGE);
-        prefetch<T>(p, at, later, y[STAGES] != TARGET_IGNORED, stages + stage * STAGE);
-#pragma unroll
-        for (int s = 0; s < STAGES; s++) y[s] = y[s + 1];
-        y[STAGES] = take_target(later + step);
-        if (target == TARGET_IGNORED) {
-            if (at.first == 0) ignore_row(p, r);
-            if (p.dlogits) write_row<T>(p, at, r, [](int) { return 0.0f; });
-            continue;
+    for (int stage = 0; i < p.rows + step; i += step, stage ^= 1) { /* where the row in its first half is */
+        const row_state coming = state_of<T>(p, i + step, window.take(p, i + step, step));
+        if (state.y != TARGET_IGNORED) {
+            copy_wait();
+            exchanged.send(kind::first_half(p, at, row_at(p, i), stages + stage * STAGE, state));
         }
-        if constexpr (OPTIONS) optioned_row<T>(p, b, at, r, target, part, exchanged);
-        else plain_row<T>(p, b, at, r, target, part, exchanged);
+        uint4 *const other = stages + (stage ^ 1) * STAGE;
+        const auto fetch_coming = [&] { prefetch<T>(p, at, i + step, coming.y != TARGET_IGNORED, other); };
+        if (i != start && before.y != TARGET_IGNORED) {
+            const slot all = exchanged.receive(kind::empty());
+            kind::second_half(p, b, at, row_at(p, i - step), other, before, all, fetch_coming);
+        } else {
+            fetch_coming();
+            if (i != start) ignore<T>(p, at, row_at(p, i - step));
+        }
+        before = state;
+        state = coming;
     }
     if (CLUSTERED) cluster_barrier(cluster_size());
 }

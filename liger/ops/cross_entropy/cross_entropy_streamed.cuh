@@ -91,7 +91,8 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
     if (!isfinite(base)) base = 0.0f;
     summary s = empty_summary();
     walk(logits, p.vocab, [&](const auto &raw, int64_t index) { push(p, s, raw, index, base, y); });
-    s = exchanged(s, empty_summary());
+    exchanged.send(s);
+    s = exchanged.receive(empty_summary());
     if (s.index == INT64_MAX) s.index = 0;
     const factors f = in_range ? factors_of(p, b, r, y, target, s.softmax) : factors{NAN, NAN};
     T *row = (T *)p.dlogits + r * p.dlogits_stride;
@@ -111,13 +112,15 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
 
 template <typename T>
 __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __grid_constant__ problem p) {
-    __shared__ summary slots[2 * STREAMED_THREADS / WARP];
-    for (int i = threadIdx.x; i < 2 * STREAMED_THREADS / WARP; i += blockDim.x) slots[i] = empty_summary();
+    constexpr int WARPS = STREAMED_THREADS / WARP;
+    __shared__ summary slots[TURNS * WARPS];
+    __shared__ shared_barrier barriers[TURNS];
+    if (threadIdx.x < TURNS) shared_barrier_init(barriers + threadIdx.x, WARPS);
     __syncthreads();
     const batch b = batch_of(p);
-    exchange<summary, STREAMED_THREADS / WARP, false> exchanged = {slots, nullptr, 0};
+    exchange<summary, WARPS, false> exchanged = {slots, barriers, 0, 0};
     for (int64_t i = blockIdx.x; i < p.rows; i += gridDim.x) {
-        const int64_t r = row_at(p, i), y = target_at(p, r);
+        const int64_t r = p.rows - 1 - i, y = target_at(p, r); /* from the end, as resident_kernel */
         if (y != p.ignore_index) {
             streamed_row<T>(p, b, r, y, exchanged);
             continue;
