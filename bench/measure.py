@@ -34,7 +34,7 @@ class Cuda:
     def __init__(self) -> None:
         # What a process pays once for CUDA and for torch's autograd on it belongs to no provider's first call.
         x = torch.ones(1024, device="cuda", requires_grad=True)
-        (x * 2).sum().backward()
+        (x * 2).backward(torch.ones_like(x))  # with a gradient: torch then imports sympy, for 1 to 3 s
         torch.cuda.synchronize()
 
     def synchronize(self) -> None:
