@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,19 @@ def test_check_library_sees(tmp_path):
         build_library(tmp_path, source, *flags)
         code, said = run(ROOT, *check)
         assert code == 1 and words in said, words
+
+
+def test_one_version():
+    """Of the C headers, the package and the distribution."""
+    places = {
+        "liger/core/version.h": r'#define LIGER_VERSION "(.*)"',
+        "python/liger_kernel/__init__.py": r'__version__ = "(.*)"',
+        "pyproject.toml": r'(?m)^version = "(.*)"',
+    }
+    versions = {path: re.search(pattern, (ROOT / path).read_text())[1] for path, pattern in places.items()}
+    header = (ROOT / "liger/core/version.h").read_text()
+    versions["its numbers"] = ".".join(re.findall(r"#define LIGER_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", header))
+    assert len(set(versions.values())) == 1, versions
 
 
 def write_wheel(folder: Path, change=lambda files: None, name="liger_kernel-0.9.0-cp310-abi3-linux_x86_64.whl") -> Path:
