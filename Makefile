@@ -11,7 +11,7 @@ PYTHON := $(abspath $(VENV))/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Tests and examples run from the sources with the library of this build.
 NATIVE = PYTHONPATH=$(CURDIR)/python LIGER_NATIVE_DIR=$(abspath $(BUILD))
-# The aarch64 driver runs under emulation, thirty times slower: a part of the cases, one thread.
+# The aarch64 driver runs under emulation, thirty times slower: every operator and mode, but a part of the cases.
 AARCH64_TEST ?= --quick
 
 SYSTEM := build/.stamps/system
@@ -57,13 +57,16 @@ demo: build ## a Llama learns real text twice, stock and patched; table, build/d
 bench: build ## times against peers; results under bench/results/
 	$(NATIVE) $(PYTHON) bench/run.py $(BENCH_ARGS)
 
-wheel: $(SETUP) ## the Python wheel for every architecture, in dist/, checked by abi3audit
+wheel: $(SETUP) ## the Python wheel for every GPU architecture, in dist/, its contents and ABI checked
+	@rm -f dist/*.whl
 	$(PYTHON) -m build --wheel --no-isolation --outdir dist -Ccmake.define.LIGER_CUDA_ARCHS=release
+	$(PYTHON) tools/check_wheel.py dist/*.whl
 	$(PYTHON) -m abi3audit --strict dist/*.whl
 	$(PYTHON) tools/check_library.py build/wheel/libliger.so
 
 install: build-release ## C library, headers, pkg-config and CMake package, to PREFIX (/usr/local)
 	cmake --install build/release --prefix $(PREFIX)
+	@ldconfig 2>/dev/null || true # root's installation into a system folder is found by the loader from then on
 
 format: $(SETUP) ## formats C, CUDA and Python sources
 	git ls-files -co --exclude-standard '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i

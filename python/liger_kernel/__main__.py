@@ -47,6 +47,19 @@ def _patching_note(version: str) -> str:
     return ""
 
 
+def disabled_fact(value: str) -> str:
+    """What LIGER_DISABLE does. A name that is no operator's disables nothing, and is named."""
+    try:
+        operators = importlib.import_module("liger_kernel.ops")._operator.LigerFunction.__subclasses__()
+    except Exception as error:  # without torch nothing runs on it
+        return f"{value}  (not usable: {error})"
+    known = {name for operator in operators for name in operator.operator.split()}
+    given = [name.strip() for name in value.split(",") if name.strip()]
+    fact = ", ".join(name for name in given if name in known) + "  (run on torch)"
+    unknown = [name for name in given if name not in known]
+    return f"{fact}; no operator is called {', '.join(unknown)}" if unknown else fact
+
+
 def collect() -> tuple[list[tuple[str, str]], bool]:
     """The rows of the report, and whether the native library is usable."""
     native, usable = native_facts()
@@ -55,7 +68,7 @@ def collect() -> tuple[list[tuple[str, str]], bool]:
     rows += [(name, package_fact(name)) for name in _PACKAGES]
     disabled = os.environ.get("LIGER_DISABLE", "").strip()
     if disabled:
-        rows.append(("LIGER_DISABLE", f"{disabled}  (these run on torch)"))
+        rows.append(("LIGER_DISABLE", disabled_fact(disabled)))
     return rows, usable
 
 

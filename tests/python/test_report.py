@@ -33,6 +33,18 @@ def test_command_line():
     assert done.returncode == 0 or "not usable" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("value", "fact"),
+    [
+        ("rope", "rope  (run on torch)"),
+        (" rms_norm,rope ,", "rms_norm, rope  (run on torch)"),
+        ("rope, rmsnorm", "rope  (run on torch); no operator is called rmsnorm"),
+    ],
+)
+def test_disabled_operators_are_known_by_name(value, fact):
+    assert report.disabled_fact(value) == fact
+
+
 def test_env_report_command_line():
     done = run("-m", "liger_kernel.env_report")
     assert done.returncode == 0, done.stderr

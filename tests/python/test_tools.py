@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,51 @@ def test_check_library_sees(tmp_path):
         build_library(tmp_path, source, *flags)
         code, said = run(ROOT, *check)
         assert code == 1 and words in said, words
+
+
+def test_one_version():
+    """Of the C headers, the package and the distribution."""
+    places = {
+        "liger/core/version.h": r'#define LIGER_VERSION "(.*)"',
+        "python/liger_kernel/__init__.py": r'__version__ = "(.*)"',
+        "pyproject.toml": r'(?m)^version = "(.*)"',
+    }
+    versions = {path: re.search(pattern, (ROOT / path).read_text())[1] for path, pattern in places.items()}
+    header = (ROOT / "liger/core/version.h").read_text()
+    versions["its numbers"] = ".".join(re.findall(r"#define LIGER_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", header))
+    assert len(set(versions.values())) == 1, versions
+
+
+def write_wheel(folder: Path, change=lambda files: None, name="liger_kernel-0.9.0-cp310-abi3-linux_x86_64.whl") -> Path:
+    package = ROOT / "python"
+    files = {str(p.relative_to(package)): "" for p in (*package.rglob("*.py"), *package.rglob("py.typed"))}
+    files |= dict.fromkeys(("liger_kernel/_native/_binding.abi3.so", "liger_kernel/_native/libliger.so"), "")
+    information = "liger_kernel-0.9.0.dist-info/"
+    files |= dict.fromkeys((information + f for f in ("RECORD", "WHEEL", "licenses/LICENSE")), "")
+    files[information + "METADATA"] = "Name: liger-kernel\nRequires-Python: >=3.10\n"
+    change(files)
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "words"),
+    [
+        (lambda f: None, "liger_kernel-0.9.0-cp311-cp311-linux_x86_64.whl", "is not called"),
+        (lambda f: f.pop("liger_kernel/py.typed"), None, "lacks liger_kernel/py.typed"),
+        (lambda f: f.pop("liger_kernel/_native/libliger.so"), None, "lacks liger_kernel/_native/libliger.so"),
+        (lambda f: f.update({"liger_kernel/_native/binding.c": ""}), None, "holds liger_kernel/_native/binding.c"),
+        (lambda f: f.update({"include/liger/liger.h": ""}), None, "holds include/liger/liger.h"),
+        (lambda f: f.update({"liger_kernel-0.9.0.dist-info/METADATA": ""}), None, "does not require Python"),
+    ],
+)
+def test_check_wheel_sees(tmp_path, change, name, words):
+    assert run(ROOT, "tools/check_wheel.py", str(write_wheel(tmp_path)))[0] == 0
+    planted = write_wheel(tmp_path, change, *([name] if name else []))
+    code, said = run(ROOT, "tools/check_wheel.py", str(planted))
+    assert code == 1 and words in said
 
 
 SPILLING = """

@@ -6,17 +6,41 @@ import torch
 from torch import nn
 
 from liger_kernel.ops import LigerCrossEntropyFunction
-from liger_kernel.transformers.functional import CrossEntropyOutput
+from liger_kernel.transformers.functional import loss_or_output
 
 
-def check_loss_options(label_smoothing: float, reduction: str, softcap: float | None) -> None:
-    """AssertionError for options that no cross entropy here accepts."""
-    assert 0.0 <= label_smoothing <= 1.0, f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}"
-    assert reduction in ("mean", "sum", "none"), f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
-    assert softcap is None or softcap > 0, f"softcap must be positive or None, got {softcap}"
+class CrossEntropyModule(nn.Module):
+    """The options that every cross entropy here has. AssertionError for those that none accepts."""
+
+    def __init__(
+        self,
+        ignore_index: int,
+        lse_square_scale: float,
+        label_smoothing: float,
+        reduction: str,
+        softcap: float | None,
+        return_z_loss: bool,
+        return_token_accuracy: bool,
+        return_predicted_tokens: bool,
+    ) -> None:
+        super().__init__()
+        assert 0.0 <= label_smoothing <= 1.0, f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}"
+        assert reduction in ("mean", "sum", "none"), f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
+        assert softcap is None or softcap > 0, f"softcap must be positive or None, got {softcap}"
+        self.ignore_index = ignore_index
+        self.lse_square_scale = lse_square_scale
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+        self.softcap = softcap
+        self.return_z_loss = return_z_loss
+        self.return_token_accuracy = return_token_accuracy
+        self.return_predicted_tokens = return_predicted_tokens
+
+    def loss_or_output(self, results):
+        return loss_or_output(results, self.return_z_loss or self.return_token_accuracy or self.return_predicted_tokens)
 
 
-class LigerCrossEntropyLoss(nn.Module):
+class LigerCrossEntropyLoss(CrossEntropyModule):
     """Cross entropy of logits [BT, V] (fp32, fp16, bf16) with targets [BT] (int32, int64).
 
     Per row, in fp32: logsumexp(x) − x[target], x softcapped if `softcap` is given, with label smoothing, class weights
@@ -38,20 +62,20 @@ class LigerCrossEntropyLoss(nn.Module):
         return_token_accuracy: bool = False,
         return_predicted_tokens: bool = False,
     ) -> None:
-        super().__init__()
-        check_loss_options(label_smoothing, reduction, softcap)
+        super().__init__(
+            ignore_index,
+            lse_square_scale,
+            label_smoothing,
+            reduction,
+            softcap,
+            return_z_loss,
+            return_token_accuracy,
+            return_predicted_tokens,
+        )
         self.weight = weight
-        self.ignore_index = ignore_index
-        self.lse_square_scale = lse_square_scale
-        self.label_smoothing = label_smoothing
-        self.reduction = reduction
-        self.softcap = softcap
-        self.return_z_loss = return_z_loss
-        self.return_token_accuracy = return_token_accuracy
-        self.return_predicted_tokens = return_predicted_tokens
 
     def forward(self, _input, target):
-        loss, z_loss, token_accuracy, predicted_tokens = LigerCrossEntropyFunction.apply(
+        results = LigerCrossEntropyFunction.apply(
             _input,
             target,
             self.weight,
@@ -64,8 +88,4 @@ class LigerCrossEntropyLoss(nn.Module):
             self.return_token_accuracy,
             self.return_predicted_tokens,
         )
-        if not (self.return_z_loss or self.return_token_accuracy or self.return_predicted_tokens):
-            return loss
-        return CrossEntropyOutput(
-            loss=loss, z_loss=z_loss, token_accuracy=token_accuracy, predicted_tokens=predicted_tokens
-        )
+        return self.loss_or_output(results)

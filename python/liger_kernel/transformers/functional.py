@@ -29,6 +29,11 @@ class CrossEntropyOutput:
     predicted_tokens: torch.Tensor | None = None
 
 
+def loss_or_output(results: tuple, wants_more: bool) -> torch.Tensor | CrossEntropyOutput:
+    """What a caller gets of a Function's (loss, z_loss, token_accuracy, predicted_tokens)."""
+    return CrossEntropyOutput(*results) if wants_more else results[0]
+
+
 def liger_cross_entropy(
     input,
     target,
@@ -48,7 +53,7 @@ def liger_cross_entropy(
 
     `size_average` and `reduce` are accepted and ignored.
     """
-    loss, z_loss, token_accuracy, predicted_tokens = LigerCrossEntropyFunction.apply(
+    results = LigerCrossEntropyFunction.apply(
         input,
         target,
         weight,
@@ -61,11 +66,7 @@ def liger_cross_entropy(
         return_token_accuracy,
         return_predicted_tokens,
     )
-    if not (return_z_loss or return_token_accuracy or return_predicted_tokens):
-        return loss
-    return CrossEntropyOutput(
-        loss=loss, z_loss=z_loss, token_accuracy=token_accuracy, predicted_tokens=predicted_tokens
-    )
+    return loss_or_output(results, return_z_loss or return_token_accuracy or return_predicted_tokens)
 
 
 def liger_fused_linear_cross_entropy(
@@ -86,7 +87,7 @@ def liger_fused_linear_cross_entropy(
     return_predicted_tokens: bool = False,
 ):
     """Cross entropy of `input` [BT, H] · `weight`ᵀ [V, H] (+ `bias`): see `LigerFusedLinearCrossEntropyLoss`."""
-    loss, z_loss, token_accuracy, predicted_tokens = LigerFusedLinearCrossEntropyFunction.apply(
+    results = LigerFusedLinearCrossEntropyFunction.apply(
         input,
         weight,
         target,
@@ -103,11 +104,7 @@ def liger_fused_linear_cross_entropy(
         return_token_accuracy,
         return_predicted_tokens,
     )
-    if not (return_z_loss or return_token_accuracy or return_predicted_tokens):
-        return loss
-    return CrossEntropyOutput(
-        loss=loss, z_loss=z_loss, token_accuracy=token_accuracy, predicted_tokens=predicted_tokens
-    )
+    return loss_or_output(results, return_z_loss or return_token_accuracy or return_predicted_tokens)
 
 
 def liger_rms_norm(X, W, eps, offset: float = 0.0, casting_mode: str = "llama", in_place: bool = True):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
-from liger_kernel.transformers.cross_entropy import check_loss_options
-from liger_kernel.transformers.functional import CrossEntropyOutput
+from liger_kernel.transformers.cross_entropy import CrossEntropyModule
 
 
-class LigerFusedLinearCrossEntropyLoss(nn.Module):
+class LigerFusedLinearCrossEntropyLoss(CrossEntropyModule):
     """Cross entropy of `_input` [BT, H] · `lin_weight`ᵀ [V, H] (+ `bias` [V]) with `target` [BT], chunk by chunk.
 
     Options as in `LigerCrossEntropyLoss`; `ce_weight` are the class weights. `accum_dtype` is the dtype in which the
@@ -32,22 +30,22 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
         return_token_accuracy: bool = False,
         return_predicted_tokens: bool = False,
     ) -> None:
-        super().__init__()
-        check_loss_options(label_smoothing, reduction, softcap)
+        super().__init__(
+            ignore_index,
+            lse_square_scale,
+            label_smoothing,
+            reduction,
+            softcap,
+            return_z_loss,
+            return_token_accuracy,
+            return_predicted_tokens,
+        )
         self.ce_weight = ce_weight
-        self.ignore_index = ignore_index
-        self.lse_square_scale = lse_square_scale
-        self.label_smoothing = label_smoothing
-        self.reduction = reduction
-        self.softcap = softcap
-        self.return_z_loss = return_z_loss
         self.accum_dtype = accum_dtype
         self.use_token_scaling = use_token_scaling
-        self.return_token_accuracy = return_token_accuracy
-        self.return_predicted_tokens = return_predicted_tokens
 
     def forward(self, lin_weight, _input, target, bias=None):
-        loss, z_loss, token_accuracy, predicted_tokens = LigerFusedLinearCrossEntropyFunction.apply(
+        results = LigerFusedLinearCrossEntropyFunction.apply(
             _input,
             lin_weight,
             target,
@@ -64,8 +62,4 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
             self.return_token_accuracy,
             self.return_predicted_tokens,
         )
-        if not (self.return_z_loss or self.return_token_accuracy or self.return_predicted_tokens):
-            return loss
-        return CrossEntropyOutput(
-            loss=loss, z_loss=z_loss, token_accuracy=token_accuracy, predicted_tokens=predicted_tokens
-        )
+        return self.loss_or_output(results)

@@ -18,7 +18,28 @@ def _require_silu(config: Any) -> None:
         raise ValueError(f"Activation function {config.hidden_act} not supported.")
 
 
-class LigerSwiGLUMLP(nn.Module):
+class _GatedMLP(nn.Module):
+    """gate_proj and up_proj H → I, down_proj I → H. The sizes are those of `config` unless `intermediate_size` is given."""
+
+    def __init__(self, config: Any, intermediate_size: int | None = None, bias: bool = False) -> None:
+        super().__init__()
+        _require_silu(config)
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.intermediate_size = config.intermediate_size if intermediate_size is None else intermediate_size
+        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=bias)
+
+    def forward(self, x):
+        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+def _has_bias(config: Any) -> bool:
+    return bool(getattr(config, "mlp_bias", False))
+
+
+class LigerSwiGLUMLP(_GatedMLP):
     """The MLP of Llama: gate_proj and up_proj H → I, down_proj I → H, biases if `config.mlp_bias` is true.
 
     Reads hidden_size, intermediate_size, hidden_act and, where it exists, mlp_bias of `config`. ValueError unless
@@ -26,18 +47,36 @@ class LigerSwiGLUMLP(nn.Module):
     """
 
     def __init__(self, config: Any) -> None:
-        super().__init__()
-        _require_silu(config)
-        self.config = config
-        self.hidden_size = config.hidden_size
-        self.intermediate_size = config.intermediate_size
-        bias = bool(getattr(config, "mlp_bias", False))
-        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=bias)
+        super().__init__(config, bias=_has_bias(config))
+
+
+class LigerQwen3MoeSwiGLUMLP(_GatedMLP):
+    """As Llama's without biases; `intermediate_size` overrides that of `config` (experts are narrower)."""
+
+    def __init__(self, config: Any, intermediate_size: int | None = None) -> None:
+        super().__init__(config, intermediate_size)
+
+
+class LigerHunyuanV1SwiGLUMLP(_GatedMLP):
+    """As Llama's without biases; `layer_idx` and `is_shared_mlp` are part of Hugging Face's call."""
+
+    def __init__(self, config: Any, layer_idx: int | None = None, is_shared_mlp: bool = False) -> None:
+        super().__init__(config)
+        self.layer_idx = layer_idx
+
+
+class LigerFalconH1SwiGLUMLP(_GatedMLP):
+    """down_multiplier · down(silu(gate_multiplier · gate(x)) ⊙ up(x)), multipliers from `config.mlp_multipliers`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config, bias=_has_bias(config))
+        self.gate_multiplier, self.down_multiplier = config.mlp_multipliers
 
     def forward(self, x):
-        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if getattr(self.down_proj, "bias", None) is None:  # the multiplier commutes with the projection
+            return self.down_proj(LigerSiLUMulFunction.apply(gate, up, self.gate_multiplier, self.down_multiplier))
+        return self.down_proj(LigerSiLUMulFunction.apply(gate, up, self.gate_multiplier)) * self.down_multiplier
 
 
 class LigerBlockSparseTop2MLP(nn.Module):
@@ -70,60 +109,3 @@ class LigerPhi3SwiGLUMLP(nn.Module):
 
     def forward(self, x):
         return self.down_proj(LigerFusedGateUpSiLUMulFunction.apply(self.gate_up_proj(x)))
-
-
-class LigerQwen3MoeSwiGLUMLP(nn.Module):
-    """As Llama's without biases; `intermediate_size` overrides that of `config` (experts are narrower)."""
-
-    def __init__(self, config: Any, intermediate_size: int | None = None) -> None:
-        super().__init__()
-        _require_silu(config)
-        self.config = config
-        self.hidden_size = config.hidden_size
-        self.intermediate_size = config.intermediate_size if intermediate_size is None else intermediate_size
-        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
-
-    def forward(self, x):
-        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
-
-
-class LigerHunyuanV1SwiGLUMLP(nn.Module):
-    """As Llama's without biases; `layer_idx` and `is_shared_mlp` are part of Hugging Face's call."""
-
-    def __init__(self, config: Any, layer_idx: int | None = None, is_shared_mlp: bool = False) -> None:
-        super().__init__()
-        _require_silu(config)
-        self.config = config
-        self.hidden_size = config.hidden_size
-        self.intermediate_size = config.intermediate_size
-        self.layer_idx = layer_idx
-        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
-
-    def forward(self, x):
-        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
-
-
-class LigerFalconH1SwiGLUMLP(nn.Module):
-    """down_multiplier · down(silu(gate_multiplier · gate(x)) ⊙ up(x)), multipliers from `config.mlp_multipliers`."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        _require_silu(config)
-        self.config = config
-        self.hidden_size = config.hidden_size
-        self.intermediate_size = config.intermediate_size
-        bias = bool(getattr(config, "mlp_bias", False))
-        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=bias)
-        self.gate_multiplier, self.down_multiplier = config.mlp_multipliers
-
-    def forward(self, x):
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        if getattr(self.down_proj, "bias", None) is None:  # the multiplier commutes with the projection
-            return self.down_proj(LigerSiLUMulFunction.apply(gate, up, self.gate_multiplier, self.down_multiplier))
-        return self.down_proj(LigerSiLUMulFunction.apply(gate, up, self.gate_multiplier)) * self.down_multiplier

@@ -34,7 +34,13 @@ def unwrap_peft(head: Any) -> Any:
 
 
 def _is_sharded(weight: Any) -> bool:
-    return isinstance(weight, loaded_class("torch.distributed.tensor", "DTensor"))
+    at_home = loaded_class("torch.distributed.tensor", "DTensor")
+    return isinstance(weight, at_home or loaded_class("torch.distributed._tensor", "DTensor"))  # there in torch 2.4
+
+
+def _is_fsdp2(head: nn.Module) -> bool:
+    at_home = loaded_class("torch.distributed.fsdp", "FSDPModule")
+    return isinstance(head, at_home or loaded_class("torch.distributed._composable.fsdp", "FSDPModule"))  # before 2.6
 
 
 def _is_fsdp1(head: nn.Module) -> bool:
@@ -79,7 +85,7 @@ def _weight_obstacle(head: Any) -> str | None:
         return f"its weight is {weight.dtype} (quantised?)"
     if _is_sharded(weight):
         shards = sum(placement.is_shard() for placement in weight.placements)
-        if not isinstance(head, loaded_class("torch.distributed.fsdp", "FSDPModule")) or shards > 1:
+        if not _is_fsdp2(head) or shards > 1:
             return "its weight is a DTensor (tensor parallelism)"
     elif type(weight) not in (torch.Tensor, nn.Parameter) and not hasattr(weight, "ds_id"):
         return f"its weight is a {type(weight).__name__} (quantised?)"

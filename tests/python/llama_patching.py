@@ -1,0 +1,51 @@
+"""What the tests of patching share. Needs transformers: a test file asks for it before it imports this one."""
+
+from __future__ import annotations
+
+import logging
+
+import tiny_llama
+import torch
+
+from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+ALL_OFF = dict(rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=False, swiglu=False)
+
+
+def only(**flags):
+    return {**ALL_OFF, **flags}
+
+
+def pair(device="cpu", **changes):
+    """(stock model, patched model) with equal weights; the patch is the fused forward alone, to isolate it."""
+    stock, patched = tiny_llama.build(device, **changes), tiny_llama.build(device, **changes)
+    apply_liger_kernel_to_llama(model=patched, **only(fused_linear_cross_entropy=True))
+    return stock, patched
+
+
+def assert_close(actual, expected, tolerance=2e-5):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_same_step(step, expected_step, tolerance=2e-5):
+    """Of what `tiny_llama.run` answers: the losses and all gradients."""
+    (output, gradients), (expected, expected_gradients) = step, expected_step
+    assert_close(output.loss, expected.loss)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def assert_trains_alike(patched, stock, tolerance=2e-5, device="cpu"):
+    """The patched model's output, and its gradients, of one training step, after a comparison with the stock model's."""
+    ids, labels = tiny_llama.batch(device)
+    expected_step = tiny_llama.run(stock, input_ids=ids, labels=labels)
+    step = tiny_llama.run(patched, input_ids=ids, labels=labels)
+    assert_same_step(step, expected_step, tolerance)
+    return step
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name.startswith("liger")]

@@ -1,0 +1,131 @@
+"""Every operator inside torch's machinery: schemas, compile, fake tensors, the profiler, the garbage collector."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_operators import CASES, VOCAB, Case, angles, leaves, on, same, targets, upstreams
+from torch import Tensor
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request) -> Case:
+    return request.param
+
+
+def opcheck_arguments(device) -> dict[str, tuple]:
+    def leaf(*shape):
+        return torch.randn(shape, device=device, requires_grad=True)
+
+    cos, sin = (a.to(device) for a in angles(5))
+    y = targets(7).to(device)
+    rstd = torch.rand(10, device=device)
+    linear = (None, -100, 1e-3, 0.1, 1, 5.0, False, False, True, True, True)
+    return {
+        "rms_norm": (leaf(2, 5, 8), leaf(8), 1e-6, 0.0, 0),
+        "rms_norm_backward": (leaf(2, 5, 8).detach(), leaf(2, 5, 8).detach(), leaf(8).detach(), rstd, 0.0, 0, True, True),
+        "add_rms_norm": (leaf(2, 5, 8), leaf(2, 5, 8), leaf(8), 1e-6, 0.0, 0),
+        "add_rms_norm_backward": (*(leaf(2, 5, 8).detach() for _ in range(3)), leaf(8).detach(), rstd, 0.0, 0, True, True),
+        "rope": (leaf(2, 4, 5, 8), leaf(2, 2, 5, 8), cos, sin),
+        "rope_backward": (cos, sin, leaf(2, 4, 5, 8).detach(), None),
+        "swiglu": (leaf(2, 5, 8), leaf(2, 5, 8), 1.5, 1.0),
+        "swiglu_backward": (*(leaf(2, 5, 8).detach() for _ in range(3)), 1.5, 1.0, True, False),
+        "swiglu_packed": (leaf(2, 5, 8),),
+        "swiglu_packed_backward": (leaf(2, 5, 8).detach(), leaf(2, 5, 4).detach()),
+        "cross_entropy": (leaf(7, VOCAB), y, None, -100, 1e-3, 0.1, 1, 5.0, True, True, True, True),
+        "cross_entropy_backward": (leaf(7, VOCAB).detach(), y, None, torch.ones((), device=device), -100, 0.0, 0.1, 1, 0.0),
+        "linear_cross_entropy": (leaf(7, 8), leaf(VOCAB, 8), y, leaf(VOCAB), None, *linear, False, False, False, 0),
+        "scale": (leaf(3, 4).detach(), torch.ones((), device=device)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", opcheck_arguments("cpu"))
+def test_opcheck(name, device):
+    torch.library.opcheck(getattr(torch.ops.liger, name).default, opcheck_arguments(device)[name])
+
+
+def test_every_registered_operator_is_checked():
+    registered = {
+        n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("liger::")
+    }
+    assert registered == set(opcheck_arguments("cpu"))
+
+
+def compiled(case: Case, **options) -> Callable:
+    torch._dynamo.reset()
+    # the call's result goes through other operations, as in a model: the graph is not only ours
+    return torch.compile(lambda *args: tuple(r * 2.0 for r in case(*args)), fullgraph=True, **options)
+
+
+def doubled(case: Case, args: list) -> list[Tensor]:
+    args = leaves(case, args)
+    results = tuple(r * 2.0 for r in case(*args))
+    return [*results, *torch.autograd.grad(results, [args[i] for i in case.trained], upstreams(results))]
+
+
+def through(function: Callable, case: Case, args: list) -> list[Tensor]:
+    args = leaves(case, args)
+    results = function(*args)
+    return [*results, *torch.autograd.grad(results, [args[i] for i in case.trained], upstreams(results))]
+
+
+def test_compile_has_no_graph_break(case, device):
+    function = compiled(case, backend="aot_eager")
+    args = on(device, case.make(7))
+    expected = doubled(case, args)
+    assert same(through(function, case, args), expected)
+    with torch.no_grad():
+        assert same(list(function(*args)), expected[: case.results])
+
+
+def test_compile_with_inductor(device):
+    case = CASES["rms_norm"]
+    args = on(device, case.make(7))
+    for a, b in zip(through(compiled(case), case, args), doubled(case, args)):
+        torch.testing.assert_close(a, b)
+
+
+def test_compile_dynamic_does_not_recompile(case, device):
+    function = compiled(case, backend="aot_eager", dynamic=True)
+    through(function, case, on(device, case.make(5)))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (2, 3, 17, 64):
+            args = on(device, case.make(rows))
+            assert same(through(function, case, args), doubled(case, args))
+
+
+def test_fake_tensors(case):
+    """Shapes and dtypes without memory, as FSDP and export ask for them."""
+    real = case(*case.make(7))
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = case(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in case.make(7)))
+    for a, b in zip(real, fake):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def test_named_in_the_profiler(case, device):
+    args = on(device, case.make(7))
+    operator = case.name.removesuffix("_none")
+    for given, expected in ((leaves(case, args), case.function.__name__), (args, f"liger::{operator}")):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            case(*given)
+        assert expected in {event.name for event in profile.events()}
+
+
+def test_kept_results_free_their_memory(case, device):
+    """No cycle keeps a graph alive until the garbage collector comes."""
+    args = leaves(case, on(device, case.make(7)))
+    gc.collect()
+    gc.disable()
+    try:
+        results = case(*args)
+        node = weakref.ref(results[0].grad_fn)
+        torch.autograd.backward(results, upstreams(results))
+        del results
+        assert node() is None
+    finally:
+        gc.enable()

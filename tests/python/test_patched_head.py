@@ -1,0 +1,206 @@
+"""Output heads that are more than an nn.Linear: the loss is computed inside their call, or logits are materialised."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers", reason="needs transformers")
+
+import tiny_llama  # noqa: E402
+from llama_patching import assert_close, assert_trains_alike, pair, warnings_of  # noqa: E402
+
+from liger_kernel.transformers import (  # noqa: E402
+    LigerRMSNorm,
+    _apply_liger_kernel_to_instance,
+    apply_liger_kernel_to_llama,
+    revert_liger_kernel,
+)
+from liger_kernel.transformers.model import llama, lm_head  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("unpatched")
+
+
+class Gathered:
+    """A head whose weight is there only while it is called, and whose backward needs what came out of the call."""
+
+    def __init__(self, head):
+        self.full, self.events = head.weight.data, []
+        head.weight.data = torch.empty(0, device=self.full.device)
+        head.register_forward_pre_hook(self.gather)
+        head.register_forward_hook(self.release, always_call=True)
+
+    def gather(self, head, args):
+        self.events.append("gather")
+        head.weight.data = self.full
+
+    def release(self, head, args, output):
+        self.events.append("release")
+        head.weight.data = torch.empty(0, device=self.full.device)
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            output.register_hook(lambda gradient: self.events.append("backward"))
+
+
+def test_a_hooked_head_is_called(device):
+    model = tiny_llama.build(device)
+    ids, labels = tiny_llama.batch(device)
+    expected = model(input_ids=ids, labels=labels).loss
+    apply_liger_kernel_to_llama(model=model)
+    model.lm_head.weight.requires_grad_(False)
+    gathered = Gathered(model.lm_head)
+    output = model(input_ids=ids, labels=labels, return_token_accuracy=True)
+    assert output.logits is None and output.token_accuracy is not None
+    assert_close(output.loss, expected)
+    output.loss.backward()
+    assert gathered.events == ["gather", "release", "backward"]
+    assert "forward" not in model.lm_head.__dict__
+
+
+def test_a_weight_that_is_not_there_is_an_error():
+    _, patched = pair()
+    ids, labels = tiny_llama.batch()
+    patched.lm_head.weight.data = torch.empty(0)
+    patched.lm_head.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="not there in full"):
+        patched(input_ids=ids, labels=labels)
+    assert "forward" not in patched.lm_head.__dict__
+
+
+def test_mixed_precision_of_the_unit_does_not_round_the_loss():
+    _, patched = pair()
+    ids, labels = tiny_llama.batch()
+    exact = patched(input_ids=ids, labels=labels).loss
+    patched.lm_head.register_forward_hook(lambda module, args, output: output.bfloat16())
+    output, gradients = tiny_llama.run(patched, input_ids=ids, labels=labels)
+    assert output.loss.dtype == torch.float32 and torch.equal(output.loss, exact)
+    assert gradients["lm_head.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("break_head", "reason"),
+    [
+        (lambda head: nn.Sequential(head, nn.Identity()), "Sequential"),
+        (lambda head: _with_forward(head), "wrapped"),
+        (lambda head: _int8(head), "int8"),
+        (lambda head: _Doubled(head), "forward of its own"),
+    ],
+)
+def test_other_heads_materialise_logits_and_say_why(break_head, reason, caplog):
+    stock, patched = pair()
+    ids, labels = tiny_llama.batch()
+    for model in (stock, patched):
+        model.lm_head = break_head(model.lm_head)
+    assert reason in lm_head.obstacle(patched.lm_head)
+    if reason == "int8":
+        return  # nothing here computes with it
+    expected = stock(input_ids=ids, labels=labels)
+    for _ in range(2):
+        output = patched(input_ids=ids, labels=labels)
+        assert_close(output.loss, expected.loss)
+        assert_close(output.logits, expected.logits)
+    assert len(warnings_of(caplog)) == 1 and reason in warnings_of(caplog)[0]
+
+
+class _Doubled(nn.Linear):
+    def __init__(self, head):
+        super().__init__(head.in_features, head.out_features, bias=False)
+        self.weight = head.weight
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _with_forward(head):
+    own = head.forward
+    head.forward = lambda x: own(x).float()
+    return head
+
+
+def _int8(head):
+    head.weight = nn.Parameter(torch.zeros(3, 2, dtype=torch.int8), requires_grad=False)
+    return head
+
+
+def test_offloaded_head():
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+    model, (ids, labels) = tiny_llama.build(), tiny_llama.batch()
+    expected = model(input_ids=ids, labels=labels).loss
+    accelerate.cpu_offload(model.lm_head, execution_device=torch.device("cpu"))
+    assert model.lm_head.weight.device.type == "meta"
+    apply_liger_kernel_to_llama(model=model)
+    output = model(input_ids=ids, labels=labels)
+    assert output.logits is None
+    assert_close(output.loss, expected)
+
+
+def test_peft_trained_copy_of_the_head():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    ids, labels = tiny_llama.batch()
+    peft_config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head", "norm"])
+    models = []
+    for patched in (False, True):
+        model = peft.get_peft_model(tiny_llama.build(), peft_config, adapter_name="mine")
+        torch.manual_seed(3)
+        with torch.no_grad():
+            copied = model.base_model.model.lm_head.modules_to_save["mine"]
+            copied.weight.add_(0.1 * torch.randn_like(copied.weight))
+        if patched:
+            _apply_liger_kernel_to_instance(model=model.get_base_model())
+            assert model.base_model.model.model.norm.modules_to_save["mine"].forward.__func__ is LigerRMSNorm.forward
+        models.append(model.train())
+    stock, model = models
+    output, gradients = assert_trains_alike(model, stock, 1e-4)
+    assert output.logits is None
+    assert any("lm_head.modules_to_save" in name for name in gradients)
+    with stock.disable_adapter(), model.disable_adapter():
+        base, ours = (m(input_ids=ids, labels=labels).loss for m in (stock, model))
+    assert_close(ours, base)
+    assert abs(base - output.loss) > 1e-3
+
+
+def test_peft_lora_on_the_head_materialises(caplog):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    ids, labels = tiny_llama.batch()
+    lora = peft.LoraConfig(target_modules=["lm_head"], init_lora_weights=False)
+    torch.manual_seed(5)
+    stock = peft.get_peft_model(tiny_llama.build(), lora)
+    model = copy.deepcopy(stock)
+    apply_liger_kernel_to_llama(model=model)  # a PeftModel is looked through
+    assert model.get_base_model().forward.__func__ is llama.lce_forward
+    output, _ = assert_trains_alike(model, stock, 1e-4)
+    assert output.logits is not None
+    assert len(warnings_of(caplog)) == 1 and "PEFT" in warnings_of(caplog)[0]
+    revert_liger_kernel(model)
+    assert "forward" not in model.get_base_model().__dict__
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file store")
+def test_sharded_head_in_two_processes(tmp_path):
+    if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip(f"FSDP2 of torch {torch.__version__} needs a GPU")
+    worker = pathlib.Path(__file__).with_name("sharded_head_worker.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(rank), "2", str(tmp_path / "store")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+        assert "fsdp2 ok" in output, output
+        assert "fsdp1 ok" in output or (torch.version.cuda and "fsdp1 skipped" in output), output
