@@ -19,6 +19,10 @@ LigerArgumentError = _native.LigerArgumentError
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_is_profiling = torch.autograd._profiler_enabled
+_functorch_is_active = torch._C._are_functorch_transforms_active
 _library = torch.library.Library("liger", "DEF")
 
 
@@ -33,26 +37,43 @@ class Operator:
     """A function of tensors with a schema. Call it with positional arguments; the first is a tensor.
 
     `run` is the function on real tensors, `fake` the one that answers empty tensors of the right shape and dtype.
+    `quick` is `run` without preparation: it hands the tensors to the library as they are, and lets the call make the
+    results. What the library refuses, it refuses before anything is written: then `run` prepares it, or says why not.
     Mutating schemas are not used: an output is always a new tensor.
     """
 
-    def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]):
+    def __init__(
+        self, schema: str, run: Callable[..., Any], fake: Callable[..., Any], quick: Callable[..., Any] | None = None
+    ):
         name = schema[: schema.index("(")]
+        self.name = name
+        self.prepared = run
+        self.quick = quick or run
         _library.define(schema)
         for key in ("CPU", "CUDA"):
-            _library.impl(name, run, key)
+            _library.impl(name, self.run, key)
         torch.library.register_fake(f"liger::{name}", fake, lib=_library)
-        self.name = name
-        self.run = run
         self.traced = getattr(torch.ops.liger, name).default
 
-    def __call__(self, first: Tensor, *rest: Any) -> Any:
-        if torch.compiler.is_compiling() or _active_modes() or type(first) not in _PLAIN:
-            return self.traced(first, *rest)
-        if torch.autograd._profiler_enabled():
+    def run(self, *args: Any) -> Any:
+        """The values, from real tensors."""
+        try:
+            return self.quick(*args)
+        except LigerArgumentError:
+            pass
+        return self.prepared(*args)
+
+    def __call__(self, *args: Any) -> Any:
+        if _is_compiling() or _active_modes() or type(args[0]) not in _PLAIN:
+            return self.traced(*args)
+        if _is_profiling():
             with torch.profiler.record_function(f"liger::{self.name}"):
-                return self.run(first, *rest)
-        return self.run(first, *rest)
+                return self.run(*args)
+        try:  # run(), without its frame
+            return self.quick(*args)
+        except LigerArgumentError:
+            pass
+        return self.prepared(*args)
 
     def register_gradient(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         """The derivative of `torch.ops.liger.<name>` itself, for callers that use it without a Function."""
@@ -103,16 +124,16 @@ class LigerFunction(torch.autograd.Function):
     def apply(cls, *args: Any) -> Any:
         if cls._plain_torch:
             return cls.torch_forward(*args)
-        if torch.is_grad_enabled():
-            for position in cls.differentiable:
-                if position < len(args):
-                    tensor = args[position]
-                    if tensor is not None and tensor.requires_grad:
-                        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-                            return super().apply(*args)
-                        # without torch's look at functorch's wrappers, which takes a microsecond
-                        return cls._direct(*args)
+        if _is_grad_enabled() and (args[0].requires_grad or cls._needs_gradient(args)):
+            if _is_compiling() or _functorch_is_active():
+                return super().apply(*args)
+            return cls._direct(*args)  # without torch's look at functorch's wrappers, which takes a microsecond
         return cls.forward(_WithoutGradient(), *args)
+
+    @classmethod
+    def _needs_gradient(cls, args: tuple[Any, ...]) -> bool:
+        given = (args[position] for position in cls.differentiable if position < len(args))
+        return any(tensor is not None and tensor.requires_grad for tensor in given)
 
     @staticmethod
     def torch_forward(*args: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel._native import LIKE_FIRST
 from liger_kernel.ops._operator import (
     LigerArgumentError,
     LigerFunction,
@@ -51,6 +52,10 @@ def _forward(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: 
     return y if down_multiplier == 1.0 else y * down_multiplier
 
 
+def _quick(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
+    return _native.swiglu_forward(gate, up, LIKE_FIRST, gate_multiplier, down_multiplier, 0)
+
+
 def _forward_fake(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
     return new_rows(gate)
 
@@ -89,7 +94,10 @@ def _backward_fake(
 
 
 swiglu = Operator(
-    "swiglu(Tensor gate, Tensor up, float gate_multiplier, float down_multiplier) -> Tensor", _forward, _forward_fake
+    "swiglu(Tensor gate, Tensor up, float gate_multiplier, float down_multiplier) -> Tensor",
+    _forward,
+    _forward_fake,
+    _quick,
 )
 swiglu_gradient = Operator(
     "swiglu_backward(Tensor dy, Tensor gate, Tensor up, float gate_multiplier, float down_multiplier, bool need_gate, "
@@ -195,6 +203,11 @@ def _packed_forward(y: Tensor) -> Tensor:
     return c
 
 
+def _packed_quick(y: Tensor) -> Tensor:
+    gate, up = y.chunk(2, -1)
+    return _native.swiglu_forward(gate, up, LIKE_FIRST, 1.0, 1.0, 0)
+
+
 def _packed_forward_fake(y: Tensor) -> Tensor:
     return y.new_empty((*y.shape[:-1], y.shape[-1] // 2))
 
@@ -210,7 +223,7 @@ def _packed_backward_fake(y: Tensor, dc: Tensor) -> Tensor:
     return new_rows(y)
 
 
-swiglu_packed = Operator("swiglu_packed(Tensor y) -> Tensor", _packed_forward, _packed_forward_fake)
+swiglu_packed = Operator("swiglu_packed(Tensor y) -> Tensor", _packed_forward, _packed_forward_fake, _packed_quick)
 swiglu_packed_gradient = Operator(
     "swiglu_packed_backward(Tensor y, Tensor dc) -> Tensor", _packed_backward, _packed_backward_fake
 )
