@@ -44,7 +44,10 @@ def test_rows_are_contiguous(device, layout):
 @pytest.mark.parametrize("batch, heads, seq", [(2, 4, 3), (1, 4, 3), (2, 1, 3), (2, 4, 1), (1, 1, 1)])
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)])
 def test_heads_lie_in_the_order_of_projections(device, batch, heads, seq, layout):
-    q, k = layout(torch.randn(batch, heads, seq, 8, device=device)), layout(torch.randn(batch, 1, seq, 8, device=device))
+    q, k = (
+        layout(torch.randn(batch, heads, seq, 8, device=device)),
+        layout(torch.randn(batch, 1, seq, 8, device=device)),
+    )
     angles = torch.zeros(1, seq, 8, device=device)
     made = _native.rope_forward(q, k, angles + 1, angles, HEADS_OF_FIRST, HEADS_OF_SECOND, 8, 0)
     for given, out in zip((q, k), made):
