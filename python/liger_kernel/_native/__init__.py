@@ -119,7 +119,7 @@ def load() -> ModuleType:
         LigerArgumentError,
         LigerError,
         _cuda_stream_function,
-        torch.empty(0),
+        torch.empty(3, 2, device="cpu").t(),
         (LIKE_FIRST, PER_ROW, HEADS_OF_FIRST, HEADS_OF_SECOND),
         torch.empty_like,
         torch.empty_strided,

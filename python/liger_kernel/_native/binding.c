@@ -3,7 +3,10 @@
  * Nothing here knows torch's headers or version. A tensor is asked through its Python methods; what a call would cost by
  * name (a type lookup, a bound method, an argument tuple) is paid once at start-up: the C functions behind data_ptr,
  * get_device and stride and the getters behind dtype, shape and is_cuda are kept and called directly. That is done for
- * exact Tensor and Parameter objects only; any subclass is asked by name, so that whatever it overrides is heard. */
+ * exact Tensor and Parameter objects only; any subclass is asked by name, so that whatever it overrides is heard.
+ *
+ * Where torch offers DLPack's C exchange table (DLPack 1.3, a stable ABI), one call answers all questions about such an
+ * object, in a tenth of the time. It is used after it has answered right for a sample. */
 #define _DEFAULT_SOURCE /* madvise */
 #include "binding.h"
 
@@ -42,6 +45,29 @@ static struct {
     int direct; /* the functions above were found */
 } torch;
 
+/* DLPack 1.3, as far as it is used here. */
+enum { DL_CPU = 1, DL_CUDA = 2, DL_INT = 0, DL_UINT = 1, DL_FLOAT = 2, DL_BFLOAT = 4 };
+
+typedef struct dl_tensor {
+    void *data;
+    int32_t device_type, device_id;
+    int32_t ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+} dl_tensor;
+
+typedef struct dl_exchange {
+    uint32_t major, minor;
+    struct dl_exchange *older;
+    void (*allocate)(void), (*take)(void), (*give)(void); /* other signatures: not called */
+    int (*look)(void *object, dl_tensor *out);            /* borrows: valid while the object is */
+    void (*current_stream)(void);
+} dl_exchange;
+
+static const dl_exchange *exchange; /* NULL: there is none */
+
 static liger_context *contexts[MAX_CUDA_DEVICES + 1]; /* index: device + 1 */
 
 static PyCFunction method_of(PyObject *sample, const char *name, int flags) {
@@ -60,6 +86,26 @@ static descrgetfunc getter_of(PyObject *type, const char *name, PyObject **descr
     if (Py_TYPE(*descriptor) != &PyGetSetDescr_Type) return NULL;
     void *slot = PyType_GetSlot(&PyGetSetDescr_Type, Py_tp_descr_get);
     return (descrgetfunc)slot;
+}
+
+/* The table, if this torch has one and it describes the sample, a 2 x 3 f32 matrix with strides 1 and 2, as it is. */
+static const dl_exchange *find_exchange(PyObject *sample) {
+    PyObject *capsule = PyObject_GetAttrString(torch.tensor, "__dlpack_c_exchange_api__");
+    const dl_exchange *table =
+        capsule == NULL ? NULL : (const dl_exchange *)PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    Py_XDECREF(capsule); /* the table lives as long as the process */
+    PyErr_Clear();
+    if (table == NULL || table->major != 1 || table->look == NULL || torch.data_ptr == NULL) return NULL;
+    PyObject *address = torch.data_ptr(sample, NULL);
+    void *data = address == NULL ? NULL : PyLong_AsVoidPtr(address);
+    Py_XDECREF(address);
+    dl_tensor seen = {0};
+    const int answered = table->look(sample, &seen) == 0;
+    PyErr_Clear();
+    if (!answered || data == NULL || seen.data != data || seen.byte_offset != 0 || seen.ndim != 2) return NULL;
+    if (seen.device_type != DL_CPU || seen.code != DL_FLOAT || seen.bits != 32 || seen.lanes != 1) return NULL;
+    const int right = seen.shape[0] == 2 && seen.shape[1] == 3 && seen.strides[0] == 1 && seen.strides[1] == 2;
+    return right ? table : NULL;
 }
 
 /* setup(TensorBase, Tensor, Parameter, dtypes, argument_error, library_error, cuda_setup, sample,
@@ -103,6 +149,7 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
     torch.name_is_cuda = PyUnicode_InternFromString("is_cuda");
     torch.name_device = PyUnicode_InternFromString("device");
     if (PyErr_Occurred()) return NULL;
+    exchange = torch.direct ? find_exchange(sample) : NULL;
     Py_RETURN_NONE;
 }
 
@@ -250,16 +297,7 @@ static const char *device_text(int32_t device, char text[16]) {
 }
 
 /* The first tensor decides where the call runs; all others must be there too. */
-static int check_device(binding_call *call, int index, int plain) {
-    int64_t device;
-    if (!take_int64(ask_device(call->argv[index], plain), &device)) return 0;
-    if (device >= 0) {
-        PyObject *is_cuda = ask_is_cuda(call->argv[index], plain);
-        if (is_cuda == NULL) return 0;
-        Py_DECREF(is_cuda);
-        if (is_cuda != Py_True || device >= MAX_CUDA_DEVICES)
-            return refuse(call, "%s is on a device that is neither the CPU nor a CUDA GPU", call->names[index]);
-    }
+static int agree_on_device(binding_call *call, int index, int64_t device) {
     if (call->device == NO_DEVICE) {
         call->device = (int32_t)device;
         call->device_argument = index;
@@ -271,18 +309,66 @@ static int check_device(binding_call *call, int index, int plain) {
                   call->names[call->device_argument], device_text(call->device, there));
 }
 
+static int check_device(binding_call *call, int index, int plain) {
+    int64_t device;
+    if (!take_int64(ask_device(call->argv[index], plain), &device)) return 0;
+    if (device >= 0) {
+        PyObject *is_cuda = ask_is_cuda(call->argv[index], plain);
+        if (is_cuda == NULL) return 0;
+        Py_DECREF(is_cuda);
+        if (is_cuda != Py_True || device >= MAX_CUDA_DEVICES)
+            return refuse(call, "%s is on a device that is neither the CPU nor a CUDA GPU", call->names[index]);
+    }
+    return agree_on_device(call, index, device);
+}
+
 /* data == NULL would mean "absent": an empty tensor, which has no memory, points here instead. */
 static _Alignas(256) char nowhere[256];
+
+static int settle_data(const binding_call *call, int index, liger_tensor *tensor) {
+    if (tensor->data != NULL) return 1;
+    for (int i = 0; i < tensor->ndim; i++) {
+        if (tensor->shape[i] == 0) return tensor->data = nowhere, 1;
+    }
+    return refuse(call, "%s has no memory (is it a meta or a fake tensor?)", call->names[index]);
+}
 
 static int take_data(const binding_call *call, int index, PyObject *object, int plain, liger_tensor *tensor) {
     int64_t address;
     if (!take_int64(ask_data_ptr(object, plain), &address)) return 0;
     tensor->data = (void *)(intptr_t)address;
-    if (address != 0) return 1;
-    for (int i = 0; i < tensor->ndim; i++) {
-        if (tensor->shape[i] == 0) return tensor->data = nowhere, 1;
+    return settle_data(call, index, tensor);
+}
+
+static int32_t dtype_of(const dl_tensor *seen) {
+    if (seen->lanes != 1) return LIGER_DTYPE_NONE;
+    switch (seen->code << 8 | seen->bits) {
+        case DL_FLOAT << 8 | 32: return LIGER_F32;
+        case DL_FLOAT << 8 | 16: return LIGER_F16;
+        case DL_BFLOAT << 8 | 16: return LIGER_BF16;
+        case DL_INT << 8 | 32: return LIGER_I32;
+        case DL_INT << 8 | 64: return LIGER_I64;
+        case DL_UINT << 8 | 8: return LIGER_U8;
+        default: return LIGER_DTYPE_NONE;
     }
-    return refuse(call, "%s has no memory (is it a meta or a fake tensor?)", call->names[index]);
+}
+
+/* The whole view in one call; 0 without an exception where the five questions must be asked, if only to say what is
+ * wrong. */
+static int look_at_tensor(PyObject *object, liger_tensor *tensor, int64_t *device) {
+    dl_tensor seen = {0};
+    if (exchange->look(object, &seen) != 0) return PyErr_Clear(), 0;
+    if (seen.device_type != DL_CPU && (seen.device_type != DL_CUDA || seen.device_id >= MAX_CUDA_DEVICES)) return 0;
+    tensor->dtype = dtype_of(&seen);
+    if (tensor->dtype == LIGER_DTYPE_NONE || seen.ndim > LIGER_MAX_DIMS || seen.byte_offset != 0) return 0;
+    *device = seen.device_type == DL_CPU ? LIGER_DEVICE_CPU : seen.device_id;
+    tensor->ndim = seen.ndim;
+    for (int i = 0; i < seen.ndim; i++) {
+        tensor->shape[i] = seen.shape[i];
+        tensor->stride[i] = seen.strides[i];
+    }
+    tensor->data = seen.data;
+    return 1;
 }
 
 /* ---- results that the binding makes ---- */
@@ -393,10 +479,13 @@ int binding_tensor(binding_call *call, int index, liger_tensor *tensor) {
         const int is_tensor = PyObject_IsInstance(object, torch.tensor_base);
         if (is_tensor <= 0) return is_tensor < 0 ? 0 : wrong_type(call, index, "a torch.Tensor or None");
     }
+    if (index < FOLLOWED) call->followed[index] = tensor;
+    int64_t device;
+    if (plain && exchange != NULL && look_at_tensor(object, tensor, &device))
+        return agree_on_device(call, index, device) && settle_data(call, index, tensor);
     if (!check_device(call, index, plain) || !take_dtype(call, index, plain, &tensor->dtype)) return 0;
     tensor->ndim = take_sizes(call, index, ask_shape(object, plain), tensor->shape);
     if (tensor->ndim < 0 || take_sizes(call, index, ask_stride(object, plain), tensor->stride) < 0) return 0;
-    if (index < FOLLOWED) call->followed[index] = tensor;
     return take_data(call, index, object, plain, tensor);
 }
 
