@@ -93,4 +93,4 @@ def test_a_refused_call_keeps_nothing():
             _native.rms_norm_forward(y, wrong, LIKE_FIRST, PER_ROW, 1e-6, 0.0, 0)
         with pytest.raises(TypeError, match="epsilon"):
             _native.rms_norm_forward(y, None, LIKE_FIRST, PER_ROW, None, 0.0, 0)
-    assert live() == before
+    assert live() <= before  # what other tests left behind may go meanwhile
