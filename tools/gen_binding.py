@@ -124,7 +124,7 @@ static PyObject *py_{name}(PyObject *self, PyObject *const *argv, Py_ssize_t arg
     liger_{op}_args args = {{.size = sizeof args}};
     if (!binding_begin(&call, argc, {fewest}, {most}){conversions} ||
         !binding_enter(&call))
-        return NULL;
+        return binding_abandon(&call);
 {body}}}
 """
 CALL = """    liger_status status;

@@ -4,6 +4,9 @@ Arguments are positional, in the order of the C args struct without its `size`; 
 and workspace_bytes are one argument, a uint8 tensor or None. `<operator>_workspace(...)` takes the same arguments and
 answers bytes. The first tensor's device decides where the call runs.
 
+In the place of a result may stand a wish, LIKE_FIRST or one of its siblings: the call makes the tensor, and answers all
+that it has made, in the order of the arguments. That costs less host time than to make it here and to ask for its sizes.
+
 The library is loaded at the first use of any of these names, not at import: where it is missing, the error says so in
 words, and only to those who need it. From then on the names are plain attributes of this module.
 """
@@ -19,11 +22,36 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["LigerArgumentError", "LigerError", "load", "report"]
+__all__ = [
+    "HEADS_OF_FIRST",
+    "HEADS_OF_SECOND",
+    "LIKE_FIRST",
+    "PER_ROW",
+    "LigerArgumentError",
+    "LigerError",
+    "load",
+    "report",
+]
 
 _BINDING = "_binding.abi3.so"
 _binding: ModuleType | None = None
 _failure: str | None = None
+
+
+class _Wish:
+    """A result that the call is to make itself."""
+
+    def __init__(self, meaning: str):
+        self.meaning = meaning
+
+    def __repr__(self) -> str:
+        return f"<{self.meaning}>"
+
+
+LIKE_FIRST = _Wish("contiguous memory of the first argument's shape and dtype")
+PER_ROW = _Wish("one float32 for each row of the first argument")
+HEADS_OF_FIRST = _Wish("[B, S, H, D] memory seen as [B, H, S, D], like the first argument")
+HEADS_OF_SECOND = _Wish("[B, S, H, D] memory seen as [B, H, S, D], like the second argument")
 
 
 class LigerError(RuntimeError):
@@ -91,7 +119,11 @@ def load() -> ModuleType:
         LigerArgumentError,
         LigerError,
         _cuda_stream_function,
-        torch.empty(0),
+        torch.empty(3, 2, device="cpu").t(),
+        (LIKE_FIRST, PER_ROW, HEADS_OF_FIRST, HEADS_OF_SECOND),
+        torch.empty_like,
+        torch.empty_strided,
+        torch.contiguous_format,
     )
     for name in dir(module):
         if not name.startswith("_") and name != "setup":

@@ -3,7 +3,10 @@
  * Nothing here knows torch's headers or version. A tensor is asked through its Python methods; what a call would cost by
  * name (a type lookup, a bound method, an argument tuple) is paid once at start-up: the C functions behind data_ptr,
  * get_device and stride and the getters behind dtype, shape and is_cuda are kept and called directly. That is done for
- * exact Tensor and Parameter objects only; any subclass is asked by name, so that whatever it overrides is heard. */
+ * exact Tensor and Parameter objects only; any subclass is asked by name, so that whatever it overrides is heard.
+ *
+ * Where torch offers DLPack's C exchange table (DLPack 1.3, a stable ABI), one call answers all questions about such an
+ * object, in a tenth of the time. It is used after it has answered right for a sample. */
 #define _DEFAULT_SOURCE /* madvise */
 #include "binding.h"
 
@@ -12,7 +15,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { MAX_CUDA_DEVICES = 64, DTYPES = 6 };
+enum { MAX_CUDA_DEVICES = 64, DTYPES = 6, HUGE_RESULT = 4 << 20 };
+
+/* What a call can be asked to make: memory like the first argument's, contiguous; one f32 for each of its rows; memory
+ * [batch, seq, heads, dim] seen as [batch, heads, seq, dim], like the first argument or like the second. */
+enum wish { LIKE_FIRST, PER_ROW, HEADS_OF_FIRST, HEADS_OF_SECOND, WISHES };
 
 /* ---- what Python registers at start-up ---- */
 
@@ -30,8 +37,36 @@ static struct {
     keyword_function stride;
     descrgetfunc get_dtype, get_shape, get_is_cuda;
     PyObject *dtype_getter, *shape_getter, *is_cuda_getter;
+    PyObject *wishes[WISHES];
+    PyObject *empty_like, *empty_strided;
+    PyObject *contiguous, *as_f32; /* keywords: {"memory_format": ...}, {"dtype": ...} */
+    PyObject *name_device;
+    keyword_function new_empty;
     int direct; /* the functions above were found */
 } torch;
+
+/* DLPack 1.3, as far as it is used here. */
+enum { DL_CPU = 1, DL_CUDA = 2, DL_INT = 0, DL_UINT = 1, DL_FLOAT = 2, DL_BFLOAT = 4 };
+
+typedef struct dl_tensor {
+    void *data;
+    int32_t device_type, device_id;
+    int32_t ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+} dl_tensor;
+
+typedef struct dl_exchange {
+    uint32_t major, minor;
+    struct dl_exchange *older;
+    void (*allocate)(void), (*take)(void), (*give)(void); /* other signatures: not called */
+    int (*look)(void *object, dl_tensor *out);            /* borrows: valid while the object is */
+    void (*current_stream)(void);
+} dl_exchange;
+
+static const dl_exchange *exchange; /* NULL: there is none */
 
 static liger_context *contexts[MAX_CUDA_DEVICES + 1]; /* index: device + 1 */
 
@@ -53,12 +88,34 @@ static descrgetfunc getter_of(PyObject *type, const char *name, PyObject **descr
     return (descrgetfunc)slot;
 }
 
-/* setup(TensorBase, Tensor, Parameter, dtypes, argument_error, library_error, cuda_setup, sample) */
+/* The table, if this torch has one and it describes the sample, a 2 x 3 f32 matrix with strides 1 and 2, as it is. */
+static const dl_exchange *find_exchange(PyObject *sample) {
+    PyObject *capsule = PyObject_GetAttrString(torch.tensor, "__dlpack_c_exchange_api__");
+    const dl_exchange *table =
+        capsule == NULL ? NULL : (const dl_exchange *)PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    Py_XDECREF(capsule); /* the table lives as long as the process */
+    PyErr_Clear();
+    if (table == NULL || table->major != 1 || table->look == NULL || torch.data_ptr == NULL) return NULL;
+    PyObject *address = torch.data_ptr(sample, NULL);
+    void *data = address == NULL ? NULL : PyLong_AsVoidPtr(address);
+    Py_XDECREF(address);
+    dl_tensor seen = {0};
+    const int answered = table->look(sample, &seen) == 0;
+    PyErr_Clear();
+    if (!answered || data == NULL || seen.data != data || seen.byte_offset != 0 || seen.ndim != 2) return NULL;
+    if (seen.device_type != DL_CPU || seen.code != DL_FLOAT || seen.bits != 32 || seen.lanes != 1) return NULL;
+    const int right = seen.shape[0] == 2 && seen.shape[1] == 3 && seen.strides[0] == 1 && seen.strides[1] == 2;
+    return right ? table : NULL;
+}
+
+/* setup(TensorBase, Tensor, Parameter, dtypes, argument_error, library_error, cuda_setup, sample,
+ *       wishes, empty_like, empty_strided, contiguous_format) */
 static PyObject *setup(PyObject *self, PyObject *arguments) {
     (void)self;
-    PyObject *dtypes, *sample;
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOO:setup", &torch.tensor_base, &torch.tensor, &torch.parameter, &dtypes,
-                          &torch.argument_error, &torch.library_error, &torch.cuda_setup, &sample))
+    PyObject *dtypes, *sample, *wishes, *format;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOO:setup", &torch.tensor_base, &torch.tensor, &torch.parameter, &dtypes,
+                          &torch.argument_error, &torch.library_error, &torch.cuda_setup, &sample, &wishes,
+                          &torch.empty_like, &torch.empty_strided, &format))
         return NULL;
     Py_INCREF(torch.tensor_base), Py_INCREF(torch.tensor), Py_INCREF(torch.parameter);
     Py_INCREF(torch.argument_error), Py_INCREF(torch.library_error), Py_INCREF(torch.cuda_setup);
@@ -66,6 +123,14 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
         torch.dtypes[i] = PySequence_GetItem(dtypes, i);
         if (torch.dtypes[i] == NULL) return NULL;
     }
+    for (int i = 0; i < WISHES; i++) {
+        torch.wishes[i] = PySequence_GetItem(wishes, i);
+        if (torch.wishes[i] == NULL) return NULL;
+    }
+    Py_INCREF(torch.empty_like), Py_INCREF(torch.empty_strided);
+    torch.contiguous = Py_BuildValue("{s:O}", "memory_format", format);
+    torch.as_f32 = Py_BuildValue("{s:O}", "dtype", torch.dtypes[LIGER_F32 - 1]);
+    torch.new_empty = (keyword_function)(void (*)(void))method_of(sample, "new_empty", METH_VARARGS | METH_KEYWORDS);
     torch.empty = PyTuple_New(0);
     torch.data_ptr = method_of(sample, "data_ptr", METH_NOARGS);
     torch.get_device = method_of(sample, "get_device", METH_NOARGS);
@@ -74,14 +139,17 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
     torch.get_shape = getter_of(torch.tensor_base, "shape", &torch.shape_getter);
     torch.get_is_cuda = getter_of(torch.tensor_base, "is_cuda", &torch.is_cuda_getter);
     torch.direct = torch.empty != NULL && torch.data_ptr != NULL && torch.get_device != NULL && torch.stride != NULL &&
-                   torch.get_dtype != NULL && torch.get_shape != NULL && torch.get_is_cuda != NULL;
+                   torch.new_empty != NULL && torch.get_dtype != NULL && torch.get_shape != NULL &&
+                   torch.get_is_cuda != NULL;
     torch.name_data_ptr = PyUnicode_InternFromString("data_ptr");
     torch.name_get_device = PyUnicode_InternFromString("get_device");
     torch.name_stride = PyUnicode_InternFromString("stride");
     torch.name_dtype = PyUnicode_InternFromString("dtype");
     torch.name_shape = PyUnicode_InternFromString("shape");
     torch.name_is_cuda = PyUnicode_InternFromString("is_cuda");
+    torch.name_device = PyUnicode_InternFromString("device");
     if (PyErr_Occurred()) return NULL;
+    exchange = torch.direct ? find_exchange(sample) : NULL;
     Py_RETURN_NONE;
 }
 
@@ -128,13 +196,25 @@ static PyObject *raise_status(const binding_call *call, liger_status status) {
     return NULL;
 }
 
-PyObject *binding_finish(const binding_call *call, liger_status status) {
-    if (status != LIGER_OK) return raise_status(call, status);
-    Py_RETURN_NONE;
+PyObject *binding_abandon(binding_call *call) {
+    while (call->made_count > 0) Py_DECREF(call->made[--call->made_count]);
+    return NULL;
 }
 
-PyObject *binding_finish_bytes(const binding_call *call, liger_status status, size_t bytes) {
-    return status == LIGER_OK ? PyLong_FromSize_t(bytes) : raise_status(call, status);
+PyObject *binding_finish(binding_call *call, liger_status status) {
+    if (status != LIGER_OK) return raise_status(call, status), binding_abandon(call);
+    if (call->made_count == 0) Py_RETURN_NONE;
+    if (call->made_count == 1) return call->made[0];
+    PyObject *tuple = PyTuple_New(call->made_count);
+    if (tuple == NULL) return binding_abandon(call);
+    for (int i = 0; i < call->made_count; i++) PyTuple_SetItem(tuple, i, call->made[i]);
+    return tuple;
+}
+
+PyObject *binding_finish_bytes(binding_call *call, liger_status status, size_t bytes) {
+    if (status != LIGER_OK) return raise_status(call, status), binding_abandon(call);
+    (void)binding_abandon(call);
+    return PyLong_FromSize_t(bytes);
 }
 
 /* ---- arguments ---- */
@@ -217,16 +297,7 @@ static const char *device_text(int32_t device, char text[16]) {
 }
 
 /* The first tensor decides where the call runs; all others must be there too. */
-static int check_device(binding_call *call, int index, int plain) {
-    int64_t device;
-    if (!take_int64(ask_device(call->argv[index], plain), &device)) return 0;
-    if (device >= 0) {
-        PyObject *is_cuda = ask_is_cuda(call->argv[index], plain);
-        if (is_cuda == NULL) return 0;
-        Py_DECREF(is_cuda);
-        if (is_cuda != Py_True || device >= MAX_CUDA_DEVICES)
-            return refuse(call, "%s is on a device that is neither the CPU nor a CUDA GPU", call->names[index]);
-    }
+static int agree_on_device(binding_call *call, int index, int64_t device) {
     if (call->device == NO_DEVICE) {
         call->device = (int32_t)device;
         call->device_argument = index;
@@ -238,18 +309,164 @@ static int check_device(binding_call *call, int index, int plain) {
                   call->names[call->device_argument], device_text(call->device, there));
 }
 
+static int check_device(binding_call *call, int index, int plain) {
+    int64_t device;
+    if (!take_int64(ask_device(call->argv[index], plain), &device)) return 0;
+    if (device >= 0) {
+        PyObject *is_cuda = ask_is_cuda(call->argv[index], plain);
+        if (is_cuda == NULL) return 0;
+        Py_DECREF(is_cuda);
+        if (is_cuda != Py_True || device >= MAX_CUDA_DEVICES)
+            return refuse(call, "%s is on a device that is neither the CPU nor a CUDA GPU", call->names[index]);
+    }
+    return agree_on_device(call, index, device);
+}
+
 /* data == NULL would mean "absent": an empty tensor, which has no memory, points here instead. */
 static _Alignas(256) char nowhere[256];
 
-static int take_data(const binding_call *call, int index, int plain, liger_tensor *tensor) {
-    int64_t address;
-    if (!take_int64(ask_data_ptr(call->argv[index], plain), &address)) return 0;
-    tensor->data = (void *)(intptr_t)address;
-    if (address != 0) return 1;
+static int settle_data(const binding_call *call, int index, liger_tensor *tensor) {
+    if (tensor->data != NULL) return 1;
     for (int i = 0; i < tensor->ndim; i++) {
         if (tensor->shape[i] == 0) return tensor->data = nowhere, 1;
     }
     return refuse(call, "%s has no memory (is it a meta or a fake tensor?)", call->names[index]);
+}
+
+static int take_data(const binding_call *call, int index, PyObject *object, int plain, liger_tensor *tensor) {
+    int64_t address;
+    if (!take_int64(ask_data_ptr(object, plain), &address)) return 0;
+    tensor->data = (void *)(intptr_t)address;
+    return settle_data(call, index, tensor);
+}
+
+static int32_t dtype_of(const dl_tensor *seen) {
+    if (seen->lanes != 1) return LIGER_DTYPE_NONE;
+    switch (seen->code << 8 | seen->bits) {
+        case DL_FLOAT << 8 | 32: return LIGER_F32;
+        case DL_FLOAT << 8 | 16: return LIGER_F16;
+        case DL_BFLOAT << 8 | 16: return LIGER_BF16;
+        case DL_INT << 8 | 32: return LIGER_I32;
+        case DL_INT << 8 | 64: return LIGER_I64;
+        case DL_UINT << 8 | 8: return LIGER_U8;
+        default: return LIGER_DTYPE_NONE;
+    }
+}
+
+/* The whole view in one call; 0 without an exception where the five questions must be asked, if only to say what is
+ * wrong. */
+static int look_at_tensor(PyObject *object, liger_tensor *tensor, int64_t *device) {
+    dl_tensor seen = {0};
+    if (exchange->look(object, &seen) != 0) return PyErr_Clear(), 0;
+    if (seen.device_type != DL_CPU && (seen.device_type != DL_CUDA || seen.device_id >= MAX_CUDA_DEVICES)) return 0;
+    tensor->dtype = dtype_of(&seen);
+    if (tensor->dtype == LIGER_DTYPE_NONE || seen.ndim > LIGER_MAX_DIMS || seen.byte_offset != 0) return 0;
+    *device = seen.device_type == DL_CPU ? LIGER_DEVICE_CPU : seen.device_id;
+    tensor->ndim = seen.ndim;
+    for (int i = 0; i < seen.ndim; i++) {
+        tensor->shape[i] = seen.shape[i];
+        tensor->stride[i] = seen.strides[i];
+    }
+    tensor->data = seen.data;
+    return 1;
+}
+
+/* ---- results that the binding makes ---- */
+
+/* Answers whether it was contiguous before; the stride of a dimension of size 1 says nothing. */
+static int make_contiguous(liger_tensor *tensor) {
+    int64_t stride = 1;
+    int was = 1;
+    for (int i = tensor->ndim - 1; i >= 0; i--) {
+        was = was && (tensor->stride[i] == stride || tensor->shape[i] == 1);
+        tensor->stride[i] = stride;
+        stride *= tensor->shape[i];
+    }
+    return was;
+}
+
+static PyObject *call_with(PyObject *function, PyObject *arguments, PyObject *keywords) {
+    if (arguments == NULL) return NULL;
+    PyObject *result = PyObject_Call(function, arguments, keywords);
+    Py_DECREF(arguments);
+    return result;
+}
+
+static PyObject *new_rows(PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
+    *tensor = *given;
+    /* without the keyword torch keeps the strides of a dense tensor, and the call is a third cheaper */
+    PyObject *keywords = make_contiguous(tensor) ? NULL : torch.contiguous;
+    return call_with(torch.empty_like, PyTuple_Pack(1, like), keywords);
+}
+
+static PyObject *new_row_values(PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
+    *tensor = (liger_tensor){.dtype = LIGER_F32, .ndim = 1, .shape = {1}, .stride = {1}};
+    for (int i = 0; i < given->ndim - 1; i++) tensor->shape[0] *= given->shape[i];
+    PyObject *arguments = Py_BuildValue("(L)", (long long)tensor->shape[0]);
+    PyObject *made = arguments == NULL ? NULL : torch.new_empty(like, arguments, torch.as_f32);
+    Py_XDECREF(arguments);
+    return made;
+}
+
+static PyObject *new_strided(PyObject *like, const liger_tensor *tensor) {
+    const int64_t *n = tensor->shape, *s = tensor->stride;
+    PyObject *device = PyObject_GetAttr(like, torch.name_device);
+    PyObject *keywords =
+        device == NULL ? NULL : Py_BuildValue("{s:O,s:N}", "dtype", torch.dtypes[tensor->dtype - 1], "device", device);
+    if (keywords == NULL) return NULL;
+    PyObject *arguments = Py_BuildValue("((LLLL)(LLLL))", n[0], n[1], n[2], n[3], s[0], s[1], s[2], s[3]);
+    PyObject *made = call_with(torch.empty_strided, arguments, keywords);
+    Py_DECREF(keywords);
+    return made;
+}
+
+static PyObject *new_heads(PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
+    *tensor = *given;
+    const int64_t heads = given->shape[1], seq = given->shape[2], dim = given->shape[3];
+    const int64_t strides[4] = {seq * heads * dim, dim, heads * dim, 1};
+    memcpy(tensor->stride, strides, sizeof strides);
+    if (memcmp(given->stride, strides, sizeof strides) != 0) return new_strided(like, tensor);
+    return call_with(torch.empty_like, PyTuple_Pack(1, like), NULL); /* dense: torch keeps its strides */
+}
+
+/* Large host memory straight from the system has page faults that cost more than the arithmetic that fills it: pages of
+ * 2 MB have 512 times fewer. A hint: whether it was taken makes no difference to anything but time. */
+static void ask_huge(void *data, size_t bytes) {
+    const uintptr_t page = 2u << 20, begin = ((uintptr_t)data + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)data + bytes) / page * page;
+    if (data != NULL && begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+}
+
+static size_t bytes_of(const liger_tensor *tensor) {
+    size_t bytes = liger_dtype_size(tensor->dtype);
+    for (int i = 0; i < tensor->ndim; i++) bytes *= (size_t)tensor->shape[i];
+    return bytes;
+}
+
+/* The wish's number, or -1. */
+static int wish_of(PyObject *object) {
+    for (int i = 0; i < WISHES; i++) {
+        if (object == torch.wishes[i]) return i;
+    }
+    return -1;
+}
+
+static int make(binding_call *call, int index, enum wish wish, liger_tensor *tensor) {
+    const int source = wish == HEADS_OF_SECOND;
+    const liger_tensor *given = call->followed[source];
+    PyObject *const like = call->argv[source];
+    const int heads = wish == HEADS_OF_FIRST || wish == HEADS_OF_SECOND;
+    if (given == NULL || !is_plain(like) || call->made_count == MAX_MADE || (heads && given->ndim != 4))
+        return refuse(call, "%s cannot be made in the likeness of %s", call->names[index], call->names[source]);
+    PyObject *made = wish == LIKE_FIRST ? new_rows(like, given, tensor)
+                     : wish == PER_ROW  ? new_row_values(like, given, tensor)
+                                        : new_heads(like, given, tensor);
+    if (made == NULL) return 0;
+    call->made[call->made_count++] = made;
+    if (!take_data(call, index, made, is_plain(made), tensor)) return 0;
+    const size_t bytes = bytes_of(tensor);
+    if (call->device == LIGER_DEVICE_CPU && bytes >= HUGE_RESULT) ask_huge(tensor->data, bytes);
+    return 1;
 }
 
 int binding_tensor(binding_call *call, int index, liger_tensor *tensor) {
@@ -257,13 +474,19 @@ int binding_tensor(binding_call *call, int index, liger_tensor *tensor) {
     if (object == Py_None) return 1;
     const int plain = is_plain(object);
     if (!plain) {
+        const int wish = wish_of(object);
+        if (wish >= 0) return make(call, index, (enum wish)wish, tensor);
         const int is_tensor = PyObject_IsInstance(object, torch.tensor_base);
         if (is_tensor <= 0) return is_tensor < 0 ? 0 : wrong_type(call, index, "a torch.Tensor or None");
     }
+    if (index < FOLLOWED) call->followed[index] = tensor;
+    int64_t device;
+    if (plain && exchange != NULL && look_at_tensor(object, tensor, &device))
+        return agree_on_device(call, index, device) && settle_data(call, index, tensor);
     if (!check_device(call, index, plain) || !take_dtype(call, index, plain, &tensor->dtype)) return 0;
     tensor->ndim = take_sizes(call, index, ask_shape(object, plain), tensor->shape);
     if (tensor->ndim < 0 || take_sizes(call, index, ask_stride(object, plain), tensor->stride) < 0) return 0;
-    return take_data(call, index, plain, tensor);
+    return take_data(call, index, object, plain, tensor);
 }
 
 int binding_workspace(binding_call *call, int index, void **data, size_t *bytes) {
@@ -391,15 +614,12 @@ static PyObject *context_facts(PyObject *self, PyObject *argument) {
                          "threads", device == LIGER_DEVICE_CPU ? torch_threads_describe() : "");
 }
 
-/* ask_for_huge_pages(address, bytes): fresh host memory in pages of 2 MB where the kernel grants them on request. A hint:
- * whether it was taken makes no difference to anything but time. */
+/* ask_for_huge_pages(address, bytes): for a new tensor that was not made here */
 static PyObject *ask_for_huge_pages(PyObject *self, PyObject *arguments) {
     (void)self;
     unsigned long long address, bytes;
     if (!PyArg_ParseTuple(arguments, "KK", &address, &bytes)) return NULL;
-    const uintptr_t page = 2u << 20, begin = ((uintptr_t)address + page - 1) / page * page;
-    const uintptr_t end = ((uintptr_t)address + (uintptr_t)bytes) / page * page;
-    if (address != 0 && begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+    ask_huge((void *)(uintptr_t)address, (size_t)bytes);
     Py_RETURN_NONE;
 }
 

@@ -1,7 +1,10 @@
 /* binding.h - what the generated functions of the binding are made of.
  *
  * One call is: begin, one converter per argument in the order of the args struct, enter, the library's function, finish.
- * A converter that fails has set a Python exception and answers 0. */
+ * A converter that fails has set a Python exception and answers 0; then the call is abandoned.
+ *
+ * A tensor argument may be a wish instead of a tensor (_native.LIKE_FIRST and its siblings): the binding makes a new
+ * tensor in its place and the call answers what it has made, in the order of the arguments. */
 #ifndef LIGER_BINDING_H
 #define LIGER_BINDING_H
 
@@ -15,7 +18,7 @@
 #include "liger/core/tensor.h"
 #include "liger/core/version.h"
 
-enum { NO_DEVICE = -2 };
+enum { NO_DEVICE = -2, MAX_MADE = 4, FOLLOWED = 2 };
 
 typedef struct binding_call {
     const char *function;     /* "rms_norm_forward" */
@@ -25,6 +28,9 @@ typedef struct binding_call {
     int32_t device_argument; /* which argument that was */
     liger_context *context;
     liger_stream stream;
+    const liger_tensor *followed[FOLLOWED]; /* the first arguments, for results made in their likeness */
+    PyObject *made[MAX_MADE];
+    int made_count;
 } binding_call;
 
 int binding_begin(binding_call *call, Py_ssize_t given, Py_ssize_t fewest, Py_ssize_t most);
@@ -36,9 +42,11 @@ int binding_int32(const binding_call *call, int index, int32_t *value);
 int binding_int64(const binding_call *call, int index, int64_t *value);
 /* Finds the context of the call's device and the stream that torch would use now. */
 int binding_enter(binding_call *call);
-/* None, or the exception that belongs to the status. */
-PyObject *binding_finish(const binding_call *call, liger_status status);
-PyObject *binding_finish_bytes(const binding_call *call, liger_status status, size_t bytes);
+/* What was made (None, a tensor, or a tuple of tensors), or the exception that belongs to the status. */
+PyObject *binding_finish(binding_call *call, liger_status status);
+PyObject *binding_finish_bytes(binding_call *call, liger_status status, size_t bytes);
+/* NULL: a converter has set the exception. */
+PyObject *binding_abandon(binding_call *call);
 
 /* Generated from liger/ops/ops.def and the public headers; ends with a row of NULLs. */
 extern PyMethodDef binding_operators[];

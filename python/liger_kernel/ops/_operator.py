@@ -6,7 +6,9 @@ same function under a schema that torch can reason about. `LigerFunction` is the
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,10 @@ LigerArgumentError = _native.LigerArgumentError
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_is_profiling = torch.autograd._profiler_enabled
+_functorch_is_active = torch._C._are_functorch_transforms_active
 _library = torch.library.Library("liger", "DEF")
 
 
@@ -33,26 +39,43 @@ class Operator:
     """A function of tensors with a schema. Call it with positional arguments; the first is a tensor.
 
     `run` is the function on real tensors, `fake` the one that answers empty tensors of the right shape and dtype.
+    `quick` is `run` without preparation: it hands the tensors to the library as they are, and lets the call make the
+    results. What the library refuses, it refuses before anything is written: then `run` prepares it, or says why not.
     Mutating schemas are not used: an output is always a new tensor.
     """
 
-    def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]):
+    def __init__(
+        self, schema: str, run: Callable[..., Any], fake: Callable[..., Any], quick: Callable[..., Any] | None = None
+    ):
         name = schema[: schema.index("(")]
+        self.name = name
+        self.prepared = run
+        self.quick = quick or run
         _library.define(schema)
         for key in ("CPU", "CUDA"):
-            _library.impl(name, run, key)
+            _library.impl(name, self.run, key)
         torch.library.register_fake(f"liger::{name}", fake, lib=_library)
-        self.name = name
-        self.run = run
         self.traced = getattr(torch.ops.liger, name).default
 
-    def __call__(self, first: Tensor, *rest: Any) -> Any:
-        if torch.compiler.is_compiling() or _active_modes() or type(first) not in _PLAIN:
-            return self.traced(first, *rest)
-        if torch.autograd._profiler_enabled():
+    def run(self, *args: Any) -> Any:
+        """The values, from real tensors."""
+        try:
+            return self.quick(*args)
+        except LigerArgumentError:
+            pass
+        return self.prepared(*args)
+
+    def __call__(self, *args: Any) -> Any:
+        if _is_compiling() or _active_modes() or type(args[0]) not in _PLAIN:
+            return self.traced(*args)
+        if _is_profiling():
             with torch.profiler.record_function(f"liger::{self.name}"):
-                return self.run(first, *rest)
-        return self.run(first, *rest)
+                return self.run(*args)
+        try:  # run(), without its frame
+            return self.quick(*args)
+        except LigerArgumentError:
+            pass
+        return self.prepared(*args)
 
     def register_gradient(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         """The derivative of `torch.ops.liger.<name>` itself, for callers that use it without a Function."""
@@ -103,16 +126,16 @@ class LigerFunction(torch.autograd.Function):
     def apply(cls, *args: Any) -> Any:
         if cls._plain_torch:
             return cls.torch_forward(*args)
-        if torch.is_grad_enabled():
-            for position in cls.differentiable:
-                if position < len(args):
-                    tensor = args[position]
-                    if tensor is not None and tensor.requires_grad:
-                        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-                            return super().apply(*args)
-                        # without torch's look at functorch's wrappers, which takes a microsecond
-                        return cls._direct(*args)
+        if _is_grad_enabled() and (args[0].requires_grad or cls._needs_gradient(args)):
+            if _is_compiling() or _functorch_is_active():
+                return super().apply(*args)
+            return cls._direct(*args)  # without torch's look at functorch's wrappers, which takes a microsecond
         return cls.forward(_WithoutGradient(), *args)
+
+    @classmethod
+    def _needs_gradient(cls, args: tuple[Any, ...]) -> bool:
+        given = (args[position] for position in cls.differentiable if position < len(args))
+        return any(tensor is not None and tensor.requires_grad for tensor in given)
 
     @staticmethod
     def torch_forward(*args: Any) -> Any:
@@ -133,6 +156,69 @@ def graph_is_kept() -> bool:
     """Will this backward be run again? Unknown counts as yes."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else ask()
+
+
+# ---- memory of saved tensors -------------------------------------------------------------------------------------------
+#
+# A gradient may be written over a saved tensor that nobody can see any more: the graph is being freed, the node has given
+# its own references back, and what is left is one reference, ours. Whoever else could see the memory holds one of four
+# things: the Python object (a variable, a container, a NumPy array made of it), the tensor behind it (another node that
+# saved it, the accumulator of a leaf), another tensor on its storage (a view, a saved output, an alias in a hook), or the
+# storage's Python object. Each has a count. What the counts are for a tensor that only we hold is measured, not assumed.
+
+
+def _references(tensors: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+    """Of each tensor: references to the object, to the tensor behind it, to its storage, to the storage's object."""
+    counts: list[tuple[int, ...]] = []
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        behind = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+        use_count = tensor._use_count()  # type: ignore[attr-defined]
+        counts.append((sys.getrefcount(tensor), use_count, behind, sys.getrefcount(storage)))
+    return counts
+
+
+@functools.cache
+def _lone_references() -> tuple[int, ...] | None:
+    """The counts of a tensor that only its tuple holds; None if they cannot be had, or miss one kind of holder."""
+    try:
+        with torch.enable_grad():
+            tensors = tuple(torch.empty(1, device="cpu") for _ in range(5))
+            holders = (
+                tensors[1],
+                tensors[2].requires_grad_() + 1.0,
+                tensors[3].detach(),
+                tensors[4].untyped_storage(),
+            )
+            lone, *held = _references(tensors)
+        del holders
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+    return lone if all(any(h > n for h, n in zip(counts, lone)) for counts in held) else None
+
+
+def _is_own_memory(tensor: Tensor) -> bool:
+    """In one piece, allocated by torch, and not shared with another process."""
+    storage = tensor.untyped_storage()
+    return tensor.is_contiguous() and storage.resizable() and (tensor.is_cuda or not storage.is_shared())
+
+
+def take_saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[bool]]:
+    """The saved tensors, and of each whether a gradient may be written over it.
+
+    Where the graph is freed, the node's references are dropped first: what an unpack hook answers is counted like
+    anything else. A graph that is captured may be replayed twice over one forward pass, so it keeps what it has saved.
+    """
+    saved = ctx.saved_tensors
+    nothing = [False] * len(saved)
+    if not is_plain(*saved) or graph_is_kept() or _lone_references() is None:
+        return saved, nothing
+    drop = getattr(ctx, "maybe_clear_saved_tensors", None)
+    if drop is None or (saved[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+        return saved, nothing
+    drop()
+    lone = _lone_references()
+    return saved, [counts == lone and _is_own_memory(tensor) for counts, tensor in zip(_references(saved), saved)]
 
 
 # ---- layouts -----------------------------------------------------------------------------------------------------------

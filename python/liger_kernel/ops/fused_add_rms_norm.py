@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel._native import LIKE_FIRST, PER_ROW
 from liger_kernel.ops._operator import (
     LigerFunction,
     Operator,
@@ -32,6 +33,13 @@ def _forward(
         x, residual, parameter(weight, x.dtype), rows(y), rows(total), rstd, eps, offset, _NATIVE_CASTING[casting]
     )
     return y, total, rstd
+
+
+def _quick(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float, casting: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    casting = _NATIVE_CASTING[casting]
+    return _native.add_rms_norm_forward(x, residual, weight, LIKE_FIRST, LIKE_FIRST, PER_ROW, eps, offset, casting)
 
 
 def _forward_fake(
@@ -94,6 +102,7 @@ add_rms_norm = Operator(
     "-> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
+    _quick,
 )
 add_rms_norm_gradient = Operator(
     "add_rms_norm_backward(Tensor dy, Tensor? dsum, Tensor total, Tensor weight, Tensor rstd, float offset, "

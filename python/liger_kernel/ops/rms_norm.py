@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel._native import LIKE_FIRST, PER_ROW
 from liger_kernel.ops._operator import (
     LigerArgumentError,
     LigerFunction,
@@ -44,6 +45,10 @@ def _forward(x: Tensor, weight: Tensor | None, eps: float, offset: float, castin
     weight = parameter(weight, x.dtype)
     _native.rms_norm_forward(x, weight, rows(y), rstd, eps, offset, _NATIVE_CASTING[casting])
     return y, rstd
+
+
+def _quick(x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: int) -> tuple[Tensor, Tensor]:
+    return _native.rms_norm_forward(x, weight, LIKE_FIRST, PER_ROW, eps, offset, _NATIVE_CASTING[casting])
 
 
 def _forward_fake(x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: int) -> tuple[Tensor, Tensor]:
@@ -90,6 +95,7 @@ rms_norm = Operator(
     "rms_norm(Tensor x, Tensor? weight, float eps, float offset, int casting) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
+    _quick,
 )
 rms_norm_gradient = Operator(
     "rms_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, float offset, int casting, bool need_dx, "
@@ -171,7 +177,7 @@ class LigerRMSNormFunction(LigerFunction):
         casting = casting_number(casting_mode)
         X = _gather(X) if hasattr(X, "full_tensor") else X
         y, rstd = rms_norm(X, W, eps, offset, casting)
-        ctx.offset, ctx.casting = offset, casting
+        ctx.options = offset, casting
         ctx.save_for_backward(X, W, rstd)
         return y
 
@@ -181,7 +187,7 @@ class LigerRMSNormFunction(LigerFunction):
         X, W, rstd = ctx.saved_tensors
         need_dx, need_dweight = ctx.needs_input_grad[0], W is not None and ctx.needs_input_grad[1]
         dY = _gather(dY) if hasattr(dY, "full_tensor") else dY
-        dx, dweight = rms_norm_gradient(dY, X, W, rstd, ctx.offset, ctx.casting, need_dx, need_dweight)
+        dx, dweight = rms_norm_gradient(dY, X, W, rstd, *ctx.options, need_dx, need_dweight)
         return dx if need_dx else None, dweight if need_dweight else None, None, None, None, None, None
 
     @staticmethod

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel._native import HEADS_OF_FIRST, HEADS_OF_SECOND
 from liger_kernel.ops._operator import (
     LigerArgumentError,
     LigerFunction,
@@ -82,6 +83,11 @@ def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Te
     return _rotate(_native.rope_forward, q, k, cos, sin)
 
 
+def _quick(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    rotary = _rotary_size(q, cos)
+    return _native.rope_forward(q, k, cos, sin, HEADS_OF_FIRST, HEADS_OF_SECOND, rotary, 0)
+
+
 def _backward(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None) -> tuple[Tensor, Tensor]:
     """The gradient of an absent upstream is absent too."""
     for_q, for_k = _rotate(_native.rope_backward, dq, dk, cos, sin)
@@ -96,7 +102,7 @@ def _backward_fake(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | Non
     return _new_heads(dq) if dq is not None else absent(cos), _new_heads(dk) if dk is not None else absent(cos)
 
 
-rope = Operator("rope(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)", _forward, _fake)
+rope = Operator("rope(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)", _forward, _fake, _quick)
 rope_gradient = Operator(
     "rope_backward(Tensor cos, Tensor sin, Tensor? dq, Tensor? dk) -> (Tensor, Tensor)", _backward, _backward_fake
 )

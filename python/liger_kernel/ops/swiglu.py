@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel._native import LIKE_FIRST
 from liger_kernel.ops._operator import (
     LigerArgumentError,
     LigerFunction,
     Operator,
     absent,
     fresh,
+    is_plain,
     new_rows,
     refuse_second_derivative,
     rows,
+    take_saved,
 )
 from liger_kernel.utils import infer_device_arch
 
@@ -51,6 +54,10 @@ def _forward(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: 
     return y if down_multiplier == 1.0 else y * down_multiplier
 
 
+def _quick(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
+    return _native.swiglu_forward(gate, up, LIKE_FIRST, gate_multiplier, down_multiplier, 0)
+
+
 def _forward_fake(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
     return new_rows(gate)
 
@@ -63,11 +70,16 @@ def _backward(
     down_multiplier: float,
     need_gate: bool,
     need_up: bool,
+    over_gate: bool = False,
+    over_up: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    """over_gate, over_up: the gradient is written over the tensor itself. Eager only, not in the schema."""
     dtypes = gate.dtype, up.dtype
     if not _same_dtype(dy, gate, up):
         dy, gate, up = dy.float(), gate.float(), up.float()
-    dgate, dup = new_rows(gate) if need_gate else None, new_rows(up) if need_up else None
+        over_gate = over_up = False
+    dgate = (gate.data if over_gate else new_rows(gate)) if need_gate else None
+    dup = (up.data if over_up else new_rows(up)) if need_up else None
     outputs = (rows(d) if d is not None else None for d in (dgate, dup))
     _native.swiglu_backward(rows(dy), rows(gate), rows(up), *outputs, gate_multiplier, down_multiplier)
     return (
@@ -89,7 +101,10 @@ def _backward_fake(
 
 
 swiglu = Operator(
-    "swiglu(Tensor gate, Tensor up, float gate_multiplier, float down_multiplier) -> Tensor", _forward, _forward_fake
+    "swiglu(Tensor gate, Tensor up, float gate_multiplier, float down_multiplier) -> Tensor",
+    _forward,
+    _forward_fake,
+    _quick,
 )
 swiglu_gradient = Operator(
     "swiglu_backward(Tensor dy, Tensor gate, Tensor up, float gate_multiplier, float down_multiplier, bool need_gate, "
@@ -104,10 +119,11 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(gate, up)
 
 
-def _gradient(ctx: Any, dy: Tensor) -> tuple:
-    gate, up = ctx.saved_tensors
+def _gradient(ctx: Any, dy: Tensor, reuse: bool = False) -> tuple:
+    (gate, up), over = take_saved(ctx) if reuse and is_plain(dy) else (ctx.saved_tensors, ())
     need_gate, need_up = ctx.needs_input_grad[:2]
-    dgate, dup = swiglu_gradient(dy, gate, up, ctx.gate_multiplier, ctx.down_multiplier, need_gate, need_up)
+    over = over if any(over) else ()
+    dgate, dup = swiglu_gradient(dy, gate, up, ctx.gate_multiplier, ctx.down_multiplier, need_gate, need_up, *over)
     return dgate if need_gate else None, dup if need_up else None, None, None
 
 
@@ -171,7 +187,7 @@ class LigerSiLUMulFunction(LigerFunction):
     def backward(ctx, dc):
         refuse_second_derivative("LigerSiLUMulFunction")
         if ctx.sharding is None:
-            return _gradient(ctx, dc)
+            return _gradient(ctx, dc, reuse=True)
         from torch.distributed.tensor import DTensor
 
         dc = dc.redistribute(*ctx.sharding).to_local() if _is_dtensor(dc) else dc
@@ -195,12 +211,18 @@ def _packed_forward(y: Tensor) -> Tensor:
     return c
 
 
+def _packed_quick(y: Tensor) -> Tensor:
+    gate, up = y.chunk(2, -1)
+    return _native.swiglu_forward(gate, up, LIKE_FIRST, 1.0, 1.0, 0)
+
+
 def _packed_forward_fake(y: Tensor) -> Tensor:
     return y.new_empty((*y.shape[:-1], y.shape[-1] // 2))
 
 
-def _packed_backward(y: Tensor, dc: Tensor) -> Tensor:
-    half, dy = y.shape[-1] // 2, new_rows(y)
+def _packed_backward(y: Tensor, dc: Tensor, over: bool = False) -> Tensor:
+    """over: the gradient is written over y. Eager only, not in the schema."""
+    half, dy = y.shape[-1] // 2, y.data if over else new_rows(y)
     y, packed = rows(y), rows(dy)
     _native.swiglu_backward(rows(dc), y[..., :half], y[..., half:], packed[..., :half], packed[..., half:], 1.0, 1.0)
     return dy
@@ -210,7 +232,7 @@ def _packed_backward_fake(y: Tensor, dc: Tensor) -> Tensor:
     return new_rows(y)
 
 
-swiglu_packed = Operator("swiglu_packed(Tensor y) -> Tensor", _packed_forward, _packed_forward_fake)
+swiglu_packed = Operator("swiglu_packed(Tensor y) -> Tensor", _packed_forward, _packed_forward_fake, _packed_quick)
 swiglu_packed_gradient = Operator(
     "swiglu_packed_backward(Tensor y, Tensor dc) -> Tensor", _packed_backward, _packed_backward_fake
 )
@@ -261,7 +283,8 @@ class LigerFusedGateUpSiLUMulFunction(LigerFunction):
     @staticmethod
     def backward(ctx, dc):
         refuse_second_derivative("LigerFusedGateUpSiLUMulFunction")
-        return swiglu_packed_gradient(ctx.saved_tensors[0], dc), None
+        (y,), over = take_saved(ctx) if is_plain(dc) else (ctx.saved_tensors, ())
+        return swiglu_packed_gradient(y, dc, *(over if any(over) else ())), None
 
     @staticmethod
     def torch_forward(y, in_place=False):

@@ -1,0 +1,96 @@
+"""Results that a native call makes itself: their layout, and what happens when they cannot be made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from liger_kernel import _native
+from liger_kernel._native import HEADS_OF_FIRST, HEADS_OF_SECOND, LIKE_FIRST, PER_ROW
+
+
+def rms_norm(x, y=LIKE_FIRST, rstd=PER_ROW):
+    return _native.rms_norm_forward(x, None, y, rstd, 1e-6, 0.0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_are_those_of_given_results(device, dtype):
+    x = torch.randn(2, 3, 8, device=device).to(dtype)
+    y, rstd = torch.empty_like(x), torch.empty(6, device=device)
+    assert rms_norm(x, y, rstd) is None
+    made_y, made_rstd = rms_norm(x)
+    assert torch.equal(made_y, y) and torch.equal(made_rstd, rstd) and made_y.dtype is dtype
+    assert torch.equal(rms_norm(x, LIKE_FIRST, None), y)  # one result is no tuple
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x[:, :-1],
+        lambda x: x.transpose(0, 1),
+        lambda x: x[:, ::2],
+        lambda x: x[:1].expand(4, 5, 8),
+        lambda x: x.as_strided((1, 4, 8), (7, 8, 1)),
+        lambda x: x[:0],
+    ],
+)
+def test_rows_are_contiguous(device, layout):
+    x = layout(torch.randn(4, 5, 8, device=device))
+    y, rstd = rms_norm(x)
+    assert y.shape == x.shape and y.is_contiguous() and rstd.shape == (x.shape[0] * x.shape[1],)
+    assert torch.equal(y, rms_norm(x.contiguous())[0])
+
+
+@pytest.mark.parametrize("batch, heads, seq", [(2, 4, 3), (1, 4, 3), (2, 1, 3), (2, 4, 1), (1, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)])
+def test_heads_lie_in_the_order_of_projections(device, batch, heads, seq, layout):
+    q, k = (
+        layout(torch.randn(batch, heads, seq, 8, device=device)),
+        layout(torch.randn(batch, 1, seq, 8, device=device)),
+    )
+    angles = torch.zeros(1, seq, 8, device=device)
+    made = _native.rope_forward(q, k, angles + 1, angles, HEADS_OF_FIRST, HEADS_OF_SECOND, 8, 0)
+    for given, out in zip((q, k), made):
+        h = given.shape[1]
+        assert out.stride() == (seq * h * 8, 8, h * 8, 1) and torch.equal(out, given)
+
+
+def test_large_results(device):
+    """Beyond the size from which host memory is asked for in huge pages."""
+    x = torch.randn(1100, 1024, device=device)
+    y, rstd = rms_norm(x)
+    assert torch.equal(y[-3:], rms_norm(x[-3:])[0]) and rstd.shape == (1100,)
+
+
+@pytest.mark.parametrize("x", [None, torch.randn(2, 8).as_subclass(type("Mine", (torch.Tensor,), {}))])
+def test_only_plain_tensors_are_followed(x):
+    with pytest.raises(_native.LigerArgumentError, match="y cannot be made in the likeness of x"):
+        rms_norm(x)
+
+
+def test_heads_of_three_dimensions_are_refused():
+    q = torch.randn(4, 3, 8)
+    with pytest.raises(_native.LigerArgumentError, match="q_out cannot be made in the likeness of q"):
+        _native.rope_forward(q, q, q, q, HEADS_OF_FIRST, HEADS_OF_SECOND, 8, 0)
+
+
+def test_a_refused_call_keeps_nothing():
+    """What was made before the refusal is given back."""
+    x = torch.randn(64, 1024).double()
+    wrong = torch.ones(9)
+    import gc
+
+    def live():
+        gc.collect()
+        return sum(type(o) is torch.Tensor for o in gc.get_objects())
+
+    y = torch.randn(4, 8)
+    before = live()
+    for _ in range(5):
+        with pytest.raises(_native.LigerArgumentError):
+            rms_norm(x)
+        with pytest.raises(_native.LigerArgumentError, match="weight"):
+            _native.rms_norm_forward(y, wrong, LIKE_FIRST, PER_ROW, 1e-6, 0.0, 0)
+        with pytest.raises(TypeError, match="epsilon"):
+            _native.rms_norm_forward(y, None, LIKE_FIRST, PER_ROW, None, 0.0, 0)
+    assert live() <= before  # what other tests left behind may go meanwhile
