@@ -3,6 +3,16 @@
 
 #include <stdint.h>
 
+const char *liger_name_of(struct liger_name *name, const char *function, const char *argument) {
+    const size_t most = sizeof name->text - 1;
+    size_t n = 0;
+    for (const char *c = function; *c && n < most; c++) name->text[n++] = *c;
+    for (const char *c = ": "; *c && n < most; c++) name->text[n++] = *c;
+    for (const char *c = argument; *c && n < most; c++) name->text[n++] = *c;
+    name->text[n] = 0;
+    return name->text;
+}
+
 /* Byte counts of anything up to this many elements fit into 64 bits. */
 static const int64_t most_elements = INT64_MAX / 16;
 
@@ -57,6 +67,13 @@ liger_status liger_check_dtype_or_f32(const liger_tensor *tensor, const char *wh
     return LIGER_OK;
 }
 
+liger_status liger_check_index(const liger_tensor *tensor, const char *what) {
+    LIGER_TRY(liger_check_present(tensor, what));
+    LIGER_REQUIRE(tensor->dtype == LIGER_I32 || tensor->dtype == LIGER_I64, LIGER_ERR_DTYPE,
+                  "%s is %s, but i32 and i64 are supported", what, liger_dtype_name(tensor->dtype));
+    return LIGER_OK;
+}
+
 liger_status liger_check_same_shape(const liger_tensor *tensor, const char *what, const liger_tensor *other,
                                     const char *other_name) {
     LIGER_REQUIRE(tensor->ndim == other->ndim, LIGER_ERR_SHAPE, "%s has %d dimensions, but %s has %d", what,
@@ -74,6 +91,20 @@ liger_status liger_check_vector(const liger_tensor *tensor, const char *what, in
     return liger_check_contiguous(tensor, what);
 }
 
+liger_status liger_check_optional_vector(const liger_tensor *tensor, const char *what, int dtype, int64_t size) {
+    if (tensor->data == NULL) return LIGER_OK;
+    LIGER_TRY(liger_check_dtype(tensor, what, dtype));
+    return liger_check_vector(tensor, what, size);
+}
+
+liger_status liger_check_last_contiguous(const liger_tensor *tensor, const char *what) {
+    const int last = tensor->ndim - 1;
+    LIGER_REQUIRE(last < 0 || tensor->shape[last] <= 1 || tensor->stride[last] == 1, LIGER_ERR_LAYOUT,
+                  "%s: the last dimension must be contiguous, but its stride is %lld and not 1", what,
+                  (long long)tensor->stride[last]);
+    return LIGER_OK;
+}
+
 liger_status liger_check_contiguous(const liger_tensor *tensor, const char *what) {
     int64_t expected = 1;
     if (liger_tensor_elements(tensor) == 0) return LIGER_OK;
@@ -85,6 +116,13 @@ liger_status liger_check_contiguous(const liger_tensor *tensor, const char *what
         expected *= tensor->shape[d];
     }
     return LIGER_OK;
+}
+
+liger_status liger_lower_twin(const liger_tensor *tensor, const char *what, const liger_tensor *other,
+                              const char *other_name, liger_rows *rows) {
+    LIGER_TRY(liger_check_dtype(tensor, what, other->dtype));
+    LIGER_TRY(liger_check_same_shape(tensor, what, other, other_name));
+    return liger_fold_rows(tensor, what, rows);
 }
 
 liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t needed, const char *what) {
