@@ -31,14 +31,6 @@ static liger_status check_rstd(const liger_tensor *rstd, const liger_tensor *x, 
     return liger_check_vector(rstd, what, liger_tensor_rows(x));
 }
 
-/* An input or output that is a twin of x in dtype and shape, lowered to rows. */
-static liger_status lower_twin(const liger_tensor *tensor, const char *what, const liger_tensor *x, const char *x_name,
-                               liger_rows *rows) {
-    LIGER_TRY(liger_check_dtype(tensor, what, x->dtype));
-    LIGER_TRY(liger_check_same_shape(tensor, what, x, x_name));
-    return liger_fold_rows(tensor, what, rows);
-}
-
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 /* Checks what both operators share and fills the problem but for residual and sum. */
@@ -62,7 +54,7 @@ static liger_status lower_forward(const char *op, const liger_add_rms_norm_forwa
         .offset = args->casting == LIGER_CAST_NONE ? f32_round_to((liger_dtype)x->dtype, args->offset) : args->offset,
     };
     LIGER_TRY(liger_fold_rows(x, "rms_norm_forward: x", &problem->x));
-    LIGER_TRY(lower_twin(y, "rms_norm_forward: y", x, "x", &problem->y));
+    LIGER_TRY(liger_lower_twin(y, "rms_norm_forward: y", x, "x", &problem->y));
     if (args->rstd.data) LIGER_TRY(check_rstd(&args->rstd, x, "rms_norm_forward: rstd"));
     LIGER_TRY(liger_check_overlap(y, "rms_norm_forward: y", x, "x", true));
     LIGER_TRY(liger_check_overlap(y, "rms_norm_forward: y", weight, "weight", false));
@@ -98,8 +90,8 @@ liger_status liger_add_rms_norm_forward(liger_context *context, const liger_add_
     LIGER_TRY(liger_args_import(&args, sizeof args, given, "add_rms_norm_forward"));
     struct rms_norm_forward_problem problem;
     LIGER_TRY(lower_forward("add_rms_norm_forward", &args, &problem));
-    LIGER_TRY(lower_twin(&args.residual, "add_rms_norm_forward: residual", &args.x, "x", &problem.residual));
-    LIGER_TRY(lower_twin(&args.sum, "add_rms_norm_forward: sum", &args.x, "x", &problem.sum));
+    LIGER_TRY(liger_lower_twin(&args.residual, "add_rms_norm_forward: residual", &args.x, "x", &problem.residual));
+    LIGER_TRY(liger_lower_twin(&args.sum, "add_rms_norm_forward: sum", &args.x, "x", &problem.sum));
     LIGER_TRY(liger_check_overlap(&args.y, "add_rms_norm_forward: y", &args.residual, "residual", true));
     LIGER_TRY(liger_check_overlap(&args.y, "add_rms_norm_forward: y", &args.sum, "sum", false));
     LIGER_TRY(liger_check_overlap(&args.sum, "add_rms_norm_forward: sum", &args.x, "x", true));
@@ -141,13 +133,11 @@ static liger_status lower_backward(const liger_context *context, const char *op,
         .workspace = args->workspace,
     };
     LIGER_TRY(liger_fold_rows(x, "rms_norm_backward: x", &problem->x));
-    LIGER_TRY(lower_twin(dy, "rms_norm_backward: dy", x, "x", &problem->dy));
+    LIGER_TRY(liger_lower_twin(dy, "rms_norm_backward: dy", x, "x", &problem->dy));
     LIGER_TRY(check_rstd(&args->rstd, x, "rms_norm_backward: rstd"));
-    if (dx->data) LIGER_TRY(lower_twin(dx, "rms_norm_backward: dx", x, "x", &problem->dx));
-    if (args->dweight.data) {
-        LIGER_TRY(liger_check_dtype(&args->dweight, "rms_norm_backward: dweight", problem->weight_dtype));
-        LIGER_TRY(liger_check_vector(&args->dweight, "rms_norm_backward: dweight", problem->cols));
-    }
+    if (dx->data) LIGER_TRY(liger_lower_twin(dx, "rms_norm_backward: dx", x, "x", &problem->dx));
+    LIGER_TRY(liger_check_optional_vector(&args->dweight, "rms_norm_backward: dweight", (int)problem->weight_dtype,
+                                          problem->cols));
     LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", dy, "dy", true));
     LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", x, "x", false));
     LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", weight, "weight", false));
@@ -156,8 +146,6 @@ static liger_status lower_backward(const liger_context *context, const char *op,
     LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", dy, "dy", false));
     LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", dx, "dx", false));
     LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", weight, "weight", false));
-    LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", &args->rstd, "rstd", false));
-    LIGER_TRY(liger_check_overlap(dx, "rms_norm_backward: dx", &args->rstd, "rstd", false));
     LIGER_TRY(liger_check_overlap(&args->dweight, "rms_norm_backward: dweight", &args->rstd, "rstd", false));
     return liger_check_workspace(args->workspace, args->workspace_bytes, backward_workspace(context, x, &args->dweight),
                                  op);
@@ -204,7 +192,7 @@ liger_status liger_add_rms_norm_backward(liger_context *context, const liger_add
     struct rms_norm_backward_problem problem;
     LIGER_TRY(lower_backward(context, "add_rms_norm_backward", &args, &problem));
     if (args.dsum.data) {
-        LIGER_TRY(lower_twin(&args.dsum, "add_rms_norm_backward: dsum", &args.sum, "sum", &problem.dsum));
+        LIGER_TRY(liger_lower_twin(&args.dsum, "add_rms_norm_backward: dsum", &args.sum, "sum", &problem.dsum));
         LIGER_TRY(liger_check_overlap(&args.dx, "add_rms_norm_backward: dx", &args.dsum, "dsum", true));
         LIGER_TRY(liger_check_overlap(&args.dweight, "add_rms_norm_backward: dweight", &args.dsum, "dsum", false));
     }
