@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "liger/core/overlap.h"
+
 const char *liger_name_of(struct liger_name *name, const char *function, const char *argument) {
     const size_t most = sizeof name->text - 1;
     size_t n = 0;
@@ -135,19 +137,6 @@ liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t n
     return LIGER_OK;
 }
 
-/* First and last byte that a view may touch. */
-static void byte_span(const liger_tensor *tensor, uintptr_t *begin, uintptr_t *end) {
-    int64_t low = 0, high = 0;
-    for (int d = 0; d < tensor->ndim; d++) {
-        const int64_t reach = (tensor->shape[d] - 1) * tensor->stride[d];
-        if (reach < 0) low += reach;
-        else high += reach;
-    }
-    const int64_t size = (int64_t)liger_dtype_size(tensor->dtype);
-    *begin = (uintptr_t)tensor->data + (uintptr_t)(low * size);
-    *end = (uintptr_t)tensor->data + (uintptr_t)((high + 1) * size);
-}
-
 static bool same_view(const liger_tensor *a, const liger_tensor *b) {
     if (a->data != b->data || a->dtype != b->dtype || !liger_same_shape(a, b)) return false;
     for (int d = 0; d < a->ndim; d++)
@@ -155,31 +144,13 @@ static bool same_view(const liger_tensor *a, const liger_tensor *b) {
     return true;
 }
 
-/* Two views of one pitched buffer that interleave without touching: the halves of a [rows, 2n] tensor. */
-static bool interleaved(const liger_tensor *a, const liger_tensor *b) {
-    const int last = a->ndim - 1;
-    if (last < 1 || !liger_same_shape(a, b) || a->dtype != b->dtype) return false;
-    int64_t pitch = INT64_MAX;
-    for (int d = 0; d <= last; d++) {
-        if (a->shape[d] <= 1) continue;
-        if (a->stride[d] != b->stride[d]) return false;
-        if (d < last && a->stride[d] < pitch) pitch = a->stride[d];
-    }
-    const int64_t size = (int64_t)liger_dtype_size(a->dtype);
-    const int64_t distance = (const char *)a->data - (const char *)b->data;
-    const int64_t gap = distance < 0 ? -distance : distance;
-    return pitch != INT64_MAX && gap >= a->shape[last] * size && gap + a->shape[last] * size <= pitch * size;
-}
-
 liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, const liger_tensor *in,
                                  const char *in_name, bool same_allowed) {
     if (out->data == NULL || in->data == NULL) return LIGER_OK;
     if (liger_tensor_elements(out) == 0 || liger_tensor_elements(in) == 0) return LIGER_OK;
     if (same_allowed && same_view(out, in)) return LIGER_OK;
-    uintptr_t out_begin, out_end, in_begin, in_end;
-    byte_span(out, &out_begin, &out_end);
-    byte_span(in, &in_begin, &in_end);
-    if (out_end <= in_begin || in_end <= out_begin || interleaved(out, in)) return LIGER_OK;
-    return liger_fail(LIGER_ERR_LAYOUT, "%s overlaps %s: bytes %p-%p and %p-%p", out_what, in_name, (void *)out_begin,
-                      (void *)out_end, (void *)in_begin, (void *)in_end);
+    if (!liger_views_collide(out, in)) return LIGER_OK;
+    const struct byte_span written = liger_byte_span(out), read = liger_byte_span(in);
+    return liger_fail(LIGER_ERR_LAYOUT, "%s overlaps %s: bytes %p-%p and %p-%p", out_what, in_name,
+                      (void *)written.begin, (void *)written.end, (void *)read.begin, (void *)read.end);
 }

@@ -48,7 +48,8 @@ liger_status liger_lower_twin(const liger_tensor *tensor, const char *what, cons
                               const char *other_name, liger_rows *rows);
 /* At least `needed` bytes, 256-byte aligned. */
 liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t needed, const char *what);
-/* LAYOUT if the memory that `out` spans overlaps that of `in`; `same_allowed`: unless it is the very same view. */
+/* LAYOUT if an element of `out` lies on one of `in`; `same_allowed`: unless it is the very same view. Views that
+ * interleave without touching, as the heads of q and k in one projection, are fine. */
 liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, const liger_tensor *in,
                                  const char *in_name, bool same_allowed);
 
