@@ -1,10 +1,16 @@
 /* core_checks.c - see core_checks.h. On the CPU only: none of it depends on where kernels run. */
+#define _GNU_SOURCE
 #include "tests/core_checks.h"
 
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 #include "liger/core/check.h"
 #include "liger/core/overlap.h"
+#include "liger/cpu/parallel.h"
 #include "liger/ops/rope/rope.h"
 #include "tests/harness/random.h"
 
@@ -189,10 +195,74 @@ static void rope_in_one_projection(struct report *report) {
     liger_context_destroy(context);
 }
 
+/* ---- contexts ----------------------------------------------------------------------------------------------------- */
+
+static void no_context(struct report *report) {
+    expect(report, liger_context_device(NULL) == -2, "the device of no context");
+    expect(report, liger_context_isa(NULL) == LIGER_ISA_AUTO, "the instruction set of no context");
+    expect(report, strcmp(liger_context_backend(NULL), "none") == 0, "the backend of no context");
+    expect(report, liger_context_gemm_provider(NULL)[0] != 0, "the matrix products of no context");
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    options.device = liger_context_device(NULL);
+    liger_context *context = NULL;
+    expect(report, liger_context_create(&options, &context) == LIGER_ERR_DEVICE, "the device of no context is none");
+    liger_context_destroy(NULL);
+}
+
+/* ---- signals ------------------------------------------------------------------------------------------------------ */
+
+enum { THREADS = 3 };
+
+/* What each of THREADS threads saw of its own mask. */
+struct masks {
+    atomic_int arrived, workers, takes_signals, hides_faults;
+    pthread_t caller;
+};
+
+/* Holds its thread until every thread has a chunk, so that each looks at its own mask; not for ever, in case a thread could
+ * not be started. */
+static void look_at_mask(void *argument, int64_t begin, int64_t end) {
+    struct masks *masks = argument;
+    sigset_t mask;
+    (void)begin, (void)end;
+    atomic_fetch_add(&masks->arrived, 1);
+    for (int wait = 0; wait < 5000 && atomic_load(&masks->arrived) < THREADS; wait++)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    if (pthread_equal(pthread_self(), masks->caller) || pthread_sigmask(SIG_BLOCK, NULL, &mask) != 0) return;
+    static const int signals[] = {SIGINT, SIGTERM, SIGALRM, SIGUSR1, SIGCHLD, SIGPROF};
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
+        if (!sigismember(&mask, signals[i])) atomic_fetch_add(&masks->takes_signals, 1);
+    if (sigismember(&mask, SIGSEGV) || sigismember(&mask, SIGFPE)) atomic_fetch_add(&masks->hides_faults, 1);
+    atomic_fetch_add(&masks->workers, 1);
+}
+
+static void workers_leave_signals_alone(struct report *report) {
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    liger_context *context = NULL;
+    struct masks masks = {.caller = pthread_self()};
+    sigset_t before, after;
+    options.threads = THREADS;
+    expect(report, liger_context_create(&options, &context) == LIGER_OK, "a context of three threads");
+    pthread_sigmask(SIG_BLOCK, NULL, &before);
+    liger_parallel_for(context, THREADS, 1, look_at_mask, &masks);
+    pthread_sigmask(SIG_BLOCK, NULL, &after);
+    expect(report, atomic_load(&masks.workers) == THREADS - 1, "two workers looked at their masks");
+    expect(report, atomic_load(&masks.takes_signals) == 0, "a worker takes no signals");
+    expect(report, atomic_load(&masks.hides_faults) == 0, "a worker's faults stay visible");
+    bool same = true;
+    for (int s = 1; s < SIGRTMAX; s++) same = same && sigismember(&before, s) == sigismember(&after, s);
+    expect(report, same, "the caller's mask is as before");
+    liger_context_destroy(context);
+}
+
 void core_checks(struct report *report) {
     report_begin(report);
     known_views(report);
     drawn_views(report);
     rope_in_one_projection(report);
     report_end(report, "core", "overlap", "host");
+    report_begin(report);
+    no_context(report);
+    workers_leave_signals_alone(report);
+    report_end(report, "core", "context", "host");
 }
