@@ -39,6 +39,7 @@ enum {
     BARE = 2048,    /* of the results only the loss */
     IGNORED = 4096, /* every target is ignored */
     GENERAL = 8192,
+    POISON = 16384, /* ignored rows of x hold a NaN and an infinity */
     LOSS_ONLY = NO_DX | NO_DWEIGHT | NO_DBIAS
 };
 
@@ -174,6 +175,8 @@ static void coarsen(double *values, int64_t count) {
 
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
+    for (int64_t r = 0; has(c, POISON) && r < c->size[ROWS]; r++)
+        if (t[TARGET][r] < 0) t[X][r * c->size[HIDDEN]] = NAN, t[X][r * c->size[HIDDEN] + 1] = INFINITY;
     if (has(c, GENERAL)) return;
     coarsen(t[X], c->size[ROWS] * c->size[HIDDEN]);
     coarsen(t[WEIGHT], c->size[VOCAB] * c->size[HIDDEN]);
@@ -398,6 +401,7 @@ static const struct op_case forward_cases[] = {
     {.label = "no rows, no buffer", .size = {0, 9, 33, 0}, .flags = SUM, .edge = true},
     {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | BIASED, .edge = true},
     {.label = "all ignored, weighted, raw", .size = {5, 9, 33, 2}, .flags = IGNORED | WEIGHTED | RAW, .edge = true},
+    {.label = "NaN and Inf in ignored rows", .size = {7, 9, 33, 3}, .flags = POISON | BIASED, .edge = true},
 };
 
 static const struct op_case backward_cases[] = {
@@ -416,6 +420,7 @@ static const struct op_case backward_cases[] = {
     {.label = "9x12x35 only dbias", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DX | BIASED},
     {.label = "no rows", .size = {0, 9, 33, 3}, .flags = NONE | BY_ROW | BIASED, .edge = true},
     {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | NONE | BY_ROW, .edge = true},
+    {.label = "NaN and Inf in ignored rows", .size = {7, 9, 33, 3}, .flags = POISON | NONE | BY_ROW, .edge = true},
     {.label = "13x20x41 token",
      .size = {13, 20, 41, 4},
      .scalar = {.1, 1e-3},
