@@ -171,34 +171,27 @@ static liger_status call_op(liger_context *context, const struct op_call *call, 
     return LIGER_OK;
 }
 
-static void wrong_rows(struct op_call *call) { call->t[Y].shape[0] = 9; }
-
 static const struct op_case cases[] = {
     {"3x5", {3, 5}}, {"1x1", {1, 1}}, {"4x8", {4, 8}}, {"empty", {0, 5}, .edge = true}};
 static const struct op_alias aliases[] = {{Y, X}};
 static const struct op_gradient gradients[] = {{Y, X}};
 static const struct op_property properties[] = {{"doubling", doubling}};
 static const struct op_provocation provocations[] = {
-    {"y rows", 0, wrong_rows, LIGER_ERR_SHAPE, {"y.shape[0]", "9", "3"}}};
+    {"y rows", OP_SHAPE(Y, 0, 9), LIGER_ERR_SHAPE, {"y.shape[0]", "9", "3"}}};
 
 static const struct op_cases op = {
     .name = "double_forward",
     .tensor_count = TENSORS,
     .describe = describe,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .call = call_op,
     .workspace = workspace,
     .reference = reference,
     .loss = loss,
-    .gradients = gradients,
-    .gradient_count = 1,
-    .aliases = aliases,
-    .alias_count = 1,
-    .provocations = provocations,
-    .provocation_count = 1,
-    .properties = properties,
-    .property_count = 1,
+    OP_GRADIENTS(gradients),
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(provocations),
+    OP_PROPERTIES(properties),
 };
 
 /* ---- which mode must catch what ---- */

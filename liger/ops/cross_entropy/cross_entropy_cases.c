@@ -294,69 +294,39 @@ static const struct op_gradient gradients[] = {{DLOGITS, LOGITS}};
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
-static void smoothing_2(struct op_call *call) { call->c.scalar[SMOOTHING] = 2; }
-static void z_nan(struct op_call *call) { call->c.scalar[Z_SCALE] = INFINITY; }
-static void cap_negative(struct op_call *call) { call->c.scalar[SOFTCAP] = -1; }
-static void reduction_7(struct op_call *call) { call->c.flags |= REDUCTION; }
-static void logits_absent(struct op_call *call) { call->t[LOGITS].data = NULL; }
-static void logits_i32(struct op_call *call) { call->t[LOGITS].dtype = LIGER_I32; }
-static void logits_1d(struct op_call *call) { call->t[LOGITS].ndim = 1; }
-static void logits_no_vocab(struct op_call *call) { call->t[LOGITS].shape[1] = 0; }
-static void logits_stride(struct op_call *call) { call->t[LOGITS].stride[1] = 2; }
-static void target_absent(struct op_call *call) { call->t[TARGET].data = NULL; }
-static void target_f32(struct op_call *call) { call->t[TARGET].dtype = LIGER_F32; }
-static void target_short(struct op_call *call) { call->t[TARGET].shape[0] = 4; }
-static void weight_bf16(struct op_call *call) { call->t[WEIGHT].dtype = LIGER_BF16; }
-static void weight_short(struct op_call *call) { call->t[WEIGHT].shape[0] = 32; }
-static void upstream_f16(struct op_call *call) { call->t[UPSTREAM].dtype = LIGER_F16; }
-static void upstream_short(struct op_call *call) { call->t[UPSTREAM].ndim = 1, call->t[UPSTREAM].shape[0] = 3; }
-static void dlogits_dtype(struct op_call *call) { call->t[DLOGITS].dtype = LIGER_I64; }
-static void dlogits_shape(struct op_call *call) { call->t[DLOGITS].shape[1] = 32; }
-static void dlogits_stride(struct op_call *call) { call->t[DLOGITS].stride[1] = 3; }
-static void dlogits_overlap(struct op_call *call) {
-    call->t[DLOGITS].data = (char *)call->t[LOGITS].data + liger_dtype_size(call->t[LOGITS].dtype);
-}
-static void loss_vector(struct op_call *call) { call->t[LOSS].ndim = 1, call->t[LOSS].shape[0] = 5; }
-static void loss_i64(struct op_call *call) { call->t[LOSS].dtype = LIGER_I64; }
-static void accuracy_bf16(struct op_call *call) { call->t[ACCURACY].dtype = LIGER_BF16; }
-static void predicted_i32(struct op_call *call) { call->t[PREDICTED].dtype = LIGER_I32; }
-static void predicted_short(struct op_call *call) { call->t[PREDICTED].shape[0] = 4; }
-static void small_workspace(struct op_call *call) { call->workspace_bytes = 100; }
-
 static const struct op_provocation forward_provocations[] = {
-    {"label_smoothing", 0, smoothing_2, LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},
-    {"lse_square_scale", 0, z_nan, LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},
-    {"softcap", 0, cap_negative, LIGER_ERR_ARGUMENT, {"softcap", "-1"}},
-    {"reduction", 0, reduction_7, LIGER_ERR_ARGUMENT, {"reduction", "7"}},
-    {"logits absent", 0, logits_absent, LIGER_ERR_ARGUMENT, {"logits"}},
-    {"logits dtype", 0, logits_i32, LIGER_ERR_DTYPE, {"logits", "i32", "bf16"}},
-    {"logits rank", 0, logits_1d, LIGER_ERR_SHAPE, {"logits", "1", "2"}},
-    {"no vocabulary", 0, logits_no_vocab, LIGER_ERR_SHAPE, {"logits.shape[1]", "0"}},
-    {"logits stride", 0, logits_stride, LIGER_ERR_LAYOUT, {"logits.stride[1]", "2"}},
-    {"target absent", 0, target_absent, LIGER_ERR_ARGUMENT, {"target"}},
-    {"target dtype", 0, target_f32, LIGER_ERR_DTYPE, {"target", "f32", "i64"}},
-    {"target size", 0, target_short, LIGER_ERR_SHAPE, {"target", "4", "5"}},
-    {"weight dtype", 0, weight_bf16, LIGER_ERR_DTYPE, {"weight", "bf16", "f32"}},
-    {"weight size", 0, weight_short, LIGER_ERR_SHAPE, {"weight", "32", "33"}},
-    {"upstream dtype", 0, upstream_f16, LIGER_ERR_DTYPE, {"upstream", "f16", "f32"}},
-    {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
-    {"dlogits dtype", 0, dlogits_dtype, LIGER_ERR_DTYPE, {"dlogits", "i64"}},
-    {"dlogits shape", 0, dlogits_shape, LIGER_ERR_SHAPE, {"dlogits", "32", "33"}},
-    {"dlogits stride", 0, dlogits_stride, LIGER_ERR_LAYOUT, {"dlogits", "3"}},
-    {"dlogits overlap", 0, dlogits_overlap, LIGER_ERR_LAYOUT, {"dlogits", "logits"}},
-    {"loss size", 0, loss_vector, LIGER_ERR_SHAPE, {"loss", "5", "1"}},
-    {"loss dtype", 0, loss_i64, LIGER_ERR_DTYPE, {"loss", "i64"}},
-    {"accuracy dtype", 0, accuracy_bf16, LIGER_ERR_DTYPE, {"accuracy", "bf16", "f32"}},
-    {"predicted dtype", 0, predicted_i32, LIGER_ERR_DTYPE, {"predicted", "i32", "i64"}},
-    {"predicted size", 0, predicted_short, LIGER_ERR_SHAPE, {"predicted", "4", "5"}},
-    {"workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, {"workspace", "100"}},
+    {"label_smoothing", OP_SCALAR(SMOOTHING, 2), LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},
+    {"lse_square_scale", OP_SCALAR(Z_SCALE, INFINITY), LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},
+    {"softcap", OP_SCALAR(SOFTCAP, -1), LIGER_ERR_ARGUMENT, {"softcap", "-1"}},
+    {"reduction", OP_FLAGS(REDUCTION), LIGER_ERR_ARGUMENT, {"reduction", "7"}},
+    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits"}},
+    {"logits dtype", OP_DTYPE(LOGITS, LIGER_I32), LIGER_ERR_DTYPE, {"logits", "i32", "bf16"}},
+    {"logits rank", OP_NDIM(LOGITS, 1), LIGER_ERR_SHAPE, {"logits", "1", "2"}},
+    {"no vocabulary", OP_SHAPE(LOGITS, 1, 0), LIGER_ERR_SHAPE, {"logits.shape[1]", "0"}},
+    {"logits stride", OP_STRIDE(LOGITS, 1, 2), LIGER_ERR_LAYOUT, {"logits.stride[1]", "2"}},
+    {"target absent", OP_ABSENT(TARGET), LIGER_ERR_ARGUMENT, {"target"}},
+    {"target dtype", OP_DTYPE(TARGET, LIGER_F32), LIGER_ERR_DTYPE, {"target", "f32", "i64"}},
+    {"target size", OP_SHAPE(TARGET, 0, 4), LIGER_ERR_SHAPE, {"target", "4", "5"}},
+    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_BF16), LIGER_ERR_DTYPE, {"weight", "bf16", "f32"}},
+    {"weight size", OP_SHAPE(WEIGHT, 0, 32), LIGER_ERR_SHAPE, {"weight", "32", "33"}},
+    {"upstream dtype", OP_DTYPE(UPSTREAM, LIGER_F16), LIGER_ERR_DTYPE, {"upstream", "f16", "f32"}},
+    {"upstream size", OP_VECTOR(UPSTREAM, 3), LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
+    {"dlogits dtype", OP_DTYPE(DLOGITS, LIGER_I64), LIGER_ERR_DTYPE, {"dlogits", "i64"}},
+    {"dlogits shape", OP_SHAPE(DLOGITS, 1, 32), LIGER_ERR_SHAPE, {"dlogits", "32", "33"}},
+    {"dlogits stride", OP_STRIDE(DLOGITS, 1, 3), LIGER_ERR_LAYOUT, {"dlogits", "3"}},
+    {"dlogits overlap", OP_BESIDE(DLOGITS, LOGITS, 1), LIGER_ERR_LAYOUT, {"dlogits", "logits"}},
+    {"loss size", OP_VECTOR(LOSS, 5), LIGER_ERR_SHAPE, {"loss", "5", "1"}},
+    {"loss dtype", OP_DTYPE(LOSS, LIGER_I64), LIGER_ERR_DTYPE, {"loss", "i64"}},
+    {"accuracy dtype", OP_DTYPE(ACCURACY, LIGER_BF16), LIGER_ERR_DTYPE, {"accuracy", "bf16", "f32"}},
+    {"predicted dtype", OP_DTYPE(PREDICTED, LIGER_I32), LIGER_ERR_DTYPE, {"predicted", "i32", "i64"}},
+    {"predicted size", OP_SHAPE(PREDICTED, 0, 4), LIGER_ERR_SHAPE, {"predicted", "4", "5"}},
+    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100"}},
 };
-static void dlogits_absent(struct op_call *call) { call->t[DLOGITS].data = NULL; }
 static const struct op_provocation backward_provocations[] = {
-    {"dlogits absent", 0, dlogits_absent, LIGER_ERR_ARGUMENT, {"dlogits"}},
-    {"target size", 0, target_short, LIGER_ERR_SHAPE, {"cross_entropy_backward", "target", "4", "5"}},
-    {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
-    {"workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, {"workspace", "100", "256"}},
+    {"dlogits absent", OP_ABSENT(DLOGITS), LIGER_ERR_ARGUMENT, {"dlogits"}},
+    {"target size", OP_SHAPE(TARGET, 0, 4), LIGER_ERR_SHAPE, {"cross_entropy_backward", "target", "4", "5"}},
+    {"upstream size", OP_VECTOR(UPSTREAM, 3), LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
+    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100", "256"}},
 };
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
@@ -455,37 +425,28 @@ const struct op_cases cross_entropy_forward_cases = {
     .name = "cross_entropy_forward",
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_forward,
-    .cases = forward_cases,
-    .case_count = OP_COUNT(forward_cases),
+    OP_CASES(forward_cases),
     .prepare = prepare,
     .call = call_forward,
     .workspace = workspace_forward,
     .reference = reference_forward,
-    .aliases = aliases,
-    .alias_count = OP_COUNT(aliases),
-    .provocations = forward_provocations,
-    .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties,
-    .property_count = OP_COUNT(forward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(forward_provocations),
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(bench),
 };
 
 const struct op_cases cross_entropy_backward_cases = {
     .name = "cross_entropy_backward",
     .tensor_count = BACKWARD_TENSORS,
     .describe = describe_backward,
-    .cases = backward_cases,
-    .case_count = OP_COUNT(backward_cases),
+    OP_CASES(backward_cases),
     .prepare = prepare,
     .call = call_backward,
     .workspace = workspace_backward,
     .reference = reference_backward,
     .loss = loss_backward,
-    .gradients = gradients,
-    .gradient_count = OP_COUNT(gradients),
-    .aliases = aliases,
-    .alias_count = OP_COUNT(aliases),
-    .provocations = backward_provocations,
-    .provocation_count = OP_COUNT(backward_provocations),
+    OP_GRADIENTS(gradients),
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(backward_provocations),
 };

@@ -432,139 +432,69 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
-#define SPOIL(name, ...)                                                                                               \
-    static void name(struct op_call *call) {                                                                           \
-        liger_tensor *t = call->t;                                                                                     \
-        (void)t;                                                                                                       \
-        __VA_ARGS__;                                                                                                   \
-    }
-SPOIL(smoothing_2, call->c.scalar[SMOOTHING] = 2)
-SPOIL(z_infinite, call->c.scalar[Z_SCALE] = INFINITY)
-SPOIL(cap_negative, call->c.scalar[SOFTCAP] = -1)
-SPOIL(reduction_7, call->c.flags |= REDUCTION)
-SPOIL(token_5, call->c.scalar[SWITCHES] = 5)
-SPOIL(x_absent, t[X].data = NULL)
-SPOIL(x_i32, t[X].dtype = LIGER_I32)
-SPOIL(x_1d, t[X].ndim = 1)
-SPOIL(x_hidden, t[X].shape[1] = 8)
-SPOIL(x_stride, t[X].stride[1] = 2)
-SPOIL(x_rows_overlap, t[X].stride[0] = 8)
-SPOIL(weight_absent, t[WEIGHT].data = NULL)
-SPOIL(weight_bf16, t[WEIGHT].dtype = LIGER_BF16)
-SPOIL(weight_1d, t[WEIGHT].ndim = 1)
-SPOIL(weight_empty, t[WEIGHT].shape[0] = 0)
-SPOIL(weight_stride, t[WEIGHT].stride[0] = 10)
-SPOIL(bias_f16, t[BIAS].dtype = LIGER_F16)
-SPOIL(bias_short, t[BIAS].shape[0] = 32)
-SPOIL(target_absent, t[TARGET].data = NULL)
-SPOIL(target_f32, t[TARGET].dtype = LIGER_F32)
-SPOIL(target_short, t[TARGET].shape[0] = 6)
-SPOIL(class_bf16, t[CLASS_WEIGHT].dtype = LIGER_BF16)
-SPOIL(class_short, t[CLASS_WEIGHT].shape[0] = 32)
-SPOIL(upstream_f16, t[UPSTREAM].dtype = LIGER_F16)
-SPOIL(upstream_short, t[UPSTREAM].ndim = 1, t[UPSTREAM].shape[0] = 4)
-SPOIL(logits_absent, t[LOGITS].data = NULL)
-SPOIL(logits_bf16, t[LOGITS].dtype = LIGER_BF16)
-SPOIL(logits_no_rows, t[LOGITS].shape[0] = 0)
-SPOIL(logits_1d, t[LOGITS].ndim = 1)
-SPOIL(logits_vocab, t[LOGITS].shape[1] = 32)
-SPOIL(logits_stride, t[LOGITS].stride[1] = 3)
-SPOIL(logits_rows_overlap, t[LOGITS].stride[0] = 32)
-SPOIL(logits_are_weight, t[LOGITS].data = t[WEIGHT].data)
-SPOIL(loss_vector, t[LOSS].ndim = 1, t[LOSS].shape[0] = 7)
-SPOIL(loss_i64, t[LOSS].dtype = LIGER_I64)
-SPOIL(z_bf16, t[Z_LOSS].dtype = LIGER_BF16)
-SPOIL(accuracy_bf16, t[ACCURACY].dtype = LIGER_BF16)
-SPOIL(predicted_i32, t[PREDICTED].dtype = LIGER_I32)
-SPOIL(predicted_short, t[PREDICTED].shape[0] = 6)
-SPOIL(counts_f16, t[COUNTS].dtype = LIGER_F16)
-SPOIL(counts_short, t[COUNTS].shape[0] = 3)
-SPOIL(dx_bf16, t[DX].dtype = LIGER_BF16)
-SPOIL(dx_1d, t[DX].ndim = 1)
-SPOIL(dx_rows, t[DX].shape[0] = 6)
-SPOIL(dx_hidden, t[DX].shape[1] = 8)
-SPOIL(dx_stride, t[DX].stride[1] = 2)
-SPOIL(dx_is_x, t[DX].data = t[X].data)
-SPOIL(dweight_i64, t[DWEIGHT].dtype = LIGER_I64)
-SPOIL(dweight_rows, t[DWEIGHT].shape[0] = 32)
-SPOIL(dweight_stride, t[DWEIGHT].stride[0] = 10)
-SPOIL(dweight_is_logits, t[DWEIGHT].data = t[LOGITS].data)
-SPOIL(dbias_bf16, t[DBIAS].dtype = LIGER_BF16)
-SPOIL(dbias_short, t[DBIAS].shape[0] = 32)
-SPOIL(dbias_is_class_weight, t[DBIAS].data = t[CLASS_WEIGHT].data)
-SPOIL(dx_over_upstream, t[UPSTREAM].data = t[DX].data)
-SPOIL(loss_in_dweight, t[LOSS].data = t[DWEIGHT].data)
-SPOIL(counts_in_target, t[COUNTS].data = t[TARGET].data)
-SPOIL(predicted_is_target, t[PREDICTED].data = t[TARGET].data)
-SPOIL(accuracy_is_z_loss, t[ACCURACY].data = t[Z_LOSS].data)
-SPOIL(small_workspace, call->workspace_bytes = 100)
-
-#define SHARED_PROVOCATIONS                                                                                            \
-    {"label_smoothing", 0, smoothing_2, LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},                       \
-        {"lse_square_scale", 0, z_infinite, LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},                          \
-        {"softcap", 0, cap_negative, LIGER_ERR_ARGUMENT, {"softcap", "-1"}},                                           \
-        {"reduction", 0, reduction_7, LIGER_ERR_ARGUMENT, {"reduction", "7"}},                                         \
-        {"token_scaling", 0, token_5, LIGER_ERR_ARGUMENT, {"token_scaling", "5"}},                                     \
-        {"x absent", 0, x_absent, LIGER_ERR_ARGUMENT, {"x is required"}},                                              \
-        {"x dtype", 0, x_i32, LIGER_ERR_DTYPE, {"x is i32", "bf16"}},                                                  \
-        {"x rank", 0, x_1d, LIGER_ERR_SHAPE, {"x has 1", "2"}},                                                        \
-        {"x hidden", 0, x_hidden, LIGER_ERR_SHAPE, {"x: shape[1]", "8", "9"}},                                         \
-        {"x stride", 0, x_stride, LIGER_ERR_LAYOUT, {"x:", "stride", "2"}},                                            \
-        {"x rows overlap", 0, x_rows_overlap, LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},                        \
-        {"weight absent", 0, weight_absent, LIGER_ERR_ARGUMENT, {"weight"}},                                           \
-        {"weight dtype", 0, weight_bf16, LIGER_ERR_DTYPE, {"weight is bf16", "f32"}},                                  \
-        {"weight rank", 0, weight_1d, LIGER_ERR_SHAPE, {"weight has 1", "2"}},                                         \
-        {"no vocabulary", 0, weight_empty, LIGER_ERR_SHAPE, {"weight is 0 x 9"}},                                      \
-        {"weight stride", 0, weight_stride, LIGER_ERR_LAYOUT, {"weight", "10", "9"}},                                  \
-        {"bias dtype", 0, bias_f16, LIGER_ERR_DTYPE, {"bias is f16", "f32"}},                                          \
-        {"bias size", 0, bias_short, LIGER_ERR_SHAPE, {"bias", "32", "33"}},                                           \
-        {"target absent", 0, target_absent, LIGER_ERR_ARGUMENT, {"target"}},                                           \
-        {"target dtype", 0, target_f32, LIGER_ERR_DTYPE, {"target is f32", "i64"}},                                    \
-        {"target size", 0, target_short, LIGER_ERR_SHAPE, {"target", "6", "7"}},                                       \
-        {"class_weight dtype", 0, class_bf16, LIGER_ERR_DTYPE, {"class_weight is bf16", "f32"}},                       \
-        {"class_weight size", 0, class_short, LIGER_ERR_SHAPE, {"class_weight", "32", "33"}},                          \
-        {"upstream dtype", 0, upstream_f16, LIGER_ERR_DTYPE, {"upstream is f16", "f32"}},                              \
-        {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "4", "7"}},                                 \
-        {"logits absent", 0, logits_absent, LIGER_ERR_ARGUMENT, {"logits"}},                                           \
-        {"logits dtype", 0, logits_bf16, LIGER_ERR_DTYPE, {"logits is bf16", "f32"}},                                  \
-        {"logits without rows", 0, logits_no_rows, LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},                \
-        {"logits rank", 0, logits_1d, LIGER_ERR_SHAPE, {"logits", "1 dimensions"}},                                    \
-        {"logits vocabulary", 0, logits_vocab, LIGER_ERR_SHAPE, {"logits: shape[1]", "32", "33"}},                     \
-        {"logits stride", 0, logits_stride, LIGER_ERR_LAYOUT, {"logits", "3"}},                                        \
-        {"logits rows overlap", 0, logits_rows_overlap, LIGER_ERR_LAYOUT, {"logits: rows overlap", "32", "33"}},       \
-        {"logits over weight", 0, logits_are_weight, LIGER_ERR_LAYOUT, {"logits overlaps weight"}},                    \
-        {"dx dtype", 0, dx_bf16, LIGER_ERR_DTYPE, {"dx is bf16", "f32"}},                                              \
-        {"dx rank", 0, dx_1d, LIGER_ERR_SHAPE, {"dx has 1", "2"}},                                                     \
-        {"dx rows", 0, dx_rows, LIGER_ERR_SHAPE, {"dx: shape[0]", "6", "7"}},                                          \
-        {"dx hidden", 0, dx_hidden, LIGER_ERR_SHAPE, {"dx: shape[1]", "8", "9"}},                                      \
-        {"dx stride", 0, dx_stride, LIGER_ERR_LAYOUT, {"dx", "2"}},                                                    \
-        {"dx is x", 0, dx_is_x, LIGER_ERR_LAYOUT, {"dx overlaps x"}},                                                  \
-        {"dweight dtype", 0, dweight_i64, LIGER_ERR_DTYPE, {"dweight is i64", "f32"}},                                 \
-        {"dweight rows", 0, dweight_rows, LIGER_ERR_SHAPE, {"dweight: shape[0]", "32", "33"}},                         \
-        {"dweight stride", 0, dweight_stride, LIGER_ERR_LAYOUT, {"dweight", "10", "9"}},                               \
-        {"dweight over logits", 0, dweight_is_logits, LIGER_ERR_LAYOUT, {"dweight overlaps logits"}},                  \
-        {"dbias dtype", 0, dbias_bf16, LIGER_ERR_DTYPE, {"dbias is bf16", "f32"}},                                     \
-        {"dbias size", 0, dbias_short, LIGER_ERR_SHAPE, {"dbias", "32", "33"}},                                        \
-        {"dbias over class_weight", 0, dbias_is_class_weight, LIGER_ERR_LAYOUT, {"dbias overlaps class_weight"}},      \
-        {"dx over upstream", 0, dx_over_upstream, LIGER_ERR_LAYOUT, {"dx overlaps upstream"}}, {                       \
-        "workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, { "workspace", "100" }                                   \
-    }
-
-static const struct op_provocation backward_provocations[] = {SHARED_PROVOCATIONS};
+static const struct op_provocation shared_provocations[] = {
+    {"label_smoothing", OP_SCALAR(SMOOTHING, 2), LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},
+    {"lse_square_scale", OP_SCALAR(Z_SCALE, INFINITY), LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},
+    {"softcap", OP_SCALAR(SOFTCAP, -1), LIGER_ERR_ARGUMENT, {"softcap", "-1"}},
+    {"reduction", OP_FLAGS(REDUCTION), LIGER_ERR_ARGUMENT, {"reduction", "7"}},
+    {"token_scaling", OP_SCALAR(SWITCHES, 5), LIGER_ERR_ARGUMENT, {"token_scaling", "5"}},
+    {"x absent", OP_ABSENT(X), LIGER_ERR_ARGUMENT, {"x is required"}},
+    {"x dtype", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"x is i32", "bf16"}},
+    {"x rank", OP_NDIM(X, 1), LIGER_ERR_SHAPE, {"x has 1", "2"}},
+    {"x hidden", OP_SHAPE(X, 1, 8), LIGER_ERR_SHAPE, {"x: shape[1]", "8", "9"}},
+    {"x stride", OP_STRIDE(X, 1, 2), LIGER_ERR_LAYOUT, {"x:", "stride", "2"}},
+    {"x rows overlap", OP_STRIDE(X, 0, 8), LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},
+    {"weight absent", OP_ABSENT(WEIGHT), LIGER_ERR_ARGUMENT, {"weight"}},
+    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_BF16), LIGER_ERR_DTYPE, {"weight is bf16", "f32"}},
+    {"weight rank", OP_NDIM(WEIGHT, 1), LIGER_ERR_SHAPE, {"weight has 1", "2"}},
+    {"no vocabulary", OP_SHAPE(WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9"}},
+    {"weight stride", OP_STRIDE(WEIGHT, 0, 10), LIGER_ERR_LAYOUT, {"weight", "10", "9"}},
+    {"bias dtype", OP_DTYPE(BIAS, LIGER_F16), LIGER_ERR_DTYPE, {"bias is f16", "f32"}},
+    {"bias size", OP_SHAPE(BIAS, 0, 32), LIGER_ERR_SHAPE, {"bias", "32", "33"}},
+    {"target absent", OP_ABSENT(TARGET), LIGER_ERR_ARGUMENT, {"target"}},
+    {"target dtype", OP_DTYPE(TARGET, LIGER_F32), LIGER_ERR_DTYPE, {"target is f32", "i64"}},
+    {"target size", OP_SHAPE(TARGET, 0, 6), LIGER_ERR_SHAPE, {"target", "6", "7"}},
+    {"class_weight dtype", OP_DTYPE(CLASS_WEIGHT, LIGER_BF16), LIGER_ERR_DTYPE, {"class_weight is bf16", "f32"}},
+    {"class_weight size", OP_SHAPE(CLASS_WEIGHT, 0, 32), LIGER_ERR_SHAPE, {"class_weight", "32", "33"}},
+    {"upstream dtype", OP_DTYPE(UPSTREAM, LIGER_F16), LIGER_ERR_DTYPE, {"upstream is f16", "f32"}},
+    {"upstream size", OP_VECTOR(UPSTREAM, 4), LIGER_ERR_SHAPE, {"upstream", "4", "7"}},
+    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits"}},
+    {"logits dtype", OP_DTYPE(LOGITS, LIGER_BF16), LIGER_ERR_DTYPE, {"logits is bf16", "f32"}},
+    {"logits without rows", OP_SHAPE(LOGITS, 0, 0), LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},
+    {"logits rank", OP_NDIM(LOGITS, 1), LIGER_ERR_SHAPE, {"logits", "1 dimensions"}},
+    {"logits vocabulary", OP_SHAPE(LOGITS, 1, 32), LIGER_ERR_SHAPE, {"logits: shape[1]", "32", "33"}},
+    {"logits stride", OP_STRIDE(LOGITS, 1, 3), LIGER_ERR_LAYOUT, {"logits", "3"}},
+    {"logits rows overlap", OP_STRIDE(LOGITS, 0, 32), LIGER_ERR_LAYOUT, {"logits: rows overlap", "32", "33"}},
+    {"logits over weight", OP_ON(LOGITS, WEIGHT), LIGER_ERR_LAYOUT, {"logits overlaps weight"}},
+    {"dx dtype", OP_DTYPE(DX, LIGER_BF16), LIGER_ERR_DTYPE, {"dx is bf16", "f32"}},
+    {"dx rank", OP_NDIM(DX, 1), LIGER_ERR_SHAPE, {"dx has 1", "2"}},
+    {"dx rows", OP_SHAPE(DX, 0, 6), LIGER_ERR_SHAPE, {"dx: shape[0]", "6", "7"}},
+    {"dx hidden", OP_SHAPE(DX, 1, 8), LIGER_ERR_SHAPE, {"dx: shape[1]", "8", "9"}},
+    {"dx stride", OP_STRIDE(DX, 1, 2), LIGER_ERR_LAYOUT, {"dx", "2"}},
+    {"dx is x", OP_ON(DX, X), LIGER_ERR_LAYOUT, {"dx overlaps x"}},
+    {"dweight dtype", OP_DTYPE(DWEIGHT, LIGER_I64), LIGER_ERR_DTYPE, {"dweight is i64", "f32"}},
+    {"dweight rows", OP_SHAPE(DWEIGHT, 0, 32), LIGER_ERR_SHAPE, {"dweight: shape[0]", "32", "33"}},
+    {"dweight stride", OP_STRIDE(DWEIGHT, 0, 10), LIGER_ERR_LAYOUT, {"dweight", "10", "9"}},
+    {"dweight over logits", OP_ON(DWEIGHT, LOGITS), LIGER_ERR_LAYOUT, {"dweight overlaps logits"}},
+    {"dbias dtype", OP_DTYPE(DBIAS, LIGER_BF16), LIGER_ERR_DTYPE, {"dbias is bf16", "f32"}},
+    {"dbias size", OP_SHAPE(DBIAS, 0, 32), LIGER_ERR_SHAPE, {"dbias", "32", "33"}},
+    {"dbias over class_weight", OP_ON(DBIAS, CLASS_WEIGHT), LIGER_ERR_LAYOUT, {"dbias overlaps class_weight"}},
+    {"dx over upstream", OP_ON(UPSTREAM, DX), LIGER_ERR_LAYOUT, {"dx overlaps upstream"}},
+    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100"}},
+};
 static const struct op_provocation forward_provocations[] = {
-    SHARED_PROVOCATIONS,
-    {"loss size", 0, loss_vector, LIGER_ERR_SHAPE, {"loss", "7", "1"}},
-    {"loss dtype", 0, loss_i64, LIGER_ERR_DTYPE, {"loss is i64", "f32"}},
-    {"z_loss dtype", 0, z_bf16, LIGER_ERR_DTYPE, {"z_loss is bf16", "f32"}},
-    {"accuracy dtype", 0, accuracy_bf16, LIGER_ERR_DTYPE, {"accuracy is bf16", "f32"}},
-    {"predicted dtype", 0, predicted_i32, LIGER_ERR_DTYPE, {"predicted is i32", "i64"}},
-    {"predicted size", 0, predicted_short, LIGER_ERR_SHAPE, {"predicted", "6", "7"}},
-    {"counts dtype", 0, counts_f16, LIGER_ERR_DTYPE, {"counts is f16", "f32"}},
-    {"counts size", 0, counts_short, LIGER_ERR_SHAPE, {"counts", "3", "4"}},
-    {"loss over dweight", 0, loss_in_dweight, LIGER_ERR_LAYOUT, {"loss overlaps dweight"}},
-    {"counts over target", 0, counts_in_target, LIGER_ERR_LAYOUT, {"counts overlaps target"}},
-    {"predicted over target", 0, predicted_is_target, LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
-    {"accuracy over z_loss", 0, accuracy_is_z_loss, LIGER_ERR_LAYOUT, {"accuracy overlaps z_loss"}},
+    {"loss size", OP_VECTOR(LOSS, 7), LIGER_ERR_SHAPE, {"loss", "7", "1"}},
+    {"loss dtype", OP_DTYPE(LOSS, LIGER_I64), LIGER_ERR_DTYPE, {"loss is i64", "f32"}},
+    {"z_loss dtype", OP_DTYPE(Z_LOSS, LIGER_BF16), LIGER_ERR_DTYPE, {"z_loss is bf16", "f32"}},
+    {"accuracy dtype", OP_DTYPE(ACCURACY, LIGER_BF16), LIGER_ERR_DTYPE, {"accuracy is bf16", "f32"}},
+    {"predicted dtype", OP_DTYPE(PREDICTED, LIGER_I32), LIGER_ERR_DTYPE, {"predicted is i32", "i64"}},
+    {"predicted size", OP_SHAPE(PREDICTED, 0, 6), LIGER_ERR_SHAPE, {"predicted", "6", "7"}},
+    {"counts dtype", OP_DTYPE(COUNTS, LIGER_F16), LIGER_ERR_DTYPE, {"counts is f16", "f32"}},
+    {"counts size", OP_SHAPE(COUNTS, 0, 3), LIGER_ERR_SHAPE, {"counts", "3", "4"}},
+    {"loss over dweight", OP_ON(LOSS, DWEIGHT), LIGER_ERR_LAYOUT, {"loss overlaps dweight"}},
+    {"counts over target", OP_ON(COUNTS, TARGET), LIGER_ERR_LAYOUT, {"counts overlaps target"}},
+    {"predicted over target", OP_ON(PREDICTED, TARGET), LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
+    {"accuracy over z_loss", OP_ON(ACCURACY, Z_LOSS), LIGER_ERR_LAYOUT, {"accuracy overlaps z_loss"}},
 };
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
@@ -679,19 +609,16 @@ const struct op_cases linear_cross_entropy_forward_cases = {
     .name = "linear_cross_entropy_forward",
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_forward,
-    .cases = forward_cases,
-    .case_count = OP_COUNT(forward_cases),
+    OP_CASES(forward_cases),
     .prepare = prepare,
     .call = call_forward,
     .workspace = workspace_forward,
     .reference = reference_forward,
     .magnitudes = magnitudes,
-    .provocations = forward_provocations,
-    .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties,
-    .property_count = OP_COUNT(forward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_PROVOCATIONS(shared_provocations),
+    OP_MORE_PROVOCATIONS(forward_provocations),
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(bench),
     .flops = flops,
 };
 
@@ -699,18 +626,14 @@ const struct op_cases linear_cross_entropy_backward_cases = {
     .name = "linear_cross_entropy_backward",
     .tensor_count = BACKWARD_TENSORS,
     .describe = describe_backward,
-    .cases = backward_cases,
-    .case_count = OP_COUNT(backward_cases),
+    OP_CASES(backward_cases),
     .prepare = prepare,
     .call = call_backward,
     .workspace = workspace_backward,
     .reference = reference_backward,
     .magnitudes = magnitudes,
     .loss = loss_backward,
-    .gradients = gradients,
-    .gradient_count = OP_COUNT(gradients),
-    .provocations = backward_provocations,
-    .provocation_count = OP_COUNT(backward_provocations),
-    .properties = backward_properties,
-    .property_count = OP_COUNT(backward_properties),
+    OP_GRADIENTS(gradients),
+    OP_PROVOCATIONS(shared_provocations),
+    OP_PROPERTIES(backward_properties),
 };
