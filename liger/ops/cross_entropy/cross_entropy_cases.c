@@ -4,20 +4,15 @@
 #include <string.h>
 
 #include "liger/ops/cross_entropy/cross_entropy.h"
+#include "liger/ops/cross_entropy/cross_entropy_cases.h"
 #include "liger/ops/cross_entropy/cross_entropy_ref.h"
-#include "tests/harness/op_cases.h"
 #include "tests/harness/op_run.h"
 
 /* Both functions share one order of tensors; backward has no results. */
 enum { LOGITS, TARGET, WEIGHT, UPSTREAM, DLOGITS, BACKWARD_TENSORS };
 enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, FORWARD_TENSORS };
 enum { ROWS, VOCAB };
-enum { SMOOTHING, Z_SCALE, SOFTCAP };
 enum {
-    MEAN = 0,
-    SUM = 1,
-    NONE = 2,
-    REDUCTION = 3,
     WEIGHTED = 4,  /* class weights */
     SCALED = 8,    /* an upstream gradient in forward */
     BARE = 16,     /* only the loss is asked for */
@@ -30,10 +25,77 @@ enum {
     POISON = 2048  /* ignored rows hold NaN */
 };
 
-static int32_t reduction_of(const struct op_case *c) {
-    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE};
+/* ---- shared with the linear loss ---------------------------------------------------------------------------------- */
+
+int32_t cross_entropy_reduction(const struct op_case *c) {
+    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE, 7};
     return reductions[c->flags & REDUCTION];
 }
+
+struct tensor_spec cross_entropy_target(int64_t rows, int64_t vocab, bool all_ignored) {
+    return (struct tensor_spec){.name = "target",
+                                .kind = KIND_INDEX,
+                                .values = VALUES_TARGET,
+                                .spread = (double)vocab,
+                                .offset = -100,
+                                .ignore_every = all_ignored ? 1 : 3,
+                                .ndim = 1,
+                                .shape = {rows}};
+}
+
+struct tensor_spec cross_entropy_weight(const char *name, int64_t vocab, bool present) {
+    return (struct tensor_spec){
+        .name = name, .kind = KIND_F32, .values = VALUES_POSITIVE, .absent = !present, .ndim = 1, .shape = {vocab}};
+}
+
+struct tensor_spec cross_entropy_upstream(int64_t rows, bool by_row, bool present) {
+    return (struct tensor_spec){
+        .name = "upstream", .kind = KIND_F32, .absent = !present, .ndim = by_row, .shape = {rows}};
+}
+
+void cross_entropy_describe_results(const struct op_case *c, struct tensor_spec *spec, int64_t rows, bool others) {
+    struct tensor_spec result = {
+        .role = ROLE_OUT, .kind = KIND_T, .ndim = (c->flags & REDUCTION) == NONE, .shape = {rows}};
+    result.relative = 1.05, result.absolute = 32;
+    spec[0] = spec[1] = result;
+    spec[0].name = "loss";
+    spec[1].name = "z_loss", spec[1].absent = !others;
+    spec[2] = (struct tensor_spec){.name = "accuracy",
+                                   .role = ROLE_OUT,
+                                   .kind = KIND_F32,
+                                   .ndim = result.ndim,
+                                   .shape = {rows},
+                                   .absent = !others,
+                                   .relative = 2};
+    spec[3] = (struct tensor_spec){
+        .name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1, .shape = {rows}, .absent = !others};
+}
+
+static const char *refusal_of_target(struct op_run *run, liger_status status, int64_t row, int64_t value) {
+    char text[64];
+    snprintf(text, sizeof text, "target[%lld] is %lld", (long long)row, (long long)value);
+    if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
+    const char *said = liger_last_error();
+    if (!strstr(said, text) || !strstr(said, "out of bounds")) return op_run_text(run, "the message was: %s", said);
+    return NULL;
+}
+
+const char *cross_entropy_target_out_of_range(struct op_run *run, int target, int gradient, int loss) {
+    const int64_t rows = run->count[target], beyond = (int64_t)run->spec[target].spread;
+    const double *d = run->t[gradient];
+    run->t[target][rows - 1] = (double)beyond;
+    const liger_status status = op_run_call(run);
+    if (liger_context_device(run->context) == LIGER_DEVICE_CPU) return refusal_of_target(run, status, rows - 1, beyond);
+    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
+    const int64_t cols = d ? run->count[gradient] / rows : 0;
+    for (int64_t i = 0; i < rows * cols; i++)
+        if (isnan(d[i]) != (i >= (rows - 1) * cols))
+            return op_run_text(run, "%s[%lld] is %g", run->spec[gradient].name, (long long)i, d[i]);
+    if (loss >= 0 && !isnan(run->t[loss][run->count[loss] - 1])) return "the loss is not NaN";
+    return NULL;
+}
+
+/* ---- tensors ------------------------------------------------------------------------------------------------------ */
 
 static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS], vocab = c->size[VOCAB];
@@ -48,29 +110,9 @@ static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
                                         .ndim = 2,
                                         .shape = {rows, vocab},
                                         .gaps = true};
-    spec[TARGET] = (struct tensor_spec){.name = "target",
-                                        .role = ROLE_IN,
-                                        .kind = KIND_INDEX,
-                                        .values = VALUES_TARGET,
-                                        .spread = (double)vocab,
-                                        .offset = -100,
-                                        .ignore_every = c->flags & IGNORED ? 1 : 3,
-                                        .ndim = 1,
-                                        .shape = {rows}};
-    spec[WEIGHT] = (struct tensor_spec){.name = "weight",
-                                        .role = ROLE_IN,
-                                        .kind = KIND_F32,
-                                        .values = VALUES_POSITIVE,
-                                        .absent = !(c->flags & WEIGHTED),
-                                        .ndim = 1,
-                                        .shape = {vocab}};
-    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream",
-                                          .role = ROLE_IN,
-                                          .kind = KIND_F32,
-                                          .values = VALUES_NORMAL,
-                                          .absent = !(c->flags & SCALED),
-                                          .ndim = (c->flags & REDUCTION) == NONE,
-                                          .shape = {rows}};
+    spec[TARGET] = cross_entropy_target(rows, vocab, c->flags & IGNORED);
+    spec[WEIGHT] = cross_entropy_weight("weight", vocab, c->flags & WEIGHTED);
+    spec[UPSTREAM] = cross_entropy_upstream(rows, (c->flags & REDUCTION) == NONE, c->flags & SCALED);
     /* f32 steps: exponential, sum over the row (pairwise), quotient, coefficients: about 16 u of the largest element. */
     spec[DLOGITS] = (struct tensor_spec){.name = "dlogits",
                                          .role = ROLE_OUT,
@@ -84,34 +126,8 @@ static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
 }
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
-    const int64_t rows = c->size[ROWS];
-    const bool few = c->flags & (BARE | GRADIENT);
-    const int ndim = (c->flags & REDUCTION) == NONE;
     describe_shared(c, spec);
-    spec[LOSS] = (struct tensor_spec){.name = "loss",
-                                      .role = ROLE_OUT,
-                                      .kind = KIND_T,
-                                      .ndim = ndim,
-                                      .shape = {rows},
-                                      .relative = 1.05,
-                                      .absolute = 32};
-    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss",
-                                        .role = ROLE_OUT,
-                                        .kind = KIND_T,
-                                        .ndim = ndim,
-                                        .shape = {rows},
-                                        .absent = few,
-                                        .relative = 1.05,
-                                        .absolute = 32};
-    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy",
-                                          .role = ROLE_OUT,
-                                          .kind = KIND_F32,
-                                          .ndim = ndim,
-                                          .shape = {rows},
-                                          .absent = few,
-                                          .relative = 2};
-    spec[PREDICTED] = (struct tensor_spec){
-        .name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1, .shape = {rows}, .absent = few};
+    cross_entropy_describe_results(c, &spec[LOSS], c->size[ROWS], !(c->flags & (BARE | GRADIENT)));
 }
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
@@ -143,7 +159,7 @@ static liger_cross_entropy_forward_args forward_args(const struct op_call *call)
     args.label_smoothing = (float)call->c.scalar[SMOOTHING];
     args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
     args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = (call->c.flags & REDUCTION) == REDUCTION ? 7 : reduction_of(&call->c);
+    args.reduction = cross_entropy_reduction(&call->c);
     args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
     return args;
 }
@@ -163,7 +179,7 @@ static liger_cross_entropy_backward_args backward_args(const struct op_call *cal
     args.label_smoothing = (float)call->c.scalar[SMOOTHING];
     args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
     args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = reduction_of(&call->c);
+    args.reduction = cross_entropy_reduction(&call->c);
     args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
     return args;
 }
@@ -186,7 +202,7 @@ static struct cross_entropy_ref reference_of(const struct op_case *c, double *co
         .label_smoothing = (float)c->scalar[SMOOTHING],
         .lse_square_scale = (float)c->scalar[Z_SCALE],
         .softcap = (float)c->scalar[SOFTCAP],
-        .reduction = reduction_of(c),
+        .reduction = cross_entropy_reduction(c),
         .upstream_by_row = (c->flags & REDUCTION) == NONE,
         .logits = t[LOGITS],
         .target = t[TARGET],
@@ -209,13 +225,13 @@ static void reference_backward(const struct op_case *c, const struct op_types *t
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
     double total = 0, one = 0;
-    for (int64_t r = 0; r < (reduction_of(c) == LIGER_REDUCTION_NONE ? c->size[ROWS] : 1); r++) {
+    for (int64_t r = 0; r < (cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? c->size[ROWS] : 1); r++) {
         double rows[64] = {0};
         struct cross_entropy_ref ref = reference_of(c, t);
         ref.dlogits = NULL;
-        ref.loss = reduction_of(c) == LIGER_REDUCTION_NONE ? rows : &one;
+        ref.loss = cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? rows : &one;
         cross_entropy_reference(&ref);
-        total += t[UPSTREAM][r] * (reduction_of(c) == LIGER_REDUCTION_NONE ? rows[r] : one);
+        total += t[UPSTREAM][r] * (cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? rows[r] : one);
     }
     return total;
 }
@@ -295,10 +311,7 @@ static const struct op_gradient gradients[] = {{DLOGITS, LOGITS}};
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
 static const struct op_provocation forward_provocations[] = {
-    {"label_smoothing", OP_SCALAR(SMOOTHING, 2), LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},
-    {"lse_square_scale", OP_SCALAR(Z_SCALE, INFINITY), LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},
-    {"softcap", OP_SCALAR(SOFTCAP, -1), LIGER_ERR_ARGUMENT, {"softcap", "-1"}},
-    {"reduction", OP_FLAGS(REDUCTION), LIGER_ERR_ARGUMENT, {"reduction", "7"}},
+    CROSS_ENTROPY_OPTION_PROVOCATIONS,
     {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits"}},
     {"logits dtype", OP_DTYPE(LOGITS, LIGER_I32), LIGER_ERR_DTYPE, {"logits", "i32", "bf16"}},
     {"logits rank", OP_NDIM(LOGITS, 1), LIGER_ERR_SHAPE, {"logits", "1", "2"}},
@@ -372,28 +385,8 @@ static const char *shift_invariance(struct op_run *run) {
     return NULL;
 }
 
-/* The CPU refuses and names the value; on CUDA, where nobody can be told, the row becomes NaN and the others stay. */
 static const char *target_out_of_range(struct op_run *run) {
-    const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
-    const int64_t rows = run->c.size[ROWS], vocab = run->c.size[VOCAB];
-    if (run->t[DLOGITS] == NULL || run->types.index == LIGER_I32) return NULL;
-    run->t[TARGET][rows - 1] = (double)vocab;
-    const liger_status status = op_run_call(run);
-    if (cpu) {
-        char value[32];
-        snprintf(value, sizeof value, "%lld", (long long)vocab);
-        if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
-        const char *said = liger_last_error();
-        if (!strstr(said, "out of bounds") || !strstr(said, "target") || !strstr(said, value))
-            return op_run_text(run, "the message was: %s", said);
-        return NULL;
-    }
-    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
-    for (int64_t i = 0; i < rows * vocab; i++)
-        if (isnan(run->t[DLOGITS][i]) != (i >= (rows - 1) * vocab))
-            return op_run_text(run, "dlogits[%lld] is %g", (long long)i, run->t[DLOGITS][i]);
-    if (!isnan(run->t[LOSS][run->count[LOSS] - 1])) return "the loss is not NaN";
-    return NULL;
+    return cross_entropy_target_out_of_range(run, TARGET, DLOGITS, LOSS);
 }
 
 static const struct op_property forward_properties[] = {

@@ -9,24 +9,20 @@
 #include <string.h>
 
 #include "liger/core/context_state.h"
+#include "liger/ops/cross_entropy/cross_entropy_cases.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy_ref.h"
 #include "tests/harness/call_image.h"
 #include "tests/harness/compare.h"
 #include "tests/harness/float_formats.h"
-#include "tests/harness/op_cases.h"
 #include "tests/harness/op_run.h"
 
 /* Both functions share one order of tensors; backward has no results. */
 enum { X, WEIGHT, BIAS, TARGET, CLASS_WEIGHT, UPSTREAM, LOGITS, DX, DWEIGHT, DBIAS, BACKWARD_TENSORS };
 enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, COUNTS, FORWARD_TENSORS };
 enum { ROWS, HIDDEN, VOCAB, CHUNK };
-enum { SMOOTHING, Z_SCALE, SOFTCAP, SWITCHES };
+enum { SWITCHES = OPTIONS };
 enum {
-    MEAN = 0,
-    SUM = 1,
-    NONE = 2,
-    REDUCTION = 3,
     WEIGHTED = 4,
     BIASED = 8,
     SCALED = 16,
@@ -43,10 +39,6 @@ enum {
     LOSS_ONLY = NO_DX | NO_DWEIGHT | NO_DBIAS
 };
 
-static int32_t reduction_of(const struct op_case *c) {
-    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE};
-    return reductions[c->flags & REDUCTION];
-}
 static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
@@ -58,25 +50,9 @@ static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
         (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2, .shape = {vocab, hidden}};
     spec[BIAS] =
         (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab}, .absent = !has(c, BIASED)};
-    spec[TARGET] = (struct tensor_spec){.name = "target",
-                                        .kind = KIND_INDEX,
-                                        .values = VALUES_TARGET,
-                                        .spread = (double)vocab,
-                                        .offset = -100,
-                                        .ignore_every = has(c, IGNORED) ? 1 : 3,
-                                        .ndim = 1,
-                                        .shape = {rows}};
-    spec[CLASS_WEIGHT] = (struct tensor_spec){.name = "class_weight",
-                                              .kind = KIND_F32,
-                                              .values = VALUES_POSITIVE,
-                                              .absent = !has(c, WEIGHTED),
-                                              .ndim = 1,
-                                              .shape = {vocab}};
-    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream",
-                                          .kind = KIND_F32,
-                                          .absent = !has(c, SCALED | BY_ROW),
-                                          .ndim = has(c, BY_ROW),
-                                          .shape = {rows}};
+    spec[TARGET] = cross_entropy_target(rows, vocab, has(c, IGNORED));
+    spec[CLASS_WEIGHT] = cross_entropy_weight("class_weight", vocab, has(c, WEIGHTED));
+    spec[UPSTREAM] = cross_entropy_upstream(rows, has(c, BY_ROW), has(c, SCALED | BY_ROW));
     /* What is left in it is nobody's business; its fences and gaps are. */
     spec[LOGITS] = (struct tensor_spec){.name = "logits",
                                         .role = ROLE_INOUT,
@@ -129,43 +105,19 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS];
-    const int ndim = (c->flags & REDUCTION) == NONE;
-    const bool bare = has(c, BARE);
     describe_backward(c, spec);
-    /* As cross entropy. A logit in f32 has an error of u times the number of its terms times their magnitudes, about
-     * 4 hidden u in all; the loss takes twice the largest. */
-    const double logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0;
-    spec[LOSS] = (struct tensor_spec){.name = "loss",
-                                      .role = ROLE_OUT,
-                                      .kind = KIND_WEIGHT,
-                                      .ndim = ndim,
-                                      .shape = {rows},
-                                      .relative = 1.05,
-                                      .absolute = 32 + logits};
-    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss",
-                                        .role = ROLE_OUT,
-                                        .kind = KIND_WEIGHT,
-                                        .ndim = ndim,
-                                        .shape = {rows},
-                                        .absent = bare,
-                                        .relative = 1.05,
-                                        .absolute = 32};
-    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy",
-                                          .role = ROLE_OUT,
-                                          .kind = KIND_F32,
-                                          .ndim = ndim,
-                                          .shape = {rows},
-                                          .absent = bare,
-                                          .relative = 2};
-    spec[PREDICTED] = (struct tensor_spec){
-        .name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1, .shape = {rows}, .absent = bare};
+    cross_entropy_describe_results(c, &spec[LOSS], rows, !has(c, BARE));
+    spec[LOSS].kind = spec[Z_LOSS].kind = KIND_WEIGHT;
+    /* A logit in f32 has an error of u times the number of its terms times their magnitudes, about 4 hidden u in all; the
+     * loss takes twice the largest. */
+    if (has(c, GENERAL)) spec[LOSS].absolute += 8.0 * (double)c->size[HIDDEN];
     /* A sum of n positive terms, in whatever order: (n - 1) u. */
     spec[COUNTS] = (struct tensor_spec){.name = "counts",
                                         .role = ROLE_OUT,
                                         .kind = KIND_F32,
                                         .ndim = 1,
                                         .shape = {4},
-                                        .absent = bare,
+                                        .absent = has(c, BARE),
                                         .relative = (double)(rows > c->size[VOCAB] ? rows : c->size[VOCAB])};
 }
 
@@ -197,7 +149,7 @@ static liger_linear_cross_entropy_forward_args forward_args(const struct op_call
     args.label_smoothing = (float)call->c.scalar[SMOOTHING];
     args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
     args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = (call->c.flags & REDUCTION) == REDUCTION ? 7 : reduction_of(&call->c);
+    args.reduction = cross_entropy_reduction(&call->c);
     args.token_scaling = has(&call->c, TOKEN) + (int32_t)call->c.scalar[SWITCHES];
     args.raw_gradient = has(&call->c, RAW);
     args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
@@ -252,7 +204,7 @@ static struct linear_cross_entropy_ref reference_of(const struct op_case *c, con
                 .label_smoothing = (float)c->scalar[SMOOTHING],
                 .lse_square_scale = (float)c->scalar[Z_SCALE],
                 .softcap = (float)c->scalar[SOFTCAP],
-                .reduction = reduction_of(c),
+                .reduction = cross_entropy_reduction(c),
                 .token_scaling = has(c, TOKEN),
                 .upstream_by_row = has(c, BY_ROW),
                 .target = t[TARGET],
@@ -298,7 +250,7 @@ static double loss_backward(const struct op_case *c, const struct op_types *type
     double *rows = doubles(c->size[ROWS]), counts[4] = {0}, total = 0;
     const bool mean = ref.loss.reduction == LIGER_REDUCTION_MEAN;
     ref.loss.loss = rows, ref.counts = counts;
-    ref.loss.reduction = mean && ref.loss.lse_square_scale == 0 ? LIGER_REDUCTION_NONE : reduction_of(c);
+    ref.loss.reduction = mean && ref.loss.lse_square_scale == 0 ? LIGER_REDUCTION_NONE : cross_entropy_reduction(c);
     if (ref.loss.reduction == LIGER_REDUCTION_SUM) ref.loss.reduction = LIGER_REDUCTION_NONE;
     linear_cross_entropy_reference(ref);
     const bool by_rows = ref.loss.reduction == LIGER_REDUCTION_NONE;
@@ -433,10 +385,7 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
 static const struct op_provocation shared_provocations[] = {
-    {"label_smoothing", OP_SCALAR(SMOOTHING, 2), LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},
-    {"lse_square_scale", OP_SCALAR(Z_SCALE, INFINITY), LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},
-    {"softcap", OP_SCALAR(SOFTCAP, -1), LIGER_ERR_ARGUMENT, {"softcap", "-1"}},
-    {"reduction", OP_FLAGS(REDUCTION), LIGER_ERR_ARGUMENT, {"reduction", "7"}},
+    CROSS_ENTROPY_OPTION_PROVOCATIONS,
     {"token_scaling", OP_SCALAR(SWITCHES, 5), LIGER_ERR_ARGUMENT, {"token_scaling", "5"}},
     {"x absent", OP_ABSENT(X), LIGER_ERR_ARGUMENT, {"x is required"}},
     {"x dtype", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"x is i32", "bf16"}},
@@ -529,26 +478,11 @@ static const char *any_chunk(struct op_run *run) {
     return wrong;
 }
 
-/* The CPU refuses and names the value; on CUDA, where nobody can be told, the row's dx becomes NaN, the others
- * stay. */
-static const char *target_out_of_range(struct op_run *run) {
-    const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
-    const int64_t rows = run->c.size[ROWS], hidden = run->c.size[HIDDEN], vocab = run->c.size[VOCAB];
-    run->t[TARGET][rows - 1] = (double)vocab;
-    const liger_status status = op_run_call(run);
-    if (cpu) {
-        char value[64];
-        snprintf(value, sizeof value, "target[%lld] is %lld", (long long)(rows - 1), (long long)vocab);
-        if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
-        if (strstr(liger_last_error(), value) == NULL)
-            return op_run_text(run, "the message was: %s", liger_last_error());
-        return NULL;
-    }
-    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
-    for (int64_t i = 0; run->t[DX] && i < rows * hidden; i++)
-        if (isnan(run->t[DX][i]) != (i >= (rows - 1) * hidden))
-            return op_run_text(run, "dx[%lld] is %g", (long long)i, run->t[DX][i]);
-    return NULL;
+static const char *forward_target_out_of_range(struct op_run *run) {
+    return cross_entropy_target_out_of_range(run, TARGET, DX, LOSS);
+}
+static const char *backward_target_out_of_range(struct op_run *run) {
+    return cross_entropy_target_out_of_range(run, TARGET, DX, -1);
 }
 
 /* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. */
@@ -575,12 +509,12 @@ static const char *advised_chunk(struct op_run *run) {
 }
 
 static const struct op_property forward_properties[] = {
-    {"a target out of range", target_out_of_range},
+    {"a target out of range", forward_target_out_of_range},
     {"chunks of any size", any_chunk},
     {"the advised chunk", advised_chunk},
 };
 static const struct op_property backward_properties[] = {
-    {"a target out of range", target_out_of_range},
+    {"a target out of range", backward_target_out_of_range},
     {"chunks of any size", any_chunk},
 };
 
