@@ -174,6 +174,10 @@ struct op_cases {
     /* Outputs from inputs, in double, three loops. op_round(types->t, v) where the contract rounds in between. */
     void (*reference)(const struct op_case *c, const struct op_types *types, double *const *t);
 
+    /* The same in f32, one accumulator, as one would write it without a thought. Mode naive holds the library's error to
+     * twice the error of this. For functions that add up many terms; NULL for the others. */
+    void (*naive)(const struct op_case *c, const struct op_types *types, double *const *t);
+
     /* Magnitudes that only the values tell (a sum whose terms cancel): magnitude[i] of output i, 0 = as in its spec. Sees
      * the reference's outputs too. May be NULL. */
     void (*magnitudes)(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude);

@@ -217,10 +217,21 @@ static void reference_forward(const struct op_case *c, const struct op_types *ty
     ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
     cross_entropy_reference(&ref);
 }
+static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    struct cross_entropy_ref ref = reference_of(c, t);
+    ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
+    cross_entropy_naive(&ref);
+}
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
     const struct cross_entropy_ref ref = reference_of(c, t);
     cross_entropy_reference(&ref);
+}
+static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    const struct cross_entropy_ref ref = reference_of(c, t);
+    cross_entropy_naive(&ref);
 }
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
@@ -423,6 +434,7 @@ const struct op_cases cross_entropy_forward_cases = {
     .call = call_forward,
     .workspace = workspace_forward,
     .reference = reference_forward,
+    .naive = naive_forward,
     OP_ALIASES(aliases),
     OP_PROVOCATIONS(forward_provocations),
     OP_PROPERTIES(forward_properties),
@@ -438,6 +450,7 @@ const struct op_cases cross_entropy_backward_cases = {
     .call = call_backward,
     .workspace = workspace_backward,
     .reference = reference_backward,
+    .naive = naive_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
     OP_ALIASES(aliases),

@@ -228,19 +228,28 @@ static void release(const struct linear_cross_entropy_ref *ref) {
     free(ref->dlogits);
 }
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+static void evaluate(const struct op_case *c, const struct op_types *types, double *const *t, bool results,
+                     void (*loops)(struct linear_cross_entropy_ref)) {
     struct linear_cross_entropy_ref ref = reference_of(c, types, t);
     ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS];
-    linear_cross_entropy_reference(ref);
+    if (results) {
+        ref.counts = t[COUNTS], ref.loss.loss = t[LOSS], ref.loss.z_loss = t[Z_LOSS];
+        ref.loss.accuracy = t[ACCURACY], ref.loss.predicted = t[PREDICTED];
+    }
+    loops(ref);
     release(&ref);
 }
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    struct linear_cross_entropy_ref ref = reference_of(c, types, t);
-    ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS], ref.counts = t[COUNTS];
-    ref.loss.loss = t[LOSS], ref.loss.z_loss = t[Z_LOSS], ref.loss.accuracy = t[ACCURACY];
-    ref.loss.predicted = t[PREDICTED];
-    linear_cross_entropy_reference(ref);
-    release(&ref);
+    evaluate(c, types, t, true, linear_cross_entropy_reference);
+}
+static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate(c, types, t, true, linear_cross_entropy_naive);
+}
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate(c, types, t, false, linear_cross_entropy_reference);
+}
+static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate(c, types, t, false, linear_cross_entropy_naive);
 }
 
 /* The same loss whose gradient a row-wise upstream multiplies: with MEAN and SUM a row's share of it. The factor of
@@ -548,6 +557,7 @@ const struct op_cases linear_cross_entropy_forward_cases = {
     .call = call_forward,
     .workspace = workspace_forward,
     .reference = reference_forward,
+    .naive = naive_forward,
     .magnitudes = magnitudes,
     OP_PROVOCATIONS(shared_provocations),
     OP_MORE_PROVOCATIONS(forward_provocations),
@@ -565,6 +575,7 @@ const struct op_cases linear_cross_entropy_backward_cases = {
     .call = call_backward,
     .workspace = workspace_backward,
     .reference = reference_backward,
+    .naive = naive_backward,
     .magnitudes = magnitudes,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),

@@ -149,6 +149,11 @@ static void reference_add_forward(const struct op_case *c, const struct op_types
     rms_norm_ref_forward(&p, t[Y], t[RSTD]);
 }
 
+static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[X], t[WEIGHT]);
+    rms_norm_naive_forward(&p, t[Y], t[RSTD]);
+}
+
 /* A row times a power of two gives the same y, if epsilon is 0: every rounding moves with it. */
 static const char *scale_invariance(struct op_run *run) {
     const int64_t elements = run->count[X];
@@ -210,6 +215,7 @@ const struct op_cases rms_norm_forward_cases = {
     OP_CASES(cases),
     .call = call_forward,
     .reference = reference_forward,
+    .naive = naive_forward,
     OP_ALIASES(forward_aliases),
     OP_PROVOCATIONS(forward_provocations),
     OP_PROPERTIES(forward_properties),
@@ -337,6 +343,11 @@ static void reference_backward(const struct op_case *c, const struct op_types *t
     rms_norm_ref_backward(&p, t[DY], NULL, t[BRSTD], t[DX], t[DWEIGHT]);
 }
 
+static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    rms_norm_naive_backward(&p, t[DY], NULL, t[BRSTD], t[DX], t[DWEIGHT]);
+}
+
 static void reference_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
     rms_norm_ref_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
@@ -417,6 +428,7 @@ const struct op_cases rms_norm_backward_cases = {
     .call = call_backward,
     .workspace = backward_workspace,
     .reference = reference_backward,
+    .naive = naive_backward,
     .magnitudes = magnitudes_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
