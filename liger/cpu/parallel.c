@@ -112,6 +112,10 @@ void cpu_pool_close(struct cpu_pool *pool) {
     pthread_cond_broadcast(&pool->start);
     pthread_mutex_unlock(&pool->lock);
     for (int32_t i = 0; i < pool->workers; i++) pthread_join(pool->thread[i], NULL);
+    pthread_mutex_destroy(&pool->owner);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_cond_destroy(&pool->start);
+    pthread_cond_destroy(&pool->finish);
     free(pool);
 }
 

@@ -84,11 +84,6 @@ liger_status op_run_call(struct op_run *run) {
     return status;
 }
 
-void op_run_reference(struct op_run *run) {
-    round_inputs(run);
-    run->op->reference(&run->c, &run->types, run->t);
-}
-
 /* The tensor array with outputs of its own, which begin as what they are in t. */
 static bool with_outputs(const struct op_run *run, double **outputs, double **t) {
     for (int i = 0; i < run->op->tensor_count; i++) {

@@ -30,8 +30,6 @@ void op_run_draw(const struct tensor_spec *spec, int64_t count, double *values, 
 
 /* Rounds the inputs to their dtypes, calls the library on contiguous copies and stores its outputs in t. */
 liger_status op_run_call(struct op_run *run);
-/* Rounds the inputs and fills the outputs from the reference. */
-void op_run_reference(struct op_run *run);
 
 /* The reference's outputs into `expected`, leaving t as it is. False: no memory. */
 bool op_run_expect(struct op_run *run);
