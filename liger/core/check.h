@@ -52,6 +52,14 @@ liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t n
  * interleave without touching, as the heads of q and k in one projection, are fine. */
 liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, const liger_tensor *in,
                                  const char *in_name, bool same_allowed);
+/* An argument and its name. */
+struct liger_argument {
+    const liger_tensor *tensor;
+    const char *name;
+};
+/* LAYOUT if one of `outputs` lies on one of `inputs` or on another output: none may be in place. */
+liger_status liger_check_apart(const char *function, const struct liger_argument *outputs, int output_count,
+                               const struct liger_argument *inputs, int input_count);
 
 #ifdef __cplusplus
 }

@@ -63,15 +63,17 @@ static liger_status check_dlogits(const char *op, const forward_args *args) {
 }
 
 static liger_status check_result_overlaps(const char *op, const forward_args *args) {
-    const liger_tensor *results[] = {&args->loss, &args->z_loss, &args->accuracy, &args->predicted};
-    static const char *const names[] = {"loss", "z_loss", "accuracy", "predicted"};
-    for (int i = 0; i < 4; i++) {
-        struct liger_name name;
-        liger_name_of(&name, op, names[i]);
-        LIGER_TRY(liger_check_overlap(results[i], name.text, &args->logits, "logits", false));
-        LIGER_TRY(liger_check_overlap(results[i], name.text, &args->dlogits, "dlogits", false));
-    }
-    return LIGER_OK;
+    const struct liger_argument results[] = {
+        {&args->loss, "loss"},
+        {&args->z_loss, "z_loss"},
+        {&args->accuracy, "accuracy"},
+        {&args->predicted, "predicted"},
+    };
+    const struct liger_argument others[] = {
+        {&args->logits, "logits"}, {&args->dlogits, "dlogits"},   {&args->target, "target"},
+        {&args->weight, "weight"}, {&args->upstream, "upstream"},
+    };
+    return liger_check_apart(op, results, 4, others, 5);
 }
 
 static liger_status check(const struct cross_entropy_loss_problem *loss, const forward_args *args) {

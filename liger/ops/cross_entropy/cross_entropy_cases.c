@@ -344,6 +344,12 @@ static const struct op_provocation forward_provocations[] = {
     {"accuracy dtype", OP_DTYPE(ACCURACY, LIGER_BF16), LIGER_ERR_DTYPE, {"accuracy", "bf16", "f32"}},
     {"predicted dtype", OP_DTYPE(PREDICTED, LIGER_I32), LIGER_ERR_DTYPE, {"predicted", "i32", "i64"}},
     {"predicted size", OP_SHAPE(PREDICTED, 0, 4), LIGER_ERR_SHAPE, {"predicted", "4", "5"}},
+    {"loss over logits", OP_ON(LOSS, LOGITS), LIGER_ERR_LAYOUT, {"loss overlaps logits"}},
+    {"z_loss over dlogits", OP_ON(Z_LOSS, DLOGITS), LIGER_ERR_LAYOUT, {"z_loss overlaps dlogits"}},
+    {"predicted over target", OP_ON(PREDICTED, TARGET), LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
+    {"accuracy over weight", OP_ON(ACCURACY, WEIGHT), LIGER_ERR_LAYOUT, {"accuracy overlaps weight"}},
+    {"loss over upstream", OP_ON(LOSS, UPSTREAM), LIGER_ERR_LAYOUT, {"loss overlaps upstream"}},
+    {"z_loss over loss", OP_ON(Z_LOSS, LOSS), LIGER_ERR_LAYOUT, {"z_loss overlaps loss"}},
     {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100"}},
 };
 static const struct op_provocation backward_provocations[] = {

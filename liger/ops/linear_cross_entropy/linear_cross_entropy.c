@@ -99,28 +99,17 @@ static liger_status check_gradients(const forward_args *args) {
     return liger_check_optional_vector(dbias, OP "dbias", LIGER_F32, vocab);
 }
 
-/* Every output against every input and every other output. */
 static liger_status check_overlaps(const forward_args *args) {
-    const struct {
-        const liger_tensor *tensor;
-        const char *what;
-    } outputs[] = {
-        {&args->logits, OP "logits"},     {&args->dx, OP "dx"},         {&args->dweight, OP "dweight"},
-        {&args->dbias, OP "dbias"},       {&args->loss, OP "loss"},     {&args->z_loss, OP "z_loss"},
-        {&args->accuracy, OP "accuracy"}, {&args->counts, OP "counts"}, {&args->predicted, OP "predicted"},
+    const struct liger_argument outputs[] = {
+        {&args->logits, "logits"},     {&args->dx, "dx"},         {&args->dweight, "dweight"},
+        {&args->dbias, "dbias"},       {&args->loss, "loss"},     {&args->z_loss, "z_loss"},
+        {&args->accuracy, "accuracy"}, {&args->counts, "counts"}, {&args->predicted, "predicted"},
     };
-    const liger_tensor *inputs[] = {&args->x,      &args->weight,       &args->bias,
-                                    &args->target, &args->class_weight, &args->upstream};
-    static const char *const names[] = {"x", "weight", "bias", "target", "class_weight", "upstream"};
-    enum { OUTPUTS = sizeof outputs / sizeof outputs[0], INPUTS = sizeof inputs / sizeof inputs[0] };
-    for (int o = 0; o < OUTPUTS; o++) {
-        for (int i = 0; i < INPUTS; i++)
-            LIGER_TRY(liger_check_overlap(outputs[o].tensor, outputs[o].what, inputs[i], names[i], false));
-        for (int other = 0; other < o; other++)
-            LIGER_TRY(liger_check_overlap(outputs[o].tensor, outputs[o].what, outputs[other].tensor,
-                                          outputs[other].what + sizeof(OP) - 1, false));
-    }
-    return LIGER_OK;
+    const struct liger_argument inputs[] = {
+        {&args->x, "x"},           {&args->weight, "weight"},     {&args->bias, "bias"},
+        {&args->target, "target"}, {&args->upstream, "upstream"}, {&args->class_weight, "class_weight"},
+    };
+    return liger_check_apart("linear_cross_entropy", outputs, 9, inputs, 6);
 }
 
 static liger_status check_options(const forward_args *args) {
