@@ -202,6 +202,8 @@ static const struct op_provocation add_forward_provocations[] = {
     {"sum is y", OP_ON(SUM, Y), LIGER_ERR_LAYOUT, {"y", "sum"}},
     {"sum over residual", OP_BESIDE(SUM, RESIDUAL, 1), LIGER_ERR_LAYOUT, {"sum", "residual"}},
     {"sum over weight", OP_ON(SUM, WEIGHT), LIGER_ERR_LAYOUT, {"sum", "weight"}},
+    {"rstd over residual", OP_ON(RSTD, RESIDUAL), LIGER_ERR_LAYOUT, {"rstd", "residual"}},
+    {"the fused function's name", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"add_rms_norm_forward: x is i32"}},
 };
 
 static const struct op_property forward_properties[] = {{"scale invariance", scale_invariance}};
@@ -413,6 +415,8 @@ static const struct op_provocation add_backward_provocations[] = {
     {"dsum rows", OP_SHAPE(DSUM, 0, 4), LIGER_ERR_SHAPE, {"dsum", "4", "5"}},
     {"dsum dtype", OP_DTYPE(DSUM, LIGER_F16), LIGER_ERR_DTYPE, {"dsum", "f16", "f32"}},
     {"dx over part of dsum", OP_BESIDE(DX, DSUM, 1), LIGER_ERR_LAYOUT, {"dx", "dsum"}},
+    {"the fused function's names", OP_SHAPE(BX, 1, 0), LIGER_ERR_SHAPE, {"add_rms_norm_backward: sum.shape[1]", "0"}},
+    {"dx over sum", OP_ON(DX, BX), LIGER_ERR_LAYOUT, {"add_rms_norm_backward: dx overlaps sum"}},
 };
 
 static const struct op_alias backward_aliases[] = {{DX, DY}};
