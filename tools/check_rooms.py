@@ -79,7 +79,9 @@ def include_allowed(path: str, target: str) -> bool:
         return True
     is_test = path.endswith(TEST_FILES)
     if target_kind == "room":
-        shown = target.endswith("_problem.h") or is_test and (target.endswith(("_ref.h", "_cases.h")) or is_public(target))
+        shown = (
+            target.endswith("_problem.h") or is_test and (target.endswith(("_ref.h", "_cases.h")) or is_public(target))
+        )
         return target_room == room or shown
     if target_kind in ("cpu", "cuda"):
         return backend_of(path) in (target_kind, "any")
