@@ -211,27 +211,27 @@ static struct cross_entropy_ref reference_of(const struct op_case *c, double *co
         .dlogits = t[DLOGITS],
     };
 }
+static void evaluate(const struct op_case *c, double *const *t, bool results,
+                     void (*loops)(const struct cross_entropy_ref *)) {
+    struct cross_entropy_ref ref = reference_of(c, t);
+    if (results) ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
+    loops(&ref);
+}
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    struct cross_entropy_ref ref = reference_of(c, t);
-    ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
-    cross_entropy_reference(&ref);
+    evaluate(c, t, true, cross_entropy_reference);
 }
 static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    struct cross_entropy_ref ref = reference_of(c, t);
-    ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
-    cross_entropy_naive(&ref);
+    evaluate(c, t, true, cross_entropy_naive);
 }
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    const struct cross_entropy_ref ref = reference_of(c, t);
-    cross_entropy_reference(&ref);
+    evaluate(c, t, false, cross_entropy_reference);
 }
 static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    const struct cross_entropy_ref ref = reference_of(c, t);
-    cross_entropy_naive(&ref);
+    evaluate(c, t, false, cross_entropy_naive);
 }
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
