@@ -135,11 +135,6 @@ static bool share_a_byte(const liger_tensor *a, const liger_tensor *b) {
     return false;
 }
 
-static bool spans_meet(const liger_tensor *a, const liger_tensor *b) {
-    const struct byte_span one = liger_byte_span(a), other = liger_byte_span(b);
-    return one.begin < other.end && other.begin < one.end;
-}
-
 static void drawn_views(struct report *report) {
     int interleaved = 0, wrong = 0;
     for (int round = 0; round < VIEW_ROUNDS; round++) {
@@ -148,7 +143,7 @@ static void drawn_views(struct report *report) {
         const liger_tensor a = tensor_of(&one), b = tensor_of(&other);
         if (!within_memory(&a) || !within_memory(&b)) continue;
         const bool truth = share_a_byte(&a, &b);
-        interleaved += !truth && spans_meet(&a, &b);
+        interleaved += !truth && liger_spans_meet(liger_byte_span(&a), liger_byte_span(&b));
         if (liger_views_collide(&a, &b) == truth) continue;
         wrong++;
         report_fail(report, "the drawn views %d %s a byte", round, truth ? "share" : "do not share");

@@ -144,33 +144,42 @@ static bool same_view(const liger_tensor *a, const liger_tensor *b) {
     return true;
 }
 
-static bool overlap(const liger_tensor *a, const liger_tensor *b) {
-    if (a->data == NULL || b->data == NULL) return false;
-    if (liger_tensor_elements(a) == 0 || liger_tensor_elements(b) == 0) return false;
-    return liger_views_collide(a, b);
-}
-
 liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, const liger_tensor *in,
                                  const char *in_name, bool same_allowed) {
-    if ((same_allowed && same_view(out, in)) || !overlap(out, in)) return LIGER_OK;
     const struct byte_span written = liger_byte_span(out), read = liger_byte_span(in);
+    if (!liger_spans_meet(written, read)) return LIGER_OK;
+    if ((same_allowed && same_view(out, in)) || !liger_views_collide(out, in)) return LIGER_OK;
     return liger_fail(LIGER_ERR_LAYOUT, "%s overlaps %s: bytes %p-%p and %p-%p", out_what, in_name,
                       (void *)written.begin, (void *)written.end, (void *)read.begin, (void *)read.end);
+}
+
+enum { MOST_ARGUMENTS = 16 };
+
+static void spans_of(const struct liger_argument *arguments, int count, struct byte_span *spans) {
+    for (int i = 0; i < count; i++) spans[i] = liger_byte_span(arguments[i].tensor);
 }
 
 static liger_status check_pair(const char *function, const struct liger_argument *out,
                                const struct liger_argument *other) {
     struct liger_name name;
-    if (!overlap(out->tensor, other->tensor)) return LIGER_OK;
     return liger_check_overlap(out->tensor, liger_name_of(&name, function, out->name), other->tensor, other->name,
                                false);
 }
 
 liger_status liger_check_apart(const char *function, const struct liger_argument *outputs, int output_count,
                                const struct liger_argument *inputs, int input_count) {
+    struct byte_span written[MOST_ARGUMENTS], read[MOST_ARGUMENTS];
+    LIGER_REQUIRE(output_count <= MOST_ARGUMENTS && input_count <= MOST_ARGUMENTS, LIGER_ERR_INTERNAL,
+                  "%s: %d outputs and %d inputs, but at most %d are compared", function, output_count, input_count,
+                  MOST_ARGUMENTS);
+    spans_of(outputs, output_count, written);
+    spans_of(inputs, input_count, read);
     for (int o = 0; o < output_count; o++) {
-        for (int i = 0; i < input_count; i++) LIGER_TRY(check_pair(function, &outputs[o], &inputs[i]));
-        for (int other = 0; other < o; other++) LIGER_TRY(check_pair(function, &outputs[o], &outputs[other]));
+        for (int i = 0; i < input_count; i++)
+            if (liger_spans_meet(written[o], read[i])) LIGER_TRY(check_pair(function, &outputs[o], &inputs[i]));
+        for (int other = 0; other < o; other++)
+            if (liger_spans_meet(written[o], written[other]))
+                LIGER_TRY(check_pair(function, &outputs[o], &outputs[other]));
     }
     return LIGER_OK;
 }

@@ -65,24 +65,10 @@ static bool takes(struct sum *sum, int n, uint64_t distance) {
     return false;
 }
 
-struct byte_span liger_byte_span(const liger_tensor *tensor) {
-    int64_t low = 0, high = 0;
-    for (int d = 0; d < tensor->ndim; d++) {
-        const int64_t reach = (tensor->shape[d] - 1) * tensor->stride[d];
-        if (reach < 0) low += reach;
-        else high += reach;
-    }
-    const int64_t size = (int64_t)liger_dtype_size(tensor->dtype);
-    return (struct byte_span){
-        .begin = (uintptr_t)tensor->data + (uintptr_t)(low * size),
-        .end = (uintptr_t)tensor->data + (uintptr_t)((high + 1) * size),
-    };
-}
-
 bool liger_views_collide(const liger_tensor *a, const liger_tensor *b) {
     const struct byte_span one = liger_byte_span(a), other = liger_byte_span(b);
     struct sum sum = {.count = 0};
-    if (one.end <= other.begin || other.end <= one.begin) return false;
+    if (!liger_spans_meet(one, other)) return false;
     add_view(&sum, a);
     add_view(&sum, b);
     measure(&sum);
