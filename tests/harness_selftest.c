@@ -18,6 +18,7 @@
 enum sickness {
     HEALTHY,
     OFF_BY_TWO_BUDGETS,
+    WORSE_THAN_NAIVE,
     MAKES_NAN,
     LOSES_NAN,
     LEAVES_ONE_UNWRITTEN,
@@ -76,6 +77,18 @@ static void reference(const struct op_case *c, const struct op_types *types, dou
             t[Y][r * c->size[1] + k] = 2 * t[X][r * c->size[1] + k];
             t[S][r] += t[X][r * c->size[1] + k];
         }
+    }
+}
+
+static void naive(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    for (int64_t r = 0; r < c->size[0]; r++) {
+        float sum = 0;
+        for (int64_t k = 0; k < c->size[1]; k++) {
+            t[Y][r * c->size[1] + k] = 2 * t[X][r * c->size[1] + k];
+            sum += (float)t[X][r * c->size[1] + k];
+        }
+        t[S][r] = sum;
     }
 }
 
@@ -159,6 +172,7 @@ static liger_status call_op(liger_context *context, const struct op_call *call, 
             const int64_t step = sickness == IGNORES_STRIDE ? cols : y->stride[0];
             format_store(t, ys + (r * step + k) * size, result);
         }
+        if (sickness == WORSE_THAN_NAIVE) sum *= 1 + 0x7p-24;
         format_store(LIGER_F32, (char *)s->data + r * 4, sum);
     }
     if (rows == 0) return LIGER_OK;
@@ -171,34 +185,28 @@ static liger_status call_op(liger_context *context, const struct op_call *call, 
     return LIGER_OK;
 }
 
-static void wrong_rows(struct op_call *call) { call->t[Y].shape[0] = 9; }
-
 static const struct op_case cases[] = {
     {"3x5", {3, 5}}, {"1x1", {1, 1}}, {"4x8", {4, 8}}, {"empty", {0, 5}, .edge = true}};
 static const struct op_alias aliases[] = {{Y, X}};
 static const struct op_gradient gradients[] = {{Y, X}};
 static const struct op_property properties[] = {{"doubling", doubling}};
 static const struct op_provocation provocations[] = {
-    {"y rows", 0, wrong_rows, LIGER_ERR_SHAPE, {"y.shape[0]", "9", "3"}}};
+    {"y rows", OP_SHAPE(Y, 0, 9), LIGER_ERR_SHAPE, {"y.shape[0]", "9", "3"}}};
 
 static const struct op_cases op = {
     .name = "double_forward",
     .tensor_count = TENSORS,
     .describe = describe,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .call = call_op,
     .workspace = workspace,
     .reference = reference,
+    .naive = naive,
     .loss = loss,
-    .gradients = gradients,
-    .gradient_count = 1,
-    .aliases = aliases,
-    .alias_count = 1,
-    .provocations = provocations,
-    .provocation_count = 1,
-    .properties = properties,
-    .property_count = 1,
+    OP_GRADIENTS(gradients),
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(provocations),
+    OP_PROPERTIES(properties),
 };
 
 /* ---- which mode must catch what ---- */
@@ -208,7 +216,9 @@ static const struct {
     const char *what, *mode;
 } expected[] = {
     {OFF_BY_TWO_BUDGETS, "two and a half budgets off", "parity"},
+    {WORSE_THAN_NAIVE, "an error within the budget, but larger than a plain loop's", "naive"},
     {MAKES_NAN, "a NaN", "parity"},
+    {MAKES_NAN, "a NaN", "naive"},
     {LOSES_NAN, "a NaN that is lost", "edge"},
     {LEAVES_ONE_UNWRITTEN, "an element never written", "parity"},
     {WRITES_INPUT, "an input overwritten", "parity"},
@@ -329,6 +339,7 @@ int main(void) {
         expect(failures(&setup, test_modes[m].name, HEALTHY) == 0, "the healthy operator passes", test_modes[m].name);
     for (int k = 0; k < OP_COUNT(expected); k++)
         expect(failures(&setup, expected[k].mode, expected[k].sickness) > 0, expected[k].what, expected[k].mode);
+    expect(failures(&setup, "parity", WORSE_THAN_NAIVE) == 0, "the budget allows what mode naive catches", "parity");
     liger_context_destroy(setup.context);
     liger_context_destroy(setup.single);
     for (int k = 0; k < setup.twin_count; k++) liger_context_destroy(setup.twins[k]);

@@ -2,12 +2,14 @@
  *
  *   liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] [--mode NAME|all] [--quick] [--list]
  *
- * NAME of --op may be a function (rms_norm_forward) or an operator (rms_norm). The last line is "N passed, N failed". */
+ * NAME of --op may be a function (rms_norm_forward), an operator (rms_norm) or `core`: what belongs to no operator. The
+ * last line is "N passed, N failed". */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "liger/core/context_state.h"
+#include "tests/core_checks.h"
 #include "tests/harness/host_pool.h"
 #include "tests/harness/modes.h"
 #include "tests/harness/op_list.h"
@@ -43,7 +45,7 @@ static bool op_wanted(const char *wanted, const char *function) {
 }
 
 static bool known_op(const char *name) {
-    bool known = false;
+    bool known = op_wanted(name, "core");
     for (int k = 0; k < OP_COUNT(op_list); k++) known = known || op_wanted(name, op_list[k].name);
     return known;
 }
@@ -184,9 +186,11 @@ int main(int count, char **words) {
     if (!known_op(options.op)) return usage("no such --op");
     for (int k = 0; options.list && k < OP_COUNT(op_list); k++) printf("%s\n", op_list[k].name);
     if (options.list) return 0;
-    if (is(options.backend, "cuda")) run_cuda(&options, &report);
-    else if (!is(options.backend, "cpu")) return usage("no such --backend");
-    else if (run_cpu(&options, &report) != 0) return 2;
+    const bool core_only = is(options.op, "core");
+    if (op_wanted(options.op, "core") && is(options.mode, "all")) core_checks(&report);
+    if (is(options.backend, "cuda") && !core_only) run_cuda(&options, &report);
+    else if (!is(options.backend, "cuda") && !is(options.backend, "cpu")) return usage("no such --backend");
+    else if (!core_only && run_cpu(&options, &report) != 0) return 2;
     printf("%d passed, %d failed\n", report.passed, report.failed);
     return report.failed > 0 || report.passed == 0;
 }

@@ -4,7 +4,7 @@
   include law    core includes core; cpu and cuda include core and themselves, never each other; chunk includes core and
                  problem headers; a room's file includes core, chunk, at most one backend vocabulary and its own room, and
                  of another room only the problem header (a public header: also another public header; references and
-                 cases: also another room's reference and contract, and the harness)
+                 cases: also another room's reference, cases header and contract, and the harness)
   no strangers   no torch, no Python; CUDA's headers only in .cu, .cuh, cuda/ and a room's cublaslt files, never in a public header
   whole rooms    a row of ops.def has a folder with contract or problem, both backends, reference and cases; a folder has a row
   one name       file names are unique in the C tree
@@ -24,7 +24,7 @@ from pathlib import Path
 
 C_SUFFIXES = {".c", ".h", ".cu", ".cuh", ".def"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
-TEST_FILES = ("_ref.c", "_ref.h", "_cases.c")
+TEST_FILES = ("_ref.c", "_ref.h", "_cases.c", "_cases.h")
 CORE_PUBLIC = {"context.h", "status.h", "tensor.h", "version.h"}
 # Paths of one machine, and numbered places in documents that are not in this tree: a reader cannot follow them.
 FOREIGN_TEXT = re.compile(
@@ -79,7 +79,9 @@ def include_allowed(path: str, target: str) -> bool:
         return True
     is_test = path.endswith(TEST_FILES)
     if target_kind == "room":
-        shown = target.endswith("_problem.h") or is_test and (target.endswith("_ref.h") or is_public(target))
+        shown = (
+            target.endswith("_problem.h") or is_test and (target.endswith(("_ref.h", "_cases.h")) or is_public(target))
+        )
         return target_room == room or shown
     if target_kind in ("cpu", "cuda"):
         return backend_of(path) in (target_kind, "any")

@@ -3,6 +3,18 @@
 
 #include <stdint.h>
 
+#include "liger/core/overlap.h"
+
+const char *liger_name_of(struct liger_name *name, const char *function, const char *argument) {
+    const size_t most = sizeof name->text - 1;
+    size_t n = 0;
+    for (const char *c = function; *c && n < most; c++) name->text[n++] = *c;
+    for (const char *c = ": "; *c && n < most; c++) name->text[n++] = *c;
+    for (const char *c = argument; *c && n < most; c++) name->text[n++] = *c;
+    name->text[n] = 0;
+    return name->text;
+}
+
 /* Byte counts of anything up to this many elements fit into 64 bits. */
 static const int64_t most_elements = INT64_MAX / 16;
 
@@ -57,6 +69,13 @@ liger_status liger_check_dtype_or_f32(const liger_tensor *tensor, const char *wh
     return LIGER_OK;
 }
 
+liger_status liger_check_index(const liger_tensor *tensor, const char *what) {
+    LIGER_TRY(liger_check_present(tensor, what));
+    LIGER_REQUIRE(tensor->dtype == LIGER_I32 || tensor->dtype == LIGER_I64, LIGER_ERR_DTYPE,
+                  "%s is %s, but i32 and i64 are supported", what, liger_dtype_name(tensor->dtype));
+    return LIGER_OK;
+}
+
 liger_status liger_check_same_shape(const liger_tensor *tensor, const char *what, const liger_tensor *other,
                                     const char *other_name) {
     LIGER_REQUIRE(tensor->ndim == other->ndim, LIGER_ERR_SHAPE, "%s has %d dimensions, but %s has %d", what,
@@ -74,6 +93,20 @@ liger_status liger_check_vector(const liger_tensor *tensor, const char *what, in
     return liger_check_contiguous(tensor, what);
 }
 
+liger_status liger_check_optional_vector(const liger_tensor *tensor, const char *what, int dtype, int64_t size) {
+    if (tensor->data == NULL) return LIGER_OK;
+    LIGER_TRY(liger_check_dtype(tensor, what, dtype));
+    return liger_check_vector(tensor, what, size);
+}
+
+liger_status liger_check_last_contiguous(const liger_tensor *tensor, const char *what) {
+    const int last = tensor->ndim - 1;
+    LIGER_REQUIRE(last < 0 || tensor->shape[last] <= 1 || tensor->stride[last] == 1, LIGER_ERR_LAYOUT,
+                  "%s: the last dimension must be contiguous, but its stride is %lld and not 1", what,
+                  (long long)tensor->stride[last]);
+    return LIGER_OK;
+}
+
 liger_status liger_check_contiguous(const liger_tensor *tensor, const char *what) {
     int64_t expected = 1;
     if (liger_tensor_elements(tensor) == 0) return LIGER_OK;
@@ -87,6 +120,13 @@ liger_status liger_check_contiguous(const liger_tensor *tensor, const char *what
     return LIGER_OK;
 }
 
+liger_status liger_lower_twin(const liger_tensor *tensor, const char *what, const liger_tensor *other,
+                              const char *other_name, liger_rows *rows) {
+    LIGER_TRY(liger_check_dtype(tensor, what, other->dtype));
+    LIGER_TRY(liger_check_same_shape(tensor, what, other, other_name));
+    return liger_fold_rows(tensor, what, rows);
+}
+
 liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t needed, const char *what) {
     if (needed == 0) return LIGER_OK;
     LIGER_REQUIRE(workspace != NULL && bytes >= needed, LIGER_ERR_WORKSPACE,
@@ -97,19 +137,6 @@ liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t n
     return LIGER_OK;
 }
 
-/* First and last byte that a view may touch. */
-static void byte_span(const liger_tensor *tensor, uintptr_t *begin, uintptr_t *end) {
-    int64_t low = 0, high = 0;
-    for (int d = 0; d < tensor->ndim; d++) {
-        const int64_t reach = (tensor->shape[d] - 1) * tensor->stride[d];
-        if (reach < 0) low += reach;
-        else high += reach;
-    }
-    const int64_t size = (int64_t)liger_dtype_size(tensor->dtype);
-    *begin = (uintptr_t)tensor->data + (uintptr_t)(low * size);
-    *end = (uintptr_t)tensor->data + (uintptr_t)((high + 1) * size);
-}
-
 static bool same_view(const liger_tensor *a, const liger_tensor *b) {
     if (a->data != b->data || a->dtype != b->dtype || !liger_same_shape(a, b)) return false;
     for (int d = 0; d < a->ndim; d++)
@@ -117,31 +144,42 @@ static bool same_view(const liger_tensor *a, const liger_tensor *b) {
     return true;
 }
 
-/* Two views of one pitched buffer that interleave without touching: the halves of a [rows, 2n] tensor. */
-static bool interleaved(const liger_tensor *a, const liger_tensor *b) {
-    const int last = a->ndim - 1;
-    if (last < 1 || !liger_same_shape(a, b) || a->dtype != b->dtype) return false;
-    int64_t pitch = INT64_MAX;
-    for (int d = 0; d <= last; d++) {
-        if (a->shape[d] <= 1) continue;
-        if (a->stride[d] != b->stride[d]) return false;
-        if (d < last && a->stride[d] < pitch) pitch = a->stride[d];
-    }
-    const int64_t size = (int64_t)liger_dtype_size(a->dtype);
-    const int64_t distance = (const char *)a->data - (const char *)b->data;
-    const int64_t gap = distance < 0 ? -distance : distance;
-    return pitch != INT64_MAX && gap >= a->shape[last] * size && gap + a->shape[last] * size <= pitch * size;
-}
-
 liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, const liger_tensor *in,
                                  const char *in_name, bool same_allowed) {
-    if (out->data == NULL || in->data == NULL) return LIGER_OK;
-    if (liger_tensor_elements(out) == 0 || liger_tensor_elements(in) == 0) return LIGER_OK;
-    if (same_allowed && same_view(out, in)) return LIGER_OK;
-    uintptr_t out_begin, out_end, in_begin, in_end;
-    byte_span(out, &out_begin, &out_end);
-    byte_span(in, &in_begin, &in_end);
-    if (out_end <= in_begin || in_end <= out_begin || interleaved(out, in)) return LIGER_OK;
-    return liger_fail(LIGER_ERR_LAYOUT, "%s overlaps %s: bytes %p-%p and %p-%p", out_what, in_name, (void *)out_begin,
-                      (void *)out_end, (void *)in_begin, (void *)in_end);
+    const struct byte_span written = liger_byte_span(out), read = liger_byte_span(in);
+    if (!liger_spans_meet(written, read)) return LIGER_OK;
+    if ((same_allowed && same_view(out, in)) || !liger_views_collide(out, in)) return LIGER_OK;
+    return liger_fail(LIGER_ERR_LAYOUT, "%s overlaps %s: bytes %p-%p and %p-%p", out_what, in_name,
+                      (void *)written.begin, (void *)written.end, (void *)read.begin, (void *)read.end);
+}
+
+enum { MOST_ARGUMENTS = 16 };
+
+static void spans_of(const struct liger_argument *arguments, int count, struct byte_span *spans) {
+    for (int i = 0; i < count; i++) spans[i] = liger_byte_span(arguments[i].tensor);
+}
+
+static liger_status check_pair(const char *function, const struct liger_argument *out,
+                               const struct liger_argument *other) {
+    struct liger_name name;
+    return liger_check_overlap(out->tensor, liger_name_of(&name, function, out->name), other->tensor, other->name,
+                               false);
+}
+
+liger_status liger_check_apart(const char *function, const struct liger_argument *outputs, int output_count,
+                               const struct liger_argument *inputs, int input_count) {
+    struct byte_span written[MOST_ARGUMENTS], read[MOST_ARGUMENTS];
+    LIGER_REQUIRE(output_count <= MOST_ARGUMENTS && input_count <= MOST_ARGUMENTS, LIGER_ERR_INTERNAL,
+                  "%s: %d outputs and %d inputs, but at most %d are compared", function, output_count, input_count,
+                  MOST_ARGUMENTS);
+    spans_of(outputs, output_count, written);
+    spans_of(inputs, input_count, read);
+    for (int o = 0; o < output_count; o++) {
+        for (int i = 0; i < input_count; i++)
+            if (liger_spans_meet(written[o], read[i])) LIGER_TRY(check_pair(function, &outputs[o], &inputs[i]));
+        for (int other = 0; other < o; other++)
+            if (liger_spans_meet(written[o], written[other]))
+                LIGER_TRY(check_pair(function, &outputs[o], &outputs[other]));
+    }
+    return LIGER_OK;
 }

@@ -77,11 +77,15 @@ void liger_context_destroy(liger_context *context) {
     free(context);
 }
 
-int32_t liger_context_device(const liger_context *context) { return context->device; }
-int32_t liger_context_isa(const liger_context *context) { return context->isa; }
-const char *liger_context_backend(const liger_context *context) { return context->kernels->backend; }
+/* A report must not crash: no context gives answers that no context of any device gives. */
+enum { NO_DEVICE = LIGER_DEVICE_CPU - 1 };
+
+int32_t liger_context_device(const liger_context *context) { return context ? context->device : NO_DEVICE; }
+int32_t liger_context_isa(const liger_context *context) { return context ? context->isa : LIGER_ISA_AUTO; }
+const char *liger_context_backend(const liger_context *context) { return context ? context->kernels->backend : "none"; }
 
 const char *liger_context_gemm_provider(liger_context *context) {
+    if (context == NULL) return "no matrix products: there is no context";
 #ifdef LIGER_HAS_CUDA
     if (context->device != LIGER_DEVICE_CPU) return cuda_gemm_provider(context);
 #endif

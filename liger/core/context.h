@@ -55,10 +55,13 @@ LIGER_API liger_status liger_context_create(const liger_context_options *options
 /* NULL is fine. No call may be using the context. */
 LIGER_API void liger_context_destroy(liger_context *context);
 
-/* Facts of a context, for reports. */
+/* Facts of a context, for reports; never NULL. NULL is no context: what they say then, no context says. */
+
+/* LIGER_DEVICE_CPU or a CUDA device number. NULL: -2. */
 LIGER_API int32_t liger_context_device(const liger_context *context);
+/* The liger_isa of a CPU context. A CUDA context and NULL: LIGER_ISA_AUTO. */
 LIGER_API int32_t liger_context_isa(const liger_context *context);
-/* "cpu-avx512", "cuda", ... */
+/* "cpu-avx512", "cuda", ... NULL: "none". */
 LIGER_API const char *liger_context_backend(const liger_context *context);
 /* Where matrix products come from: the BLAS or cuBLASLt that was found, with its path, or why there is none. */
 LIGER_API const char *liger_context_gemm_provider(liger_context *context);

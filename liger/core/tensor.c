@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "liger/core/check.h"
 #include "liger/core/fail.h"
 #include "liger/core/rows.h"
 
@@ -72,9 +73,7 @@ liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger
     const int last = tensor->ndim - 1;
     *rows = (liger_rows){.data = tensor->data, .inner = 1};
     if (last < 0) return LIGER_OK;
-    LIGER_REQUIRE(tensor->shape[last] <= 1 || tensor->stride[last] == 1, LIGER_ERR_LAYOUT,
-                  "%s: the last dimension must be contiguous, but its stride is %lld and not 1", what,
-                  (long long)tensor->stride[last]);
+    LIGER_TRY(liger_check_last_contiguous(tensor, what));
     /* Walk outwards; a dimension joins the level below it when its stride continues that level. */
     int level = 0;
     int64_t extent[2] = {1, 1}, stride[2] = {0, 0};

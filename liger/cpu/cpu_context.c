@@ -71,9 +71,8 @@ static liger_status find_row(int32_t isa, const struct isa_row **row) {
         if (wanted && candidate->present()) *row = candidate;
     }
     LIGER_REQUIRE(*row != NULL, LIGER_ERR_DEVICE,
-                  "context_create: instruction set %s%s%s is not available: this processor or this build lacks it",
-                  isa != LIGER_ISA_AUTO ? liger_isa_name(isa) : wish, isa != LIGER_ISA_AUTO ? "" : " (LIGER_CPU_ISA)",
-                  "");
+                  "context_create: instruction set %s%s is not available: this processor or this build lacks it",
+                  isa != LIGER_ISA_AUTO ? liger_isa_name(isa) : wish, isa != LIGER_ISA_AUTO ? "" : " (LIGER_CPU_ISA)");
     return LIGER_OK;
 }
 

@@ -1,13 +1,14 @@
 /* parallel.c - chunks on the host's threads, or on a pool of our own.
  *
- * Our workers sleep between loops (a worker that spins takes the core from whoever works next) and are not pinned. A pool
- * runs one loop at a time: a second caller meanwhile runs its chunks itself. After fork() the child has no workers, so it
- * starts a new pool. */
+ * Our workers sleep between loops (a worker that spins takes the core from whoever works next) and are not pinned. Signals
+ * are the application's: it chose the threads that take them, and ours are not among them. A pool runs one loop at a time:
+ * a second caller meanwhile runs its chunks itself. After fork() the child has no workers, so it starts a new pool. */
 #define _GNU_SOURCE
 #include "liger/cpu/parallel.h"
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -79,6 +80,19 @@ int32_t cpu_pool_default_threads(void) {
     return online > 0 ? (int32_t)online : 1;
 }
 
+/* A thread begins with the mask of the one that makes it. Faults of the worker itself stay deliverable: blocked, they end
+ * the process without the application's handler (Python's faulthandler, say) having seen them. */
+static void start_workers(struct cpu_pool *pool, int32_t workers) {
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) sigdelset(&blocked, faults[i]);
+    const bool masked = pthread_sigmask(SIG_SETMASK, &blocked, &before) == 0;
+    while (pool->workers < workers && pthread_create(&pool->thread[pool->workers], NULL, worker, pool) == 0)
+        pool->workers++;
+    if (masked) pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
 static struct cpu_pool *pool_open(int32_t threads) {
     struct cpu_pool *pool = calloc(1, sizeof *pool + (size_t)(threads - 1) * sizeof pool->thread[0]);
     if (pool == NULL) return NULL;
@@ -87,8 +101,7 @@ static struct cpu_pool *pool_open(int32_t threads) {
     pthread_cond_init(&pool->start, NULL);
     pthread_cond_init(&pool->finish, NULL);
     pool->process = getpid();
-    while (pool->workers < threads - 1 && pthread_create(&pool->thread[pool->workers], NULL, worker, pool) == 0)
-        pool->workers++;
+    start_workers(pool, threads - 1);
     return pool;
 }
 
@@ -99,6 +112,10 @@ void cpu_pool_close(struct cpu_pool *pool) {
     pthread_cond_broadcast(&pool->start);
     pthread_mutex_unlock(&pool->lock);
     for (int32_t i = 0; i < pool->workers; i++) pthread_join(pool->thread[i], NULL);
+    pthread_mutex_destroy(&pool->owner);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_cond_destroy(&pool->start);
+    pthread_cond_destroy(&pool->finish);
     free(pool);
 }
 

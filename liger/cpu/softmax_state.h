@@ -15,14 +15,6 @@ struct softmax_state {
 
 LIGER_TEMPLATE struct softmax_state softmax_empty(void) { return (struct softmax_state){-FLT_MAX, 0.0f}; }
 
-/* The state of both sets of values. */
-LIGER_TEMPLATE struct softmax_state softmax_merge(struct softmax_state a, struct softmax_state b) {
-    const float max = a.max > b.max ? a.max : b.max;
-    return (struct softmax_state){max, a.sum * expf(a.max - max) + b.sum * expf(b.max - max)};
-}
-
-LIGER_TEMPLATE float softmax_lse(struct softmax_state state) { return state.max + logf(state.sum); }
-
 /* Adds `count` values, a multiple of V_LANES; their padding is -inf. NaN is no maximum, but makes the sum NaN. */
 LIGER_TEMPLATE struct softmax_state softmax_push(struct softmax_state state, const float *values, int64_t count,
                                                  float max_of_values) {

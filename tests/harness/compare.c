@@ -45,3 +45,12 @@ struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dty
     }
     return result;
 }
+
+struct comparison compare_errors(int64_t count, const double *got, const double *expected) {
+    struct comparison result = {0, -1, 0, 0};
+    for (int64_t i = 0; i < count; i++) {
+        const double error = error_of(got[i], expected[i], 1, INFINITY);
+        if (result.index < 0 || error > result.worst) result = (struct comparison){error, i, got[i], expected[i]};
+    }
+    return result;
+}

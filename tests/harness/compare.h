@@ -17,6 +17,9 @@ struct comparison {
 struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dtype, liger_dtype t, int64_t count,
                                  const double *got, const double *expected);
 
+/* The largest error as it is, not in units of a budget; infinite for a NaN or an infinity in the wrong place. */
+struct comparison compare_errors(int64_t count, const double *got, const double *expected);
+
 /* The largest finite magnitude. */
 double compare_magnitude(int64_t count, const double *values);
 

@@ -21,7 +21,7 @@ bool modes_ordinary(const struct mode_setup *setup, const struct op_case *c) {
     return !c->edge && !c->large;
 }
 
-static bool modes_parity_case(const struct mode_setup *setup, const struct op_case *c) {
+bool modes_not_edge(const struct mode_setup *setup, const struct op_case *c) {
     return !c->edge && !(c->large && setup->quick);
 }
 
@@ -138,7 +138,7 @@ static void parity_case(const struct mode_setup *setup, struct op_run *run, stru
 }
 
 static void mode_parity(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
-    modes_for_each(setup, setup->context, op, report, modes_parity_case, parity_case);
+    modes_for_each(setup, setup->context, op, report, modes_not_edge, parity_case);
 }
 
 static void guard_case(const struct mode_setup *setup, struct op_run *run, struct report *report) {
@@ -280,14 +280,10 @@ static void mode_determinism(const struct mode_setup *setup, const struct op_cas
 }
 
 const struct test_mode test_modes[] = {
-    {"parity", mode_parity, false, false},
-    {"grad", mode_gradient, false, true},
-    {"property", mode_property, false, false},
-    {"guard", mode_guard, true, false},
-    {"stride", mode_stride, false, false},
-    {"alias", mode_alias, false, false},
-    {"edge", mode_edge, false, false},
-    {"error", mode_error, false, false},
-    {"determinism", mode_determinism, false, false},
+    {"parity", mode_parity, false, false}, {"naive", mode_naive, true, false},
+    {"grad", mode_gradient, false, true},  {"property", mode_property, false, false},
+    {"guard", mode_guard, true, false},    {"stride", mode_stride, false, false},
+    {"alias", mode_alias, false, false},   {"edge", mode_edge, false, false},
+    {"error", mode_error, false, false},   {"determinism", mode_determinism, false, false},
 };
 const int test_mode_count = OP_COUNT(test_modes);

@@ -19,7 +19,7 @@ struct mode_setup {
 struct test_mode {
     const char *name;
     void (*run)(const struct mode_setup *setup, const struct op_cases *op, struct report *report);
-    bool host_only; /* needs page protection */
+    bool host_only; /* needs page protection, or is about the CPU's arithmetic */
     bool once;      /* about the reference, not about a backend */
 };
 
@@ -35,6 +35,7 @@ void modes_for_each(const struct mode_setup *setup, liger_context *context, cons
                     struct report *report, bool (*wanted)(const struct mode_setup *, const struct op_case *),
                     mode_case *body);
 bool modes_ordinary(const struct mode_setup *setup, const struct op_case *c); /* neither edge nor large */
+bool modes_not_edge(const struct mode_setup *setup, const struct op_case *c); /* with --quick: nor large */
 
 /* One call with the given memory, examined and compared with run->expected. */
 void modes_check_call(struct op_run *run, struct report *report, enum placement place, enum spacing spacing,
@@ -43,6 +44,7 @@ void modes_check_call(struct op_run *run, struct report *report, enum placement 
 /* "label f16, weight f32" */
 const char *modes_label(const struct op_run *run, char *text, size_t bytes);
 
+void mode_naive(const struct mode_setup *setup, const struct op_cases *op, struct report *report);
 void mode_error(const struct mode_setup *setup, const struct op_cases *op, struct report *report);
 void mode_gradient(const struct mode_setup *setup, const struct op_cases *op, struct report *report);
 void mode_property(const struct mode_setup *setup, const struct op_cases *op, struct report *report);

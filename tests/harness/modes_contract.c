@@ -12,6 +12,27 @@ static const struct op_types plain_types = {LIGER_F32, LIGER_F32, LIGER_I64};
 
 /* ---- error ---- */
 
+static void apply(const struct op_change *change, struct op_call *call) {
+    liger_tensor *tensor = &call->t[change->tensor];
+    const int at = change->at;
+    const int64_t value = change->field == CHANGES_SCALAR ? 0 : (int64_t)change->value;
+    switch (change->field) {
+        case CHANGES_NOTHING: break;
+        case CHANGES_MEMORY:
+            tensor->data = at < 0 ? NULL : (char *)call->t[at].data + value * (int64_t)liger_dtype_size(tensor->dtype);
+            break;
+        case CHANGES_DTYPE: tensor->dtype = (int32_t)value; break;
+        case CHANGES_NDIM: tensor->ndim = (int32_t)value; break;
+        case CHANGES_SHAPE: tensor->shape[at] = value; break;
+        case CHANGES_STRIDE: tensor->stride[at] = value; break;
+        case CHANGES_TO_VECTOR: tensor->ndim = 1, tensor->shape[0] = value, tensor->stride[0] = 1; break;
+        case CHANGES_SIZE: call->c.size[at] = value; break;
+        case CHANGES_SCALAR: call->c.scalar[at] = change->value; break;
+        case ADDS_FLAGS: call->c.flags |= (uint32_t)value; break;
+        case CHANGES_WORKSPACE_BYTES: call->workspace_bytes = (size_t)value; break;
+    }
+}
+
 /* What a refusal must look like; the workspace ones apply to every function that has one. */
 static void expect_refusal(struct op_run *run, const struct op_provocation *p, struct report *report) {
     struct call_image image;
@@ -22,7 +43,8 @@ static void expect_refusal(struct op_run *run, const struct op_provocation *p, s
         call_image_free(&image);
         return;
     }
-    p->spoil(&image.call);
+    apply(&p->change, &image.call);
+    if (p->spoil) p->spoil(&image.call);
     const liger_status status = call_image_invoke(&image, NULL);
     char text[512];
     snprintf(text, sizeof text, "%s", liger_last_error());
@@ -52,26 +74,34 @@ static void refuse_workspaces(struct op_run *run, struct report *report) {
     char needed[32], given[32];
     snprintf(needed, sizeof needed, "%zu", bytes);
     snprintf(given, sizeof given, "%zu", bytes - 1);
-    const struct op_provocation short_one = {
-        "workspace one byte short", 0, shorten_workspace, LIGER_ERR_WORKSPACE, {"workspace", needed, given}};
+    const struct op_provocation short_one = {"workspace one byte short",
+                                             {CHANGES_NOTHING},
+                                             LIGER_ERR_WORKSPACE,
+                                             {"workspace", needed, given},
+                                             shorten_workspace};
     const struct op_provocation absent = {
-        "workspace absent", 0, drop_workspace, LIGER_ERR_WORKSPACE, {"workspace", needed}};
+        "workspace absent", {CHANGES_NOTHING}, LIGER_ERR_WORKSPACE, {"workspace", needed}, drop_workspace};
     const struct op_provocation askew = {
-        "workspace not aligned", 0, shift_workspace, LIGER_ERR_WORKSPACE, {"workspace", "256"}};
+        "workspace not aligned", {CHANGES_NOTHING}, LIGER_ERR_WORKSPACE, {"workspace", "256"}, shift_workspace};
     expect_refusal(run, &short_one, report);
     expect_refusal(run, &absent, report);
     expect_refusal(run, &askew, report);
 }
 
+/* `p` NULL: the workspaces that every function with one must refuse. */
+static void provoke(const struct mode_setup *setup, const struct op_cases *op, const struct op_provocation *p,
+                    struct report *report) {
+    struct op_run *run = op_run_new(setup->context, op, &op->cases[0], plain_types, random_seed(op->name));
+    if (run == NULL) report_fail(report, "%s: no memory", op->cases[0].label);
+    else if (p == NULL) refuse_workspaces(run, report);
+    else expect_refusal(run, p, report);
+    op_run_free(run);
+}
+
 void mode_error(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
-    for (int k = -1; k < op->provocation_count; k++) {
-        const struct op_case *c = &op->cases[k < 0 ? 0 : op->provocations[k].of];
-        struct op_run *run = op_run_new(setup->context, op, c, plain_types, random_seed(op->name));
-        if (run == NULL) report_fail(report, "%s: no memory", c->label);
-        else if (k < 0) refuse_workspaces(run, report);
-        else expect_refusal(run, &op->provocations[k], report);
-        op_run_free(run);
-    }
+    provoke(setup, op, NULL, report);
+    for (int k = 0; k < op->provocation_count; k++) provoke(setup, op, &op->provocations[k], report);
+    for (int k = 0; k < op->more_provocation_count; k++) provoke(setup, op, &op->more_provocations[k], report);
 }
 
 /* ---- gradient ---- */

@@ -86,14 +86,58 @@ struct op_call {
     size_t workspace_bytes;
 };
 
-/* A valid call (of cases[of]) made wrong: the status and pieces of the sentence - the argument's name and both numbers -
- * must be as stated, and no output may be touched. */
+/* One thing about a call that is made wrong; the macros below write it. */
+struct op_change {
+    enum op_field {
+        CHANGES_NOTHING,
+        CHANGES_MEMORY, /* tensor lies `value` elements behind the first of tensor `at`; at < 0: it is absent */
+        CHANGES_DTYPE,
+        CHANGES_NDIM,
+        CHANGES_SHAPE,  /* of dimension `at` */
+        CHANGES_STRIDE, /* of dimension `at` */
+        CHANGES_TO_VECTOR,
+        CHANGES_SIZE,   /* number `at` of the case */
+        CHANGES_SCALAR, /* number `at` of the case */
+        ADDS_FLAGS,
+        CHANGES_WORKSPACE_BYTES
+    } field;
+    int tensor, at;
+    double value;
+};
+
+#define OP_ABSENT(tensor)                                                                                              \
+    { CHANGES_MEMORY, tensor, -1, 0 }
+#define OP_ON(tensor, other)                                                                                           \
+    { CHANGES_MEMORY, tensor, other, 0 }
+#define OP_BESIDE(tensor, other, elements)                                                                             \
+    { CHANGES_MEMORY, tensor, other, elements }
+#define OP_DTYPE(tensor, dtype)                                                                                        \
+    { CHANGES_DTYPE, tensor, 0, dtype }
+#define OP_NDIM(tensor, ndim)                                                                                          \
+    { CHANGES_NDIM, tensor, 0, ndim }
+#define OP_SHAPE(tensor, dimension, size)                                                                              \
+    { CHANGES_SHAPE, tensor, dimension, size }
+#define OP_STRIDE(tensor, dimension, stride)                                                                           \
+    { CHANGES_STRIDE, tensor, dimension, stride }
+#define OP_VECTOR(tensor, size)                                                                                        \
+    { CHANGES_TO_VECTOR, tensor, 0, size }
+#define OP_SIZE(index, value)                                                                                          \
+    { CHANGES_SIZE, 0, index, value }
+#define OP_SCALAR(index, value)                                                                                        \
+    { CHANGES_SCALAR, 0, index, value }
+#define OP_FLAGS(bits)                                                                                                 \
+    { ADDS_FLAGS, 0, 0, bits }
+#define OP_WORKSPACE(bytes)                                                                                            \
+    { CHANGES_WORKSPACE_BYTES, 0, 0, bytes }
+
+/* A valid call of cases[0] made wrong: the status and pieces of the sentence - the argument's name and both numbers - must
+ * be as stated, and no output may be touched. */
 struct op_provocation {
     const char *label;
-    int of;
-    void (*spoil)(struct op_call *call);
+    struct op_change change;
     liger_status status;
     const char *says[OP_MAX_TEXTS];
+    void (*spoil)(struct op_call *call); /* for what one change does not do; may be NULL */
 };
 
 struct op_alias {
@@ -130,6 +174,10 @@ struct op_cases {
     /* Outputs from inputs, in double, three loops. op_round(types->t, v) where the contract rounds in between. */
     void (*reference)(const struct op_case *c, const struct op_types *types, double *const *t);
 
+    /* The same in f32, one accumulator, as one would write it without a thought. Mode naive holds the library's error to
+     * twice the error of this. For functions that add up many terms; NULL for the others. */
+    void (*naive)(const struct op_case *c, const struct op_types *types, double *const *t);
+
     /* Magnitudes that only the values tell (a sum whose terms cancel): magnitude[i] of output i, 0 = as in its spec. Sees
      * the reference's outputs too. May be NULL. */
     void (*magnitudes)(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude);
@@ -144,6 +192,8 @@ struct op_cases {
     int alias_count;
     const struct op_provocation *provocations;
     int provocation_count;
+    const struct op_provocation *more_provocations; /* a function's own, beside those it shares with another */
+    int more_provocation_count;
     const struct op_property *properties;
     int property_count;
 
@@ -155,6 +205,15 @@ struct op_cases {
 };
 
 #define OP_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+/* A table of a room and its length, as two members of op_cases. */
+#define OP_CASES(table) .cases = table, .case_count = OP_COUNT(table)
+#define OP_GRADIENTS(table) .gradients = table, .gradient_count = OP_COUNT(table)
+#define OP_ALIASES(table) .aliases = table, .alias_count = OP_COUNT(table)
+#define OP_PROVOCATIONS(table) .provocations = table, .provocation_count = OP_COUNT(table)
+#define OP_MORE_PROVOCATIONS(table) .more_provocations = table, .more_provocation_count = OP_COUNT(table)
+#define OP_PROPERTIES(table) .properties = table, .property_count = OP_COUNT(table)
+#define OP_BENCH(table) .bench = table, .bench_count = OP_COUNT(table)
 
 /* v rounded to the nearest value of a float dtype, ties to even; v itself for LIGER_DTYPE_NONE. */
 double op_round(liger_dtype dtype, double v);

@@ -66,6 +66,7 @@ void op_run_free(struct op_run *run) {
     for (int i = 0; i < OP_MAX_TENSORS; i++) {
         free(run->t[i]);
         free(run->expected[i]);
+        free(run->naive[i]);
     }
     free(run);
 }
@@ -83,26 +84,33 @@ liger_status op_run_call(struct op_run *run) {
     return status;
 }
 
-void op_run_reference(struct op_run *run) {
-    round_inputs(run);
-    run->op->reference(&run->c, &run->types, run->t);
-}
-
-bool op_run_expect(struct op_run *run) {
-    double *t[OP_MAX_TENSORS];
+/* The tensor array with outputs of its own, which begin as what they are in t. */
+static bool with_outputs(const struct op_run *run, double **outputs, double **t) {
     for (int i = 0; i < run->op->tensor_count; i++) {
         t[i] = run->t[i];
         if (run->t[i] == NULL || run->spec[i].role == ROLE_IN) continue;
-        if (run->expected[i] == NULL) run->expected[i] = malloc(((size_t)run->count[i] + 1) * sizeof(double));
-        if (run->expected[i] == NULL) return false;
-        memcpy(run->expected[i], run->t[i], (size_t)run->count[i] * sizeof(double));
-        t[i] = run->expected[i];
+        if (outputs[i] == NULL) outputs[i] = malloc(((size_t)run->count[i] + 1) * sizeof(double));
+        if (outputs[i] == NULL) return false;
+        memcpy(outputs[i], run->t[i], (size_t)run->count[i] * sizeof(double));
+        t[i] = outputs[i];
     }
+    return true;
+}
+
+bool op_run_expect(struct op_run *run) {
+    double *t[OP_MAX_TENSORS], magnitude[OP_MAX_TENSORS] = {0};
+    if (!with_outputs(run, run->expected, t)) return false;
     run->op->reference(&run->c, &run->types, t);
-    double magnitude[OP_MAX_TENSORS] = {0};
     if (run->op->magnitudes != NULL) run->op->magnitudes(&run->c, &run->types, t, magnitude);
     for (int i = 0; i < run->op->tensor_count; i++)
         if (magnitude[i] > 0) run->spec[i].magnitude = magnitude[i];
+    return true;
+}
+
+bool op_run_naive(struct op_run *run) {
+    double *t[OP_MAX_TENSORS];
+    if (!with_outputs(run, run->naive, t)) return false;
+    run->op->naive(&run->c, &run->types, t);
     return true;
 }
 

@@ -16,6 +16,7 @@ struct op_run {
     int64_t count[OP_MAX_TENSORS];    /* elements */
     double *t[OP_MAX_TENSORS];        /* NULL = absent */
     double *expected[OP_MAX_TENSORS]; /* outputs of op_run_expect */
+    double *naive[OP_MAX_TENSORS];    /* outputs of op_run_naive */
     char text[512];
 };
 
@@ -29,11 +30,12 @@ void op_run_draw(const struct tensor_spec *spec, int64_t count, double *values, 
 
 /* Rounds the inputs to their dtypes, calls the library on contiguous copies and stores its outputs in t. */
 liger_status op_run_call(struct op_run *run);
-/* Rounds the inputs and fills the outputs from the reference. */
-void op_run_reference(struct op_run *run);
 
 /* The reference's outputs into `expected`, leaving t as it is. False: no memory. */
 bool op_run_expect(struct op_run *run);
+
+/* Those of the naive evaluation into `naive`. */
+bool op_run_naive(struct op_run *run);
 
 /* printf into run->text. */
 const char *op_run_text(struct op_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));

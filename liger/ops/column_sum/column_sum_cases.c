@@ -82,11 +82,9 @@ const struct op_cases column_sum_cases = {
     .name = "column_sum",
     .tensor_count = TENSORS,
     .describe = describe,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .call = call,
     .workspace = workspace,
     .reference = reference,
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_BENCH(bench),
 };

@@ -44,6 +44,7 @@ typedef enum liger_reduction {
  *   A target outside [0, vocab) that is not ignore_index: CPU: LIGER_ERR_TARGET before anything is written. CUDA, where
  *   nobody waits for the device: that row's loss, z and gradient are NaN, its accuracy is 0, it counts as a row and adds 0
  *   to the sum of weights; no memory is read out of bounds.
+ *   No output but dlogits may lie on another argument.
  *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET, WORKSPACE.  Workspace: 12 bytes a row, see the query.
  *   Same inputs, same bits, any thread count.  Graph-capturable.  Since 0.9. */
 typedef struct liger_cross_entropy_forward_args {

@@ -4,20 +4,15 @@
 #include <string.h>
 
 #include "liger/ops/cross_entropy/cross_entropy.h"
+#include "liger/ops/cross_entropy/cross_entropy_cases.h"
 #include "liger/ops/cross_entropy/cross_entropy_ref.h"
-#include "tests/harness/op_cases.h"
 #include "tests/harness/op_run.h"
 
 /* Both functions share one order of tensors; backward has no results. */
 enum { LOGITS, TARGET, WEIGHT, UPSTREAM, DLOGITS, BACKWARD_TENSORS };
 enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, FORWARD_TENSORS };
 enum { ROWS, VOCAB };
-enum { SMOOTHING, Z_SCALE, SOFTCAP };
 enum {
-    MEAN = 0,
-    SUM = 1,
-    NONE = 2,
-    REDUCTION = 3,
     WEIGHTED = 4,  /* class weights */
     SCALED = 8,    /* an upstream gradient in forward */
     BARE = 16,     /* only the loss is asked for */
@@ -30,10 +25,77 @@ enum {
     POISON = 2048  /* ignored rows hold NaN */
 };
 
-static int32_t reduction_of(const struct op_case *c) {
-    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE};
+/* ---- shared with the linear loss ---------------------------------------------------------------------------------- */
+
+int32_t cross_entropy_reduction(const struct op_case *c) {
+    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE, 7};
     return reductions[c->flags & REDUCTION];
 }
+
+struct tensor_spec cross_entropy_target(int64_t rows, int64_t vocab, bool all_ignored) {
+    return (struct tensor_spec){.name = "target",
+                                .kind = KIND_INDEX,
+                                .values = VALUES_TARGET,
+                                .spread = (double)vocab,
+                                .offset = -100,
+                                .ignore_every = all_ignored ? 1 : 3,
+                                .ndim = 1,
+                                .shape = {rows}};
+}
+
+struct tensor_spec cross_entropy_weight(const char *name, int64_t vocab, bool present) {
+    return (struct tensor_spec){
+        .name = name, .kind = KIND_F32, .values = VALUES_POSITIVE, .absent = !present, .ndim = 1, .shape = {vocab}};
+}
+
+struct tensor_spec cross_entropy_upstream(int64_t rows, bool by_row, bool present) {
+    return (struct tensor_spec){
+        .name = "upstream", .kind = KIND_F32, .absent = !present, .ndim = by_row, .shape = {rows}};
+}
+
+void cross_entropy_describe_results(const struct op_case *c, struct tensor_spec *spec, int64_t rows, bool others) {
+    struct tensor_spec result = {
+        .role = ROLE_OUT, .kind = KIND_T, .ndim = (c->flags & REDUCTION) == NONE, .shape = {rows}};
+    result.relative = 1.05, result.absolute = 32;
+    spec[0] = spec[1] = result;
+    spec[0].name = "loss";
+    spec[1].name = "z_loss", spec[1].absent = !others;
+    spec[2] = (struct tensor_spec){.name = "accuracy",
+                                   .role = ROLE_OUT,
+                                   .kind = KIND_F32,
+                                   .ndim = result.ndim,
+                                   .shape = {rows},
+                                   .absent = !others,
+                                   .relative = 2};
+    spec[3] = (struct tensor_spec){
+        .name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1, .shape = {rows}, .absent = !others};
+}
+
+static const char *refusal_of_target(struct op_run *run, liger_status status, int64_t row, int64_t value) {
+    char text[64];
+    snprintf(text, sizeof text, "target[%lld] is %lld", (long long)row, (long long)value);
+    if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
+    const char *said = liger_last_error();
+    if (!strstr(said, text) || !strstr(said, "out of bounds")) return op_run_text(run, "the message was: %s", said);
+    return NULL;
+}
+
+const char *cross_entropy_target_out_of_range(struct op_run *run, int target, int gradient, int loss) {
+    const int64_t rows = run->count[target], beyond = (int64_t)run->spec[target].spread;
+    const double *d = run->t[gradient];
+    run->t[target][rows - 1] = (double)beyond;
+    const liger_status status = op_run_call(run);
+    if (liger_context_device(run->context) == LIGER_DEVICE_CPU) return refusal_of_target(run, status, rows - 1, beyond);
+    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
+    const int64_t cols = d ? run->count[gradient] / rows : 0;
+    for (int64_t i = 0; i < rows * cols; i++)
+        if (isnan(d[i]) != (i >= (rows - 1) * cols))
+            return op_run_text(run, "%s[%lld] is %g", run->spec[gradient].name, (long long)i, d[i]);
+    if (loss >= 0 && !isnan(run->t[loss][run->count[loss] - 1])) return "the loss is not NaN";
+    return NULL;
+}
+
+/* ---- tensors ------------------------------------------------------------------------------------------------------ */
 
 static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS], vocab = c->size[VOCAB];
@@ -48,29 +110,9 @@ static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
                                         .ndim = 2,
                                         .shape = {rows, vocab},
                                         .gaps = true};
-    spec[TARGET] = (struct tensor_spec){.name = "target",
-                                        .role = ROLE_IN,
-                                        .kind = KIND_INDEX,
-                                        .values = VALUES_TARGET,
-                                        .spread = (double)vocab,
-                                        .offset = -100,
-                                        .ignore_every = c->flags & IGNORED ? 1 : 3,
-                                        .ndim = 1,
-                                        .shape = {rows}};
-    spec[WEIGHT] = (struct tensor_spec){.name = "weight",
-                                        .role = ROLE_IN,
-                                        .kind = KIND_F32,
-                                        .values = VALUES_POSITIVE,
-                                        .absent = !(c->flags & WEIGHTED),
-                                        .ndim = 1,
-                                        .shape = {vocab}};
-    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream",
-                                          .role = ROLE_IN,
-                                          .kind = KIND_F32,
-                                          .values = VALUES_NORMAL,
-                                          .absent = !(c->flags & SCALED),
-                                          .ndim = (c->flags & REDUCTION) == NONE,
-                                          .shape = {rows}};
+    spec[TARGET] = cross_entropy_target(rows, vocab, c->flags & IGNORED);
+    spec[WEIGHT] = cross_entropy_weight("weight", vocab, c->flags & WEIGHTED);
+    spec[UPSTREAM] = cross_entropy_upstream(rows, (c->flags & REDUCTION) == NONE, c->flags & SCALED);
     /* f32 steps: exponential, sum over the row (pairwise), quotient, coefficients: about 16 u of the largest element. */
     spec[DLOGITS] = (struct tensor_spec){.name = "dlogits",
                                          .role = ROLE_OUT,
@@ -84,34 +126,8 @@ static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
 }
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
-    const int64_t rows = c->size[ROWS];
-    const bool few = c->flags & (BARE | GRADIENT);
-    const int ndim = (c->flags & REDUCTION) == NONE;
     describe_shared(c, spec);
-    spec[LOSS] = (struct tensor_spec){.name = "loss",
-                                      .role = ROLE_OUT,
-                                      .kind = KIND_T,
-                                      .ndim = ndim,
-                                      .shape = {rows},
-                                      .relative = 1.05,
-                                      .absolute = 32};
-    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss",
-                                        .role = ROLE_OUT,
-                                        .kind = KIND_T,
-                                        .ndim = ndim,
-                                        .shape = {rows},
-                                        .absent = few,
-                                        .relative = 1.05,
-                                        .absolute = 32};
-    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy",
-                                          .role = ROLE_OUT,
-                                          .kind = KIND_F32,
-                                          .ndim = ndim,
-                                          .shape = {rows},
-                                          .absent = few,
-                                          .relative = 2};
-    spec[PREDICTED] = (struct tensor_spec){
-        .name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1, .shape = {rows}, .absent = few};
+    cross_entropy_describe_results(c, &spec[LOSS], c->size[ROWS], !(c->flags & (BARE | GRADIENT)));
 }
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
@@ -143,7 +159,7 @@ static liger_cross_entropy_forward_args forward_args(const struct op_call *call)
     args.label_smoothing = (float)call->c.scalar[SMOOTHING];
     args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
     args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = (call->c.flags & REDUCTION) == REDUCTION ? 7 : reduction_of(&call->c);
+    args.reduction = cross_entropy_reduction(&call->c);
     args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
     return args;
 }
@@ -163,7 +179,7 @@ static liger_cross_entropy_backward_args backward_args(const struct op_call *cal
     args.label_smoothing = (float)call->c.scalar[SMOOTHING];
     args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
     args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = reduction_of(&call->c);
+    args.reduction = cross_entropy_reduction(&call->c);
     args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
     return args;
 }
@@ -186,7 +202,7 @@ static struct cross_entropy_ref reference_of(const struct op_case *c, double *co
         .label_smoothing = (float)c->scalar[SMOOTHING],
         .lse_square_scale = (float)c->scalar[Z_SCALE],
         .softcap = (float)c->scalar[SOFTCAP],
-        .reduction = reduction_of(c),
+        .reduction = cross_entropy_reduction(c),
         .upstream_by_row = (c->flags & REDUCTION) == NONE,
         .logits = t[LOGITS],
         .target = t[TARGET],
@@ -195,27 +211,38 @@ static struct cross_entropy_ref reference_of(const struct op_case *c, double *co
         .dlogits = t[DLOGITS],
     };
 }
+static void evaluate(const struct op_case *c, double *const *t, bool results,
+                     void (*loops)(const struct cross_entropy_ref *)) {
+    struct cross_entropy_ref ref = reference_of(c, t);
+    if (results) ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
+    loops(&ref);
+}
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    struct cross_entropy_ref ref = reference_of(c, t);
-    ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
-    cross_entropy_reference(&ref);
+    evaluate(c, t, true, cross_entropy_reference);
+}
+static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    evaluate(c, t, true, cross_entropy_naive);
 }
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    const struct cross_entropy_ref ref = reference_of(c, t);
-    cross_entropy_reference(&ref);
+    evaluate(c, t, false, cross_entropy_reference);
+}
+static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    evaluate(c, t, false, cross_entropy_naive);
 }
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
     double total = 0, one = 0;
-    for (int64_t r = 0; r < (reduction_of(c) == LIGER_REDUCTION_NONE ? c->size[ROWS] : 1); r++) {
+    for (int64_t r = 0; r < (cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? c->size[ROWS] : 1); r++) {
         double rows[64] = {0};
         struct cross_entropy_ref ref = reference_of(c, t);
         ref.dlogits = NULL;
-        ref.loss = reduction_of(c) == LIGER_REDUCTION_NONE ? rows : &one;
+        ref.loss = cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? rows : &one;
         cross_entropy_reference(&ref);
-        total += t[UPSTREAM][r] * (reduction_of(c) == LIGER_REDUCTION_NONE ? rows[r] : one);
+        total += t[UPSTREAM][r] * (cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? rows[r] : one);
     }
     return total;
 }
@@ -294,69 +321,42 @@ static const struct op_gradient gradients[] = {{DLOGITS, LOGITS}};
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
-static void smoothing_2(struct op_call *call) { call->c.scalar[SMOOTHING] = 2; }
-static void z_nan(struct op_call *call) { call->c.scalar[Z_SCALE] = INFINITY; }
-static void cap_negative(struct op_call *call) { call->c.scalar[SOFTCAP] = -1; }
-static void reduction_7(struct op_call *call) { call->c.flags |= REDUCTION; }
-static void logits_absent(struct op_call *call) { call->t[LOGITS].data = NULL; }
-static void logits_i32(struct op_call *call) { call->t[LOGITS].dtype = LIGER_I32; }
-static void logits_1d(struct op_call *call) { call->t[LOGITS].ndim = 1; }
-static void logits_no_vocab(struct op_call *call) { call->t[LOGITS].shape[1] = 0; }
-static void logits_stride(struct op_call *call) { call->t[LOGITS].stride[1] = 2; }
-static void target_absent(struct op_call *call) { call->t[TARGET].data = NULL; }
-static void target_f32(struct op_call *call) { call->t[TARGET].dtype = LIGER_F32; }
-static void target_short(struct op_call *call) { call->t[TARGET].shape[0] = 4; }
-static void weight_bf16(struct op_call *call) { call->t[WEIGHT].dtype = LIGER_BF16; }
-static void weight_short(struct op_call *call) { call->t[WEIGHT].shape[0] = 32; }
-static void upstream_f16(struct op_call *call) { call->t[UPSTREAM].dtype = LIGER_F16; }
-static void upstream_short(struct op_call *call) { call->t[UPSTREAM].ndim = 1, call->t[UPSTREAM].shape[0] = 3; }
-static void dlogits_dtype(struct op_call *call) { call->t[DLOGITS].dtype = LIGER_I64; }
-static void dlogits_shape(struct op_call *call) { call->t[DLOGITS].shape[1] = 32; }
-static void dlogits_stride(struct op_call *call) { call->t[DLOGITS].stride[1] = 3; }
-static void dlogits_overlap(struct op_call *call) {
-    call->t[DLOGITS].data = (char *)call->t[LOGITS].data + liger_dtype_size(call->t[LOGITS].dtype);
-}
-static void loss_vector(struct op_call *call) { call->t[LOSS].ndim = 1, call->t[LOSS].shape[0] = 5; }
-static void loss_i64(struct op_call *call) { call->t[LOSS].dtype = LIGER_I64; }
-static void accuracy_bf16(struct op_call *call) { call->t[ACCURACY].dtype = LIGER_BF16; }
-static void predicted_i32(struct op_call *call) { call->t[PREDICTED].dtype = LIGER_I32; }
-static void predicted_short(struct op_call *call) { call->t[PREDICTED].shape[0] = 4; }
-static void small_workspace(struct op_call *call) { call->workspace_bytes = 100; }
-
 static const struct op_provocation forward_provocations[] = {
-    {"label_smoothing", 0, smoothing_2, LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},
-    {"lse_square_scale", 0, z_nan, LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},
-    {"softcap", 0, cap_negative, LIGER_ERR_ARGUMENT, {"softcap", "-1"}},
-    {"reduction", 0, reduction_7, LIGER_ERR_ARGUMENT, {"reduction", "7"}},
-    {"logits absent", 0, logits_absent, LIGER_ERR_ARGUMENT, {"logits"}},
-    {"logits dtype", 0, logits_i32, LIGER_ERR_DTYPE, {"logits", "i32", "bf16"}},
-    {"logits rank", 0, logits_1d, LIGER_ERR_SHAPE, {"logits", "1", "2"}},
-    {"no vocabulary", 0, logits_no_vocab, LIGER_ERR_SHAPE, {"logits.shape[1]", "0"}},
-    {"logits stride", 0, logits_stride, LIGER_ERR_LAYOUT, {"logits.stride[1]", "2"}},
-    {"target absent", 0, target_absent, LIGER_ERR_ARGUMENT, {"target"}},
-    {"target dtype", 0, target_f32, LIGER_ERR_DTYPE, {"target", "f32", "i64"}},
-    {"target size", 0, target_short, LIGER_ERR_SHAPE, {"target", "4", "5"}},
-    {"weight dtype", 0, weight_bf16, LIGER_ERR_DTYPE, {"weight", "bf16", "f32"}},
-    {"weight size", 0, weight_short, LIGER_ERR_SHAPE, {"weight", "32", "33"}},
-    {"upstream dtype", 0, upstream_f16, LIGER_ERR_DTYPE, {"upstream", "f16", "f32"}},
-    {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
-    {"dlogits dtype", 0, dlogits_dtype, LIGER_ERR_DTYPE, {"dlogits", "i64"}},
-    {"dlogits shape", 0, dlogits_shape, LIGER_ERR_SHAPE, {"dlogits", "32", "33"}},
-    {"dlogits stride", 0, dlogits_stride, LIGER_ERR_LAYOUT, {"dlogits", "3"}},
-    {"dlogits overlap", 0, dlogits_overlap, LIGER_ERR_LAYOUT, {"dlogits", "logits"}},
-    {"loss size", 0, loss_vector, LIGER_ERR_SHAPE, {"loss", "5", "1"}},
-    {"loss dtype", 0, loss_i64, LIGER_ERR_DTYPE, {"loss", "i64"}},
-    {"accuracy dtype", 0, accuracy_bf16, LIGER_ERR_DTYPE, {"accuracy", "bf16", "f32"}},
-    {"predicted dtype", 0, predicted_i32, LIGER_ERR_DTYPE, {"predicted", "i32", "i64"}},
-    {"predicted size", 0, predicted_short, LIGER_ERR_SHAPE, {"predicted", "4", "5"}},
-    {"workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, {"workspace", "100"}},
+    CROSS_ENTROPY_OPTION_PROVOCATIONS,
+    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits"}},
+    {"logits dtype", OP_DTYPE(LOGITS, LIGER_I32), LIGER_ERR_DTYPE, {"logits", "i32", "bf16"}},
+    {"logits rank", OP_NDIM(LOGITS, 1), LIGER_ERR_SHAPE, {"logits", "1", "2"}},
+    {"no vocabulary", OP_SHAPE(LOGITS, 1, 0), LIGER_ERR_SHAPE, {"logits.shape[1]", "0"}},
+    {"logits stride", OP_STRIDE(LOGITS, 1, 2), LIGER_ERR_LAYOUT, {"logits.stride[1]", "2"}},
+    {"target absent", OP_ABSENT(TARGET), LIGER_ERR_ARGUMENT, {"target"}},
+    {"target dtype", OP_DTYPE(TARGET, LIGER_F32), LIGER_ERR_DTYPE, {"target", "f32", "i64"}},
+    {"target size", OP_SHAPE(TARGET, 0, 4), LIGER_ERR_SHAPE, {"target", "4", "5"}},
+    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_BF16), LIGER_ERR_DTYPE, {"weight", "bf16", "f32"}},
+    {"weight size", OP_SHAPE(WEIGHT, 0, 32), LIGER_ERR_SHAPE, {"weight", "32", "33"}},
+    {"upstream dtype", OP_DTYPE(UPSTREAM, LIGER_F16), LIGER_ERR_DTYPE, {"upstream", "f16", "f32"}},
+    {"upstream size", OP_VECTOR(UPSTREAM, 3), LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
+    {"dlogits dtype", OP_DTYPE(DLOGITS, LIGER_I64), LIGER_ERR_DTYPE, {"dlogits", "i64"}},
+    {"dlogits shape", OP_SHAPE(DLOGITS, 1, 32), LIGER_ERR_SHAPE, {"dlogits", "32", "33"}},
+    {"dlogits stride", OP_STRIDE(DLOGITS, 1, 3), LIGER_ERR_LAYOUT, {"dlogits", "3"}},
+    {"dlogits overlap", OP_BESIDE(DLOGITS, LOGITS, 1), LIGER_ERR_LAYOUT, {"dlogits", "logits"}},
+    {"loss size", OP_VECTOR(LOSS, 5), LIGER_ERR_SHAPE, {"loss", "5", "1"}},
+    {"loss dtype", OP_DTYPE(LOSS, LIGER_I64), LIGER_ERR_DTYPE, {"loss", "i64"}},
+    {"accuracy dtype", OP_DTYPE(ACCURACY, LIGER_BF16), LIGER_ERR_DTYPE, {"accuracy", "bf16", "f32"}},
+    {"predicted dtype", OP_DTYPE(PREDICTED, LIGER_I32), LIGER_ERR_DTYPE, {"predicted", "i32", "i64"}},
+    {"predicted size", OP_SHAPE(PREDICTED, 0, 4), LIGER_ERR_SHAPE, {"predicted", "4", "5"}},
+    {"loss over logits", OP_ON(LOSS, LOGITS), LIGER_ERR_LAYOUT, {"loss overlaps logits"}},
+    {"z_loss over dlogits", OP_ON(Z_LOSS, DLOGITS), LIGER_ERR_LAYOUT, {"z_loss overlaps dlogits"}},
+    {"predicted over target", OP_ON(PREDICTED, TARGET), LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
+    {"accuracy over weight", OP_ON(ACCURACY, WEIGHT), LIGER_ERR_LAYOUT, {"accuracy overlaps weight"}},
+    {"loss over upstream", OP_ON(LOSS, UPSTREAM), LIGER_ERR_LAYOUT, {"loss overlaps upstream"}},
+    {"z_loss over loss", OP_ON(Z_LOSS, LOSS), LIGER_ERR_LAYOUT, {"z_loss overlaps loss"}},
+    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100"}},
 };
-static void dlogits_absent(struct op_call *call) { call->t[DLOGITS].data = NULL; }
 static const struct op_provocation backward_provocations[] = {
-    {"dlogits absent", 0, dlogits_absent, LIGER_ERR_ARGUMENT, {"dlogits"}},
-    {"target size", 0, target_short, LIGER_ERR_SHAPE, {"cross_entropy_backward", "target", "4", "5"}},
-    {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
-    {"workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, {"workspace", "100", "256"}},
+    {"dlogits absent", OP_ABSENT(DLOGITS), LIGER_ERR_ARGUMENT, {"dlogits"}},
+    {"target size", OP_SHAPE(TARGET, 0, 4), LIGER_ERR_SHAPE, {"cross_entropy_backward", "target", "4", "5"}},
+    {"upstream size", OP_VECTOR(UPSTREAM, 3), LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
+    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100", "256"}},
 };
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
@@ -402,28 +402,8 @@ static const char *shift_invariance(struct op_run *run) {
     return NULL;
 }
 
-/* The CPU refuses and names the value; on CUDA, where nobody can be told, the row becomes NaN and the others stay. */
 static const char *target_out_of_range(struct op_run *run) {
-    const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
-    const int64_t rows = run->c.size[ROWS], vocab = run->c.size[VOCAB];
-    if (run->t[DLOGITS] == NULL || run->types.index == LIGER_I32) return NULL;
-    run->t[TARGET][rows - 1] = (double)vocab;
-    const liger_status status = op_run_call(run);
-    if (cpu) {
-        char value[32];
-        snprintf(value, sizeof value, "%lld", (long long)vocab);
-        if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
-        const char *said = liger_last_error();
-        if (!strstr(said, "out of bounds") || !strstr(said, "target") || !strstr(said, value))
-            return op_run_text(run, "the message was: %s", said);
-        return NULL;
-    }
-    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
-    for (int64_t i = 0; i < rows * vocab; i++)
-        if (isnan(run->t[DLOGITS][i]) != (i >= (rows - 1) * vocab))
-            return op_run_text(run, "dlogits[%lld] is %g", (long long)i, run->t[DLOGITS][i]);
-    if (!isnan(run->t[LOSS][run->count[LOSS] - 1])) return "the loss is not NaN";
-    return NULL;
+    return cross_entropy_target_out_of_range(run, TARGET, DLOGITS, LOSS);
 }
 
 static const struct op_property forward_properties[] = {
@@ -455,37 +435,30 @@ const struct op_cases cross_entropy_forward_cases = {
     .name = "cross_entropy_forward",
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_forward,
-    .cases = forward_cases,
-    .case_count = OP_COUNT(forward_cases),
+    OP_CASES(forward_cases),
     .prepare = prepare,
     .call = call_forward,
     .workspace = workspace_forward,
     .reference = reference_forward,
-    .aliases = aliases,
-    .alias_count = OP_COUNT(aliases),
-    .provocations = forward_provocations,
-    .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties,
-    .property_count = OP_COUNT(forward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    .naive = naive_forward,
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(forward_provocations),
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(bench),
 };
 
 const struct op_cases cross_entropy_backward_cases = {
     .name = "cross_entropy_backward",
     .tensor_count = BACKWARD_TENSORS,
     .describe = describe_backward,
-    .cases = backward_cases,
-    .case_count = OP_COUNT(backward_cases),
+    OP_CASES(backward_cases),
     .prepare = prepare,
     .call = call_backward,
     .workspace = workspace_backward,
     .reference = reference_backward,
+    .naive = naive_backward,
     .loss = loss_backward,
-    .gradients = gradients,
-    .gradient_count = OP_COUNT(gradients),
-    .aliases = aliases,
-    .alias_count = OP_COUNT(aliases),
-    .provocations = backward_provocations,
-    .provocation_count = OP_COUNT(backward_provocations),
+    OP_GRADIENTS(gradients),
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(backward_provocations),
 };

@@ -42,9 +42,9 @@ struct cross_entropy_rows_problem {
     float label_smoothing, lse_square_scale;
     float softcap; /* 0 = none */
     bool mean;     /* divide loss and z-loss (and the gradient, unless raw_gradient) by the counts */
-    bool
-        raw_gradient; /* fp16 in the fused loss: the gradient times its normaliser (weight_sum, or valid), i.e. what "sum"
-                         * gives but for the z-loss term of a weighted mean, which is multiplied by weight_sum/valid */
+    /* fp16 in the fused loss: the gradient times its normaliser (weight_sum, or valid), i.e. what "sum" gives but for the
+     * z-loss term of a weighted mean, which is multiplied by weight_sum/valid. */
+    bool raw_gradient;
     bool token_scaling; /* loss, z-loss and gradient of a row times softmax(logits)[target] */
     /* Upstream gradient, applied in f32 before the rounding; NULL = 1. */
     const float *upstream;

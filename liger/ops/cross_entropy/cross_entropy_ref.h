@@ -18,5 +18,7 @@ struct cross_entropy_ref {
 };
 
 void cross_entropy_reference(const struct cross_entropy_ref *p);
+/* The same loops with f32 variables: one accumulator, a rounding after each operation. */
+void cross_entropy_naive(const struct cross_entropy_ref *p);
 
 #endif

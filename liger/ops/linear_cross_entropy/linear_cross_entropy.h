@@ -40,6 +40,8 @@ extern "C" {
  *   by the counts out of dx, dweight and dbias (f16: a mean over many rows would underflow in the logits' gradient); the
  *   caller divides the result by counts[1] with class weights, by counts[0] without.
  *   T is f32, f16 or bf16. Products accumulate in f32; logits and their gradient are rounded to T, as an unfused head's.
+ *   Ignored rows take part in the products with a gradient of 0: a NaN or Inf in such a row of x is no part of the loss,
+ *   but makes NaN of its column of dweight (0 · NaN), as in an unfused head.
  *   Edges, targets out of range: as cross entropy. rows == 0: loss 0, dweight and dbias 0. hidden or vocab == 0: SHAPE.
  *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET, WORKSPACE, UNSUPPORTED (no cuBLASLt).  Workspace: see the query.
  *   Same inputs and chunk size, same bits.  Graph-capturable after one warm-up call per shape.  Since 0.9. */

@@ -9,24 +9,20 @@
 #include <string.h>
 
 #include "liger/core/context_state.h"
+#include "liger/ops/cross_entropy/cross_entropy_cases.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy_ref.h"
 #include "tests/harness/call_image.h"
 #include "tests/harness/compare.h"
 #include "tests/harness/float_formats.h"
-#include "tests/harness/op_cases.h"
 #include "tests/harness/op_run.h"
 
 /* Both functions share one order of tensors; backward has no results. */
 enum { X, WEIGHT, BIAS, TARGET, CLASS_WEIGHT, UPSTREAM, LOGITS, DX, DWEIGHT, DBIAS, BACKWARD_TENSORS };
 enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, COUNTS, FORWARD_TENSORS };
 enum { ROWS, HIDDEN, VOCAB, CHUNK };
-enum { SMOOTHING, Z_SCALE, SOFTCAP, SWITCHES };
+enum { SWITCHES = OPTIONS };
 enum {
-    MEAN = 0,
-    SUM = 1,
-    NONE = 2,
-    REDUCTION = 3,
     WEIGHTED = 4,
     BIASED = 8,
     SCALED = 16,
@@ -39,13 +35,10 @@ enum {
     BARE = 2048,    /* of the results only the loss */
     IGNORED = 4096, /* every target is ignored */
     GENERAL = 8192,
+    POISON = 16384, /* ignored rows of x hold a NaN and an infinity */
     LOSS_ONLY = NO_DX | NO_DWEIGHT | NO_DBIAS
 };
 
-static int32_t reduction_of(const struct op_case *c) {
-    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE};
-    return reductions[c->flags & REDUCTION];
-}
 static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
@@ -57,25 +50,9 @@ static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
         (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2, .shape = {vocab, hidden}};
     spec[BIAS] =
         (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab}, .absent = !has(c, BIASED)};
-    spec[TARGET] = (struct tensor_spec){.name = "target",
-                                        .kind = KIND_INDEX,
-                                        .values = VALUES_TARGET,
-                                        .spread = (double)vocab,
-                                        .offset = -100,
-                                        .ignore_every = has(c, IGNORED) ? 1 : 3,
-                                        .ndim = 1,
-                                        .shape = {rows}};
-    spec[CLASS_WEIGHT] = (struct tensor_spec){.name = "class_weight",
-                                              .kind = KIND_F32,
-                                              .values = VALUES_POSITIVE,
-                                              .absent = !has(c, WEIGHTED),
-                                              .ndim = 1,
-                                              .shape = {vocab}};
-    spec[UPSTREAM] = (struct tensor_spec){.name = "upstream",
-                                          .kind = KIND_F32,
-                                          .absent = !has(c, SCALED | BY_ROW),
-                                          .ndim = has(c, BY_ROW),
-                                          .shape = {rows}};
+    spec[TARGET] = cross_entropy_target(rows, vocab, has(c, IGNORED));
+    spec[CLASS_WEIGHT] = cross_entropy_weight("class_weight", vocab, has(c, WEIGHTED));
+    spec[UPSTREAM] = cross_entropy_upstream(rows, has(c, BY_ROW), has(c, SCALED | BY_ROW));
     /* What is left in it is nobody's business; its fences and gaps are. */
     spec[LOGITS] = (struct tensor_spec){.name = "logits",
                                         .role = ROLE_INOUT,
@@ -128,43 +105,19 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS];
-    const int ndim = (c->flags & REDUCTION) == NONE;
-    const bool bare = has(c, BARE);
     describe_backward(c, spec);
-    /* As cross entropy. A logit in f32 has an error of u times the number of its terms times their magnitudes, about
-     * 4 hidden u in all; the loss takes twice the largest. */
-    const double logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0;
-    spec[LOSS] = (struct tensor_spec){.name = "loss",
-                                      .role = ROLE_OUT,
-                                      .kind = KIND_WEIGHT,
-                                      .ndim = ndim,
-                                      .shape = {rows},
-                                      .relative = 1.05,
-                                      .absolute = 32 + logits};
-    spec[Z_LOSS] = (struct tensor_spec){.name = "z_loss",
-                                        .role = ROLE_OUT,
-                                        .kind = KIND_WEIGHT,
-                                        .ndim = ndim,
-                                        .shape = {rows},
-                                        .absent = bare,
-                                        .relative = 1.05,
-                                        .absolute = 32};
-    spec[ACCURACY] = (struct tensor_spec){.name = "accuracy",
-                                          .role = ROLE_OUT,
-                                          .kind = KIND_F32,
-                                          .ndim = ndim,
-                                          .shape = {rows},
-                                          .absent = bare,
-                                          .relative = 2};
-    spec[PREDICTED] = (struct tensor_spec){
-        .name = "predicted", .role = ROLE_OUT, .kind = KIND_I64, .ndim = 1, .shape = {rows}, .absent = bare};
+    cross_entropy_describe_results(c, &spec[LOSS], rows, !has(c, BARE));
+    spec[LOSS].kind = spec[Z_LOSS].kind = KIND_WEIGHT;
+    /* A logit in f32 has an error of u times the number of its terms times their magnitudes, about 4 hidden u in all; the
+     * loss takes twice the largest. */
+    if (has(c, GENERAL)) spec[LOSS].absolute += 8.0 * (double)c->size[HIDDEN];
     /* A sum of n positive terms, in whatever order: (n - 1) u. */
     spec[COUNTS] = (struct tensor_spec){.name = "counts",
                                         .role = ROLE_OUT,
                                         .kind = KIND_F32,
                                         .ndim = 1,
                                         .shape = {4},
-                                        .absent = bare,
+                                        .absent = has(c, BARE),
                                         .relative = (double)(rows > c->size[VOCAB] ? rows : c->size[VOCAB])};
 }
 
@@ -174,6 +127,8 @@ static void coarsen(double *values, int64_t count) {
 
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
+    for (int64_t r = 0; has(c, POISON) && r < c->size[ROWS]; r++)
+        if (t[TARGET][r] < 0) t[X][r * c->size[HIDDEN]] = NAN, t[X][r * c->size[HIDDEN] + 1] = INFINITY;
     if (has(c, GENERAL)) return;
     coarsen(t[X], c->size[ROWS] * c->size[HIDDEN]);
     coarsen(t[WEIGHT], c->size[VOCAB] * c->size[HIDDEN]);
@@ -194,7 +149,7 @@ static liger_linear_cross_entropy_forward_args forward_args(const struct op_call
     args.label_smoothing = (float)call->c.scalar[SMOOTHING];
     args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
     args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = (call->c.flags & REDUCTION) == REDUCTION ? 7 : reduction_of(&call->c);
+    args.reduction = cross_entropy_reduction(&call->c);
     args.token_scaling = has(&call->c, TOKEN) + (int32_t)call->c.scalar[SWITCHES];
     args.raw_gradient = has(&call->c, RAW);
     args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
@@ -249,7 +204,7 @@ static struct linear_cross_entropy_ref reference_of(const struct op_case *c, con
                 .label_smoothing = (float)c->scalar[SMOOTHING],
                 .lse_square_scale = (float)c->scalar[Z_SCALE],
                 .softcap = (float)c->scalar[SOFTCAP],
-                .reduction = reduction_of(c),
+                .reduction = cross_entropy_reduction(c),
                 .token_scaling = has(c, TOKEN),
                 .upstream_by_row = has(c, BY_ROW),
                 .target = t[TARGET],
@@ -273,19 +228,28 @@ static void release(const struct linear_cross_entropy_ref *ref) {
     free(ref->dlogits);
 }
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+static void evaluate(const struct op_case *c, const struct op_types *types, double *const *t, bool results,
+                     void (*loops)(struct linear_cross_entropy_ref)) {
     struct linear_cross_entropy_ref ref = reference_of(c, types, t);
     ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS];
-    linear_cross_entropy_reference(ref);
+    if (results) {
+        ref.counts = t[COUNTS], ref.loss.loss = t[LOSS], ref.loss.z_loss = t[Z_LOSS];
+        ref.loss.accuracy = t[ACCURACY], ref.loss.predicted = t[PREDICTED];
+    }
+    loops(ref);
     release(&ref);
 }
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    struct linear_cross_entropy_ref ref = reference_of(c, types, t);
-    ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS], ref.counts = t[COUNTS];
-    ref.loss.loss = t[LOSS], ref.loss.z_loss = t[Z_LOSS], ref.loss.accuracy = t[ACCURACY];
-    ref.loss.predicted = t[PREDICTED];
-    linear_cross_entropy_reference(ref);
-    release(&ref);
+    evaluate(c, types, t, true, linear_cross_entropy_reference);
+}
+static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate(c, types, t, true, linear_cross_entropy_naive);
+}
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate(c, types, t, false, linear_cross_entropy_reference);
+}
+static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate(c, types, t, false, linear_cross_entropy_naive);
 }
 
 /* The same loss whose gradient a row-wise upstream multiplies: with MEAN and SUM a row's share of it. The factor of
@@ -295,7 +259,7 @@ static double loss_backward(const struct op_case *c, const struct op_types *type
     double *rows = doubles(c->size[ROWS]), counts[4] = {0}, total = 0;
     const bool mean = ref.loss.reduction == LIGER_REDUCTION_MEAN;
     ref.loss.loss = rows, ref.counts = counts;
-    ref.loss.reduction = mean && ref.loss.lse_square_scale == 0 ? LIGER_REDUCTION_NONE : reduction_of(c);
+    ref.loss.reduction = mean && ref.loss.lse_square_scale == 0 ? LIGER_REDUCTION_NONE : cross_entropy_reduction(c);
     if (ref.loss.reduction == LIGER_REDUCTION_SUM) ref.loss.reduction = LIGER_REDUCTION_NONE;
     linear_cross_entropy_reference(ref);
     const bool by_rows = ref.loss.reduction == LIGER_REDUCTION_NONE;
@@ -398,6 +362,7 @@ static const struct op_case forward_cases[] = {
     {.label = "no rows, no buffer", .size = {0, 9, 33, 0}, .flags = SUM, .edge = true},
     {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | BIASED, .edge = true},
     {.label = "all ignored, weighted, raw", .size = {5, 9, 33, 2}, .flags = IGNORED | WEIGHTED | RAW, .edge = true},
+    {.label = "NaN and Inf in ignored rows", .size = {7, 9, 33, 3}, .flags = POISON | BIASED, .edge = true},
 };
 
 static const struct op_case backward_cases[] = {
@@ -416,6 +381,7 @@ static const struct op_case backward_cases[] = {
     {.label = "9x12x35 only dbias", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DX | BIASED},
     {.label = "no rows", .size = {0, 9, 33, 3}, .flags = NONE | BY_ROW | BIASED, .edge = true},
     {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | NONE | BY_ROW, .edge = true},
+    {.label = "NaN and Inf in ignored rows", .size = {7, 9, 33, 3}, .flags = POISON | NONE | BY_ROW, .edge = true},
     {.label = "13x20x41 token",
      .size = {13, 20, 41, 4},
      .scalar = {.1, 1e-3},
@@ -427,139 +393,66 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
-#define SPOIL(name, ...)                                                                                               \
-    static void name(struct op_call *call) {                                                                           \
-        liger_tensor *t = call->t;                                                                                     \
-        (void)t;                                                                                                       \
-        __VA_ARGS__;                                                                                                   \
-    }
-SPOIL(smoothing_2, call->c.scalar[SMOOTHING] = 2)
-SPOIL(z_infinite, call->c.scalar[Z_SCALE] = INFINITY)
-SPOIL(cap_negative, call->c.scalar[SOFTCAP] = -1)
-SPOIL(reduction_7, call->c.flags |= REDUCTION)
-SPOIL(token_5, call->c.scalar[SWITCHES] = 5)
-SPOIL(x_absent, t[X].data = NULL)
-SPOIL(x_i32, t[X].dtype = LIGER_I32)
-SPOIL(x_1d, t[X].ndim = 1)
-SPOIL(x_hidden, t[X].shape[1] = 8)
-SPOIL(x_stride, t[X].stride[1] = 2)
-SPOIL(x_rows_overlap, t[X].stride[0] = 8)
-SPOIL(weight_absent, t[WEIGHT].data = NULL)
-SPOIL(weight_bf16, t[WEIGHT].dtype = LIGER_BF16)
-SPOIL(weight_1d, t[WEIGHT].ndim = 1)
-SPOIL(weight_empty, t[WEIGHT].shape[0] = 0)
-SPOIL(weight_stride, t[WEIGHT].stride[0] = 10)
-SPOIL(bias_f16, t[BIAS].dtype = LIGER_F16)
-SPOIL(bias_short, t[BIAS].shape[0] = 32)
-SPOIL(target_absent, t[TARGET].data = NULL)
-SPOIL(target_f32, t[TARGET].dtype = LIGER_F32)
-SPOIL(target_short, t[TARGET].shape[0] = 6)
-SPOIL(class_bf16, t[CLASS_WEIGHT].dtype = LIGER_BF16)
-SPOIL(class_short, t[CLASS_WEIGHT].shape[0] = 32)
-SPOIL(upstream_f16, t[UPSTREAM].dtype = LIGER_F16)
-SPOIL(upstream_short, t[UPSTREAM].ndim = 1, t[UPSTREAM].shape[0] = 4)
-SPOIL(logits_absent, t[LOGITS].data = NULL)
-SPOIL(logits_bf16, t[LOGITS].dtype = LIGER_BF16)
-SPOIL(logits_no_rows, t[LOGITS].shape[0] = 0)
-SPOIL(logits_1d, t[LOGITS].ndim = 1)
-SPOIL(logits_vocab, t[LOGITS].shape[1] = 32)
-SPOIL(logits_stride, t[LOGITS].stride[1] = 3)
-SPOIL(logits_rows_overlap, t[LOGITS].stride[0] = 32)
-SPOIL(logits_are_weight, t[LOGITS].data = t[WEIGHT].data)
-SPOIL(loss_vector, t[LOSS].ndim = 1, t[LOSS].shape[0] = 7)
-SPOIL(loss_i64, t[LOSS].dtype = LIGER_I64)
-SPOIL(z_bf16, t[Z_LOSS].dtype = LIGER_BF16)
-SPOIL(accuracy_bf16, t[ACCURACY].dtype = LIGER_BF16)
-SPOIL(predicted_i32, t[PREDICTED].dtype = LIGER_I32)
-SPOIL(predicted_short, t[PREDICTED].shape[0] = 6)
-SPOIL(counts_f16, t[COUNTS].dtype = LIGER_F16)
-SPOIL(counts_short, t[COUNTS].shape[0] = 3)
-SPOIL(dx_bf16, t[DX].dtype = LIGER_BF16)
-SPOIL(dx_1d, t[DX].ndim = 1)
-SPOIL(dx_rows, t[DX].shape[0] = 6)
-SPOIL(dx_hidden, t[DX].shape[1] = 8)
-SPOIL(dx_stride, t[DX].stride[1] = 2)
-SPOIL(dx_is_x, t[DX].data = t[X].data)
-SPOIL(dweight_i64, t[DWEIGHT].dtype = LIGER_I64)
-SPOIL(dweight_rows, t[DWEIGHT].shape[0] = 32)
-SPOIL(dweight_stride, t[DWEIGHT].stride[0] = 10)
-SPOIL(dweight_is_logits, t[DWEIGHT].data = t[LOGITS].data)
-SPOIL(dbias_bf16, t[DBIAS].dtype = LIGER_BF16)
-SPOIL(dbias_short, t[DBIAS].shape[0] = 32)
-SPOIL(dbias_is_class_weight, t[DBIAS].data = t[CLASS_WEIGHT].data)
-SPOIL(dx_over_upstream, t[UPSTREAM].data = t[DX].data)
-SPOIL(loss_in_dweight, t[LOSS].data = t[DWEIGHT].data)
-SPOIL(counts_in_target, t[COUNTS].data = t[TARGET].data)
-SPOIL(predicted_is_target, t[PREDICTED].data = t[TARGET].data)
-SPOIL(accuracy_is_z_loss, t[ACCURACY].data = t[Z_LOSS].data)
-SPOIL(small_workspace, call->workspace_bytes = 100)
-
-#define SHARED_PROVOCATIONS                                                                                            \
-    {"label_smoothing", 0, smoothing_2, LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},                       \
-        {"lse_square_scale", 0, z_infinite, LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},                          \
-        {"softcap", 0, cap_negative, LIGER_ERR_ARGUMENT, {"softcap", "-1"}},                                           \
-        {"reduction", 0, reduction_7, LIGER_ERR_ARGUMENT, {"reduction", "7"}},                                         \
-        {"token_scaling", 0, token_5, LIGER_ERR_ARGUMENT, {"token_scaling", "5"}},                                     \
-        {"x absent", 0, x_absent, LIGER_ERR_ARGUMENT, {"x is required"}},                                              \
-        {"x dtype", 0, x_i32, LIGER_ERR_DTYPE, {"x is i32", "bf16"}},                                                  \
-        {"x rank", 0, x_1d, LIGER_ERR_SHAPE, {"x has 1", "2"}},                                                        \
-        {"x hidden", 0, x_hidden, LIGER_ERR_SHAPE, {"x: shape[1]", "8", "9"}},                                         \
-        {"x stride", 0, x_stride, LIGER_ERR_LAYOUT, {"x:", "stride", "2"}},                                            \
-        {"x rows overlap", 0, x_rows_overlap, LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},                        \
-        {"weight absent", 0, weight_absent, LIGER_ERR_ARGUMENT, {"weight"}},                                           \
-        {"weight dtype", 0, weight_bf16, LIGER_ERR_DTYPE, {"weight is bf16", "f32"}},                                  \
-        {"weight rank", 0, weight_1d, LIGER_ERR_SHAPE, {"weight has 1", "2"}},                                         \
-        {"no vocabulary", 0, weight_empty, LIGER_ERR_SHAPE, {"weight is 0 x 9"}},                                      \
-        {"weight stride", 0, weight_stride, LIGER_ERR_LAYOUT, {"weight", "10", "9"}},                                  \
-        {"bias dtype", 0, bias_f16, LIGER_ERR_DTYPE, {"bias is f16", "f32"}},                                          \
-        {"bias size", 0, bias_short, LIGER_ERR_SHAPE, {"bias", "32", "33"}},                                           \
-        {"target absent", 0, target_absent, LIGER_ERR_ARGUMENT, {"target"}},                                           \
-        {"target dtype", 0, target_f32, LIGER_ERR_DTYPE, {"target is f32", "i64"}},                                    \
-        {"target size", 0, target_short, LIGER_ERR_SHAPE, {"target", "6", "7"}},                                       \
-        {"class_weight dtype", 0, class_bf16, LIGER_ERR_DTYPE, {"class_weight is bf16", "f32"}},                       \
-        {"class_weight size", 0, class_short, LIGER_ERR_SHAPE, {"class_weight", "32", "33"}},                          \
-        {"upstream dtype", 0, upstream_f16, LIGER_ERR_DTYPE, {"upstream is f16", "f32"}},                              \
-        {"upstream size", 0, upstream_short, LIGER_ERR_SHAPE, {"upstream", "4", "7"}},                                 \
-        {"logits absent", 0, logits_absent, LIGER_ERR_ARGUMENT, {"logits"}},                                           \
-        {"logits dtype", 0, logits_bf16, LIGER_ERR_DTYPE, {"logits is bf16", "f32"}},                                  \
-        {"logits without rows", 0, logits_no_rows, LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},                \
-        {"logits rank", 0, logits_1d, LIGER_ERR_SHAPE, {"logits", "1 dimensions"}},                                    \
-        {"logits vocabulary", 0, logits_vocab, LIGER_ERR_SHAPE, {"logits: shape[1]", "32", "33"}},                     \
-        {"logits stride", 0, logits_stride, LIGER_ERR_LAYOUT, {"logits", "3"}},                                        \
-        {"logits rows overlap", 0, logits_rows_overlap, LIGER_ERR_LAYOUT, {"logits: rows overlap", "32", "33"}},       \
-        {"logits over weight", 0, logits_are_weight, LIGER_ERR_LAYOUT, {"logits overlaps weight"}},                    \
-        {"dx dtype", 0, dx_bf16, LIGER_ERR_DTYPE, {"dx is bf16", "f32"}},                                              \
-        {"dx rank", 0, dx_1d, LIGER_ERR_SHAPE, {"dx has 1", "2"}},                                                     \
-        {"dx rows", 0, dx_rows, LIGER_ERR_SHAPE, {"dx: shape[0]", "6", "7"}},                                          \
-        {"dx hidden", 0, dx_hidden, LIGER_ERR_SHAPE, {"dx: shape[1]", "8", "9"}},                                      \
-        {"dx stride", 0, dx_stride, LIGER_ERR_LAYOUT, {"dx", "2"}},                                                    \
-        {"dx is x", 0, dx_is_x, LIGER_ERR_LAYOUT, {"dx overlaps x"}},                                                  \
-        {"dweight dtype", 0, dweight_i64, LIGER_ERR_DTYPE, {"dweight is i64", "f32"}},                                 \
-        {"dweight rows", 0, dweight_rows, LIGER_ERR_SHAPE, {"dweight: shape[0]", "32", "33"}},                         \
-        {"dweight stride", 0, dweight_stride, LIGER_ERR_LAYOUT, {"dweight", "10", "9"}},                               \
-        {"dweight over logits", 0, dweight_is_logits, LIGER_ERR_LAYOUT, {"dweight overlaps logits"}},                  \
-        {"dbias dtype", 0, dbias_bf16, LIGER_ERR_DTYPE, {"dbias is bf16", "f32"}},                                     \
-        {"dbias size", 0, dbias_short, LIGER_ERR_SHAPE, {"dbias", "32", "33"}},                                        \
-        {"dbias over class_weight", 0, dbias_is_class_weight, LIGER_ERR_LAYOUT, {"dbias overlaps class_weight"}},      \
-        {"dx over upstream", 0, dx_over_upstream, LIGER_ERR_LAYOUT, {"dx overlaps upstream"}}, {                       \
-        "workspace", 0, small_workspace, LIGER_ERR_WORKSPACE, { "workspace", "100" }                                   \
-    }
-
-static const struct op_provocation backward_provocations[] = {SHARED_PROVOCATIONS};
+static const struct op_provocation shared_provocations[] = {
+    CROSS_ENTROPY_OPTION_PROVOCATIONS,
+    {"token_scaling", OP_SCALAR(SWITCHES, 5), LIGER_ERR_ARGUMENT, {"token_scaling", "5"}},
+    {"x absent", OP_ABSENT(X), LIGER_ERR_ARGUMENT, {"x is required"}},
+    {"x dtype", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"x is i32", "bf16"}},
+    {"x rank", OP_NDIM(X, 1), LIGER_ERR_SHAPE, {"x has 1", "2"}},
+    {"x hidden", OP_SHAPE(X, 1, 8), LIGER_ERR_SHAPE, {"x: shape[1]", "8", "9"}},
+    {"x stride", OP_STRIDE(X, 1, 2), LIGER_ERR_LAYOUT, {"x:", "stride", "2"}},
+    {"x rows overlap", OP_STRIDE(X, 0, 8), LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},
+    {"weight absent", OP_ABSENT(WEIGHT), LIGER_ERR_ARGUMENT, {"weight"}},
+    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_BF16), LIGER_ERR_DTYPE, {"weight is bf16", "f32"}},
+    {"weight rank", OP_NDIM(WEIGHT, 1), LIGER_ERR_SHAPE, {"weight has 1", "2"}},
+    {"no vocabulary", OP_SHAPE(WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9"}},
+    {"weight stride", OP_STRIDE(WEIGHT, 0, 10), LIGER_ERR_LAYOUT, {"weight", "10", "9"}},
+    {"bias dtype", OP_DTYPE(BIAS, LIGER_F16), LIGER_ERR_DTYPE, {"bias is f16", "f32"}},
+    {"bias size", OP_SHAPE(BIAS, 0, 32), LIGER_ERR_SHAPE, {"bias", "32", "33"}},
+    {"target absent", OP_ABSENT(TARGET), LIGER_ERR_ARGUMENT, {"target"}},
+    {"target dtype", OP_DTYPE(TARGET, LIGER_F32), LIGER_ERR_DTYPE, {"target is f32", "i64"}},
+    {"target size", OP_SHAPE(TARGET, 0, 6), LIGER_ERR_SHAPE, {"target", "6", "7"}},
+    {"class_weight dtype", OP_DTYPE(CLASS_WEIGHT, LIGER_BF16), LIGER_ERR_DTYPE, {"class_weight is bf16", "f32"}},
+    {"class_weight size", OP_SHAPE(CLASS_WEIGHT, 0, 32), LIGER_ERR_SHAPE, {"class_weight", "32", "33"}},
+    {"upstream dtype", OP_DTYPE(UPSTREAM, LIGER_F16), LIGER_ERR_DTYPE, {"upstream is f16", "f32"}},
+    {"upstream size", OP_VECTOR(UPSTREAM, 4), LIGER_ERR_SHAPE, {"upstream", "4", "7"}},
+    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits"}},
+    {"logits dtype", OP_DTYPE(LOGITS, LIGER_BF16), LIGER_ERR_DTYPE, {"logits is bf16", "f32"}},
+    {"logits without rows", OP_SHAPE(LOGITS, 0, 0), LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},
+    {"logits rank", OP_NDIM(LOGITS, 1), LIGER_ERR_SHAPE, {"logits", "1 dimensions"}},
+    {"logits vocabulary", OP_SHAPE(LOGITS, 1, 32), LIGER_ERR_SHAPE, {"logits: shape[1]", "32", "33"}},
+    {"logits stride", OP_STRIDE(LOGITS, 1, 3), LIGER_ERR_LAYOUT, {"logits", "3"}},
+    {"logits rows overlap", OP_STRIDE(LOGITS, 0, 32), LIGER_ERR_LAYOUT, {"logits: rows overlap", "32", "33"}},
+    {"logits over weight", OP_ON(LOGITS, WEIGHT), LIGER_ERR_LAYOUT, {"logits overlaps weight"}},
+    {"dx dtype", OP_DTYPE(DX, LIGER_BF16), LIGER_ERR_DTYPE, {"dx is bf16", "f32"}},
+    {"dx rank", OP_NDIM(DX, 1), LIGER_ERR_SHAPE, {"dx has 1", "2"}},
+    {"dx rows", OP_SHAPE(DX, 0, 6), LIGER_ERR_SHAPE, {"dx: shape[0]", "6", "7"}},
+    {"dx hidden", OP_SHAPE(DX, 1, 8), LIGER_ERR_SHAPE, {"dx: shape[1]", "8", "9"}},
+    {"dx stride", OP_STRIDE(DX, 1, 2), LIGER_ERR_LAYOUT, {"dx", "2"}},
+    {"dx is x", OP_ON(DX, X), LIGER_ERR_LAYOUT, {"dx overlaps x"}},
+    {"dweight dtype", OP_DTYPE(DWEIGHT, LIGER_I64), LIGER_ERR_DTYPE, {"dweight is i64", "f32"}},
+    {"dweight rows", OP_SHAPE(DWEIGHT, 0, 32), LIGER_ERR_SHAPE, {"dweight: shape[0]", "32", "33"}},
+    {"dweight stride", OP_STRIDE(DWEIGHT, 0, 10), LIGER_ERR_LAYOUT, {"dweight", "10", "9"}},
+    {"dweight over logits", OP_ON(DWEIGHT, LOGITS), LIGER_ERR_LAYOUT, {"dweight overlaps logits"}},
+    {"dbias dtype", OP_DTYPE(DBIAS, LIGER_BF16), LIGER_ERR_DTYPE, {"dbias is bf16", "f32"}},
+    {"dbias size", OP_SHAPE(DBIAS, 0, 32), LIGER_ERR_SHAPE, {"dbias", "32", "33"}},
+    {"dbias over class_weight", OP_ON(DBIAS, CLASS_WEIGHT), LIGER_ERR_LAYOUT, {"dbias overlaps class_weight"}},
+    {"dx over upstream", OP_ON(UPSTREAM, DX), LIGER_ERR_LAYOUT, {"dx overlaps upstream"}},
+    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100"}},
+};
 static const struct op_provocation forward_provocations[] = {
-    SHARED_PROVOCATIONS,
-    {"loss size", 0, loss_vector, LIGER_ERR_SHAPE, {"loss", "7", "1"}},
-    {"loss dtype", 0, loss_i64, LIGER_ERR_DTYPE, {"loss is i64", "f32"}},
-    {"z_loss dtype", 0, z_bf16, LIGER_ERR_DTYPE, {"z_loss is bf16", "f32"}},
-    {"accuracy dtype", 0, accuracy_bf16, LIGER_ERR_DTYPE, {"accuracy is bf16", "f32"}},
-    {"predicted dtype", 0, predicted_i32, LIGER_ERR_DTYPE, {"predicted is i32", "i64"}},
-    {"predicted size", 0, predicted_short, LIGER_ERR_SHAPE, {"predicted", "6", "7"}},
-    {"counts dtype", 0, counts_f16, LIGER_ERR_DTYPE, {"counts is f16", "f32"}},
-    {"counts size", 0, counts_short, LIGER_ERR_SHAPE, {"counts", "3", "4"}},
-    {"loss over dweight", 0, loss_in_dweight, LIGER_ERR_LAYOUT, {"loss overlaps dweight"}},
-    {"counts over target", 0, counts_in_target, LIGER_ERR_LAYOUT, {"counts overlaps target"}},
-    {"predicted over target", 0, predicted_is_target, LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
-    {"accuracy over z_loss", 0, accuracy_is_z_loss, LIGER_ERR_LAYOUT, {"accuracy overlaps z_loss"}},
+    {"loss size", OP_VECTOR(LOSS, 7), LIGER_ERR_SHAPE, {"loss", "7", "1"}},
+    {"loss dtype", OP_DTYPE(LOSS, LIGER_I64), LIGER_ERR_DTYPE, {"loss is i64", "f32"}},
+    {"z_loss dtype", OP_DTYPE(Z_LOSS, LIGER_BF16), LIGER_ERR_DTYPE, {"z_loss is bf16", "f32"}},
+    {"accuracy dtype", OP_DTYPE(ACCURACY, LIGER_BF16), LIGER_ERR_DTYPE, {"accuracy is bf16", "f32"}},
+    {"predicted dtype", OP_DTYPE(PREDICTED, LIGER_I32), LIGER_ERR_DTYPE, {"predicted is i32", "i64"}},
+    {"predicted size", OP_SHAPE(PREDICTED, 0, 6), LIGER_ERR_SHAPE, {"predicted", "6", "7"}},
+    {"counts dtype", OP_DTYPE(COUNTS, LIGER_F16), LIGER_ERR_DTYPE, {"counts is f16", "f32"}},
+    {"counts size", OP_SHAPE(COUNTS, 0, 3), LIGER_ERR_SHAPE, {"counts", "3", "4"}},
+    {"loss over dweight", OP_ON(LOSS, DWEIGHT), LIGER_ERR_LAYOUT, {"loss overlaps dweight"}},
+    {"counts over target", OP_ON(COUNTS, TARGET), LIGER_ERR_LAYOUT, {"counts overlaps target"}},
+    {"predicted over target", OP_ON(PREDICTED, TARGET), LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
+    {"accuracy over z_loss", OP_ON(ACCURACY, Z_LOSS), LIGER_ERR_LAYOUT, {"accuracy overlaps z_loss"}},
 };
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
@@ -594,26 +487,11 @@ static const char *any_chunk(struct op_run *run) {
     return wrong;
 }
 
-/* The CPU refuses and names the value; on CUDA, where nobody can be told, the row's dx becomes NaN, the others
- * stay. */
-static const char *target_out_of_range(struct op_run *run) {
-    const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
-    const int64_t rows = run->c.size[ROWS], hidden = run->c.size[HIDDEN], vocab = run->c.size[VOCAB];
-    run->t[TARGET][rows - 1] = (double)vocab;
-    const liger_status status = op_run_call(run);
-    if (cpu) {
-        char value[64];
-        snprintf(value, sizeof value, "target[%lld] is %lld", (long long)(rows - 1), (long long)vocab);
-        if (status != LIGER_ERR_TARGET) return op_run_text(run, "the status was %s", liger_status_name(status));
-        if (strstr(liger_last_error(), value) == NULL)
-            return op_run_text(run, "the message was: %s", liger_last_error());
-        return NULL;
-    }
-    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
-    for (int64_t i = 0; run->t[DX] && i < rows * hidden; i++)
-        if (isnan(run->t[DX][i]) != (i >= (rows - 1) * hidden))
-            return op_run_text(run, "dx[%lld] is %g", (long long)i, run->t[DX][i]);
-    return NULL;
+static const char *forward_target_out_of_range(struct op_run *run) {
+    return cross_entropy_target_out_of_range(run, TARGET, DX, LOSS);
+}
+static const char *backward_target_out_of_range(struct op_run *run) {
+    return cross_entropy_target_out_of_range(run, TARGET, DX, -1);
 }
 
 /* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. */
@@ -640,12 +518,12 @@ static const char *advised_chunk(struct op_run *run) {
 }
 
 static const struct op_property forward_properties[] = {
-    {"a target out of range", target_out_of_range},
+    {"a target out of range", forward_target_out_of_range},
     {"chunks of any size", any_chunk},
     {"the advised chunk", advised_chunk},
 };
 static const struct op_property backward_properties[] = {
-    {"a target out of range", target_out_of_range},
+    {"a target out of range", backward_target_out_of_range},
     {"chunks of any size", any_chunk},
 };
 
@@ -674,19 +552,17 @@ const struct op_cases linear_cross_entropy_forward_cases = {
     .name = "linear_cross_entropy_forward",
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_forward,
-    .cases = forward_cases,
-    .case_count = OP_COUNT(forward_cases),
+    OP_CASES(forward_cases),
     .prepare = prepare,
     .call = call_forward,
     .workspace = workspace_forward,
     .reference = reference_forward,
+    .naive = naive_forward,
     .magnitudes = magnitudes,
-    .provocations = forward_provocations,
-    .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties,
-    .property_count = OP_COUNT(forward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_PROVOCATIONS(shared_provocations),
+    OP_MORE_PROVOCATIONS(forward_provocations),
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(bench),
     .flops = flops,
 };
 
@@ -694,18 +570,15 @@ const struct op_cases linear_cross_entropy_backward_cases = {
     .name = "linear_cross_entropy_backward",
     .tensor_count = BACKWARD_TENSORS,
     .describe = describe_backward,
-    .cases = backward_cases,
-    .case_count = OP_COUNT(backward_cases),
+    OP_CASES(backward_cases),
     .prepare = prepare,
     .call = call_backward,
     .workspace = workspace_backward,
     .reference = reference_backward,
+    .naive = naive_backward,
     .magnitudes = magnitudes,
     .loss = loss_backward,
-    .gradients = gradients,
-    .gradient_count = OP_COUNT(gradients),
-    .provocations = backward_provocations,
-    .provocation_count = OP_COUNT(backward_provocations),
-    .properties = backward_properties,
-    .property_count = OP_COUNT(backward_properties),
+    OP_GRADIENTS(gradients),
+    OP_PROVOCATIONS(shared_provocations),
+    OP_PROPERTIES(backward_properties),
 };

@@ -1,7 +1,7 @@
 /* linear_cross_entropy_ref.c - logits = x·weightᵀ + bias, then the reference of cross entropy, then the products.
  *
  * Rounded where the contract rounds: logits, their gradient, and dweight after each chunk but the last, whose rounding
- * is the one at the store. */
+ * is the one at the store. REAL: linear_cross_entropy_naive_ref.c compiles the same loops in f32. */
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy_ref.h"
 
 #include <stddef.h>
@@ -9,11 +9,15 @@
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "tests/harness/op_cases.h"
 
+#ifndef REAL
+#define REAL double
+#endif
+
 static void make_logits(const struct linear_cross_entropy_ref *p) {
     const int64_t vocab = p->loss.vocab;
     for (int64_t r = 0; r < p->loss.rows; r++) {
         for (int64_t j = 0; j < vocab; j++) {
-            double sum = p->bias ? p->bias[j] : 0;
+            REAL sum = p->bias ? p->bias[j] : 0;
             for (int64_t h = 0; h < p->hidden; h++) sum += p->x[r * p->hidden + h] * p->weight[j * p->hidden + h];
             p->logits[r * vocab + j] = op_round(p->dtype, sum);
         }
@@ -43,7 +47,7 @@ static void make_dlogits(const struct linear_cross_entropy_ref *p) {
 static void make_dx(const struct linear_cross_entropy_ref *p) {
     for (int64_t r = 0; p->dx && r < p->loss.rows; r++) {
         for (int64_t h = 0; h < p->hidden; h++) {
-            double sum = 0;
+            REAL sum = 0;
             for (int64_t j = 0; j < p->loss.vocab; j++)
                 sum += p->dlogits[r * p->loss.vocab + j] * p->weight[j * p->hidden + h];
             p->dx[r * p->hidden + h] = sum;
@@ -54,7 +58,7 @@ static void make_dx(const struct linear_cross_entropy_ref *p) {
 static void make_dweight(const struct linear_cross_entropy_ref *p) {
     for (int64_t i = 0; p->dweight && i < p->loss.vocab * p->hidden; i++) {
         const int64_t j = i / p->hidden, h = i % p->hidden;
-        double sum = 0;
+        REAL sum = 0;
         for (int64_t r = 0; r < p->loss.rows; r++) {
             if (r > 0 && r % p->chunk == 0) sum = op_round(p->dweight_dtype, sum);
             sum += p->dlogits[r * p->loss.vocab + j] * p->x[r * p->hidden + h];
@@ -65,8 +69,9 @@ static void make_dweight(const struct linear_cross_entropy_ref *p) {
 
 static void make_dbias(const struct linear_cross_entropy_ref *p) {
     for (int64_t j = 0; p->dbias && j < p->loss.vocab; j++) {
-        p->dbias[j] = 0;
-        for (int64_t r = 0; r < p->loss.rows; r++) p->dbias[j] += p->dlogits[r * p->loss.vocab + j];
+        REAL sum = 0;
+        for (int64_t r = 0; r < p->loss.rows; r++) sum += p->dlogits[r * p->loss.vocab + j];
+        p->dbias[j] = sum;
     }
 }
 

@@ -18,5 +18,7 @@ struct linear_cross_entropy_ref {
 };
 
 void linear_cross_entropy_reference(struct linear_cross_entropy_ref p);
+/* The same loops with f32 variables: one accumulator, a rounding after each addition. */
+void linear_cross_entropy_naive(struct linear_cross_entropy_ref p);
 
 #endif

@@ -149,6 +149,11 @@ static void reference_add_forward(const struct op_case *c, const struct op_types
     rms_norm_ref_forward(&p, t[Y], t[RSTD]);
 }
 
+static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[X], t[WEIGHT]);
+    rms_norm_naive_forward(&p, t[Y], t[RSTD]);
+}
+
 /* A row times a power of two gives the same y, if epsilon is 0: every rounding moves with it. */
 static const char *scale_invariance(struct op_run *run) {
     const int64_t elements = run->count[X];
@@ -164,75 +169,42 @@ static const char *scale_invariance(struct op_run *run) {
                            : op_run_text(run, "the checksum of y is %.17g, of y for 4x it is %.17g", before, after);
 }
 
-static void x_integer(struct op_call *call) { call->t[X].dtype = LIGER_I32; }
-static void x_scalar(struct op_call *call) { call->t[X].ndim = 0; }
-static void x_no_cols(struct op_call *call) { call->t[X].shape[1] = 0; }
-static void x_not_contiguous(struct op_call *call) { call->t[X].stride[1] = 2; }
-static void x_absent(struct op_call *call) { call->t[X].data = NULL; }
-static void y_absent(struct op_call *call) { call->t[Y].data = NULL; }
-static void y_dtype(struct op_call *call) { call->t[Y].dtype = LIGER_BF16; }
-static void y_rows(struct op_call *call) { call->t[Y].shape[0] = 4; }
-static void y_cols(struct op_call *call) { call->t[Y].shape[1] = 32; }
-static void y_rank(struct op_call *call) { call->t[Y].ndim = 1; }
-static void y_not_contiguous(struct op_call *call) { call->t[Y].stride[1] = 3; }
-static void y_over_x(struct op_call *call) { call->t[Y].data = (float *)call->t[X].data + 1; }
-static void y_over_weight(struct op_call *call) { call->t[Y].data = call->t[WEIGHT].data; }
-static void weight_size(struct op_call *call) { call->t[WEIGHT].shape[0] = 34; }
-static void weight_dtype(struct op_call *call) { call->t[WEIGHT].dtype = LIGER_F16; }
-static void weight_strided(struct op_call *call) { call->t[WEIGHT].stride[0] = 2; }
-static void rstd_size(struct op_call *call) { call->t[RSTD].shape[0] = 6; }
-static void rstd_dtype(struct op_call *call) { call->t[RSTD].dtype = LIGER_F16; }
-static void rstd_over_x(struct op_call *call) { call->t[RSTD].data = call->t[X].data; }
-static void rstd_over_y(struct op_call *call) { call->t[RSTD].data = call->t[Y].data; }
-static void epsilon_negative(struct op_call *call) { call->c.scalar[EPSILON] = -1; }
-static void casting_unknown(struct op_call *call) { call->c.scalar[CASTING] = 7; }
-static void residual_rows(struct op_call *call) { call->t[RESIDUAL].shape[0] = 4; }
-static void residual_dtype(struct op_call *call) { call->t[RESIDUAL].dtype = LIGER_F16; }
-static void residual_absent(struct op_call *call) { call->t[RESIDUAL].data = NULL; }
-static void sum_absent(struct op_call *call) { call->t[SUM].data = NULL; }
-static void sum_cols(struct op_call *call) { call->t[SUM].shape[1] = 32; }
-static void sum_is_y(struct op_call *call) { call->t[SUM].data = call->t[Y].data; }
-static void sum_over_residual(struct op_call *call) { call->t[SUM].data = (float *)call->t[RESIDUAL].data + 1; }
-static void sum_over_weight(struct op_call *call) { call->t[SUM].data = call->t[WEIGHT].data; }
-
-/* clang-format off */
-#define FORWARD_PROVOCATIONS                                                                                           \
-    {"epsilon negative",   0, epsilon_negative, LIGER_ERR_ARGUMENT, {"rms_norm_forward: epsilon", "-1"}},              \
-    {"casting unknown",    0, casting_unknown,  LIGER_ERR_ARGUMENT, {"rms_norm_forward: casting", "7", "2"}},          \
-    {"x absent",           0, x_absent,         LIGER_ERR_ARGUMENT, {"x"}},                                            \
-    {"x of integers",      0, x_integer,        LIGER_ERR_DTYPE,    {"x", "i32"}},                                     \
-    {"x 0-d",              0, x_scalar,         LIGER_ERR_SHAPE,    {"x", "0"}},                                       \
-    {"no columns",         0, x_no_cols,        LIGER_ERR_SHAPE,    {"x.shape[1]", "0"}},                              \
-    {"x not contiguous",   0, x_not_contiguous, LIGER_ERR_LAYOUT,   {"x", "2"}},                                       \
-    {"weight size",        0, weight_size,      LIGER_ERR_SHAPE,    {"weight", "34", "33"}},                           \
-    {"weight dtype",       0, weight_dtype,     LIGER_ERR_DTYPE,    {"weight", "f16", "f32"}},                         \
-    {"weight strided",     0, weight_strided,   LIGER_ERR_LAYOUT,   {"weight", "2"}},                                  \
-    {"y absent",           0, y_absent,         LIGER_ERR_ARGUMENT, {"y"}},                                            \
-    {"y dtype",            0, y_dtype,          LIGER_ERR_DTYPE,    {"y", "bf16", "f32"}},                             \
-    {"y rows",             0, y_rows,           LIGER_ERR_SHAPE,    {"y", "4", "5"}},                                  \
-    {"y cols",             0, y_cols,           LIGER_ERR_SHAPE,    {"y", "32", "33"}},                                \
-    {"y rank",             0, y_rank,           LIGER_ERR_SHAPE,    {"y", "1", "2"}},                                  \
-    {"y not contiguous",   0, y_not_contiguous, LIGER_ERR_LAYOUT,   {"y", "3"}},                                       \
-    {"y over part of x",   0, y_over_x,         LIGER_ERR_LAYOUT,   {"y", "x"}},                                       \
-    {"y over weight",      0, y_over_weight,    LIGER_ERR_LAYOUT,   {"y", "weight"}},                                  \
-    {"rstd size",          0, rstd_size,        LIGER_ERR_SHAPE,    {"rstd", "6", "5"}},                               \
-    {"rstd dtype",         0, rstd_dtype,       LIGER_ERR_DTYPE,    {"rstd", "f16", "f32"}},                           \
-    {"rstd over x",        0, rstd_over_x,      LIGER_ERR_LAYOUT,   {"rstd", "x"}},                                    \
-    {"rstd over y",        0, rstd_over_y,      LIGER_ERR_LAYOUT,   {"rstd", "y"}}
-
-static const struct op_provocation forward_provocations[] = {FORWARD_PROVOCATIONS};
-static const struct op_provocation add_forward_provocations[] = {
-    FORWARD_PROVOCATIONS,
-    {"residual rows",      0, residual_rows,     LIGER_ERR_SHAPE,    {"residual", "4", "5"}},
-    {"residual dtype",     0, residual_dtype,    LIGER_ERR_DTYPE,    {"residual", "f16", "f32"}},
-    {"residual absent",    0, residual_absent,   LIGER_ERR_ARGUMENT, {"residual"}},
-    {"sum absent",         0, sum_absent,        LIGER_ERR_ARGUMENT, {"sum"}},
-    {"sum cols",           0, sum_cols,          LIGER_ERR_SHAPE,    {"sum", "32", "33"}},
-    {"sum is y",           0, sum_is_y,          LIGER_ERR_LAYOUT,   {"y", "sum"}},
-    {"sum over residual",  0, sum_over_residual, LIGER_ERR_LAYOUT,   {"sum", "residual"}},
-    {"sum over weight",    0, sum_over_weight,   LIGER_ERR_LAYOUT,   {"sum", "weight"}},
+static const struct op_provocation forward_provocations[] = {
+    {"epsilon negative", OP_SCALAR(EPSILON, -1), LIGER_ERR_ARGUMENT, {"rms_norm_forward: epsilon", "-1"}},
+    {"casting unknown", OP_SCALAR(CASTING, 7), LIGER_ERR_ARGUMENT, {"rms_norm_forward: casting", "7", "2"}},
+    {"x absent", OP_ABSENT(X), LIGER_ERR_ARGUMENT, {"x"}},
+    {"x of integers", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"x", "i32"}},
+    {"x 0-d", OP_NDIM(X, 0), LIGER_ERR_SHAPE, {"x", "0"}},
+    {"no columns", OP_SHAPE(X, 1, 0), LIGER_ERR_SHAPE, {"x.shape[1]", "0"}},
+    {"x not contiguous", OP_STRIDE(X, 1, 2), LIGER_ERR_LAYOUT, {"x", "2"}},
+    {"weight size", OP_SHAPE(WEIGHT, 0, 34), LIGER_ERR_SHAPE, {"weight", "34", "33"}},
+    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_F16), LIGER_ERR_DTYPE, {"weight", "f16", "f32"}},
+    {"weight strided", OP_STRIDE(WEIGHT, 0, 2), LIGER_ERR_LAYOUT, {"weight", "2"}},
+    {"y absent", OP_ABSENT(Y), LIGER_ERR_ARGUMENT, {"y"}},
+    {"y dtype", OP_DTYPE(Y, LIGER_BF16), LIGER_ERR_DTYPE, {"y", "bf16", "f32"}},
+    {"y rows", OP_SHAPE(Y, 0, 4), LIGER_ERR_SHAPE, {"y", "4", "5"}},
+    {"y cols", OP_SHAPE(Y, 1, 32), LIGER_ERR_SHAPE, {"y", "32", "33"}},
+    {"y rank", OP_NDIM(Y, 1), LIGER_ERR_SHAPE, {"y", "1", "2"}},
+    {"y not contiguous", OP_STRIDE(Y, 1, 3), LIGER_ERR_LAYOUT, {"y", "3"}},
+    {"y over part of x", OP_BESIDE(Y, X, 1), LIGER_ERR_LAYOUT, {"y", "x"}},
+    {"y over weight", OP_ON(Y, WEIGHT), LIGER_ERR_LAYOUT, {"y", "weight"}},
+    {"rstd size", OP_SHAPE(RSTD, 0, 6), LIGER_ERR_SHAPE, {"rstd", "6", "5"}},
+    {"rstd dtype", OP_DTYPE(RSTD, LIGER_F16), LIGER_ERR_DTYPE, {"rstd", "f16", "f32"}},
+    {"rstd over x", OP_ON(RSTD, X), LIGER_ERR_LAYOUT, {"rstd", "x"}},
+    {"rstd over y", OP_ON(RSTD, Y), LIGER_ERR_LAYOUT, {"rstd", "y"}},
 };
-/* clang-format on */
+static const struct op_provocation add_forward_provocations[] = {
+    {"residual rows", OP_SHAPE(RESIDUAL, 0, 4), LIGER_ERR_SHAPE, {"residual", "4", "5"}},
+    {"residual dtype", OP_DTYPE(RESIDUAL, LIGER_F16), LIGER_ERR_DTYPE, {"residual", "f16", "f32"}},
+    {"residual absent", OP_ABSENT(RESIDUAL), LIGER_ERR_ARGUMENT, {"residual"}},
+    {"sum absent", OP_ABSENT(SUM), LIGER_ERR_ARGUMENT, {"sum"}},
+    {"sum cols", OP_SHAPE(SUM, 1, 32), LIGER_ERR_SHAPE, {"sum", "32", "33"}},
+    {"sum is y", OP_ON(SUM, Y), LIGER_ERR_LAYOUT, {"y", "sum"}},
+    {"sum over residual", OP_BESIDE(SUM, RESIDUAL, 1), LIGER_ERR_LAYOUT, {"sum", "residual"}},
+    {"sum over weight", OP_ON(SUM, WEIGHT), LIGER_ERR_LAYOUT, {"sum", "weight"}},
+    {"rstd over residual", OP_ON(RSTD, RESIDUAL), LIGER_ERR_LAYOUT, {"rstd", "residual"}},
+    {"the fused function's name", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"add_rms_norm_forward: x is i32"}},
+};
 
 static const struct op_property forward_properties[] = {{"scale invariance", scale_invariance}};
 static const struct op_alias forward_aliases[] = {{Y, X}};
@@ -242,34 +214,27 @@ const struct op_cases rms_norm_forward_cases = {
     .name = "rms_norm_forward",
     .tensor_count = RSTD + 1,
     .describe = describe_forward,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .call = call_forward,
     .reference = reference_forward,
-    .aliases = forward_aliases,
-    .alias_count = OP_COUNT(forward_aliases),
-    .provocations = forward_provocations,
-    .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties,
-    .property_count = OP_COUNT(forward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    .naive = naive_forward,
+    OP_ALIASES(forward_aliases),
+    OP_PROVOCATIONS(forward_provocations),
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(bench),
 };
 
 const struct op_cases add_rms_norm_forward_cases = {
     .name = "add_rms_norm_forward",
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_add_forward,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .call = call_add_forward,
     .reference = reference_add_forward,
-    .aliases = add_forward_aliases,
-    .alias_count = OP_COUNT(add_forward_aliases),
-    .provocations = add_forward_provocations,
-    .provocation_count = OP_COUNT(add_forward_provocations),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_ALIASES(add_forward_aliases),
+    OP_PROVOCATIONS(forward_provocations),
+    OP_MORE_PROVOCATIONS(add_forward_provocations),
+    OP_BENCH(bench),
 };
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
@@ -380,6 +345,11 @@ static void reference_backward(const struct op_case *c, const struct op_types *t
     rms_norm_ref_backward(&p, t[DY], NULL, t[BRSTD], t[DX], t[DWEIGHT]);
 }
 
+static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    rms_norm_naive_backward(&p, t[DY], NULL, t[BRSTD], t[DX], t[DWEIGHT]);
+}
+
 static void reference_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
     rms_norm_ref_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
@@ -417,64 +387,37 @@ static double loss_add_backward(const struct op_case *c, const struct op_types *
     return loss(c, types, t, t[DSUM]);
 }
 
-static void dy_cols(struct op_call *call) { call->t[DY].shape[1] = 32; }
-static void dy_dtype(struct op_call *call) { call->t[DY].dtype = LIGER_F16; }
-static void dy_absent(struct op_call *call) { call->t[DY].data = NULL; }
-static void bx_integer(struct op_call *call) { call->t[BX].dtype = LIGER_I64; }
-static void bx_no_cols(struct op_call *call) { call->t[BX].shape[1] = 0; }
-static void bx_not_contiguous(struct op_call *call) { call->t[BX].stride[1] = 2; }
-static void bweight_size(struct op_call *call) { call->t[BWEIGHT].shape[0] = 34; }
-static void brstd_size(struct op_call *call) { call->t[BRSTD].shape[0] = 6; }
-static void brstd_absent(struct op_call *call) { call->t[BRSTD].data = NULL; }
-static void brstd_dtype(struct op_call *call) { call->t[BRSTD].dtype = LIGER_BF16; }
-static void dx_rows(struct op_call *call) { call->t[DX].shape[0] = 4; }
-static void dx_over_x(struct op_call *call) { call->t[DX].data = call->t[BX].data; }
-static void dx_over_dy(struct op_call *call) { call->t[DX].data = (float *)call->t[DY].data + 33; }
-static void dx_over_weight(struct op_call *call) { call->t[DX].data = call->t[BWEIGHT].data; }
-static void dweight_size(struct op_call *call) { call->t[DWEIGHT].shape[0] = 34; }
-static void dweight_dtype(struct op_call *call) { call->t[DWEIGHT].dtype = LIGER_F16; }
-static void dweight_over_x(struct op_call *call) { call->t[DWEIGHT].data = call->t[BX].data; }
-static void dweight_over_dy(struct op_call *call) { call->t[DWEIGHT].data = call->t[DY].data; }
-static void dweight_over_dx(struct op_call *call) { call->t[DWEIGHT].data = call->t[DX].data; }
-static void dweight_over_rstd(struct op_call *call) { call->t[DWEIGHT].data = call->t[BRSTD].data; }
-static void dx_over_rstd(struct op_call *call) { call->t[DX].data = call->t[BRSTD].data; }
-static void dsum_rows(struct op_call *call) { call->t[DSUM].shape[0] = 4; }
-static void dsum_dtype(struct op_call *call) { call->t[DSUM].dtype = LIGER_F16; }
-static void dx_over_dsum(struct op_call *call) { call->t[DX].data = (float *)call->t[DSUM].data + 1; }
-
-/* clang-format off */
-#define BACKWARD_PROVOCATIONS                                                                                          \
-    {"casting unknown",    0, casting_unknown,   LIGER_ERR_ARGUMENT, {"rms_norm_backward: casting", "7", "2"}},        \
-    {"x of integers",      0, bx_integer,        LIGER_ERR_DTYPE,    {"i64"}},                                         \
-    {"no columns",         0, bx_no_cols,        LIGER_ERR_SHAPE,    {"shape[1]", "0"}},                               \
-    {"x not contiguous",   0, bx_not_contiguous, LIGER_ERR_LAYOUT,   {"2"}},                                           \
-    {"weight size",        0, bweight_size,      LIGER_ERR_SHAPE,    {"weight", "34", "33"}},                          \
-    {"dy absent",          0, dy_absent,         LIGER_ERR_ARGUMENT, {"dy"}},                                          \
-    {"dy cols",            0, dy_cols,           LIGER_ERR_SHAPE,    {"dy", "32", "33"}},                              \
-    {"dy dtype",           0, dy_dtype,          LIGER_ERR_DTYPE,    {"dy", "f16", "f32"}},                            \
-    {"rstd absent",        0, brstd_absent,      LIGER_ERR_ARGUMENT, {"rstd"}},                                        \
-    {"rstd size",          0, brstd_size,        LIGER_ERR_SHAPE,    {"rstd", "6", "5"}},                              \
-    {"rstd dtype",         0, brstd_dtype,       LIGER_ERR_DTYPE,    {"rstd", "bf16", "f32"}},                         \
-    {"dx rows",            0, dx_rows,           LIGER_ERR_SHAPE,    {"dx", "4", "5"}},                                \
-    {"dx over x",          0, dx_over_x,         LIGER_ERR_LAYOUT,   {"dx"}},                                          \
-    {"dx over part of dy", 0, dx_over_dy,        LIGER_ERR_LAYOUT,   {"dx", "dy"}},                                    \
-    {"dx over weight",     0, dx_over_weight,    LIGER_ERR_LAYOUT,   {"dx", "weight"}},                                \
-    {"dx over rstd",       0, dx_over_rstd,      LIGER_ERR_LAYOUT,   {"dx", "rstd"}},                                  \
-    {"dweight size",       0, dweight_size,      LIGER_ERR_SHAPE,    {"dweight", "34", "33"}},                         \
-    {"dweight dtype",      0, dweight_dtype,     LIGER_ERR_DTYPE,    {"dweight", "f16", "f32"}},                       \
-    {"dweight over x",     0, dweight_over_x,    LIGER_ERR_LAYOUT,   {"dweight"}},                                     \
-    {"dweight over dy",    0, dweight_over_dy,   LIGER_ERR_LAYOUT,   {"dweight", "dy"}},                               \
-    {"dweight over dx",    0, dweight_over_dx,   LIGER_ERR_LAYOUT,   {"dweight", "dx"}},                               \
-    {"dweight over rstd",  0, dweight_over_rstd, LIGER_ERR_LAYOUT,   {"dweight", "rstd"}}
-
-static const struct op_provocation backward_provocations[] = {BACKWARD_PROVOCATIONS};
-static const struct op_provocation add_backward_provocations[] = {
-    BACKWARD_PROVOCATIONS,
-    {"dsum rows",          0, dsum_rows,         LIGER_ERR_SHAPE,    {"dsum", "4", "5"}},
-    {"dsum dtype",         0, dsum_dtype,        LIGER_ERR_DTYPE,    {"dsum", "f16", "f32"}},
-    {"dx over part of dsum", 0, dx_over_dsum,    LIGER_ERR_LAYOUT,   {"dx", "dsum"}},
+static const struct op_provocation backward_provocations[] = {
+    {"casting unknown", OP_SCALAR(CASTING, 7), LIGER_ERR_ARGUMENT, {"rms_norm_backward: casting", "7", "2"}},
+    {"x of integers", OP_DTYPE(BX, LIGER_I64), LIGER_ERR_DTYPE, {"i64"}},
+    {"no columns", OP_SHAPE(BX, 1, 0), LIGER_ERR_SHAPE, {"shape[1]", "0"}},
+    {"x not contiguous", OP_STRIDE(BX, 1, 2), LIGER_ERR_LAYOUT, {"2"}},
+    {"weight size", OP_SHAPE(BWEIGHT, 0, 34), LIGER_ERR_SHAPE, {"weight", "34", "33"}},
+    {"dy absent", OP_ABSENT(DY), LIGER_ERR_ARGUMENT, {"dy"}},
+    {"dy cols", OP_SHAPE(DY, 1, 32), LIGER_ERR_SHAPE, {"dy", "32", "33"}},
+    {"dy dtype", OP_DTYPE(DY, LIGER_F16), LIGER_ERR_DTYPE, {"dy", "f16", "f32"}},
+    {"rstd absent", OP_ABSENT(BRSTD), LIGER_ERR_ARGUMENT, {"rstd"}},
+    {"rstd size", OP_SHAPE(BRSTD, 0, 6), LIGER_ERR_SHAPE, {"rstd", "6", "5"}},
+    {"rstd dtype", OP_DTYPE(BRSTD, LIGER_BF16), LIGER_ERR_DTYPE, {"rstd", "bf16", "f32"}},
+    {"dx rows", OP_SHAPE(DX, 0, 4), LIGER_ERR_SHAPE, {"dx", "4", "5"}},
+    {"dx over x", OP_ON(DX, BX), LIGER_ERR_LAYOUT, {"dx"}},
+    {"dx over part of dy", OP_BESIDE(DX, DY, 33), LIGER_ERR_LAYOUT, {"dx", "dy"}},
+    {"dx over weight", OP_ON(DX, BWEIGHT), LIGER_ERR_LAYOUT, {"dx", "weight"}},
+    {"dx over rstd", OP_ON(DX, BRSTD), LIGER_ERR_LAYOUT, {"dx", "rstd"}},
+    {"dweight size", OP_SHAPE(DWEIGHT, 0, 34), LIGER_ERR_SHAPE, {"dweight", "34", "33"}},
+    {"dweight dtype", OP_DTYPE(DWEIGHT, LIGER_F16), LIGER_ERR_DTYPE, {"dweight", "f16", "f32"}},
+    {"dweight over x", OP_ON(DWEIGHT, BX), LIGER_ERR_LAYOUT, {"dweight"}},
+    {"dweight over dy", OP_ON(DWEIGHT, DY), LIGER_ERR_LAYOUT, {"dweight", "dy"}},
+    {"dweight over dx", OP_ON(DWEIGHT, DX), LIGER_ERR_LAYOUT, {"dweight", "dx"}},
+    {"dweight over rstd", OP_ON(DWEIGHT, BRSTD), LIGER_ERR_LAYOUT, {"dweight", "rstd"}},
 };
-/* clang-format on */
+static const struct op_provocation add_backward_provocations[] = {
+    {"dsum rows", OP_SHAPE(DSUM, 0, 4), LIGER_ERR_SHAPE, {"dsum", "4", "5"}},
+    {"dsum dtype", OP_DTYPE(DSUM, LIGER_F16), LIGER_ERR_DTYPE, {"dsum", "f16", "f32"}},
+    {"dx over part of dsum", OP_BESIDE(DX, DSUM, 1), LIGER_ERR_LAYOUT, {"dx", "dsum"}},
+    {"the fused function's names", OP_SHAPE(BX, 1, 0), LIGER_ERR_SHAPE, {"add_rms_norm_backward: sum.shape[1]", "0"}},
+    {"dx over sum", OP_ON(DX, BX), LIGER_ERR_LAYOUT, {"add_rms_norm_backward: dx overlaps sum"}},
+};
 
 static const struct op_alias backward_aliases[] = {{DX, DY}};
 static const struct op_alias add_backward_aliases[] = {{DX, DY}, {DX, DSUM}};
@@ -484,42 +427,34 @@ const struct op_cases rms_norm_backward_cases = {
     .name = "rms_norm_backward",
     .tensor_count = DWEIGHT + 1,
     .describe = describe_backward,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .prepare = prepare_backward,
     .call = call_backward,
     .workspace = backward_workspace,
     .reference = reference_backward,
+    .naive = naive_backward,
     .magnitudes = magnitudes_backward,
     .loss = loss_backward,
-    .gradients = gradients,
-    .gradient_count = OP_COUNT(gradients),
-    .aliases = backward_aliases,
-    .alias_count = OP_COUNT(backward_aliases),
-    .provocations = backward_provocations,
-    .provocation_count = OP_COUNT(backward_provocations),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_GRADIENTS(gradients),
+    OP_ALIASES(backward_aliases),
+    OP_PROVOCATIONS(backward_provocations),
+    OP_BENCH(bench),
 };
 
 const struct op_cases add_rms_norm_backward_cases = {
     .name = "add_rms_norm_backward",
     .tensor_count = BACKWARD_TENSORS,
     .describe = describe_add_backward,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .prepare = prepare_backward,
     .call = call_add_backward,
     .workspace = add_backward_workspace,
     .reference = reference_add_backward,
     .magnitudes = magnitudes_backward,
     .loss = loss_add_backward,
-    .gradients = gradients,
-    .gradient_count = OP_COUNT(gradients),
-    .aliases = add_backward_aliases,
-    .alias_count = OP_COUNT(add_backward_aliases),
-    .provocations = add_backward_provocations,
-    .provocation_count = OP_COUNT(add_backward_provocations),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_GRADIENTS(gradients),
+    OP_ALIASES(add_backward_aliases),
+    OP_PROVOCATIONS(backward_provocations),
+    OP_MORE_PROVOCATIONS(add_backward_provocations),
+    OP_BENCH(bench),
 };

@@ -17,4 +17,9 @@ void rms_norm_ref_forward(const struct rms_norm_ref *p, double *y, double *rstd)
 void rms_norm_ref_backward(const struct rms_norm_ref *p, const double *dy, const double *dsum, const double *rstd,
                            double *dx, double *dweight);
 
+/* The same loops with f32 variables: one accumulator, a rounding after each operation. */
+void rms_norm_naive_forward(const struct rms_norm_ref *p, double *y, double *rstd);
+void rms_norm_naive_backward(const struct rms_norm_ref *p, const double *dy, const double *dsum, const double *rstd,
+                             double *dx, double *dweight);
+
 #endif

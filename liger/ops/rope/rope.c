@@ -27,17 +27,9 @@ static const char *argument_of(const char *what) { return strchr(what, ':') + 2;
 /* A dimension of one element has no stride to speak of, whatever number the caller has there. */
 static int64_t stride_of(const liger_tensor *tensor, int d) { return tensor->shape[d] > 1 ? tensor->stride[d] : 0; }
 
-static liger_status check_last_contiguous(const liger_tensor *tensor, const char *what) {
-    const int last = tensor->ndim - 1;
-    LIGER_REQUIRE(tensor->shape[last] <= 1 || tensor->stride[last] == 1, LIGER_ERR_LAYOUT,
-                  "%s: the last dimension must be contiguous, but its stride is %lld and not 1", what,
-                  (long long)tensor->stride[last]);
-    return LIGER_OK;
-}
-
 /* Four dimensions, the last contiguous. */
 static liger_status lower_heads(const liger_tensor *tensor, const char *what, struct rope_heads *heads) {
-    LIGER_TRY(check_last_contiguous(tensor, what));
+    LIGER_TRY(liger_check_last_contiguous(tensor, what));
     *heads = (struct rope_heads){
         .data = tensor->data,
         .batch_stride = stride_of(tensor, 0),
@@ -82,7 +74,7 @@ static liger_status lower_table(const liger_tensor *table, const char *what, con
                   (long long)table->shape[last], (long long)half);
     *batch_stride = table->ndim == 3 ? stride_of(table, 0) : 0;
     *seq_stride = stride_of(table, last - 1);
-    return check_last_contiguous(table, what);
+    return liger_check_last_contiguous(table, what);
 }
 
 static liger_status check_options(const char *op, const liger_rope_forward_args *args) {

@@ -21,6 +21,7 @@ extern "C" {
  *                  first h columns are read; a batch of 1, two dimensions or a batch stride of 0 serve every batch
  *   q_out    out   as q   may be q itself (the very same view)
  *   k_out    out   as k   may be k itself; any other overlap is LIGER_ERR_LAYOUT
+ *                         (heads of q and k side by side in one fused projection do not overlap)
  *
  *   T is f32, f16 or bf16. rotary is even, 0 <= rotary <= dim; elements [rotary, dim) pass through unchanged.
  *   operand_dtype: 0, or the float dtype that q and k are rounded to after the load (a caller whose tables were made in

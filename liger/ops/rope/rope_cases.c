@@ -164,82 +164,55 @@ static const struct op_case cases[] = {
 
 /* ---- errors ----------------------------------------------------------------------------------------------------- */
 
-static void q_is_i32(struct op_call *call) { call->t[Q].dtype = LIGER_I32; }
-static void q_is_flat(struct op_call *call) { call->t[Q].ndim = 3; }
-static void q_has_steps(struct op_call *call) { call->t[Q].stride[3] = 2; }
-static void rotary_is_odd(struct op_call *call) { call->c.size[ROTARY] = 15; }
-static void rotary_is_large(struct op_call *call) { call->c.size[ROTARY] = 18; }
-static void rotary_is_negative(struct op_call *call) { call->c.size[ROTARY] = -2; }
-static void operand_is_9(struct op_call *call) { call->c.size[OPERAND] = 9; }
-static void k_is_i64(struct op_call *call) { call->t[K].dtype = LIGER_I64; }
-static void k_is_flat(struct op_call *call) { call->t[K].ndim = 3; }
-static void k_is_shorter(struct op_call *call) { call->t[K].shape[2] = 4; }
-static void k_has_steps(struct op_call *call) { call->t[K].stride[3] = 2; }
-static void k_is_absent(struct op_call *call) { call->t[K].data = NULL; }
-static void k_out_is_absent(struct op_call *call) { call->t[K_OUT].data = NULL; }
-static void cos_is_i32(struct op_call *call) { call->t[COS].dtype = LIGER_I32; }
-static void cos_is_a_vector(struct op_call *call) { call->t[COS].ndim = 1; }
-static void cos_has_batch_3(struct op_call *call) { call->t[COS].shape[0] = 3; }
-static void cos_is_shorter(struct op_call *call) { call->t[COS].shape[1] = 4; }
-static void cos_has_steps(struct op_call *call) { call->t[COS].stride[2] = 2; }
-static void sin_is_narrow(struct op_call *call) { call->t[SIN].shape[2] = 7; }
-static void sin_is_absent(struct op_call *call) { call->t[SIN].data = NULL; }
-static void sin_is_i32(struct op_call *call) { call->t[SIN].dtype = LIGER_I32; }
 /* Only the tables do not fit each other. */
 static void tables_differ(struct op_call *call) {
     static const int all[] = {Q, K, COS, Q_OUT, K_OUT};
     for (int i = 0; i < OP_COUNT(all); i++) call->t[all[i]].dtype = LIGER_F16;
     call->t[SIN].dtype = LIGER_F32;
 }
-static void q_out_is_i32(struct op_call *call) { call->t[Q_OUT].dtype = LIGER_I32; }
-static void q_out_is_wider(struct op_call *call) { call->t[Q_OUT].shape[3] = 17; }
-static void q_out_has_steps(struct op_call *call) { call->t[Q_OUT].stride[3] = 2; }
-static void q_out_near_q(struct op_call *call) { call->t[Q_OUT].data = (char *)call->t[Q].data + 4; }
-static void q_out_on_k(struct op_call *call) { call->t[Q_OUT].data = call->t[K].data; }
-static void q_out_on_cos(struct op_call *call) { call->t[Q_OUT].data = call->t[COS].data; }
-static void q_out_on_sin(struct op_call *call) { call->t[Q_OUT].data = call->t[SIN].data; }
-static void k_out_near_k(struct op_call *call) { call->t[K_OUT].data = (char *)call->t[K].data + 4; }
-static void k_out_on_q(struct op_call *call) { call->t[K_OUT].data = call->t[Q].data; }
-static void k_out_on_cos(struct op_call *call) { call->t[K_OUT].data = call->t[COS].data; }
-static void k_out_on_sin(struct op_call *call) { call->t[K_OUT].data = call->t[SIN].data; }
-static void k_out_on_q_out(struct op_call *call) { call->t[K_OUT].data = call->t[Q_OUT].data; }
 
 /* d: "" or "d", the prefix of backward's names. */
 #define PROVOCATIONS(op, d)                                                                                            \
-    {"q of integers", 0, q_is_i32, LIGER_ERR_DTYPE, {op ": " d "q ", "i32"}},                                          \
-        {"q of three dimensions", 0, q_is_flat, LIGER_ERR_SHAPE, {op ": " d "q ", "3", "4"}},                          \
-        {"q with steps", 0, q_has_steps, LIGER_ERR_LAYOUT, {op ": " d "q:", "2", "1"}},                                \
-        {"rotary odd", 0, rotary_is_odd, LIGER_ERR_ARGUMENT, {op ": rotary", "15", "16"}},                             \
-        {"rotary beyond dim", 0, rotary_is_large, LIGER_ERR_ARGUMENT, {op ": rotary", "18", "16"}},                    \
-        {"rotary negative", 0, rotary_is_negative, LIGER_ERR_ARGUMENT, {op ": rotary", "-2", "16"}},                   \
-        {"operand_dtype 9", 0, operand_is_9, LIGER_ERR_ARGUMENT, {op ": operand_dtype", "9", "f32 (1)"}},              \
-        {"k of integers", 0, k_is_i64, LIGER_ERR_DTYPE, {op ": " d "k ", "i64"}},                                      \
-        {"k of three dimensions", 0, k_is_flat, LIGER_ERR_SHAPE, {op ": " d "k ", "3", "4"}},                          \
-        {"k shorter", 0, k_is_shorter, LIGER_ERR_SHAPE, {op ": " d "k:", "4", d "q has 5"}},                           \
-        {"k with steps", 0, k_has_steps, LIGER_ERR_LAYOUT, {op ": " d "k:", "2", "1"}},                                \
-        {"k absent, its result not", 0, k_is_absent, LIGER_ERR_ARGUMENT, {op ": " d "k ", "NULL"}},                    \
-        {"k present, its result not", 0, k_out_is_absent, LIGER_ERR_ARGUMENT, {op ": " d "k_out", "NULL"}},            \
-        {"cos of integers", 0, cos_is_i32, LIGER_ERR_DTYPE, {op ": cos", "i32", "f32"}},                               \
-        {"cos of one dimension", 0, cos_is_a_vector, LIGER_ERR_SHAPE, {op ": cos", "1 dimensions", "3"}},              \
-        {"cos for three batches", 0, cos_has_batch_3, LIGER_ERR_SHAPE, {op ": cos", "3", "batch of 2"}},               \
-        {"cos shorter", 0, cos_is_shorter, LIGER_ERR_SHAPE, {op ": cos", "4", "length 5"}},                            \
-        {"cos with steps", 0, cos_has_steps, LIGER_ERR_LAYOUT, {op ": cos", "2", "1"}},                                \
-        {"sin too narrow", 0, sin_is_narrow, LIGER_ERR_SHAPE, {op ": sin", "7", "8"}},                                 \
-        {"sin absent", 0, sin_is_absent, LIGER_ERR_ARGUMENT, {op ": sin", "NULL"}},                                    \
-        {"sin of integers", 0, sin_is_i32, LIGER_ERR_DTYPE, {op ": sin", "i32", "f32"}},                               \
-        {"sin wider than cos", 0, tables_differ, LIGER_ERR_DTYPE, {op ": sin", "f32", "cos is f16"}},                  \
-        {"q_out of integers", 0, q_out_is_i32, LIGER_ERR_DTYPE, {op ": " d "q_out", "i32"}},                           \
-        {"q_out wider", 0, q_out_is_wider, LIGER_ERR_SHAPE, {op ": " d "q_out", "17", d "q has 16"}},                  \
-        {"q_out with steps", 0, q_out_has_steps, LIGER_ERR_LAYOUT, {op ": " d "q_out", "2", "1"}},                     \
-        {"q_out shifted against q", 0, q_out_near_q, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "q:"}},       \
-        {"q_out on k", 0, q_out_on_k, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "k:"}},                      \
-        {"q_out on cos", 0, q_out_on_cos, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps cos:"}},                     \
-        {"q_out on sin", 0, q_out_on_sin, LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps sin:"}},                     \
-        {"k_out shifted against k", 0, k_out_near_k, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "k:"}},       \
-        {"k_out on q", 0, k_out_on_q, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "q:"}},                      \
-        {"k_out on cos", 0, k_out_on_cos, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps cos:"}},                     \
-        {"k_out on sin", 0, k_out_on_sin, LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps sin:"}}, {                   \
-        "k_out on q_out", 0, k_out_on_q_out, LIGER_ERR_LAYOUT, { op ": " d "k_out", "overlaps " d "q_out:" }           \
+    {"q of integers", OP_DTYPE(Q, LIGER_I32), LIGER_ERR_DTYPE, {op ": " d "q ", "i32"}},                               \
+        {"q of three dimensions", OP_NDIM(Q, 3), LIGER_ERR_SHAPE, {op ": " d "q ", "3", "4"}},                         \
+        {"q with steps", OP_STRIDE(Q, 3, 2), LIGER_ERR_LAYOUT, {op ": " d "q:", "2", "1"}},                            \
+        {"rotary odd", OP_SIZE(ROTARY, 15), LIGER_ERR_ARGUMENT, {op ": rotary", "15", "16"}},                          \
+        {"rotary beyond dim", OP_SIZE(ROTARY, 18), LIGER_ERR_ARGUMENT, {op ": rotary", "18", "16"}},                   \
+        {"rotary negative", OP_SIZE(ROTARY, -2), LIGER_ERR_ARGUMENT, {op ": rotary", "-2", "16"}},                     \
+        {"operand_dtype 9", OP_SIZE(OPERAND, 9), LIGER_ERR_ARGUMENT, {op ": operand_dtype", "9", "f32 (1)"}},          \
+        {"k of integers", OP_DTYPE(K, LIGER_I64), LIGER_ERR_DTYPE, {op ": " d "k ", "i64"}},                           \
+        {"k of three dimensions", OP_NDIM(K, 3), LIGER_ERR_SHAPE, {op ": " d "k ", "3", "4"}},                         \
+        {"k shorter", OP_SHAPE(K, 2, 4), LIGER_ERR_SHAPE, {op ": " d "k:", "4", d "q has 5"}},                         \
+        {"k with steps", OP_STRIDE(K, 3, 2), LIGER_ERR_LAYOUT, {op ": " d "k:", "2", "1"}},                            \
+        {"k absent, its result not", OP_ABSENT(K), LIGER_ERR_ARGUMENT, {op ": " d "k ", "NULL"}},                      \
+        {"k present, its result not", OP_ABSENT(K_OUT), LIGER_ERR_ARGUMENT, {op ": " d "k_out", "NULL"}},              \
+        {"cos of integers", OP_DTYPE(COS, LIGER_I32), LIGER_ERR_DTYPE, {op ": cos", "i32", "f32"}},                    \
+        {"cos of one dimension", OP_NDIM(COS, 1), LIGER_ERR_SHAPE, {op ": cos", "1 dimensions", "3"}},                 \
+        {"cos for three batches", OP_SHAPE(COS, 0, 3), LIGER_ERR_SHAPE, {op ": cos", "3", "batch of 2"}},              \
+        {"cos shorter", OP_SHAPE(COS, 1, 4), LIGER_ERR_SHAPE, {op ": cos", "4", "length 5"}},                          \
+        {"cos with steps", OP_STRIDE(COS, 2, 2), LIGER_ERR_LAYOUT, {op ": cos", "2", "1"}},                            \
+        {"sin too narrow", OP_SHAPE(SIN, 2, 7), LIGER_ERR_SHAPE, {op ": sin", "7", "8"}},                              \
+        {"sin absent", OP_ABSENT(SIN), LIGER_ERR_ARGUMENT, {op ": sin", "NULL"}},                                      \
+        {"sin of integers", OP_DTYPE(SIN, LIGER_I32), LIGER_ERR_DTYPE, {op ": sin", "i32", "f32"}},                    \
+        {"sin wider than cos", {CHANGES_NOTHING}, LIGER_ERR_DTYPE, {op ": sin", "f32", "cos is f16"}, tables_differ},  \
+        {"q_out of integers", OP_DTYPE(Q_OUT, LIGER_I32), LIGER_ERR_DTYPE, {op ": " d "q_out", "i32"}},                \
+        {"q_out wider", OP_SHAPE(Q_OUT, 3, 17), LIGER_ERR_SHAPE, {op ": " d "q_out", "17", d "q has 16"}},             \
+        {"q_out with steps", OP_STRIDE(Q_OUT, 3, 2), LIGER_ERR_LAYOUT, {op ": " d "q_out", "2", "1"}},                 \
+        {"q_out shifted against q",                                                                                    \
+         OP_BESIDE(Q_OUT, Q, 1),                                                                                       \
+         LIGER_ERR_LAYOUT,                                                                                             \
+         {op ": " d "q_out", "overlaps " d "q:"}},                                                                     \
+        {"q_out on k", OP_ON(Q_OUT, K), LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps " d "k:"}},                    \
+        {"q_out on cos", OP_ON(Q_OUT, COS), LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps cos:"}},                   \
+        {"q_out on sin", OP_ON(Q_OUT, SIN), LIGER_ERR_LAYOUT, {op ": " d "q_out", "overlaps sin:"}},                   \
+        {"k_out shifted against k",                                                                                    \
+         OP_BESIDE(K_OUT, K, 1),                                                                                       \
+         LIGER_ERR_LAYOUT,                                                                                             \
+         {op ": " d "k_out", "overlaps " d "k:"}},                                                                     \
+        {"k_out on q", OP_ON(K_OUT, Q), LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps " d "q:"}},                    \
+        {"k_out on cos", OP_ON(K_OUT, COS), LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps cos:"}},                   \
+        {"k_out on sin", OP_ON(K_OUT, SIN), LIGER_ERR_LAYOUT, {op ": " d "k_out", "overlaps sin:"}}, {                 \
+        "k_out on q_out", OP_ON(K_OUT, Q_OUT), LIGER_ERR_LAYOUT, { op ": " d "k_out", "overlaps " d "q_out:" }         \
     }
 
 static const struct op_provocation forward_provocations[] = {PROVOCATIONS("rope_forward", "")};
@@ -352,19 +325,14 @@ const struct op_cases rope_forward_cases = {
     .name = "rope_forward",
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_forward,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .prepare = prepare,
     .call = call_forward,
     .reference = reference_forward,
-    .aliases = aliases,
-    .alias_count = OP_COUNT(aliases),
-    .provocations = forward_provocations,
-    .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties,
-    .property_count = OP_COUNT(forward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(forward_provocations),
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(bench),
     .bytes = bytes,
 };
 
@@ -372,21 +340,15 @@ const struct op_cases rope_backward_cases = {
     .name = "rope_backward",
     .tensor_count = BACKWARD_TENSORS,
     .describe = describe_backward,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .prepare = prepare,
     .call = call_backward,
     .reference = reference_backward,
     .loss = loss,
-    .gradients = gradients,
-    .gradient_count = OP_COUNT(gradients),
-    .aliases = aliases,
-    .alias_count = OP_COUNT(aliases),
-    .provocations = backward_provocations,
-    .provocation_count = OP_COUNT(backward_provocations),
-    .properties = backward_properties,
-    .property_count = OP_COUNT(backward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_GRADIENTS(gradients),
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(backward_provocations),
+    OP_PROPERTIES(backward_properties),
+    OP_BENCH(bench),
     .bytes = bytes,
 };

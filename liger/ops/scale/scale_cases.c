@@ -59,28 +59,15 @@ static const struct op_case cases[] = {
 };
 static const struct op_alias aliases[] = {{Y, X}};
 
-static void x_i32(struct op_call *call) { call->t[X].dtype = LIGER_I32; }
-static void x_stride(struct op_call *call) { call->t[X].stride[0] = 2; }
-static void scale_f16(struct op_call *call) { call->t[SCALE].dtype = LIGER_F16; }
-static void scale_two(struct op_call *call) {
-    call->t[SCALE].ndim = 1, call->t[SCALE].shape[0] = 2, call->t[SCALE].stride[0] = 1;
-}
-static void y_i64(struct op_call *call) { call->t[Y].dtype = LIGER_I64; }
-static void y_short(struct op_call *call) { call->t[Y].shape[0] = 32; }
-static void y_stride(struct op_call *call) { call->t[Y].stride[0] = 3; }
-static void y_overlap(struct op_call *call) {
-    call->t[Y].data = (char *)call->t[X].data + liger_dtype_size(call->t[X].dtype);
-}
-
 static const struct op_provocation provocations[] = {
-    {"x dtype", 0, x_i32, LIGER_ERR_DTYPE, {"x", "i32", "bf16"}},
-    {"x stride", 0, x_stride, LIGER_ERR_LAYOUT, {"x", "2", "1"}},
-    {"scale dtype", 0, scale_f16, LIGER_ERR_DTYPE, {"scale", "f16", "f32"}},
-    {"scale size", 0, scale_two, LIGER_ERR_SHAPE, {"scale", "2", "1"}},
-    {"y dtype", 0, y_i64, LIGER_ERR_DTYPE, {"y", "i64"}},
-    {"y shape", 0, y_short, LIGER_ERR_SHAPE, {"y", "32", "33"}},
-    {"y stride", 0, y_stride, LIGER_ERR_LAYOUT, {"y", "3", "1"}},
-    {"y overlap", 0, y_overlap, LIGER_ERR_LAYOUT, {"y", "x"}},
+    {"x dtype", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"x", "i32", "bf16"}},
+    {"x stride", OP_STRIDE(X, 0, 2), LIGER_ERR_LAYOUT, {"x", "2", "1"}},
+    {"scale dtype", OP_DTYPE(SCALE, LIGER_F16), LIGER_ERR_DTYPE, {"scale", "f16", "f32"}},
+    {"scale size", OP_VECTOR(SCALE, 2), LIGER_ERR_SHAPE, {"scale", "2", "1"}},
+    {"y dtype", OP_DTYPE(Y, LIGER_I64), LIGER_ERR_DTYPE, {"y", "i64"}},
+    {"y shape", OP_SHAPE(Y, 0, 32), LIGER_ERR_SHAPE, {"y", "32", "33"}},
+    {"y stride", OP_STRIDE(Y, 0, 3), LIGER_ERR_LAYOUT, {"y", "3", "1"}},
+    {"y overlap", OP_BESIDE(Y, X, 1), LIGER_ERR_LAYOUT, {"y", "x"}},
 };
 static const struct op_case bench[] = {
     {.label = "32768000", .size = {32768000}},
@@ -95,14 +82,10 @@ const struct op_cases scale_cases = {
     .name = "scale",
     .tensor_count = TENSORS,
     .describe = describe,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .call = call,
     .reference = reference,
-    .aliases = aliases,
-    .alias_count = OP_COUNT(aliases),
-    .provocations = provocations,
-    .provocation_count = OP_COUNT(provocations),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_ALIASES(aliases),
+    OP_PROVOCATIONS(provocations),
+    OP_BENCH(bench),
 };

@@ -5,14 +5,6 @@
 #include "liger/core/check.h"
 #include "liger/ops/swiglu/swiglu_problem.h"
 
-/* A tensor with the dtype and shape of gate, lowered to rows. */
-static liger_status lower_twin(const liger_tensor *tensor, const char *what, const liger_tensor *gate,
-                               liger_rows *rows) {
-    LIGER_TRY(liger_check_dtype(tensor, what, gate->dtype));
-    LIGER_TRY(liger_check_same_shape(tensor, what, gate, "gate"));
-    return liger_fold_rows(tensor, what, rows);
-}
-
 static bool in_one_piece(const liger_rows *view, int64_t rows, int64_t cols) {
     return view->data == NULL || rows == 1 || (view->inner == rows && view->inner_stride == cols);
 }
@@ -44,8 +36,8 @@ static liger_status lower_forward(const liger_swiglu_forward_args *args, struct 
         .down_multiplier = args->down_multiplier,
     };
     LIGER_TRY(liger_fold_rows(gate, "swiglu_forward: gate", &problem->gate));
-    LIGER_TRY(lower_twin(up, "swiglu_forward: up", gate, &problem->up));
-    LIGER_TRY(lower_twin(y, "swiglu_forward: y", gate, &problem->y));
+    LIGER_TRY(liger_lower_twin(up, "swiglu_forward: up", gate, "gate", &problem->up));
+    LIGER_TRY(liger_lower_twin(y, "swiglu_forward: y", gate, "gate", &problem->y));
     LIGER_TRY(liger_check_overlap(y, "swiglu_forward: y", gate, "gate", true));
     return liger_check_overlap(y, "swiglu_forward: y", up, "up", true);
 }
@@ -86,10 +78,11 @@ static liger_status lower_backward(const liger_swiglu_backward_args *args, struc
         .down_multiplier = args->down_multiplier,
     };
     LIGER_TRY(liger_fold_rows(gate, "swiglu_backward: gate", &problem->gate));
-    LIGER_TRY(lower_twin(&args->up, "swiglu_backward: up", gate, &problem->up));
-    LIGER_TRY(lower_twin(&args->dy, "swiglu_backward: dy", gate, &problem->dy));
-    if (args->dgate.data) LIGER_TRY(lower_twin(&args->dgate, "swiglu_backward: dgate", gate, &problem->dgate));
-    if (args->dup.data) LIGER_TRY(lower_twin(&args->dup, "swiglu_backward: dup", gate, &problem->dup));
+    LIGER_TRY(liger_lower_twin(&args->up, "swiglu_backward: up", gate, "gate", &problem->up));
+    LIGER_TRY(liger_lower_twin(&args->dy, "swiglu_backward: dy", gate, "gate", &problem->dy));
+    if (args->dgate.data)
+        LIGER_TRY(liger_lower_twin(&args->dgate, "swiglu_backward: dgate", gate, "gate", &problem->dgate));
+    if (args->dup.data) LIGER_TRY(liger_lower_twin(&args->dup, "swiglu_backward: dup", gate, "gate", &problem->dup));
     return check_backward_overlaps(args);
 }
 

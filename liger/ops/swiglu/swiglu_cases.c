@@ -101,36 +101,18 @@ static const struct op_case cases[] = {
     {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .scalar = {1, 1}, .large = true},
 };
 
-static void gate_is_i32(struct op_call *call) { call->t[GATE].dtype = LIGER_I32; }
-static void up_is_other(struct op_call *call) {
-    call->t[UP].dtype = call->t[GATE].dtype == LIGER_BF16 ? LIGER_F16 : LIGER_BF16;
-}
-static void up_is_absent(struct op_call *call) { call->t[UP].data = NULL; }
-static void up_is_narrower(struct op_call *call) { call->t[UP].shape[2]--; }
-static void up_is_flat(struct op_call *call) { call->t[UP].ndim = 2; }
-static void gate_has_steps(struct op_call *call) { call->t[GATE].stride[2] = 2; }
-static void y_has_steps(struct op_call *call) { call->t[Y].stride[2] = 3; }
-static void y_is_taller(struct op_call *call) { call->t[Y].shape[1]++; }
-static void activation_is_9(struct op_call *call) { call->c.size[ACTIVATION] = 9; }
-static void y_near_gate(struct op_call *call) {
-    call->t[Y].data = (char *)call->t[GATE].data + liger_dtype_size(call->t[GATE].dtype);
-}
-static void y_near_up(struct op_call *call) {
-    call->t[Y].data = (char *)call->t[UP].data - liger_dtype_size(call->t[UP].dtype);
-}
-
 static const struct op_provocation forward_provocations[] = {
-    {"gate of integers", 0, gate_is_i32, LIGER_ERR_DTYPE, {"gate", "i32"}},
-    {"up of another dtype", 0, up_is_other, LIGER_ERR_DTYPE, {"up", "f16"}},
-    {"up absent", 0, up_is_absent, LIGER_ERR_ARGUMENT, {"up", "NULL"}},
-    {"up narrower", 0, up_is_narrower, LIGER_ERR_SHAPE, {"up", "36", "37"}},
-    {"up of another rank", 0, up_is_flat, LIGER_ERR_SHAPE, {"up", "2", "3"}},
-    {"gate with steps", 0, gate_has_steps, LIGER_ERR_LAYOUT, {"gate", "2", "1"}},
-    {"y with steps", 0, y_has_steps, LIGER_ERR_LAYOUT, {"y", "3", "1"}},
-    {"y taller", 0, y_is_taller, LIGER_ERR_SHAPE, {"y", "8", "7"}},
-    {"activation_dtype 9", 0, activation_is_9, LIGER_ERR_ARGUMENT, {"activation_dtype", "9", "f32 (1)"}},
-    {"y shifted against gate", 0, y_near_gate, LIGER_ERR_LAYOUT, {"y", "overlaps gate"}},
-    {"y shifted against up", 0, y_near_up, LIGER_ERR_LAYOUT, {"y", "overlaps up"}},
+    {"gate of integers", OP_DTYPE(GATE, LIGER_I32), LIGER_ERR_DTYPE, {"gate", "i32"}},
+    {"up of another dtype", OP_DTYPE(UP, LIGER_BF16), LIGER_ERR_DTYPE, {"up", "f16"}},
+    {"up absent", OP_ABSENT(UP), LIGER_ERR_ARGUMENT, {"up", "NULL"}},
+    {"up narrower", OP_SHAPE(UP, 2, 36), LIGER_ERR_SHAPE, {"up", "36", "37"}},
+    {"up of another rank", OP_NDIM(UP, 2), LIGER_ERR_SHAPE, {"up", "2", "3"}},
+    {"gate with steps", OP_STRIDE(GATE, 2, 2), LIGER_ERR_LAYOUT, {"gate", "2", "1"}},
+    {"y with steps", OP_STRIDE(Y, 2, 3), LIGER_ERR_LAYOUT, {"y", "3", "1"}},
+    {"y taller", OP_SHAPE(Y, 1, 8), LIGER_ERR_SHAPE, {"y", "8", "7"}},
+    {"activation_dtype 9", OP_SIZE(ACTIVATION, 9), LIGER_ERR_ARGUMENT, {"activation_dtype", "9", "f32 (1)"}},
+    {"y shifted against gate", OP_BESIDE(Y, GATE, 1), LIGER_ERR_LAYOUT, {"y", "overlaps gate"}},
+    {"y shifted against up", OP_BESIDE(Y, UP, -1), LIGER_ERR_LAYOUT, {"y", "overlaps up"}},
 };
 
 static const struct op_alias forward_aliases[] = {{Y, GATE}, {Y, UP}};
@@ -252,19 +234,14 @@ const struct op_cases swiglu_forward_cases = {
     .name = "swiglu_forward",
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_forward,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .prepare = prepare,
     .call = call_forward,
     .reference = reference_forward,
-    .aliases = forward_aliases,
-    .alias_count = OP_COUNT(forward_aliases),
-    .provocations = forward_provocations,
-    .provocation_count = OP_COUNT(forward_provocations),
-    .properties = forward_properties,
-    .property_count = OP_COUNT(forward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_ALIASES(forward_aliases),
+    OP_PROVOCATIONS(forward_provocations),
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(bench),
 };
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
@@ -315,42 +292,22 @@ static double loss(const struct op_case *c, const struct op_types *types, double
 static const struct op_gradient gradients[] = {{DGATE, GATE}, {DUP, UP}};
 static const struct op_alias backward_aliases[] = {{DGATE, DY}, {DGATE, GATE}, {DUP, DY}, {DUP, UP}};
 
-static void dy_is_i64(struct op_call *call) { call->t[DY].dtype = LIGER_I64; }
-static void dy_is_narrower(struct op_call *call) { call->t[DY].shape[2]--; }
-static void dgate_is_flat(struct op_call *call) { call->t[DGATE].ndim = 2; }
-static void dup_has_steps(struct op_call *call) { call->t[DUP].stride[2] = 2; }
-static void dgate_is_up(struct op_call *call) { call->t[DGATE] = call->t[UP]; }
-static void dup_is_gate(struct op_call *call) { call->t[DUP] = call->t[GATE]; }
-static void dup_is_dgate(struct op_call *call) { call->t[DUP] = call->t[DGATE]; }
-static void dgate_near_dy(struct op_call *call) {
-    call->t[DGATE].data = (char *)call->t[DY].data + liger_dtype_size(call->t[DY].dtype);
-}
-static void dgate_near_gate(struct op_call *call) {
-    call->t[DGATE].data = (char *)call->t[GATE].data + liger_dtype_size(call->t[GATE].dtype);
-}
-static void dup_near_dy(struct op_call *call) {
-    call->t[DUP].data = (char *)call->t[DY].data + liger_dtype_size(call->t[DY].dtype);
-}
-static void dup_near_up(struct op_call *call) {
-    call->t[DUP].data = (char *)call->t[UP].data + liger_dtype_size(call->t[UP].dtype);
-}
-
 static const struct op_provocation backward_provocations[] = {
-    {"gate of integers", 0, gate_is_i32, LIGER_ERR_DTYPE, {"gate", "i32"}},
-    {"up of another dtype", 0, up_is_other, LIGER_ERR_DTYPE, {"up", "f16"}},
-    {"up absent", 0, up_is_absent, LIGER_ERR_ARGUMENT, {"up", "NULL"}},
-    {"dy of integers", 0, dy_is_i64, LIGER_ERR_DTYPE, {"dy", "i64"}},
-    {"dy narrower", 0, dy_is_narrower, LIGER_ERR_SHAPE, {"dy", "36", "37"}},
-    {"gate with steps", 0, gate_has_steps, LIGER_ERR_LAYOUT, {"gate", "2", "1"}},
-    {"dgate of another rank", 0, dgate_is_flat, LIGER_ERR_SHAPE, {"dgate", "2", "3"}},
-    {"dup with steps", 0, dup_has_steps, LIGER_ERR_LAYOUT, {"dup", "2", "1"}},
-    {"dgate is up", 0, dgate_is_up, LIGER_ERR_LAYOUT, {"dgate", "overlaps up"}},
-    {"dup is gate", 0, dup_is_gate, LIGER_ERR_LAYOUT, {"dup", "overlaps gate"}},
-    {"dup is dgate", 0, dup_is_dgate, LIGER_ERR_LAYOUT, {"dup", "overlaps dgate"}},
-    {"dgate shifted against dy", 0, dgate_near_dy, LIGER_ERR_LAYOUT, {"dgate", "overlaps dy"}},
-    {"dgate shifted against gate", 0, dgate_near_gate, LIGER_ERR_LAYOUT, {"dgate", "overlaps gate"}},
-    {"dup shifted against dy", 0, dup_near_dy, LIGER_ERR_LAYOUT, {"dup", "overlaps dy"}},
-    {"dup shifted against up", 0, dup_near_up, LIGER_ERR_LAYOUT, {"dup", "overlaps up"}},
+    {"gate of integers", OP_DTYPE(GATE, LIGER_I32), LIGER_ERR_DTYPE, {"gate", "i32"}},
+    {"up of another dtype", OP_DTYPE(UP, LIGER_BF16), LIGER_ERR_DTYPE, {"up", "f16"}},
+    {"up absent", OP_ABSENT(UP), LIGER_ERR_ARGUMENT, {"up", "NULL"}},
+    {"dy of integers", OP_DTYPE(DY, LIGER_I64), LIGER_ERR_DTYPE, {"dy", "i64"}},
+    {"dy narrower", OP_SHAPE(DY, 2, 36), LIGER_ERR_SHAPE, {"dy", "36", "37"}},
+    {"gate with steps", OP_STRIDE(GATE, 2, 2), LIGER_ERR_LAYOUT, {"gate", "2", "1"}},
+    {"dgate of another rank", OP_NDIM(DGATE, 2), LIGER_ERR_SHAPE, {"dgate", "2", "3"}},
+    {"dup with steps", OP_STRIDE(DUP, 2, 2), LIGER_ERR_LAYOUT, {"dup", "2", "1"}},
+    {"dgate is up", OP_ON(DGATE, UP), LIGER_ERR_LAYOUT, {"dgate", "overlaps up"}},
+    {"dup is gate", OP_ON(DUP, GATE), LIGER_ERR_LAYOUT, {"dup", "overlaps gate"}},
+    {"dup is dgate", OP_ON(DUP, DGATE), LIGER_ERR_LAYOUT, {"dup", "overlaps dgate"}},
+    {"dgate shifted against dy", OP_BESIDE(DGATE, DY, 1), LIGER_ERR_LAYOUT, {"dgate", "overlaps dy"}},
+    {"dgate shifted against gate", OP_BESIDE(DGATE, GATE, 1), LIGER_ERR_LAYOUT, {"dgate", "overlaps gate"}},
+    {"dup shifted against dy", OP_BESIDE(DUP, DY, 1), LIGER_ERR_LAYOUT, {"dup", "overlaps dy"}},
+    {"dup shifted against up", OP_BESIDE(DUP, UP, 1), LIGER_ERR_LAYOUT, {"dup", "overlaps up"}},
 };
 
 /* Gradients written over the fused projection have the bits of those of separate tensors. */
@@ -381,20 +338,14 @@ const struct op_cases swiglu_backward_cases = {
     .name = "swiglu_backward",
     .tensor_count = BACKWARD_TENSORS,
     .describe = describe_backward,
-    .cases = cases,
-    .case_count = OP_COUNT(cases),
+    OP_CASES(cases),
     .prepare = prepare,
     .call = call_backward,
     .reference = reference_backward,
     .loss = loss,
-    .gradients = gradients,
-    .gradient_count = OP_COUNT(gradients),
-    .aliases = backward_aliases,
-    .alias_count = OP_COUNT(backward_aliases),
-    .provocations = backward_provocations,
-    .provocation_count = OP_COUNT(backward_provocations),
-    .properties = backward_properties,
-    .property_count = OP_COUNT(backward_properties),
-    .bench = bench,
-    .bench_count = OP_COUNT(bench),
+    OP_GRADIENTS(gradients),
+    OP_ALIASES(backward_aliases),
+    OP_PROVOCATIONS(backward_provocations),
+    OP_PROPERTIES(backward_properties),
+    OP_BENCH(bench),
 };

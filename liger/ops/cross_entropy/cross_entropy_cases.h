@@ -1,0 +1,32 @@
+/* cross_entropy_cases.h - what the cases of the plain and of the linear loss have in common: tensors, options, one property.
+ *
+ * Both write an option into the same scalar and the reduction into the lowest bits of the flags. */
+#ifndef LIGER_OPS_CROSS_ENTROPY_CASES_H
+#define LIGER_OPS_CROSS_ENTROPY_CASES_H
+
+#include "tests/harness/op_cases.h"
+
+enum { SMOOTHING, Z_SCALE, SOFTCAP, OPTIONS };
+enum { MEAN = 0, SUM = 1, NONE = 2, REDUCTION = 3 };
+
+/* The liger_reduction of a case; 7, which is none, for the provocation that sets all of REDUCTION. */
+int32_t cross_entropy_reduction(const struct op_case *c);
+
+struct tensor_spec cross_entropy_target(int64_t rows, int64_t vocab, bool all_ignored);
+struct tensor_spec cross_entropy_weight(const char *name, int64_t vocab, bool present);
+struct tensor_spec cross_entropy_upstream(int64_t rows, bool by_row, bool present);
+/* loss, z_loss, accuracy, predicted; `others`: all but the loss are present. */
+void cross_entropy_describe_results(const struct op_case *c, struct tensor_spec *spec, int64_t rows, bool others);
+
+/* A last target out of range. The CPU refuses and names the value; on CUDA, where nobody can be told, the loss and the last
+ * row of `gradient` become NaN, the other rows stay. */
+const char *cross_entropy_target_out_of_range(struct op_run *run, int target, int gradient, int loss);
+
+#define CROSS_ENTROPY_OPTION_PROVOCATIONS                                                                              \
+    {"label_smoothing", OP_SCALAR(SMOOTHING, 2), LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},              \
+        {"lse_square_scale", OP_SCALAR(Z_SCALE, INFINITY), LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},           \
+        {"softcap", OP_SCALAR(SOFTCAP, -1), LIGER_ERR_ARGUMENT, {"softcap", "-1"}}, {                                  \
+        "reduction", OP_FLAGS(REDUCTION), LIGER_ERR_ARGUMENT, { "reduction", "7" }                                     \
+    }
+
+#endif

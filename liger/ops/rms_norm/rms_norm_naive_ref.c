@@ -1,0 +1,5 @@
+/* rms_norm_naive_ref.c - the loops of rms_norm_ref.c in f32: the error that a kernel's is held to. */
+#define REAL float
+#define rms_norm_ref_forward rms_norm_naive_forward
+#define rms_norm_ref_backward rms_norm_naive_backward
+#include "liger/ops/rms_norm/rms_norm_ref.c"

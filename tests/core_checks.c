@@ -1,0 +1,263 @@
+/* core_checks.c - see core_checks.h. On the CPU only: none of it depends on where kernels run. */
+#define _GNU_SOURCE
+#include "tests/core_checks.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <time.h>
+
+#include "liger/core/check.h"
+#include "liger/core/overlap.h"
+#include "liger/cpu/parallel.h"
+#include "liger/ops/rope/rope.h"
+#include "tests/harness/random.h"
+
+static void expect(struct report *report, bool fact, const char *what) {
+    if (fact) report_pass(report);
+    else report_fail(report, "%s", what);
+}
+
+/* ---- overlap: views whose answer is known ------------------------------------------------------------------------- */
+
+static char memory[1 << 16];
+
+struct view {
+    int64_t first; /* element of `memory` */
+    liger_dtype dtype;
+    int ndim;
+    int64_t shape[LIGER_MAX_DIMS], stride[LIGER_MAX_DIMS];
+};
+
+static liger_tensor tensor_of(const struct view *view) {
+    liger_tensor tensor = {.data = memory + view->first * (int64_t)liger_dtype_size(view->dtype),
+                           .dtype = (int32_t)view->dtype,
+                           .ndim = view->ndim};
+    memcpy(tensor.shape, view->shape, sizeof tensor.shape);
+    memcpy(tensor.stride, view->stride, sizeof tensor.stride);
+    return tensor;
+}
+
+/* clang-format off */
+static const struct {
+    const char *what;
+    struct view a, b;
+    bool collide;
+} known[] = {
+    {"the halves of one projection",
+     {0, LIGER_F16, 2, {9, 20}, {40, 1}}, {20, LIGER_F16, 2, {9, 20}, {40, 1}}, false},
+    {"halves that share a column",
+     {0, LIGER_F16, 2, {9, 21}, {40, 1}}, {20, LIGER_F16, 2, {9, 20}, {40, 1}}, true},
+    {"four heads of q and two of k in one projection", /* [batch, heads, seq, dim] of [batch, seq, 4 + 2 + 2, dim] */
+     {0, LIGER_BF16, 4, {2, 4, 5, 16}, {640, 16, 128, 1}}, {64, LIGER_BF16, 4, {2, 2, 5, 16}, {640, 16, 128, 1}}, false},
+    {"five heads of q and two of k",
+     {0, LIGER_BF16, 4, {2, 5, 5, 16}, {640, 16, 128, 1}}, {64, LIGER_BF16, 4, {2, 2, 5, 16}, {640, 16, 128, 1}}, true},
+    {"all but the last token, and the last",
+     {0, LIGER_F32, 3, {3, 6, 8}, {56, 8, 1}}, {48, LIGER_F32, 3, {3, 1, 8}, {56, 8, 1}}, false},
+    {"all but the last token, and the last two",
+     {0, LIGER_F32, 3, {3, 6, 8}, {56, 8, 1}}, {40, LIGER_F32, 3, {3, 2, 8}, {56, 8, 1}}, true},
+    {"an outer stride that is no multiple of the inner one: gaps within a pitch do not keep rows apart",
+     {0, LIGER_F32, 3, {2, 2, 3}, {12, 8, 1}}, {4, LIGER_F32, 3, {2, 2, 3}, {12, 8, 1}}, true},
+    {"even and odd elements",
+     {0, LIGER_F32, 1, {50}, {2}}, {1, LIGER_F32, 1, {50}, {2}}, false},
+    {"even elements, forwards and backwards",
+     {0, LIGER_F32, 1, {50}, {2}}, {98, LIGER_F32, 1, {50}, {-2}}, true},
+    {"even elements and odd ones backwards",
+     {0, LIGER_F32, 1, {50}, {2}}, {99, LIGER_F32, 1, {50}, {-2}}, false},
+    {"columns 0 and 1 of a matrix, of other lengths",
+     {0, LIGER_F32, 1, {30}, {7}}, {8, LIGER_F32, 1, {12}, {7}}, false},
+    {"a matrix and its transpose",
+     {0, LIGER_F32, 2, {6, 9}, {9, 1}}, {0, LIGER_F32, 2, {9, 6}, {1, 9}}, true},
+    {"one element seen many times",
+     {5, LIGER_F32, 2, {6, 9}, {0, 0}}, {0, LIGER_F32, 1, {9}, {1}}, true},
+    {"i64 between pairs of f32",
+     {0, LIGER_F32, 2, {8, 2}, {4, 1}}, {1, LIGER_I64, 1, {8}, {2}}, false},
+    {"i64 half over pairs of f32",
+     {1, LIGER_F32, 2, {8, 2}, {4, 1}}, {1, LIGER_I64, 1, {8}, {2}}, true},
+    {"pitches of 70 and 42 that meet nowhere: both are even, the bases differ by an odd number",
+     {0, LIGER_U8, 1, {60}, {70}}, {1, LIGER_U8, 1, {90}, {42}}, false},
+};
+/* clang-format on */
+
+static void known_views(struct report *report) {
+    for (size_t k = 0; k < sizeof known / sizeof known[0]; k++) {
+        const liger_tensor a = tensor_of(&known[k].a), b = tensor_of(&known[k].b);
+        expect(report, liger_views_collide(&a, &b) == known[k].collide, known[k].what);
+        expect(report, liger_views_collide(&b, &a) == known[k].collide, known[k].what);
+        expect(report, (liger_check_overlap(&a, "test: a", &b, "b", false) == LIGER_OK) != known[k].collide,
+               known[k].what);
+    }
+}
+
+/* ---- overlap: views drawn at random, against every byte they touch ------------------------------------------------ */
+
+enum { VIEW_ROUNDS = 20000, MIDDLE = 1 << 11 };
+
+static struct view draw_view(struct random_stream *stream) {
+    static const liger_dtype dtypes[] = {LIGER_U8, LIGER_BF16, LIGER_F32, LIGER_I64};
+    struct view view = {.dtype = dtypes[random_below(stream, 4)],
+                        .ndim = (int)random_below(stream, LIGER_MAX_DIMS + 1)};
+    view.first = MIDDLE + random_below(stream, 40);
+    int64_t nested = 1;
+    for (int d = view.ndim - 1; d >= 0; d--) { /* half of the strides nest, the others are anything small */
+        view.shape[d] = 1 + random_below(stream, view.ndim > 3 ? 3 : 6);
+        view.stride[d] = random_below(stream, 2) ? nested : random_below(stream, 41) - 20;
+        nested = view.shape[d] * (view.stride[d] > 0 ? view.stride[d] : 1) + random_below(stream, 5);
+    }
+    return view;
+}
+
+/* Sets a bit in the byte map for each byte of an element. */
+static void mark(const liger_tensor *tensor, unsigned char *touched, unsigned char bit) {
+    int64_t index[LIGER_MAX_DIMS] = {0};
+    const int64_t elements = liger_tensor_elements(tensor), size = (int64_t)liger_dtype_size(tensor->dtype);
+    for (int64_t e = 0; e < elements; e++) {
+        int64_t at = (char *)tensor->data - memory;
+        for (int d = 0; d < tensor->ndim; d++) at += index[d] * tensor->stride[d] * size;
+        for (int64_t p = 0; p < size; p++) touched[at + p] |= bit;
+        for (int d = tensor->ndim - 1; d >= 0 && ++index[d] == tensor->shape[d]; d--) index[d] = 0;
+    }
+}
+
+static bool within_memory(const liger_tensor *tensor) {
+    const struct byte_span span = liger_byte_span(tensor);
+    return span.begin >= (uintptr_t)memory && span.end <= (uintptr_t)memory + sizeof memory;
+}
+
+static bool share_a_byte(const liger_tensor *a, const liger_tensor *b) {
+    static unsigned char touched[sizeof memory];
+    memset(touched, 0, sizeof touched);
+    mark(a, touched, 1);
+    mark(b, touched, 2);
+    for (size_t k = 0; k < sizeof touched; k++)
+        if (touched[k] == 3) return true;
+    return false;
+}
+
+static void drawn_views(struct report *report) {
+    int interleaved = 0, wrong = 0;
+    for (int round = 0; round < VIEW_ROUNDS; round++) {
+        struct random_stream stream = random_start(random_seed("overlap"), (uint64_t)round);
+        const struct view one = draw_view(&stream), other = draw_view(&stream);
+        const liger_tensor a = tensor_of(&one), b = tensor_of(&other);
+        if (!within_memory(&a) || !within_memory(&b)) continue;
+        const bool truth = share_a_byte(&a, &b);
+        interleaved += !truth && liger_spans_meet(liger_byte_span(&a), liger_byte_span(&b));
+        if (liger_views_collide(&a, &b) == truth) continue;
+        wrong++;
+        report_fail(report, "the drawn views %d %s a byte", round, truth ? "share" : "do not share");
+    }
+    expect(report, wrong == 0, "drawn views");
+    expect(report, interleaved > VIEW_ROUNDS / 50, "enough of the drawn views interleave");
+}
+
+/* ---- overlap: at a door ------------------------------------------------------------------------------------------- */
+
+enum { BATCH = 2, SEQ = 3, Q_HEADS = 4, K_HEADS = 2, DIM = 8, TOKEN = (Q_HEADS + 2 * K_HEADS) * DIM };
+
+/* RoPE in place on heads of one [batch, seq, q k v] projection; k's heads begin at `k_first`. */
+static liger_status rotate(liger_context *context, float *projection, int64_t k_first) {
+    static float table[SEQ * DIM]; /* cos and sin of no angle in particular */
+    for (int i = 0; i < SEQ * DIM; i++) table[i] = 0.5f + (float)(i % 7);
+    liger_rope_forward_args args = LIGER_ROPE_FORWARD_ARGS_INIT;
+    const liger_tensor heads = {.dtype = LIGER_F32, .ndim = 4, .stride = {SEQ * TOKEN, DIM, TOKEN, 1}};
+    args.q = args.k = heads;
+    args.q.data = projection, args.k.data = projection + k_first * DIM;
+    memcpy(args.q.shape, (int64_t[]){BATCH, Q_HEADS, SEQ, DIM}, 4 * sizeof(int64_t));
+    memcpy(args.k.shape, (int64_t[]){BATCH, K_HEADS, SEQ, DIM}, 4 * sizeof(int64_t));
+    args.q_out = args.q, args.k_out = args.k;
+    args.cos = args.sin = liger_tensor_contiguous(table, LIGER_F32, 2, (int64_t[]){SEQ, DIM});
+    args.rotary = DIM;
+    return liger_rope_forward(context, &args, NULL);
+}
+
+static void rope_in_one_projection(struct report *report) {
+    static float projection[BATCH * SEQ * TOKEN], before[BATCH * SEQ * TOKEN];
+    for (int i = 0; i < BATCH * SEQ * TOKEN; i++) before[i] = projection[i] = (float)(i % 11) - 5;
+    liger_context *context = NULL;
+    expect(report, liger_context_create(NULL, &context) == LIGER_OK, "a context with default options");
+    expect(report, rotate(context, projection, Q_HEADS - 1) == LIGER_ERR_LAYOUT, "k over the last head of q");
+    expect(report, memcmp(projection, before, sizeof before) == 0, "a refused call writes nothing");
+    expect(report, rotate(context, projection, Q_HEADS) == LIGER_OK, "q and k of one projection, in place");
+    int turned = 0, v_kept = 0;
+    for (int i = 0; i < BATCH * SEQ * TOKEN; i++) {
+        if (i % TOKEN < (Q_HEADS + K_HEADS) * DIM) turned += projection[i] != before[i];
+        else v_kept += projection[i] == before[i];
+    }
+    expect(report, turned > BATCH * SEQ * (Q_HEADS + K_HEADS) * DIM / 2, "q and k are rotated");
+    expect(report, v_kept == BATCH * SEQ * K_HEADS * DIM, "v stays");
+    liger_context_destroy(context);
+}
+
+/* ---- contexts ----------------------------------------------------------------------------------------------------- */
+
+static void no_context(struct report *report) {
+    expect(report, liger_context_device(NULL) == -2, "the device of no context");
+    expect(report, liger_context_isa(NULL) == LIGER_ISA_AUTO, "the instruction set of no context");
+    expect(report, strcmp(liger_context_backend(NULL), "none") == 0, "the backend of no context");
+    expect(report, liger_context_gemm_provider(NULL)[0] != 0, "the matrix products of no context");
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    options.device = liger_context_device(NULL);
+    liger_context *context = NULL;
+    expect(report, liger_context_create(&options, &context) == LIGER_ERR_DEVICE, "the device of no context is none");
+    liger_context_destroy(NULL);
+}
+
+/* ---- signals ------------------------------------------------------------------------------------------------------ */
+
+enum { THREADS = 3 };
+
+/* What each of THREADS threads saw of its own mask. */
+struct masks {
+    atomic_int arrived, workers, takes_signals, hides_faults;
+    pthread_t caller;
+};
+
+/* Holds its thread until every thread has a chunk, so that each looks at its own mask; not for ever, in case a thread could
+ * not be started. */
+static void look_at_mask(void *argument, int64_t begin, int64_t end) {
+    struct masks *masks = argument;
+    sigset_t mask;
+    (void)begin, (void)end;
+    atomic_fetch_add(&masks->arrived, 1);
+    for (int wait = 0; wait < 5000 && atomic_load(&masks->arrived) < THREADS; wait++)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    if (pthread_equal(pthread_self(), masks->caller) || pthread_sigmask(SIG_BLOCK, NULL, &mask) != 0) return;
+    static const int signals[] = {SIGINT, SIGTERM, SIGALRM, SIGUSR1, SIGCHLD, SIGPROF};
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
+        if (!sigismember(&mask, signals[i])) atomic_fetch_add(&masks->takes_signals, 1);
+    if (sigismember(&mask, SIGSEGV) || sigismember(&mask, SIGFPE)) atomic_fetch_add(&masks->hides_faults, 1);
+    atomic_fetch_add(&masks->workers, 1);
+}
+
+static void workers_leave_signals_alone(struct report *report) {
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    liger_context *context = NULL;
+    struct masks masks = {.caller = pthread_self()};
+    sigset_t before, after;
+    options.threads = THREADS;
+    expect(report, liger_context_create(&options, &context) == LIGER_OK, "a context of three threads");
+    pthread_sigmask(SIG_BLOCK, NULL, &before);
+    liger_parallel_for(context, THREADS, 1, look_at_mask, &masks);
+    pthread_sigmask(SIG_BLOCK, NULL, &after);
+    expect(report, atomic_load(&masks.workers) == THREADS - 1, "two workers looked at their masks");
+    expect(report, atomic_load(&masks.takes_signals) == 0, "a worker takes no signals");
+    expect(report, atomic_load(&masks.hides_faults) == 0, "a worker's faults stay visible");
+    bool same = true;
+    for (int s = 1; s < SIGRTMAX; s++) same = same && sigismember(&before, s) == sigismember(&after, s);
+    expect(report, same, "the caller's mask is as before");
+    liger_context_destroy(context);
+}
+
+void core_checks(struct report *report) {
+    report_begin(report);
+    known_views(report);
+    drawn_views(report);
+    rope_in_one_projection(report);
+    report_end(report, "core", "overlap", "host");
+    report_begin(report);
+    no_context(report);
+    workers_leave_signals_alone(report);
+    report_end(report, "core", "context", "host");
+}
