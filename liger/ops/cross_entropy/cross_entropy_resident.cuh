@@ -1,10 +1,10 @@
 /* cross_entropy_resident.cuh - the row kernel for rows that fit into the shared memory of a block or a cluster.
  *
- * A row is read once and its gradient is written once. Blocks are persistent; rows pass through shared memory (cp.async), and
- * a row is worked on twice: first its softmax, relative to each thread's own maximum, is sent to all
- * warps of the block or cluster, then, after the next row's first half, what the others have sent is merged in a fixed
- * order and the gradient is written. So nobody waits for the exchange. The second half takes the exponentials again: kept in registers, they would allow half the threads.
- * A thread copies exactly what it will read itself, so no barrier guards the copies. */
+ * A row is read once and its gradient is written once. Blocks are persistent; rows pass through shared memory (cp.async),
+ * and a row is worked on twice: first its softmax, relative to each thread's own maximum, is sent to all warps of the block
+ * or cluster; then, after the next row's first half, what the others have sent is merged in a fixed order and the gradient
+ * is written. So nobody waits for the exchange. The second half takes the exponentials again: kept in registers, they would
+ * allow half the threads. A thread copies exactly what it will read itself, so no barrier guards the copies. */
 #ifndef LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 #define LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 
@@ -92,15 +92,7 @@ constexpr uint32_t EMPTY = sizeof(T) == 4         ? 0xff800000u
                            : same<T, bf16>::value ? 0xff80ff80u
                                                   : 0xfc00fc00u;
 
-/* Where the row has ended, this thread's part of the ring is -inf once and for all. */
-template <typename T, typename P>
-__device__ __forceinline__ void fill_behind_end(const P &at, uint4 *stage) {
-#pragma unroll
-    for (int j = 0; j < VECTORS; j++)
-        if (!at.has(j)) stage[j * at.step] = make_uint4(EMPTY<T>, EMPTY<T>, EMPTY<T>, EMPTY<T>);
-}
-
-/* This thread's vectors of a row. */
+/* This thread's vectors of a row; -inf where the row has ended. */
 template <typename T>
 struct row_part {
     pack<T, pack_size<T>> vector[VECTORS];
@@ -108,7 +100,8 @@ struct row_part {
     template <typename P>
     __device__ __forceinline__ void load(const P &at, const uint4 *stage) {
 #pragma unroll
-        for (int j = 0; j < VECTORS; j++) *(uint4 *)&vector[j] = stage[j * at.step];
+        for (int j = 0; j < VECTORS; j++)
+            *(uint4 *)&vector[j] = at.has(j) ? stage[j * at.step] : make_uint4(EMPTY<T>, EMPTY<T>, EMPTY<T>, EMPTY<T>);
     }
     __device__ __forceinline__ float value(int k) const {
         return to_f32(vector[k / pack_size<T>].value[k % pack_size<T>]);
@@ -391,7 +384,6 @@ __global__ void __launch_bounds__(THREADS, OPTIONS ? 1 : MOST_THREADS / THREADS)
     uint4 *const stages = shared + threadIdx.x;
     if (threadIdx.x == 0) b = batch_of(p);
     if (threadIdx.x < TURNS) shared_barrier_init(barriers + threadIdx.x, CLUSTERED ? 1 : THREADS / WARP);
-    for (int i = 0; i < RING; i++) fill_behind_end<T>(at, stages + i * STAGE);
 
     target_window window = {0, 0};
     const int start = blockIdx.x / clusters;

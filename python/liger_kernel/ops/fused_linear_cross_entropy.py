@@ -284,7 +284,8 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     _input [BT, H], weight [V, H], target [BT], bias [V] or None, ce_weight [V] class weights or None. The loss is float32.
     Gradients of weight and bias accumulate in f32 (or in `accum_dtype`) and are rounded once. With "mean" and "sum" they
     are formed in forward; with "none" backward makes the logits again and multiplies each row by its own upstream.
-    Under autocast the products run in its dtype, for CPU tensors too.
+    Under autocast the products run in its dtype, for CPU tensors too. Rows that are ignored have a gradient of 0, but are
+    part of the products: a NaN or Inf in such a row of _input reaches weight's gradient, as in an unfused head.
     """
 
     operator = "fused_linear_cross_entropy linear_cross_entropy"
