@@ -184,7 +184,8 @@ int main(int count, char **words) {
     if (!parse(count, words, &options)) return usage("unknown option or missing value");
     if (!known_mode(options.mode)) return usage("no such --mode");
     if (!known_op(options.op)) return usage("no such --op");
-    for (int k = 0; options.list && k < OP_COUNT(op_list); k++) printf("%s\n", op_list[k].name);
+    for (int k = 0; options.list && k < OP_COUNT(op_list); k++)
+        if (op_list[k].cases) printf("%s\n", op_list[k].name);
     if (options.list) return 0;
     const bool core_only = is(options.op, "core");
     if (op_wanted(options.op, "core") && is(options.mode, "all")) core_checks(&report);

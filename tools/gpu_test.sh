@@ -43,13 +43,24 @@ pytest_on() {
     PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$PWD/$BUILD \
         python3 -m pytest tests/python --device "$1" -p no:cacheprovider "${@:2}"
 }
-# One process per operator, several at once: a checked kernel runs a hundred times longer, most of it on the host.
+# per_operator NAME COMMAND...: one driver per operator, several at once, a log each; adds up what passed.
+per_operator() {
+    local name=$1 failed=0
+    shift
+    rm -f "$LOGS/$name"-*.log
+    "$BUILD/liger_test" --list | xargs -P $((JOBS / 2)) -I OPERATOR bash -c '"${@:3}" --op "$2" >"$1-$2.log" 2>&1' \
+        bash "$LOGS/$name" OPERATOR "$@" || failed=1
+    cat "$LOGS/$name"-*.log
+    awk '/ passed, [0-9]+ failed$/ {p += $1; f += $3} END {print p " passed, " f " failed"}' "$LOGS/$name"-*.log
+    return $failed
+}
+driver_cuda() {
+    "$BUILD/liger_test" --backend cuda --op core && per_operator cuda "$BUILD/liger_test" --backend cuda "$@"
+}
+# A checked kernel runs a hundred times longer, most of it on the host: small ragged shapes only.
 sanitizer() {
-    local checked
-    checked=$("$BUILD/liger_test" --list | wc -l)
-    "$BUILD/liger_test" --list | xargs -P $((JOBS / 2)) -I OPERATOR compute-sanitizer --tool "$1" --error-exitcode 9 \
-        --print-limit 20 "$BUILD/liger_test" --backend cuda --quick --op OPERATOR --mode parity || return 1
-    echo "$1: $checked operators, 0 errors"
+    per_operator "$1" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+        "$BUILD/liger_test" --backend cuda --quick --mode parity
 }
 
 quick=()
@@ -59,10 +70,10 @@ if [ -x "$BUILD/liger_test" ]; then
     step harness-selftest "$BUILD/harness_selftest"
     step fuzz "$BUILD/liger_fuzz"
     step driver-cpu "$BUILD/liger_test" --backend cpu --quick
-    step driver-cuda "$BUILD/liger_test" --backend cuda "${quick[@]}"
+    step driver-cuda driver_cuda "${quick[@]}"
     pytest_arguments=()
     [ -n "$QUICK" ] && pytest_arguments=(-m "not slow")
-    python3 -c 'import xdist' 2>/dev/null && pytest_arguments+=(-n 4)
+    python3 -c 'import xdist' 2>/dev/null && pytest_arguments+=(-n $((JOBS / 2)))
     step pytest-cuda pytest_on cuda "${pytest_arguments[@]}"
     if [ -z "$QUICK" ]; then
         if compute-sanitizer --version >/dev/null 2>&1; then

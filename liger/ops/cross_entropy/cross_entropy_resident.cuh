@@ -172,6 +172,10 @@ struct exchange {
     shared_barrier *barriers; /* TURNS */
     unsigned sent, received;
 
+    /* By one thread, before the barrier that starts the kernel. */
+    __device__ __forceinline__ void init() {
+        for (int turn = 0; turn < TURNS; turn++) shared_barrier_init(barriers + turn, CLUSTERED ? 1 : WARPS);
+    }
     __device__ __forceinline__ void send(S mine) {
         const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, turn = sent++ % TURNS;
         const int clusters = CLUSTERED ? cluster_size() : 1, count = clusters * WARPS;
@@ -180,7 +184,10 @@ struct exchange {
         if (CLUSTERED) {
             if (threadIdx.x == 0) shared_barrier_expect(barriers + turn, count * (int)sizeof(S));
             if (lane < clusters) cluster_send(here + cluster_rank() * WARPS + warp, mine, barriers + turn, lane);
-        } else if (lane == 0) {
+            return;
+        }
+        __syncwarp(); /* what this warp has read comes before whatever others write once they have received */
+        if (lane == 0) {
             here[warp] = mine;
             shared_barrier_arrive(barriers + turn);
         }
@@ -382,8 +389,10 @@ __global__ void __launch_bounds__(THREADS, OPTIONS ? 1 : MOST_THREADS / THREADS)
     const int step = (int)gridDim.x / clusters;
     exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {(slot *)(shared + RING * STAGE), barriers, 0, 0};
     uint4 *const stages = shared + threadIdx.x;
-    if (threadIdx.x == 0) b = batch_of(p);
-    if (threadIdx.x < TURNS) shared_barrier_init(barriers + threadIdx.x, CLUSTERED ? 1 : THREADS / WARP);
+    if (threadIdx.x == 0) {
+        b = batch_of(p);
+        exchanged.init();
+    }
 
     target_window window = {0, 0};
     const int start = blockIdx.x / clusters;

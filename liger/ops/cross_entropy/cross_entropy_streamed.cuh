@@ -86,10 +86,11 @@ template <typename T, typename X>
 __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, int64_t r, int64_t y, X &exchanged) {
     const T *logits = (const T *)p.logits + r * p.logits_stride;
     const bool in_range = y >= 0 && y < p.vocab, first = threadIdx.x == 0;
-    const float target = in_range ? capped(p, to_f32(logits[y])) : 0.0f;
+    const float target = in_range ? capped(p, to_f32(logits[y])) : -FLT_MAX;
     float base = capped(p, to_f32(logits[0]));
-    if (!isfinite(base)) base = 0.0f;
     summary s = empty_summary();
+    s.softmax.max = softmax_scale(fmaxf(target, base)); /* received before it may be overwritten: see row_state */
+    if (!isfinite(base)) base = 0.0f;
     walk(logits, p.vocab, [&](const auto &raw, int64_t index) { push(p, s, raw, index, base, y); });
     exchanged.send(s);
     s = exchanged.receive(empty_summary());
@@ -115,10 +116,10 @@ __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __g
     constexpr int WARPS = STREAMED_THREADS / WARP;
     __shared__ summary slots[TURNS * WARPS];
     __shared__ shared_barrier barriers[TURNS];
-    if (threadIdx.x < TURNS) shared_barrier_init(barriers + threadIdx.x, WARPS);
+    exchange<summary, WARPS, false> exchanged = {slots, barriers, 0, 0};
+    if (threadIdx.x == 0) exchanged.init();
     __syncthreads();
     const batch b = batch_of(p);
-    exchange<summary, WARPS, false> exchanged = {slots, barriers, 0, 0};
     for (int64_t i = blockIdx.x; i < p.rows; i += gridDim.x) {
         const int64_t r = p.rows - 1 - i, y = target_at(p, r); /* from the end, as resident_kernel */
         if (y != p.ignore_index) {

@@ -193,8 +193,12 @@ static int plan_choose(struct plan *plan, lt_handle handle, const void *bias) {
     const uint64_t workspace = (uint64_t)key->workspace;
     const uint32_t first = (uint32_t)key->alignment_b, second = (uint32_t)key->alignment_a,
                    result = (uint32_t)key->alignment_c;
+    /* Parts of a sum over k are added in f32, never in 16 bits. With a bias there are no parts: what adds them rounds
+     * before it adds the bias (6 % of the elements of 22 x 1024 x 33 were off by a unit). */
+    const uint32_t reduction = key->bias ? LT_REDUCTION_NONE : LT_REDUCTION_COMPUTE_TYPE;
     int status = call->preference_create(&preference);
     if (!status) status = call->preference_set(preference, LT_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    if (!status) status = call->preference_set(preference, LT_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction);
     if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_A_BYTES, &first, sizeof first);
     if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_B_BYTES, &second, sizeof second);
     if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_C_BYTES, &result, sizeof result);
