@@ -7,43 +7,15 @@
  *
  * Where torch offers DLPack's C exchange table (DLPack 1.3, a stable ABI), one call answers all questions about such an
  * object, in a tenth of the time. It is used after it has answered right for a sample. */
-#define _DEFAULT_SOURCE /* madvise */
-#include "binding.h"
+#include "torch_functions.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 
-enum { MAX_CUDA_DEVICES = 64, DTYPES = 6, HUGE_RESULT = 4 << 20 };
+enum { MAX_CUDA_DEVICES = 64, HUGE_RESULT = 4 << 20 };
 
-/* What a call can be asked to make: memory like the first argument's, contiguous; one f32 for each of its rows; memory
- * [batch, seq, heads, dim] seen as [batch, heads, seq, dim], like the first argument or like the second. */
-enum wish { LIKE_FIRST, PER_ROW, HEADS_OF_FIRST, HEADS_OF_SECOND, WISHES };
-
-/* ---- what Python registers at start-up ---- */
-
-typedef PyObject *(*keyword_function)(PyObject *, PyObject *, PyObject *);
-
-static struct {
-    PyObject *tensor_base, *tensor, *parameter;
-    PyObject *dtypes[DTYPES]; /* index: liger_dtype - 1 */
-    PyObject *argument_error, *library_error;
-    PyObject *cuda_setup; /* called once, before the first CUDA call; answers the function that knows the stream */
-    PyObject *cuda_stream;
-    PyObject *empty;
-    PyObject *name_data_ptr, *name_get_device, *name_stride, *name_dtype, *name_shape, *name_is_cuda;
-    PyCFunction data_ptr, get_device;
-    keyword_function stride;
-    descrgetfunc get_dtype, get_shape, get_is_cuda;
-    PyObject *dtype_getter, *shape_getter, *is_cuda_getter;
-    PyObject *wishes[WISHES];
-    PyObject *empty_like, *empty_strided;
-    PyObject *contiguous, *as_f32; /* keywords: {"memory_format": ...}, {"dtype": ...} */
-    PyObject *name_device;
-    keyword_function new_empty;
-    int direct; /* the functions above were found */
-} torch;
+struct torch_functions torch;
 
 /* DLPack 1.3, as far as it is used here. */
 enum { DL_CPU = 1, DL_CUDA = 2, DL_INT = 0, DL_UINT = 1, DL_FLOAT = 2, DL_BFLOAT = 4 };
@@ -361,6 +333,7 @@ static int look_at_tensor(PyObject *object, liger_tensor *tensor, int64_t *devic
     if (seen.device_type != DL_CPU && (seen.device_type != DL_CUDA || seen.device_id >= MAX_CUDA_DEVICES)) return 0;
     tensor->dtype = dtype_of(&seen);
     if (tensor->dtype == LIGER_DTYPE_NONE || seen.ndim > LIGER_MAX_DIMS || seen.byte_offset != 0) return 0;
+    if (seen.ndim > 0 && seen.strides == NULL) return 0;
     *device = seen.device_type == DL_CPU ? LIGER_DEVICE_CPU : seen.device_id;
     tensor->ndim = seen.ndim;
     for (int i = 0; i < seen.ndim; i++) {
@@ -371,71 +344,7 @@ static int look_at_tensor(PyObject *object, liger_tensor *tensor, int64_t *devic
     return 1;
 }
 
-/* ---- results that the binding makes ---- */
-
-/* Answers whether it was contiguous before; the stride of a dimension of size 1 says nothing. */
-static int make_contiguous(liger_tensor *tensor) {
-    int64_t stride = 1;
-    int was = 1;
-    for (int i = tensor->ndim - 1; i >= 0; i--) {
-        was = was && (tensor->stride[i] == stride || tensor->shape[i] == 1);
-        tensor->stride[i] = stride;
-        stride *= tensor->shape[i];
-    }
-    return was;
-}
-
-static PyObject *call_with(PyObject *function, PyObject *arguments, PyObject *keywords) {
-    if (arguments == NULL) return NULL;
-    PyObject *result = PyObject_Call(function, arguments, keywords);
-    Py_DECREF(arguments);
-    return result;
-}
-
-static PyObject *new_rows(PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
-    *tensor = *given;
-    /* without the keyword torch keeps the strides of a dense tensor, and the call is a third cheaper */
-    PyObject *keywords = make_contiguous(tensor) ? NULL : torch.contiguous;
-    return call_with(torch.empty_like, PyTuple_Pack(1, like), keywords);
-}
-
-static PyObject *new_row_values(PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
-    *tensor = (liger_tensor){.dtype = LIGER_F32, .ndim = 1, .shape = {1}, .stride = {1}};
-    for (int i = 0; i < given->ndim - 1; i++) tensor->shape[0] *= given->shape[i];
-    PyObject *arguments = Py_BuildValue("(L)", (long long)tensor->shape[0]);
-    PyObject *made = arguments == NULL ? NULL : torch.new_empty(like, arguments, torch.as_f32);
-    Py_XDECREF(arguments);
-    return made;
-}
-
-static PyObject *new_strided(PyObject *like, const liger_tensor *tensor) {
-    const int64_t *n = tensor->shape, *s = tensor->stride;
-    PyObject *device = PyObject_GetAttr(like, torch.name_device);
-    PyObject *keywords =
-        device == NULL ? NULL : Py_BuildValue("{s:O,s:N}", "dtype", torch.dtypes[tensor->dtype - 1], "device", device);
-    if (keywords == NULL) return NULL;
-    PyObject *arguments = Py_BuildValue("((LLLL)(LLLL))", n[0], n[1], n[2], n[3], s[0], s[1], s[2], s[3]);
-    PyObject *made = call_with(torch.empty_strided, arguments, keywords);
-    Py_DECREF(keywords);
-    return made;
-}
-
-static PyObject *new_heads(PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
-    *tensor = *given;
-    const int64_t heads = given->shape[1], seq = given->shape[2], dim = given->shape[3];
-    const int64_t strides[4] = {seq * heads * dim, dim, heads * dim, 1};
-    memcpy(tensor->stride, strides, sizeof strides);
-    if (memcmp(given->stride, strides, sizeof strides) != 0) return new_strided(like, tensor);
-    return call_with(torch.empty_like, PyTuple_Pack(1, like), NULL); /* dense: torch keeps its strides */
-}
-
-/* Large host memory straight from the system has page faults that cost more than the arithmetic that fills it: pages of
- * 2 MB have 512 times fewer. A hint: whether it was taken makes no difference to anything but time. */
-static void ask_huge(void *data, size_t bytes) {
-    const uintptr_t page = 2u << 20, begin = ((uintptr_t)data + page - 1) / page * page;
-    const uintptr_t end = ((uintptr_t)data + bytes) / page * page;
-    if (data != NULL && begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-}
+/* ---- arguments that are tensors, and wishes in their place ---- */
 
 static size_t bytes_of(const liger_tensor *tensor) {
     size_t bytes = liger_dtype_size(tensor->dtype);
@@ -458,14 +367,12 @@ static int make(binding_call *call, int index, enum wish wish, liger_tensor *ten
     const int heads = wish == HEADS_OF_FIRST || wish == HEADS_OF_SECOND;
     if (given == NULL || !is_plain(like) || call->made_count == MAX_MADE || (heads && given->ndim != 4))
         return refuse(call, "%s cannot be made in the likeness of %s", call->names[index], call->names[source]);
-    PyObject *made = wish == LIKE_FIRST ? new_rows(like, given, tensor)
-                     : wish == PER_ROW  ? new_row_values(like, given, tensor)
-                                        : new_heads(like, given, tensor);
+    PyObject *made = results_make(wish, like, given, tensor);
     if (made == NULL) return 0;
     call->made[call->made_count++] = made;
     if (!take_data(call, index, made, is_plain(made), tensor)) return 0;
     const size_t bytes = bytes_of(tensor);
-    if (call->device == LIGER_DEVICE_CPU && bytes >= HUGE_RESULT) ask_huge(tensor->data, bytes);
+    if (call->device == LIGER_DEVICE_CPU && bytes >= HUGE_RESULT) results_ask_huge(tensor->data, bytes);
     return 1;
 }
 
@@ -619,7 +526,7 @@ static PyObject *ask_for_huge_pages(PyObject *self, PyObject *arguments) {
     (void)self;
     unsigned long long address, bytes;
     if (!PyArg_ParseTuple(arguments, "KK", &address, &bytes)) return NULL;
-    ask_huge((void *)(uintptr_t)address, (size_t)bytes);
+    results_ask_huge((void *)(uintptr_t)address, (size_t)bytes);
     Py_RETURN_NONE;
 }
 
