@@ -1,4 +1,6 @@
 /* cross_entropy_cuda.cu - cross entropy on CUDA: count, rows, reduce, and which row kernel a shape gets. */
+#include <pthread.h>
+
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/launch.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_loss.cuh"
@@ -125,10 +127,49 @@ static row_kernel *kernel_for(shape s, bool options) {
     return s.threads == 512 ? resident_kernel<T, false, 512, false> : resident_kernel<T, false, 1024, false>;
 }
 
+/* What was found out about a kernel on a device: asking costs more host time than the launch. */
+struct residency {
+    row_kernel *kernel;
+    int device, clusters, at_once; /* clusters (or blocks) that run at once on the whole device */
+};
+enum { RESIDENCIES = 64 };
+
+static cudaError_t find_residency(const liger_context *context, const cudaLaunchConfig_t &config, const shape &s,
+                                  residency &found) {
+    cudaError_t error = cudaFuncSetAttribute(found.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)s.shared);
+    if (error != cudaSuccess) return error;
+    if (s.clusters > 1) return cudaOccupancyMaxActiveClusters(&found.at_once, found.kernel, &config);
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found.at_once, found.kernel, s.threads, s.shared);
+    found.at_once *= context->cuda->multiprocessors;
+    return error;
+}
+
+/* The shared memory of a kernel depends on nothing but its clusters, so that these two and the device are the key. */
+static cudaError_t residency_of(const liger_context *context, row_kernel *kernel, const cudaLaunchConfig_t &config,
+                                const shape &s, int *at_once) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static residency known[RESIDENCIES];
+    static int count;
+    residency wanted = {kernel, context->device, s.clusters, 0};
+    cudaError_t error = cudaSuccess;
+    pthread_mutex_lock(&lock);
+    int i = 0;
+    while (i < count &&
+           (known[i].kernel != kernel || known[i].device != wanted.device || known[i].clusters != wanted.clusters))
+        i++;
+    if (i < count) {
+        wanted = known[i];
+    } else {
+        error = find_residency(context, config, s, wanted);
+        if (error == cudaSuccess && count < RESIDENCIES) known[count++] = wanted;
+    }
+    pthread_mutex_unlock(&lock);
+    *at_once = wanted.at_once;
+    return error;
+}
+
 static cudaError_t launch_resident(const liger_context *context, row_kernel *kernel, const problem &p, shape s,
                                    liger_stream stream) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)s.shared);
-    if (error != cudaSuccess) return error;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = s.clusters;
@@ -142,12 +183,7 @@ static cudaError_t launch_resident(const liger_context *context, row_kernel *ker
     config.numAttrs = s.clusters > 1;
     /* As many clusters as run at once: each takes its share of the rows and prefetches through it. */
     int at_once = 0;
-    if (s.clusters > 1) {
-        error = cudaOccupancyMaxActiveClusters(&at_once, kernel, &config);
-    } else {
-        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&at_once, kernel, s.threads, s.shared);
-        at_once *= context->cuda->multiprocessors;
-    }
+    const cudaError_t error = residency_of(context, kernel, config, s, &at_once);
     if (error != cudaSuccess) return error;
     if (at_once < 1) return cudaErrorLaunchOutOfResources;
     config.gridDim = dim3(s.clusters * (unsigned)(p.rows < at_once ? p.rows : at_once));
