@@ -96,6 +96,43 @@ LIGER_TEMPLATE void v_store_n(liger_dtype t, void *p, int64_t i, int n, v_f32 x)
         }                                                                                                              \
     } while (0)
 
+/* n of 2 · V_LANES values in two vectors, for loops whose elements are independent: which value lies in which lane is
+ * nobody's business, and v_store_two puts it where v_load_two found it if n is the same. */
+LIGER_TEMPLATE void v_load_two(liger_dtype t, const void *p, int64_t i, int n, v_f32 x[2]) {
+#if defined(V_TWO_BF16)
+    if (t == LIGER_BF16 && n == 2 * V_LANES) {
+        v_load_two_bf16((const uint16_t *)p + i, x);
+        return;
+    }
+#endif
+    x[0] = v_load_n(t, p, i, n < V_LANES ? n : V_LANES);
+    x[1] = n > V_LANES ? v_load_n(t, p, i + V_LANES, n - V_LANES) : v_zero();
+}
+LIGER_TEMPLATE void v_store_two(liger_dtype t, void *p, int64_t i, int n, const v_f32 x[2]) {
+#if defined(V_TWO_BF16)
+    if (t == LIGER_BF16 && n == 2 * V_LANES) {
+        v_store_two_bf16((uint16_t *)p + i, x);
+        return;
+    }
+#endif
+    v_store_n(t, p, i, n < V_LANES ? n : V_LANES, x[0]);
+    if (n > V_LANES) v_store_n(t, p, i + V_LANES, n - V_LANES, x[1]);
+}
+
+/* V_FOR_EACH by two vectors: n is 2 · V_LANES, then less. */
+#define V_FOR_EACH_TWO(i, n, count, ...)                                                                               \
+    do {                                                                                                               \
+        int64_t i = 0;                                                                                                 \
+        for (; i + 2 * V_LANES <= (count); i += 2 * V_LANES) {                                                         \
+            enum { n = 2 * V_LANES };                                                                                  \
+            __VA_ARGS__;                                                                                               \
+        }                                                                                                              \
+        if (i < (count)) {                                                                                             \
+            const int n = (int)((count)-i);                                                                            \
+            __VA_ARGS__;                                                                                               \
+        }                                                                                                              \
+    } while (0)
+
 /* Where a row of a folded view starts. */
 static inline void *row_of(liger_rows rows, int64_t r, size_t element) {
     return (char *)rows.data + liger_row_offset(rows, r) * (int64_t)element;

@@ -38,13 +38,25 @@ LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
 /* Integer rounding, not vcvtneps2bf16: that instruction flushes subnormals, torch and the other sets do not. */
 LIGER_TEMPLATE __m512i bf16_in_high_half(v_f32 x) {
     const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i even_rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_mask_add_epi32(even_rounded, odd, bits, _mm512_set1_epi32(0x8000));
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
 }
 LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_in_high_half(x), 16)));
+}
+/* 32 values as those at even and those at odd places: no lane has to be moved. */
+#define V_TWO_BF16
+LIGER_TEMPLATE void v_load_two_bf16(const uint16_t *p, v_f32 x[2]) {
+    const __m512i both = _mm512_loadu_si512(p);
+    x[0] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    x[1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000u)));
+}
+LIGER_TEMPLATE void v_store_two_bf16(uint16_t *p, const v_f32 x[2]) {
+    const __m512i even = _mm512_srli_epi32(bf16_in_high_half(x[0]), 16), odd = bf16_in_high_half(x[1]);
+    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaau, even, odd));
 }
 LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
     return _mm512_castsi512_ps(_mm512_and_si512(bf16_in_high_half(x), _mm512_set1_epi32((int)0xffff0000u)));

@@ -29,6 +29,8 @@ static const struct op_case cases[] = {
     {"257x130x1031",              {257, 130, 1031},  .flags = TRANSPOSE_B, .large = true},
     {"130x515x260 acc",           {130, 515, 260},   .flags = TRANSPOSE_A | ACCUMULATE, .large = true},
     {"96x300x700",                {96, 300, 700},    .large = true},
+    {"17x70x8213 nt bias acc",    {17, 70, 8213},    .flags = TRANSPOSE_B | BIAS | ACCUMULATE, .large = true},
+    {"16x300x4500 acc",           {16, 300, 4500},   .flags = ACCUMULATE, .large = true},
     {"m = 0",                     {0, 7, 9},         .edge = true},
     {"n = 0",                     {5, 0, 9},         .edge = true},
     {"k = 0",                     {5, 7, 0},         .flags = BIAS | TRANSPOSE_B, .edge = true},

@@ -1,8 +1,8 @@
 /* gemm_cpu.c - matrix products on the CPU: a BLAS for f32 if there is one, else our own packed kernels.
  *
- * The result is cut into blocks, one task each. A task goes through k slab by slab, packs its rows of a and, panel by
- * panel, its columns of b into its thread's scratch (about 7 MB at most, see scratch.h) and multiplies them. Every
- * element of c is one sum over k = 0, 1, ... in one order, whatever the blocks and the number of threads: same inputs,
+ * The result is cut into blocks, one task each. A task goes through k slab by slab, packs its rows of a and, a few
+ * panels at a time, its columns of b into its thread's scratch (about 7 MB at most, see scratch.h) and multiplies them.
+ * Every element of c is one sum over k = 0, 1, ... in one order, whatever the blocks and the number of threads: same inputs,
  * same bits. (A BLAS promises that only for the same number of its own threads.) Which kernel:
  *
  *   f32         sgemm of the BLAS that blas.h finds, if all sizes fit into an int; else the f32 kernel
@@ -31,7 +31,9 @@
 #define BF16_KERNEL f32_kernel
 #endif
 
-enum { BLOCK_MAX = 1024 }; /* rows and columns of c in one task: a packed element is used up to 1024 times */
+/* A task has up to BLOCK_MAX rows, and as many columns where k has several slabs and all sums wait for the next one. A
+ * packed element of b is then used up to 1024 times. */
+enum { BLOCK_MAX = 1024, PACKED_A_MAX = 4 << 20, PACKED_B_MAX = 1 << 20, GROUP_MAX = 16, CALLS_AHEAD = 10 };
 
 struct gemm_call {
     const struct gemm_problem *problem;
@@ -39,6 +41,7 @@ struct gemm_call {
     struct gemm_factor a, b;
     int64_t block_rows, block_cols; /* multiples of the kernel's tile */
     int64_t blocks_down;
+    int64_t group; /* panels of b that are packed at a time */
     atomic_bool out_of_memory;
 };
 
@@ -77,7 +80,7 @@ static void store_tile(const struct gemm_problem *problem, struct gemm_span rows
 
 /* ---- one block of c ----------------------------------------------------------------------------------------------- */
 
-/* A thread's scratch: a slab of the block's rows of a, of one panel of b, and the sums. Of these there is one tile per
+/* A thread's scratch: a slab of the block's rows of a, of a few panels of b, and the sums. Of these there is one tile per
  * place in the block where k has several slabs, else a single one. */
 struct workspace {
     char *a, *b;
@@ -88,7 +91,7 @@ static bool take_workspace(const struct gemm_call *call, struct workspace *space
     const struct packed_kernel *kernel = call->kernel;
     const int64_t k = call->problem->k, packed_k = gemm_round_up(gemm_min(k, kernel->slab), kernel->step);
     const int64_t a_bytes = gemm_round_up(call->block_rows * packed_k * kernel->packed_size, 4096);
-    const int64_t b_bytes = gemm_round_up(kernel->tile_cols * packed_k * kernel->packed_size, 4096);
+    const int64_t b_bytes = gemm_round_up(call->group * kernel->tile_cols * packed_k * kernel->packed_size, 4096);
     const int64_t tiles =
         k > kernel->slab ? call->block_rows * call->block_cols : kernel->tile_rows * kernel->tile_cols;
     char *memory = cpu_thread_scratch((size_t)(a_bytes + b_bytes) + (size_t)tiles * sizeof(float));
@@ -97,59 +100,88 @@ static bool take_workspace(const struct gemm_call *call, struct workspace *space
 }
 
 struct slab {
-    struct gemm_span k;
+    struct gemm_span rows, k;
     int64_t packed_k;
     bool first, last;
+    const char *a; /* packed */
 };
 
-/* Asks for a share of the memory from which the next panel of b will be packed. Without it a product with few rows
- * waits for b at every panel, as nothing else is done while packing. Lines along k have a page each: a prefetch is dropped
- * where the address of its page is not known yet, so that the rows of the next share are touched first. */
-static void prefetch_share(const struct gemm_factor *b, struct gemm_span cols, struct gemm_span k, int64_t share,
-                           int64_t shares) {
+struct panel {
+    struct gemm_span cols;
+    const char *b; /* packed */
+    float *tiles;
+};
+
+/* The memory from which the next panels of b will be packed. Without asking for it ahead a product with few rows waits
+ * for b at every panel, as nothing else is done while packing. */
+static struct gemm_ahead ahead_of(const struct gemm_factor *b, struct gemm_span cols, struct gemm_span k) {
     const struct gemm_span outer = b->along ? cols : k, inner = b->along ? k : cols;
-    const int64_t size = b->dtype == LIGER_F32 ? 4 : 2, stride = b->stride * size;
-    const int64_t begin = share * outer.size / shares, end = (share + 1) * outer.size / shares;
-    const char *data = (const char *)b->data + outer.begin * stride + inner.begin * size;
-    if (b->along && inner.size > 0)
-        for (int64_t i = end; i < (share + 2) * outer.size / shares && i < outer.size; i++)
-            (void)*(const volatile char *)(data + i * stride);
-    for (int64_t i = begin; i < end; i++)
-        for (int64_t byte = 0; byte < inner.size * size; byte += 64) __builtin_prefetch(data + i * stride + byte, 0, 2);
+    const int64_t size = b->dtype == LIGER_F32 ? 4 : 2, run = gemm_ceil_div(inner.size * size, 64);
+    if (run == 0) return (struct gemm_ahead){.left = 1, .run = 1};
+    return (struct gemm_ahead){
+        .at = (const char *)b->data + (outer.begin * b->stride + inner.begin) * size,
+        .left = run,
+        .count = outer.size * run,
+        .run = run,
+        .stride = b->stride * size,
+    };
 }
 
-/* The block's rows times one panel of b, which stays in the L1 while the panels of a pass by. A block of few rows goes
- * through k in pieces, so that the memory for the next panel is asked for in small portions. */
-static void multiply_panel(const struct gemm_call *call, const struct workspace *space, struct slab slab,
-                           struct gemm_span rows, struct gemm_span cols, struct gemm_span next_cols, float *tiles) {
+/* What one call of multiply asks for, of `calls` that are still to come for these panels. Only the last of them ask: what
+ * lies in the L2 for longer is driven out by the panels of a. */
+static struct gemm_ahead take_share(const struct gemm_call *call, struct gemm_ahead *ahead, int64_t calls) {
+    struct gemm_ahead share = *ahead;
+    share.count = calls > CALLS_AHEAD * call->group ? 0 : ahead->count / calls;
+    if (share.count) gemm_skip(ahead, share.count);
+    return share;
+}
+
+/* The lines of c that a tile will be stored to: a store waits for its line, and only a few dozen can wait. */
+static void prefetch_c(const struct gemm_problem *problem, struct gemm_span rows, struct gemm_span cols) {
+    const int64_t size = problem->c_dtype == LIGER_F32 ? 4 : 2;
+    const char *c = (const char *)problem->c + (rows.begin * problem->ldc + cols.begin) * size;
+    for (int64_t r = 0; r < rows.size; r++, c += problem->ldc * size)
+        for (int64_t byte = 0; byte < cols.size * size; byte += 64) __builtin_prefetch(c + byte, 1, 3);
+}
+
+/* The block's rows times one panel of b, which stays in the L2 while the panels of a pass by. */
+static void multiply_panel(const struct gemm_call *call, const struct slab *slab, const struct panel *panel,
+                           struct gemm_ahead *ahead, int64_t calls) {
     const struct packed_kernel *kernel = call->kernel;
-    const int64_t height = kernel->tile_rows, width = kernel->tile_cols, tiles_down = gemm_ceil_div(rows.size, height);
-    const int64_t piece = tiles_down < 24 ? 256 : kernel->slab;
-    const int64_t pieces = slab.packed_k > 0 ? gemm_ceil_div(slab.packed_k, piece) : 1;
-    const bool keep = !(slab.first && slab.last);
-    for (int64_t i = 0; i < tiles_down; i++) {
-        const struct gemm_span tile_rows = {rows.begin + i * height, gemm_min(height, rows.size - i * height)};
-        const char *a = space->a + i * height * slab.packed_k * kernel->packed_size;
-        float *tile = tiles + (keep ? i * height * width : 0);
-        for (int64_t q = 0; q < pieces; q++) {
-            const int64_t k = gemm_min(piece, slab.packed_k - q * piece), done = q * piece * kernel->packed_size;
-            prefetch_share(&call->b, next_cols, slab.k, i * pieces + q, tiles_down * pieces);
-            kernel->multiply(k, a + done * height, space->b + done * width, tile, !slab.first || q > 0, tile_rows.size);
-        }
-        if (slab.last) store_tile(call->problem, tile_rows, cols, tile, width);
+    const int64_t height = kernel->tile_rows, size = height * kernel->tile_cols, count = slab->rows.size;
+    const bool keep = !(slab->first && slab->last);
+    float *tile = panel->tiles;
+    for (int64_t i = 0; i * height < count; i++, tile += keep ? size : 0) {
+        const struct gemm_span rows = {slab->rows.begin + i * height, gemm_min(height, count - i * height)};
+        const char *a = slab->a + i * height * slab->packed_k * kernel->packed_size;
+        if (!slab->first && (i + 1) * height < count)
+            for (int64_t j = 0; j < size; j += 16) __builtin_prefetch(tile + size + j, 0, 3);
+        if (slab->last) prefetch_c(call->problem, rows, panel->cols);
+        kernel->multiply(slab->packed_k, a, panel->b, tile, !slab->first, rows.size, take_share(call, ahead, calls - i));
+        if (slab->last) store_tile(call->problem, rows, panel->cols, tile, kernel->tile_cols);
     }
 }
 
-static void multiply_slab(const struct gemm_call *call, const struct workspace *space, struct slab slab,
-                          struct gemm_span rows, struct gemm_span cols) {
+static void multiply_slab(const struct gemm_call *call, const struct workspace *space, const struct slab *slab,
+                          struct gemm_span cols) {
     const struct packed_kernel *kernel = call->kernel;
-    const int64_t width = kernel->tile_cols, column_sums = slab.first && slab.last ? 0 : call->block_rows;
-    kernel->pack_a(&call->a, rows, slab.k, space->a);
-    for (int64_t j = 0; j < cols.size; j += width) {
-        const struct gemm_span panel = {cols.begin + j, gemm_min(width, cols.size - j)};
-        const struct gemm_span next = {panel.begin + panel.size, gemm_min(width, cols.size - j - panel.size)};
-        kernel->pack_b(&call->b, panel, slab.k, space->b);
-        multiply_panel(call, space, slab, rows, panel, next, space->tiles + j * column_sums);
+    const int64_t width = kernel->tile_cols, group_cols = call->group * width;
+    const int64_t column_sums = slab->first && slab->last ? 0 : call->block_rows;
+    const int64_t tiles_down = gemm_ceil_div(slab->rows.size, kernel->tile_rows);
+    kernel->pack_a(&call->a, slab->rows, slab->k, space->a);
+    for (int64_t j = 0; j < cols.size; j += group_cols) {
+        const struct gemm_span group = {cols.begin + j, gemm_min(group_cols, cols.size - j)};
+        const struct gemm_span next = {group.begin + group.size, gemm_min(group_cols, cols.size - j - group.size)};
+        struct gemm_ahead ahead = ahead_of(&call->b, next, slab->k);
+        kernel->pack_b(&call->b, group, slab->k, space->b);
+        for (int64_t p = 0; p < group.size; p += width) {
+            const struct panel panel = {
+                .cols = {group.begin + p, gemm_min(width, group.size - p)},
+                .b = space->b + p * slab->packed_k * kernel->packed_size,
+                .tiles = space->tiles + (j + p) * column_sums,
+            };
+            multiply_panel(call, slab, &panel, &ahead, gemm_ceil_div(group.size - p, width) * tiles_down);
+        }
     }
 }
 
@@ -162,8 +194,15 @@ static void multiply_block(const struct gemm_call *call, const struct workspace 
     do { /* once even if k is 0: c still gets its bias or its zeros */
         const struct gemm_span depth = {p, gemm_min(size, k - p)};
         p += depth.size;
-        const struct slab slab = {depth, gemm_round_up(depth.size, kernel->step), depth.begin == 0, p == k};
-        multiply_slab(call, space, slab, rows, cols);
+        const struct slab slab = {
+            .rows = rows,
+            .k = depth,
+            .packed_k = gemm_round_up(depth.size, kernel->step),
+            .first = depth.begin == 0,
+            .last = p == k,
+            .a = space->a,
+        };
+        multiply_slab(call, space, &slab, cols);
     } while (p < k);
 }
 
@@ -188,18 +227,31 @@ static void run_blocks(void *argument, int64_t begin, int64_t end) {
 
 /* ---- our own product ---------------------------------------------------------------------------------------------- */
 
-/* Equal blocks of at most BLOCK_MAX, and more of them until nine tenths of the threads' time is used. */
+/* Where the lines of b are neighbours, a panel is a few bytes of every row: several at a time use a page's address and a
+ * row's neighbouring lines together. */
+static int64_t choose_group(const struct gemm_call *call) {
+    const struct packed_kernel *kernel = call->kernel;
+    const int64_t depth = gemm_min(call->problem->k + 1, kernel->slab);
+    const int64_t fit = PACKED_B_MAX / (depth * kernel->tile_cols * kernel->packed_size);
+    if (call->b.along || fit < 2) return 1;
+    return gemm_min(gemm_min(fit, GROUP_MAX), gemm_ceil_div(call->problem->n, kernel->tile_cols));
+}
+
+/* Equal blocks, and more of them until 95 % of the threads' time is used. */
 static int64_t choose_blocks(struct gemm_call *call, int64_t threads) {
     const struct gemm_problem *problem = call->problem;
-    const int64_t height = call->kernel->tile_rows, width = call->kernel->tile_cols;
-    int64_t down = gemm_ceil_div(problem->m, BLOCK_MAX), across = gemm_ceil_div(problem->n, BLOCK_MAX);
+    const struct packed_kernel *kernel = call->kernel;
+    const int64_t height = kernel->tile_rows, width = kernel->tile_cols;
+    const int64_t row_bytes = gemm_min(problem->k + 1, kernel->slab) * kernel->packed_size;
+    int64_t down = gemm_ceil_div(problem->m, gemm_min(BLOCK_MAX, PACKED_A_MAX / row_bytes));
+    int64_t across = problem->k > kernel->slab ? gemm_ceil_div(problem->n, BLOCK_MAX) : 1;
     for (;;) {
         call->block_rows = gemm_round_up(gemm_ceil_div(problem->m, down), height);
         call->block_cols = gemm_round_up(gemm_ceil_div(problem->n, across), width);
         call->blocks_down = gemm_ceil_div(problem->m, call->block_rows);
         const int64_t blocks = call->blocks_down * gemm_ceil_div(problem->n, call->block_cols);
         const int64_t rounds = gemm_ceil_div(blocks, threads);
-        if (blocks * 10 >= rounds * threads * 9) return blocks;
+        if (blocks * 20 >= rounds * threads * 19) return blocks;
         if (call->block_cols >= call->block_rows && call->block_cols > 2 * width) across++;
         else if (call->block_rows > 4 * height) down++;
         else return blocks;
@@ -214,6 +266,7 @@ static liger_status multiply_packed(liger_context *context, const struct gemm_pr
         .a = {.data = problem->a, .stride = problem->lda, .dtype = problem->dtype, .along = !problem->transpose_a},
         .b = {.data = problem->b, .stride = problem->ldb, .dtype = problem->dtype, .along = problem->transpose_b},
     };
+    call.group = choose_group(&call);
     const int64_t blocks = choose_blocks(&call, small ? 1 : liger_thread_count(context));
     atomic_init(&call.out_of_memory, false);
     liger_parallel_for(context, blocks, 1, run_blocks, &call);

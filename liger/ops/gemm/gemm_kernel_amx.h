@@ -43,9 +43,11 @@ LIGER_TEMPLATE void prefetch_step(const char *step) {
 }
 
 /* tmm0-3: sums; tmm4, 5: a; tmm6, 7: b. A row of a tile of b is half a row of the panel, hence its stride. */
-static void amx_multiply(int64_t k, const void *a, const void *b, float *tile, bool add, int64_t rows) {
+static void amx_multiply(int64_t k, const void *a, const void *b, float *tile, bool add, int64_t rows,
+                         struct gemm_ahead ahead) {
     enum { TILE = 16 * 64, B_STRIDE = 2 * AMX_COLS * 2, C_STRIDE = AMX_COLS * 4, STEP_BYTES = 2 * TILE };
     const char *left = a, *right = b;
+    const int64_t burst = gemm_ceil_div(ahead.count, k / AMX_STEP + (k == 0));
     (void)rows;
     /* To the compiler the intrinsics neither read nor write memory. */
     __asm__ volatile("" ::: "memory");
@@ -64,6 +66,7 @@ static void amx_multiply(int64_t k, const void *a, const void *b, float *tile, b
         _tile_loadd(4, left, 64);
         _tile_loadd(6, right, B_STRIDE);
         _tile_dpbf16ps(0, 4, 6);
+        gemm_prefetch(&ahead, burst);
         _tile_loadd(7, right + 64, B_STRIDE);
         _tile_dpbf16ps(1, 4, 7);
         _tile_loadd(5, left + TILE, 64);

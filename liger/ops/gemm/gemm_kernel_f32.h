@@ -19,7 +19,7 @@ enum { F32_ROWS = 8, F32_VECTORS = 3 };
 #else
 enum { F32_ROWS = 4, F32_VECTORS = 2 };
 #endif
-enum { F32_COLS = F32_VECTORS * V_LANES, F32_SLAB = 256 };
+enum { F32_COLS = F32_VECTORS * V_LANES, F32_SLAB = 256, F32_STEPS = 4 };
 
 /* ---- packing ---------------------------------------------------------------------------------------------------- */
 
@@ -79,22 +79,28 @@ static void f32_pack_b(const struct gemm_factor *b, struct gemm_span cols, struc
 
 /* ---- the innermost loop ----------------------------------------------------------------------------------------- */
 
-LIGER_TEMPLATE void f32_multiply_rows(int rows, int64_t k, const float *a, const float *b, float *tile, bool add) {
+LIGER_TEMPLATE void f32_multiply_rows(int rows, int64_t k, const float *a, const float *b, float *tile, bool add,
+                                      struct gemm_ahead ahead) {
     v_f32 sum[F32_ROWS][F32_VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < F32_VECTORS; j++)
             sum[i][j] = add ? v_load_f32(tile + i * F32_COLS + j * V_LANES) : v_zero();
-    for (; k > 0; k--, a += F32_ROWS, b += F32_COLS) {
-        v_f32 column[F32_VECTORS];
+    const int64_t burst = gemm_ceil_div(ahead.count, gemm_ceil_div(k, F32_STEPS) + (k == 0));
+    while (k > 0) {
+        const int64_t later = k > F32_STEPS ? k - F32_STEPS : 0;
+        gemm_prefetch(&ahead, burst);
+        for (; k > later; k--, a += F32_ROWS, b += F32_COLS) {
+            v_f32 column[F32_VECTORS];
 #pragma GCC unroll 4
-        for (int j = 0; j < F32_VECTORS; j++) column[j] = v_load_f32(b + j * V_LANES);
+            for (int j = 0; j < F32_VECTORS; j++) column[j] = v_load_f32(b + j * V_LANES);
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) {
-            const v_f32 row = v_set(a[i]);
+            for (int i = 0; i < rows; i++) {
+                const v_f32 row = v_set(a[i]);
 #pragma GCC unroll 4
-            for (int j = 0; j < F32_VECTORS; j++) sum[i][j] = v_fma(row, column[j], sum[i][j]);
+                for (int j = 0; j < F32_VECTORS; j++) sum[i][j] = v_fma(row, column[j], sum[i][j]);
+            }
         }
     }
 #pragma GCC unroll 16
@@ -103,10 +109,11 @@ LIGER_TEMPLATE void f32_multiply_rows(int rows, int64_t k, const float *a, const
         for (int j = 0; j < F32_VECTORS; j++) v_store_f32(tile + i * F32_COLS + j * V_LANES, sum[i][j]);
 }
 
-static void f32_multiply(int64_t k, const void *a, const void *b, float *tile, bool add, int64_t rows) {
-    if (rows * 2 > F32_ROWS) f32_multiply_rows(F32_ROWS, k, a, b, tile, add);
-    else if (rows > 2) f32_multiply_rows(F32_ROWS / 2, k, a, b, tile, add);
-    else f32_multiply_rows(2, k, a, b, tile, add);
+static void f32_multiply(int64_t k, const void *a, const void *b, float *tile, bool add, int64_t rows,
+                         struct gemm_ahead ahead) {
+    if (rows * 2 > F32_ROWS) f32_multiply_rows(F32_ROWS, k, a, b, tile, add, ahead);
+    else if (rows > 2) f32_multiply_rows(F32_ROWS / 2, k, a, b, tile, add, ahead);
+    else f32_multiply_rows(2, k, a, b, tile, add, ahead);
 }
 
 static const struct packed_kernel f32_kernel = {

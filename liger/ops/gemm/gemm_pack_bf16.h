@@ -11,7 +11,7 @@
 #include "liger/cpu/isa.h"
 #include "liger/ops/gemm/gemm_kernel.h"
 
-enum { BLOCK_LINES = 16, BLOCK_K = 32, BLOCK_PAIRS = BLOCK_K / 2, SLAB_MAX = 1024 };
+enum { BLOCK_LINES = 16, BLOCK_K = 32, BLOCK_PAIRS = BLOCK_K / 2, ASIDE_K = 1024 };
 
 /* r[i] lane j <-> r[j] lane i */
 LIGER_TEMPLATE void transpose_16x16(__m512i r[16]) {
@@ -61,34 +61,41 @@ LIGER_TEMPLATE __m512i load_pair(const uint16_t *p, int64_t stride, __mmask16 li
 
 /* Lines along k are copied aside first, each in one go, and transposed from there: rows of a matrix are often a power of
  * two apart, so that 16 of them read side by side fall into one set of the L1, which costs a factor of 4. */
+LIGER_TEMPLATE void copy_aside(uint16_t aside[BLOCK_LINES][ASIDE_K + BLOCK_K], const uint16_t *data, int64_t stride,
+                               int64_t lines, int64_t k) {
+    for (int64_t i = 0; i < BLOCK_LINES; i++)
+        for (int64_t p = 0; p < k; p += BLOCK_K)
+            _mm512_storeu_si512(aside[i] + p, load_line(data + i * stride + p, i < lines ? k - p : 0));
+}
+
 LIGER_TEMPLATE void pack_pairs_along(int64_t width, int64_t packed_k, const struct gemm_factor *x,
                                      struct gemm_span lines, struct gemm_span k, uint32_t *packed) {
-    uint16_t aside[BLOCK_LINES][SLAB_MAX + BLOCK_K];
+    uint16_t aside[BLOCK_LINES][ASIDE_K + BLOCK_K];
     __m512i r[16];
     for (int64_t panel = 0; panel < lines.size; panel += width) {
-        for (int64_t group = 0; group < width; group += BLOCK_LINES) {
-            const __mmask16 lanes = first_lanes(width - group);
-            const int64_t have = gemm_min(width - group, lines.size - panel - group);
-            for (int64_t i = 0; i < BLOCK_LINES; i++) {
-                const uint16_t *line =
-                    (const uint16_t *)x->data + (lines.begin + panel + group + i) * x->stride + k.begin;
-                for (int64_t p = 0; p < k.size; p += BLOCK_K)
-                    _mm512_storeu_si512(aside[i] + p, load_line(line + p, i < have ? k.size - p : 0));
-            }
-            for (int64_t p = 0; p < packed_k; p += BLOCK_K) {
-                uint32_t *out = packed + panel * (packed_k / 2) + p / 2 * width + group;
-                for (int i = 0; i < BLOCK_LINES; i++) r[i] = _mm512_loadu_si512(aside[i] + p);
-                transpose_16x16(r);
-                if (packed_k - p >= BLOCK_K)
-                    for (int i = 0; i < BLOCK_PAIRS; i++) _mm512_mask_storeu_epi32(out + i * width, lanes, r[i]);
-                else
-                    for (int i = 0; i < (packed_k - p) / 2; i++) _mm512_mask_storeu_epi32(out + i * width, lanes, r[i]);
+        for (int64_t done = 0; done < packed_k; done += ASIDE_K) {
+            const int64_t pairs = gemm_min(ASIDE_K, packed_k - done) / 2;
+            for (int64_t group = 0; group < width; group += BLOCK_LINES) {
+                const uint16_t *data =
+                    (const uint16_t *)x->data + (lines.begin + panel + group) * x->stride + k.begin + done;
+                uint32_t *out = packed + panel * (packed_k / 2) + done / 2 * width + group;
+                const __mmask16 lanes = first_lanes(width - group);
+                copy_aside(aside, data, x->stride, gemm_min(width - group, lines.size - panel - group),
+                           gemm_min(ASIDE_K, k.size - done));
+                for (int64_t p = 0; p < pairs; p += BLOCK_PAIRS, out += BLOCK_PAIRS * width) {
+                    for (int i = 0; i < BLOCK_LINES; i++) r[i] = _mm512_loadu_si512(aside[i] + 2 * p);
+                    transpose_16x16(r);
+                    if (pairs - p >= BLOCK_PAIRS)
+                        for (int i = 0; i < BLOCK_PAIRS; i++) _mm512_mask_storeu_epi32(out + i * width, lanes, r[i]);
+                    else
+                        for (int i = 0; i < pairs - p; i++) _mm512_mask_storeu_epi32(out + i * width, lanes, r[i]);
+                }
             }
         }
     }
 }
 
-/* Rows of memory are far apart: a few of them for all panels before the next ones. */
+/* Rows of memory are far apart: a few of them for all panels before the next ones, which are asked for meanwhile. */
 LIGER_TEMPLATE void pack_pairs_across(int64_t width, int64_t packed_k, const struct gemm_factor *x,
                                       struct gemm_span lines, struct gemm_span k, uint32_t *packed) {
     enum { FEW = 8 };
@@ -101,9 +108,12 @@ LIGER_TEMPLATE void pack_pairs_across(int64_t width, int64_t packed_k, const str
                 const __mmask16 have = lanes & first_lanes(lines.size - panel - group);
                 const uint16_t *in = data + panel + group;
                 uint32_t *out = packed + panel * (packed_k / 2) + group;
-                for (int64_t p = few; p < end; p += 2)
+                for (int64_t p = few; p < end; p += 2) {
+                    __builtin_prefetch(in + (p + FEW) * x->stride, 0, 3);
+                    __builtin_prefetch(in + (p + FEW + 1) * x->stride, 0, 3);
                     _mm512_mask_storeu_epi32(out + p / 2 * width, lanes,
                                              load_pair(in + p * x->stride, x->stride, have, k.size - p));
+                }
             }
         }
     }

@@ -35,12 +35,21 @@ LIGER_TEMPLATE void forward_piece(liger_dtype t, liger_dtype ta, const struct sw
     const v_f32 one = v_set(1.0f), gate_multiplier = v_set(p->gate_multiplier);
     const v_f32 down_multiplier = v_set(p->down_multiplier);
     const bool scales = p->down_multiplier != 1.0f;
-    V_FOR_EACH(i, n, count, {
-        const v_f32 g = v_mul(v_load_n(t, gate, i, n), gate_multiplier);
-        const v_f32 silu = v_div(g, v_add(one, v_exp(v_sub(v_zero(), g))));
-        v_f32 product = v_mul(v_round_to(ta, silu), v_load_n(t, up, i, n));
-        if (scales) product = v_mul(v_round_to(t, product), down_multiplier);
-        v_store_n(t, y, i, n, product);
+    V_FOR_EACH_TWO(i, n, count, {
+        v_f32 g[2], u[2], y2[2];
+        v_load_two(t, gate, i, n, g);
+        v_load_two(t, up, i, n, u);
+        for (int j = 0; j < 2; j++) {
+            g[j] = v_mul(g[j], gate_multiplier);
+            y2[j] = v_sub(v_zero(), g[j]);
+        }
+        v_exp_each(2, y2);
+        for (int j = 0; j < 2; j++) {
+            const v_f32 silu = v_div(g[j], v_add(one, y2[j]));
+            y2[j] = v_mul(v_round_to(ta, silu), u[j]);
+            if (scales) y2[j] = v_mul(v_round_to(t, y2[j]), down_multiplier);
+        }
+        v_store_two(t, y, i, n, y2);
     });
 }
 
@@ -71,15 +80,25 @@ LIGER_TEMPLATE void backward_piece(liger_dtype t, const struct swiglu_backward_p
                                    const void *gate, const void *up, void *dgate, void *dup, int64_t count) {
     const v_f32 one = v_set(1.0f), gate_multiplier = v_set(p->gate_multiplier);
     const v_f32 down_multiplier = v_set(p->down_multiplier);
-    V_FOR_EACH(i, n, count, {
-        const v_f32 dc = v_mul(v_load_n(t, dy, i, n), down_multiplier);
-        const v_f32 g = v_mul(v_load_n(t, gate, i, n), gate_multiplier);
-        const v_f32 u = v_load_n(t, up, i, n);
-        const v_f32 s = v_sigmoid(g);
-        const v_f32 silu = v_mul(g, s);
-        const v_f32 slope = v_fma(silu, v_sub(one, s), s);
-        if (dup) v_store_n(t, dup, i, n, v_mul(dc, silu));
-        if (dgate) v_store_n(t, dgate, i, n, v_mul(v_mul(v_mul(dc, u), slope), gate_multiplier));
+    V_FOR_EACH_TWO(i, n, count, {
+        v_f32 dc[2], g[2], u[2], s[2];
+        v_load_two(t, dy, i, n, dc);
+        v_load_two(t, gate, i, n, g);
+        v_load_two(t, up, i, n, u);
+        for (int j = 0; j < 2; j++) {
+            g[j] = v_mul(g[j], gate_multiplier);
+            s[j] = v_sub(v_zero(), g[j]);
+        }
+        v_exp_each(2, s);
+        for (int j = 0; j < 2; j++) {
+            s[j] = v_div(one, v_add(one, s[j]));
+            const v_f32 silu = v_mul(g[j], s[j]), slope = v_fma(silu, v_sub(one, s[j]), s[j]);
+            dc[j] = v_mul(dc[j], down_multiplier);
+            u[j] = v_mul(v_mul(v_mul(dc[j], u[j]), slope), gate_multiplier);
+            dc[j] = v_mul(dc[j], silu);
+        }
+        if (dup) v_store_two(t, dup, i, n, dc);
+        if (dgate) v_store_two(t, dgate, i, n, u);
     });
 }
 
