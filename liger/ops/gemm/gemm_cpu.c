@@ -157,7 +157,8 @@ static void multiply_panel(const struct gemm_call *call, const struct slab *slab
         if (!slab->first && (i + 1) * height < count)
             for (int64_t j = 0; j < size; j += 16) __builtin_prefetch(tile + size + j, 0, 3);
         if (slab->last) prefetch_c(call->problem, rows, panel->cols);
-        kernel->multiply(slab->packed_k, a, panel->b, tile, !slab->first, rows.size, take_share(call, ahead, calls - i));
+        kernel->multiply(slab->packed_k, a, panel->b, tile, !slab->first, rows.size,
+                         take_share(call, ahead, calls - i));
         if (slab->last) store_tile(call->problem, rows, panel->cols, tile, kernel->tile_cols);
     }
 }
