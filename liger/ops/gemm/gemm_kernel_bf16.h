@@ -21,8 +21,8 @@ static void bf16_pack_b(const struct gemm_factor *b, struct gemm_span cols, stru
 }
 
 /* 28 sums, two vectors of b and one broadcast pair of a: all but one of the 32 registers. */
-LIGER_TEMPLATE void bf16_multiply_rows(int rows, int64_t k, const uint32_t *a, const uint32_t *b, float *tile,
-                                       bool add, struct gemm_ahead ahead) {
+LIGER_TEMPLATE void bf16_multiply_rows(int rows, int64_t k, const uint32_t *a, const uint32_t *b, float *tile, bool add,
+                                       struct gemm_ahead ahead) {
     __m512 sum[BF16_ROWS][2];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
