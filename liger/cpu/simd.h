@@ -119,6 +119,30 @@ LIGER_TEMPLATE void v_store_two(liger_dtype t, void *p, int64_t i, int n, const 
     if (n > V_LANES) v_store_n(t, p, i + V_LANES, n - V_LANES, x[1]);
 }
 
+/* v_store_two past the caches, where the set can: memory is not read before it is written, and what others have in the
+ * caches stays there. p + i is aligned to 64 bytes if n is all. Before another thread may look: v_stream_end(). */
+LIGER_TEMPLATE void v_stream_two(liger_dtype t, void *p, int64_t i, int n, const v_f32 x[2]) {
+#if defined(V_TWO_BF16)
+    if (t == LIGER_BF16 && n == 2 * V_LANES) {
+        v_stream_two_bf16((uint16_t *)p + i, x);
+        return;
+    }
+#endif
+#if defined(V_STREAM)
+    if (t == LIGER_F32 && n == 2 * V_LANES) {
+        v_stream_f32((float *)p + i, x[0]);
+        v_stream_f32((float *)p + i + V_LANES, x[1]);
+        return;
+    }
+#endif
+    v_store_two(t, p, i, n, x);
+}
+LIGER_TEMPLATE void v_stream_end(void) {
+#if defined(V_STREAM)
+    _mm_sfence();
+#endif
+}
+
 /* V_FOR_EACH by two vectors: n is 2 · V_LANES, then less. */
 #define V_FOR_EACH_TWO(i, n, count, ...)                                                                               \
     do {                                                                                                               \

@@ -36,6 +36,8 @@ LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return _mm256_ble
 
 LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return _mm256_loadu_ps(p); }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { _mm256_storeu_ps(p, x); }
+#define V_STREAM
+LIGER_TEMPLATE void v_stream_f32(float *p, v_f32 x) { _mm256_stream_ps(p, x); }
 LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -27,6 +27,8 @@ LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return _mm512_mas
 
 LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return _mm512_loadu_ps(p); }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { _mm512_storeu_ps(p, x); }
+#define V_STREAM
+LIGER_TEMPLATE void v_stream_f32(float *p, v_f32 x) { _mm512_stream_ps(p, x); }
 LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -54,10 +56,12 @@ LIGER_TEMPLATE void v_load_two_bf16(const uint16_t *p, v_f32 x[2]) {
     x[0] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     x[1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000u)));
 }
-LIGER_TEMPLATE void v_store_two_bf16(uint16_t *p, const v_f32 x[2]) {
+LIGER_TEMPLATE __m512i two_bf16(const v_f32 x[2]) {
     const __m512i even = _mm512_srli_epi32(bf16_in_high_half(x[0]), 16), odd = bf16_in_high_half(x[1]);
-    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaau, even, odd));
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, even, odd);
 }
+LIGER_TEMPLATE void v_store_two_bf16(uint16_t *p, const v_f32 x[2]) { _mm512_storeu_si512(p, two_bf16(x)); }
+LIGER_TEMPLATE void v_stream_two_bf16(uint16_t *p, const v_f32 x[2]) { _mm512_stream_si512((void *)p, two_bf16(x)); }
 LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
     return _mm512_castsi512_ps(_mm512_and_si512(bf16_in_high_half(x), _mm512_set1_epi32((int)0xffff0000u)));
 }

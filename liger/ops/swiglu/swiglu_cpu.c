@@ -28,10 +28,25 @@ static void *at(liger_rows rows, int64_t row, int64_t col, liger_dtype t) {
     return rows.data ? (char *)row_of(rows, row, element) + col * (int64_t)element : NULL;
 }
 
+/* Tensors of a call that are larger together than the caches of today are gone from them when the call is over: their
+ * outputs are then written past the caches, which saves reading them first (1.4 ms of 5 at 2048 x 2816 in f32). */
+enum { STREAM_BYTES = 64 << 20 };
+
+static bool streams(liger_dtype t, int64_t rows, int64_t cols, int64_t tensors) {
+    return tensors * rows * cols * (int64_t)liger_dtype_size(t) > STREAM_BYTES;
+}
+static bool aligned(const void *p) { return (uintptr_t)p % 64 == 0; }
+
+LIGER_TEMPLATE void put(liger_dtype t, bool stream, void *p, int64_t i, int n, const v_f32 x[2]) {
+    if (stream) v_stream_two(t, p, i, n, x);
+    else v_store_two(t, p, i, n, x);
+}
+
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 LIGER_TEMPLATE void forward_piece(liger_dtype t, liger_dtype ta, const struct swiglu_forward_problem *p,
                                   const void *gate, const void *up, void *y, int64_t count) {
+    const bool stream = streams(t, p->rows, p->cols, 3) && aligned(y);
     const v_f32 one = v_set(1.0f), gate_multiplier = v_set(p->gate_multiplier);
     const v_f32 down_multiplier = v_set(p->down_multiplier);
     const bool scales = p->down_multiplier != 1.0f;
@@ -49,7 +64,7 @@ LIGER_TEMPLATE void forward_piece(liger_dtype t, liger_dtype ta, const struct sw
             y2[j] = v_mul(v_round_to(ta, silu), u[j]);
             if (scales) y2[j] = v_mul(v_round_to(t, y2[j]), down_multiplier);
         }
-        v_store_two(t, y, i, n, y2);
+        put(t, stream, y, i, n, y2);
     });
 }
 
@@ -64,6 +79,7 @@ static void forward_chunk(void *argument, int64_t begin, int64_t end) {
     const struct swiglu_forward_problem *p = argument;
     if (p->activation_dtype == p->dtype) LIGER_FOR_FLOAT(p->dtype, forward_pieces(LIGER_T, LIGER_T, p, begin, end))
     else LIGER_FOR_FLOAT(p->dtype, forward_pieces(LIGER_T, p->activation_dtype, p, begin, end))
+    v_stream_end();
 }
 
 liger_status LIGER_CPU(swiglu_forward)(liger_context *context, const struct swiglu_forward_problem *problem,
@@ -78,6 +94,7 @@ liger_status LIGER_CPU(swiglu_forward)(liger_context *context, const struct swig
 
 LIGER_TEMPLATE void backward_piece(liger_dtype t, const struct swiglu_backward_problem *p, const void *dy,
                                    const void *gate, const void *up, void *dgate, void *dup, int64_t count) {
+    const bool stream = streams(t, p->rows, p->cols, 5) && aligned(dgate) && aligned(dup);
     const v_f32 one = v_set(1.0f), gate_multiplier = v_set(p->gate_multiplier);
     const v_f32 down_multiplier = v_set(p->down_multiplier);
     V_FOR_EACH_TWO(i, n, count, {
@@ -97,8 +114,8 @@ LIGER_TEMPLATE void backward_piece(liger_dtype t, const struct swiglu_backward_p
             u[j] = v_mul(v_mul(v_mul(dc[j], u[j]), slope), gate_multiplier);
             dc[j] = v_mul(dc[j], silu);
         }
-        if (dup) v_store_two(t, dup, i, n, dc);
-        if (dgate) v_store_two(t, dgate, i, n, u);
+        if (dup) put(t, stream, dup, i, n, dc);
+        if (dgate) put(t, stream, dgate, i, n, u);
     });
 }
 
@@ -112,6 +129,7 @@ LIGER_TEMPLATE void backward_pieces(liger_dtype t, const struct swiglu_backward_
 static void backward_chunk(void *argument, int64_t begin, int64_t end) {
     const struct swiglu_backward_problem *p = argument;
     LIGER_FOR_FLOAT(p->dtype, backward_pieces(LIGER_T, p, begin, end))
+    v_stream_end();
 }
 
 liger_status LIGER_CPU(swiglu_backward)(liger_context *context, const struct swiglu_backward_problem *problem,
