@@ -97,6 +97,21 @@ def test_helpers(device):
     assert torch.equal(packed, before)
 
 
+@pytest.mark.parametrize("rows, dtype", [(2101, torch.float32), (4201, torch.bfloat16)])
+def test_more_than_the_caches_hold(device, rows, dtype):
+    """From 64 MiB of tensors on, the CPU writes past its caches."""
+    gate, up, dy = (torch.randn(rows, 2816, device=device).to(dtype) for _ in range(3))
+    gate.requires_grad_(), up.requires_grad_()
+    y = LigerSiLUMulFunction.apply(gate, up)
+    y.backward(dy)
+    gate64, up64 = reference.twins(gate, up)
+    expected = reference.swiglu(gate64, up64)
+    expected.backward(dy.cpu().double())
+    assert_close(y, expected, dtype, 3)
+    assert_close(gate.grad, gate64.grad, dtype, 2)
+    assert_close(up.grad, up64.grad, dtype, 2)
+
+
 def test_tile_predicate_steers_nothing(device, monkeypatch):
     import liger_kernel.ops.swiglu as module
 

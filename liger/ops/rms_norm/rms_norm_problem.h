@@ -41,8 +41,8 @@ enum { RMS_NORM_CPU_PARTIALS = 64, RMS_NORM_CPU_ROWS = 32, RMS_NORM_MOST_BLOCKS 
 
 static inline int64_t rms_norm_partials(int32_t multiprocessors, int64_t rows, int64_t row_bytes) {
     const int64_t fits = row_bytes > 512 ? 16384 / row_bytes : 2;
-    const int64_t blocks = fits < 1 ? 1 : fits > RMS_NORM_MOST_BLOCKS ? RMS_NORM_MOST_BLOCKS : fits;
-    const int64_t most = multiprocessors ? multiprocessors * blocks : RMS_NORM_CPU_PARTIALS;
+    const int64_t blocks = fits < 1 ? 1 : fits > RMS_NORM_MOST_BLOCKS ? (int64_t)RMS_NORM_MOST_BLOCKS : fits;
+    const int64_t most = multiprocessors ? multiprocessors * blocks : (int64_t)RMS_NORM_CPU_PARTIALS;
     const int64_t useful = multiprocessors ? rows : (rows + RMS_NORM_CPU_ROWS - 1) / RMS_NORM_CPU_ROWS;
     return useful < most ? useful : most;
 }
