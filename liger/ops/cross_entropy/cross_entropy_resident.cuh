@@ -3,8 +3,9 @@
  * A row is read once and its gradient is written once. Blocks are persistent; rows pass through shared memory (cp.async),
  * and a row is worked on twice: first its softmax, relative to each thread's own maximum, is sent to all warps of the block
  * or cluster; then, after the next row's first half, what the others have sent is merged in a fixed order and the gradient
- * is written. So nobody waits for the exchange. The second half takes the exponentials again: kept in registers, they would
- * allow half the threads. A thread copies exactly what it will read itself, so no barrier guards the copies. */
+ * is written. So nobody waits for the exchange. The second half takes the exponentials again: there are no registers to
+ * keep them in over another row's first half. A thread copies exactly what it will read itself, so no barrier guards the
+ * copies. */
 #ifndef LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 #define LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 

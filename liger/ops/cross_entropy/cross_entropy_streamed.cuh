@@ -1,5 +1,5 @@
 /* cross_entropy_streamed.cuh - the row kernel for everything that cross_entropy_resident.cuh does not take: rows that do
- * not fit into a cluster's registers, rows that are not aligned to 16 bytes, devices without clusters.
+ * not fit into a cluster's shared memory, rows that are not aligned to 16 bytes, devices without clusters.
  *
  * One block per row, two walks: online softmax, then the gradient, for which the row is found in L2 if it is not huge.
  * Elements before the first and after the last 16-byte boundary are taken one by one. */

@@ -21,7 +21,8 @@ struct gemm_problem {
     int64_t m, n, k;
     int64_t lda, ldb, ldc; /* in elements */
     const void *a, *b;
-    const void *bias; /* [n], or NULL */
+    /* [n], or NULL. No operator asks for a bias and accumulation: cuBLASLt may round a 16-bit result between the two. */
+    const void *bias;
     void *c;
     void *workspace; /* CUDA: scratch of cuBLASLt; the CPU needs none */
     size_t workspace_bytes;

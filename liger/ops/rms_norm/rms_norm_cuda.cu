@@ -284,9 +284,9 @@ __device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p
 }
 
 /* Blocks of THREADS x GROUPS, as many as a multiprocessor holds with 64 registers a thread (128 where NV is 4); sizes are
- * known when compiling, because addresses computed from blockDim cost a sixth of the time. A group of more than one warp
- * has a block for itself: rows then wait for nobody else's barrier. A thread's columns never change, so that it keeps
- * their weights in registers. */
+ * known when compiling, because addresses computed from blockDim cost a tenth to a fifth of the time. A group of more than
+ * one warp has a block for itself: rows then wait for nobody else's barrier. A thread's columns never change, so that it
+ * keeps their weights in registers. */
 template <typename T, typename TW, int NV, int THREADS, int GROUPS, bool ADD>
 __global__ void __launch_bounds__(THREADS *GROUPS, NV == 4 ? 1 : 1024 / (THREADS * GROUPS))
     backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
