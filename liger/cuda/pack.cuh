@@ -17,6 +17,10 @@ struct alignas(sizeof(T) * N) pack {
     T value[N];
 };
 
+template <typename T, int N>
+__device__ __forceinline__ pack<T, N> load_pack(const T *p) {
+    return *(const pack<T, N> *)p;
+}
 /* Streamed input: read once, the first to leave the caches. */
 template <typename T, int N>
 __device__ __forceinline__ pack<T, N> load_stream(const T *p) {

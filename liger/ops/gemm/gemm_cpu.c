@@ -278,12 +278,11 @@ static bool blas_stride(int64_t stride, int64_t rows, int64_t cols, int *out) {
     return rows <= INT_MAX && cols <= INT_MAX && safe >= cols && safe <= INT_MAX;
 }
 
-static void add_bias(void *argument, int64_t begin, int64_t end) {
+static void start_from_bias(void *argument, int64_t begin, int64_t end) {
     const struct gemm_problem *problem = argument;
     for (int64_t i = begin; i < end; i++) {
         float *c = (float *)problem->c + i * problem->ldc;
-        const float *bias = problem->bias;
-        for (int64_t j = 0; j < problem->n; j++) c[j] = problem->accumulate ? c[j] + bias[j] : bias[j];
+        memcpy(c, problem->bias, (size_t)problem->n * sizeof *c);
     }
 }
 
@@ -299,7 +298,7 @@ static bool multiply_by_blas(liger_context *context, const struct gemm_problem *
     if (!blas_stride(problem->lda, ta ? k : m, ta ? m : k, &lda)) return false;
     if (!blas_stride(problem->ldb, tb ? n : k, tb ? k : n, &ldb)) return false;
     if (!blas_stride(problem->ldc, m, n, &ldc)) return false;
-    if (problem->bias) liger_parallel_for(context, m, 65536 / n + 1, add_bias, (void *)problem);
+    if (problem->bias) liger_parallel_for(context, m, 65536 / n + 1, start_from_bias, (void *)problem);
     blas->sgemm(tb ? "T" : "N", ta ? "T" : "N", &(int){(int)n}, &(int){(int)m}, &(int){(int)k}, &one, problem->b, &ldb,
                 problem->a, &lda, &beta, problem->c, &ldc);
     return true;

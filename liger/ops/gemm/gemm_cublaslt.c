@@ -98,8 +98,7 @@ const char *cuda_gemm_provider(liger_context *context) {
 /* Everything that the choice of an algorithm may depend on. */
 struct plan_key {
     int64_t m, n, k, lda, ldb, ldc;
-    int32_t dtype, c_dtype, transpose_a, transpose_b, accumulate, bias, alignment_a, alignment_b, alignment_c,
-        workspace;
+    int32_t dtype, c_dtype, transpose_a, transpose_b, accumulate, alignment_a, alignment_b, alignment_c, workspace;
 };
 
 struct plan {
@@ -142,12 +141,10 @@ static struct plan_key key_of(const struct gemm_problem *p) {
     key.ldc = pitch_of(p->ldc, p->m, p->n);
     key.dtype = p->dtype, key.c_dtype = p->c_dtype;
     key.transpose_a = p->transpose_a, key.transpose_b = p->transpose_b;
-    key.accumulate = p->accumulate, key.bias = p->bias != NULL;
+    key.accumulate = p->accumulate;
     key.alignment_a = alignment_of(p->a, key.lda, p->dtype);
     key.alignment_b = alignment_of(p->b, key.ldb, p->dtype);
     key.alignment_c = alignment_of(p->c, key.ldc, p->c_dtype);
-    if (p->bias && alignment_of(p->bias, 0, p->dtype) < key.alignment_c) /* read with the tiles of the result */
-        key.alignment_c = alignment_of(p->bias, 0, p->dtype);
     key.workspace = p->workspace_bytes >= GEMM_WORKSPACE_BYTES ? GEMM_WORKSPACE_BYTES : 0;
     return key;
 }
@@ -170,11 +167,6 @@ static int plan_describe(struct plan *plan) {
     int status = call->desc_create(&plan->desc, LT_COMPUTE_32F, LT_R_32F);
     if (!status) status = call->desc_set(plan->desc, LT_DESC_TRANSA, &op_first, sizeof op_first);
     if (!status) status = call->desc_set(plan->desc, LT_DESC_TRANSB, &op_second, sizeof op_second);
-    if (!status && key->bias) {
-        const int32_t epilogue = LT_EPILOGUE_BIAS, bias_type = type;
-        status = call->desc_set(plan->desc, LT_DESC_EPILOGUE, &epilogue, sizeof epilogue);
-        if (!status) status = call->desc_set(plan->desc, LT_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type);
-    }
     const uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
     if (!status)
         status = call->layout_create(&plan->a, type, key->transpose_a ? m : k, key->transpose_a ? k : m, key->lda);
@@ -184,7 +176,7 @@ static int plan_describe(struct plan *plan) {
     return status;
 }
 
-static int plan_choose(struct plan *plan, lt_handle handle, const void *bias) {
+static int plan_choose(struct plan *plan, lt_handle handle) {
     const lt_functions *call = &library.call;
     const struct plan_key *key = &plan->key;
     lt_preference preference = NULL;
@@ -193,9 +185,7 @@ static int plan_choose(struct plan *plan, lt_handle handle, const void *bias) {
     const uint64_t workspace = (uint64_t)key->workspace;
     const uint32_t first = (uint32_t)key->alignment_b, second = (uint32_t)key->alignment_a,
                    result = (uint32_t)key->alignment_c;
-    /* Parts of a sum over k are added in f32, never in 16 bits. With a bias there are no parts: what adds them rounds
-     * before it adds the bias (6 % of the elements of 22 x 1024 x 33 were off by a unit). */
-    const uint32_t reduction = key->bias ? LT_REDUCTION_NONE : LT_REDUCTION_COMPUTE_TYPE;
+    const uint32_t reduction = LT_REDUCTION_COMPUTE_TYPE; /* parts of a sum over k are added in f32, not in 16 bits */
     int status = call->preference_create(&preference);
     if (!status) status = call->preference_set(preference, LT_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
     if (!status) status = call->preference_set(preference, LT_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction);
@@ -203,7 +193,6 @@ static int plan_choose(struct plan *plan, lt_handle handle, const void *bias) {
     if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_B_BYTES, &second, sizeof second);
     if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_C_BYTES, &result, sizeof result);
     if (!status) status = call->preference_set(preference, LT_PREF_MIN_ALIGNMENT_D_BYTES, &result, sizeof result);
-    if (!status && key->bias) status = call->desc_set(plan->desc, LT_DESC_BIAS_POINTER, &bias, sizeof bias);
     if (!status)
         status = call->heuristic(handle, plan->desc, plan->b, plan->a, plan->c, plan->c, preference, 1, &best, &found);
     if (preference) call->preference_destroy(preference);
@@ -223,7 +212,7 @@ static struct plan *plan_for(struct cublaslt *lt, const struct gemm_problem *p) 
     struct plan *made = &lt->plan[lt->next];
     plan_close(made);
     made->key = key;
-    made->refused = plan_describe(made) != 0 || plan_choose(made, lt->handle, p->bias) != 0;
+    made->refused = plan_describe(made) != 0 || plan_choose(made, lt->handle) != 0;
     lt->next = (lt->next + 1) % PLANS;
     if (lt->plans < PLANS) lt->plans++;
     return made;
@@ -263,17 +252,14 @@ liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p,
     struct cublaslt *lt;
     LIGER_TRY(open_handle(context, &lt));
     const float one = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
-    pthread_mutex_lock(&lt->lock); /* the descriptor holds the bias pointer of this call until the launch */
+    pthread_mutex_lock(&lt->lock); /* until the launch: another thread's new plan may take this one's place */
     const struct plan *plan = plan_for(lt, p);
     liger_status status = LIGER_OK;
     *refused = plan->refused;
     if (!plan->refused) {
-        int error = 0;
-        if (p->bias) error = library.call.desc_set(plan->desc, LT_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
-        if (!error)
-            error =
-                library.call.matmul(lt->handle, plan->desc, &one, p->b, plan->b, p->a, plan->a, &beta, p->c, plan->c,
-                                    p->c, plan->c, &plan->algo, p->workspace, plan->workspace_bytes, stream);
+        const int error =
+            library.call.matmul(lt->handle, plan->desc, &one, p->b, plan->b, p->a, plan->a, &beta, p->c, plan->c, p->c,
+                                plan->c, &plan->algo, p->workspace, plan->workspace_bytes, stream);
         if (error)
             status = liger_fail(LIGER_ERR_CUDA, "gemm: cublasLtMatmul failed with status %d for m=%lld n=%lld k=%lld",
                                 error, (long long)p->m, (long long)p->n, (long long)p->k);

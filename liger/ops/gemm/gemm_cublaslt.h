@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-/* *refused: cuBLASLt has no algorithm for this combination of types, sizes and alignments; nothing was launched. */
+/* Without a bias. *refused: cuBLASLt has no algorithm for this combination of types, sizes and alignments; nothing was launched. */
 liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *problem, liger_stream stream,
                            bool *refused);
 

@@ -1,9 +1,9 @@
 /* gemm_problem.h - matrix product, the internal workhorse of the linear losses.
  *
- *   c[m, n] = op(a)[m, k] · op(b)[k, n]  (+ bias[n])  (+ c, if accumulate)      row-major, f32 accumulation
+ *   c[m, n] = op(a)[m, k] · op(b)[k, n]  (+ bias[n] | + c, if accumulate)      row-major, f32 accumulation
  *
- * a, b and bias share one dtype; c has that dtype or f32. With accumulate the product is added to c in f32 before the
- * one rounding to c's dtype. No size needs to be a multiple of anything. Same inputs, same bits. */
+ * a, b and bias share one dtype; c has that dtype or f32. The bias, or c with accumulate, is added in f32 before the one
+ * rounding to c's dtype. No size needs to be a multiple of anything. Same inputs, same bits. */
 #ifndef LIGER_OPS_GEMM_PROBLEM_H
 #define LIGER_OPS_GEMM_PROBLEM_H
 
@@ -21,8 +21,7 @@ struct gemm_problem {
     int64_t m, n, k;
     int64_t lda, ldb, ldc; /* in elements */
     const void *a, *b;
-    /* [n], or NULL. No operator asks for a bias and accumulation: cuBLASLt may round a 16-bit result between the two. */
-    const void *bias;
+    const void *bias; /* [n], or NULL; always NULL with accumulate */
     void *c;
     void *workspace; /* CUDA: scratch of cuBLASLt; the CPU needs none */
     size_t workspace_bytes;

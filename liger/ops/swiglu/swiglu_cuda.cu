@@ -30,8 +30,8 @@ template <typename T, bool ROUNDS_TO_T>
 struct forward_body {
     template <int N>
     static __device__ __forceinline__ void run(const swiglu_forward_problem &p, int64_t r, int64_t i) {
-        pack<T, N> out = load_stream<T, N>(row_at<const T>(p.gate, r) + i);
-        const pack<T, N> factor = load_stream<T, N>(row_at<const T>(p.up, r) + i);
+        pack<T, N> out = load_pack<T, N>(row_at<const T>(p.gate, r) + i);
+        const pack<T, N> factor = load_pack<T, N>(row_at<const T>(p.up, r) + i);
         float y[N], up[N];
         unpack(out, y);
         unpack(factor, up);
@@ -57,9 +57,9 @@ template <typename T>
 struct backward_body {
     template <int N>
     static __device__ __forceinline__ void run(const swiglu_backward_problem &p, int64_t r, int64_t i) {
-        pack<T, N> dgate = load_stream<T, N>(row_at<const T>(p.gate, r) + i);
-        pack<T, N> dup = load_stream<T, N>(row_at<const T>(p.up, r) + i);
-        const pack<T, N> upstream = load_stream<T, N>(row_at<const T>(p.dy, r) + i);
+        pack<T, N> dgate = load_pack<T, N>(row_at<const T>(p.gate, r) + i);
+        pack<T, N> dup = load_pack<T, N>(row_at<const T>(p.up, r) + i);
+        const pack<T, N> upstream = load_pack<T, N>(row_at<const T>(p.dy, r) + i);
         float gate[N], up[N], dy[N];
         unpack(dgate, gate);
         unpack(dup, up);
