@@ -5,28 +5,31 @@
 #include "liger/ops/column_sum/column_sum_problem.h"
 #include "liger/ops/gemm/gemm_problem.h"
 
-static size_t align_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
+static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 static size_t gemm_workspace(const liger_context *context) {
     return context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES;
 }
 
 size_t linear_loss_workspace(const liger_context *context, int64_t chunk_rows, int64_t vocab, bool dbias) {
-    return gemm_workspace(context) + (dbias ? align_up(column_sum_workspace(chunk_rows, vocab)) : 0);
+    return gemm_workspace(context) +
+           (dbias ? (size_t)round_up((int64_t)column_sum_workspace(chunk_rows, vocab), 256) : 0);
 }
 
 int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab) {
     const bool cpu = context->device == LIGER_DEVICE_CPU;
-    /* GEMMs of a GPU want full tiles. Beyond 6144 rows they get no faster, and adding to dweight costs little. */
-    const int64_t step = cpu ? 16 : 128, most = 6144;
+    /* GEMMs of a GPU want full tiles, and 2048 rows of dx fill the multiprocessors of an H100 or H200 once or several times
+     * (tiles of 128 x 256, 8 or 16 of them across). Beyond 6144 rows they get no faster, and adding to dweight costs little. */
+    const int64_t step = cpu ? 16 : 128, wave = cpu ? step : 2048, most = 6144;
     int64_t chunk = context->loss_workspace_bytes / ((int64_t)liger_dtype_size(dtype) * (vocab ? vocab : 1));
     chunk = chunk > most ? most : chunk / step * step;
     if (chunk < step) chunk = step;
     if (rows <= chunk) return rows;
     if (dtype != LIGER_F32 && rows <= hidden + chunk) return rows; /* an f32 accumulator is as large as `hidden` rows */
-    const int64_t chunks = (rows + chunk - 1) / chunk;
-    return ((rows + chunks - 1) / chunks + step - 1) / step * step;
+    const int64_t chunks = (rows + chunk - 1) / chunk, even = (rows + chunks - 1) / chunks;
+    const int64_t waves = round_up(even, wave);
+    return waves <= chunk ? waves : round_up(even, step);
 }
 
 /* One chunk's view of the whole: rows [first, first + rows). */

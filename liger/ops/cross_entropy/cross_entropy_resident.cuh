@@ -143,7 +143,7 @@ __device__ __forceinline__ void write_row(const problem &p, const P &at, int64_t
         pack<T, N> out;
 #pragma unroll
         for (int k = 0; k < N; k++) out.value[k] = from_f32<T>(gradient(j * N + k));
-        if (at.has(j)) store_stream(row + j * at.step * N, out);
+        if (at.has(j)) store_pack(row + j * at.step * N, out);
     }
 }
 

@@ -75,7 +75,7 @@ __device__ __forceinline__ void store_gradient(const problem &p, const factors &
         out.value[k] = from_f32<T>(d);
     }
     if ((uintptr_t)(row + first) % sizeof(out) == 0) {
-        store_stream(row + first, out);
+        store_pack(row + first, out);
     } else {
 #pragma unroll
         for (int k = 0; k < N; k++) row[first + k] = out.value[k];

@@ -95,19 +95,19 @@ __global__ void __launch_bounds__(512, 2) forward_registers(const __grid_constan
     pack<T, N> row[NV];
 #pragma unroll
     for (int k = 0; k < NV; k++)
-        if (first + k * step < cols) row[k] = load_stream<T, N>(x + first + k * step);
+        if (first + k * step < cols) row[k] = load_pack<T, N>(x + first + k * step);
     if constexpr (ADD) {
         const T *residual = row_at<T>(p.residual, r);
         T *sum = row_at<T>(p.sum, r);
         pack<T, N> other[NV];
 #pragma unroll
         for (int k = 0; k < NV; k++)
-            if (first + k * step < cols) other[k] = load_stream<T, N>(residual + first + k * step);
+            if (first + k * step < cols) other[k] = load_pack<T, N>(residual + first + k * step);
 #pragma unroll
         for (int k = 0; k < NV; k++) {
             if (first + k * step >= cols) continue;
             add<T>(row[k], other[k]);
-            store_stream<T, N>(sum + first + k * step, row[k]);
+            store_pack<T, N>(sum + first + k * step, row[k]);
         }
     }
     /* The weights are on their way while the row is reduced, where there are registers for them. */
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(512, 2) forward_registers(const __grid_constan
 #pragma unroll
     for (int k = 0; k < NV; k++)
         if (first + k * step < cols)
-            store_stream<T, N>(y + first + k * step, normalise<T, TW>(p, row[k], weight[k], rstd));
+            store_pack<T, N>(y + first + k * step, normalise<T, TW>(p, row[k], weight[k], rstd));
 }
 
 /* ---- forward: rows of any width and alignment ------------------------------------------------------------------- */
@@ -147,10 +147,10 @@ __global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_
         for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
             pack<T, N> row = load_shared<T, N>(x + c * N);
             if (p.residual.data) {
-                const pack<T, N> other = load_stream<T, N>(row_at<T>(p.residual, r) + c * N);
+                const pack<T, N> other = load_pack<T, N>(row_at<T>(p.residual, r) + c * N);
 #pragma unroll
                 for (int i = 0; i < N; i++) row.value[i] = from_f32<T>(to_f32(row.value[i]) + to_f32(other.value[i]));
-                store_stream<T, N>(row_at<T>(p.sum, r) + c * N, row);
+                store_pack<T, N>(row_at<T>(p.sum, r) + c * N, row);
             }
 #pragma unroll
             for (int i = 0; i < N; i++) squares = fmaf(to_f32(row.value[i]), to_f32(row.value[i]), squares);
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(512) forward_loop(const __grid_constant__ rms_
                 }
                 row.value[i] = from_f32<T>(normal);
             }
-            store_stream<T, N>(y + c * N, row);
+            store_pack<T, N>(y + c * N, row);
         }
     }
 }
@@ -256,7 +256,7 @@ __device__ __forceinline__ void store_dx(const pack<T, pack_size<T>> &dy_pack, c
     }
     pack<T, N> out;
     repack(x, out);
-    store_stream<T, N>(dx, out);
+    store_pack<T, N>(dx, out);
 }
 
 /* One partial row of dweight per block; where several groups share a block, their sums are added in order. */
@@ -364,7 +364,7 @@ __global__ void __launch_bounds__(512) backward_loop_dx(const __grid_constant__ 
                 if (p.dsum.data) gradient += to_f32(row_at<T>(p.dsum, r)[c * N + i]);
                 a.value[i] = from_f32<T>(gradient);
             }
-            store_stream<T, N>(row_at<T>(p.dx, r) + c * N, a);
+            store_pack<T, N>(row_at<T>(p.dx, r) + c * N, a);
         }
     }
 }

@@ -80,22 +80,22 @@ __device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<
         const int two = one + blockDim.y;
         const bool both = two < heads;
         const T *x = source(p, at, one) + i;
-        pack<T, N> low = load_stream<T, N>(x), high = load_stream<T, N>(x + p.half);
+        pack<T, N> low = load_pack<T, N>(x), high = load_pack<T, N>(x + p.half);
         pack<T, N> low_two = {}, high_two = {};
         if (both) {
             const T *x_two = source(p, at, two) + i;
-            low_two = load_stream<T, N>(x_two);
-            high_two = load_stream<T, N>(x_two + p.half);
+            low_two = load_pack<T, N>(x_two);
+            high_two = load_pack<T, N>(x_two + p.half);
         }
         rotate<T, TT, N, V>(p, by, low, high);
         T *y = target(p, at, one) + i;
-        store_stream<T, N>(y, low);
-        store_stream<T, N>(y + p.half, high);
+        store_pack<T, N>(y, low);
+        store_pack<T, N>(y + p.half, high);
         if (!both) continue;
         rotate<T, TT, N, V>(p, by, low_two, high_two);
         T *y_two = target(p, at, two) + i;
-        store_stream<T, N>(y_two, low_two);
-        store_stream<T, N>(y_two + p.half, high_two);
+        store_pack<T, N>(y_two, low_two);
+        store_pack<T, N>(y_two + p.half, high_two);
     }
 }
 
@@ -105,7 +105,7 @@ __device__ __forceinline__ void copy_heads(const rope_problem &p, const token<T>
     for (int head = threadIdx.y; head < p.q_heads + p.k_heads; head += blockDim.y) {
         const T *x = source(p, at, head) + i;
         T *y = target(p, at, head) + i;
-        if (x != y) store_stream<T, N>(y, load_stream<T, N>(x));
+        if (x != y) store_pack<T, N>(y, load_pack<T, N>(x));
     }
 }
 

@@ -16,13 +16,13 @@ template <typename T, int N>
 __device__ __forceinline__ pack<T, N> load_wide(const T *p) {
     pack<T, N> out;
 #pragma unroll
-    for (int i = 0; i < (int)sizeof(out) / 16; i++) ((uint4 *)&out)[i] = __ldcs((const uint4 *)p + i);
+    for (int i = 0; i < (int)sizeof(out) / 16; i++) ((uint4 *)&out)[i] = ((const uint4 *)p)[i];
     return out;
 }
 template <typename T, int N>
 __device__ __forceinline__ void store_wide(T *p, const pack<T, N> &x) {
 #pragma unroll
-    for (int i = 0; i < (int)sizeof(x) / 16; i++) __stcs((uint4 *)p + i, ((const uint4 *)&x)[i]);
+    for (int i = 0; i < (int)sizeof(x) / 16; i++) ((uint4 *)p)[i] = ((const uint4 *)&x)[i];
 }
 
 template <typename TX, typename TY, int N>

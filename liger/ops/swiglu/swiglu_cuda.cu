@@ -49,7 +49,7 @@ struct forward_body {
             for (int k = 0; k < N; k++) y[k] *= p.down_multiplier;
         }
         repack(y, out);
-        store_stream<T, N>(row_at<T>(p.y, r) + i, out);
+        store_pack<T, N>(row_at<T>(p.y, r) + i, out);
     }
 };
 
@@ -74,8 +74,8 @@ struct backward_body {
         repack(gate, dgate);
         repack(up, dup);
         T *const dgate_row = row_at<T>(p.dgate, r), *const dup_row = row_at<T>(p.dup, r);
-        if (dup_row) store_stream<T, N>(dup_row + i, dup);
-        if (dgate_row) store_stream<T, N>(dgate_row + i, dgate);
+        if (dup_row) store_pack<T, N>(dup_row + i, dup);
+        if (dgate_row) store_pack<T, N>(dgate_row + i, dgate);
     }
 };
 
