@@ -3,38 +3,16 @@
  * cuBLASLt has no algorithm for some small or oddly strided products. The plain kernel takes them, and k == 0. It is for
  * completeness: one element per thread, tiles of 16 in shared memory.
  *
- * A bias is written into every row of c, and the product is added to it. cuBLASLt's own bias would save writing and reading
- * c once, but it may round a 16-bit product before it adds the bias; with what is in c it never does. */
+ * cuBLASLt may round a 16-bit product before it adds a bias or what is in c, so that with a bias it makes f32: a strip of
+ * columns at a time, in the workspace and hence in L2, from where bias_kernel takes it to c. */
+#include "liger/cuda/dtype.cuh"
 #include "liger/cuda/launch.cuh"
-#include "liger/cuda/pack.cuh"
 #include "liger/ops/gemm/gemm_cublaslt.h"
 #include "liger/ops/gemm/gemm_problem.h"
 
 namespace {
 
-enum { TILE = 16, MAX_GRID_Y = 65535, FILL_THREADS = 256, FILL_GRID_Y = 64 };
-
-template <typename T, typename TC>
-__global__ void __launch_bounds__(FILL_THREADS)
-    fill_rows_with_bias(const __grid_constant__ gemm_problem p, bool packable) {
-    constexpr int N = pack_size<TC>;
-    const int64_t first = ((int64_t)blockIdx.x * FILL_THREADS + threadIdx.x) * N;
-    const int count = (int)(p.n - first < N ? p.n - first : N);
-    pack<TC, N> bias;
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        if (i < count) bias.value[i] = from_f32<TC>(to_f32(((const T *)p.bias)[first + i]));
-    for (int64_t row = blockIdx.y; row < p.m; row += gridDim.y) {
-        TC *const c = (TC *)p.c + row * p.ldc + first;
-        if (packable && count == N) {
-            store_pack<TC, N>(c, bias);
-            continue;
-        }
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            if (i < count) c[i] = bias.value[i];
-    }
-}
+enum { TILE = 16, MAX_GRID_Y = 65535, BIAS_THREADS = 256, BIAS_ROWS = 8, STRIP_STEP = 256 };
 
 template <typename T>
 __device__ __forceinline__ float element(const void *matrix, bool transposed, int64_t row, int64_t col, int64_t ld,
@@ -61,18 +39,10 @@ __global__ void __launch_bounds__(TILE *TILE) plain_gemm(const __grid_constant__
         }
         if (row >= p.m || col >= p.n) continue;
         TC *c = (TC *)p.c + row * p.ldc + col;
+        if (p.bias) sum += to_f32(((const T *)p.bias)[col]);
         if (p.accumulate) sum += to_f32(*c);
         *c = from_f32<TC>(sum);
     }
-}
-
-void start_from_bias(const gemm_problem &p, cudaStream_t stream) {
-    const int64_t row_bytes = p.ldc * (int64_t)liger_dtype_size(p.c_dtype);
-    const bool packable = pointer_is_packable(p.c) && row_bytes % PACK_BYTES == 0;
-    const int64_t block_cols = FILL_THREADS * (PACK_BYTES / (int64_t)liger_dtype_size(p.c_dtype));
-    const dim3 grid(grid_size(p.n, block_cols), grid_size(p.m, 1, FILL_GRID_Y));
-    LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.c_dtype, T, TC,
-                               fill_rows_with_bias<T, TC><<<grid, FILL_THREADS, 0, stream>>>(p, packable));
 }
 
 void multiply_plainly(const gemm_problem &p, cudaStream_t stream) {
@@ -80,19 +50,55 @@ void multiply_plainly(const gemm_problem &p, cudaStream_t stream) {
     LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.c_dtype, T, TC, plain_gemm<T, TC><<<grid, dim3(TILE, TILE), 0, stream>>>(p));
 }
 
+/* Columns [first, first + cols) of c, from their f32 products and the bias. */
+template <typename T, typename TC>
+__global__ void __launch_bounds__(BIAS_THREADS)
+    bias_kernel(const __grid_constant__ gemm_problem p, int64_t first, int64_t cols, int64_t pitch) {
+    const int64_t col = (int64_t)blockIdx.x * BIAS_THREADS + threadIdx.x;
+    if (col >= cols) return;
+    const float bias = to_f32(((const T *)p.bias)[first + col]);
+    const float *product = (const float *)p.workspace + col;
+    TC *c = (TC *)p.c + first + col;
+    for (int64_t row = blockIdx.y; row < p.m; row += gridDim.y)
+        c[row * p.ldc] = from_f32<TC>(product[row * pitch] + bias);
+}
+
+/* How many columns of f32 products the workspace holds: whole tiles, or at least whole 16 bytes of any dtype. */
+int64_t strip_columns(const gemm_problem &p) {
+    const int64_t fit = p.workspace ? (int64_t)(p.workspace_bytes / sizeof(float)) / p.m : 0;
+    const int64_t step = fit < STRIP_STEP ? 8 : STRIP_STEP, wanted = (p.n + step - 1) / step;
+    return (fit / step < wanted ? fit / step : wanted) * step;
+}
+
+liger_status multiply_with_bias(liger_context *context, const gemm_problem &p, liger_stream stream, bool *refused) {
+    const int64_t pitch = strip_columns(p), element = (int64_t)liger_dtype_size(p.dtype);
+    *refused = pitch == 0;
+    gemm_problem strip = p;
+    strip.bias = nullptr;
+    strip.c = p.workspace, strip.c_dtype = LIGER_F32, strip.ldc = pitch;
+    strip.workspace = nullptr, strip.workspace_bytes = 0;
+    for (int64_t first = 0; first < p.n && !*refused; first += pitch) {
+        strip.n = p.n - first < pitch ? p.n - first : pitch;
+        strip.b = (const char *)p.b + (p.transpose_b ? first * p.ldb : first) * element;
+        LIGER_TRY(cublaslt_gemm(context, &strip, stream, refused));
+        if (*refused) break; /* the plain kernel then makes all of c */
+        const dim3 grid(grid_size(strip.n, BIAS_THREADS), grid_size(p.m, BIAS_ROWS, MAX_GRID_Y));
+        LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.c_dtype, T, TC,
+                                   bias_kernel<T, TC>
+                                   <<<grid, BIAS_THREADS, 0, (cudaStream_t)stream>>>(p, first, strip.n, pitch));
+    }
+    return LIGER_OK;
+}
+
 } // namespace
 
 extern "C" liger_status gemm_cuda(liger_context *context, const gemm_problem *problem, liger_stream stream) {
-    gemm_problem p = *problem;
+    const gemm_problem &p = *problem;
     if (p.m == 0 || p.n == 0) return LIGER_OK;
     const device_scope device(context);
-    if (p.bias) {
-        start_from_bias(p, (cudaStream_t)stream);
-        p.bias = nullptr;
-        p.accumulate = true;
-    }
     bool refused = p.k == 0;
-    if (!refused) LIGER_TRY(cublaslt_gemm(context, &p, stream, &refused));
+    if (!refused && p.bias) LIGER_TRY(multiply_with_bias(context, p, stream, &refused));
+    else if (!refused) LIGER_TRY(cublaslt_gemm(context, problem, stream, &refused));
     if (refused) multiply_plainly(p, (cudaStream_t)stream);
-    return refused || problem->bias || context->synchronous ? launched(context, "gemm", stream) : LIGER_OK;
+    return refused || p.bias || context->synchronous ? launched(context, "gemm", stream) : LIGER_OK;
 }

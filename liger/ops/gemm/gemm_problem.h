@@ -2,8 +2,9 @@
  *
  *   c[m, n] = op(a)[m, k] · op(b)[k, n]  (+ bias[n] | + c, if accumulate)      row-major, f32 accumulation
  *
- * a, b and bias share one dtype; c has that dtype or f32. The bias, or c with accumulate, is added in f32 before the one
- * rounding to c's dtype. No size needs to be a multiple of anything. Same inputs, same bits. */
+ * a, b and bias share one dtype; c has that dtype or f32. The bias is added in f32 before the one rounding to c's dtype. So
+ * is c with accumulate, but to a 16-bit c on CUDA: cuBLASLt may round the product first. No size needs to be a multiple of
+ * anything. Same inputs, same bits. */
 #ifndef LIGER_OPS_GEMM_PROBLEM_H
 #define LIGER_OPS_GEMM_PROBLEM_H
 
@@ -23,7 +24,7 @@ struct gemm_problem {
     const void *a, *b;
     const void *bias; /* [n], or NULL; always NULL with accumulate */
     void *c;
-    void *workspace; /* CUDA: scratch of cuBLASLt; the CPU needs none */
+    void *workspace; /* CUDA: scratch of cuBLASLt, and for products with a bias; the CPU needs none */
     size_t workspace_bytes;
 };
 
