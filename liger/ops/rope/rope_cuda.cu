@@ -1,39 +1,34 @@
 /* rope_cuda.cu - RoPE on the GPU: one read and one write of q and k, whatever their strides.
  *
- * A thread owns one pack of the first half of a head and its partner in the second half, and keeps the angles of that
- * pack in registers while it walks the heads of a token, two at a time: their loads are on the way together. A block is
- * (packs of a head, heads, tokens). Forward and backward differ in the sign of sin. Products and sum are separate
- * instructions, as on the CPU: the same bits. */
+ * A thread rotates one pack of the first half of a head and its partner in the second half, or copies one pack behind the
+ * rotated ones, and is done: many short threads come closest to the speed of a copy. (Two heads a thread, which share the
+ * angles, need twice the registers and took 5 % longer; walking tokens with the next one's loads on the way took more.)
+ * Threads count through the packs of a head, its heads and the tokens of a batch, first of q and then of k.
+ *
+ * Forward and backward differ in the sign of sin. Products and sum are separate instructions, as on the CPU: the same bits. */
+#include "liger/cuda/divide.cuh"
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
 #include "liger/ops/rope/rope_problem.h"
 
 namespace {
 
-enum { MAX_THREADS = 256, MAX_THREADS_X = 128, MAX_THREADS_Z = 64, MAX_GRID_Y = 65535 };
+enum { THREADS = 128, BLOCKS = 10, MAX_GRID_Y = 65535 }; /* BLOCKS on a multiprocessor: 40 registers are enough */
 
-/* One token: where its heads are read and written. Heads count through q and then k. */
-template <typename T>
-struct token {
-    const T *q, *k;
-    T *q_out, *k_out;
+/* q or k, and how threads find their places in it. */
+struct side {
+    rope_heads in, out;
+    divisor heads;
+    unsigned blocks;
 };
 
-template <typename T>
-__device__ __forceinline__ T *token_of(const rope_heads &x, int64_t batch, int64_t s) {
-    return (T *)x.data + batch * x.batch_stride + s * x.seq_stride;
-}
-template <typename T>
-__device__ __forceinline__ const T *source(const rope_problem &p, const token<T> &at, int head) {
-    return head < p.q_heads ? at.q + head * p.q.head_stride : at.k + (head - p.q_heads) * p.k.head_stride;
-}
-template <typename T>
-__device__ __forceinline__ T *target(const rope_problem &p, const token<T> &at, int head) {
-    return head < p.q_heads ? at.q_out + head * p.q_out.head_stride
-                            : at.k_out + (head - p.q_heads) * p.k_out.head_stride;
-}
+struct geometry {
+    side q, k;
+    divisor items; /* of a head: one for each of the `pairs` of packs, and one for each pack that is only copied */
+    unsigned pairs;
+};
 
-/* As loaded: they are widened after the heads' loads have been issued, so that one latency covers both. */
+/* As loaded: they are widened after the head's loads have been issued, so that one latency covers both. */
 template <typename TT, int N>
 struct angles {
     pack<TT, N> cos, sin;
@@ -71,57 +66,35 @@ __device__ __forceinline__ void rotate(const rope_problem &p, const angles<TT, N
     repack(b, high);
 }
 
-/* Elements [i, i+N) and [half+i, half+i+N) of every head that is this thread's. */
-template <typename T, typename TT, int N, variant V>
-__device__ __forceinline__ void rotate_heads(const rope_problem &p, const token<T> &at, const angles<TT, N> &by,
-                                             int i) {
-    const int heads = (int)(p.q_heads + p.k_heads);
-    for (int one = threadIdx.y; one < heads; one += 2 * blockDim.y) {
-        const int two = one + blockDim.y;
-        const bool both = two < heads;
-        const T *x = source(p, at, one) + i;
-        pack<T, N> low = load_pack<T, N>(x), high = load_pack<T, N>(x + p.half);
-        pack<T, N> low_two = {}, high_two = {};
-        if (both) {
-            const T *x_two = source(p, at, two) + i;
-            low_two = load_pack<T, N>(x_two);
-            high_two = load_pack<T, N>(x_two + p.half);
-        }
-        rotate<T, TT, N, V>(p, by, low, high);
-        T *y = target(p, at, one) + i;
-        store_pack<T, N>(y, low);
-        store_pack<T, N>(y + p.half, high);
-        if (!both) continue;
-        rotate<T, TT, N, V>(p, by, low_two, high_two);
-        T *y_two = target(p, at, two) + i;
-        store_pack<T, N>(y_two, low_two);
-        store_pack<T, N>(y_two + p.half, high_two);
-    }
-}
-
-/* Elements [i, i+N) behind the rotated ones. */
-template <typename T, int N>
-__device__ __forceinline__ void copy_heads(const rope_problem &p, const token<T> &at, int i) {
-    for (int head = threadIdx.y; head < p.q_heads + p.k_heads; head += blockDim.y) {
-        const T *x = source(p, at, head) + i;
-        T *y = target(p, at, head) + i;
-        if (x != y) store_pack<T, N>(y, load_pack<T, N>(x));
-    }
+template <typename T>
+__device__ __forceinline__ T *head_of(const rope_heads &x, int64_t s, unsigned head) {
+    return (T *)x.data + blockIdx.y * x.batch_stride + s * x.seq_stride + head * x.head_stride;
 }
 
 template <typename T, typename TT, int N, variant V>
-__global__ void __launch_bounds__(MAX_THREADS) rope_kernel(const __grid_constant__ rope_problem p) {
-    const int pairs = (int)(p.half / N), items = pairs + (int)((p.dim - 2 * p.half) / N);
-    const int64_t s = (int64_t)blockIdx.x * blockDim.z + threadIdx.z;
+__device__ __forceinline__ void rotate_side(const rope_problem &p, const geometry &g, const side &x, unsigned thread) {
+    const unsigned row = quotient(thread, g.items), item = thread - row * g.items.value;
+    const unsigned s = quotient(row, x.heads), head = row - s * x.heads.value;
     if (s >= p.seq) return;
-    for (int64_t batch = blockIdx.y; batch < p.batch; batch += gridDim.y) {
-        const token<T> at = {token_of<const T>(p.q, batch, s), token_of<const T>(p.k, batch, s),
-                             token_of<T>(p.q_out, batch, s), token_of<T>(p.k_out, batch, s)};
-        for (int item = threadIdx.x; item < items; item += blockDim.x) {
-            if (item < pairs) rotate_heads<T, TT, N, V>(p, at, load_angles<TT, N>(p, batch, s, item * N), item * N);
-            else copy_heads<T, N>(p, at, (int)(2 * p.half) + (item - pairs) * N);
-        }
+    const T *in = head_of<const T>(x.in, s, head);
+    T *out = head_of<T>(x.out, s, head);
+    if (item < g.pairs) {
+        in += item * N, out += item * N;
+        pack<T, N> low = load_pack<T, N>(in), high = load_pack<T, N>(in + p.half);
+        rotate<T, TT, N, V>(p, load_angles<TT, N>(p, blockIdx.y, s, item * N), low, high);
+        store_pack<T, N>(out, low);
+        store_pack<T, N>(out + p.half, high);
+    } else if (in != out) {
+        const int64_t i = 2 * p.half + (item - g.pairs) * N;
+        store_pack<T, N>(out + i, load_pack<T, N>(in + i));
     }
+}
+
+template <typename T, typename TT, int N, variant V>
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    rope_kernel(const __grid_constant__ rope_problem p, const __grid_constant__ geometry g) {
+    if (blockIdx.x < g.q.blocks) rotate_side<T, TT, N, V>(p, g, g.q, blockIdx.x * THREADS + threadIdx.x);
+    else rotate_side<T, TT, N, V>(p, g, g.k, (blockIdx.x - g.q.blocks) * THREADS + threadIdx.x);
 }
 
 bool heads_are_packable(const rope_heads &x, size_t element) {
@@ -140,16 +113,40 @@ bool is_packable(const rope_problem &p) {
 
 int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
 
+side side_of(const rope_heads &in, const rope_heads &out, int64_t seq, int64_t heads, int64_t items) {
+    return {in, out, divide_by((unsigned)heads), heads ? grid_size(seq * heads * items, THREADS) : 0};
+}
+
+/* Part of the problem: batches [batch, batch + batches) and tokens [token, token + tokens), or what there is of them. */
+rope_problem part_of(rope_problem p, int64_t batch, int64_t batches, int64_t token, int64_t tokens) {
+    const int64_t element = (int64_t)liger_dtype_size(p.dtype), angle = (int64_t)liger_dtype_size(p.table_dtype);
+    for (rope_heads *x : {&p.q, &p.k, &p.q_out, &p.k_out})
+        if (x->data) x->data = (char *)x->data + (batch * x->batch_stride + token * x->seq_stride) * element;
+    p.cos = (const char *)p.cos + (batch * p.cos_batch_stride + token * p.cos_seq_stride) * angle;
+    p.sin = (const char *)p.sin + (batch * p.sin_batch_stride + token * p.sin_seq_stride) * angle;
+    p.batch = at_most(p.batch - batch, batches), p.seq = at_most(p.seq - token, tokens);
+    return p;
+}
+
+/* A launch counts through the tokens of a batch in 31 bits and through batches in grid.y: one launch is enough for whatever
+ * fits into a GPU today, unless there are 65536 batches. */
 template <typename T, typename TT, int N>
-void launch(const rope_problem &p, cudaStream_t stream) {
-    const int64_t x = at_most(p.half / N + (p.dim - 2 * p.half) / N, MAX_THREADS_X);
-    const int64_t y = at_most((p.q_heads + p.k_heads + 1) / 2, MAX_THREADS / x);
-    const int64_t z = at_most(at_most(p.seq, MAX_THREADS_Z), MAX_THREADS / (x * y));
-    const dim3 grid(grid_size(p.seq, z), (unsigned)at_most(p.batch, MAX_GRID_Y));
-    const dim3 block((unsigned)x, (unsigned)y, (unsigned)z);
-    if (p.operand_dtype != LIGER_F32) rope_kernel<T, TT, N, ROUNDED><<<grid, block, 0, stream>>>(p);
-    else if (p.inverse) rope_kernel<T, TT, N, INVERSE><<<grid, block, 0, stream>>>(p);
-    else rope_kernel<T, TT, N, FORWARD><<<grid, block, 0, stream>>>(p);
+void launch(const rope_problem &whole, cudaStream_t stream) {
+    const int64_t pairs = whole.half / N, items = pairs + (whole.dim - 2 * whole.half) / N;
+    const int64_t heads = whole.q_heads > whole.k_heads ? whole.q_heads : whole.k_heads;
+    if (heads * items == 0) return;
+    const int64_t tokens = MOST_DIVIDENDS / 2 / (heads * items);
+    for (int64_t batch = 0; batch < whole.batch; batch += MAX_GRID_Y)
+        for (int64_t token = 0; token < whole.seq; token += tokens) {
+            const rope_problem p = part_of(whole, batch, MAX_GRID_Y, token, tokens);
+            const geometry g = {side_of(p.q, p.q_out, p.seq, p.q_heads, items),
+                                side_of(p.k, p.k_out, p.seq, p.k_heads, items), divide_by((unsigned)items),
+                                (unsigned)pairs};
+            const dim3 grid(g.q.blocks + g.k.blocks, (unsigned)p.batch);
+            if (p.operand_dtype != LIGER_F32) rope_kernel<T, TT, N, ROUNDED><<<grid, THREADS, 0, stream>>>(p, g);
+            else if (p.inverse) rope_kernel<T, TT, N, INVERSE><<<grid, THREADS, 0, stream>>>(p, g);
+            else rope_kernel<T, TT, N, FORWARD><<<grid, THREADS, 0, stream>>>(p, g);
+        }
 }
 
 liger_status run(const liger_context *context, const rope_problem &p, const char *op, liger_stream stream) {
