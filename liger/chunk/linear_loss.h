@@ -35,7 +35,8 @@ struct linear_loss {
     void *head_state;
 };
 
-size_t linear_loss_workspace(const liger_context *context, int64_t chunk_rows, int64_t vocab, bool dbias);
+/* Looks at sizes and at which pointers there are. */
+size_t linear_loss_workspace(const liger_context *context, const struct linear_loss *loss);
 
 /* The number of rows per chunk that a caller should provide logits for: one chunk where an accumulator would cost as much
  * memory as the logits it saves, else what the budget allows (LIGER_LOSS_WORKSPACE_MB), evenly spread. */

@@ -36,12 +36,33 @@ static struct cross_entropy_loss_problem loss_of(const forward_args *args) {
     };
 }
 
+/* But for the workspace and the head. */
+static struct linear_loss chunks_of(const forward_args *args) {
+    return (struct linear_loss){
+        .dtype = (liger_dtype)args->x.dtype,
+        .rows = liger_tensor_rows(&args->x),
+        .hidden = args->x.ndim == 2 ? args->x.shape[1] : 0,
+        .vocab = liger_tensor_rows(&args->weight),
+        .x = args->x.data,
+        .x_stride = args->x.stride[0],
+        .weight = args->weight.data,
+        .bias = args->bias.data,
+        .logits = args->logits.data,
+        .logits_stride = args->logits.stride[0],
+        .chunk_rows = args->logits.ndim == 2 ? args->logits.shape[0] : 0,
+        .dx = args->dx.data,
+        .dx_stride = args->dx.stride[0],
+        .dweight = args->dweight.data,
+        .dweight_dtype = (liger_dtype)args->dweight.dtype,
+        .dbias = args->dbias.data,
+    };
+}
+
 /* The scratch of the chunk loop lies behind what the loss needs. */
 static size_t workspace_of(const liger_context *context, const forward_args *args,
                            const struct cross_entropy_loss_problem *loss) {
-    const int64_t chunk_rows = args->logits.ndim == 2 ? args->logits.shape[0] : 0;
-    const size_t loop = linear_loss_workspace(context, chunk_rows, loss->vocab, args->dbias.data != NULL);
-    return cross_entropy_loss_workspace(loss) + (loop + 255) / 256 * 256;
+    const struct linear_loss chunks = chunks_of(args);
+    return cross_entropy_loss_workspace(loss) + (linear_loss_workspace(context, &chunks) + 255) / 256 * 256;
 }
 
 /* ---- checks, in the order of the contract ----------------------------------------------------------------------- */
@@ -173,28 +194,11 @@ static liger_status run_chunks(liger_context *context, const forward_args *args,
                                const struct cross_entropy_loss_problem *loss, liger_stream stream) {
     struct head_state state = head_of(args, loss);
     const size_t before = cross_entropy_loss_workspace(loss);
-    const struct linear_loss chunks = {
-        .dtype = loss->dtype,
-        .rows = loss->rows,
-        .hidden = args->x.shape[1],
-        .vocab = loss->vocab,
-        .x = args->x.data,
-        .x_stride = args->x.stride[0],
-        .weight = args->weight.data,
-        .bias = args->bias.data,
-        .logits = args->logits.data,
-        .logits_stride = args->logits.stride[0],
-        .chunk_rows = args->logits.shape[0],
-        .dx = args->dx.data,
-        .dx_stride = args->dx.stride[0],
-        .dweight = args->dweight.data,
-        .dweight_dtype = (liger_dtype)args->dweight.dtype,
-        .dbias = args->dbias.data,
-        .workspace = (char *)args->workspace + before,
-        .workspace_bytes = args->workspace_bytes - before,
-        .head = head,
-        .head_state = &state,
-    };
+    struct linear_loss chunks = chunks_of(args);
+    chunks.workspace = (char *)args->workspace + before;
+    chunks.workspace_bytes = args->workspace_bytes - before;
+    chunks.head = head;
+    chunks.head_state = &state;
     return linear_loss_run(context, &chunks, stream);
 }
 
