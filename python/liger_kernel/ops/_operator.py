@@ -25,6 +25,10 @@ _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_profiling = torch.autograd._profiler_enabled
 _functorch_is_active = torch._C._are_functorch_transforms_active
+_is_capturing: Callable[[], bool] = getattr(  # a torch without CUDA lacks the first
+    torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing
+)
+_stream_of = _native.cuda_stream_function()
 _library = torch.library.Library("liger", "DEF")
 
 
@@ -41,16 +45,23 @@ class Operator:
     `run` is the function on real tensors, `fake` the one that answers empty tensors of the right shape and dtype.
     `quick` is `run` without preparation: it hands the tensors to the library as they are, and lets the call make the
     results. What the library refuses, it refuses before anything is written: then `run` prepares it, or says why not.
+    `eager` is what a call outside of a graph runs: it may answer None for a result that nobody asked for.
     Mutating schemas are not used: an output is always a new tensor.
     """
 
     def __init__(
-        self, schema: str, run: Callable[..., Any], fake: Callable[..., Any], quick: Callable[..., Any] | None = None
+        self,
+        schema: str,
+        run: Callable[..., Any],
+        fake: Callable[..., Any],
+        quick: Callable[..., Any] | None = None,
+        eager: Callable[..., Any] | None = None,
     ):
         name = schema[: schema.index("(")]
         self.name = name
         self.prepared = run
         self.quick = quick or run
+        self.eager = eager or self.quick
         _library.define(schema)
         for key in ("CPU", "CUDA"):
             _library.impl(name, self.run, key)
@@ -72,7 +83,7 @@ class Operator:
             with torch.profiler.record_function(f"liger::{self.name}"):
                 return self.run(*args)
         try:  # run(), without its frame
-            return self.quick(*args)
+            return self.eager(*args)
         except LigerArgumentError:
             pass
         return self.prepared(*args)
@@ -294,9 +305,10 @@ def workspace(like: Tensor, size: int) -> Tensor | None:
     if not like.is_cuda:
         raw = torch.empty(size + 256, dtype=torch.uint8)
         return raw[-raw.data_ptr() % 256 :][:size]
-    if torch.cuda.is_current_stream_capturing():
+    if _is_capturing():
         return torch.empty(size, dtype=torch.uint8, device=like.device)
-    key = (like.get_device(), torch.cuda.current_stream(like.device).cuda_stream)
+    device = like.get_device()
+    key = (device, _stream_of(device))
     held = _workspaces.get(key)
     if held is None or held.numel() < size:
         _workspaces.pop(key, None)

@@ -69,7 +69,7 @@ def _matrix(logits: Tensor) -> Tensor:
 # ---- the operators ----------------------------------------------------------------------------------------------------
 
 
-def _forward(
+def _values(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -82,7 +82,7 @@ def _forward(
     with_accuracy: bool,
     with_predicted: bool,
     with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     logits, target = _matrix(logits), target.contiguous()
     rows = logits.shape[:1] if reduction == 0 else ()
     loss = logits.new_empty(rows)
@@ -94,6 +94,11 @@ def _forward(
     options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction)
     scratch = workspace(logits, _native.cross_entropy_forward_workspace(*args, *options))
     _native.cross_entropy_forward(*args, *options, scratch)
+    return loss, z_loss, accuracy, predicted, dlogits
+
+
+def _forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    loss, z_loss, accuracy, predicted, dlogits = _values(logits, *args)
     return (
         loss,
         z_loss if z_loss is not None else absent(logits),
@@ -157,6 +162,7 @@ cross_entropy = Operator(
     "bool with_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
+    eager=_values,
 )
 cross_entropy_gradient = Operator(
     "cross_entropy_backward(Tensor logits, Tensor target, Tensor? weight, Tensor upstream, int ignore_index, "

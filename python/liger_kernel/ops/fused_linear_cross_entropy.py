@@ -43,7 +43,7 @@ def _weight_gradient(weight: Tensor, chunks: int, mode: int) -> Tensor:
     return fresh(torch.empty_like(weight, dtype=weight.dtype if lean else torch.float32))
 
 
-def _run(
+def _values(
     x: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -64,7 +64,7 @@ def _run(
     need_dbias: bool,
     need_dweight: bool,
     dweight_mode: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
     x, weight, target = _matrix(x), weight.contiguous(), target.contiguous()
     bias = bias.contiguous() if bias is not None else None
     options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction, token_scaling, raw_gradient)
@@ -89,6 +89,11 @@ def _run(
     del logits, outputs  # the rounded gradient may take the logits' memory
     if dweight is not None and dweight_mode == ROUND_ONCE and dweight.dtype is not weight.dtype:
         dweight = cast(dweight, weight.dtype)
+    return loss, z_loss, accuracy, predicted, dx, dweight, dbias, counts
+
+
+def _run(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    loss, z_loss, accuracy, predicted, dx, dweight, dbias, counts = _values(x, *args)
     return (
         loss,
         z_loss if z_loss is not None else absent(x),
@@ -145,6 +150,7 @@ linear_cross_entropy = Operator(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run,
     _run_fake,
+    eager=_values,
 )
 
 
