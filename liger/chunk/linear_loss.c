@@ -8,7 +8,7 @@
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 /* Scratch of the products on a GPU: for a bias, and for cuBLASLt, which divides the long sums of a small dx among
- * multiprocessors. A dx of 1024 x 2048 is large enough to keep them busy without (and then 8 % faster: 2.3 ms, not 2.5). */
+ * multiprocessors: that takes 10 to 16 % off a loss of 64 to 256 rows. A dx of 1024 x 2048 keeps them busy without. */
 static size_t gemm_workspace(const liger_context *context, const struct linear_loss *loss) {
     const int64_t busy = 1024 * 2048, rest = loss->chunk_rows ? loss->rows % loss->chunk_rows : 0;
     const int64_t smallest = rest ? rest : loss->chunk_rows;
