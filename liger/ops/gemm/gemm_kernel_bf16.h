@@ -25,10 +25,7 @@ LIGER_TEMPLATE void bf16_multiply_rows(int rows, int64_t k, const uint32_t *a, c
                                        struct gemm_ahead ahead) {
     __m512 sum[BF16_ROWS][2];
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-        sum[i][0] = add ? _mm512_loadu_ps(tile + i * BF16_COLS) : _mm512_setzero_ps();
-        sum[i][1] = add ? _mm512_loadu_ps(tile + i * BF16_COLS + 16) : _mm512_setzero_ps();
-    }
+    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
     const int64_t burst = gemm_ceil_div(ahead.count, gemm_ceil_div(k / 2, BF16_STEPS) + (k == 0));
     for (int64_t pairs = k / 2; pairs > 0;) {
         const int64_t later = pairs > BF16_STEPS ? pairs - BF16_STEPS : 0;
@@ -44,10 +41,12 @@ LIGER_TEMPLATE void bf16_multiply_rows(int rows, int64_t k, const uint32_t *a, c
         }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-        _mm512_storeu_ps(tile + i * BF16_COLS, sum[i][0]);
-        _mm512_storeu_ps(tile + i * BF16_COLS + 16, sum[i][1]);
-    }
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            float *at = tile + i * BF16_COLS + j * 16;
+            _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), sum[i][j]) : sum[i][j]);
+        }
 }
 
 /* The last panel of a has any number of rows; a few sizes of the loop waste little of it. */
