@@ -7,7 +7,6 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +14,9 @@
 enum { PATH_BYTES = 4096 };
 
 static struct blas found;
+static bool is_mkl_elsewhere; /* `found` is Intel's MKL, and the processor is not Intel's */
+static const struct blas none_is_better = {
+    .provider = "f32 matrix products by our own kernel (PyTorch's MKL is slower on a processor that is not Intel's)"};
 static char sentence[PATH_BYTES + 128];
 
 static int keep_torch_path(struct dl_phdr_info *info, size_t size, void *path) {
@@ -41,6 +43,16 @@ static bool take(void *library, const char *who) {
     return true;
 }
 
+static bool is_mkl(void *library) { return library != NULL && dlsym(library, "mkl_serv_get_version") != NULL; }
+
+static bool is_intel(void) {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
 /* A BLAS waits for ever in a forked child for the threads that it had in the parent (torch.mm does, too). */
 static void after_fork(void) {
     found = (struct blas){.provider = "f32 matrix products by our own kernel (a BLAS has no threads after fork)"};
@@ -54,16 +66,18 @@ static void look_up(void) {
         found.provider = "f32 matrix products by our own kernel (LIGER_BLAS=none)";
         return;
     }
-    if (dl_iterate_phdr(keep_torch_path, torch_path) &&
-        take(dlopen(torch_path, RTLD_LAZY | RTLD_NOLOAD), "the loaded PyTorch"))
+    void *torch = dl_iterate_phdr(keep_torch_path, torch_path) ? dlopen(torch_path, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+    if (take(torch, "the loaded PyTorch")) {
+        is_mkl_elsewhere = is_mkl(torch) && !is_intel() && !(wish && strcmp(wish, "always") == 0);
         return;
+    }
     if (take(dlopen("libopenblas.so.0", RTLD_LAZY | RTLD_LOCAL), "OpenBLAS")) return;
     found.provider =
         "f32 matrix products by our own kernel (no PyTorch is loaded and no libopenblas.so.0 is installed)";
 }
 
-const struct blas *blas_find(void) {
+const struct blas *blas_find(bool own_avx512) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, look_up);
-    return &found;
+    return own_avx512 && is_mkl_elsewhere ? &none_is_better : &found;
 }

@@ -100,6 +100,6 @@ void cpu_context_close(liger_context *context) {
 }
 
 const char *cpu_gemm_provider(liger_context *context) {
-    (void)context;
-    return blas_find()->provider;
+    const liger_isa isa = (liger_isa)context->isa;
+    return blas_find(isa == LIGER_ISA_AVX512 || isa == LIGER_ISA_AVX512BF16 || isa == LIGER_ISA_AMX)->provider;
 }

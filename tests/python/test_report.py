@@ -96,3 +96,17 @@ def test_table_with_and_without_rich(monkeypatch, capsys, with_rich):
     shown = capsys.readouterr().out
     assert "/a/[b]/lib.so" in shown and "none: no driver" in shown
     assert ("─" in shown or "━" in shown) == with_rich
+
+
+def matrix_products(**environment):
+    lines = run("-m", "liger_kernel", **environment).stdout.splitlines()
+    return next(line for line in lines if "f32 matrix products" in line)
+
+
+def test_which_matrix_products_the_cpu_runs():
+    """LIGER_BLAS turns a BLAS off, or on even where our own AVX-512 kernel is faster; without AVX-512 it changes nothing."""
+    assert "our own kernel (LIGER_BLAS=none)" in matrix_products(LIGER_BLAS="none")
+    always = matrix_products(LIGER_BLAS="always")
+    assert "MKL" not in always
+    assert matrix_products(LIGER_BLAS="", LIGER_CPU_ISA="base") == always
+    assert matrix_products(LIGER_BLAS="") == always or "PyTorch's MKL is slower" in matrix_products(LIGER_BLAS="")

@@ -5,7 +5,7 @@
  * Every element of c is one sum over k = 0, 1, ... in one order, whatever the blocks and the number of threads: same inputs,
  * same bits. (A BLAS promises that only for the same number of its own threads.) Which kernel:
  *
- *   f32         sgemm of the BLAS that blas.h finds, if all sizes fit into an int; else the f32 kernel
+ *   f32         sgemm of the BLAS that blas.h finds or prefers, if all sizes fit into an int; else the f32 kernel
  *   bf16        AMX tiles or vdpbf16ps where the set has them; else widened to f32 while packed, and the f32 kernel
  *   f16         widened to f32 while packed, and the f32 kernel */
 #include <limits.h>
@@ -269,6 +269,12 @@ static liger_status multiply_packed(liger_context *context, const struct gemm_pr
     return LIGER_OK;
 }
 
+#if defined(__AVX512F__)
+enum { HAS_AVX512 = true };
+#else
+enum { HAS_AVX512 = false };
+#endif
+
 /* ---- BLAS --------------------------------------------------------------------------------------------------------- */
 
 /* A row stride as BLAS wants it: an int, and no less than the length of a row even if there is only one row. */
@@ -289,7 +295,7 @@ static void start_from_bias(void *argument, int64_t begin, int64_t end) {
 /* Row-major c = op(a) · op(b) is column-major c' = op(b)' · op(a)'. The bias goes into c first, and beta = 1 keeps it.
  * Runs on the threads of the BLAS. False, with nothing done, if there is none or if a size or a stride is not for it. */
 static bool multiply_by_blas(liger_context *context, const struct gemm_problem *problem) {
-    const struct blas *blas = blas_find();
+    const struct blas *blas = blas_find(HAS_AVX512);
     const bool ta = problem->transpose_a, tb = problem->transpose_b;
     const int64_t m = problem->m, n = problem->n, k = problem->k;
     const float one = 1.0f, beta = problem->accumulate || problem->bias ? 1.0f : 0.0f;
