@@ -89,6 +89,60 @@ def test_compile_with_inductor(device):
         torch.testing.assert_close(a, b)
 
 
+def function_of(case: Case) -> Callable:
+    return lambda *args: case.function.apply(*args)
+
+
+@pytest.mark.parametrize("asked", [(False, True, False), (True, False, True), (True, True, True)])
+@pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy"])
+def test_compile_with_results_on_request(name, asked, device):
+    """z_loss, accuracy, predicted tokens: where they are, and that they have no gradient."""
+    case = CASES[name]
+    options = (*(() if name == "cross_entropy" else (None, False)), *asked[1:])
+    args = leaves(case, [*on(device, case.make(7)), asked[0], *options])
+    torch._dynamo.reset()
+    expected = case.function.apply(*args)
+    results = torch.compile(function_of(case), fullgraph=True, backend="aot_eager")(*args)
+    assert [r is not None for r in results] == [True, *asked] == [r is not None for r in expected]
+    assert same([r for r in results if r is not None], [r for r in expected if r is not None])
+    assert [r.requires_grad for r in results if r is not None] == [True] + [False] * sum(asked)
+
+
+def operators_in_graph(function: Callable, args: list) -> list[tuple]:
+    """(name, arguments) of every call of ours that torch.compile finds, in subgraphs too."""
+    found = []
+
+    def backend(graph, _inputs):
+        for part in graph.modules():
+            for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+                if str(node.target).startswith("liger."):
+                    found.append((str(node.target).split(".")[1], node.args))
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(function, fullgraph=True, backend=backend)(*args)
+    return found
+
+
+def test_compile_knows_what_is_disabled(case, device, monkeypatch):
+    args = leaves(case, on(device, case.make(7)))
+    assert operators_in_graph(function_of(case), args)
+    monkeypatch.setattr(case.function, "_plain_torch", True)
+    assert not operators_in_graph(function_of(case), args)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy"])
+def test_compile_forms_no_gradient_that_nobody_needs(name, device):
+    case = CASES[name]
+    args = leaves(case, on(device, case.make(7)))
+    needed = operators_in_graph(function_of(case), args)
+    with torch.no_grad():
+        unneeded = operators_in_graph(function_of(case), args)
+    flags = slice(11, 12) if name == "cross_entropy" else slice(16, 19)
+    assert needed[0][0] == unneeded[0][0] == name and len(unneeded) == 1
+    assert all(needed[0][1][flags]) and not any(unneeded[0][1][flags])
+
+
 def test_compile_dynamic_does_not_recompile(case, device):
     function = compiled(case, backend="aot_eager", dynamic=True)
     through(function, case, on(device, case.make(5)))

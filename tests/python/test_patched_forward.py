@@ -273,14 +273,24 @@ def test_autocast_over_fp32_weights(device, dtype):
         assert gradient.isfinite().all(), name
 
 
+def compiled_step(model, **inputs):
+    torch.compiler.reset()
+    return tiny_llama.run(torch.compile(model, fullgraph=True, backend="aot_eager"), **inputs)
+
+
 def test_compiles_without_graph_breaks(device):
     model = tiny_llama.build(device)
     ids, labels = tiny_llama.batch(device)
     apply_liger_kernel_to_llama(model=model)
     expected_step = tiny_llama.run(model, input_ids=ids, labels=labels)
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    output, gradients = tiny_llama.run(compiled, input_ids=ids, labels=labels)
+    try:
+        output, gradients = compiled_step(model, input_ids=ids, labels=labels)
+    except torch._dynamo.exc.Unsupported as cause:
+        try:
+            compiled_step(tiny_llama.build(device), input_ids=ids, labels=labels)
+        except torch._dynamo.exc.Unsupported:
+            pytest.skip("this torch cannot trace the model of this transformers, patched or not")
+        raise cause
     gradients = {name.removeprefix("_orig_mod."): gradient for name, gradient in gradients.items()}
     assert_same_step((output, gradients), expected_step)
 

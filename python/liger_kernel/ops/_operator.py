@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionMeta
 
 from liger_kernel import _native
 
 LigerArgumentError = _native.LigerArgumentError
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 _active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
@@ -36,7 +37,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """True if memory can be read through data_ptr(): no tracing, no fake tensors, no tensor subclass."""
     if torch.compiler.is_compiling() or _active_modes():
         return False
-    return all(t is None or type(t) in _PLAIN for t in tensors)
+    return all(t is None or type(t) in PLAIN for t in tensors)
 
 
 class Operator:
@@ -77,7 +78,7 @@ class Operator:
         return self.prepared(*args)
 
     def __call__(self, *args: Any) -> Any:
-        if _is_compiling() or _active_modes() or type(args[0]) not in _PLAIN:
+        if _is_compiling() or _active_modes() or type(args[0]) not in PLAIN:
             return self.traced(*args)
         if _is_profiling():
             with torch.profiler.record_function(f"liger::{self.name}"):
@@ -117,7 +118,24 @@ def _plain_apply(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
     return super(torch.autograd.Function, cls).apply  # type: ignore[misc]  # the base class has no stub
 
 
-class LigerFunction(torch.autograd.Function):
+class _OwnApply(FunctionMeta):
+    """The metaclass of Functions with an `apply` of their own. Of a class whose metaclass is torch's, torch.compile never
+    runs `apply`, but traces `forward` and `backward`: what `apply` decides would be lost in a compiled model."""
+
+
+def _traced_twin(cls: type[LigerFunction]) -> FunctionMeta:
+    """What torch.compile traces where a gradient is needed. Its forward leaves out the results that are None, which torch
+    2.4 cannot trace; its backward must take as many gradients as there are results then."""
+
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        return tuple(result for result in cls.forward(ctx, *args) if result is not None)
+
+    parts = {"forward": forward if cls.optional else cls.forward, "backward": cls.backward}
+    statics = {name: staticmethod(function) for name, function in parts.items()}
+    return FunctionMeta(cls.__name__, (torch.autograd.Function,), {"__module__": cls.__module__, **statics})
+
+
+class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
     """An autograd Function that skips autograd where no gradient is needed, and refuses second derivatives.
 
     Whether one is needed is decided before `forward`: inside it `ctx.needs_input_grad` is True even under no_grad.
@@ -125,20 +143,25 @@ class LigerFunction(torch.autograd.Function):
 
     operator = ""  # its names in LIGER_DISABLE, separated by blanks
     differentiable: tuple[int, ...] = ()  # positions of the arguments that can have a gradient
+    optional: tuple[int, ...] = ()  # positions of the arguments that ask for the results after the first, else None
     _plain_torch = False
     _direct: Callable[..., Any]
+    _traced: Any
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls._plain_torch = not _DISABLED.isdisjoint(cls.operator.split())
         cls._direct = staticmethod(_plain_apply(cls))
+        cls._traced = _traced_twin(cls)
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if cls._plain_torch:
             return cls.torch_forward(*args)
         if _is_grad_enabled() and (args[0].requires_grad or cls._needs_gradient(args)):
-            if _is_compiling() or _functorch_is_active():
+            if _is_compiling():
+                return cls._with_absent(cls._traced.apply(*args), args)
+            if _functorch_is_active():
                 return super().apply(*args)
             return cls._direct(*args)  # without torch's look at functorch's wrappers, which takes a microsecond
         return cls.forward(_WithoutGradient(), *args)
@@ -147,6 +170,15 @@ class LigerFunction(torch.autograd.Function):
     def _needs_gradient(cls, args: tuple[Any, ...]) -> bool:
         given = (args[position] for position in cls.differentiable if position < len(args))
         return any(tensor is not None and tensor.requires_grad for tensor in given)
+
+    @classmethod
+    def _with_absent(cls, results: Any, args: tuple[Any, ...]) -> Any:
+        """The twin's results, and None for each that nobody asked for. Torch 2.4 forgets which have no gradient."""
+        if not cls.optional:
+            return results
+        given = [result.detach() for result in results[1:]]
+        asked = [position < len(args) and args[position] for position in cls.optional]
+        return (results[0], *(given.pop(0) if flag else None for flag in asked))
 
     @staticmethod
     def torch_forward(*args: Any) -> Any:

@@ -264,6 +264,7 @@ class LigerCrossEntropyFunction(LigerFunction):
 
     operator = "cross_entropy"
     differentiable = (0,)
+    optional = (8, 9, 10)
 
     @staticmethod
     def forward(
@@ -313,7 +314,7 @@ class LigerCrossEntropyFunction(LigerFunction):
         return tuple(results)
 
     @staticmethod
-    def backward(ctx, dloss, _dz, _daccuracy, _dpredicted):
+    def backward(ctx, dloss, *_others):
         refuse_second_derivative("LigerCrossEntropyFunction")
         nothing = (None,) * 10
         if dloss is None:

@@ -296,6 +296,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
 
     operator = "fused_linear_cross_entropy linear_cross_entropy"
     differentiable = (0, 1, 3)
+    optional = (10, 13, 14)
 
     @staticmethod
     def forward(
@@ -360,7 +361,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         return loss, z_loss, accuracy, predicted
 
     @staticmethod
-    def backward(ctx, dloss, _dz, _daccuracy, _dpredicted):
+    def backward(ctx, dloss, *_others):
         refuse_second_derivative("LigerFusedLinearCrossEntropyFunction")
         nothing = (None,) * 11
         if dloss is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel._native import LIKE_FIRST, PER_ROW
 from liger_kernel.ops._operator import (
+    PLAIN,
     LigerArgumentError,
     LigerFunction,
     Operator,
@@ -126,10 +127,9 @@ rms_norm.register_gradient(_setup_context, _gradient)
 # ---- the Function and its helpers -------------------------------------------------------------------------------------
 
 
-def _gather(tensor: Tensor) -> Tensor:
+def _gather(tensor: Any) -> Tensor:
     """A DTensor is gathered: a row must be whole for its mean."""
-    full = getattr(tensor, "full_tensor", None)
-    return tensor if full is None else full()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def rms_norm_forward(
@@ -175,7 +175,7 @@ class LigerRMSNormFunction(LigerFunction):
     @staticmethod
     def forward(ctx, X, W, eps, offset=0.0, casting_mode="llama", in_place=True, row_mode=None):
         casting = casting_number(casting_mode)
-        X = _gather(X) if hasattr(X, "full_tensor") else X
+        X = X if type(X) in PLAIN else _gather(X)
         y, rstd = rms_norm(X, W, eps, offset, casting)
         ctx.options = offset, casting
         ctx.save_for_backward(X, W, rstd)
@@ -186,7 +186,7 @@ class LigerRMSNormFunction(LigerFunction):
         refuse_second_derivative("LigerRMSNormFunction")
         X, W, rstd = ctx.saved_tensors
         need_dx, need_dweight = ctx.needs_input_grad[0], W is not None and ctx.needs_input_grad[1]
-        dY = _gather(dY) if hasattr(dY, "full_tensor") else dY
+        dY = dY if type(dY) in PLAIN else _gather(dY)
         dx, dweight = rms_norm_gradient(dY, X, W, rstd, *ctx.options, need_dx, need_dweight)
         return dx if need_dx else None, dweight if need_dweight else None, None, None, None, None, None
 

@@ -5,6 +5,8 @@ N. Shazeer: GLU Variants Improve Transformer (2020).
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel._native import LIKE_FIRST
 from liger_kernel.ops._operator import (
+    PLAIN,
     LigerArgumentError,
     LigerFunction,
     Operator,
@@ -144,17 +147,22 @@ def swiglu_backward(a: Tensor, b: Tensor, dc: Tensor, gate_multiplier: float = 1
 
 
 def _is_dtensor(tensor: Any) -> bool:
-    return hasattr(tensor, "to_local") and hasattr(tensor, "device_mesh")
+    return type(tensor) not in PLAIN and hasattr(tensor, "to_local") and hasattr(tensor, "device_mesh")
+
+
+@functools.cache
+def _dtensors() -> Any:
+    """The module of DTensor."""
+    module = importlib.import_module("torch.distributed.tensor")
+    return module if hasattr(module, "DTensor") else importlib.import_module("torch.distributed._tensor")  # torch 2.4
 
 
 def _localise(a: Any, b: Any) -> tuple[Tensor, Tensor, tuple]:
     """Local shards of a and b on one mesh, and what it takes to make DTensors of results again."""
-    from torch.distributed.tensor import distribute_tensor
-
     like = a if _is_dtensor(a) else b
     mesh, placements = like.device_mesh, like.placements
-    a = a if _is_dtensor(a) else distribute_tensor(a, mesh, placements)
-    b = b if _is_dtensor(b) else distribute_tensor(b, mesh, placements)
+    a = a if _is_dtensor(a) else _dtensors().distribute_tensor(a, mesh, placements)
+    b = b if _is_dtensor(b) else _dtensors().distribute_tensor(b, mesh, placements)
     return a.to_local(), b.to_local(), (mesh, placements)
 
 
@@ -177,19 +185,14 @@ class LigerSiLUMulFunction(LigerFunction):
         y = swiglu(a, b, gate_multiplier, down_multiplier)
         ctx.gate_multiplier, ctx.down_multiplier = gate_multiplier, down_multiplier
         ctx.save_for_backward(a, b)
-        if ctx.sharding is None:
-            return y
-        from torch.distributed.tensor import DTensor
-
-        return DTensor.from_local(y, *ctx.sharding)
+        return y if ctx.sharding is None else _dtensors().DTensor.from_local(y, *ctx.sharding)
 
     @staticmethod
     def backward(ctx, dc):
         refuse_second_derivative("LigerSiLUMulFunction")
         if ctx.sharding is None:
             return _gradient(ctx, dc, reuse=True)
-        from torch.distributed.tensor import DTensor
-
+        DTensor = _dtensors().DTensor
         dc = dc.redistribute(*ctx.sharding).to_local() if _is_dtensor(dc) else dc
         da, db = (g if g is None else DTensor.from_local(g, *ctx.sharding) for g in _gradient(ctx, dc)[:2])
         return da, db, None, None

@@ -8,6 +8,7 @@ not fused at all: its logits are materialised.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,11 @@ def _is_fsdp2(head: nn.Module) -> bool:
 
 def _is_fsdp1(head: nn.Module) -> bool:
     return isinstance(head, loaded_class("torch.distributed.fsdp", "FullyShardedDataParallel"))
+
+
+def _is_deepspeed(weight: torch.Tensor) -> bool:
+    """Whether DeepSpeed keeps it, in parts or in full. Most traces never ask the tensor: torch 2.4 cannot trace hasattr."""
+    return "deepspeed" in sys.modules and hasattr(weight, "ds_id")
 
 
 def _foreign_forward(head: nn.Module) -> bool:
@@ -87,7 +93,7 @@ def _weight_obstacle(head: Any) -> str | None:
         shards = sum(placement.is_shard() for placement in weight.placements)
         if not _is_fsdp2(head) or shards > 1:
             return "its weight is a DTensor (tensor parallelism)"
-    elif type(weight) not in (torch.Tensor, nn.Parameter) and not hasattr(weight, "ds_id"):
+    elif type(weight) not in (torch.Tensor, nn.Parameter) and not _is_deepspeed(weight):
         return f"its weight is a {type(weight).__name__} (quantised?)"
     return None
 
@@ -100,7 +106,7 @@ def _is_bare(head: nn.Module) -> bool:
         and not (head._forward_pre_hooks or head._forward_hooks)
         and not (head._backward_pre_hooks or head._backward_hooks)
         and not _is_sharded(head.weight)
-        and not hasattr(head.weight, "ds_id")
+        and not _is_deepspeed(head.weight)
         and head.weight.device.type != "meta"
     )
 
@@ -112,7 +118,7 @@ def _require_full_weight(head: Any, hidden_size: int) -> torch.Tensor:
     if _is_sharded(weight):
         raise RuntimeError("fused loss: lm_head.weight is still a DTensor while the head runs (tensor parallelism?)")
     if weight.ndim != 2 or weight.shape[1] != hidden_size:
-        cause = "partitioned by DeepSpeed and not gathered" if hasattr(weight, "ds_id") else "not there in full"
+        cause = "partitioned by DeepSpeed and not gathered" if _is_deepspeed(weight) else "not there in full"
         raise RuntimeError(
             f"fused loss: lm_head.weight has shape {tuple(weight.shape)} while the head runs, but hidden_size is "
             f"{hidden_size}: it is {cause}"
