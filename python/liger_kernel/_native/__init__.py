@@ -68,7 +68,7 @@ def _folder() -> Path:
     return Path(given) if given else Path(__file__).resolve().parent
 
 
-def cuda_stream_function() -> Callable[[int], int]:
+def _cuda_stream_function() -> Callable[[int], int]:
     """device index -> address of torch's current stream. Looked up at the first CUDA tensor: CPU builds lack it."""
     import torch
 
@@ -118,7 +118,7 @@ def load() -> ModuleType:
         dtypes,
         LigerArgumentError,
         LigerError,
-        cuda_stream_function,
+        _cuda_stream_function,
         torch.empty(3, 2, device="cpu").t(),
         (LIKE_FIRST, PER_ROW, HEADS_OF_FIRST, HEADS_OF_SECOND),
         torch.empty_like,

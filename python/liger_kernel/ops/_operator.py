@@ -26,10 +26,6 @@ _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_profiling = torch.autograd._profiler_enabled
 _functorch_is_active = torch._C._are_functorch_transforms_active
-_is_capturing: Callable[[], bool] = getattr(  # a torch without CUDA lacks the first
-    torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing
-)
-_stream_of = _native.cuda_stream_function()
 _library = torch.library.Library("liger", "DEF")
 
 
@@ -323,27 +319,13 @@ def absent(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 # ---- workspace ---------------------------------------------------------------------------------------------------------
 
-_workspaces: dict[tuple[int, int], Tensor] = {}
-
 
 def workspace(like: Tensor, size: int) -> Tensor | None:
-    """At least `size` bytes of scratch on the tensor's device, aligned to 256.
-
-    On CUDA one grow-only buffer serves all calls of a stream: kernels of one stream run one after the other. While a
-    graph is captured the buffer comes from the graph's own pool.
-    """
+    """`size` bytes of scratch on the tensor's device, aligned to 256. Nothing is kept: between calls it is memory for
+    everybody, and while a graph is captured it comes from the graph's own pool."""
     if size == 0:
         return None
-    if not like.is_cuda:
-        raw = torch.empty(size + 256, dtype=torch.uint8)
-        return raw[-raw.data_ptr() % 256 :][:size]
-    if _is_capturing():
-        return torch.empty(size, dtype=torch.uint8, device=like.device)
-    device = like.get_device()
-    key = (device, _stream_of(device))
-    held = _workspaces.get(key)
-    if held is None or held.numel() < size:
-        _workspaces.pop(key, None)
-        del held
-        held = _workspaces[key] = torch.empty(size, dtype=torch.uint8, device=like.device)
-    return held
+    if like.is_cuda:
+        return like.new_empty(size, dtype=torch.uint8)
+    raw = torch.empty(size + 256, dtype=torch.uint8)
+    return raw[-raw.data_ptr() % 256 :][:size]
