@@ -49,7 +49,6 @@ __device__ __forceinline__ pack<T, N> load_shared(const T *p) {
     }
     return out;
 }
-
 /* A pack as floats, and floats as a pack. In pairs: one instruction rounds two values to 16 bits. */
 template <int N>
 __device__ __forceinline__ void unpack(const pack<float, N> &in, float (&out)[N]) {

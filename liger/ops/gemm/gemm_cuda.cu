@@ -73,16 +73,15 @@ int64_t strip_columns(const gemm_problem &p) {
 liger_status multiply_with_bias(liger_context *context, const gemm_problem &p, liger_stream stream, bool *refused) {
     const int64_t pitch = strip_columns(p), element = (int64_t)liger_dtype_size(p.dtype);
     *refused = pitch == 0;
-    if (*refused) return LIGER_OK;
     gemm_problem strip = p;
     strip.bias = nullptr;
     strip.c = p.workspace, strip.c_dtype = LIGER_F32, strip.ldc = pitch;
     strip.workspace = nullptr, strip.workspace_bytes = 0;
-    for (int64_t first = 0; first < p.n; first += pitch) {
+    for (int64_t first = 0; first < p.n && !*refused; first += pitch) {
         strip.n = p.n - first < pitch ? p.n - first : pitch;
         strip.b = (const char *)p.b + (p.transpose_b ? first * p.ldb : first) * element;
         LIGER_TRY(cublaslt_gemm(context, &strip, stream, refused));
-        if (*refused) return LIGER_OK; /* the plain kernel then makes all of c */
+        if (*refused) break; /* the plain kernel then makes all of c */
         const dim3 grid(grid_size(strip.n, BIAS_THREADS), grid_size(p.m, BIAS_ROWS, MAX_GRID_Y));
         LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.c_dtype, T, TC,
                                    bias_kernel<T, TC>
