@@ -218,11 +218,13 @@ def test_more_than_six_dimensions(name, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_wide_rows(device, dtype):
-    """More than 65536 columns, and not a multiple of anything. Beyond the budget an error may be twice torch's own in f32:
-    sums over so many columns are its matrix product's, too."""
+    """More than 65536 columns, and not a multiple of anything. The linear loss's products are compared in float64: an f32
+    BLAS, torch's own included, is some 4e-5 off in sums over so many columns, and where ours goes through it, it may be too.
+    """
     wide = 70001
     x, w = torch.randn(2, wide, device=device).to(dtype), torch.randn(wide, device=device).to(dtype)
     target = torch.tensor([wide - 1, 3], device=device)
+    by_blas = device.type == "cpu" and "by sgemm" in _native.report()["CPU matrix products"]
     for function, args in (
         (ops.LigerRMSNormFunction, (x, w, 1e-6)),
         (ops.LigerFusedAddRMSNormFunction, (x, x.flip(0), w, 1e-6)),
@@ -242,7 +244,9 @@ def test_wide_rows(device, dtype):
             values.append([out, *(g.grad for g in given if isinstance(g, Tensor) and g.is_floating_point())])
         for ours, single, exact in zip(*values):
             budget = exact.abs().max() * (8 * torch.finfo(dtype).eps + 3e-5)
-            assert (ours.double() - exact).abs().max() <= max(budget, 2 * (single.double() - exact).abs().max())
+            if by_blas and function is ops.LigerFusedLinearCrossEntropyFunction:
+                budget = max(budget, 2 * (single.double() - exact).abs().max())
+            assert (ours.double() - exact).abs().max() <= budget
 
 
 def test_no_rows(case, device):
