@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+needs_nvcc = pytest.mark.skipif(not Path(NVCC).exists(), reason="needs nvcc")
 needs_sources = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
 
 
@@ -193,29 +195,49 @@ extern "C" __global__ void __launch_bounds__(1024, 2) planted(float *p) {
     float v[64];
     for (int i = 0; i < 64; i++) v[i] = p[threadIdx.x + 1024 * i];
     __syncthreads();
-    #pragma unroll
-    for (int r = 0; r < 64; r++)
-        #pragma unroll
-        for (int i = 0; i < 64; i++) v[i] += v[(i * 7 + r) %% 64] * v[(i + 31) %% 64];
-    for (int i = 0; i < 64; i++) p[threadIdx.x + 1024 * i] = v[i];
+    for (int i = 0; i < 64; i++) p[threadIdx.x + 1024 * i] = v[63 - i];
 }
 """
 
 
-@pytest.mark.skipif(not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()), reason="needs nvcc")
+@needs_nvcc
 def test_check_cuda_build_sees(tree):
-    file = tree / "liger/planted.cu"
-    file.write_text(SPILLING % "")
-    code, said = run(tree, "tools/check_cuda_build.py", str(file))
-    assert code == 1 and "planted spills" in said
-    file.write_text(SPILLING % "/* spills allowed: planted: a test */")
-    assert run(tree, "tools/check_cuda_build.py", str(file))[0] == 0
-    file.write_text("/* spills allowed: nobody: a test */ __global__ void calm(float *p) { *p = 1; }")
-    code, said = run(tree, "tools/check_cuda_build.py", str(file))
-    assert code == 1 and "is not needed" in said
+    file, build = tree / "liger/planted.cu", tree / "build"
+    (build / "cuda").mkdir(parents=True)
+    said = build / "cuda/planted.cu.o.ptxas"
+
+    def check(text):
+        file.write_text(text)
+        return run(tree, "tools/check_cuda_build.py", "--build", str(build), "--archs", "80", str(file))
+
+    code, words = check(SPILLING % "")
+    assert code == 1 and "it was not built there" in words
+    command = [tree / "tools/nvcc_said.sh", said, NVCC, "-arch=sm_80", "-Xptxas=-v", "-c", file, "-o", "/dev/null"]
+    subprocess.run(command, check=True)
+    code, words = check(SPILLING % "")
+    assert code == 1 and "planted spills" in words
+    assert check(SPILLING % "/* spills allowed: planted: a test */")[0] == 0
+    code, words = check(SPILLING % "/* spills allowed: planted: a test */ /* spills allowed: nobody: a test */")
+    assert code == 1 and "`nobody` is not needed" in words
+    code, words = run(tree, "tools/check_cuda_build.py", "--build", str(build), str(file))
+    assert code == 1 and "no report of ptxas -v on sm_80, sm_90a" in words
+    said.write_text("")  # compiled without -Xptxas=-v
+    code, words = check(SPILLING % "")
+    assert code == 1 and "no report of ptxas" in words
     file.write_text("this is not C++")
-    code, said = run(tree, "tools/check_cuda_build.py", str(file))
-    assert code == 1 and "does not compile" in said
+    code, words = run(tree, "tools/check_cuda_build.py", str(file))
+    assert code == 1 and "does not compile" in words
+
+
+@needs_nvcc
+def test_what_nvcc_says_is_shown_but_for_the_report(tmp_path):
+    (tmp_path / "planted.cu").write_text("__global__ void f(float *p) { int unused; *p = 1; }")
+    command = [ROOT / "tools/nvcc_said.sh", tmp_path / "said", NVCC]
+    command += ["-arch=sm_80", "-Xptxas=-v", "-c", tmp_path / "planted.cu", "-o", "/dev/null"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "unused" in done.stdout and "ptxas info" not in done.stdout
+    assert "Compiling entry function" in (tmp_path / "said").read_text()
+    assert subprocess.run([*command, "--no-such-option"], capture_output=True).returncode != 0
 
 
 def test_gen_binding_refuses_what_it_cannot_convert():
