@@ -5,6 +5,7 @@ VENV ?= .venv
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
 QUICK ?=
+STAGES ?=
 CMAKE_ARGS ?=
 PYTHON := $(abspath $(VENV))/bin/python
 # The programs of the virtual environment (cmake, ninja, ruff) come first.
@@ -104,8 +105,8 @@ test-cuda-build: $(SETUP) ## every .cu for sm_80 and sm_90a, without spills
 test-python: build ## pytest; prints the closing line
 	$(NATIVE) $(PYTHON) -m pytest tests/python $(PYTEST_ARGS)
 
-gpu-test: ## on a machine with a GPU: installs nothing, needs no network; QUICK=1 for the short form
-	QUICK=$(QUICK) tools/gpu_test.sh
+gpu-test: ## on a machine with a GPU: installs nothing, needs no network; QUICK=1, or STAGES="build driver-cpu" for a part
+	QUICK=$(QUICK) STAGES="$(STAGES)" tools/gpu_test.sh
 
 test-aarch64: $(SETUP) ## cross build, reduced driver under emulation
 	@tools/system_packages.sh aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu qemu-aarch64=qemu-user

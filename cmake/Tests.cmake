@@ -35,6 +35,7 @@ endif()
 # Any bytes as arguments; a longer run is `liger_fuzz ROUNDS SEED`.
 file(GLOB fuzz_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/tests/fuzz/*.c")
 if(fuzz_sources)
-  liger_test_program(liger_fuzz ${fuzz_sources} "${CMAKE_CURRENT_SOURCE_DIR}/tests/harness/random.c")
+  liger_test_program(liger_fuzz ${fuzz_sources} "${CMAKE_CURRENT_SOURCE_DIR}/tests/harness/random.c"
+                     "${CMAKE_CURRENT_SOURCE_DIR}/tests/harness/door_list.c")
   add_test(NAME liger_fuzz COMMAND liger_fuzz)
 endif()
