@@ -28,14 +28,17 @@ endif()
 # The bench driver runs the same cases.
 file(GLOB bench_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/bench/*.c")
 if(bench_sources)
-  list(FILTER harness_sources EXCLUDE REGEX "/modes[a-z_]*\\.c$")
-  liger_test_program(liger_bench ${bench_sources} ${harness_sources} ${LIGER_ROOM_TEST_SOURCES})
+  set(bench_harness ${harness_sources})
+  list(FILTER bench_harness EXCLUDE REGEX "/modes[a-z_]*\\.c$")
+  liger_test_program(liger_bench ${bench_sources} ${bench_harness} ${LIGER_ROOM_TEST_SOURCES})
 endif()
 
-# Any bytes as arguments; a longer run is `liger_fuzz ROUNDS SEED`.
+# Right calls and spoiled ones; a longer run is `liger_fuzz ROUNDS SEED`. What cases call is caught by the linker.
 file(GLOB fuzz_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/tests/fuzz/*.c")
 if(fuzz_sources)
-  liger_test_program(liger_fuzz ${fuzz_sources} "${CMAKE_CURRENT_SOURCE_DIR}/tests/harness/random.c"
-                     "${CMAKE_CURRENT_SOURCE_DIR}/tests/harness/door_list.c")
+  liger_test_program(liger_fuzz ${fuzz_sources} ${harness_sources} ${LIGER_ROOM_TEST_SOURCES})
+  foreach(function IN LISTS LIGER_FUNCTIONS)
+    target_link_options(liger_fuzz PRIVATE "-Wl,--wrap=liger_${function}")
+  endforeach()
   add_test(NAME liger_fuzz COMMAND liger_fuzz)
 endif()

@@ -68,11 +68,12 @@ static bool complain(struct call_image *image, const char *what, const char *nam
     return false;
 }
 
-static void fill(const struct tensor_spec *spec, liger_dtype dtype, const double *values, struct tensor_image *tensor) {
-    struct walk walk = {.spec = spec, .stride = tensor->stride};
+void op_tensor_store(const struct tensor_spec *spec, liger_dtype dtype, const int64_t *stride, const double *values,
+                     void *data) {
+    struct walk walk = {.spec = spec, .stride = stride};
     const int64_t count = op_tensor_count(spec), size = (int64_t)liger_dtype_size(dtype);
     for (int64_t i = 0; i < count; i++, walk_next(&walk))
-        format_store(dtype, tensor->buffer.data + walk.offset * size, values[i]);
+        format_store(dtype, (unsigned char *)data + walk.offset * size, values[i]);
 }
 
 static bool keep_before(struct call_image *image, struct tensor_image *tensor, const char *name) {
@@ -105,7 +106,7 @@ static bool make_tensor(struct call_image *image, int i, enum placement place, e
         const size_t shift = shift_of(spacing, i) * size;
         if (!guard_buffer_make(&tensor->buffer, (size_t)span * size, place == PLACE_MIDDLE ? 256 : size, shift, place))
             return complain(image, "no memory", spec->name);
-        if (spec->role != ROLE_OUT) fill(spec, dtype, run->t[i], tensor);
+        if (spec->role != ROLE_OUT) op_tensor_store(spec, dtype, tensor->stride, run->t[i], tensor->buffer.data);
         if (!keep_before(image, tensor, spec->name)) return false;
     }
     const struct tensor_image *owner = tensor->same_as < 0 ? tensor : &image->tensor[tensor->same_as];

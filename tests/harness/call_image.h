@@ -55,6 +55,9 @@ size_t call_image_bits(const struct call_image *image, int tensor, unsigned char
 
 liger_dtype op_tensor_dtype(const struct tensor_spec *spec, struct op_types types);
 int64_t op_tensor_count(const struct tensor_spec *spec);
+/* Contiguous doubles into a view of memory. */
+void op_tensor_store(const struct tensor_spec *spec, liger_dtype dtype, const int64_t *stride, const double *values,
+                     void *data);
 /* Strides; returns the elements from the first to one past the last. */
 int64_t op_tensor_layout(const struct tensor_spec *spec, enum spacing spacing, int64_t *stride);
 
