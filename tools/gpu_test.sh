@@ -57,6 +57,13 @@ per_operator() {
 driver_cuda() {
     "$BUILD/liger_test" --backend cuda --op core && per_operator cuda "$BUILD/liger_test" --backend cuda "$@"
 }
+# PTX of an older GPU, which this one compiles for itself, as it does for a build that is older than it. What the host
+# decides must follow what kernels were compiled for: where it does not, a kernel may never end.
+driver_older_code() {
+    cmake -G Ninja -S . -B "$BUILD-older" -DCMAKE_BUILD_TYPE=Release -DLIGER_CUDA=ON -DLIGER_CUDA_ARCHS= \
+        -DLIGER_CUDA_PTX=80 -DLIGER_BINDING=OFF && cmake --build "$BUILD-older" -j "$JOBS" --target liger_test &&
+        per_operator older-code timeout 400 "$BUILD-older/liger_test" --backend cuda --quick
+}
 # A checked kernel runs a hundred times longer, most of it on the host: small ragged shapes only.
 sanitizer() {
     per_operator "$1" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
@@ -71,6 +78,7 @@ if [ -x "$BUILD/liger_test" ]; then
     step fuzz "$BUILD/liger_fuzz"
     step driver-cpu "$BUILD/liger_test" --backend cpu --quick
     step driver-cuda driver_cuda "${quick[@]}"
+    step driver-older-code driver_older_code
     pytest_arguments=()
     [ -n "$QUICK" ] && pytest_arguments=(-m "not slow")
     python3 -c 'import xdist' 2>/dev/null && pytest_arguments+=(-n $((JOBS / 2)))
