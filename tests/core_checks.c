@@ -14,6 +14,7 @@
 #include "liger/cpu/parallel.h"
 #include "liger/ops/rope/rope.h"
 #include "tests/harness/random.h"
+#include "tests/thread_checks.h"
 
 static void expect(struct report *report, bool fact, const char *what) {
     if (fact) report_pass(report);
@@ -321,4 +322,5 @@ void core_checks(struct report *report) {
     no_context(report);
     workers_leave_signals_alone(report);
     report_end(report, "core", "context", "host");
+    thread_checks(report);
 }
