@@ -52,6 +52,10 @@ bool liger_same_shape(const liger_tensor *a, const liger_tensor *b);
  * more than two strides. */
 liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger_rows *rows);
 
+/* If none of the views, all of [rows, cols] or absent, has gaps, they become one long row: elementwise kernels then need no
+ * row arithmetic, and narrow rows no tails. */
+void liger_join_rows(int64_t *rows, int64_t *cols, liger_rows *const *views, int count);
+
 #ifdef __cplusplus
 }
 #endif

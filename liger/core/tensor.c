@@ -99,3 +99,15 @@ liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger
     rows->outer_stride = stride[1];
     return LIGER_OK;
 }
+
+static bool in_one_piece(const liger_rows *view, int64_t rows, int64_t cols) {
+    return view->data == NULL || rows == 1 || (view->inner == rows && view->inner_stride == cols);
+}
+
+void liger_join_rows(int64_t *rows, int64_t *cols, liger_rows *const *views, int count) {
+    for (int i = 0; i < count; i++)
+        if (!in_one_piece(views[i], *rows, *cols)) return;
+    *cols *= *rows;
+    *rows = 1;
+    for (int i = 0; i < count; i++) *views[i] = (liger_rows){.data = views[i]->data, .inner = 1};
+}
