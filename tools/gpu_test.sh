@@ -8,7 +8,7 @@
 #   BUILD=build/gpu             where it is built
 #
 # Every stage is run, whatever fails; the last page says what passed, what did not run and why, and where the logs are.
-set -u
+set -uo pipefail
 cd "$(dirname "$0")/.."
 ALL_STAGES="build harness-selftest fuzz driver-cpu driver-cuda driver-ptx pytest-cuda memcheck racecheck"
 STAGES=${STAGES:-$ALL_STAGES}
@@ -41,24 +41,14 @@ configure_and_build() {
     cmake -G Ninja -S . -B "$1" -DCMAKE_BUILD_TYPE=Release -DLIGER_CUDA=ON "-DLIGER_CUDA_ARCHS=$2" "${@:3}" &&
         cmake --build "$1" -j "$JOBS"
 }
-# per_operator NAME DRIVER COMMAND...: COMMAND once for every function of the driver, several at a time, a log each; adds
-# up what passed.
+# per_operator NAME COMMAND...: COMMAND, which is a driver, once for every function.
 per_operator() {
-    local name=$1 driver=$2 failed=0
-    shift 2
-    rm -f "$LOGS/$name"-*.log
-    # shellcheck disable=SC2016 # expanded by the inner shell
-    "$driver" --list | xargs -P $((JOBS / 2 + 1)) -I OPERATOR bash -c \
-        '"${@:3}" --op "$2" >"$1-$2.log" 2>&1 || { echo "$2: exit status $?" >>"$1-$2.log"; exit 1; }' \
-        bash "$LOGS/$name" OPERATOR "$@" || failed=1
-    cat "$LOGS/$name"-*.log
-    awk '/ passed, [0-9]+ failed$/ {p += $1; f += $3} END {print p " passed, " f " failed"}' "$LOGS/$name"-*.log
-    return $failed
+    "${@:2}" --list | sed 's/^/--op /' | tools/side_by_side.sh $((JOBS / 2 + 1)) "$LOGS/$1" "${@:2}"
 }
 # driver BACKEND: what belongs to no operator, then every operator.
 driver() {
     local program=("$BUILD/liger_test" --backend "$1" "${quick[@]}")
-    "${program[@]}" --op core && per_operator "$1" "$BUILD/liger_test" "${program[@]}"
+    "${program[@]}" --op core && per_operator "$1" "${program[@]}"
 }
 
 stage_build() { configure_and_build "$BUILD" "$architecture" -DPython_EXECUTABLE="$(command -v python3)"; }
@@ -69,9 +59,8 @@ stage_driver_cuda() { driver cuda; }
 # A library for an older GPU, which the driver compiles for this one: what it decides must follow what it was compiled
 # for. It fails by never ending, so it has a time limit.
 stage_driver_ptx() {
-    configure_and_build "$BUILD-ptx" 80 -DLIGER_CUDA_PTX=80 -DLIGER_BINDING=OFF || return 1
-    local program="$BUILD-ptx/liger_test"
-    per_operator ptx "$program" timeout -k 10 240 "$program" --backend cuda --quick
+    configure_and_build "$BUILD-ptx" "" -DLIGER_CUDA_PTX=80 -DLIGER_BINDING=OFF -DLIGER_CPU_ISAS=best &&
+        per_operator ptx timeout -k 10 240 "$BUILD-ptx/liger_test" --backend cuda --quick
 }
 stage_pytest_cuda() {
     local arguments=(-rs)
@@ -82,8 +71,8 @@ stage_pytest_cuda() {
 }
 # A checked kernel runs a hundred times longer, most of it on the host: small ragged shapes only.
 sanitizer() {
-    per_operator "$1" "$BUILD/liger_test" compute-sanitizer --tool "$1" --error-exitcode 9 \
-        --print-limit 20 "$BUILD/liger_test" --backend cuda --quick --mode parity
+    per_operator "$1" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+        "$BUILD/liger_test" --backend cuda --quick --mode parity
 }
 stage_memcheck() { sanitizer memcheck; }
 stage_racecheck() { sanitizer racecheck; }

@@ -197,6 +197,37 @@ def test_a_forked_child_computes_alone():
     assert printed.strip() == "0"
 
 
+@pytest.mark.parametrize("before", ["imported only", "called"])
+def test_a_forked_child_needs_no_threads_of_its_parent(before):
+    """Torch's team and its BLAS are dead in a child, whether the library was used before the fork or not; so it is in a
+    child of the child."""
+    printed = in_a_process(
+        f"""
+        import os, signal, torch
+        from liger_kernel import _native
+        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Loss
+        x, w, target = torch.randn(300, 1024), torch.randn(2000, 1024), torch.arange(300)
+        (x @ w.t()).exp().sum()  # wakes the team and the threads of the BLAS
+        y = torch.empty_like(x)
+        def call():
+            _native.rms_norm_forward(x, None, y, None, 1e-6, 0.0, 0)
+            with torch.no_grad():
+                return Loss.apply(x, w, target)[0]
+        if {before == "called"}:
+            call()
+        def child(depth):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(60)
+                fine = bool(call().isfinite()) and (depth == 0 or child(depth - 1) == 0)
+                os._exit(0 if fine else 1)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(child(1))
+        """
+    )
+    assert printed.strip() == "0"
+
+
 def test_a_missing_library_is_reported_at_first_use(tmp_path):
     printed = own_process.output(
         "-c",

@@ -342,7 +342,7 @@ def test_gpu_test_by_stages(gpu_test):
 def test_gpu_test_fails_with_a_stage(gpu_test, tree):
     done, rows = gpu_test(FAULTY="1")
     assert done.returncode == 1 and "SOMETHING FAILED" in done.stdout
-    assert rows["driver-cuda"][0] == "FAILED" and "faulty: exit status 137" in done.stdout
+    assert rows["driver-cuda"][0] == "FAILED" and "--op faulty: exit status 137" in done.stdout
     assert rows["pytest-cuda"][0] == "passed"
     (tree / "programs/cmake").write_text("#!/bin/bash\nexit 1\n")
     done, rows = gpu_test()
