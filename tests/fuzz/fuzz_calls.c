@@ -271,7 +271,9 @@ static struct prepared current;
 
 void fuzz_describe(void) {
     if (current.run == NULL) return;
-    printf("    %s, %s\n", current.run->op->name, current.run->c.label);
+    const struct byte_span workspace = workspace_span(&current);
+    printf("    %s, %s; workspace of %zu at %lld, %zu needed\n", current.run->op->name, current.run->c.label,
+           (size_t)(workspace.end - workspace.begin), (long long)(workspace.begin - (uintptr_t)arena), current.needed);
     for (int k = 0; k < current.layout.count; k++) {
         const liger_tensor *t = tensor_at(&current, k);
         printf("    tensor %d: %s, %s at %lld, %d dimensions:", k, current.layout.output[k] ? "output" : "input",
