@@ -4,6 +4,8 @@
  * ulp is 2 u), none rounds rstd and the weight likewise. The sum of squares is a chain of cols/16 additions on the
  * narrowest machine and its error is halved by the root: cols/32 u(f32), and a handful for the rest. */
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rms_norm/rms_norm_ref.h"
@@ -300,6 +302,41 @@ static double loss_add_backward(const struct op_case *c, const struct op_types *
     return loss(c, types, t, t[DSUM]);
 }
 
+static void scale_all(double *values, int64_t count, int power) {
+    for (int64_t i = 0; values && i < count; i++) values[i] = ldexp(values[i], power);
+}
+
+/* x · 2^k with the rstd that belongs to it moves dx by 2^-k, and dweight not at all: inputs and results keep to the range of
+ * f32, so no step in between may leave it. */
+static const char *far_magnitudes(struct op_run *run) {
+    static const int powers[] = {-50, 50};
+    const int64_t elements = run->count[DX];
+    const char *wrong = NULL;
+    if (run->t[DX] == NULL || run->types.t == LIGER_F16) return NULL; /* f16 has no such values */
+    if (op_run_call(run) != LIGER_OK) return liger_last_error();
+    double *dx = malloc((size_t)(elements + run->c.size[COLS]) * sizeof *dx), *dweight = dx ? dx + elements : NULL;
+    if (dx == NULL) return "no memory";
+    memcpy(dx, run->t[DX], (size_t)elements * sizeof *dx);
+    if (run->t[DWEIGHT]) memcpy(dweight, run->t[DWEIGHT], (size_t)run->c.size[COLS] * sizeof *dx);
+    for (int k = 0; k < OP_COUNT(powers) && !wrong; k++) {
+        const int power = k > 0 ? powers[k] - powers[k - 1] : powers[k];
+        scale_all(run->t[BX], run->count[BX], power);
+        scale_all(run->t[BRSTD], run->count[BRSTD], -power);
+        scale_all(run->t[DSUM], run->count[DSUM], -power);
+        if (op_run_call(run) != LIGER_OK) wrong = liger_last_error();
+        for (int64_t i = 0; i < elements && !wrong; i++)
+            if (run->t[DX][i] != ldexp(dx[i], -powers[k]))
+                wrong = op_run_text(run, "dx[%lld] is %.9g for x, %.9g for x times 2^%d", (long long)i, dx[i],
+                                    run->t[DX][i], powers[k]);
+        for (int64_t c = 0; run->t[DWEIGHT] && c < run->c.size[COLS] && !wrong; c++)
+            if (run->t[DWEIGHT][c] != dweight[c]) wrong = "dweight moves with x";
+    }
+    free(dx);
+    return wrong;
+}
+
+static const struct op_property backward_properties[] = {{"x near the ends of f32", far_magnitudes}};
+
 static const struct op_alias backward_aliases[] = {{DX, DY}};
 static const struct op_alias add_backward_aliases[] = {{DX, DY}, {DX, DSUM}};
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
@@ -318,6 +355,7 @@ const struct op_cases rms_norm_backward_cases = {
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
     OP_ALIASES(backward_aliases),
+    OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };
 
@@ -334,5 +372,6 @@ const struct op_cases add_rms_norm_backward_cases = {
     .loss = loss_add_backward,
     OP_GRADIENTS(gradients),
     OP_ALIASES(add_backward_aliases),
+    OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };

@@ -35,19 +35,6 @@ static const struct door_rule backward_rules[] = {
 const struct door swiglu_forward_door = DOOR_OF(swiglu_forward, forward_rules);
 const struct door swiglu_backward_door = DOOR_OF(swiglu_backward, backward_rules);
 
-static bool in_one_piece(const liger_rows *view, int64_t rows, int64_t cols) {
-    return view->data == NULL || rows == 1 || (view->inner == rows && view->inner_stride == cols);
-}
-
-/* Tensors without gaps become one long row: kernels then need no row arithmetic, and narrow rows no tails. */
-static void join_rows(int64_t *rows, int64_t *cols, liger_rows *const *views, int count) {
-    for (int i = 0; i < count; i++)
-        if (!in_one_piece(views[i], *rows, *cols)) return;
-    *cols *= *rows;
-    *rows = 1;
-    for (int i = 0; i < count; i++) *views[i] = (liger_rows){.data = views[i]->data, .inner = 1};
-}
-
 liger_status liger_swiglu_forward(liger_context *context, const liger_swiglu_forward_args *given, liger_stream stream) {
     liger_swiglu_forward_args args;
     struct swiglu_forward_problem problem;
@@ -59,7 +46,7 @@ liger_status liger_swiglu_forward(liger_context *context, const liger_swiglu_for
     problem.cols = call.size[COLS];
     if (problem.rows == 0 || problem.cols == 0) return LIGER_OK;
     liger_rows *const views[] = {&problem.gate, &problem.up, &problem.y};
-    join_rows(&problem.rows, &problem.cols, views, 3);
+    liger_join_rows(&problem.rows, &problem.cols, views, 3);
     return context->kernels->swiglu_forward(context, &problem, stream);
 }
 
@@ -75,6 +62,6 @@ liger_status liger_swiglu_backward(liger_context *context, const liger_swiglu_ba
     if (problem.rows == 0 || problem.cols == 0) return LIGER_OK;
     if (problem.dgate.data == NULL && problem.dup.data == NULL) return LIGER_OK;
     liger_rows *const views[] = {&problem.dy, &problem.gate, &problem.up, &problem.dgate, &problem.dup};
-    join_rows(&problem.rows, &problem.cols, views, 5);
+    liger_join_rows(&problem.rows, &problem.cols, views, 5);
     return context->kernels->swiglu_backward(context, &problem, stream);
 }
