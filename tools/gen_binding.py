@@ -2,8 +2,8 @@
 """Writes the operators' part of the Python binding from ops.def and the public headers of the rooms.
 
 The args struct is the argument list: `liger_rms_norm_forward_args` becomes `rms_norm_forward(x, weight, y, ...)`, one
-positional argument per field in the struct's order, without `size`; the pair workspace, workspace_bytes is one argument.
-A field of a type that is not in CONVERTERS is an error here, not a surprise there.
+positional argument per field in the struct's order, without `size` and what is reserved; the pair workspace,
+workspace_bytes is one argument. A field of a type that is not in CONVERTERS is an error here, not a surprise there.
 
 usage: gen_binding.py OUTPUT.c     (run by the build)
 """
@@ -66,7 +66,7 @@ def parse_fields(body: str, where: str) -> list[Field]:
             raise SystemExit(f"{where}: cannot read the field `{declaration}`")
         kind, pointer, names = match[2], match[3], [name.strip() for name in match[4].split(",")]
         for name in names:
-            if kind == "size_t" and name in ("size", "workspace_bytes"):
+            if kind == "size_t" and name in ("size", "workspace_bytes") or name.startswith("reserved"):
                 continue
             if kind == "void" and pointer and name == "workspace":
                 fields.append(Field(name, "workspace"))

@@ -153,6 +153,14 @@ liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, 
                       (void *)written.begin, (void *)written.end, (void *)read.begin, (void *)read.end);
 }
 
+liger_status liger_check_overlaps_itself(const liger_tensor *out, const char *what) {
+    if (!liger_view_repeats(out)) return LIGER_OK;
+    const struct byte_span span = liger_byte_span(out);
+    return liger_fail(LIGER_ERR_LAYOUT, "%s overlaps itself: its %lld elements of %zu bytes share the bytes %p-%p",
+                      what, (long long)liger_tensor_elements(out), liger_dtype_size(out->dtype), (void *)span.begin,
+                      (void *)span.end);
+}
+
 enum { MOST_ARGUMENTS = 16 };
 
 static void spans_of(const struct liger_argument *arguments, int count, struct byte_span *spans) {

@@ -52,6 +52,8 @@ liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t n
  * interleave without touching, as the heads of q and k in one projection, are fine. */
 liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, const liger_tensor *in,
                                  const char *in_name, bool same_allowed);
+/* LAYOUT if two elements of `out` share a byte, as in an expanded tensor. */
+liger_status liger_check_overlaps_itself(const liger_tensor *out, const char *what);
 /* An argument and its name. */
 struct liger_argument {
     const liger_tensor *tensor;

@@ -93,9 +93,26 @@ liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger
     LIGER_REQUIRE(level == 0 || extent[0] * extent[1] <= UINT32_MAX, LIGER_ERR_UNSUPPORTED,
                   "%s: %lld rows of two strides, but at most %lld are supported: make it contiguous", what,
                   (long long)(extent[0] * extent[1]), (long long)UINT32_MAX);
+    if (level == 0 && extent[0] > UINT32_MAX) { /* in two levels, so that the usual case can count rows in 32 bits */
+        level = 1;
+        extent[0] = LIGER_ROWS_OF_HUGE;
+        stride[1] = extent[0] * stride[0];
+    }
     rows->inverse = level == 0 || extent[0] == 0 ? 0 : UINT64_MAX / (uint64_t)extent[0] + 1; /* no rows: never used */
     rows->inner = extent[0];
     rows->inner_stride = stride[0];
     rows->outer_stride = stride[1];
     return LIGER_OK;
+}
+
+static bool in_one_piece(const liger_rows *view, int64_t rows, int64_t cols) {
+    return view->data == NULL || rows == 1 || (view->inner == rows && view->inner_stride == cols);
+}
+
+void liger_join_rows(int64_t *rows, int64_t *cols, liger_rows *const *views, int count) {
+    for (int i = 0; i < count; i++)
+        if (!in_one_piece(views[i], *rows, *cols)) return;
+    *cols *= *rows;
+    *rows = 1;
+    for (int i = 0; i < count; i++) *views[i] = (liger_rows){.data = views[i]->data, .inner = 1};
 }

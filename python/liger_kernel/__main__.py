@@ -12,6 +12,7 @@ import platform
 import sys
 
 from liger_kernel import __version__
+from liger_kernel._exports import OPERATORS
 
 _PACKAGES = ("torch", "transformers", "peft")
 
@@ -50,10 +51,12 @@ def _patching_note(version: str) -> str:
 def disabled_fact(value: str) -> str:
     """What LIGER_DISABLE does. A name that is no operator's disables nothing, and is named."""
     try:
-        operators = importlib.import_module("liger_kernel.ops")._operator.LigerFunction.__subclasses__()
+        for operator in OPERATORS:
+            importlib.import_module(f"liger_kernel.ops.{operator}")
+        functions = importlib.import_module("liger_kernel.ops._operator").LigerFunction.__subclasses__()
     except Exception as error:  # without torch nothing runs on it
         return f"{value}  (not usable: {error})"
-    known = {name for operator in operators for name in operator.operator.split()}
+    known = {name for function in functions for name in function.operator.split()}
     given = [name.strip() for name in value.split(",") if name.strip()]
     fact = ", ".join(name for name in given if name in known) + "  (run on torch)"
     unknown = [name for name in given if name not in known]

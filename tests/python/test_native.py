@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import textwrap
 import threading
 
+import own_process
 import pytest
 import torch
 
@@ -18,19 +16,6 @@ SCALARS = (1e-6, 0.0, 0)  # epsilon, offset, casting
 
 def forward(x, weight, y, rstd=None, scalars=SCALARS):
     _native.rms_norm_forward(x, weight, y, rstd, *scalars)
-
-
-def in_a_process(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints; its failure is this test's."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -189,7 +174,8 @@ def test_the_gil_is_released():
 
 
 def test_a_forked_child_computes_alone():
-    printed = in_a_process(
+    printed = own_process.output(
+        "-c",
         """
         import os, signal, torch
         from liger_kernel import _native
@@ -206,7 +192,7 @@ def test_a_forked_child_computes_alone():
             alone = ", 1 now" in _native.context_facts(-1)["threads"]
             os._exit(0 if torch.equal(y[299], right) and alone else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        """
+        """,
     )
     assert printed.strip() == "0"
 
@@ -243,7 +229,8 @@ def test_a_forked_child_needs_no_threads_of_its_parent(before):
 
 
 def test_a_missing_library_is_reported_at_first_use(tmp_path):
-    printed = in_a_process(
+    printed = own_process.output(
+        "-c",
         """
         import liger_kernel
         from liger_kernel import _native

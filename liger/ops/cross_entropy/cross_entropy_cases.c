@@ -271,6 +271,7 @@ static const struct op_case forward_cases[] = {
     {.label = "3x128256", .size = {3, 128256}, .flags = GRADIENT, .large = true},
     {.label = "3x128256 all results", .size = {3, 128256}, .scalar = {.1, 1e-4, 20}, .large = true},
     {.label = "3x151936", .size = {3, 151936}, .flags = GRADIENT, .large = true},
+    {.label = "3x262144", .size = {3, 262144}, .flags = GRADIENT, .large = true},
     {.label = "3x300001", .size = {3, 300001}, .flags = MEAN, .large = true},
     {.label = "3x1000000", .size = {3, 1000000}, .flags = GRADIENT, .large = true},
     {.label = "no rows", .size = {0, 40}, .edge = true},
@@ -406,7 +407,56 @@ static const char *target_out_of_range(struct op_run *run) {
     return cross_entropy_target_out_of_range(run, TARGET, DLOGITS, LOSS);
 }
 
+/* One element of a row whose values are the largest and smallest that a dtype has: what all rows are like, in turn. */
+static double extreme_logit(liger_dtype t, int64_t row, int64_t j) {
+    const double most = t == LIGER_F32 ? 0x1.fffffep127 : t == LIGER_BF16 ? 0x1.fep127 : 65504;
+    switch (row % 7) {
+        case 0: return -most;
+        case 1: return most;
+        case 2: return j % 2 ? -INFINITY : -most;
+        case 3: return j % 5 == 0 ? 0 : -most;
+        case 4: return j % 3 == 0 ? -most * 0.75 : -most;
+        case 5: return j % 4 == 0 ? most : -most;
+        default: return j % 3 == 0 ? most : most * 0.75;
+    }
+}
+
+/* Of k largest logits each has 1/k, and what is far below has nothing: the target, which is one of them, loses log k. */
+static const char *extreme_logits(struct op_run *run) {
+    const int64_t rows = run->c.size[ROWS], vocab = run->c.size[VOCAB];
+    const bool none = (run->c.flags & REDUCTION) == NONE, mean = (run->c.flags & REDUCTION) == MEAN;
+    if (run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0 || run->c.scalar[SMOOTHING] != 0) return NULL;
+    if (run->c.flags & (WEIGHTED | SCALED)) return NULL;
+    for (int64_t r = 0; r < rows; r++) {
+        run->t[TARGET][r] = 0;
+        for (int64_t j = 0; j < vocab; j++) run->t[LOGITS][r * vocab + j] = extreme_logit(run->types.t, r, j);
+    }
+    if (op_run_call(run) != LIGER_OK) return "the call failed";
+    const double share = mean ? 1.0 / (double)rows : 1, near = 2 * unit_of(run) + 64 * 0x1p-24;
+    double total = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        const double *x = run->t[LOGITS] + r * vocab;
+        int64_t equal = 0;
+        for (int64_t j = 0; j < vocab; j++) equal += x[j] == x[0];
+        const double loss = log((double)equal);
+        total += loss * share;
+        if (none && !(fabs(run->t[LOSS][r] - loss) <= near * loss))
+            return op_run_text(run, "loss[%lld] is %g, and log %lld is %g", (long long)r, run->t[LOSS][r],
+                               (long long)equal, loss);
+        for (int64_t j = 0; run->t[DLOGITS] && j < vocab; j++) {
+            const double d = run->t[DLOGITS][r * vocab + j];
+            const double want = ((x[j] == x[0] ? 1 / (double)equal : 0) - (j == 0)) * share;
+            if (!(fabs(d - want) <= near * fabs(want) + (run->types.t == LIGER_F16 ? 0x1p-25 : 0)))
+                return op_run_text(run, "dlogits[%lld][%lld] is %g instead of %g", (long long)r, (long long)j, d, want);
+        }
+    }
+    if (!none && !(fabs(run->t[LOSS][0] - total) <= near * total))
+        return op_run_text(run, "the loss is %g instead of %g", run->t[LOSS][0], total);
+    return NULL;
+}
+
 static const struct op_property forward_properties[] = {
+    {"the largest and smallest logits there are", extreme_logits},
     {"a target out of range", target_out_of_range},
     {"rows of dlogits sum to 0", rows_sum_to_zero},
     {"a common shift changes nothing", shift_invariance},

@@ -49,7 +49,8 @@ LIGER_API liger_status liger_geglu_forward(liger_context *context, const liger_g
  *
  *   As the separate operators of an unfused MLP do, gelu(gate) is rounded to T before its product with dy, and dy · up
  *   before its product with gelu'; everything else is f32 up to one rounding at each store. Halves of one
- *   [rows, 2·cols] buffer do not overlap. Edges and errors as forward.  Since 0.9. */
+ *   [rows, 2·cols] buffer do not overlap.
+ *   Edges: gelu'(1e30) is 1, gelu'(-1e30) is 0, gelu'(±Inf) is NaN. Otherwise, and errors, as forward.  Since 0.9. */
 typedef struct liger_geglu_backward_args {
     size_t size;
     liger_tensor dy;
