@@ -196,7 +196,8 @@ def test_a_forked_child_computes_alone():
 def test_a_forked_child_needs_no_threads_of_its_parent(before):
     """Torch's team and its BLAS are dead in a child, whether the library was used before the fork or not; so it is in a
     child of the child."""
-    printed = in_a_process(
+    printed = own_process.output(
+        "-c",
         f"""
         import os, signal, torch
         from liger_kernel import _native
@@ -218,7 +219,7 @@ def test_a_forked_child_needs_no_threads_of_its_parent(before):
                 os._exit(0 if fine else 1)
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         print(child(1))
-        """
+        """,
     )
     assert printed.strip() == "0"
 
