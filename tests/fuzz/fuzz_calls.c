@@ -161,8 +161,7 @@ static struct layout layout_of(struct prepared *p, const struct fuzz_function *f
         int i = 0;
         while (i < p->run->op->tensor_count && memcmp(t, &p->call.t[i], sizeof *t) != 0) i++;
         if (end > function->size || (i == p->run->op->tensor_count && memcmp(t, &none, sizeof none) != 0)) break;
-        layout.output[layout.count] = door ? door_says_output(door, layout.count)
-                                           : i < p->run->op->tensor_count && p->run->spec[i].role != ROLE_IN;
+        layout.output[layout.count] = door_says_output(door, layout.count);
     }
     for (size_t at = sizeof(size_t); p->call.workspace != NULL && at + 2 * sizeof(size_t) <= function->size; at += 8)
         if (memcmp(p->args + at, &p->call.workspace, sizeof(void *)) == 0 &&
@@ -423,6 +422,14 @@ static bool run_again(const struct fuzz_function *function, struct prepared *p, 
     return memcmp(first, second, ARENA_BYTES) == 0 || complain("other bits in another context");
 }
 
+/* A question is about dtypes and shapes: a tensor without memory counts in it, and may be wrong, but not in the call. */
+static bool ask_for_workspace(const struct fuzz_function *function, struct prepared *p, int isa) {
+    if (function->workspace == NULL) return true;
+    const liger_status status = function->workspace(context_of(isa, 0), p->args, &p->needed);
+    if (status != LIGER_OK) p->needed = SIZE_MAX;
+    return fuzz_answered(function->name, status);
+}
+
 static bool make_call(const struct fuzz_function *function, struct prepared *p, int isa, bool again,
                       struct choices *choices, struct fuzz_counts *counts) {
     p->layout = layout_of(p, function);
@@ -430,11 +437,8 @@ static bool make_call(const struct fuzz_function *function, struct prepared *p, 
     if (choose(choices, 2))
         for (int64_t k = choose(choices, MOST_CHANGES) + 1; k > 0; k--) change(p, function, choices);
     const bool there = all_is_there(p);
+    if (!ask_for_workspace(function, p, isa)) return false;
     liger_status status;
-    p->needed = 0;
-    if (function->workspace != NULL &&
-        !fuzz_answered(function->name, function->workspace(context_of(isa, 0), p->args, &p->needed)))
-        return false;
     counts->made++;
     if (!there) {
         counts->without_memory++;
