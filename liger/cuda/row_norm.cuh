@@ -14,7 +14,7 @@
  *     ADDS                     p.residual is added on the way in, the sum goes to p.sum; loop kernels look whether it is there
  *     SUMS, measure(p, sum)    the statistics of a row from sums over it, one after the other: sum(i, f) is Σ by s = f(s, x)
  *     keep(p, r, statistics)
- *     has_parameters(p), parameters<N>: load(p, c)
+ *     has_parameters(p), VECTORS (how many), parameters<N>: load(p, c)
  *     apply(p, statistics, parameters, x)                    x becomes y
  *
  *   Backward B: type, problem (rows, cols, dy, x, dx, partials, workspace)
@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
     /* The parameters are on their way while the row is reduced, or before the first is used, or each when it is used: as
      * there are registers for them. */
     using parameters = typename F::template parameters<N>;
-    constexpr bool EARLY = NV * sizeof(parameters) <= 64, LATE = !EARLY && NV * sizeof(parameters) <= 128;
+    constexpr int BYTES = NV * (int)sizeof(parameters);
+    constexpr bool EARLY = BYTES <= 64, LATE = !EARLY && BYTES * F::VECTORS <= 128;
     parameters columns[NV];
     const auto load_columns = [&] {
 #pragma unroll

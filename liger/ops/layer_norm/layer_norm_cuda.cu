@@ -16,7 +16,7 @@ struct forward {
     using type = T;
     using problem = layer_norm_forward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int SUMS = 2;
+    static constexpr int SUMS = 2, VECTORS = 2;
 
     template <typename S>
     static __device__ __forceinline__ moments measure(const problem &p, S sum) {

@@ -11,7 +11,7 @@ struct forward {
     using type = T;
     using problem = rms_norm_forward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int SUMS = 1;
+    static constexpr int SUMS = 1, VECTORS = 1;
 
     template <typename S>
     static __device__ __forceinline__ float measure(const problem &p, S sum) {
