@@ -14,7 +14,9 @@ size_t liger_dtype_size(int dtype) {
         case LIGER_F16:
         case LIGER_BF16: return 2;
         case LIGER_I64: return 8;
-        case LIGER_U8: return 1;
+        case LIGER_U8:
+        case LIGER_I8:
+        case LIGER_BOOL: return 1;
         case LIGER_DTYPE_NONE: break;
     }
     return 0;
@@ -28,6 +30,8 @@ const char *liger_dtype_name(int dtype) {
         case LIGER_I32: return "i32";
         case LIGER_I64: return "i64";
         case LIGER_U8: return "u8";
+        case LIGER_I8: return "i8";
+        case LIGER_BOOL: return "bool";
         case LIGER_DTYPE_NONE: break;
     }
     return "unknown dtype";

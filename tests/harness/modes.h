@@ -3,6 +3,7 @@
 #define TESTS_HARNESS_MODES_H
 
 #include "tests/harness/call_image.h"
+#include "tests/harness/door_list.h"
 #include "tests/harness/report.h"
 
 enum { MODE_MAX_TWINS = 6 };
@@ -43,6 +44,12 @@ void modes_check_call(struct op_run *run, struct report *report, enum placement 
 
 /* "label f16, weight f32" */
 const char *modes_label(const struct op_run *run, char *text, size_t bytes);
+
+/* modes_contract.c: one wrong call, and what the refusal must look like. */
+void modes_expect_refusal(struct op_run *run, const struct op_provocation *p, struct report *report);
+/* modes_refusals.c: what the rules of a door refuse; a workspace query before there is memory. */
+void modes_refuse_rules(struct op_run *run, const struct door *door, struct report *report);
+void modes_query_without_memory(struct op_run *run, struct report *report);
 
 void mode_naive(const struct mode_setup *setup, const struct op_cases *op, struct report *report);
 void mode_error(const struct mode_setup *setup, const struct op_cases *op, struct report *report);

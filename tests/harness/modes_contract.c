@@ -34,7 +34,7 @@ static void apply(const struct op_change *change, struct op_call *call) {
 }
 
 /* What a refusal must look like; the workspace ones apply to every function that has one. */
-static void expect_refusal(struct op_run *run, const struct op_provocation *p, struct report *report) {
+void modes_expect_refusal(struct op_run *run, const struct op_provocation *p, struct report *report) {
     struct call_image image;
     char label[160];
     snprintf(label, sizeof label, "%s: %s", run->c.label, p->label);
@@ -83,9 +83,9 @@ static void refuse_workspaces(struct op_run *run, struct report *report) {
         "workspace absent", {CHANGES_NOTHING}, LIGER_ERR_WORKSPACE, {"workspace", needed}, drop_workspace};
     const struct op_provocation askew = {
         "workspace not aligned", {CHANGES_NOTHING}, LIGER_ERR_WORKSPACE, {"workspace", "256"}, shift_workspace};
-    expect_refusal(run, &short_one, report);
-    expect_refusal(run, &absent, report);
-    expect_refusal(run, &askew, report);
+    modes_expect_refusal(run, &short_one, report);
+    modes_expect_refusal(run, &absent, report);
+    modes_expect_refusal(run, &askew, report);
 }
 
 /* `p` NULL: the workspaces that every function with one must refuse. */
@@ -94,12 +94,26 @@ static void provoke(const struct mode_setup *setup, const struct op_cases *op, c
     struct op_run *run = op_run_new(setup->context, op, &op->cases[0], plain_types, random_seed(op->name));
     if (run == NULL) report_fail(report, "%s: no memory", op->cases[0].label);
     else if (p == NULL) refuse_workspaces(run, report);
-    else expect_refusal(run, p, report);
+    else modes_expect_refusal(run, p, report);
     op_run_free(run);
+}
+
+/* What the table of its door says. */
+static void derive(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
+    const struct door_entry *entry = door_find(op->name);
+    for (int k = 0; entry != NULL && entry->door != NULL && k < op->case_count; k++) {
+        if (op->cases[k].large) continue;
+        struct op_run *run = op_run_new(setup->context, op, &op->cases[k], plain_types, random_seed(op->name));
+        if (run == NULL) report_fail(report, "%s: no memory", op->cases[k].label);
+        else modes_query_without_memory(run, report);
+        if (run != NULL && k == 0) modes_refuse_rules(run, entry->door, report);
+        op_run_free(run);
+    }
 }
 
 void mode_error(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
     provoke(setup, op, NULL, report);
+    derive(setup, op, report);
     for (int k = 0; k < op->provocation_count; k++) provoke(setup, op, &op->provocations[k], report);
     for (int k = 0; k < op->more_provocation_count; k++) provoke(setup, op, &op->more_provocations[k], report);
 }

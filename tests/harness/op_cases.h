@@ -84,6 +84,11 @@ struct op_call {
     liger_tensor t[OP_MAX_TENSORS];
     void *workspace; /* 256-byte aligned; NULL if the function needs none */
     size_t workspace_bytes;
+    /* For calls through a table (op_door.h): a field that is not a tensor and its value; another size than the struct's. */
+    const struct door_rule *number;
+    double number_is;
+    bool claims_size;
+    size_t claimed_size;
 };
 
 /* One thing about a call that is made wrong; the macros below write it. */

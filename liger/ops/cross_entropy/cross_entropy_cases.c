@@ -6,6 +6,7 @@
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "liger/ops/cross_entropy/cross_entropy_cases.h"
 #include "liger/ops/cross_entropy/cross_entropy_ref.h"
+#include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
 /* Both functions share one order of tensors; backward has no results. */
@@ -28,7 +29,7 @@ enum {
 /* ---- shared with the linear loss ---------------------------------------------------------------------------------- */
 
 int32_t cross_entropy_reduction(const struct op_case *c) {
-    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE, 7};
+    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE};
     return reductions[c->flags & REDUCTION];
 }
 
@@ -151,46 +152,16 @@ static void prepare(const struct op_case *c, const struct op_types *types, doubl
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
 
-static liger_cross_entropy_forward_args forward_args(const struct op_call *call) {
-    liger_cross_entropy_forward_args args = LIGER_CROSS_ENTROPY_FORWARD_ARGS_INIT;
-    args.logits = call->t[LOGITS], args.target = call->t[TARGET], args.weight = call->t[WEIGHT];
-    args.upstream = call->t[UPSTREAM], args.dlogits = call->t[DLOGITS], args.loss = call->t[LOSS];
-    args.z_loss = call->t[Z_LOSS], args.accuracy = call->t[ACCURACY], args.predicted = call->t[PREDICTED];
-    args.label_smoothing = (float)call->c.scalar[SMOOTHING];
-    args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
-    args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = cross_entropy_reduction(&call->c);
-    args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
-    return args;
+static void forward_options(const struct op_case *c, void *args) {
+    CROSS_ENTROPY_FILL((liger_cross_entropy_forward_args *)args, c);
 }
-static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    const liger_cross_entropy_forward_args args = forward_args(call);
-    return liger_cross_entropy_forward(context, &args, stream);
+static void backward_options(const struct op_case *c, void *args) {
+    CROSS_ENTROPY_FILL((liger_cross_entropy_backward_args *)args, c);
 }
-static liger_status workspace_forward(liger_context *context, const struct op_call *call, size_t *bytes) {
-    const liger_cross_entropy_forward_args args = forward_args(call);
-    return liger_cross_entropy_forward_workspace(context, &args, bytes);
-}
-
-static liger_cross_entropy_backward_args backward_args(const struct op_call *call) {
-    liger_cross_entropy_backward_args args = LIGER_CROSS_ENTROPY_BACKWARD_ARGS_INIT;
-    args.logits = call->t[LOGITS], args.target = call->t[TARGET], args.weight = call->t[WEIGHT];
-    args.upstream = call->t[UPSTREAM], args.dlogits = call->t[DLOGITS];
-    args.label_smoothing = (float)call->c.scalar[SMOOTHING];
-    args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
-    args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = cross_entropy_reduction(&call->c);
-    args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
-    return args;
-}
-static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    const liger_cross_entropy_backward_args args = backward_args(call);
-    return liger_cross_entropy_backward(context, &args, stream);
-}
-static liger_status workspace_backward(liger_context *context, const struct op_call *call, size_t *bytes) {
-    const liger_cross_entropy_backward_args args = backward_args(call);
-    return liger_cross_entropy_backward_workspace(context, &args, bytes);
-}
+OP_DOOR(cross_entropy_forward, forward_options)
+OP_DOOR_WORKSPACE(cross_entropy_forward)
+OP_DOOR(cross_entropy_backward, backward_options)
+OP_DOOR_WORKSPACE(cross_entropy_backward)
 
 /* ---- reference -------------------------------------------------------------------------------------------------- */
 
@@ -322,43 +293,7 @@ static const struct op_gradient gradients[] = {{DLOGITS, LOGITS}};
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
-static const struct op_provocation forward_provocations[] = {
-    CROSS_ENTROPY_OPTION_PROVOCATIONS,
-    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits"}},
-    {"logits dtype", OP_DTYPE(LOGITS, LIGER_I32), LIGER_ERR_DTYPE, {"logits", "i32", "bf16"}},
-    {"logits rank", OP_NDIM(LOGITS, 1), LIGER_ERR_SHAPE, {"logits", "1", "2"}},
-    {"no vocabulary", OP_SHAPE(LOGITS, 1, 0), LIGER_ERR_SHAPE, {"logits.shape[1]", "0"}},
-    {"logits stride", OP_STRIDE(LOGITS, 1, 2), LIGER_ERR_LAYOUT, {"logits.stride[1]", "2"}},
-    {"target absent", OP_ABSENT(TARGET), LIGER_ERR_ARGUMENT, {"target"}},
-    {"target dtype", OP_DTYPE(TARGET, LIGER_F32), LIGER_ERR_DTYPE, {"target", "f32", "i64"}},
-    {"target size", OP_SHAPE(TARGET, 0, 4), LIGER_ERR_SHAPE, {"target", "4", "5"}},
-    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_BF16), LIGER_ERR_DTYPE, {"weight", "bf16", "f32"}},
-    {"weight size", OP_SHAPE(WEIGHT, 0, 32), LIGER_ERR_SHAPE, {"weight", "32", "33"}},
-    {"upstream dtype", OP_DTYPE(UPSTREAM, LIGER_F16), LIGER_ERR_DTYPE, {"upstream", "f16", "f32"}},
-    {"upstream size", OP_VECTOR(UPSTREAM, 3), LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
-    {"dlogits dtype", OP_DTYPE(DLOGITS, LIGER_I64), LIGER_ERR_DTYPE, {"dlogits", "i64"}},
-    {"dlogits shape", OP_SHAPE(DLOGITS, 1, 32), LIGER_ERR_SHAPE, {"dlogits", "32", "33"}},
-    {"dlogits stride", OP_STRIDE(DLOGITS, 1, 3), LIGER_ERR_LAYOUT, {"dlogits", "3"}},
-    {"dlogits overlap", OP_BESIDE(DLOGITS, LOGITS, 1), LIGER_ERR_LAYOUT, {"dlogits", "logits"}},
-    {"loss size", OP_VECTOR(LOSS, 5), LIGER_ERR_SHAPE, {"loss", "5", "1"}},
-    {"loss dtype", OP_DTYPE(LOSS, LIGER_I64), LIGER_ERR_DTYPE, {"loss", "i64"}},
-    {"accuracy dtype", OP_DTYPE(ACCURACY, LIGER_BF16), LIGER_ERR_DTYPE, {"accuracy", "bf16", "f32"}},
-    {"predicted dtype", OP_DTYPE(PREDICTED, LIGER_I32), LIGER_ERR_DTYPE, {"predicted", "i32", "i64"}},
-    {"predicted size", OP_SHAPE(PREDICTED, 0, 4), LIGER_ERR_SHAPE, {"predicted", "4", "5"}},
-    {"loss over logits", OP_ON(LOSS, LOGITS), LIGER_ERR_LAYOUT, {"loss overlaps logits"}},
-    {"z_loss over dlogits", OP_ON(Z_LOSS, DLOGITS), LIGER_ERR_LAYOUT, {"z_loss overlaps dlogits"}},
-    {"predicted over target", OP_ON(PREDICTED, TARGET), LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
-    {"accuracy over weight", OP_ON(ACCURACY, WEIGHT), LIGER_ERR_LAYOUT, {"accuracy overlaps weight"}},
-    {"loss over upstream", OP_ON(LOSS, UPSTREAM), LIGER_ERR_LAYOUT, {"loss overlaps upstream"}},
-    {"z_loss over loss", OP_ON(Z_LOSS, LOSS), LIGER_ERR_LAYOUT, {"z_loss overlaps loss"}},
-    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100"}},
-};
-static const struct op_provocation backward_provocations[] = {
-    {"dlogits absent", OP_ABSENT(DLOGITS), LIGER_ERR_ARGUMENT, {"dlogits"}},
-    {"target size", OP_SHAPE(TARGET, 0, 4), LIGER_ERR_SHAPE, {"cross_entropy_backward", "target", "4", "5"}},
-    {"upstream size", OP_VECTOR(UPSTREAM, 3), LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
-    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100", "256"}},
-};
+static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESULT_PROVOCATIONS(LOSS, Z_LOSS, ACCURACY)};
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
 
@@ -487,8 +422,8 @@ const struct op_cases cross_entropy_forward_cases = {
     .describe = describe_forward,
     OP_CASES(forward_cases),
     .prepare = prepare,
-    .call = call_forward,
-    .workspace = workspace_forward,
+    .call = call_cross_entropy_forward,
+    .workspace = workspace_cross_entropy_forward,
     .reference = reference_forward,
     .naive = naive_forward,
     OP_ALIASES(aliases),
@@ -503,12 +438,11 @@ const struct op_cases cross_entropy_backward_cases = {
     .describe = describe_backward,
     OP_CASES(backward_cases),
     .prepare = prepare,
-    .call = call_backward,
-    .workspace = workspace_backward,
+    .call = call_cross_entropy_backward,
+    .workspace = workspace_cross_entropy_backward,
     .reference = reference_backward,
     .naive = naive_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
     OP_ALIASES(aliases),
-    OP_PROVOCATIONS(backward_provocations),
 };

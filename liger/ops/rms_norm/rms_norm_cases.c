@@ -9,6 +9,7 @@
 
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rms_norm/rms_norm_ref.h"
+#include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
 enum { OUTER, ROWS, COLS }; /* sizes; x is [rows, cols], or [outer, rows, cols] if outer > 0, or [cols] if rows < 0 */
@@ -113,31 +114,20 @@ static void describe_add_forward(const struct op_case *c, struct tensor_spec *sp
     spec[SUM] = matrix(c, "sum", ROLE_OUT); /* budget 0: x + residual rounded to T, nothing else */
 }
 
-static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    liger_rms_norm_forward_args args = LIGER_RMS_NORM_FORWARD_ARGS_INIT;
-    args.x = call->t[X];
-    args.weight = call->t[WEIGHT];
-    args.y = call->t[Y];
-    args.rstd = call->t[RSTD];
-    args.epsilon = (float)call->c.scalar[EPSILON];
-    args.offset = (float)call->c.scalar[OFFSET];
-    args.casting = (int32_t)call->c.scalar[CASTING];
-    return liger_rms_norm_forward(context, &args, stream);
+static void forward_options(const struct op_case *c, void *args) {
+    liger_rms_norm_forward_args *to = args;
+    to->epsilon = (float)c->scalar[EPSILON];
+    to->offset = (float)c->scalar[OFFSET];
+    to->casting = (int32_t)c->scalar[CASTING];
 }
-
-static liger_status call_add_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    liger_add_rms_norm_forward_args args = LIGER_ADD_RMS_NORM_FORWARD_ARGS_INIT;
-    args.x = call->t[X];
-    args.residual = call->t[RESIDUAL];
-    args.weight = call->t[WEIGHT];
-    args.y = call->t[Y];
-    args.sum = call->t[SUM];
-    args.rstd = call->t[RSTD];
-    args.epsilon = (float)call->c.scalar[EPSILON];
-    args.offset = (float)call->c.scalar[OFFSET];
-    args.casting = (int32_t)call->c.scalar[CASTING];
-    return liger_add_rms_norm_forward(context, &args, stream);
+static void add_forward_options(const struct op_case *c, void *args) {
+    liger_add_rms_norm_forward_args *to = args;
+    to->epsilon = (float)c->scalar[EPSILON];
+    to->offset = (float)c->scalar[OFFSET];
+    to->casting = (int32_t)c->scalar[CASTING];
 }
+OP_DOOR(rms_norm_forward, forward_options)
+OP_DOOR(add_rms_norm_forward, add_forward_options)
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[X], t[WEIGHT]);
@@ -171,43 +161,6 @@ static const char *scale_invariance(struct op_run *run) {
                            : op_run_text(run, "the checksum of y is %.17g, of y for 4x it is %.17g", before, after);
 }
 
-static const struct op_provocation forward_provocations[] = {
-    {"epsilon negative", OP_SCALAR(EPSILON, -1), LIGER_ERR_ARGUMENT, {"rms_norm_forward: epsilon", "-1"}},
-    {"casting unknown", OP_SCALAR(CASTING, 7), LIGER_ERR_ARGUMENT, {"rms_norm_forward: casting", "7", "2"}},
-    {"x absent", OP_ABSENT(X), LIGER_ERR_ARGUMENT, {"x"}},
-    {"x of integers", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"x", "i32"}},
-    {"x 0-d", OP_NDIM(X, 0), LIGER_ERR_SHAPE, {"x", "0"}},
-    {"no columns", OP_SHAPE(X, 1, 0), LIGER_ERR_SHAPE, {"x.shape[1]", "0"}},
-    {"x not contiguous", OP_STRIDE(X, 1, 2), LIGER_ERR_LAYOUT, {"x", "2"}},
-    {"weight size", OP_SHAPE(WEIGHT, 0, 34), LIGER_ERR_SHAPE, {"weight", "34", "33"}},
-    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_F16), LIGER_ERR_DTYPE, {"weight", "f16", "f32"}},
-    {"weight strided", OP_STRIDE(WEIGHT, 0, 2), LIGER_ERR_LAYOUT, {"weight", "2"}},
-    {"y absent", OP_ABSENT(Y), LIGER_ERR_ARGUMENT, {"y"}},
-    {"y dtype", OP_DTYPE(Y, LIGER_BF16), LIGER_ERR_DTYPE, {"y", "bf16", "f32"}},
-    {"y rows", OP_SHAPE(Y, 0, 4), LIGER_ERR_SHAPE, {"y", "4", "5"}},
-    {"y cols", OP_SHAPE(Y, 1, 32), LIGER_ERR_SHAPE, {"y", "32", "33"}},
-    {"y rank", OP_NDIM(Y, 1), LIGER_ERR_SHAPE, {"y", "1", "2"}},
-    {"y not contiguous", OP_STRIDE(Y, 1, 3), LIGER_ERR_LAYOUT, {"y", "3"}},
-    {"y over part of x", OP_BESIDE(Y, X, 1), LIGER_ERR_LAYOUT, {"y", "x"}},
-    {"y over weight", OP_ON(Y, WEIGHT), LIGER_ERR_LAYOUT, {"y", "weight"}},
-    {"rstd size", OP_SHAPE(RSTD, 0, 6), LIGER_ERR_SHAPE, {"rstd", "6", "5"}},
-    {"rstd dtype", OP_DTYPE(RSTD, LIGER_F16), LIGER_ERR_DTYPE, {"rstd", "f16", "f32"}},
-    {"rstd over x", OP_ON(RSTD, X), LIGER_ERR_LAYOUT, {"rstd", "x"}},
-    {"rstd over y", OP_ON(RSTD, Y), LIGER_ERR_LAYOUT, {"rstd", "y"}},
-};
-static const struct op_provocation add_forward_provocations[] = {
-    {"residual rows", OP_SHAPE(RESIDUAL, 0, 4), LIGER_ERR_SHAPE, {"residual", "4", "5"}},
-    {"residual dtype", OP_DTYPE(RESIDUAL, LIGER_F16), LIGER_ERR_DTYPE, {"residual", "f16", "f32"}},
-    {"residual absent", OP_ABSENT(RESIDUAL), LIGER_ERR_ARGUMENT, {"residual"}},
-    {"sum absent", OP_ABSENT(SUM), LIGER_ERR_ARGUMENT, {"sum"}},
-    {"sum cols", OP_SHAPE(SUM, 1, 32), LIGER_ERR_SHAPE, {"sum", "32", "33"}},
-    {"sum is y", OP_ON(SUM, Y), LIGER_ERR_LAYOUT, {"y", "sum"}},
-    {"sum over residual", OP_BESIDE(SUM, RESIDUAL, 1), LIGER_ERR_LAYOUT, {"sum", "residual"}},
-    {"sum over weight", OP_ON(SUM, WEIGHT), LIGER_ERR_LAYOUT, {"sum", "weight"}},
-    {"rstd over residual", OP_ON(RSTD, RESIDUAL), LIGER_ERR_LAYOUT, {"rstd", "residual"}},
-    {"the fused function's name", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"add_rms_norm_forward: x is i32"}},
-};
-
 static const struct op_property forward_properties[] = {{"scale invariance", scale_invariance}};
 static const struct op_alias forward_aliases[] = {{Y, X}};
 static const struct op_alias add_forward_aliases[] = {{Y, X}, {SUM, RESIDUAL}, {Y, RESIDUAL}, {SUM, X}};
@@ -217,11 +170,10 @@ const struct op_cases rms_norm_forward_cases = {
     .tensor_count = RSTD + 1,
     .describe = describe_forward,
     OP_CASES(cases),
-    .call = call_forward,
+    .call = call_rms_norm_forward,
     .reference = reference_forward,
     .naive = naive_forward,
     OP_ALIASES(forward_aliases),
-    OP_PROVOCATIONS(forward_provocations),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -231,11 +183,9 @@ const struct op_cases add_rms_norm_forward_cases = {
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_add_forward,
     OP_CASES(cases),
-    .call = call_add_forward,
+    .call = call_add_rms_norm_forward,
     .reference = reference_add_forward,
     OP_ALIASES(add_forward_aliases),
-    OP_PROVOCATIONS(forward_provocations),
-    OP_MORE_PROVOCATIONS(add_forward_provocations),
     OP_BENCH(bench),
 };
 
@@ -290,57 +240,20 @@ static void prepare_backward(const struct op_case *c, const struct op_types *typ
     }
 }
 
-static liger_rms_norm_backward_args backward_args(const struct op_call *call) {
-    liger_rms_norm_backward_args args = LIGER_RMS_NORM_BACKWARD_ARGS_INIT;
-    args.dy = call->t[DY];
-    args.x = call->t[BX];
-    args.weight = call->t[BWEIGHT];
-    args.rstd = call->t[BRSTD];
-    args.dx = call->t[DX];
-    args.dweight = call->t[DWEIGHT];
-    args.offset = (float)call->c.scalar[OFFSET];
-    args.casting = (int32_t)call->c.scalar[CASTING];
-    args.workspace = call->workspace;
-    args.workspace_bytes = call->workspace_bytes;
-    return args;
+static void backward_options(const struct op_case *c, void *args) {
+    liger_rms_norm_backward_args *to = args;
+    to->offset = (float)c->scalar[OFFSET];
+    to->casting = (int32_t)c->scalar[CASTING];
 }
-
-static liger_add_rms_norm_backward_args add_backward_args(const struct op_call *call) {
-    const liger_rms_norm_backward_args plain = backward_args(call);
-    liger_add_rms_norm_backward_args args = LIGER_ADD_RMS_NORM_BACKWARD_ARGS_INIT;
-    args.dy = plain.dy;
-    args.dsum = call->t[DSUM];
-    args.sum = plain.x;
-    args.weight = plain.weight;
-    args.rstd = plain.rstd;
-    args.dx = plain.dx;
-    args.dweight = plain.dweight;
-    args.offset = plain.offset;
-    args.casting = plain.casting;
-    args.workspace = plain.workspace;
-    args.workspace_bytes = plain.workspace_bytes;
-    return args;
+static void add_backward_options(const struct op_case *c, void *args) {
+    liger_add_rms_norm_backward_args *to = args;
+    to->offset = (float)c->scalar[OFFSET];
+    to->casting = (int32_t)c->scalar[CASTING];
 }
-
-static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    const liger_rms_norm_backward_args args = backward_args(call);
-    return liger_rms_norm_backward(context, &args, stream);
-}
-
-static liger_status backward_workspace(liger_context *context, const struct op_call *call, size_t *bytes) {
-    const liger_rms_norm_backward_args args = backward_args(call);
-    return liger_rms_norm_backward_workspace(context, &args, bytes);
-}
-
-static liger_status call_add_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    const liger_add_rms_norm_backward_args args = add_backward_args(call);
-    return liger_add_rms_norm_backward(context, &args, stream);
-}
-
-static liger_status add_backward_workspace(liger_context *context, const struct op_call *call, size_t *bytes) {
-    const liger_add_rms_norm_backward_args args = add_backward_args(call);
-    return liger_add_rms_norm_backward_workspace(context, &args, bytes);
-}
+OP_DOOR(rms_norm_backward, backward_options)
+OP_DOOR_WORKSPACE(rms_norm_backward)
+OP_DOOR(add_rms_norm_backward, add_backward_options)
+OP_DOOR_WORKSPACE(add_rms_norm_backward)
 
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
@@ -424,38 +337,6 @@ static const char *far_magnitudes(struct op_run *run) {
 
 static const struct op_property backward_properties[] = {{"x near the ends of f32", far_magnitudes}};
 
-static const struct op_provocation backward_provocations[] = {
-    {"casting unknown", OP_SCALAR(CASTING, 7), LIGER_ERR_ARGUMENT, {"rms_norm_backward: casting", "7", "2"}},
-    {"x of integers", OP_DTYPE(BX, LIGER_I64), LIGER_ERR_DTYPE, {"i64"}},
-    {"no columns", OP_SHAPE(BX, 1, 0), LIGER_ERR_SHAPE, {"shape[1]", "0"}},
-    {"x not contiguous", OP_STRIDE(BX, 1, 2), LIGER_ERR_LAYOUT, {"2"}},
-    {"weight size", OP_SHAPE(BWEIGHT, 0, 34), LIGER_ERR_SHAPE, {"weight", "34", "33"}},
-    {"dy absent", OP_ABSENT(DY), LIGER_ERR_ARGUMENT, {"dy"}},
-    {"dy cols", OP_SHAPE(DY, 1, 32), LIGER_ERR_SHAPE, {"dy", "32", "33"}},
-    {"dy dtype", OP_DTYPE(DY, LIGER_F16), LIGER_ERR_DTYPE, {"dy", "f16", "f32"}},
-    {"rstd absent", OP_ABSENT(BRSTD), LIGER_ERR_ARGUMENT, {"rstd"}},
-    {"rstd size", OP_SHAPE(BRSTD, 0, 6), LIGER_ERR_SHAPE, {"rstd", "6", "5"}},
-    {"rstd dtype", OP_DTYPE(BRSTD, LIGER_BF16), LIGER_ERR_DTYPE, {"rstd", "bf16", "f32"}},
-    {"dx rows", OP_SHAPE(DX, 0, 4), LIGER_ERR_SHAPE, {"dx", "4", "5"}},
-    {"dx over x", OP_ON(DX, BX), LIGER_ERR_LAYOUT, {"dx"}},
-    {"dx over part of dy", OP_BESIDE(DX, DY, 33), LIGER_ERR_LAYOUT, {"dx", "dy"}},
-    {"dx over weight", OP_ON(DX, BWEIGHT), LIGER_ERR_LAYOUT, {"dx", "weight"}},
-    {"dx over rstd", OP_ON(DX, BRSTD), LIGER_ERR_LAYOUT, {"dx", "rstd"}},
-    {"dweight size", OP_SHAPE(DWEIGHT, 0, 34), LIGER_ERR_SHAPE, {"dweight", "34", "33"}},
-    {"dweight dtype", OP_DTYPE(DWEIGHT, LIGER_F16), LIGER_ERR_DTYPE, {"dweight", "f16", "f32"}},
-    {"dweight over x", OP_ON(DWEIGHT, BX), LIGER_ERR_LAYOUT, {"dweight"}},
-    {"dweight over dy", OP_ON(DWEIGHT, DY), LIGER_ERR_LAYOUT, {"dweight", "dy"}},
-    {"dweight over dx", OP_ON(DWEIGHT, DX), LIGER_ERR_LAYOUT, {"dweight", "dx"}},
-    {"dweight over rstd", OP_ON(DWEIGHT, BRSTD), LIGER_ERR_LAYOUT, {"dweight", "rstd"}},
-};
-static const struct op_provocation add_backward_provocations[] = {
-    {"dsum rows", OP_SHAPE(DSUM, 0, 4), LIGER_ERR_SHAPE, {"dsum", "4", "5"}},
-    {"dsum dtype", OP_DTYPE(DSUM, LIGER_F16), LIGER_ERR_DTYPE, {"dsum", "f16", "f32"}},
-    {"dx over part of dsum", OP_BESIDE(DX, DSUM, 1), LIGER_ERR_LAYOUT, {"dx", "dsum"}},
-    {"the fused function's names", OP_SHAPE(BX, 1, 0), LIGER_ERR_SHAPE, {"add_rms_norm_backward: sum.shape[1]", "0"}},
-    {"dx over sum", OP_ON(DX, BX), LIGER_ERR_LAYOUT, {"add_rms_norm_backward: dx overlaps sum"}},
-};
-
 static const struct op_alias backward_aliases[] = {{DX, DY}};
 static const struct op_alias add_backward_aliases[] = {{DX, DY}, {DX, DSUM}};
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
@@ -466,15 +347,14 @@ const struct op_cases rms_norm_backward_cases = {
     .describe = describe_backward,
     OP_CASES(cases),
     .prepare = prepare_backward,
-    .call = call_backward,
-    .workspace = backward_workspace,
+    .call = call_rms_norm_backward,
+    .workspace = workspace_rms_norm_backward,
     .reference = reference_backward,
     .naive = naive_backward,
     .magnitudes = magnitudes_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
     OP_ALIASES(backward_aliases),
-    OP_PROVOCATIONS(backward_provocations),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };
@@ -485,15 +365,13 @@ const struct op_cases add_rms_norm_backward_cases = {
     .describe = describe_add_backward,
     OP_CASES(cases),
     .prepare = prepare_backward,
-    .call = call_add_backward,
-    .workspace = add_backward_workspace,
+    .call = call_add_rms_norm_backward,
+    .workspace = workspace_add_rms_norm_backward,
     .reference = reference_add_backward,
     .magnitudes = magnitudes_backward,
     .loss = loss_add_backward,
     OP_GRADIENTS(gradients),
     OP_ALIASES(add_backward_aliases),
-    OP_PROVOCATIONS(backward_provocations),
-    OP_MORE_PROVOCATIONS(add_backward_provocations),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };
