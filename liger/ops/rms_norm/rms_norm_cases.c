@@ -68,6 +68,16 @@ static struct tensor_spec matrix(const struct op_case *c, const char *name, enum
     return spec;
 }
 
+/* In f32 the squares of a row and their sum must neither overflow nor, where no epsilon is added to them, vanish. */
+static const double huge = 0x1p55, tiny_without_epsilon = 0x1p-55;
+
+static void spread_out(const struct op_case *c, struct tensor_spec *spec, uint32_t ranges) {
+    const bool alone = c->scalar[EPSILON] == 0;
+    spec->ranges = alone ? ranges & ~(1u << RANGE_SUBNORMAL) : ranges;
+    spec->huge = huge;
+    spec->tiny = alone ? tiny_without_epsilon : 0;
+}
+
 static struct rms_norm_ref problem(const struct op_case *c, const struct op_types *types, const double *x,
                                    const double *weight) {
     return (struct rms_norm_ref){.rows = rows_of(c),
@@ -88,6 +98,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     const bool none = c->scalar[CASTING] == LIGER_CAST_NONE, llama = c->scalar[CASTING] == LIGER_CAST_LLAMA;
     const bool weighted = !(c->flags & NO_WEIGHT);
     spec[X] = matrix(c, "x", ROLE_IN);
+    spread_out(c, &spec[X], OP_EVERY_RANGE);
     spec[WEIGHT] = (struct tensor_spec){.name = "weight",
                                         .kind = KIND_WEIGHT,
                                         .values = VALUES_POSITIVE,
@@ -111,6 +122,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
 static void describe_add_forward(const struct op_case *c, struct tensor_spec *spec) {
     describe_forward(c, spec);
     spec[RESIDUAL] = matrix(c, "residual", ROLE_IN);
+    spread_out(c, &spec[RESIDUAL], OP_EVERY_RANGE);
     spec[SUM] = matrix(c, "sum", ROLE_OUT); /* budget 0: x + residual rounded to T, nothing else */
 }
 
@@ -141,6 +153,13 @@ static void reference_add_forward(const struct op_case *c, const struct op_types
     rms_norm_ref_forward(&p, t[Y], t[RSTD]);
 }
 
+static void naive_add_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const int64_t elements = rows_of(c) * c->size[COLS];
+    for (int64_t i = 0; i < elements; i++) t[SUM][i] = (float)(t[X][i] + t[RESIDUAL][i]);
+    const struct rms_norm_ref p = problem(c, types, t[SUM], t[WEIGHT]);
+    rms_norm_naive_forward(&p, t[Y], t[RSTD]);
+}
+
 static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[X], t[WEIGHT]);
     rms_norm_naive_forward(&p, t[Y], t[RSTD]);
@@ -150,7 +169,8 @@ static void naive_forward(const struct op_case *c, const struct op_types *types,
 static const char *scale_invariance(struct op_run *run) {
     const int64_t elements = run->count[X];
     double *first = run->t[RSTD]; /* free for our use: read no more */
-    if (run->c.scalar[EPSILON] != 0 || first == NULL) return NULL;
+    if (run->c.scalar[EPSILON] != 0 || first == NULL)
+        return op_run_not_applicable(run, "scale invariance: epsilon is not 0, or rstd is absent");
     if (op_run_call(run) != LIGER_OK) return liger_last_error();
     double before = 0, after = 0;
     for (int64_t i = 0; i < elements; i++) before += run->t[Y][i] * (double)(i % 61 + 1);
@@ -173,6 +193,7 @@ const struct op_cases rms_norm_forward_cases = {
     .call = call_rms_norm_forward,
     .reference = reference_forward,
     .naive = naive_forward,
+    .no_loss = OP_IS_FORWARD,
     OP_ALIASES(forward_aliases),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
@@ -185,6 +206,8 @@ const struct op_cases add_rms_norm_forward_cases = {
     OP_CASES(cases),
     .call = call_add_rms_norm_forward,
     .reference = reference_add_forward,
+    .naive = naive_add_forward,
+    .no_loss = OP_IS_FORWARD,
     OP_ALIASES(add_forward_aliases),
     OP_BENCH(bench),
 };
@@ -197,7 +220,9 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     const double cols = (double)c->size[COLS], rows = (double)rows_of(c);
     const bool llama = c->scalar[CASTING] == LIGER_CAST_LLAMA, weighted = !(c->flags & NO_WEIGHT);
     spec[DY] = matrix(c, "dy", ROLE_IN);
+    spread_out(c, &spec[DY], 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
     spec[BX] = matrix(c, "x", ROLE_IN);
+    spread_out(c, &spec[BX], OP_EVERY_RANGE);
     spec[BWEIGHT] = (struct tensor_spec){.name = "weight",
                                          .kind = KIND_WEIGHT,
                                          .values = VALUES_POSITIVE,
@@ -268,6 +293,11 @@ static void naive_backward(const struct op_case *c, const struct op_types *types
 static void reference_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
     rms_norm_ref_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
+}
+
+static void naive_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    rms_norm_naive_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
 }
 
 /* dx is a difference of two terms: its error follows the larger one. */
@@ -368,6 +398,7 @@ const struct op_cases add_rms_norm_backward_cases = {
     .call = call_add_rms_norm_backward,
     .workspace = workspace_add_rms_norm_backward,
     .reference = reference_add_backward,
+    .naive = naive_add_backward,
     .magnitudes = magnitudes_backward,
     .loss = loss_add_backward,
     OP_GRADIENTS(gradients),

@@ -27,8 +27,10 @@ static struct tensor_spec heads_spec(const struct op_case *c, const char *name, 
                                .absent = is_k && c->flags & NO_K,
                                .gaps = true,
                                .specials = role == ROLE_IN,
+                               .ranges = OP_EVERY_RANGE,
                                .relative = 1.05,
-                               .absolute = 4}; /* two products and a sum in f32: 3u of the pair's length */
+                               .absolute = 4, /* two products and a sum in f32: 3u of the pair's length */
+                               .steps = 1};   /* the two products */
     if (c->flags & TRANSPOSED) spec.order[0] = 0, spec.order[1] = 2, spec.order[2] = 1, spec.order[3] = 3;
     return spec;
 }
@@ -68,6 +70,7 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     spec[LOSS_Q] = heads_spec(c, "q of the loss", ROLE_IN, false);
     spec[LOSS_K] = heads_spec(c, "k of the loss", ROLE_IN, true);
     spec[LOSS_Q].specials = spec[LOSS_K].specials = false;
+    spec[LOSS_Q].ranges = spec[LOSS_K].ranges = 0;
     if (c->flags & BENCH) spec[LOSS_Q].absent = spec[LOSS_K].absent = true;
 }
 
@@ -186,9 +189,11 @@ static const char *same_length(struct op_run *run, const double *x, const double
     return op_run_text(run, "a pair of length %g became %g long", before, after);
 }
 
+static const char rounded_first[] = "rotation: q and k are rounded before they are rotated";
+
 /* A rotation keeps lengths. */
 static const char *keeps_lengths(struct op_run *run) {
-    if (run->c.size[OPERAND]) return NULL;
+    if (run->c.size[OPERAND]) return op_run_not_applicable(run, rounded_first);
     if (op_run_call(run) != LIGER_OK) return "the call failed";
     const char *wrong = for_each_pair(run, run->t[Q], run->t[Q_OUT], run->count[Q], same_length);
     if (wrong == NULL && run->t[K]) wrong = for_each_pair(run, run->t[K], run->t[K_OUT], run->count[K], same_length);
@@ -204,7 +209,7 @@ static const char *same_pair(struct op_run *run, const double *x, const double *
 /* Backward undoes forward. */
 static const char *undoes_forward(struct op_run *run) {
     const char *wrong = NULL;
-    if (run->c.size[OPERAND]) return NULL;
+    if (run->c.size[OPERAND]) return op_run_not_applicable(run, rounded_first);
     struct op_run *forward = op_run_new(run->context, &rope_forward_cases, &run->c, run->types, 7);
     if (forward == NULL) return "no memory";
     for (int64_t i = 0; i < run->count[COS]; i++) run->t[COS][i] = forward->t[COS][i];
@@ -271,6 +276,8 @@ const struct op_cases rope_forward_cases = {
     .prepare = prepare,
     .call = call_rope_forward,
     .reference = reference_forward,
+    .no_naive = OP_NO_SUMS,
+    .no_loss = OP_IS_FORWARD,
     OP_ALIASES(aliases),
     OP_PROVOCATIONS(forward_provocations),
     OP_PROPERTIES(forward_properties),
@@ -286,6 +293,7 @@ const struct op_cases rope_backward_cases = {
     .prepare = prepare,
     .call = call_rope_backward,
     .reference = reference_backward,
+    .no_naive = OP_NO_SUMS,
     .loss = loss,
     OP_GRADIENTS(gradients),
     OP_ALIASES(aliases),

@@ -14,7 +14,8 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
                                    .values = VALUES_NORMAL,
                                    .ndim = 1,
                                    .shape = {c->size[COUNT]},
-                                   .specials = true};
+                                   .specials = true,
+                                   .ranges = OP_EVERY_RANGE};
     spec[SCALE] = (struct tensor_spec){.name = "scale",
                                        .role = ROLE_IN,
                                        .kind = KIND_F32,
@@ -71,6 +72,8 @@ const struct op_cases scale_cases = {
     OP_CASES(cases),
     .call = call_scale,
     .reference = reference,
+    .no_naive = OP_NO_SUMS,
+    .no_loss = OP_IS_FORWARD,
     OP_ALIASES(aliases),
     OP_BENCH(bench),
 };

@@ -41,7 +41,10 @@ static struct tensor_spec twin(const struct op_case *c, const char *name, enum t
 static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
     spec[GATE] = twin(c, "gate", ROLE_IN);
     spec[GATE].spread = 3;
+    spec[GATE].ranges = OP_EVERY_RANGE;
     spec[UP] = twin(c, "up", ROLE_IN);
+    spec[UP].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
+    spec[UP].huge = 0x1p30; /* f32: gate · up may overflow, dy · up may not */
 }
 
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
@@ -60,6 +63,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
      * (u), and of the second product (the first one may be off by 4u, and u). f32: exponential, sum, quotient: 8u. */
     spec[Y].relative = c->scalar[DOWN_MULTIPLIER] != 1 ? 5.05 : 3.05;
     spec[Y].absolute = 8;
+    spec[Y].steps = 25; /* two roundings of silu, times |up| <= 6, and of the product, times |down_multiplier| <= 2 */
 }
 
 static void forward_options(const struct op_case *c, void *args) {
@@ -183,7 +187,7 @@ static const char *rounds_like_operators(struct op_run *run) {
     const liger_dtype t = run->types.t;
     const double down = run->c.scalar[DOWN_MULTIPLIER];
     const char *wrong = NULL;
-    if (run->c.size[ACTIVATION]) return NULL;
+    if (run->c.size[ACTIVATION]) return op_run_not_applicable(run, "roundings: silu is not rounded to T");
     double *up = malloc((size_t)run->count[UP] * sizeof *up + 1);
     if (up == NULL) return "no memory";
     for (int64_t i = 0; i < run->count[UP]; i++) up[i] = run->t[UP][i], run->t[UP][i] = 1;
@@ -223,6 +227,8 @@ const struct op_cases swiglu_forward_cases = {
     .prepare = prepare,
     .call = call_swiglu_forward,
     .reference = reference_forward,
+    .no_naive = OP_NO_SUMS,
+    .no_loss = OP_IS_FORWARD,
     OP_ALIASES(forward_aliases),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
@@ -232,7 +238,10 @@ const struct op_cases swiglu_forward_cases = {
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     describe_inputs(c, spec);
+    spec[UP].ranges |= 1u << RANGE_TINY;
     spec[DY] = twin(c, "dy", ROLE_IN);
+    spec[DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
+    spec[DY].huge = 0x1p30;
     spec[DGATE] = twin(c, "dgate", ROLE_OUT);
     spec[DGATE].absent = c->flags & NO_DGATE;
     spec[DGATE].relative = 1.05;
@@ -241,6 +250,7 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     spec[DUP].absent = c->flags & NO_DUP;
     spec[DUP].relative = 1.05;
     spec[DUP].absolute = 8;
+    spec[DGATE].steps = spec[DUP].steps = 25; /* two roundings of silu, times |dy · down_multiplier| <= 12 */
 }
 
 static void backward_options(const struct op_case *c, void *args) {
@@ -275,7 +285,8 @@ static const struct op_alias backward_aliases[] = {{DGATE, DY}, {DGATE, GATE}, {
 static const char *backward_of_halves(struct op_run *run) {
     struct halves fused, upstream;
     const char *wrong = NULL;
-    if (run->t[DGATE] == NULL || run->t[DUP] == NULL) return NULL;
+    if (run->t[DGATE] == NULL || run->t[DUP] == NULL)
+        return op_run_not_applicable(run, "halves of one buffer: a gradient is absent");
     if (op_run_call(run) != LIGER_OK) return "the call on separate tensors failed";
     const bool fused_open = halves_open(&fused, run, run->t[GATE], run->t[UP]);
     const bool upstream_open = halves_open(&upstream, run, run->t[DY], run->t[DY]);
@@ -304,6 +315,7 @@ const struct op_cases swiglu_backward_cases = {
     .prepare = prepare,
     .call = call_swiglu_backward,
     .reference = reference_backward,
+    .no_naive = OP_NO_SUMS,
     .loss = loss,
     OP_GRADIENTS(gradients),
     OP_ALIASES(backward_aliases),
