@@ -98,32 +98,33 @@ def _check(q: Tensor, k: Tensor, cos: Tensor) -> None:
         raise LigerArgumentError(f"rope: q's heads have {q.shape[-1]} elements, but k's have {k.shape[-1]}")
 
 
-def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int = 0) -> tuple[Tensor, Tensor]:
     _check(q, k, cos)
     return _rotate(_native.rope_forward, q, k, cos, sin, rotary)
 
 
-def _quick(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> tuple[Tensor, Tensor]:
+def _quick(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int = 0) -> tuple[Tensor, Tensor]:
     rotary = _rotary_size(q, cos, rotary)
     return _native.rope_forward(q, k, cos, sin, HEADS_OF_FIRST, HEADS_OF_SECOND, rotary, 0)
 
 
-def _backward(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None, rotary: int) -> tuple[Tensor, Tensor]:
+def _backward(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None, rotary: int = 0) -> tuple[Tensor, Tensor]:
     """The gradient of an absent upstream is absent too."""
     for_q, for_k = _rotate(_native.rope_backward, dq, dk, cos, sin, rotary)
     return for_q if for_q is not None else absent(cos), for_k if for_k is not None else absent(cos)
 
 
-def _fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> tuple[Tensor, Tensor]:
+def _fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int = 0) -> tuple[Tensor, Tensor]:
     return _new_heads(q), _new_heads(k)
 
 
 def _backward_fake(
-    cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None, rotary: int
+    cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None, rotary: int = 0
 ) -> tuple[Tensor, Tensor]:
     return _new_heads(dq) if dq is not None else absent(cos), _new_heads(dk) if dk is not None else absent(cos)
 
 
+# `rotary` has a default everywhere: of an argument that equals the schema's, torch passes nothing on
 rope = Operator(
     "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, int rotary=0) -> (Tensor, Tensor)", _forward, _fake, _quick
 )
@@ -135,7 +136,8 @@ rope_gradient = Operator(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _q, _k, cos, sin, ctx.rotary = inputs
+    _q, _k, cos, sin, *rotary = inputs
+    ctx.rotary = rotary[0] if rotary else 0
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(cos, sin)
 
