@@ -10,13 +10,12 @@ import importlib
 import importlib.metadata
 import inspect
 import operator
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import types
 
+import own_process
 import pytest
 import torch
 from torch import nn
@@ -44,21 +43,6 @@ def parameters(function):
         for p in inspect.signature(function).parameters.values()
         if p.name != "self"
     }
-
-
-def python(code, **environment):
-    root = str(pathlib.Path(liger_kernel.__file__).parents[1])
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # ---- the package -----------------------------------------------------------------------------------------------------
@@ -110,7 +94,8 @@ def test_lazy_names():
 
 
 def test_import_needs_torch_only():
-    said = python(
+    said = own_process.output(
+        "-c",
         """
 import sys
 for absent in ("transformers", "triton", "peft", "trl", "rich", "accelerate"):
@@ -131,16 +116,17 @@ try:
     lk.unknown
 except AttributeError:
     print("right")
-"""
+""",
     )
     assert said.strip() == "right"
 
 
 def test_import_brings_nothing_along():
-    said = python(
+    said = own_process.output(
+        "-c",
         "import sys; before = set(sys.modules) | {'torch'}; import torch; before |= set(sys.modules)\n"
         "import liger_kernel.transformers\n"
-        "print([m for m in ('transformers', 'triton', 'peft', 'rich') if m in sys.modules and m not in before])"
+        "print([m for m in ('transformers', 'triton', 'peft', 'rich') if m in sys.modules and m not in before])",
     )
     assert said.strip() == "[]"
 
@@ -587,7 +573,8 @@ def test_version_dispatch():
 
 def test_too_old_transformers_is_refused():
     pytest.importorskip("transformers", reason="needs transformers")
-    said = python(
+    said = own_process.output(
+        "-c",
         """
 import transformers
 transformers.__version__ = "4.51.3"
@@ -595,6 +582,6 @@ try:
     import liger_kernel.transformers.monkey_patch
 except ImportError as error:
     print(error)
-"""
+""",
     )
     assert "4.52.0" in said and "4.51.3" in said

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import subprocess
-import sys
 
+import own_process
 import pytest
 import torch
 from test_operators import CASES, on, run, upstreams
@@ -38,12 +36,4 @@ def test_disabled_by_environment(name, device, tmp_path):
             native_results.append((case.name, args, up, run(case, args, up)))
     torch.save((NAMES[name], native_results), tmp_path / "results")
     worker = pathlib.Path(__file__).with_name("disabled_operator_worker.py")
-    path = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
-        [sys.executable, str(worker), str(tmp_path / "results")],
-        env={**os.environ, "LIGER_DISABLE": f"nothing_of_ours , {name}", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    own_process.output(worker, tmp_path / "results", LIGER_DISABLE=f"nothing_of_ours , {name}")

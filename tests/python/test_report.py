@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import types
 
+import own_process
 import pytest
 
 import liger_kernel
@@ -14,19 +13,8 @@ from liger_kernel import __main__ as report
 from liger_kernel import env_report
 
 
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_command_line():
-    done = run("-m", "liger_kernel", LIGER_DISABLE="rope")
+    done = own_process.run("-m", "liger_kernel", LIGER_DISABLE="rope")
     assert done.returncode in (0, 1), done.stderr
     for word in (liger_kernel.__version__, "torch", "transformers", "python", "LIGER_DISABLE", "rope"):
         assert word in done.stdout, done.stdout
@@ -46,7 +34,7 @@ def test_disabled_operators_are_known_by_name(value, fact):
 
 
 def test_env_report_command_line():
-    done = run("-m", "liger_kernel.env_report")
+    done = own_process.run("-m", "liger_kernel.env_report")
     assert done.returncode == 0, done.stderr
     for word in ("Operating system", "Python", "0.9.0", "PyTorch", "CUDA", "HIP", "Triton", "Transformers", "XPU"):
         assert word in done.stdout, done.stdout
@@ -99,7 +87,7 @@ def test_table_with_and_without_rich(monkeypatch, capsys, with_rich):
 
 
 def matrix_products(**environment):
-    lines = run("-m", "liger_kernel", **environment).stdout.splitlines()
+    lines = own_process.run("-m", "liger_kernel", **environment).stdout.splitlines()
     return next(line for line in lines if "f32 matrix products" in line)
 
 

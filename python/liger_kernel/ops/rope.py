@@ -5,30 +5,16 @@ J. Su et al.: RoFormer: Enhanced Transformer with Rotary Position Embedding (202
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel._native import HEADS_OF_FIRST, HEADS_OF_SECOND
-from liger_kernel.ops._operator import (
-    LigerArgumentError,
-    LigerFunction,
-    Operator,
-    absent,
-    fresh,
-    refuse_second_derivative,
-)
-
-_NATIVE_DTYPE = {torch.float16: 2, torch.bfloat16: 3}
-
-
-def _new_heads(x: Tensor) -> Tensor:
-    """[B, heads, S, D] as a view of [B, S, heads, D] memory, the layout that projections and attention use."""
-    batch, heads, seq, dim = x.shape
-    strides = (seq * heads * dim, dim, heads * dim, 1)
-    return fresh(torch.empty_strided((batch, heads, seq, dim), strides, dtype=x.dtype, device=x.device))
+from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._memory import NATIVE_DTYPE, heads, new_heads, require_float
+from liger_kernel.ops._operator import Heads, LigerArgumentError, Made, Operator, Wish
 
 
 def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
@@ -37,10 +23,10 @@ def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
         cos = cos.to(sin.dtype)
     cos, sin = _without_heads(cos), _without_heads(sin)
     rounding = 0
-    if sin.dtype is not dtype and sin.dtype in _NATIVE_DTYPE:
-        rounding = _NATIVE_DTYPE[sin.dtype]
+    if sin.dtype is not dtype and sin.dtype is not torch.float32:
+        rounding = NATIVE_DTYPE[sin.dtype]
         cos, sin = cos.float(), sin.float()
-    return _heads(cos), _heads(sin), rounding
+    return heads(cos), heads(sin), rounding
 
 
 def _rotary_size(x: Tensor, cos: Tensor, rotary: int) -> int:
@@ -67,16 +53,11 @@ def _without_heads(table: Tensor) -> Tensor:
     return table.squeeze(1) if table.dim() == 4 and table.shape[1] == 1 else table
 
 
-def _heads(x: Tensor) -> Tensor:
-    """Any strides will do but for the last dimension's."""
-    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
-
-
 def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
     rotary = _rotary_size(x, cos, rotary)
     cos, sin, rounding = _angles(cos, sin, x.dtype)
-    out = _new_heads(x)
-    function(_heads(x), None, cos, sin, out, None, rotary, rounding)
+    out = new_heads(x)
+    function(heads(x), None, cos, sin, out, None, rotary, rounding)
     return out
 
 
@@ -85,12 +66,12 @@ def _rotate(function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin:
         return tuple(None if x is None else _rotate_one(function, x, cos, sin, rotary) for x in (q, k))
     rotary = _rotary_size(q, cos, rotary)
     cos, sin, rounding = _angles(cos, sin, q.dtype)
-    q_out, k_out = _new_heads(q), _new_heads(k)
-    function(_heads(q), _heads(k), cos, sin, q_out, k_out, rotary, rounding)
+    q_out, k_out = new_heads(q), new_heads(k)
+    function(heads(q), heads(k), cos, sin, q_out, k_out, rotary, rounding)
     return q_out, k_out
 
 
-def _check(q: Tensor, k: Tensor, cos: Tensor) -> None:
+def _check(q: Tensor, k: Tensor) -> None:
     if q.dim() != 4 or k.dim() != 4:
         name, x = ("q", q) if q.dim() != 4 else ("k", k)
         raise LigerArgumentError(f"rope: {name} has {x.dim()} dimensions, but must be [batch, heads, seq, dim]")
@@ -98,60 +79,43 @@ def _check(q: Tensor, k: Tensor, cos: Tensor) -> None:
         raise LigerArgumentError(f"rope: q's heads have {q.shape[-1]} elements, but k's have {k.shape[-1]}")
 
 
-def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int = 0) -> tuple[Tensor, Tensor]:
-    _check(q, k, cos)
-    return _rotate(_native.rope_forward, q, k, cos, sin, rotary)
+class _Rope(Operator):
+    def prepared(self, *args: Any) -> tuple:
+        q, k, cos, sin, rotary = args
+        _check(q, k)
+        require_float("rope", q=q, k=k, cos=cos, sin=sin)
+        return _rotate(_native.rope_forward, q, k, cos, sin, rotary)
+
+    def gradients(self, saved: tuple, options: list, upstreams: tuple, needs: list) -> tuple:
+        """Only what is asked for and has an upstream; the gradient of an output that nobody used is zero, which is None."""
+        given = [up if need else None for up, need in zip(upstreams, needs)]
+        if all(up is None for up in given):
+            return None, None
+        return tuple(g if up is not None else None for g, up in zip(rope_gradient(*saved, *given, *options), given))
 
 
-def _quick(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int = 0) -> tuple[Tensor, Tensor]:
-    rotary = _rotary_size(q, cos, rotary)
-    return _native.rope_forward(q, k, cos, sin, HEADS_OF_FIRST, HEADS_OF_SECOND, rotary, 0)
+@_Rope
+def rope(q: Heads, k: Heads, cos: Tensor, sin: Tensor, rotary: int,
+         q_out: Made = Wish.HEADS, k_out: Made = Wish.HEADS[1]) -> Any:  # fmt: skip
+    return _native.rope_forward(q, k, cos, sin, q_out, k_out, _rotary_size(q, cos, rotary), 0)
 
 
-def _backward(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None, rotary: int = 0) -> tuple[Tensor, Tensor]:
+class _RopeGradient(Operator):
+    def prepared(self, *args: Any) -> tuple:
+        cos, sin, dq_out, dk_out, rotary = args
+        return _rotate(_native.rope_backward, dq_out, dk_out, cos, sin, rotary)
+
+
+@functools.partial(rope.gradient, kind=_RopeGradient)
+def rope_gradient(cos: Tensor, sin: Tensor, dq_out: Heads | None, dk_out: Heads | None, rotary: int,
+                  dq: Made = Wish.HEADS[2], dk: Made = Wish.HEADS[3]) -> Any:  # fmt: skip
     """The gradient of an absent upstream is absent too."""
-    for_q, for_k = _rotate(_native.rope_backward, dq, dk, cos, sin, rotary)
-    return for_q if for_q is not None else absent(cos), for_k if for_k is not None else absent(cos)
-
-
-def _fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary: int = 0) -> tuple[Tensor, Tensor]:
-    return _new_heads(q), _new_heads(k)
-
-
-def _backward_fake(
-    cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None, rotary: int = 0
-) -> tuple[Tensor, Tensor]:
-    return _new_heads(dq) if dq is not None else absent(cos), _new_heads(dk) if dk is not None else absent(cos)
-
-
-# `rotary` has a default everywhere: of an argument that equals the schema's, torch passes nothing on
-rope = Operator(
-    "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, int rotary=0) -> (Tensor, Tensor)", _forward, _fake, _quick
-)
-rope_gradient = Operator(
-    "rope_backward(Tensor cos, Tensor sin, Tensor? dq, Tensor? dk, int rotary=0) -> (Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _q, _k, cos, sin, *rotary = inputs
-    ctx.rotary = rotary[0] if rotary else 0
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(cos, sin)
-
-
-def _gradient(ctx: Any, dq: Tensor | None, dk: Tensor | None) -> tuple:
-    """Only what is asked for and has an upstream; the gradient of an output that nobody used is zero, which is None."""
-    dq, dk = (up if needed else None for up, needed in zip((dq, dk), ctx.needs_input_grad))
-    if dq is None and dk is None:
-        return (None,) * 5
-    for_q, for_k = rope_gradient(*ctx.saved_tensors, dq, dk, ctx.rotary)
-    return for_q if dq is not None else None, for_k if dk is not None else None, None, None, None
-
-
-rope.register_gradient(_setup_context, _gradient)
+    if dq_out is None or dk_out is None:
+        one: Any = dk_out if dq_out is None else dq_out
+        made = _native.rope_backward(one, None, cos, sin, Wish.HEADS, None, _rotary_size(one, cos, rotary), 0)
+        return (made, None) if dk_out is None else (None, made)
+    rotary = _rotary_size(dq_out, cos, rotary)
+    return _native.rope_backward(dq_out, dk_out, cos, sin, Wish.HEADS, Wish.HEADS[1], rotary, 0)
 
 
 def _require_heads_first(position_ids: Any, unsqueeze_dim: int) -> None:
@@ -218,21 +182,14 @@ class LigerRopeFunction(LigerFunction):
     position_ids is accepted and ignored; cos and sin get no gradient.
     """
 
-    operator = "rope"
-    differentiable = (0, 1)
+    operator = rope
+    gradients = ("q", "k")
+    held = ("cos", "sin")
 
     @staticmethod
-    def forward(ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+    def arguments(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
         _require_heads_first(position_ids, unsqueeze_dim)
-        ctx.rotary = _given_rotary(q, cos, rotary_dim)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(cos, sin)
-        return rope(q, k, cos, sin, ctx.rotary)
-
-    @staticmethod
-    def backward(ctx, dq, dk):
-        refuse_second_derivative("LigerRopeFunction")
-        return (*_gradient(ctx, dq, dk), None, None)
+        return q, k, cos, sin, _given_rotary(q, cos, rotary_dim)
 
     @staticmethod
     def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
