@@ -39,9 +39,12 @@ if(bench_sources AND NOT LIGER_SANITIZE)
   liger_test_program(liger_bench ${bench_sources})
 endif()
 
-# Any bytes as arguments; a longer run is `liger_fuzz ROUNDS SEED`.
+# Right calls and spoiled ones; a longer run is `liger_fuzz ROUNDS SEED`. What cases call is caught by the linker.
 file(GLOB fuzz_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/tests/fuzz/*.c")
 if(fuzz_sources)
   liger_test_program(liger_fuzz ${fuzz_sources})
+  foreach(function IN LISTS LIGER_FUNCTIONS)
+    target_link_options(liger_fuzz PRIVATE "-Wl,--wrap=liger_${function}")
+  endforeach()
   add_test(NAME liger_fuzz COMMAND liger_fuzz)
 endif()

@@ -67,7 +67,7 @@ def parse_fields(body: str, where: str) -> list[Field]:
         kind, pointer, names = match[2], match[3], [name.strip() for name in match[4].split(",")]
         for name in names:
             if kind == "size_t" and name in ("size", "workspace_bytes") or name.startswith("reserved"):
-                continue
+                continue  # reserved bytes stay zero
             if kind == "void" and pointer and name == "workspace":
                 fields.append(Field(name, "workspace"))
             elif not pointer and kind in CONVERTERS:
@@ -127,15 +127,20 @@ static PyObject *py_{name}(PyObject *self, PyObject *const *argv, Py_ssize_t arg
         return binding_abandon(&call);
 {body}}}
 """
-CALL = """    liger_status status;
-    if (call.device == LIGER_DEVICE_CPU) {{
-        Py_BEGIN_ALLOW_THREADS;
-        status = liger_{op}(call.context, &args, call.stream);
-        Py_END_ALLOW_THREADS;
-    }} else {{
-        status = liger_{op}(call.context, &args, call.stream);
-    }}
+# The lock is released for every device, as torch's own operators do: a launch may wait for a full queue, and the first one
+# loads a module or a library.
+CALL = """{scratch}    liger_status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = liger_{op}(call.context, &args, call.stream);
+    Py_END_ALLOW_THREADS;
     return binding_finish(&call, status);
+"""
+SCRATCH = """    if (call.wants_scratch) {{
+        size_t needed = 0;
+        const liger_status asked = liger_{op}_workspace(call.context, &args, &needed);
+        if (asked != LIGER_OK) return binding_fail(&call, asked);
+        if (!binding_scratch(&call, needed, &args.workspace, &args.workspace_bytes)) return binding_abandon(&call);
+    }}
 """
 QUERY = """    size_t bytes = 0;
     const liger_status status = liger_{op}{query}(call.context, &args, &bytes);
@@ -162,7 +167,11 @@ def emit_function(function: Function, query: str) -> str:
         fewest=most - sum(optional),
         most=most,
         conversions=conversions,
-        body=(QUERY if query else CALL).format(op=function.name, query=query),
+        body=(QUERY if query else CALL).format(
+            op=function.name,
+            query=query,
+            scratch=SCRATCH.format(op=function.name) if "_workspace" in function.queries else "",
+        ),
     )
 
 

@@ -33,6 +33,10 @@ const char *cpu_gemm_provider(liger_context *context);
 liger_status cuda_context_init(liger_context *context, const liger_context_options *options);
 void cuda_context_close(liger_context *context);
 const char *cuda_gemm_provider(liger_context *context);
+liger_status cuda_gemm_ready(liger_context *context);
+
+/* UNSUPPORTED if there is nothing to multiply matrices with: for operators of several steps, which ask before the first. */
+liger_status liger_gemm_ready(liger_context *context);
 
 #ifdef __cplusplus
 }

@@ -9,6 +9,7 @@
 
 /* ---- the args struct -------------------------------------------------------------------------------------------- */
 
+/* Whether a struct may be so long: one of an older caller ends with a field. */
 static bool ends_a_field(const struct door *door, size_t size) {
     if (size == sizeof(size_t)) return true;
     for (int i = 0; i < door->count; i++) {
@@ -20,7 +21,7 @@ static bool ends_a_field(const struct door *door, size_t size) {
     return false;
 }
 
-liger_status door_import(const struct door *door, const void *given, void *args) {
+static liger_status import(const struct door *door, const void *given, void *args) {
     const char *what = door->function;
     const size_t size = door->size;
     LIGER_REQUIRE(given != NULL, LIGER_ERR_ARGUMENT, "%s: args is NULL", what);
@@ -83,16 +84,23 @@ static liger_status check_integer(const struct door_rule *rule, int64_t value) {
     return LIGER_OK;
 }
 
-static liger_status check_number(const struct door_rule *rule, const void *field) {
-    float real;
+static int64_t integer_of(const struct door_rule *rule, const void *field) {
     int32_t narrow;
     int64_t wide;
-    switch (rule->kind) {
-        case DOOR_FLOAT: memcpy(&real, field, sizeof real); return check_float(rule, (double)real);
-        case DOOR_INT32: memcpy(&narrow, field, sizeof narrow); return check_integer(rule, narrow);
-        case DOOR_INT64: memcpy(&wide, field, sizeof wide); return check_integer(rule, wide);
+    if (rule->kind == DOOR_INT64) return memcpy(&wide, field, sizeof wide), wide;
+    return memcpy(&narrow, field, sizeof narrow), narrow;
+}
+
+static liger_status check_number(struct door_call *call, const struct door_rule *rule, const void *field) {
+    float real;
+    if (rule->kind == DOOR_ADDRESS) return LIGER_OK;
+    if (rule->kind == DOOR_FLOAT) return memcpy(&real, field, sizeof real), check_float(rule, (double)real);
+    const int64_t value = integer_of(rule, field);
+    if (rule->binds != DOOR_ONE) {
+        call->bound |= 1u << rule->binds;
+        call->size[rule->binds] = value;
     }
-    return LIGER_OK;
+    return check_integer(rule, value);
 }
 
 static liger_status check_reserved(const struct door_rule *rule, const char *field) {
@@ -102,6 +110,8 @@ static liger_status check_reserved(const struct door_rule *rule, const char *fie
                       (int)(unsigned char)field[i]);
     return LIGER_OK;
 }
+
+_Static_assert(sizeof(liger_dtype) == sizeof(int32_t), "a tensor's dtype is copied into a problem's");
 
 /* ---- one tensor ------------------------------------------------------------------------------------------------- */
 
@@ -250,7 +260,10 @@ static liger_status check_tensor(struct door_call *call, const struct door_rule 
     call->present |= 1u << rule->at;
     LIGER_TRY(check_dtype(call, rule, tensor));
     LIGER_TRY(check_shape(call, rule, tensor));
-    return call->query ? LIGER_OK : lower(rule, tensor, problem);
+    if (call->query) return LIGER_OK;
+    if (rule->dtype_lowered) memcpy((char *)problem + rule->dtype_to, &tensor->dtype, sizeof tensor->dtype);
+    if (rule->pitch_lowered) memcpy((char *)problem + rule->pitch_to, &tensor->stride[0], sizeof tensor->stride[0]);
+    return lower(rule, tensor, problem);
 }
 
 static liger_status check_rules(struct door_call *call, uint32_t needs, void *problem) {
@@ -263,7 +276,7 @@ static liger_status check_rules(struct door_call *call, uint32_t needs, void *pr
             case DOOR_CHECK: LIGER_TRY(rule->check(call)); break;
             case DOOR_WORKSPACE: break; /* when all sizes are known */
             default:
-                LIGER_TRY(check_number(rule, field));
+                LIGER_TRY(check_number(call, rule, field));
                 if (rule->lowered && problem) memcpy((char *)problem + rule->to, field, rule->bytes);
         }
     }
@@ -359,7 +372,7 @@ static void begin(struct door_call *call, const struct door *door, const liger_c
 liger_status door_enter(struct door_call *call, const struct door *door, liger_context *context, const void *given,
                         void *args, void *problem) {
     LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, "%s: context is NULL", door->function);
-    LIGER_TRY(door_import(door, given, args));
+    LIGER_TRY(import(door, given, args));
     begin(call, door, context, args, false);
     LIGER_TRY(check_rules(call, 0, problem));
     return check_memory(call, problem);
@@ -367,8 +380,7 @@ liger_status door_enter(struct door_call *call, const struct door *door, liger_c
 
 liger_status door_query(struct door_call *call, const struct door *door, liger_context *context, const void *given,
                         void *args, uint32_t needs) {
-    LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, "%s: context is NULL", door->function);
-    LIGER_TRY(door_import(door, given, args));
+    LIGER_TRY(import(door, given, args));
     begin(call, door, context, args, true);
     return check_rules(call, needs, NULL);
 }

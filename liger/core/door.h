@@ -95,12 +95,12 @@ struct door_rule {
     } shape;
     liger_status (*fits)(const struct door_call *call, const liger_tensor *tensor, const char *what);
     /* The problem gets, at offset `to`: a number as it is, an address, a liger_rows (ROWS), what `lower` makes of a tensor
-     * (OWN_LAYOUT). */
-    bool lowered;
-    uint16_t to;
+     * (OWN_LAYOUT); and of a tensor that is there its dtype and the stride of its first dimension. */
+    bool lowered, dtype_lowered, pitch_lowered;
+    uint16_t to, dtype_to, pitch_to;
     liger_status (*lower)(const liger_tensor *tensor, const char *what, void *to);
-    /* Numbers. */
-    uint8_t bounds;
+    /* Numbers. An integer may bind a size: `binds`, if it is not DOOR_ONE. */
+    uint8_t bounds, binds;
     double low, high;
     /* WORKSPACE: bytes needed (none if `with` names tensors and none of them is there), and the tensors that the answer to a
      * query depends on. */
@@ -129,16 +129,17 @@ struct door_call {
     int64_t size[DOOR_SIZES];
 };
 
-/* Copies `given` to `args`, of door->size bytes: a shorter struct of an older caller ends with a field and reads as zero
- * from there on; a longer one must be zero where this library knows nothing. */
-liger_status door_import(const struct door *door, const void *given, void *args);
-
-/* Imports and checks a call, and fills the fields of `problem` that rules name; the caller sets its other fields, before
- * (an absent argument leaves its field) or after. Nothing is written to an argument. */
+/* Copies `given` to `args`, of door->size bytes, checks the call, and fills the fields of `problem` that rules name; the
+ * caller sets its other fields, before (an absent argument leaves its field) or after. Nothing is written to an argument.
+ *
+ * An args struct begins with its own size and grows only by appending. A shorter struct is that of an older caller: it ends
+ * with a field, and reads as zero from there on, which by rule means the old behaviour. A longer one must be zero where this
+ * library knows nothing. */
 liger_status door_enter(struct door_call *call, const struct door *door, liger_context *context, const void *given,
                         void *args, void *problem);
 
-/* The same for a question about sizes. Tensors outside of `needs` may be missing. */
+/* The same for a question about sizes, or for a struct without tensors and then without a context. Tensors outside of `needs`
+ * may be missing. */
 liger_status door_query(struct door_call *call, const struct door *door, liger_context *context, const void *given,
                         void *args, uint32_t needs);
 

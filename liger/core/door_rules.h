@@ -33,8 +33,8 @@
 #define DOOR_AT_(function, problem, field)                                                                             \
     ((offsetof(liger_##function##_args, field) - sizeof(size_t)) / sizeof(liger_tensor))
 #define DOOR_AT(door, field) DOOR_AT_(door, field)
-#define DOOR_TO_(function, problem, field) .lowered = true, .to = offsetof(struct problem, field)
-#define DOOR_TO(door, field) DOOR_TO_(door, field)
+#define DOOR_IN_PROBLEM_(function, problem, field) offsetof(struct problem, field)
+#define DOOR_IN_PROBLEM(door, field) DOOR_IN_PROBLEM_(door, field)
 
 #define ARG(field) .kind = DOOR_TENSOR, DOOR_FIELD(DOOR, field), .at = DOOR_AT(DOOR, field)
 #define FLOAT(field) .kind = DOOR_FLOAT, DOOR_FIELD(DOOR, field)
@@ -43,8 +43,12 @@
 #define RESERVED(field) .kind = DOOR_RESERVED, DOOR_FIELD(DOOR, field)
 /* bytes(call) says how many; a query must have the tensors that are named. */
 #define WORKSPACE(bytes_, ...)                                                                                         \
-    .kind = DOOR_WORKSPACE, DOOR_FIELD(DOOR, workspace), .needed = bytes_, .needs = BITS(__VA_ARGS__)
+    .kind = DOOR_WORKSPACE, .role = DOOR_SCRATCH, DOOR_FIELD(DOOR, workspace), .needed = bytes_,                       \
+    .needs = BITS(__VA_ARGS__)
 #define CHECK(function) .kind = DOOR_CHECK, .check = function
+
+/* Where a number, a workspace or (behind its strides) a tensor goes in the problem. */
+#define TO(field) .lowered = true, .to = DOOR_IN_PROBLEM(DOOR, field)
 
 /* Arguments by name, one to four. */
 #define BIT(field) (1u << DOOR_AT(DOOR, field))
@@ -91,11 +95,15 @@
 #define LAST .layout = DOOR_LAST
 #define PITCHED .layout = DOOR_PITCHED
 #define CONTIGUOUS .layout = DOOR_CONTIGUOUS
-#define TO_ROWS(field) .layout = DOOR_ROWS, DOOR_TO(DOOR, field)
-#define TO_POINTER(field) .layout = DOOR_CONTIGUOUS, DOOR_TO(DOOR, field)
-#define TO_PITCHED(field) .layout = DOOR_PITCHED, DOOR_TO(DOOR, field)
-#define TO_LAST(field) .layout = DOOR_LAST, DOOR_TO(DOOR, field)
-#define LOWER(function, field) .layout = DOOR_OWN_LAYOUT, .lower = function, DOOR_TO(DOOR, field)
+#define TO_ROWS(field) .layout = DOOR_ROWS, TO(field)
+#define TO_POINTER(field) .layout = DOOR_CONTIGUOUS, TO(field)
+#define TO_PITCHED(field) .layout = DOOR_PITCHED, TO(field)
+#define TO_LAST(field) .layout = DOOR_LAST, TO(field)
+#define LOWER(function, field) .layout = DOOR_OWN_LAYOUT, .lower = function, TO(field)
+
+/* Besides: its dtype, and the stride of its first dimension. */
+#define DTYPE_TO(field) .dtype_lowered = true, .dtype_to = DOOR_IN_PROBLEM(DOOR, field)
+#define PITCH_TO(field) .pitch_lowered = true, .pitch_to = DOOR_IN_PROBLEM(DOOR, field)
 
 #define OPTIONAL .optional = true
 /* Present together or not at all; of a workspace: needed only then. */
@@ -109,6 +117,6 @@
 #define FINITE .bounds = DOOR_FINITE
 #define CAP .bounds = DOOR_CAP
 #define NONE_OR_FLOAT .bounds = DOOR_NONE_OR_FLOAT
-#define TO(field) DOOR_TO(DOOR, field)
+#define BINDS(number) .binds = number
 
 #endif

@@ -50,10 +50,11 @@ def _patching_note(version: str) -> str:
 def disabled_fact(value: str) -> str:
     """What LIGER_DISABLE does. A name that is no operator's disables nothing, and is named."""
     try:
-        operators = importlib.import_module("liger_kernel.ops")._operator.LigerFunction.__subclasses__()
+        ops = importlib.import_module("liger_kernel.ops")
+        operators = [value for value in (getattr(ops, name) for name in ops.__all__) if hasattr(value, "torch_forward")]
     except Exception as error:  # without torch nothing runs on it
         return f"{value}  (not usable: {error})"
-    known = {name for operator in operators for name in operator.operator.split()}
+    known = {name for operator in operators for name in operator.names.split()}
     given = [name.strip() for name in value.split(",") if name.strip()]
     fact = ", ".join(name for name in given if name in known) + "  (run on torch)"
     unknown = [name for name in given if name not in known]

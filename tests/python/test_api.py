@@ -5,6 +5,7 @@ What the operators compute is tested elsewhere; here it is compared with torch o
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import inspect
@@ -134,6 +135,7 @@ def test_import_brings_nothing_along():
 
 LOSS = dict(ignore_index=-100, lse_square_scale=0.0, label_smoothing=0.0, reduction="mean", softcap=None)
 RETURNS = dict(return_token_accuracy=False, return_predicted_tokens=False)
+ROPE = dict(position_ids=None, unsqueeze_dim=1, rotary_dim=None)
 NORM = dict(eps=1e-6, offset=0.0, casting_mode="llama", init_fn="ones", in_place=True)
 
 
@@ -150,8 +152,8 @@ NORM = dict(eps=1e-6, offset=0.0, casting_mode="llama", init_fn="ones", in_place
             dict(ce_weight=None, **LOSS, return_z_loss=False, accum_dtype=None, use_token_scaling=False, **RETURNS),
         ),
         (lk.LigerFusedLinearCrossEntropyLoss.forward, dict(lin_weight=..., _input=..., target=..., bias=None)),
-        (lk.liger_rotary_pos_emb, dict(q=..., k=..., cos=..., sin=..., position_ids=None, unsqueeze_dim=1)),
-        (lk.LigerSwiGLUMLP.__init__, dict(config=...)),
+        (lk.liger_rotary_pos_emb, dict(q=..., k=..., cos=..., sin=..., **ROPE)),
+        (lk.LigerSwiGLUMLP.__init__, dict(config=..., intermediate_size=None)),
         (lk.LigerQwen3MoeSwiGLUMLP.__init__, dict(config=..., intermediate_size=None)),
         (F.liger_rms_norm, dict(X=..., W=..., eps=..., offset=0.0, casting_mode="llama", in_place=True)),
         (
@@ -159,7 +161,7 @@ NORM = dict(eps=1e-6, offset=0.0, casting_mode="llama", init_fn="ones", in_place
             dict(X=..., R=..., W=..., eps=..., offset=0.0, casting_mode="llama", in_place=True),
         ),
         (F.liger_swiglu, dict(a=..., b=...)),
-        (F.liger_rope, dict(q=..., k=..., cos=..., sin=..., position_ids=None, unsqueeze_dim=1)),
+        (F.liger_rope, dict(q=..., k=..., cos=..., sin=..., **ROPE)),
     ],
 )
 def test_signatures(function, expected):
@@ -219,9 +221,11 @@ def reference_norm(x, weight, eps=1e-6, offset=0.0):
         ("LigerRMSNormForGemma2", 1.0, "gemma", 0.0, False),
         ("LigerRMSNormForGemma3", 1.0, "gemma", 0.0, False),
         ("LigerRMSNormForGemma4", 0.0, "gemma", 1.0, False),
-        ("LigerRMSNormForOlmo2", 0.0, "llama", 1.0, False),
+        ("LigerRMSNormForOlmo2", 0.0, "gemma", 1.0, False),
         ("LigerRMSNormForGlm4", 0.0, "llama", 1.0, False),
         ("LigerRMSNormForQwen3Next", 1.0, "gemma", 0.0, False),
+        ("LigerRMSNormForMuseGlimmer", 0.0, "gemma", 1.0, False),
+        ("LigerRMSNormForMuseGlimmerTextCentered", 1.0, "gemma", 0.0, False),
     ],
 )
 def test_norm_presets(device, preset, offset, casting, start, in_place):
@@ -237,10 +241,43 @@ def test_norm_presets(device, preset, offset, casting, start, in_place):
     assert_close(module(x), reference_norm(x, module.weight, 1e-5, offset).float())
 
 
+@pytest.mark.parametrize(
+    ("preset", "family", "name"),
+    [
+        ("LigerRMSNorm", "llama", "LlamaRMSNorm"),
+        ("LigerRMSNormForGemma", "gemma", "GemmaRMSNorm"),
+        ("LigerRMSNormForGemma2", "gemma2", "Gemma2RMSNorm"),
+        ("LigerRMSNormForGemma3", "gemma3", "Gemma3RMSNorm"),
+        ("LigerRMSNormForGemma4", "gemma4", "Gemma4RMSNorm"),
+        ("LigerRMSNormForOlmo2", "olmo2", "Olmo2RMSNorm"),
+        ("LigerRMSNormForOlmo2", "olmo3", "Olmo3RMSNorm"),
+        ("LigerRMSNormForGlm4", "glm4", "Glm4RMSNorm"),
+        ("LigerRMSNormForQwen3Next", "qwen3_next", "Qwen3NextRMSNorm"),
+        ("LigerRMSNormForMuseGlimmer", "muse_glimmer", "MuseGlimmerRMSNorm"),
+        ("LigerRMSNormForMuseGlimmerTextCentered", "muse_glimmer", "MuseGlimmerTextCenteredRMSNorm"),
+    ],
+)
+def test_norm_presets_round_as_their_models_do(device, preset, family, name):
+    pytest.importorskip("transformers", reason="needs transformers")
+    modeling = f"transformers.models.{family}.modeling_{family}"
+    theirs = getattr(pytest.importorskip(modeling, reason=f"this transformers has no {family}"), name)(1024, eps=1e-5)
+    ours = getattr(importlib.import_module("liger_kernel.transformers.rms_norm"), preset)(1024, eps=1e-5)
+    with torch.no_grad():
+        theirs.weight.add_(torch.randn(1024) / 4)
+    ours.load_state_dict(theirs.state_dict())
+    ours, theirs = (module.to(device=device, dtype=torch.bfloat16) for module in (ours, theirs))
+    x = torch.randn(8, 1024, device=device).bfloat16()
+    assert int((ours(x) != theirs(x)).sum()) == 0  # of 8192
+
+
 def test_norm_without_weight(device):
-    gemma4 = importlib.import_module("liger_kernel.transformers.rms_norm").LigerRMSNormForGemma4
+    presets = importlib.import_module("liger_kernel.transformers.rms_norm")
     x = torch.randn(5, HIDDEN, device=device)
-    for module in (gemma4(None, 1e-6, with_scale=False), lk.LigerRMSNorm(None, elementwise_affine=False)):
+    for module in (
+        presets.LigerRMSNormForGemma4(None, 1e-6, with_scale=False),
+        presets.LigerRMSNormForMuseGlimmer(with_scale=False),
+        lk.LigerRMSNorm(None, elementwise_affine=False),
+    ):
         assert module.weight is None and not list(module.parameters())
         assert_close(module(x), reference_norm(x, None).float())
         assert "weight_shape=None" in repr(module)
@@ -436,9 +473,18 @@ def test_loss_options_are_checked(cls):
             cls(**wrong)
 
 
-def test_class_weight_is_a_plain_attribute():
-    module = lk.LigerCrossEntropyLoss(weight=torch.ones(3))
-    assert not list(module.parameters()) and not list(module.buffers()) and not module.state_dict()
+@pytest.mark.parametrize(
+    ("cls", "name"), [(lk.LigerCrossEntropyLoss, "weight"), (lk.LigerFusedLinearCrossEntropyLoss, "ce_weight")]
+)
+def test_class_weights_move_with_their_module_and_stay_out_of_checkpoints(cls, name):
+    given = torch.rand(3)
+    parent = nn.Sequential(cls(**{name: given}))
+    assert torch.equal(getattr(parent[0], name), given) and getattr(cls(), name) is None
+    assert not parent.state_dict() and not list(parent.parameters())
+    parent.load_state_dict({})
+    assert torch.equal(getattr(copy.deepcopy(parent)[0], name), given)
+    assert getattr(parent.to(torch.float64)[0], name).dtype is torch.float64
+    assert getattr(parent.to("meta")[0], name).device.type == "meta"
 
 
 # ---- support modules -------------------------------------------------------------------------------------------------
@@ -484,7 +530,7 @@ def test_ops_utils():
 
 def test_infer_device_and_arch(monkeypatch):
     assert utils.infer_device() in ("cuda", "npu", "xpu", "cpu")
-    assert utils.infer_comm_backend() in ("nccl", "ascend", "xccl", "mpi", "gloo")
+    assert utils.infer_comm_backend() in ("nccl", "hccl", "xccl", "mpi", "gloo")
     assert isinstance(utils.PEFT_AVAILABLE, bool)
     utils.infer_device_arch.cache_clear()
     monkeypatch.setattr(utils, "infer_device", lambda: "cuda")

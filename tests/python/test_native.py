@@ -28,20 +28,18 @@ def test_values_arrive(device, dtype):
     assert (y[:, :-1] - reference[:, :-1]).abs().max() < 4 * torch.finfo(dtype).eps
 
 
-def test_a_subclass_is_asked_by_name(device):
-    asked = []
-
-    class Loud(torch.Tensor):
-        @classmethod
-        def __torch_function__(cls, function, types, arguments=(), keywords=None):
-            asked.append(function)
-            return super().__torch_function__(function, types, arguments, keywords or {})
-
-    x = torch.randn(4, 8, device=device)
-    y = torch.empty_like(x)
-    forward(x.as_subclass(Loud), None, y)
-    assert torch.Tensor.data_ptr in asked
-    assert torch.allclose(y, torch.nn.functional.rms_norm(x, (8,), None, 1e-6), atol=1e-6)
+@pytest.mark.parametrize("which", ["x", "weight", "y"])
+def test_what_is_not_its_memory_is_refused(device, which):
+    """A subclass, and a view that turns the sign: both go through torch's dispatcher instead."""
+    plain = {"x": torch.randn(4, 8, device=device), "weight": torch.rand(8, device=device)}
+    plain["y"] = torch.full_like(plain["x"], 7.0)
+    for odd, words in (
+        (plain[which].as_subclass(type("Mine", (torch.Tensor,), {})), "is of a subclass of torch.Tensor"),
+        (torch._neg_view(plain[which]), "is a negated view"),
+    ):
+        with pytest.raises(_native.LigerArgumentError, match=f"{which} {words}"):
+            forward(**{**plain, which: odd})
+    assert (plain["y"] == 7.0).all()
 
 
 @pytest.mark.parametrize(
@@ -68,17 +66,11 @@ def test_an_error_names_function_and_argument(change, error, words):
     assert (arguments["y"] == 7.0).all()
 
 
-def test_tensors_on_two_devices_are_refused():
-    class Elsewhere(torch.Tensor):
-        """A CPU tensor that claims to be on a GPU: no GPU is needed to see the refusal."""
-
-        is_cuda = True
-
-        def get_device(self):
-            return 1
-
-    with pytest.raises(_native.LigerArgumentError, match="weight is on cuda:1, but x is on cpu"):
-        forward(torch.ones(4, 8), torch.ones(8).as_subclass(Elsewhere), torch.empty(4, 8))
+def test_tensors_on_two_devices_are_refused(device):
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    with pytest.raises(_native.LigerArgumentError, match="weight is on cuda:0, but x is on cpu"):
+        forward(torch.ones(4, 8), torch.ones(8, device=device), torch.empty(4, 8))
 
 
 def test_an_empty_tensor_is_not_absent(device):
@@ -149,9 +141,11 @@ def test_several_threads_at_once():
     assert not wrong
 
 
-def test_the_gil_is_released():
-    """A second Python thread goes on while a CPU kernel runs."""
-    x = torch.randn(20_000, 1024)
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_the_gil_is_released(device, where):
+    """A second Python thread goes on while a kernel runs on the CPU, or is launched while the device's queue is full."""
+    device = torch.device("cpu") if where == "cpu" else device
+    x = torch.randn(20_000, 1024, device=device)
     y, counted, stop = torch.empty_like(x), [0], threading.Event()
 
     def count():
@@ -164,7 +158,8 @@ def test_the_gil_is_released():
     try:
         worker.start()
         before = counted[0]
-        forward(x, None, y)
+        for _ in range(1 if device.type == "cpu" else 2000):  # more launches than a queue holds
+            forward(x, None, y)
         during = counted[0] - before
     finally:
         sys.setswitchinterval(interval)
@@ -192,6 +187,38 @@ def test_a_forked_child_computes_alone():
             alone = ", 1 now" in _native.context_facts(-1)["threads"]
             os._exit(0 if torch.equal(y[299], right) and alone else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        """,
+    )
+    assert printed.strip() == "0"
+
+
+@pytest.mark.parametrize("before", ["imported only", "called"])
+def test_a_forked_child_needs_no_threads_of_its_parent(before):
+    """Torch's team and its BLAS are dead in a child, whether the library was used before the fork or not; so it is in a
+    child of the child."""
+    printed = own_process.output(
+        "-c",
+        f"""
+        import os, signal, torch
+        from liger_kernel import _native
+        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Loss
+        x, w, target = torch.randn(300, 1024), torch.randn(2000, 1024), torch.arange(300)
+        (x @ w.t()).exp().sum()  # wakes the team and the threads of the BLAS
+        y = torch.empty_like(x)
+        def call():
+            _native.rms_norm_forward(x, None, y, None, 1e-6, 0.0, 0)
+            with torch.no_grad():
+                return Loss.apply(x, w, target)[0]
+        if {before == "called"}:
+            call()
+        def child(depth):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(60)
+                fine = bool(call().isfinite()) and (depth == 0 or child(depth - 1) == 0)
+                os._exit(0 if fine else 1)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(child(1))
         """,
     )
     assert printed.strip() == "0"

@@ -205,6 +205,35 @@ def test_expanded(case, device):
     assert same(run(case, args, up), run(case, plain, [u.contiguous() for u in up]))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 7])
+@pytest.mark.parametrize("how", ["of sum", "one row", "one column", "transposed"])
+def test_expanded_gradients(case, device, rows, how):
+    """Stride 0 in all dimensions or in some, of any number of rows, none included."""
+    args = on(device, case.make(rows))
+    shapes = [r.shape for r in case(*args)]
+
+    def expanded(shape):
+        one = torch.full((), 1.5, device=device)
+        if how == "of sum" or not shape:
+            return one.expand(shape)
+        if how == "transposed":
+            return one.expand(tuple(reversed(shape))).permute(*reversed(range(len(shape))))
+        parts = [1] * (len(shape) - 1) + [shape[-1]] if how == "one row" else [*shape[:-1], 1]
+        return torch.randn(parts, device=device).expand(shape)
+
+    up = [expanded(shape) for shape in shapes]
+    assert same(run(case, args, up), run(case, args, [u.clone(memory_format=torch.contiguous_format) for u in up]))
+    grads = run(case, args, up)[-len(case.trained) :]
+    assert rows or not any(g.any() for g in grads)
+
+
+def test_sum_of_one_element(device):
+    """A tensor of one element is contiguous whatever its strides are."""
+    x, w = torch.randn(1, 1, device=device, requires_grad=True), torch.ones(1, device=device, requires_grad=True)
+    for y in (ops.LigerRMSNormFunction.apply(x, w, 1e-6), ops.LigerSiLUMulFunction.apply(x, x)):
+        y.backward(torch.ones((), device=device).expand(1, 1))
+
+
 @pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "swiglu", "swiglu_packed"])
 def test_more_than_six_dimensions(name, device):
     case = CASES[name]

@@ -24,7 +24,7 @@ def opcheck_arguments(device) -> dict[str, tuple]:
     cos, sin = (a.to(device) for a in angles(5))
     y = targets(7).to(device)
     rstd = torch.rand(10, device=device)
-    linear = (None, -100, 1e-3, 0.1, 1, 5.0, False, False, True, True, True)
+    linear = (None, None, -100, 1e-3, 0.1, 1, 5.0, False, 0, False, True, True, True)
     return {
         "rms_norm": (leaf(2, 5, 8), leaf(8), 1e-6, 0.0, 0),
         "rms_norm_backward": (leaf(2, 5, 8).detach(), leaf(2, 5, 8).detach(), leaf(8).detach(), rstd, 0.0, 0, True, True),
@@ -38,7 +38,7 @@ def opcheck_arguments(device) -> dict[str, tuple]:
         "swiglu_packed_backward": (leaf(2, 5, 8).detach(), leaf(2, 5, 4).detach()),
         "cross_entropy": (leaf(7, VOCAB), y, None, -100, 1e-3, 0.1, 1, 5.0, True, True, True, True),
         "cross_entropy_backward": (leaf(7, VOCAB).detach(), y, None, torch.ones((), device=device), -100, 0.0, 0.1, 1, 0.0),
-        "linear_cross_entropy": (leaf(7, 8), leaf(VOCAB, 8), y, leaf(VOCAB), None, *linear, False, False, False, 0),
+        "linear_cross_entropy": (leaf(7, 8), leaf(VOCAB, 8), y, leaf(VOCAB), *linear, True, True, True),
         "scale": (leaf(3, 4).detach(), torch.ones((), device=device)),
     }  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_compile_forms_no_gradient_that_nobody_needs(name, device):
     needed = operators_in_graph(function_of(case), args)
     with torch.no_grad():
         unneeded = operators_in_graph(function_of(case), args)
-    flags = slice(11, 12) if name == "cross_entropy" else slice(16, 19)
+    flags = slice(11, 12) if name == "cross_entropy" else slice(17, 20)
     assert needed[0][0] == unneeded[0][0] == name and len(unneeded) == 1
     assert all(needed[0][1][flags]) and not any(unneeded[0][1][flags])
 
@@ -150,6 +150,26 @@ def test_compile_dynamic_does_not_recompile(case, device):
         for rows in (2, 3, 17, 64):
             args = on(device, case.make(rows))
             assert same(through(function, case, args), doubled(case, args))
+
+
+@pytest.mark.parametrize("second", CASES)
+def test_compile_dynamic_of_two_operators(case, device, second):
+    """In one function, each pair: sizes are symbols that both share."""
+    other = CASES[second]
+    count = len(case.make(2))
+
+    def both(*args):
+        return tuple(r * 2.0 for r in (*case(*args[:count]), *other(*args[count:])))
+
+    torch._dynamo.reset()
+    function = torch.compile(both, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (5, 3):
+        args = [*leaves(case, on(device, case.make(rows))), *leaves(other, on(device, other.make(rows)))]
+        wanted = [args[i] for i in (*case.trained, *(count + i for i in other.trained))]
+        found, expected = function(*args), both(*args)
+        up = upstreams(expected)
+        assert same([*found, *torch.autograd.grad(found, wanted, up)],
+                    [*expected, *torch.autograd.grad(expected, wanted, up)])  # fmt: skip
 
 
 def test_fake_tensors(case):

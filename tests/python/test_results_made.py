@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from liger_kernel import _native
-from liger_kernel._native import HEADS_OF_FIRST, HEADS_OF_SECOND, LIKE_FIRST, PER_ROW
+from liger_kernel._native import Wish
 
 
-def rms_norm(x, y=LIKE_FIRST, rstd=PER_ROW):
+def rms_norm(x, y=Wish.LIKE, rstd=Wish.PER_ROW):
     return _native.rms_norm_forward(x, None, y, rstd, 1e-6, 0.0, 0)
 
 
@@ -20,7 +20,7 @@ def test_values_are_those_of_given_results(device, dtype):
     assert rms_norm(x, y, rstd) is None
     made_y, made_rstd = rms_norm(x)
     assert torch.equal(made_y, y) and torch.equal(made_rstd, rstd) and made_y.dtype is dtype
-    assert torch.equal(rms_norm(x, LIKE_FIRST, None), y)  # one result is no tuple
+    assert torch.equal(rms_norm(x, Wish.LIKE, None), y)  # one result is no tuple
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_heads_lie_in_the_order_of_projections(device, batch, heads, seq, layout
         layout(torch.randn(batch, 1, seq, 8, device=device)),
     )
     angles = torch.zeros(1, seq, 8, device=device)
-    made = _native.rope_forward(q, k, angles + 1, angles, HEADS_OF_FIRST, HEADS_OF_SECOND, 8, 0)
+    made = _native.rope_forward(q, k, angles + 1, angles, Wish.HEADS, Wish.HEADS[1], 8, 0)
     for given, out in zip((q, k), made):
         h = given.shape[1]
         assert out.stride() == (seq * h * 8, 8, h * 8, 1) and torch.equal(out, given)
@@ -62,16 +62,80 @@ def test_large_results(device):
     assert torch.equal(y[-3:], rms_norm(x[-3:])[0]) and rstd.shape == (1100,)
 
 
-@pytest.mark.parametrize("x", [None, torch.randn(2, 8).as_subclass(type("Mine", (torch.Tensor,), {}))])
-def test_only_plain_tensors_are_followed(x):
+def test_only_tensors_are_followed():
     with pytest.raises(_native.LigerArgumentError, match="y cannot be made in the likeness of x"):
-        rms_norm(x)
+        rms_norm(None)
+
+
+def test_what_nobody_asked_for_is_none():
+    x = torch.randn(2, 8)
+    y, rstd = rms_norm(x, rstd=Wish.NOTHING)
+    assert rstd is None and torch.equal(y, rms_norm(x)[0])
+
+
+def backward(x, scratch, **wishes):
+    """dx and dweight of RMSNorm."""
+    rstd = rms_norm(x)[1]
+    made = {"dx": Wish.LIKE[1], "dweight": Wish.LIKE[2], **wishes}
+    weight = torch.ones(x.shape[-1], device=x.device)
+    return _native.rms_norm_backward(x, x, weight, rstd, made["dx"], made["dweight"], 0.0, 0, scratch)
+
+
+def test_scratch_that_the_call_makes(device):
+    """On the tensors' device, whatever the default one is, and no longer than the call."""
+    x = torch.randn(300, 64, device=device)
+    dx, dweight = torch.empty_like(x), torch.empty(64, device=device)
+    raw = torch.empty(1 << 20, dtype=torch.uint8, device=device)
+    assert backward(x, raw[-raw.data_ptr() % 256 :], dx=dx, dweight=dweight) is None
+    with torch.device("meta"):
+        made = backward(x, Wish.SCRATCH)
+    assert torch.equal(made[0], dx) and torch.equal(made[1], dweight)
+
+
+@pytest.mark.parametrize("wish", [Wish.LIKE, Wish.NOTHING, Wish.PER_ROW])
+def test_a_workspace_is_no_other_wish(wish):
+    with pytest.raises(TypeError, match="workspace"):
+        backward(torch.randn(3, 8), wish)
+
+
+def test_scratch_is_no_result():
+    with pytest.raises(_native.LigerArgumentError, match="y cannot be made"):
+        rms_norm(torch.randn(3, 8), y=Wish.SCRATCH)
+
+
+@pytest.mark.parametrize("reduction", [0, 1])
+def test_values_of_rows_and_of_all(device, reduction):
+    """Losses: one value, or one for each row, in f32 or in the logits' dtype."""
+    x, target = torch.randn(5, 8, device=device).bfloat16(), torch.zeros(5, dtype=torch.int64, device=device)
+    same, single = (Wish.PER_ROW_SAME, Wish.PER_ROW) if reduction == 0 else (Wish.SCALAR_SAME, Wish.SCALAR)
+    loss, z, accuracy, predicted, dx = _native.cross_entropy_forward(
+        x,
+        target,
+        None,
+        None,
+        same,
+        same,
+        single,
+        Wish.PER_ROW_I64,
+        Wish.LIKE,
+        -100,
+        0.0,
+        0.1,
+        0.0,
+        reduction,
+        Wish.SCRATCH,
+    )
+    shape = (5,) if reduction == 0 else ()
+    assert all(t.shape == shape for t in (loss, z, accuracy)) and predicted.shape == (5,)
+    assert [t.dtype for t in (loss, z, accuracy, predicted)] == [x.dtype, x.dtype, torch.float32, torch.int64]
+    expected = torch.nn.functional.cross_entropy(x.float(), target, reduction="none" if reduction == 0 else "mean")
+    assert (loss - z - expected).abs().max() < 0.1 and dx.shape == x.shape
 
 
 def test_heads_of_three_dimensions_are_refused():
     q = torch.randn(4, 3, 8)
     with pytest.raises(_native.LigerArgumentError, match="q_out cannot be made in the likeness of q"):
-        _native.rope_forward(q, q, q, q, HEADS_OF_FIRST, HEADS_OF_SECOND, 8, 0)
+        _native.rope_forward(q, q, q, q, Wish.HEADS, Wish.HEADS[1], 8, 0)
 
 
 def test_a_refused_call_keeps_nothing():
@@ -90,7 +154,7 @@ def test_a_refused_call_keeps_nothing():
         with pytest.raises(_native.LigerArgumentError):
             rms_norm(x)
         with pytest.raises(_native.LigerArgumentError, match="weight"):
-            _native.rms_norm_forward(y, wrong, LIKE_FIRST, PER_ROW, 1e-6, 0.0, 0)
+            _native.rms_norm_forward(y, wrong, Wish.LIKE, Wish.PER_ROW, 1e-6, 0.0, 0)
         with pytest.raises(TypeError, match="epsilon"):
-            _native.rms_norm_forward(y, None, LIKE_FIRST, PER_ROW, None, 0.0, 0)
+            _native.rms_norm_forward(y, None, Wish.LIKE, Wish.PER_ROW, None, 0.0, 0)
     assert live() <= before  # what other tests left behind may go meanwhile

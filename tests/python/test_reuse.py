@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
-from liger_kernel.ops import _operator as operator
+from liger_kernel.ops import _memory as operator
 
 SHAPE = (3, 5, 16)
 # Without it nobody can know in a backward pass whether its graph is run again: memory is never taken. Torch 2.4 lacks it.

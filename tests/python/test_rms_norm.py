@@ -119,5 +119,5 @@ def test_errors_name_the_argument_and_both_numbers(device):
         LigerFusedAddRMSNormFunction.apply(x, x[:, :7], x[0], EPS)
     with pytest.raises(ValueError, match="residual"):
         LigerFusedAddRMSNormFunction.apply(x, x.half(), x[0], EPS)
-    with pytest.raises(ValueError, match="float64.*float32, float16, bfloat16"):
+    with pytest.raises(ValueError, match="float64.*float32, float16 and bfloat16"):
         LigerRMSNormFunction.apply(x.double(), None, EPS)

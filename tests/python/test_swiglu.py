@@ -130,5 +130,5 @@ def test_errors(device):
         LigerFusedGateUpSiLUMulFunction.apply(a[:, :7])
     with pytest.raises(ValueError, match=r"up.*7.*8"):
         LigerSiLUMulFunction.apply(a, a[:, :7])
-    with pytest.raises(ValueError, match="float64.*float32, float16, bfloat16"):
+    with pytest.raises(ValueError, match="float64.*float32, float16 and bfloat16"):
         LigerSiLUMulFunction.apply(a.double(), a.double())

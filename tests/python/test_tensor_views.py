@@ -11,7 +11,7 @@ SCRIPT = """
     if table is not torch:
         torch.Tensor.__dlpack_c_exchange_api__ = table
     from liger_kernel import _native
-    from liger_kernel._native import LIKE_FIRST, PER_ROW
+    from liger_kernel._native import Wish
 
     def show(name, call):
         try:
@@ -21,7 +21,7 @@ SCRIPT = """
             print(name, type(error).__name__, error)
 
     def rms_norm(x, weight=None):
-        return _native.rms_norm_forward(x, weight, LIKE_FIRST, PER_ROW, 1e-6, 0.0, 0)
+        return _native.rms_norm_forward(x, weight, Wish.LIKE, Wish.PER_ROW, 1e-6, 0.0, 0)
 
     def cross_entropy(x, target):
         loss = x.new_empty(())
@@ -44,6 +44,10 @@ SCRIPT = """
     show("scalar", lambda: rms_norm(x[0, 0, 0]))
     show("six", lambda: rms_norm(x.view(1, 2, 2, 1, 3, 8)))
     show("seven", lambda: rms_norm(x.view(1, 2, 2, 1, 1, 3, 8)))
+    show("negated", lambda: rms_norm(torch._neg_view(x)))
+    show("one, expanded", lambda: rms_norm(torch.ones(()).expand(1, 1)))
+    show("none, expanded", lambda: rms_norm(torch.ones(()).expand(0, 8)))
+    show("column, expanded", lambda: rms_norm(torch.ones(()).expand(3, 1)))
     show("grad", lambda: rms_norm(torch.nn.Parameter(x) * 2))
     show("parameter", lambda: rms_norm(x, torch.nn.Parameter(x[0, 0])))
     show("meta", lambda: rms_norm(x.to("meta")))
@@ -64,5 +68,5 @@ def as_it_is() -> str:
 
 @pytest.mark.parametrize("table", ["None", "torch._C._to_dlpack(torch.ones(1))"], ids=["no table", "another capsule"])
 def test_both_ways_give_the_same(as_it_is, table):
-    assert len(as_it_is.splitlines()) == 24
+    assert len(as_it_is.splitlines()) == 28
     assert printed(table) == as_it_is

@@ -17,7 +17,7 @@ enum { ROWS = 1, COLS };
 #define DOOR rms_norm_forward, rms_norm_forward_problem
 static const struct door_rule forward_rules[] = {
     {ARG(x),      IN,  FLOAT_T,  MATRIX(ROWS, SOME(COLS)), TO_ROWS(x)},
-    {ARG(weight), IN,  T_OR_F32, VECTOR(COLS),             TO_POINTER(weight), OPTIONAL},
+    {ARG(weight), IN,  T_OR_F32, VECTOR(COLS),             TO_POINTER(weight), DTYPE_TO(weight_dtype), OPTIONAL},
     {ARG(y),      OUT, T,        LIKE(x),                  TO_ROWS(y),         MAY_BE(x)},
     {ARG(rstd),   OUT, DTYPE(F32), VECTOR(ROWS),           TO_POINTER(rstd),   OPTIONAL},
     EPSILON,
@@ -31,7 +31,7 @@ static const struct door_rule forward_rules[] = {
 static const struct door_rule add_forward_rules[] = {
     {ARG(x),        IN,  FLOAT_T,  MATRIX(ROWS, SOME(COLS)), TO_ROWS(x)},
     {ARG(residual), IN,  T,        LIKE(x),                  TO_ROWS(residual)},
-    {ARG(weight),   IN,  T_OR_F32, VECTOR(COLS),             TO_POINTER(weight), OPTIONAL},
+    {ARG(weight),   IN,  T_OR_F32, VECTOR(COLS),             TO_POINTER(weight), DTYPE_TO(weight_dtype), OPTIONAL},
     {ARG(y),        OUT, T,        LIKE(x),                  TO_ROWS(y),         MAY_BE(x, residual)},
     {ARG(sum),      OUT, T,        LIKE(x),                  TO_ROWS(sum),       MAY_BE(x, residual)},
     {ARG(rstd),     OUT, DTYPE(F32), VECTOR(ROWS),           TO_POINTER(rstd),   OPTIONAL},
@@ -46,11 +46,11 @@ static const struct door_rule add_forward_rules[] = {
 const struct door rms_norm_forward_door = DOOR_OF(rms_norm_forward, forward_rules);
 const struct door add_rms_norm_forward_door = DOOR_OF(add_rms_norm_forward, add_forward_rules);
 
-static liger_status run_forward(liger_context *context, const struct door_call *call, const liger_tensor *weight,
+static liger_status run_forward(liger_context *context, const struct door_call *call,
                                 struct rms_norm_forward_problem *problem, liger_stream stream) {
     const bool none = problem->casting == LIGER_CAST_NONE;
     problem->dtype = call->t;
-    problem->weight_dtype = weight->data ? (liger_dtype)weight->dtype : call->t;
+    if (problem->weight == NULL) problem->weight_dtype = call->t;
     problem->rows = call->size[ROWS];
     problem->cols = call->size[COLS];
     if (none) problem->epsilon = f32_round_to(call->t, problem->epsilon);
@@ -65,7 +65,7 @@ liger_status liger_rms_norm_forward(liger_context *context, const liger_rms_norm
     struct rms_norm_forward_problem problem = {.weight = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &rms_norm_forward_door, context, given, &args, &problem));
-    return run_forward(context, &call, &args.weight, &problem, stream);
+    return run_forward(context, &call, &problem, stream);
 }
 
 liger_status liger_add_rms_norm_forward(liger_context *context, const liger_add_rms_norm_forward_args *given,
@@ -74,7 +74,7 @@ liger_status liger_add_rms_norm_forward(liger_context *context, const liger_add_
     struct rms_norm_forward_problem problem = {.weight = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &add_rms_norm_forward_door, context, given, &args, &problem));
-    return run_forward(context, &call, &args.weight, &problem, stream);
+    return run_forward(context, &call, &problem, stream);
 }
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
@@ -93,7 +93,7 @@ static size_t partial_bytes(const struct door_call *call) {
 static const struct door_rule backward_rules[] = {
     {ARG(x),       IN,  FLOAT_T,  MATRIX(ROWS, SOME(COLS)), TO_ROWS(x)},
     {ARG(dy),      IN,  T,        LIKE(x),                  TO_ROWS(dy)},
-    {ARG(weight),  IN,  T_OR_F32, VECTOR(COLS),             TO_POINTER(weight),  OPTIONAL},
+    {ARG(weight),  IN,  T_OR_F32, VECTOR(COLS),             TO_POINTER(weight),  DTYPE_TO(weight_dtype), OPTIONAL},
     {ARG(rstd),    IN,  DTYPE(F32), VECTOR(ROWS),           TO_POINTER(rstd)},
     {ARG(dx),      OUT, T,        LIKE(x),                  TO_ROWS(dx),         OPTIONAL, MAY_BE(dy)},
     {ARG(dweight), OUT, DTYPE_OF(weight), VECTOR(COLS),     TO_POINTER(dweight), OPTIONAL},
@@ -108,7 +108,7 @@ static const struct door_rule add_backward_rules[] = {
     {ARG(sum),     IN,  FLOAT_T,  MATRIX(ROWS, SOME(COLS)), TO_ROWS(x)},
     {ARG(dy),      IN,  T,        LIKE(sum),                TO_ROWS(dy)},
     {ARG(dsum),    IN,  T,        LIKE(sum),                TO_ROWS(dsum),       OPTIONAL},
-    {ARG(weight),  IN,  T_OR_F32, VECTOR(COLS),             TO_POINTER(weight),  OPTIONAL},
+    {ARG(weight),  IN,  T_OR_F32, VECTOR(COLS),             TO_POINTER(weight),  DTYPE_TO(weight_dtype), OPTIONAL},
     {ARG(rstd),    IN,  DTYPE(F32), VECTOR(ROWS),           TO_POINTER(rstd)},
     {ARG(dx),      OUT, T,        LIKE(sum),                TO_ROWS(dx),         OPTIONAL, MAY_BE(dy, dsum)},
     {ARG(dweight), OUT, DTYPE_OF(weight), VECTOR(COLS),     TO_POINTER(dweight), OPTIONAL},
@@ -122,10 +122,10 @@ static const struct door_rule add_backward_rules[] = {
 const struct door rms_norm_backward_door = DOOR_OF(rms_norm_backward, backward_rules);
 const struct door add_rms_norm_backward_door = DOOR_OF(add_rms_norm_backward, add_backward_rules);
 
-static liger_status run_backward(liger_context *context, const struct door_call *call, const liger_tensor *weight,
+static liger_status run_backward(liger_context *context, const struct door_call *call,
                                  struct rms_norm_backward_problem *problem, liger_stream stream) {
     problem->dtype = call->t;
-    problem->weight_dtype = weight->data ? (liger_dtype)weight->dtype : LIGER_F32;
+    if (problem->weight == NULL) problem->weight_dtype = LIGER_F32;
     problem->rows = call->size[ROWS];
     problem->cols = call->size[COLS];
     problem->partials = partials_of(call);
@@ -139,7 +139,7 @@ liger_status liger_rms_norm_backward(liger_context *context, const liger_rms_nor
     struct rms_norm_backward_problem problem = {.weight = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &rms_norm_backward_door, context, given, &args, &problem));
-    return run_backward(context, &call, &args.weight, &problem, stream);
+    return run_backward(context, &call, &problem, stream);
 }
 
 liger_status liger_add_rms_norm_backward(liger_context *context, const liger_add_rms_norm_backward_args *given,
@@ -148,7 +148,7 @@ liger_status liger_add_rms_norm_backward(liger_context *context, const liger_add
     struct rms_norm_backward_problem problem = {.weight = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &add_rms_norm_backward_door, context, given, &args, &problem));
-    return run_backward(context, &call, &args.weight, &problem, stream);
+    return run_backward(context, &call, &problem, stream);
 }
 
 liger_status liger_rms_norm_backward_workspace(liger_context *context, const liger_rms_norm_backward_args *given,

@@ -10,6 +10,7 @@
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
 #include "liger/cuda/reduce.cuh"
+#include "liger/cuda/shared_memory.cuh"
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rms_norm/rms_norm_problem.h"
 
@@ -207,8 +208,7 @@ struct row_pipeline {
     }
 };
 
-template <int NV>
-constexpr int stages_of = NV == 4 ? 2 : 3;
+LIGER_HOST_DEVICE constexpr int stages_of(int packs) { return packs == 4 ? 2 : 3; }
 
 /* weight + offset of one pack, or ones. */
 template <typename T, typename TW>
@@ -239,6 +239,9 @@ __device__ __forceinline__ float gather(const pack<T, pack_size<T>> &dy_pack, co
     return dot;
 }
 
+/* dx = rstd · (dy · scale - pull · x). No power of rstd stands alone: its cube leaves the range of f32 where x is 1e-14. */
+__device__ __forceinline__ float pull_of(float rstd, float mean_dot) { return rstd * (rstd * mean_dot); }
+
 template <typename T>
 __device__ __forceinline__ void store_dx(const pack<T, pack_size<T>> &dy_pack, const pack<T, pack_size<T>> &x_pack,
                                          const float (&scale)[pack_size<T>], const pack<T, pack_size<T>> *dsum, T *dx,
@@ -248,7 +251,7 @@ __device__ __forceinline__ void store_dx(const pack<T, pack_size<T>> &dy_pack, c
     unpack(dy_pack, dy);
     unpack(x_pack, x);
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = fmaf(-pull, x[i], rstd * (dy[i] * scale[i]));
+    for (int i = 0; i < N; i++) x[i] = rstd * fmaf(-pull, x[i], dy[i] * scale[i]);
     if (dsum) {
         unpack(*dsum, dy);
 #pragma unroll
@@ -290,9 +293,10 @@ __device__ __forceinline__ void store_partial(const rms_norm_backward_problem &p
 template <typename T, typename TW, int NV, int THREADS, int GROUPS, bool ADD>
 __global__ void __launch_bounds__(THREADS *GROUPS, NV == 4 ? 1 : 1024 / (THREADS * GROUPS))
     backward_registers(const __grid_constant__ rms_norm_backward_problem p) {
-    constexpr int N = pack_size<T>, STAGES = stages_of<NV>, WARPS = THREADS / WARP;
+    constexpr int N = pack_size<T>, STAGES = stages_of(NV), WARPS = THREADS / WARP;
     extern __shared__ __align__(16) char memory[];
     __shared__ float slots[2][MAX_WARPS];
+    static_assert(sizeof slots <= STATIC_SHARED, "beside its dynamic shared memory");
     const int group = GROUPS == 1 ? 0 : threadIdx.y, cols = (int)p.cols;
     row_pipeline<T, NV, STAGES, THREADS, GROUPS, ADD> rows(memory, group);
     const int count = (int)p.rows, step = gridDim.x * GROUPS, first = blockIdx.x * GROUPS;
@@ -322,7 +326,7 @@ __global__ void __launch_bounds__(THREADS *GROUPS, NV == 4 ? 1 : 1024 / (THREADS
         if (p.dx.data == NULL) continue;
         dot = group_sum(dot, slots[phase] + group * WARPS, WARPS);
         if (!live) continue;
-        const float pull = rstd * rstd * rstd * (dot * per_col);
+        const float pull = pull_of(rstd, dot * per_col);
         T *dx = row_at<T>(p.dx, r) + threadIdx.x * N;
 #pragma unroll
         for (int k = 0; k < NV; k++)
@@ -354,13 +358,13 @@ __global__ void __launch_bounds__(512) backward_loop_dx(const __grid_constant__ 
             }
         }
         dot = group_sum(dot, slots[phase], blockDim.x / WARP);
-        const float pull = rstd * rstd * rstd * (dot / (float)p.cols);
+        const float pull = pull_of(rstd, dot / (float)p.cols);
         for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
             pack<T, N> a = *(const pack<T, N> *)(dy + c * N), b = load_shared<T, N>(x + c * N);
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 const float scale = p.weight ? to_f32(((const TW *)p.weight)[c * N + i]) + p.offset : 1.0f;
-                float gradient = fmaf(-pull, to_f32(b.value[i]), rstd * (to_f32(a.value[i]) * scale));
+                float gradient = rstd * fmaf(-pull, to_f32(b.value[i]), to_f32(a.value[i]) * scale);
                 if (p.dsum.data) gradient += to_f32(row_at<T>(p.dsum, r)[c * N + i]);
                 a.value[i] = from_f32<T>(gradient);
             }
@@ -405,7 +409,7 @@ enum { BLOCK = 512, MAX_PACKS = 4 * BLOCK, MOST_ROWS = 1 << 30 }; /* of the loop
 template <typename T, typename TW>
 void launch_forward(const rms_norm_forward_problem &p, bool packable, cudaStream_t stream) {
     const int64_t packs = p.cols / pack_size<T>;
-    if (!packable || packs > MAX_PACKS) {
+    if (!packable || packs > MAX_PACKS || p.rows > INT32_MAX) {
         const unsigned grid = grid_size(p.rows, 1);
         if (packable) forward_loop<T, TW, pack_size<T>><<<grid, BLOCK, 0, stream>>>(p);
         else forward_loop<T, TW, 1><<<grid, BLOCK, 0, stream>>>(p);
@@ -424,15 +428,51 @@ void launch_forward(const rms_norm_forward_problem &p, bool packable, cudaStream
     else forward_registers<T, TW, 4, false><<<grid, block, 0, stream>>>(p);
 }
 
-template <typename T, typename TW, int NV, int THREADS, int GROUPS, bool ADD>
-liger_status launch_registers(const liger_context *context, const rms_norm_backward_problem &p, cudaStream_t stream) {
-    const size_t stages = (size_t)stages_of<NV> * (ADD ? 3 : 2) * NV * THREADS * GROUPS * PACK_BYTES;
-    const size_t combine = GROUPS > 1 ? GROUPS * (size_t)p.cols * sizeof(float) : 0;
-    const size_t shared = stages > combine ? stages : combine;
-    LIGER_TRY((allow_shared_memory<backward_registers<T, TW, NV, THREADS, GROUPS, ADD>>(context, shared,
-                                                                                        "rms_norm_backward")));
-    backward_registers<T, TW, NV, THREADS, GROUPS, ADD>
-        <<<(unsigned)p.partials, dim3(THREADS, GROUPS), shared, stream>>>(p);
+/* A block of backward_registers: packs of a row per thread, threads per row, rows at once. */
+struct rung {
+    int packs, threads, groups;
+};
+constexpr rung LADDER[] = {{1, 32, 16}, {1, 128, 1}, {1, 256, 1}, {1, 512, 1}, {1, 1024, 1}, {4, 512, 1}};
+
+/* For rows of two tensors, or of three with dsum. The sums of several groups, of at most 8 columns a pack, fit too. */
+constexpr size_t shared_bytes(const rung &r, int tensors) {
+    const size_t of_a_thread = (size_t)stages_of(r.packs) * tensors * r.packs * PACK_BYTES;
+    const size_t combine = r.groups > 1 ? r.packs * 8 * sizeof(float) : 0;
+    return (of_a_thread > combine ? of_a_thread : combine) * r.threads * r.groups;
+}
+
+/* The first rung that holds the row and has the memory; -1: none. */
+constexpr int choose_rung(size_t available, int64_t packs, int tensors) {
+    int i = 0;
+    for (const rung &r : LADDER) {
+        if (packs <= r.packs * r.threads && shared_bytes(r, tensors) <= available) return i;
+        i++;
+    }
+    return -1;
+}
+
+/* On every architecture, for every row that a rung may hold; and rows of 4 KB have one everywhere. */
+constexpr bool rungs_fit() {
+    for (const architecture &a : ARCHITECTURES)
+        for (int tensors = 2; tensors <= 3; tensors++)
+            for (int packs = 1; packs <= 2049; packs++) {
+                const int chosen = choose_rung(dynamic_shared(a.shared), packs, tensors);
+                if (chosen < 0 && packs <= 256) return false;
+                if (chosen < 0) continue;
+                const rung r = LADDER[chosen];
+                if (STATIC_SHARED + shared_bytes(r, tensors) > a.shared || packs > r.packs * r.threads) return false;
+            }
+    return true;
+}
+static_assert(rungs_fit(), "a rung asks for more shared memory than there is");
+
+template <typename T, typename TW, int RUNG, bool ADD>
+liger_status launch_rung(const liger_context *context, const rms_norm_backward_problem &p, cudaStream_t stream) {
+    constexpr rung R = LADDER[RUNG];
+    constexpr size_t shared = shared_bytes(R, ADD ? 3 : 2);
+    constexpr auto kernel = backward_registers<T, TW, R.packs, R.threads, R.groups, ADD>;
+    LIGER_TRY(cuda_status(allow_shared_memory<kernel>(context, shared), "rms_norm_backward"));
+    kernel<<<(unsigned)p.partials, dim3(R.threads, R.groups), shared, stream>>>(p);
     return LIGER_OK;
 }
 
@@ -448,33 +488,27 @@ void launch_loop(const rms_norm_backward_problem &p, bool packable, cudaStream_t
     else backward_loop_dx<T, TW, 1><<<grid, BLOCK, 0, stream>>>(p);
 }
 
-/* A thread for every pack of a row, or four packs a thread; false where neither fits. */
 template <typename T, typename TW, bool ADD>
-bool launch_rows(const liger_context *context, const rms_norm_backward_problem &p, cudaStream_t stream,
-                 liger_status *status) {
-    const int64_t packs = p.cols / pack_size<T>;
-    const int kilobytes = (context->cuda->shared_memory_per_block - STATIC_SHARED) / 1024;
-    if (packs <= 32) *status = launch_registers<T, TW, 1, 32, 16, ADD>(context, p, stream);
-    else if (packs <= 128) *status = launch_registers<T, TW, 1, 128, 1, ADD>(context, p, stream);
-    else if (packs <= 256) *status = launch_registers<T, TW, 1, 256, 1, ADD>(context, p, stream);
-    else if (packs <= 512 && kilobytes >= 72) *status = launch_registers<T, TW, 1, 512, 1, ADD>(context, p, stream);
-    else if (packs <= 1024 && kilobytes >= (ADD ? 144 : 96))
-        *status = launch_registers<T, TW, 1, 1024, 1, ADD>(context, p, stream);
-    else if (packs <= 2048 && kilobytes >= (ADD ? 192 : 128))
-        *status = launch_registers<T, TW, 4, 512, 1, ADD>(context, p, stream);
-    else return false;
-    return true;
+liger_status launch_rows(const liger_context *context, const rms_norm_backward_problem &p, int rung,
+                         cudaStream_t stream) {
+    switch (rung) {
+        case 0: return launch_rung<T, TW, 0, ADD>(context, p, stream);
+        case 1: return launch_rung<T, TW, 1, ADD>(context, p, stream);
+        case 2: return launch_rung<T, TW, 2, ADD>(context, p, stream);
+        case 3: return launch_rung<T, TW, 3, ADD>(context, p, stream);
+        case 4: return launch_rung<T, TW, 4, ADD>(context, p, stream);
+        default: return launch_rung<T, TW, 5, ADD>(context, p, stream);
+    }
 }
 
 template <typename T, typename TW>
 liger_status launch_backward(const liger_context *context, const rms_norm_backward_problem &p, bool packable,
                              cudaStream_t stream) {
-    liger_status status = LIGER_OK;
-    const bool done = packable && p.rows <= MOST_ROWS &&
-                      (p.dsum.data ? launch_rows<T, TW, true>(context, p, stream, &status)
-                                   : launch_rows<T, TW, false>(context, p, stream, &status));
-    LIGER_TRY(status);
-    if (!done) launch_loop<T, TW>(p, packable, stream);
+    const bool adds = p.dsum.data != NULL, countable = packable && p.rows <= MOST_ROWS;
+    const int rung = countable ? choose_rung(dynamic_shared_of(context), p.cols / pack_size<T>, adds ? 3 : 2) : -1;
+    if (rung < 0) launch_loop<T, TW>(p, packable, stream);
+    else if (adds) LIGER_TRY((launch_rows<T, TW, true>(context, p, rung, stream)));
+    else LIGER_TRY((launch_rows<T, TW, false>(context, p, rung, stream)));
     if (p.dweight == NULL) return LIGER_OK;
     return cuda_status(launch_next(context, add_partials<TW>, grid_size(p.cols, 32), dim3(32, 32), stream, p.workspace,
                                    (int)p.partials, p.cols, (TW *)p.dweight),
@@ -486,7 +520,7 @@ liger_status launch_backward(const liger_context *context, const rms_norm_backwa
 extern "C" liger_status rms_norm_forward_cuda(liger_context *context, const rms_norm_forward_problem *problem,
                                               liger_stream stream) {
     const rms_norm_forward_problem &p = *problem;
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "rms_norm_forward");
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
                           rows_are_packable(p.y, element) && rows_are_packable(p.residual, element) &&
@@ -499,7 +533,7 @@ extern "C" liger_status rms_norm_forward_cuda(liger_context *context, const rms_
 extern "C" liger_status rms_norm_backward_cuda(liger_context *context, const rms_norm_backward_problem *problem,
                                                liger_stream stream) {
     const rms_norm_backward_problem &p = *problem;
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "rms_norm_backward");
     if (p.rows == 0) /* nothing but a dweight of zeros */
         return cuda_status(
             cudaMemsetAsync(p.dweight, 0, p.cols * liger_dtype_size(p.weight_dtype), (cudaStream_t)stream),

@@ -7,6 +7,7 @@
 #include "tests/harness/device_memory.h"
 #include "tests/harness/float_formats.h"
 #include "tests/harness/op_cases.h"
+#include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
 enum { GATE, UP, Y, FORWARD_TENSORS };
@@ -40,7 +41,10 @@ static struct tensor_spec twin(const struct op_case *c, const char *name, enum t
 static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
     spec[GATE] = twin(c, "gate", ROLE_IN);
     spec[GATE].spread = 3;
+    spec[GATE].ranges = OP_EVERY_RANGE;
     spec[UP] = twin(c, "up", ROLE_IN);
+    spec[UP].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
+    spec[UP].huge = 0x1p30; /* f32: gate · up may overflow, dy · up may not */
 }
 
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
@@ -59,18 +63,16 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
      * (u), and of the second product (the first one may be off by 4u, and u). f32: exponential, sum, quotient: 8u. */
     spec[Y].relative = c->scalar[DOWN_MULTIPLIER] != 1 ? 5.05 : 3.05;
     spec[Y].absolute = 8;
+    spec[Y].steps = 25; /* two roundings of silu, times |up| <= 6, and of the product, times |down_multiplier| <= 2 */
 }
 
-static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    liger_swiglu_forward_args args = LIGER_SWIGLU_FORWARD_ARGS_INIT;
-    args.gate = call->t[GATE];
-    args.up = call->t[UP];
-    args.y = call->t[Y];
-    args.gate_multiplier = (float)call->c.scalar[GATE_MULTIPLIER];
-    args.down_multiplier = (float)call->c.scalar[DOWN_MULTIPLIER];
-    args.activation_dtype = (int32_t)call->c.size[ACTIVATION];
-    return liger_swiglu_forward(context, &args, stream);
+static void forward_options(const struct op_case *c, void *args) {
+    liger_swiglu_forward_args *to = args;
+    to->gate_multiplier = (float)c->scalar[GATE_MULTIPLIER];
+    to->down_multiplier = (float)c->scalar[DOWN_MULTIPLIER];
+    to->activation_dtype = (int32_t)c->size[ACTIVATION];
 }
+OP_DOOR(swiglu_forward, forward_options)
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const liger_dtype activation = c->size[ACTIVATION] ? (liger_dtype)c->size[ACTIVATION] : types->t;
@@ -99,20 +101,6 @@ static const struct op_case cases[] = {
     {.label = "saturated", .size = {2, 0, 5, 61}, .scalar = {1, 1}, .flags = EXTREME, .edge = true},
     {.label = "saturated, multipliers", .size = {2, 0, 5, 61}, .scalar = {0.75, 0.5}, .flags = EXTREME, .edge = true},
     {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .scalar = {1, 1}, .large = true},
-};
-
-static const struct op_provocation forward_provocations[] = {
-    {"gate of integers", OP_DTYPE(GATE, LIGER_I32), LIGER_ERR_DTYPE, {"gate", "i32"}},
-    {"up of another dtype", OP_DTYPE(UP, LIGER_BF16), LIGER_ERR_DTYPE, {"up", "f16"}},
-    {"up absent", OP_ABSENT(UP), LIGER_ERR_ARGUMENT, {"up", "NULL"}},
-    {"up narrower", OP_SHAPE(UP, 2, 36), LIGER_ERR_SHAPE, {"up", "36", "37"}},
-    {"up of another rank", OP_NDIM(UP, 2), LIGER_ERR_SHAPE, {"up", "2", "3"}},
-    {"gate with steps", OP_STRIDE(GATE, 2, 2), LIGER_ERR_LAYOUT, {"gate", "2", "1"}},
-    {"y with steps", OP_STRIDE(Y, 2, 3), LIGER_ERR_LAYOUT, {"y", "3", "1"}},
-    {"y taller", OP_SHAPE(Y, 1, 8), LIGER_ERR_SHAPE, {"y", "8", "7"}},
-    {"activation_dtype 9", OP_SIZE(ACTIVATION, 9), LIGER_ERR_ARGUMENT, {"activation_dtype", "9", "f32 (1)"}},
-    {"y shifted against gate", OP_BESIDE(Y, GATE, 1), LIGER_ERR_LAYOUT, {"y", "overlaps gate"}},
-    {"y shifted against up", OP_BESIDE(Y, UP, -1), LIGER_ERR_LAYOUT, {"y", "overlaps up"}},
 };
 
 static const struct op_alias forward_aliases[] = {{Y, GATE}, {Y, UP}};
@@ -182,7 +170,8 @@ static const char *forward_of_halves(struct op_run *run) {
     } else {
         const liger_tensor gate = half_view(&fused, 0), up = half_view(&fused, 1);
         const struct op_call call = {.c = run->c, .t = {gate, up, gate}};
-        if (call_forward(run->context, &call, NULL) != LIGER_OK) wrong = op_run_text(run, "%s", liger_last_error());
+        if (call_swiglu_forward(run->context, &call, NULL) != LIGER_OK)
+            wrong = op_run_text(run, "%s", liger_last_error());
         else if (!half_equals(&fused, 0, run->t[Y])) wrong = "y of the fused form differs from y of two tensors";
         else if (!half_equals(&fused, 1, run->t[UP])) wrong = "the up half was overwritten";
     }
@@ -198,7 +187,7 @@ static const char *rounds_like_operators(struct op_run *run) {
     const liger_dtype t = run->types.t;
     const double down = run->c.scalar[DOWN_MULTIPLIER];
     const char *wrong = NULL;
-    if (run->c.size[ACTIVATION]) return NULL;
+    if (run->c.size[ACTIVATION]) return op_run_not_applicable(run, "roundings: silu is not rounded to T");
     double *up = malloc((size_t)run->count[UP] * sizeof *up + 1);
     if (up == NULL) return "no memory";
     for (int64_t i = 0; i < run->count[UP]; i++) up[i] = run->t[UP][i], run->t[UP][i] = 1;
@@ -236,10 +225,11 @@ const struct op_cases swiglu_forward_cases = {
     .describe = describe_forward,
     OP_CASES(cases),
     .prepare = prepare,
-    .call = call_forward,
+    .call = call_swiglu_forward,
     .reference = reference_forward,
+    .no_naive = OP_NO_SUMS,
+    .no_loss = OP_IS_FORWARD,
     OP_ALIASES(forward_aliases),
-    OP_PROVOCATIONS(forward_provocations),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -248,7 +238,10 @@ const struct op_cases swiglu_forward_cases = {
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     describe_inputs(c, spec);
+    spec[UP].ranges |= 1u << RANGE_TINY;
     spec[DY] = twin(c, "dy", ROLE_IN);
+    spec[DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
+    spec[DY].huge = 0x1p30;
     spec[DGATE] = twin(c, "dgate", ROLE_OUT);
     spec[DGATE].absent = c->flags & NO_DGATE;
     spec[DGATE].relative = 1.05;
@@ -257,19 +250,15 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     spec[DUP].absent = c->flags & NO_DUP;
     spec[DUP].relative = 1.05;
     spec[DUP].absolute = 8;
+    spec[DGATE].steps = spec[DUP].steps = 25; /* two roundings of silu, times |dy · down_multiplier| <= 12 */
 }
 
-static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    liger_swiglu_backward_args args = LIGER_SWIGLU_BACKWARD_ARGS_INIT;
-    args.dy = call->t[DY];
-    args.gate = call->t[GATE];
-    args.up = call->t[UP];
-    args.dgate = call->t[DGATE];
-    args.dup = call->t[DUP];
-    args.gate_multiplier = (float)call->c.scalar[GATE_MULTIPLIER];
-    args.down_multiplier = (float)call->c.scalar[DOWN_MULTIPLIER];
-    return liger_swiglu_backward(context, &args, stream);
+static void backward_options(const struct op_case *c, void *args) {
+    liger_swiglu_backward_args *to = args;
+    to->gate_multiplier = (float)c->scalar[GATE_MULTIPLIER];
+    to->down_multiplier = (float)c->scalar[DOWN_MULTIPLIER];
 }
+OP_DOOR(swiglu_backward, backward_options)
 
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
@@ -292,29 +281,12 @@ static double loss(const struct op_case *c, const struct op_types *types, double
 static const struct op_gradient gradients[] = {{DGATE, GATE}, {DUP, UP}};
 static const struct op_alias backward_aliases[] = {{DGATE, DY}, {DGATE, GATE}, {DUP, DY}, {DUP, UP}};
 
-static const struct op_provocation backward_provocations[] = {
-    {"gate of integers", OP_DTYPE(GATE, LIGER_I32), LIGER_ERR_DTYPE, {"gate", "i32"}},
-    {"up of another dtype", OP_DTYPE(UP, LIGER_BF16), LIGER_ERR_DTYPE, {"up", "f16"}},
-    {"up absent", OP_ABSENT(UP), LIGER_ERR_ARGUMENT, {"up", "NULL"}},
-    {"dy of integers", OP_DTYPE(DY, LIGER_I64), LIGER_ERR_DTYPE, {"dy", "i64"}},
-    {"dy narrower", OP_SHAPE(DY, 2, 36), LIGER_ERR_SHAPE, {"dy", "36", "37"}},
-    {"gate with steps", OP_STRIDE(GATE, 2, 2), LIGER_ERR_LAYOUT, {"gate", "2", "1"}},
-    {"dgate of another rank", OP_NDIM(DGATE, 2), LIGER_ERR_SHAPE, {"dgate", "2", "3"}},
-    {"dup with steps", OP_STRIDE(DUP, 2, 2), LIGER_ERR_LAYOUT, {"dup", "2", "1"}},
-    {"dgate is up", OP_ON(DGATE, UP), LIGER_ERR_LAYOUT, {"dgate", "overlaps up"}},
-    {"dup is gate", OP_ON(DUP, GATE), LIGER_ERR_LAYOUT, {"dup", "overlaps gate"}},
-    {"dup is dgate", OP_ON(DUP, DGATE), LIGER_ERR_LAYOUT, {"dup", "overlaps dgate"}},
-    {"dgate shifted against dy", OP_BESIDE(DGATE, DY, 1), LIGER_ERR_LAYOUT, {"dgate", "overlaps dy"}},
-    {"dgate shifted against gate", OP_BESIDE(DGATE, GATE, 1), LIGER_ERR_LAYOUT, {"dgate", "overlaps gate"}},
-    {"dup shifted against dy", OP_BESIDE(DUP, DY, 1), LIGER_ERR_LAYOUT, {"dup", "overlaps dy"}},
-    {"dup shifted against up", OP_BESIDE(DUP, UP, 1), LIGER_ERR_LAYOUT, {"dup", "overlaps up"}},
-};
-
 /* Gradients written over the fused projection have the bits of those of separate tensors. */
 static const char *backward_of_halves(struct op_run *run) {
     struct halves fused, upstream;
     const char *wrong = NULL;
-    if (run->t[DGATE] == NULL || run->t[DUP] == NULL) return NULL;
+    if (run->t[DGATE] == NULL || run->t[DUP] == NULL)
+        return op_run_not_applicable(run, "halves of one buffer: a gradient is absent");
     if (op_run_call(run) != LIGER_OK) return "the call on separate tensors failed";
     const bool fused_open = halves_open(&fused, run, run->t[GATE], run->t[UP]);
     const bool upstream_open = halves_open(&upstream, run, run->t[DY], run->t[DY]);
@@ -323,7 +295,8 @@ static const char *backward_of_halves(struct op_run *run) {
     } else {
         const liger_tensor gate = half_view(&fused, 0), up = half_view(&fused, 1);
         const struct op_call call = {.c = run->c, .t = {gate, up, half_view(&upstream, 1), gate, up}};
-        if (call_backward(run->context, &call, NULL) != LIGER_OK) wrong = op_run_text(run, "%s", liger_last_error());
+        if (call_swiglu_backward(run->context, &call, NULL) != LIGER_OK)
+            wrong = op_run_text(run, "%s", liger_last_error());
         else if (!half_equals(&fused, 0, run->t[DGATE])) wrong = "dgate of the fused form differs";
         else if (!half_equals(&fused, 1, run->t[DUP])) wrong = "dup of the fused form differs";
     }
@@ -340,12 +313,12 @@ const struct op_cases swiglu_backward_cases = {
     .describe = describe_backward,
     OP_CASES(cases),
     .prepare = prepare,
-    .call = call_backward,
+    .call = call_swiglu_backward,
     .reference = reference_backward,
+    .no_naive = OP_NO_SUMS,
     .loss = loss,
     OP_GRADIENTS(gradients),
     OP_ALIASES(backward_aliases),
-    OP_PROVOCATIONS(backward_provocations),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };

@@ -126,7 +126,7 @@ void launch_widest(const PROBLEM &p, bool packable, cudaStream_t stream) {
 extern "C" liger_status swiglu_forward_cuda(liger_context *context, const swiglu_forward_problem *problem,
                                             liger_stream stream) {
     const swiglu_forward_problem &p = *problem;
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "swiglu_forward");
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable =
         rows_are_packable(p.gate, element) && rows_are_packable(p.up, element) && rows_are_packable(p.y, element);
@@ -140,7 +140,7 @@ extern "C" liger_status swiglu_forward_cuda(liger_context *context, const swiglu
 extern "C" liger_status swiglu_backward_cuda(liger_context *context, const swiglu_backward_problem *problem,
                                              liger_stream stream) {
     const swiglu_backward_problem &p = *problem;
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "swiglu_backward");
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable = rows_are_packable(p.dy, element) && rows_are_packable(p.gate, element) &&
                           rows_are_packable(p.up, element) && rows_are_packable(p.dgate, element) &&

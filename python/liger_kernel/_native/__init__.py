@@ -4,8 +4,8 @@ Arguments are positional, in the order of the C args struct without its `size`; 
 and workspace_bytes are one argument, a uint8 tensor or None. `<operator>_workspace(...)` takes the same arguments and
 answers bytes. The first tensor's device decides where the call runs.
 
-In the place of a result may stand a wish, LIKE_FIRST or one of its siblings: the call makes the tensor, and answers all
-that it has made, in the order of the arguments. That costs less host time than to make it here and to ask for its sizes.
+In the place of a result may stand a `Wish`: the call makes the tensor, and answers all that it has made, in the order of
+the arguments; a workspace can be wished for too. That costs less host time than to make it here and to ask for its sizes.
 
 The library is loaded at the first use of any of these names, not at import: where it is missing, the error says so in
 words, and only to those who need it. From then on the names are plain attributes of this module.
@@ -13,6 +13,7 @@ words, and only to those who need it. From then on the names are plain attribute
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import os
@@ -22,36 +23,45 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = [
-    "HEADS_OF_FIRST",
-    "HEADS_OF_SECOND",
-    "LIKE_FIRST",
-    "PER_ROW",
-    "LigerArgumentError",
-    "LigerError",
-    "load",
-    "report",
-]
+__all__ = ["LigerArgumentError", "LigerError", "Wish", "load", "report"]
 
 _BINDING = "_binding.abi3.so"
 _binding: ModuleType | None = None
 _failure: str | None = None
 
 
-class _Wish:
-    """A result that the call is to make itself."""
+class Wish(int):
+    """A result that the call is to make itself. `Wish.LIKE[1]`: like the argument number 1 (one of the first four)."""
 
-    def __init__(self, meaning: str):
-        self.meaning = meaning
+    # as `enum wish` in torch_functions.h
+    NOTHING: Wish  # None among the results: nobody asked for it
+    LIKE: Wish  # contiguous memory of the source's shape and dtype
+    HEADS: Wish  # [B, S, H, D] memory seen as [B, H, S, D], like the source
+    PER_ROW: Wish  # one float32 for each row of the source
+    PER_ROW_SAME: Wish  # one value of the source's dtype for each of its rows
+    PER_ROW_I64: Wish
+    SCALAR: Wish  # one float32, no dimensions
+    SCALAR_SAME: Wish  # of the source's dtype
+    SCRATCH: Wish  # a workspace as large as the call needs
+
+    @property
+    def kind(self) -> int:
+        return self // 16
+
+    @property
+    def source(self) -> int:
+        return self % 16
+
+    def __getitem__(self, source: int) -> Wish:
+        return Wish(self.kind * 16 + source)
 
     def __repr__(self) -> str:
-        return f"<{self.meaning}>"
+        return f"<{_WISHES[self.kind]} of argument {self.source}>"
 
 
-LIKE_FIRST = _Wish("contiguous memory of the first argument's shape and dtype")
-PER_ROW = _Wish("one float32 for each row of the first argument")
-HEADS_OF_FIRST = _Wish("[B, S, H, D] memory seen as [B, H, S, D], like the first argument")
-HEADS_OF_SECOND = _Wish("[B, S, H, D] memory seen as [B, H, S, D], like the second argument")
+_WISHES = [name for name in Wish.__annotations__]
+for _kind, _name in enumerate(_WISHES):
+    setattr(Wish, _name, Wish(_kind * 16))
 
 
 class LigerError(RuntimeError):
@@ -120,7 +130,7 @@ def load() -> ModuleType:
         LigerError,
         _cuda_stream_function,
         torch.empty(3, 2, device="cpu").t(),
-        (LIKE_FIRST, PER_ROW, HEADS_OF_FIRST, HEADS_OF_SECOND),
+        Wish,
         torch.empty_like,
         torch.empty_strided,
         torch.contiguous_format,
@@ -130,6 +140,18 @@ def load() -> ModuleType:
             globals()[name] = getattr(module, name)
     _binding = module
     return module
+
+
+def _load_before_fork() -> None:
+    """Torch's threads do not survive a fork, and whoever waits for them in the child waits for ever. The library watches
+    for forks, so it has to be there when one comes, even if nobody has called it yet."""
+    if "torch" in sys.modules:
+        with contextlib.suppress(LigerError):
+            load()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_load_before_fork)
 
 
 def __getattr__(name: str) -> Any:

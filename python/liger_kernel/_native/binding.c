@@ -2,8 +2,10 @@
  *
  * Nothing here knows torch's headers or version. A tensor is asked through its Python methods; what a call would cost by
  * name (a type lookup, a bound method, an argument tuple) is paid once at start-up: the C functions behind data_ptr,
- * get_device and stride and the getters behind dtype, shape and is_cuda are kept and called directly. That is done for
- * exact Tensor and Parameter objects only; any subclass is asked by name, so that whatever it overrides is heard.
+ * get_device and stride and the getters behind dtype, shape and is_cuda are kept and called directly.
+ *
+ * Only exact Tensor and Parameter objects are taken, and none whose memory is to be read with the sign turned: of a
+ * subclass nobody knows here whether its memory is its value. Those go through torch's dispatcher, which does.
  *
  * Where torch offers DLPack's C exchange table (DLPack 1.3, a stable ABI), one call answers all questions about such an
  * object, in a tenth of the time. It is used after it has answered right for a sample. */
@@ -13,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_CUDA_DEVICES = 64, HUGE_RESULT = 4 << 20 };
+enum { MAX_CUDA_DEVICES = 64, HUGE_RESULT = 4 << 20, UNKNOWN_DTYPE = 1000 };
 
 struct torch_functions torch;
 
@@ -81,12 +83,12 @@ static const dl_exchange *find_exchange(PyObject *sample) {
 }
 
 /* setup(TensorBase, Tensor, Parameter, dtypes, argument_error, library_error, cuda_setup, sample,
- *       wishes, empty_like, empty_strided, contiguous_format) */
+ *       wish, empty_like, empty_strided, contiguous_format) */
 static PyObject *setup(PyObject *self, PyObject *arguments) {
     (void)self;
-    PyObject *dtypes, *sample, *wishes, *format;
+    PyObject *dtypes, *sample, *format;
     if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOO:setup", &torch.tensor_base, &torch.tensor, &torch.parameter, &dtypes,
-                          &torch.argument_error, &torch.library_error, &torch.cuda_setup, &sample, &wishes,
+                          &torch.argument_error, &torch.library_error, &torch.cuda_setup, &sample, &torch.wish,
                           &torch.empty_like, &torch.empty_strided, &format))
         return NULL;
     Py_INCREF(torch.tensor_base), Py_INCREF(torch.tensor), Py_INCREF(torch.parameter);
@@ -94,25 +96,22 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
     for (int i = 0; i < DTYPES; i++) {
         torch.dtypes[i] = PySequence_GetItem(dtypes, i);
         if (torch.dtypes[i] == NULL) return NULL;
+        torch.as_dtype[i] = Py_BuildValue("{s:O}", "dtype", torch.dtypes[i]);
     }
-    for (int i = 0; i < WISHES; i++) {
-        torch.wishes[i] = PySequence_GetItem(wishes, i);
-        if (torch.wishes[i] == NULL) return NULL;
-    }
-    Py_INCREF(torch.empty_like), Py_INCREF(torch.empty_strided);
+    Py_INCREF(torch.wish), Py_INCREF(torch.empty_like), Py_INCREF(torch.empty_strided);
     torch.contiguous = Py_BuildValue("{s:O}", "memory_format", format);
-    torch.as_f32 = Py_BuildValue("{s:O}", "dtype", torch.dtypes[LIGER_F32 - 1]);
     torch.new_empty = (keyword_function)(void (*)(void))method_of(sample, "new_empty", METH_VARARGS | METH_KEYWORDS);
     torch.empty = PyTuple_New(0);
     torch.data_ptr = method_of(sample, "data_ptr", METH_NOARGS);
     torch.get_device = method_of(sample, "get_device", METH_NOARGS);
+    torch.is_neg = method_of(sample, "is_neg", METH_NOARGS);
     torch.stride = (keyword_function)(void (*)(void))method_of(sample, "stride", METH_VARARGS | METH_KEYWORDS);
     torch.get_dtype = getter_of(torch.tensor_base, "dtype", &torch.dtype_getter);
     torch.get_shape = getter_of(torch.tensor_base, "shape", &torch.shape_getter);
     torch.get_is_cuda = getter_of(torch.tensor_base, "is_cuda", &torch.is_cuda_getter);
     torch.direct = torch.empty != NULL && torch.data_ptr != NULL && torch.get_device != NULL && torch.stride != NULL &&
-                   torch.new_empty != NULL && torch.get_dtype != NULL && torch.get_shape != NULL &&
-                   torch.get_is_cuda != NULL;
+                   torch.is_neg != NULL && torch.new_empty != NULL && torch.get_dtype != NULL &&
+                   torch.get_shape != NULL && torch.get_is_cuda != NULL;
     torch.name_data_ptr = PyUnicode_InternFromString("data_ptr");
     torch.name_get_device = PyUnicode_InternFromString("get_device");
     torch.name_stride = PyUnicode_InternFromString("stride");
@@ -123,6 +122,33 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
     if (PyErr_Occurred()) return NULL;
     exchange = torch.direct ? find_exchange(sample) : NULL;
     Py_RETURN_NONE;
+}
+
+/* ---- questions to a tensor, asked directly or by name ---- */
+
+static PyObject *ask_data_ptr(PyObject *t) {
+    return torch.direct ? torch.data_ptr(t, NULL) : PyObject_CallMethodObjArgs(t, torch.name_data_ptr, NULL);
+}
+static PyObject *ask_device(PyObject *t) {
+    return torch.direct ? torch.get_device(t, NULL) : PyObject_CallMethodObjArgs(t, torch.name_get_device, NULL);
+}
+static PyObject *ask_is_neg(PyObject *t) {
+    return torch.direct ? torch.is_neg(t, NULL) : PyObject_CallMethod(t, "is_neg", NULL);
+}
+static PyObject *ask_stride(PyObject *t) {
+    return torch.direct ? torch.stride(t, torch.empty, NULL) : PyObject_CallMethodObjArgs(t, torch.name_stride, NULL);
+}
+static PyObject *ask_shape(PyObject *t) {
+    return torch.direct ? torch.get_shape(torch.shape_getter, t, (PyObject *)Py_TYPE(t))
+                        : PyObject_GetAttr(t, torch.name_shape);
+}
+static PyObject *ask_dtype(PyObject *t) {
+    return torch.direct ? torch.get_dtype(torch.dtype_getter, t, (PyObject *)Py_TYPE(t))
+                        : PyObject_GetAttr(t, torch.name_dtype);
+}
+static PyObject *ask_is_cuda(PyObject *t) {
+    return torch.direct ? torch.get_is_cuda(torch.is_cuda_getter, t, (PyObject *)Py_TYPE(t))
+                        : PyObject_GetAttr(t, torch.name_is_cuda);
 }
 
 /* ---- errors ---- */
@@ -159,22 +185,68 @@ static PyObject *exception_of(liger_status status) {
     }
 }
 
+/* The library's words for a dtype that it does not have, and for those that it has. */
+static const char unknown_dtype[] = "unknown dtype";
+static const char *const dtype_words[][2] = {
+    {"f32", "float32"}, {"f16", "float16"}, {"bf16", "bfloat16"}, {"i32", "int32"}, {"i64", "int64"},
+};
+
+/* `text` says "x is unknown dtype, but f32, f16 and bf16 are supported" of one of the arguments: what torch would say.
+ * NULL without an exception: it says nothing of the kind. */
+static PyObject *with_torch_dtypes(const binding_call *call, const char *text) {
+    const char *place = strstr(text, unknown_dtype);
+    PyObject *dtype = NULL, *words = NULL;
+    for (int i = 0; place != NULL && call->names[i] != NULL; i++) {
+        const size_t length = strlen(call->names[i]);
+        if (place - text < (ptrdiff_t)length + 4 || strncmp(place - 4 - length, call->names[i], length) != 0) continue;
+        dtype = ask_dtype(call->argv[i]);
+        break;
+    }
+    if (dtype == NULL) return NULL;
+    PyObject *before = PyUnicode_FromStringAndSize(text, place - text);
+    if (before != NULL) words = PyUnicode_FromFormat("%U%S%s", before, dtype, place + sizeof unknown_dtype - 1);
+    Py_XDECREF(before), Py_DECREF(dtype);
+    for (size_t i = 0; words != NULL && i < sizeof dtype_words / sizeof *dtype_words; i++) {
+        PyObject *all = PyUnicode_FromFormat(" %s", dtype_words[i][0]),
+                 *by = PyUnicode_FromFormat(" %s", dtype_words[i][1]);
+        PyObject *next = all == NULL || by == NULL ? NULL : PyUnicode_Replace(words, all, by, -1);
+        Py_XDECREF(all), Py_XDECREF(by), Py_DECREF(words);
+        words = next;
+    }
+    return words;
+}
+
 /* Most messages begin with the function's name already, or with its operator's. */
 static PyObject *raise_status(const binding_call *call, liger_status status) {
     const char *text = liger_last_error();
     const size_t name = strcspn(text, ":");
-    if (text[name] && strncmp(text, call->function, name) == 0) PyErr_SetString(exception_of(status), text);
+    const int named = text[name] && strncmp(text, call->function, name) == 0;
+    PyObject *words = status == LIGER_ERR_DTYPE ? with_torch_dtypes(call, text) : NULL;
+    if (words != NULL && named) PyErr_SetObject(exception_of(status), words);
+    else if (words != NULL) PyErr_Format(exception_of(status), "%s: %U", call->function, words);
+    else if (PyErr_Occurred()) return NULL;
+    else if (named) PyErr_SetString(exception_of(status), text);
     else PyErr_Format(exception_of(status), "%s: %s", call->function, *text ? text : liger_status_name((int)status));
+    Py_XDECREF(words);
     return NULL;
 }
 
+static void forget_scratch(binding_call *call) { Py_CLEAR(call->scratch); }
+
 PyObject *binding_abandon(binding_call *call) {
+    forget_scratch(call);
     while (call->made_count > 0) Py_DECREF(call->made[--call->made_count]);
     return NULL;
 }
 
+PyObject *binding_fail(binding_call *call, liger_status status) {
+    raise_status(call, status);
+    return binding_abandon(call);
+}
+
 PyObject *binding_finish(binding_call *call, liger_status status) {
-    if (status != LIGER_OK) return raise_status(call, status), binding_abandon(call);
+    if (status != LIGER_OK) return binding_fail(call, status);
+    forget_scratch(call);
     if (call->made_count == 0) Py_RETURN_NONE;
     if (call->made_count == 1) return call->made[0];
     PyObject *tuple = PyTuple_New(call->made_count);
@@ -184,7 +256,7 @@ PyObject *binding_finish(binding_call *call, liger_status status) {
 }
 
 PyObject *binding_finish_bytes(binding_call *call, liger_status status, size_t bytes) {
-    if (status != LIGER_OK) return raise_status(call, status), binding_abandon(call);
+    if (status != LIGER_OK) return binding_fail(call, status);
     (void)binding_abandon(call);
     return PyLong_FromSize_t(bytes);
 }
@@ -222,44 +294,22 @@ static int take_sizes(const binding_call *call, int index, PyObject *tuple, int6
     return ok ? (int)n : -1;
 }
 
-/* The five questions to a tensor, asked directly or by name. */
-static int is_plain(PyObject *tensor) {
-    const PyTypeObject *type = Py_TYPE(tensor);
-    return torch.direct && ((PyObject *)type == torch.tensor || (PyObject *)type == torch.parameter);
-}
-static PyObject *ask_data_ptr(PyObject *t, int plain) {
-    return plain ? torch.data_ptr(t, NULL) : PyObject_CallMethodObjArgs(t, torch.name_data_ptr, NULL);
-}
-static PyObject *ask_device(PyObject *t, int plain) {
-    return plain ? torch.get_device(t, NULL) : PyObject_CallMethodObjArgs(t, torch.name_get_device, NULL);
-}
-static PyObject *ask_stride(PyObject *t, int plain) {
-    return plain ? torch.stride(t, torch.empty, NULL) : PyObject_CallMethodObjArgs(t, torch.name_stride, NULL);
-}
-static PyObject *ask_shape(PyObject *t, int plain) {
-    return plain ? torch.get_shape(torch.shape_getter, t, (PyObject *)Py_TYPE(t))
-                 : PyObject_GetAttr(t, torch.name_shape);
-}
-static PyObject *ask_dtype(PyObject *t, int plain) {
-    return plain ? torch.get_dtype(torch.dtype_getter, t, (PyObject *)Py_TYPE(t))
-                 : PyObject_GetAttr(t, torch.name_dtype);
-}
-static PyObject *ask_is_cuda(PyObject *t, int plain) {
-    return plain ? torch.get_is_cuda(torch.is_cuda_getter, t, (PyObject *)Py_TYPE(t))
-                 : PyObject_GetAttr(t, torch.name_is_cuda);
+static int is_exact(PyObject *object) {
+    const PyObject *type = (PyObject *)Py_TYPE(object);
+    return type == torch.tensor || type == torch.parameter;
 }
 
-static int take_dtype(const binding_call *call, int index, int plain, int32_t *dtype) {
-    PyObject *found = ask_dtype(call->argv[index], plain);
+/* A dtype that the library does not have goes there as a number that it does not have either: it knows which dtypes the
+ * argument takes, and says so; raise_status puts in the name. */
+static int take_dtype(binding_call *call, int index, int32_t *dtype) {
+    PyObject *found = ask_dtype(call->argv[index]);
     if (found == NULL) return 0;
     Py_DECREF(found); /* dtypes live for ever; only the address is compared */
+    *dtype = UNKNOWN_DTYPE;
     for (int i = 0; i < DTYPES; i++) {
-        if (found == torch.dtypes[i]) return *dtype = i + 1, 1;
+        if (found == torch.dtypes[i]) *dtype = i + 1;
     }
-    PyErr_Format(torch.argument_error,
-                 "%s: %s is %S, but only float32, float16, bfloat16, int32, int64 and uint8 exist here", call->function,
-                 call->names[index], found);
-    return 0;
+    return 1;
 }
 
 static const char *device_text(int32_t device, char text[16]) {
@@ -281,11 +331,11 @@ static int agree_on_device(binding_call *call, int index, int64_t device) {
                   call->names[call->device_argument], device_text(call->device, there));
 }
 
-static int check_device(binding_call *call, int index, int plain) {
+static int check_device(binding_call *call, int index) {
     int64_t device;
-    if (!take_int64(ask_device(call->argv[index], plain), &device)) return 0;
+    if (!take_int64(ask_device(call->argv[index]), &device)) return 0;
     if (device >= 0) {
-        PyObject *is_cuda = ask_is_cuda(call->argv[index], plain);
+        PyObject *is_cuda = ask_is_cuda(call->argv[index]);
         if (is_cuda == NULL) return 0;
         Py_DECREF(is_cuda);
         if (is_cuda != Py_True || device >= MAX_CUDA_DEVICES)
@@ -305,9 +355,9 @@ static int settle_data(const binding_call *call, int index, liger_tensor *tensor
     return refuse(call, "%s has no memory (is it a meta or a fake tensor?)", call->names[index]);
 }
 
-static int take_data(const binding_call *call, int index, PyObject *object, int plain, liger_tensor *tensor) {
+static int take_data(const binding_call *call, int index, PyObject *object, liger_tensor *tensor) {
     int64_t address;
-    if (!take_int64(ask_data_ptr(object, plain), &address)) return 0;
+    if (!take_int64(ask_data_ptr(object), &address)) return 0;
     tensor->data = (void *)(intptr_t)address;
     return settle_data(call, index, tensor);
 }
@@ -352,52 +402,94 @@ static size_t bytes_of(const liger_tensor *tensor) {
     return bytes;
 }
 
-/* The wish's number, or -1. */
-static int wish_of(PyObject *object) {
-    for (int i = 0; i < WISHES; i++) {
-        if (object == torch.wishes[i]) return i;
-    }
-    return -1;
-}
+static int is_wish(PyObject *object) { return (PyObject *)Py_TYPE(object) == torch.wish; }
 
-static int make(binding_call *call, int index, enum wish wish, liger_tensor *tensor) {
-    const int source = wish == HEADS_OF_SECOND;
-    const liger_tensor *given = call->followed[source];
-    PyObject *const like = call->argv[source];
-    const int heads = wish == HEADS_OF_FIRST || wish == HEADS_OF_SECOND;
-    if (given == NULL || !is_plain(like) || call->made_count == MAX_MADE || (heads && given->ndim != 4))
+static int make(binding_call *call, int index, liger_tensor *tensor) {
+    const long number = PyLong_AsLong(call->argv[index]);
+    const enum wish wish = (enum wish)(number / 16);
+    const int source = (int)(number % 16);
+    if (call->made_count == MAX_MADE) return refuse(call, "%s is one result too many", call->names[index]);
+    if (wish == NOTHING) {
+        Py_INCREF(Py_None);
+        call->made[call->made_count++] = Py_None;
+        return 1;
+    }
+    const liger_tensor *given = source < FOLLOWED ? call->followed[source] : NULL;
+    if (given == NULL || wish >= SCRATCH || (wish == HEADS && given->ndim != 4))
         return refuse(call, "%s cannot be made in the likeness of %s", call->names[index], call->names[source]);
-    PyObject *made = results_make(wish, like, given, tensor);
+    PyObject *made = results_make(wish, call->argv[source], given, tensor);
     if (made == NULL) return 0;
     call->made[call->made_count++] = made;
-    if (!take_data(call, index, made, is_plain(made), tensor)) return 0;
+    if (!take_data(call, index, made, tensor)) return 0;
     const size_t bytes = bytes_of(tensor);
     if (call->device == LIGER_DEVICE_CPU && bytes >= HUGE_RESULT) results_ask_huge(tensor->data, bytes);
     return 1;
 }
 
+/* A dimension of one element, and every dimension of a tensor without elements, has a stride that says nothing: torch
+ * leaves a 0 there when the tensor was expanded. Here it gets the one of contiguous memory. */
+static void settle_strides(liger_tensor *tensor) {
+    int64_t stride = 1;
+    int empty = 0;
+    for (int i = 0; i < tensor->ndim; i++) empty |= tensor->shape[i] == 0;
+    for (int i = tensor->ndim - 1; i >= 0; i--) {
+        if (empty || tensor->shape[i] == 1) tensor->stride[i] = stride;
+        stride = tensor->stride[i] * (tensor->shape[i] > 0 ? tensor->shape[i] : 1);
+    }
+}
+
+/* Exact tensors whose memory is their value; see the head of this file. */
+static int check_readable(const binding_call *call, int index) {
+    PyObject *const object = call->argv[index];
+    if (!is_exact(object)) {
+        const int is_tensor = PyObject_IsInstance(object, torch.tensor_base);
+        if (is_tensor <= 0) return is_tensor < 0 ? 0 : wrong_type(call, index, "a torch.Tensor or None");
+        return refuse(call, "%s is of a subclass of torch.Tensor", call->names[index]);
+    }
+    PyObject *const negated = ask_is_neg(object);
+    Py_XDECREF(negated);
+    if (negated == Py_True) return refuse(call, "%s is a negated view of its memory", call->names[index]);
+    return negated != NULL;
+}
+
 int binding_tensor(binding_call *call, int index, liger_tensor *tensor) {
     PyObject *const object = call->argv[index];
     if (object == Py_None) return 1;
-    const int plain = is_plain(object);
-    if (!plain) {
-        const int wish = wish_of(object);
-        if (wish >= 0) return make(call, index, (enum wish)wish, tensor);
-        const int is_tensor = PyObject_IsInstance(object, torch.tensor_base);
-        if (is_tensor <= 0) return is_tensor < 0 ? 0 : wrong_type(call, index, "a torch.Tensor or None");
-    }
+    if (is_wish(object)) return make(call, index, tensor);
+    if (!check_readable(call, index)) return 0;
     if (index < FOLLOWED) call->followed[index] = tensor;
     int64_t device;
-    if (plain && exchange != NULL && look_at_tensor(object, tensor, &device))
+    if (exchange != NULL && look_at_tensor(object, tensor, &device)) {
+        settle_strides(tensor);
         return agree_on_device(call, index, device) && settle_data(call, index, tensor);
-    if (!check_device(call, index, plain) || !take_dtype(call, index, plain, &tensor->dtype)) return 0;
-    tensor->ndim = take_sizes(call, index, ask_shape(object, plain), tensor->shape);
-    if (tensor->ndim < 0 || take_sizes(call, index, ask_stride(object, plain), tensor->stride) < 0) return 0;
-    return take_data(call, index, object, plain, tensor);
+    }
+    if (!check_device(call, index) || !take_dtype(call, index, &tensor->dtype)) return 0;
+    tensor->ndim = take_sizes(call, index, ask_shape(object), tensor->shape);
+    if (tensor->ndim < 0 || take_sizes(call, index, ask_stride(object), tensor->stride) < 0) return 0;
+    settle_strides(tensor);
+    return take_data(call, index, object, tensor);
+}
+
+enum { ALIGNMENT = 256 };
+
+int binding_scratch(binding_call *call, size_t needed, void **data, size_t *bytes) {
+    int64_t address;
+    if (needed == 0) return 1;
+    PyObject *const like = call->argv[call->device_argument];
+    if (!is_exact(like)) return refuse(call, "there is no tensor that says where scratch belongs");
+    call->scratch = results_make_bytes(like, needed + ALIGNMENT);
+    if (call->scratch == NULL || !take_int64(ask_data_ptr(call->scratch), &address)) return 0;
+    *data = (void *)(((uintptr_t)address + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    *bytes = needed;
+    return 1;
 }
 
 int binding_workspace(binding_call *call, int index, void **data, size_t *bytes) {
     liger_tensor tensor = {0};
+    if (is_wish(call->argv[index])) {
+        call->wants_scratch = PyLong_AsLong(call->argv[index]) / 16 == SCRATCH;
+        return call->wants_scratch ? 1 : wrong_type(call, index, "a torch.Tensor, None or the wish for scratch");
+    }
     if (!binding_tensor(call, index, &tensor)) return 0;
     size_t size = liger_dtype_size(tensor.dtype);
     for (int i = tensor.ndim - 1; i >= 0; i--) {

@@ -3,8 +3,9 @@
  * One call is: begin, one converter per argument in the order of the args struct, enter, the library's function, finish.
  * A converter that fails has set a Python exception and answers 0; then the call is abandoned.
  *
- * A tensor argument may be a wish instead of a tensor (_native.LIKE_FIRST and its siblings): the binding makes a new
- * tensor in its place and the call answers what it has made, in the order of the arguments. */
+ * A tensor argument may be a wish instead of a tensor (_native.LIKE and its siblings): the binding makes a new tensor in
+ * its place and the call answers what it has made, in the order of the arguments. A workspace that is wished for is made
+ * when everything else is known, and given back after the call. */
 #ifndef LIGER_BINDING_H
 #define LIGER_BINDING_H
 
@@ -18,7 +19,7 @@
 #include "liger/core/tensor.h"
 #include "liger/core/version.h"
 
-enum { NO_DEVICE = -2, MAX_MADE = 4, FOLLOWED = 2 };
+enum { NO_DEVICE = -2, MAX_MADE = 8, FOLLOWED = 4 };
 
 typedef struct binding_call {
     const char *function;     /* "rms_norm_forward" */
@@ -31,6 +32,8 @@ typedef struct binding_call {
     const liger_tensor *followed[FOLLOWED]; /* the first arguments, for results made in their likeness */
     PyObject *made[MAX_MADE];
     int made_count;
+    int wants_scratch;
+    PyObject *scratch;
 } binding_call;
 
 int binding_begin(binding_call *call, Py_ssize_t given, Py_ssize_t fewest, Py_ssize_t most);
@@ -42,9 +45,13 @@ int binding_int32(const binding_call *call, int index, int32_t *value);
 int binding_int64(const binding_call *call, int index, int64_t *value);
 /* Finds the context of the call's device and the stream that torch would use now. */
 int binding_enter(binding_call *call);
+/* Memory for a workspace that was wished for, on the call's device. */
+int binding_scratch(binding_call *call, size_t needed, void **data, size_t *bytes);
 /* What was made (None, a tensor, or a tuple of tensors), or the exception that belongs to the status. */
 PyObject *binding_finish(binding_call *call, liger_status status);
 PyObject *binding_finish_bytes(binding_call *call, liger_status status, size_t bytes);
+/* The exception that belongs to the status; NULL. */
+PyObject *binding_fail(binding_call *call, liger_status status);
 /* NULL: a converter has set the exception. */
 PyObject *binding_abandon(binding_call *call);
 

@@ -31,11 +31,30 @@ static PyObject *new_rows(PyObject *like, const liger_tensor *given, liger_tenso
     return call_with(torch.empty_like, PyTuple_Pack(1, like), keywords);
 }
 
-static PyObject *new_row_values(PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
-    *tensor = (liger_tensor){.dtype = LIGER_F32, .ndim = 1, .shape = {1}, .stride = {1}};
-    for (int i = 0; i < given->ndim - 1; i++) tensor->shape[0] *= given->shape[i];
-    PyObject *arguments = Py_BuildValue("(L)", (long long)tensor->shape[0]);
-    PyObject *made = arguments == NULL ? NULL : torch.new_empty(like, arguments, torch.as_f32);
+static PyObject *new_empty(PyObject *like, PyObject *arguments, PyObject *keywords) {
+    if (torch.direct) return torch.new_empty(like, arguments, keywords);
+    PyObject *bound = PyObject_GetAttrString(like, "new_empty");
+    PyObject *made = bound == NULL ? NULL : PyObject_Call(bound, arguments, keywords);
+    Py_XDECREF(bound);
+    return made;
+}
+
+/* For a dtype that the library will refuse any will do. */
+static int known(int dtype) { return dtype >= 1 && dtype <= DTYPES ? dtype : LIGER_F32; }
+
+/* No dimensions, or one of the source's rows. */
+static PyObject *new_values(PyObject *like, const liger_tensor *given, liger_tensor *tensor, int per_row, int dtype) {
+    *tensor = (liger_tensor){.dtype = dtype, .ndim = per_row, .shape = {1}, .stride = {1}};
+    for (int i = 0; per_row && i < given->ndim - 1; i++) tensor->shape[0] *= given->shape[i];
+    PyObject *arguments = per_row ? Py_BuildValue("(L)", (long long)tensor->shape[0]) : Py_BuildValue("(())");
+    PyObject *made = arguments == NULL ? NULL : new_empty(like, arguments, torch.as_dtype[dtype - 1]);
+    Py_XDECREF(arguments);
+    return made;
+}
+
+PyObject *results_make_bytes(PyObject *like, size_t bytes) {
+    PyObject *arguments = Py_BuildValue("(n)", (Py_ssize_t)bytes);
+    PyObject *made = arguments == NULL ? NULL : new_empty(like, arguments, torch.as_dtype[LIGER_U8 - 1]);
     Py_XDECREF(arguments);
     return made;
 }
@@ -44,7 +63,8 @@ static PyObject *new_strided(PyObject *like, const liger_tensor *tensor) {
     const int64_t *n = tensor->shape, *s = tensor->stride;
     PyObject *device = PyObject_GetAttr(like, torch.name_device);
     PyObject *keywords =
-        device == NULL ? NULL : Py_BuildValue("{s:O,s:N}", "dtype", torch.dtypes[tensor->dtype - 1], "device", device);
+        device == NULL ? NULL
+                       : Py_BuildValue("{s:O,s:N}", "dtype", torch.dtypes[known(tensor->dtype) - 1], "device", device);
     if (keywords == NULL) return NULL;
     PyObject *arguments = Py_BuildValue("((LLLL)(LLLL))", n[0], n[1], n[2], n[3], s[0], s[1], s[2], s[3]);
     PyObject *made = call_with(torch.empty_strided, arguments, keywords);
@@ -71,8 +91,12 @@ void results_ask_huge(void *data, size_t bytes) {
 
 PyObject *results_make(enum wish wish, PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
     switch (wish) {
-        case LIKE_FIRST: return new_rows(like, given, tensor);
-        case PER_ROW: return new_row_values(like, given, tensor);
-        default: return new_heads(like, given, tensor);
+        case LIKE: return new_rows(like, given, tensor);
+        case HEADS: return new_heads(like, given, tensor);
+        case PER_ROW: return new_values(like, given, tensor, 1, LIGER_F32);
+        case PER_ROW_SAME: return new_values(like, given, tensor, 1, known(given->dtype));
+        case PER_ROW_I64: return new_values(like, given, tensor, 1, LIGER_I64);
+        case SCALAR: return new_values(like, given, tensor, 0, LIGER_F32);
+        default: return new_values(like, given, tensor, 0, known(given->dtype));
     }
 }

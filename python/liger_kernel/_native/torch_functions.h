@@ -6,9 +6,20 @@
 
 enum { DTYPES = 6 };
 
-/* What a call can be asked to make: memory like the first argument's, contiguous; one f32 for each of its rows; memory
- * [batch, seq, heads, dim] seen as [batch, heads, seq, dim], like the first argument or like the second. */
-enum wish { LIKE_FIRST, PER_ROW, HEADS_OF_FIRST, HEADS_OF_SECOND, WISHES };
+/* What a call can be asked to make. A wish is an int of _native.Wish: its kind, and the number of the argument (one of the
+ * first FOLLOWED) in whose likeness it is: kind * 16 + source. */
+enum wish {
+    NOTHING, /* absent, and None among the results */
+    LIKE,    /* memory like the source's, contiguous */
+    HEADS,   /* [batch, seq, heads, dim] seen as [batch, heads, seq, dim], like the source */
+    PER_ROW, /* for each row of the source (its leading dimensions) one f32, */
+    PER_ROW_SAME,
+    PER_ROW_I64,
+    SCALAR, /* no dimensions; f32 or the source's dtype */
+    SCALAR_SAME,
+    SCRATCH, /* a workspace as large as the call needs */
+    WISHES
+};
 
 typedef PyObject *(*keyword_function)(PyObject *, PyObject *, PyObject *);
 
@@ -20,13 +31,14 @@ struct torch_functions {
     PyObject *cuda_stream;
     PyObject *empty;
     PyObject *name_data_ptr, *name_get_device, *name_stride, *name_dtype, *name_shape, *name_is_cuda;
-    PyCFunction data_ptr, get_device;
+    PyCFunction data_ptr, get_device, is_neg;
     keyword_function stride;
     descrgetfunc get_dtype, get_shape, get_is_cuda;
     PyObject *dtype_getter, *shape_getter, *is_cuda_getter;
-    PyObject *wishes[WISHES];
+    PyObject *wish; /* the type */
     PyObject *empty_like, *empty_strided;
-    PyObject *contiguous, *as_f32; /* keywords: {"memory_format": ...}, {"dtype": ...} */
+    PyObject *contiguous;       /* keywords: {"memory_format": ...} */
+    PyObject *as_dtype[DTYPES]; /* keywords: {"dtype": ...} */
     PyObject *name_device;
     keyword_function new_empty;
     int direct; /* the functions above were found */
@@ -36,6 +48,8 @@ extern struct torch_functions torch; /* binding.c: registered by Python at start
 
 /* results.c: makes the tensor of a wish in the likeness of `like`, which is `given`. Its data is not looked up. */
 PyObject *results_make(enum wish wish, PyObject *like, const liger_tensor *given, liger_tensor *tensor);
+/* A uint8 tensor on the device of `like`. */
+PyObject *results_make_bytes(PyObject *like, size_t bytes);
 /* Asks the system for huge pages; a hint. */
 void results_ask_huge(void *data, size_t bytes);
 

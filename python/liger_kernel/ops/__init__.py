@@ -1,47 +1,21 @@
-"""Autograd Functions and their `x_forward` / `x_backward` helpers, one module per operator."""
+"""Autograd Functions and their `x_forward` / `x_backward` helpers, one module per operator.
 
-from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction, cross_entropy_backward, cross_entropy_forward
-from liger_kernel.ops.fused_add_rms_norm import (
-    LigerFusedAddRMSNormFunction,
-    fused_add_rms_norm_backward,
-    fused_add_rms_norm_forward,
-)
-from liger_kernel.ops.fused_linear_cross_entropy import (
-    LigerFusedLinearCrossEntropyFunction,
-    fused_linear_cross_entropy_backward,
-    fused_linear_cross_entropy_forward,
-)
-from liger_kernel.ops.rms_norm import LigerRMSNormFunction, rms_norm_backward, rms_norm_forward
-from liger_kernel.ops.rope import LigerRopeFunction, rope_backward, rope_forward
-from liger_kernel.ops.swiglu import (
-    LigerFusedGateUpSiLUMulFunction,
-    LigerSiLUMulFunction,
-    swiglu_backward,
-    swiglu_forward,
-    swiglu_fused_gate_up_backward,
-    swiglu_fused_gate_up_forward,
-)
+The names are those of `liger_kernel._exports`; each operator is imported when one of them is first asked for.
+"""
 
-__all__ = [
-    "LigerCrossEntropyFunction",
-    "LigerFusedAddRMSNormFunction",
-    "LigerFusedGateUpSiLUMulFunction",
-    "LigerFusedLinearCrossEntropyFunction",
-    "LigerRMSNormFunction",
-    "LigerRopeFunction",
-    "LigerSiLUMulFunction",
-    "cross_entropy_backward",
-    "cross_entropy_forward",
-    "fused_add_rms_norm_backward",
-    "fused_add_rms_norm_forward",
-    "fused_linear_cross_entropy_backward",
-    "fused_linear_cross_entropy_forward",
-    "rms_norm_backward",
-    "rms_norm_forward",
-    "rope_backward",
-    "rope_forward",
-    "swiglu_backward",
-    "swiglu_forward",
-    "swiglu_fused_gate_up_backward",
-    "swiglu_fused_gate_up_forward",
-]
+from __future__ import annotations
+
+from typing import Any
+
+from liger_kernel import _exports
+
+_OFFERED = _exports.homes(__name__, "ops")
+__all__ = sorted(_OFFERED)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    return _exports.find(__name__, name, _OFFERED)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OFFERED})

@@ -1,331 +1,361 @@
-"""How a call of an operator reaches the C library.
+"""An operator, described once.
 
-Eagerly it goes straight there. While torch traces, compiles or fakes tensors it goes through `torch.ops.liger.<name>`, the
-same function under a schema that torch can reason about. `LigerFunction` is the base of every autograd Function.
+The description is a function that calls the C library:
+
+    @Operator
+    def rms_norm(x: Rows, weight: Weight | None, eps: float, ..., y: Made = Wish.LIKE, rstd: Made = Wish.PER_ROW):
+        return _native.rms_norm_forward(x, weight, y, rstd, eps, ...)
+
+Its parameters are the operator's arguments, tensors first and in the order of the C struct; those whose default is a `Wish`
+are its results, and the wish says what they are like. The annotation of a tensor says how it is prepared where the library
+does not take it as it is. From that come the schema, the call, the fake, and `torch.ops.liger.<name>`, through which every
+call goes while torch traces, compiles, fakes or counts, or where an argument is a subclass.
+
+    @rms_norm.gradient
+    def rms_norm_gradient(dy: Rows, x: Rows, weight: Weight | None, rstd: Tensor, ..., dx: Asked = Wish.LIKE[1], ...):
+
+is an operator too, and the derivative of the first: `dy` is the upstream of its result `y`, `dx` the gradient of its argument
+`x`, and whatever else has the name of an argument or a result is saved for it. An `Asked` result is made only where it is
+needed: the schema has a flag `need_<result>` for it.
+
+Mutating schemas are not used: an output is always a new tensor.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
+import inspect
+import math
+import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
-from torch.autograd.function import FunctionMeta
 
-from liger_kernel import _native
+from liger_kernel._native import LigerArgumentError, Wish
+from liger_kernel.ops._memory import (
+    PLAIN,
+    absent,
+    fresh,
+    heads,
+    is_plain,
+    matrix,
+    new_heads,
+    new_rows,
+    parameter,
+    require_float,
+    rows,
+    single,
+    wide_rows,
+)
 
-LigerArgumentError = _native.LigerArgumentError
+# What a tensor is to an operator.
+Rows = Annotated[Tensor, rows]  # [..., cols], leading dimensions that fold into at most two strides
+AnyRows = Annotated[Tensor, wide_rows]  # likewise; where an operator's are of several dtypes, all are widened to f32
+Weight = Annotated[Tensor, parameter]  # of the activations' dtype, or f32
+Matrix = Annotated[Tensor, matrix]  # [rows, cols], rows that do not overlap
+Single = Annotated[Tensor, single]  # f32
+Heads = Annotated[Tensor, heads]  # [batch, heads, seq, dim] of any strides
+# What a result is: always made, or only when it is asked for.
+Made = Any
+Asked = Annotated[Any, "asked"]
 
-PLAIN = (torch.Tensor, torch.nn.Parameter)
 _active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _is_compiling = torch.compiler.is_compiling
-_is_grad_enabled = torch.is_grad_enabled
 _is_profiling = torch.autograd._profiler_enabled
 _functorch_is_active = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
 _library = torch.library.Library("liger", "DEF")
 
+TABLE: dict[str, Operator] = {}  # every operator that has been described
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """True if memory can be read through data_ptr(): no tracing, no fake tensors, no tensor subclass."""
-    if torch.compiler.is_compiling() or _active_modes():
-        return False
-    return all(t is None or type(t) in PLAIN for t in tensors)
+
+def is_transformed() -> bool:
+    """Does torch look at functions here, and not at values? functorch, torch.jit.trace, or a forward-mode level."""
+    return _functorch_is_active() or _tracing_state() is not None or _forward_ad._current_level >= 0
+
+
+class _Argument(typing.NamedTuple):
+    name: str
+    type: str  # as in a schema
+    prepare: Callable[..., Tensor] | None
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.type.startswith("Tensor")
+
+
+class _Result(typing.NamedTuple):
+    name: str
+    wish: Wish
+    asked: bool
+
+
+_SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int", bool: "bool"}
+
+
+def _argument(name: str, hint: Any) -> _Argument:
+    optional = type(None) in typing.get_args(hint)
+    if optional:
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    prepare = hint.__metadata__[0] if typing.get_origin(hint) is Annotated else None
+    base = typing.get_args(hint)[0] if prepare else hint
+    return _Argument(name, _SCHEMA_TYPES[base] + "?" * optional, prepare)
+
+
+_DTYPES = {Wish.PER_ROW: torch.float32, Wish.SCALAR: torch.float32, Wish.PER_ROW_I64: torch.int64}
+
+
+def _make(wish: Wish, like: Tensor) -> Tensor:
+    """What the library would make, for any kind of tensor."""
+    kind = wish[0]
+    if kind == Wish.LIKE:
+        return new_rows(like)
+    if kind == Wish.HEADS:
+        return new_heads(like)
+    shape = (math.prod(like.shape[:-1]),) if kind in (Wish.PER_ROW, Wish.PER_ROW_SAME, Wish.PER_ROW_I64) else ()
+    return like.new_empty(shape, dtype=_DTYPES.get(kind, like.dtype))
+
+
+def _only_memory(value: Any) -> Any:
+    """Inside the dispatcher a subclass has had its say: what is left of it is its memory."""
+    if isinstance(value, Tensor) and type(value) not in PLAIN:
+        with torch._C.DisableTorchFunctionSubclass():
+            return value.as_subclass(Tensor)
+    return value
 
 
 class Operator:
-    """A function of tensors with a schema. Call it with positional arguments; the first is a tensor.
+    """See the head of this file. Call it with positional arguments and, for results on request, their flags.
 
-    `run` is the function on real tensors, `fake` the one that answers empty tensors of the right shape and dtype.
-    `quick` is `run` without preparation: it hands the tensors to the library as they are, and lets the call make the
-    results. What the library refuses, it refuses before anything is written: then `run` prepares it, or says why not.
-    `eager` is what a call outside of a graph runs: it may answer None for a result that nobody asked for.
-    Mutating schemas are not used: an output is always a new tensor.
+    What is derived an operator may bring itself, in a subclass that describes it: `wish`, `likes`, `eager`, `prepared`,
+    `fake`, `gradients` with `differentiable`, or `setup_context` and `backward`.
     """
 
-    def __init__(
-        self,
-        schema: str,
-        run: Callable[..., Any],
-        fake: Callable[..., Any],
-        quick: Callable[..., Any] | None = None,
-        eager: Callable[..., Any] | None = None,
-    ):
-        name = schema[: schema.index("(")]
-        self.name = name
-        self.prepared = run
-        self.quick = quick or run
-        self.eager = eager or self.quick
-        _library.define(schema)
-        for key in ("CPU", "CUDA"):
-            _library.impl(name, self.run, key)
-        torch.library.register_fake(f"liger::{name}", fake, lib=_library)
-        self.traced = getattr(torch.ops.liger, name).default
+    differentiable: tuple[int, ...] = ()  # the arguments whose gradients `gradients` answers
 
-    def run(self, *args: Any) -> Any:
-        """The values, from real tensors."""
-        try:
-            return self.quick(*args)
-        except LigerArgumentError:
-            pass
-        return self.prepared(*args)
+    def __init__(self, function: Callable[..., Any], name: str | None = None):
+        self.function = function
+        self.name = name or function.__name__
+        self.derivative: Operator | None = None
+        self._mixed: Callable[..., Any] | None = None
+        hints = typing.get_type_hints(function, include_extras=True)
+        parameters = inspect.signature(function).parameters.values()
+        self.inputs = [_argument(p.name, hints[p.name]) for p in parameters if p.default is p.empty]
+        wishes = [p for p in parameters if p.default is not p.empty and p.default.kind != Wish.SCRATCH.kind]
+        self.results = [_Result(p.name, p.default, hints[p.name] is Asked) for p in wishes]
+        self.asked = [r for r in self.results if r.asked]
+        assert self.results == [r for r in self.results if not r.asked] + self.asked, "what is always made comes first"
+        self._made, self._asked = [r.wish for r in self.results if not r.asked], [r.wish for r in self.asked]
+        self.positions = {argument.name: i for i, argument in enumerate(self.inputs)}
+        if not self.asked and type(self).eager is Operator.eager:
+            self.eager = function  # type: ignore[method-assign]  # the defaults are the wishes, and a frame is saved
+        self._register()
+        TABLE[self.name] = self
+
+    def schema(self) -> str:
+        arguments = [f"{a.type} {a.name}" for a in self.inputs] + [f"bool need_{r.name}" for r in self.asked]
+        results = ["Tensor"] * len(self.results)
+        answer = results[0] if len(results) == 1 else f"({', '.join(results)})"
+        return f"{self.name}({', '.join(arguments)}) -> {answer}"
+
+    def _register(self) -> None:
+        _library.define(self.schema())
+        for key in ("CPU", "CUDA"):
+            _library.impl(self.name, self._run, key)
+        torch.library.register_fake(f"liger::{self.name}", lambda *args: self.fake(*args), lib=_library)
+        self.traced = getattr(torch.ops.liger, self.name).default
+
+    # ---- the call
 
     def __call__(self, *args: Any) -> Any:
-        if _is_compiling() or _active_modes() or type(args[0]) not in PLAIN:
+        if _is_compiling() or is_transformed():
             return self.traced(*args)
         if _is_profiling():
             with torch.profiler.record_function(f"liger::{self.name}"):
-                return self.run(*args)
-        try:  # run(), without its frame
+                return self.now(*args)
+        return self.now(*args)
+
+    def now(self, *args: Any) -> Any:
+        """The call, by somebody who has looked whether torch compiles or transforms here."""
+        if _active_modes():
+            return self.traced(*args)
+        try:
             return self.eager(*args)
-        except LigerArgumentError:
+        except LigerArgumentError:  # before anything was written
             pass
-        return self.prepared(*args)
+        if is_plain(*(a for a in args if isinstance(a, Tensor))):
+            return self.prepared(*args)
+        return self.traced(*args)
 
-    def register_gradient(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
-        """The derivative of `torch.ops.liger.<name>` itself, for callers that use it without a Function."""
-        torch.library.register_autograd(f"liger::{self.name}", backward, setup_context=setup_context, lib=_library)
+    def eager(self, *args: Any) -> Any:
+        """The library's function on the tensors as they are; None in the place of what nobody asked for."""
+        count = len(self.inputs)
+        asked = [wish if need else Wish.NOTHING for wish, need in zip(self._asked, args[count:])]
+        return self.function(*args[:count], *self._made, *asked)
 
+    def prepared(self, *args: Any) -> Any:
+        """The same with every tensor brought to what the library takes; what it still refuses is an error in words."""
+        given = args[: len(self.inputs)]
+        dtypes = {v.dtype for a, v in zip(self.inputs, given) if a.prepare is wide_rows and v is not None}
+        widened = (a.prepare in (wide_rows, parameter) for a in self.inputs)
+        require_float(self.name, **{a.name: v for a, v, wide in zip(self.inputs, given, widened) if wide})
+        mixed = len(dtypes) > 1
+        if mixed and self._mixed is not None:
+            return self._mixed(*args)
+        parameters = {v.dtype for a, v in zip(self.inputs, given) if a.prepare is parameter and v is not None}
+        ready = self._prepare(given, torch.float32 if mixed or len(parameters) > 1 else given[0].dtype)
+        flags = iter(args[len(self.inputs) :])
+        likes = self.likes(*given)
+        made = [self._new(self.wish(r, given), likes, ready) if not r.asked or next(flags) else None
+                for r in self.results]  # fmt: skip
+        self.function(*ready, *(rows(m) if m is not None and m.dim() > 6 else m for m in made))
+        # what was widened has a result in the dtype that it was widened to
+        made = [m if m is None or r.wish.kind != Wish.LIKE.kind else m.to(given[r.wish.source].dtype)
+                for r, m in zip(self.results, made)]  # fmt: skip
+        return tuple(made) if len(made) > 1 else made[0]
 
-def _disabled_names() -> frozenset[str]:
-    """LIGER_DISABLE=rms_norm,rope,...: these operators run as plain torch, to bisect a training run."""
-    return frozenset(name.strip() for name in os.environ.get("LIGER_DISABLE", "").split(",") if name.strip())
+    def _prepare(self, given: tuple, dtype: torch.dtype) -> list:
+        """Each tensor alone, by what it is to the operator."""
+        return [
+            value if value is None or not a.is_tensor else a.prepare(value, dtype) if a.prepare else value.contiguous()
+            for a, value in zip(self.inputs, given)
+        ]
 
+    def _new(self, wish: Wish, likes: tuple, ready: list) -> Tensor:
+        like, dtype = likes[wish.source], ready[wish.source].dtype
+        if wish.kind == Wish.LIKE.kind and dtype is not like.dtype:
+            return fresh(like.new_empty(like.shape, dtype=dtype))
+        return _make(wish, like)
 
-_DISABLED = _disabled_names()
+    def wish(self, result: _Result, given: tuple) -> Wish:
+        """What a result is to be, where that depends on the options."""
+        return result.wish
 
+    def likes(self, *given: Any) -> tuple:
+        """The tensors that the wishes speak of."""
+        return given
 
-class _WithoutGradient:
-    """Stands for the autograd context when nobody asks for a gradient."""
+    def mixed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorates what runs where rows are of several dtypes and to widen them is not enough."""
+        self._mixed = function
+        return function
 
-    needs_input_grad = (False,) * 32
+    def over(self, args: tuple, needs: list, tensors: list[Tensor | None]) -> Any:
+        """The call with results written over these tensors, where there is one. LigerArgumentError: nothing is written."""
+        into = [t if t is not None else r.wish if need else Wish.NOTHING
+                for r, need, t in zip(self.results, needs, tensors)]  # fmt: skip
+        made = self.function(*args, *into)
+        made = iter(made if isinstance(made, tuple) else (made,))
+        return tuple(t if t is not None else next(made) for t in tensors)
 
-    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+    # ---- for torch
 
-    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
-
-    def set_materialize_grads(self, value: bool) -> None: ...
-
-
-def _plain_apply(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
-    return super(torch.autograd.Function, cls).apply  # type: ignore[misc]  # the base class has no stub
-
-
-class _OwnApply(FunctionMeta):
-    """The metaclass of Functions with an `apply` of their own. Of a class whose metaclass is torch's, torch.compile never
-    runs `apply`, but traces `forward` and `backward`: what `apply` decides would be lost in a compiled model."""
-
-
-def _traced_twin(cls: type[LigerFunction]) -> FunctionMeta:
-    """What torch.compile traces where a gradient is needed. Its forward leaves out the results that are None, which torch
-    2.4 cannot trace; its backward must take as many gradients as there are results then."""
-
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        return tuple(result for result in cls.forward(ctx, *args) if result is not None)
-
-    parts = {"forward": forward if cls.optional else cls.forward, "backward": cls.backward}
-    statics = {name: staticmethod(function) for name, function in parts.items()}
-    return FunctionMeta(cls.__name__, (torch.autograd.Function,), {"__module__": cls.__module__, **statics})
-
-
-class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
-    """An autograd Function that skips autograd where no gradient is needed, and refuses second derivatives.
-
-    Whether one is needed is decided before `forward`: inside it `ctx.needs_input_grad` is True even under no_grad.
-    """
-
-    operator = ""  # its names in LIGER_DISABLE, separated by blanks
-    differentiable: tuple[int, ...] = ()  # positions of the arguments that can have a gradient
-    optional: tuple[int, ...] = ()  # positions of the arguments that ask for the results after the first, else None
-    _plain_torch = False
-    _direct: Callable[..., Any]
-    _traced: Any
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        cls._plain_torch = not _DISABLED.isdisjoint(cls.operator.split())
-        cls._direct = staticmethod(_plain_apply(cls))
-        cls._traced = _traced_twin(cls)
-
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        if cls._plain_torch:
-            return cls.torch_forward(*args)
-        if _is_grad_enabled() and (args[0].requires_grad or cls._needs_gradient(args)):
-            if _is_compiling():
-                return cls._with_absent(cls._traced.apply(*args), args)
-            if _functorch_is_active():
-                return super().apply(*args)
-            return cls._direct(*args)  # without torch's look at functorch's wrappers, which takes a microsecond
-        return cls.forward(_WithoutGradient(), *args)
-
-    @classmethod
-    def _needs_gradient(cls, args: tuple[Any, ...]) -> bool:
-        given = (args[position] for position in cls.differentiable if position < len(args))
-        return any(tensor is not None and tensor.requires_grad for tensor in given)
-
-    @classmethod
-    def _with_absent(cls, results: Any, args: tuple[Any, ...]) -> Any:
-        """The twin's results, and None for each that nobody asked for. Torch 2.4 forgets which have no gradient."""
-        if not cls.optional:
+    def _run(self, *args: Any) -> Any:
+        """The values, called by the dispatcher, which wants a tensor for every result."""
+        args = tuple(map(_only_memory, args))
+        try:
+            results = self.eager(*args)
+        except LigerArgumentError:
+            results = self.prepared(*args)
+        if len(self.results) == 1:
             return results
-        given = [result.detach() for result in results[1:]]
-        asked = [position < len(args) and args[position] for position in cls.optional]
-        return (results[0], *(given.pop(0) if flag else None for flag in asked))
+        return tuple(self._absent(r, args) if v is None else v for r, v in zip(self.results, results))
 
-    @staticmethod
-    def torch_forward(*args: Any) -> Any:
-        """The same values from differentiable torch operations."""
-        raise NotImplementedError
+    def _absent(self, result: _Result, args: tuple) -> Tensor:
+        like = args[result.wish.source]
+        like = args[0] if like is None else like
+        return absent(args[0], _DTYPES.get(result.wish[0], like.dtype))
 
+    def fake(self, *args: Any) -> Any:
+        """Empty tensors of the right shape, dtype and strides."""
+        given = args[: len(self.inputs)]
+        flags, likes = iter(args[len(self.inputs) :]), self.likes(*given)
+        made = []
+        for result in self.results:
+            wish = self.wish(result, given)
+            wanted = (not result.asked or next(flags)) and likes[wish.source] is not None
+            made.append(_make(wish, likes[wish.source]) if wanted else self._absent(result, args))
+        return tuple(made) if len(made) > 1 else made[0]
 
-def refuse_second_derivative(function: str) -> None:
-    """Backward of a backward would silently have no gradient; say so instead."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"{function}: second derivatives are not provided: call backward() or torch.autograd.grad() without "
-            f"create_graph=True"
+    # ---- the derivative
+
+    def gradient(self, function: Callable[..., Any], kind: type[Operator] | None = None) -> Operator:
+        """Decorates the description of the derivative, and makes it the one of `torch.ops.liger.<name>`."""
+        self.derivative = derivative = (kind or Operator)(function, f"{self.name}_backward")
+        upstreams = [f"d{r.name}" for r in self.results]
+        known = [a.name for a in self.inputs] + [r.name for r in self.results]
+        names = [a.name for a in derivative.inputs]
+        self.upstreams = [i for i, name in enumerate(upstreams) if name in names]
+        saved = [a.name for a in derivative.inputs if a.is_tensor and a.name not in upstreams]
+        options = [a.name for a in derivative.inputs if not a.is_tensor]
+        self.saved = tuple(known.index(name) for name in saved)
+        self.options = tuple(known.index(name) for name in options)
+        pool = [upstreams[i] for i in self.upstreams] + saved + options
+        self._order = tuple(pool.index(name) for name in names)
+        if not self.differentiable:
+            self.differentiable = tuple(self.positions[r.name.removeprefix("d")] for r in derivative.results)
+        self.register_derivative()
+        return derivative
+
+    def register_derivative(self) -> None:
+        """`setup_context` and `backward` become what torch runs for callers of `torch.ops.liger.<name>`."""
+        torch.library.register_autograd(
+            f"liger::{self.name}",
+            lambda ctx, *upstreams: self.backward(ctx, *upstreams),
+            setup_context=lambda ctx, inputs, output: self.setup_context(ctx, inputs, output),
+            lib=_library,
         )
 
+    def save(self, ctx: Any, given: tuple, results: tuple) -> None:
+        pool = (*given, *results)
+        ctx.options = [pool[i] for i in self.options]
+        ctx.save_for_backward(*[pool[i] for i in self.saved])
+        if len(self.upstreams) > 1:  # None stands for the upstream of what nobody used
+            ctx.set_materialize_grads(False)
 
-def graph_is_kept() -> bool:
-    """Will this backward be run again? Unknown counts as yes."""
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if ask is None else ask()
+    def setup_context(self, ctx: Any, inputs: tuple, output: Any) -> None:
+        results = output if isinstance(output, tuple) else (output,)
+        ctx.mark_non_differentiable(*(r for i, r in enumerate(results) if i not in self.upstreams))
+        ctx.set_materialize_grads(False)
+        self.save(ctx, inputs, results)
 
+    def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
+        gradients: list = [None] * len(ctx.needs_input_grad)
+        needs = [ctx.needs_input_grad[i] for i in self.differentiable]
+        for position, gradient in zip(
+            self.differentiable, self.gradients(ctx.saved_tensors, ctx.options, upstreams, needs)
+        ):
+            gradients[position] = gradient
+        return tuple(gradients)
 
-# ---- memory of saved tensors -------------------------------------------------------------------------------------------
-#
-# A gradient may be written over a saved tensor that nobody can see any more: the graph is being freed, the node has given
-# its own references back, and what is left is one reference, ours. Whoever else could see the memory holds one of four
-# things: the Python object (a variable, a container, a NumPy array made of it), the tensor behind it (another node that
-# saved it, the accumulator of a leaf), another tensor on its storage (a view, a saved output, an alias in a hook), or the
-# storage's Python object. Each has a count. What the counts are for a tensor that only we hold is measured, not assumed.
+    def gradient_arguments(self, saved: tuple, options: list, upstreams: tuple) -> tuple:
+        pool = (*[upstreams[i] for i in self.upstreams], *saved, *options)
+        return tuple([pool[i] for i in self._order])
 
-
-def _references(tensors: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
-    """Of each tensor: references to the object, to the tensor behind it, to its storage, to the storage's object."""
-    counts: list[tuple[int, ...]] = []
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        behind = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
-        use_count = tensor._use_count()  # type: ignore[attr-defined]
-        counts.append((sys.getrefcount(tensor), use_count, behind, sys.getrefcount(storage)))
-    return counts
-
-
-@functools.cache
-def _lone_references() -> tuple[int, ...] | None:
-    """The counts of a tensor that only its tuple holds; None if they cannot be had, or miss one kind of holder."""
-    try:
-        with torch.enable_grad():
-            tensors = tuple(torch.empty(1, device="cpu") for _ in range(5))
-            holders = (
-                tensors[1],
-                tensors[2].requires_grad_() + 1.0,
-                tensors[3].detach(),
-                tensors[4].untyped_storage(),
-            )
-            lone, *held = _references(tensors)
-        del holders
-    except (AttributeError, TypeError, RuntimeError):
-        return None
-    return lone if all(any(h > n for h, n in zip(counts, lone)) for counts in held) else None
+    def gradients(self, saved: tuple, options: list, upstreams: tuple, needs: list) -> tuple:
+        """One for each of `differentiable`, None where it is not needed or nothing comes from above."""
+        derivative = self.derivative
+        assert derivative is not None
+        if all(upstreams[i] is None for i in self.upstreams) or not any(needs):
+            return (None,) * len(needs)
+        args = self.gradient_arguments(saved, options, upstreams)
+        if not derivative.asked:
+            return (derivative(*args),)
+        return tuple([g if need else None for g, need in zip(derivative(*args, *needs), needs)])
 
 
-def _is_own_memory(tensor: Tensor) -> bool:
-    """In one piece, allocated by torch, and not shared with another process."""
-    storage = tensor.untyped_storage()
-    return tensor.is_contiguous() and storage.resizable() and (tensor.is_cuda or not storage.is_shared())
-
-
-def take_saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[bool]]:
-    """The saved tensors, and of each whether a gradient may be written over it.
-
-    Where the graph is freed, the node's references are dropped first: what an unpack hook answers is counted like
-    anything else. A graph that is captured may be replayed twice over one forward pass, so it keeps what it has saved.
-    """
-    saved = ctx.saved_tensors
-    nothing = [False] * len(saved)
-    if not is_plain(*saved) or graph_is_kept() or _lone_references() is None:
-        return saved, nothing
-    drop = getattr(ctx, "maybe_clear_saved_tensors", None)
-    if drop is None or (saved[0].is_cuda and torch.cuda.is_current_stream_capturing()):
-        return saved, nothing
-    drop()
-    lone = _lone_references()
-    return saved, [counts == lone and _is_own_memory(tensor) for counts, tensor in zip(_references(saved), saved)]
-
-
-# ---- layouts -----------------------------------------------------------------------------------------------------------
-
-
-def _folds(tensor: Tensor) -> bool:
-    """Do the leading dimensions fold into at most two row strides?"""
-    if tensor.stride(-1) != 1:
-        return False
-    levels, extent, stride = 0, 1, 0
-    for size, step in zip(reversed(tensor.shape[:-1]), reversed(tensor.stride()[:-1])):
-        if size == 1:
-            continue
-        if levels == 0 or step != stride * extent:
-            levels, extent, stride = levels + 1, 1, step
-        extent *= size
-    return levels <= 2
-
-
-def rows(tensor: Tensor) -> Tensor:
-    """The tensor itself if the C library takes its strides, else a contiguous copy. At most six dimensions: more are folded,
-    so outputs are made in the shape of the given tensor and passed through here too."""
-    if not tensor.is_contiguous() and (tensor.dim() > 6 or not _folds(tensor)):
-        tensor = tensor.contiguous()
-    return tensor if tensor.dim() <= 6 else tensor.view(-1, tensor.shape[-1])
-
-
-_HUGE = 4 << 20
-
-
-def fresh(tensor: Tensor) -> Tensor:
-    """The tensor itself, new and unwritten. A large one on the CPU is memory straight from the system, whose page faults
-    cost more than the arithmetic that fills it: huge pages have 512 times fewer."""
-    if not tensor.is_cuda and type(tensor) is Tensor and tensor.nbytes >= _HUGE:
-        _native.ask_for_huge_pages(tensor.data_ptr(), tensor.nbytes)
-    return tensor
-
-
-def new_rows(tensor: Tensor) -> Tensor:
-    """Contiguous memory of the same shape and dtype."""
-    if tensor.is_contiguous():  # without the keyword the call is a third cheaper
-        return fresh(torch.empty_like(tensor))
-    return fresh(torch.empty_like(tensor, memory_format=torch.contiguous_format))
-
-
-def parameter(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Kernels take parameters of the activations' dtype or f32: anything else is widened, which is exact."""
-    if weight is None:
-        return None
-    if weight.dtype is not dtype and weight.dtype in (torch.float16, torch.bfloat16):
-        weight = weight.float()
-    return weight if weight.is_contiguous() else weight.contiguous()
-
-
-def absent(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """What a traced operator answers in the place of a result that nobody asked for."""
-    return torch.empty(0, dtype=dtype or like.dtype, device=like.device)
-
-
-# ---- workspace ---------------------------------------------------------------------------------------------------------
-
-
-def workspace(like: Tensor, size: int) -> Tensor | None:
-    """`size` bytes of scratch on the tensor's device, aligned to 256. Nothing is kept: between calls it is memory for
-    everybody, and while a graph is captured it comes from the graph's own pool."""
-    if size == 0:
-        return None
-    if like.is_cuda:
-        return like.new_empty(size, dtype=torch.uint8)
-    raw = torch.empty(size + 256, dtype=torch.uint8)
-    return raw[-raw.data_ptr() % 256 :][:size]
+__all__ = [
+    "TABLE",
+    "Asked",
+    "Heads",
+    "LigerArgumentError",
+    "Made",
+    "Operator",
+    "Rows",
+    "Weight",
+    "Wish",
+    "fresh",
+    "is_transformed",
+]

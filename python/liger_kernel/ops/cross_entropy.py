@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._operator import (
-    LigerArgumentError,
-    LigerFunction,
-    Operator,
-    absent,
-    new_rows,
-    refuse_second_derivative,
-    workspace,
-)
+from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
 from liger_kernel.ops.scale import scale, scaled_gradient
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
@@ -48,7 +41,7 @@ def class_weights(weight: Tensor | None, vocab: int) -> Tensor | None:
 
 def check_targets_if_debugging(target: Tensor, vocab: int, ignore_index: int) -> None:
     """LIGER_DEBUG=1: the check that CUDA calls leave out, because it waits for the device."""
-    if not target.is_cuda or os.environ.get("LIGER_DEBUG") != "1" or torch.compiler.is_compiling():
+    if not getattr(target, "is_cuda", False) or os.environ.get("LIGER_DEBUG") != "1" or torch.compiler.is_compiling():
         return
     wrong = (target != ignore_index) & ((target < 0) | (target >= vocab))
     if bool(wrong.any()):
@@ -59,137 +52,69 @@ def check_targets_if_debugging(target: Tensor, vocab: int, ignore_index: int) ->
         )
 
 
-def _matrix(logits: Tensor) -> Tensor:
-    """Any row stride will do, but the last dimension must be contiguous and rows must not overlap."""
-    if logits.dim() == 2 and (logits.stride(1) != 1 or 0 <= logits.stride(0) < logits.shape[1]):
-        return logits.contiguous()
-    return logits
+# ---- the operator -----------------------------------------------------------------------------------------------------
 
 
-# ---- the operators ----------------------------------------------------------------------------------------------------
+# with reduction "none", in the place of a single value
+ROWS = {Wish.SCALAR: Wish.PER_ROW, Wish.SCALAR_SAME: Wish.PER_ROW_SAME}
 
 
-def _values(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    lse_square_scale: float,
-    label_smoothing: float,
-    reduction: int,
-    softcap: float,
-    with_z_loss: bool,
-    with_accuracy: bool,
-    with_predicted: bool,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    logits, target = _matrix(logits), target.contiguous()
-    rows = logits.shape[:1] if reduction == 0 else ()
-    loss = logits.new_empty(rows)
-    z_loss = logits.new_empty(rows) if with_z_loss else None
-    accuracy = logits.new_empty(rows, dtype=torch.float32) if with_accuracy else None
-    predicted = logits.new_empty(logits.shape[:1], dtype=torch.int64) if with_predicted else None
-    dlogits = new_rows(logits) if with_gradient else None
-    args = (logits, target, weight, None, loss, z_loss, accuracy, predicted, dlogits)
-    options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction)
-    scratch = workspace(logits, _native.cross_entropy_forward_workspace(*args, *options))
-    _native.cross_entropy_forward(*args, *options, scratch)
-    return loss, z_loss, accuracy, predicted, dlogits
+class _CrossEntropy(Operator):
+    def wish(self, result: Any, given: tuple) -> Wish:
+        return ROWS.get(result.wish, result.wish) if given[6] == 0 else result.wish
+
+    def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
+        """A gradient that was formed in forward is what is saved."""
+        ctx.formed = inputs[-1]
+        super().setup_context(ctx, inputs, output)
+        if ctx.formed:
+            ctx.save_for_backward(output[-1])
+
+    def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
+        if not ctx.formed or upstreams[0] is None:
+            return super().backward(ctx, *upstreams)
+        gradient = cross_entropy_backward(ctx.saved_tensors[0], upstreams[0])
+        return (gradient, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
-def _forward(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    loss, z_loss, accuracy, predicted, dlogits = _values(logits, *args)
-    return (
-        loss,
-        z_loss if z_loss is not None else absent(logits),
-        accuracy if accuracy is not None else absent(logits, torch.float32),
-        predicted if predicted is not None else absent(logits, torch.int64),
-        dlogits if dlogits is not None else absent(logits),
-    )
+@_CrossEntropy
+def cross_entropy(logits: Matrix, target: Tensor, weight: Tensor | None, ignore_index: int, lse_square_scale: float,
+                  label_smoothing: float, reduction: int, softcap: float, loss: Made = Wish.SCALAR_SAME,
+                  z_loss: Asked = Wish.SCALAR_SAME, accuracy: Asked = Wish.SCALAR, predicted: Asked = Wish.PER_ROW_I64,
+                  dlogits: Asked = Wish.LIKE, scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
+    results: tuple = (loss, z_loss, accuracy)
+    if reduction == 0 and isinstance(loss, Wish):
+        results = tuple(ROWS.get(wish, wish) for wish in results)
+    return _native.cross_entropy_forward(
+        logits, target, weight, None, *results, predicted, dlogits,
+        ignore_index, label_smoothing, lse_square_scale, softcap, reduction, scratch,
+    )  # fmt: skip
 
 
-def _forward_fake(
-    logits,
-    target,
-    weight,
-    ignore_index,
-    lse_square_scale,
-    label_smoothing,
-    reduction,
-    softcap,
-    with_z_loss,
-    with_accuracy,
-    with_predicted,
-    with_gradient,
-):
-    rows = logits.shape[:1] if reduction == 0 else ()
-    return (
-        logits.new_empty(rows),
-        logits.new_empty(rows) if with_z_loss else absent(logits),
-        logits.new_empty(rows, dtype=torch.float32) if with_accuracy else absent(logits, torch.float32),
-        logits.new_empty(logits.shape[:1], dtype=torch.int64) if with_predicted else absent(logits, torch.int64),
-        torch.empty_like(logits, memory_format=torch.contiguous_format) if with_gradient else absent(logits),
-    )
+@cross_entropy.gradient
+def cross_entropy_gradient(logits: Matrix, target: Tensor, weight: Tensor | None, dloss: Single, ignore_index: int,
+                           lse_square_scale: float, label_smoothing: float, reduction: int, softcap: float,
+                           dlogits: Made = Wish.LIKE, scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
+    return _native.cross_entropy_backward(
+        logits, target, weight, dloss, dlogits,
+        ignore_index, label_smoothing, lse_square_scale, softcap, reduction, scratch,
+    )  # fmt: skip
 
-
-def _backward(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    upstream: Tensor,
-    ignore_index: int,
-    lse_square_scale: float,
-    label_smoothing: float,
-    reduction: int,
-    softcap: float,
-) -> Tensor:
-    logits = _matrix(logits)
-    dlogits = new_rows(logits)
-    args = (logits, target.contiguous(), weight, upstream.float().contiguous(), dlogits)
-    options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction)
-    scratch = workspace(logits, _native.cross_entropy_backward_workspace(*args, *options))
-    _native.cross_entropy_backward(*args, *options, scratch)
-    return dlogits
-
-
-def _backward_fake(logits, *_rest):
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-
-cross_entropy = Operator(
-    "cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float lse_square_scale, "
-    "float label_smoothing, int reduction, float softcap, bool with_z_loss, bool with_accuracy, bool with_predicted, "
-    "bool with_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    eager=_values,
-)
-cross_entropy_gradient = Operator(
-    "cross_entropy_backward(Tensor logits, Tensor target, Tensor? weight, Tensor upstream, int ignore_index, "
-    "float lse_square_scale, float label_smoothing, int reduction, float softcap) -> Tensor",
-    _backward,
-    _backward_fake,
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    logits, target, weight, *options = inputs
-    ctx.options = options[:5]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, target, weight)
-
-
-def _gradient(ctx: Any, dloss: Tensor | None, *_others: Any) -> tuple:
-    nothing = (None,) * 11
-    if dloss is None:
-        return (None, *nothing)
-    return (cross_entropy_gradient(*ctx.saved_tensors, dloss, *ctx.options), *nothing)
-
-
-cross_entropy.register_gradient(_setup_context, _gradient)
 
 # ---- helpers and the Function -----------------------------------------------------------------------------------------
+
+
+def _numbers(
+    ignore_index: int, lse_square_scale: float, label_smoothing: float, reduction: str, softcap: float | None
+) -> tuple:
+    """The options as the operator takes them."""
+    number = reduction_number(reduction)
+    return ignore_index, float(lse_square_scale), float(label_smoothing), number, float(softcap or 0.0)
+
+
+def _in_forward(logits: Tensor, reduction: str = "mean") -> bool:
+    """Is the gradient formed there? Not where an upstream must meet it before it is rounded."""
+    return reduction != "none" and logits.dtype is not torch.float16
 
 
 def cross_entropy_forward(
@@ -217,7 +142,6 @@ def cross_entropy_forward(
         return_token_accuracy=return_token_accuracy,
         return_predicted_tokens=return_predicted_tokens,
     )
-    number = reduction_number(reduction)
     vocab = _input.shape[-1]
     weight = class_weights(weight, vocab)
     check_targets_if_debugging(target, vocab, ignore_index)
@@ -226,11 +150,7 @@ def cross_entropy_forward(
         _input,
         target,
         weight,
-        ignore_index,
-        float(lse_square_scale),
-        float(label_smoothing),
-        number,
-        float(softcap or 0.0),
+        *_numbers(ignore_index, lse_square_scale, label_smoothing, reduction, softcap),
         return_z_loss,
         return_token_accuracy,
         return_predicted_tokens,
@@ -262,9 +182,9 @@ class LigerCrossEntropyFunction(LigerFunction):
     and in float16, where the upstream must meet it before it is rounded, it is formed in backward.
     """
 
-    operator = "cross_entropy"
-    differentiable = (0,)
-    optional = (8, 9, 10)
+    operator = cross_entropy
+    gradients = ("_input",)
+    held = ("target", "weight")
 
     @staticmethod
     def forward(
@@ -281,47 +201,36 @@ class LigerCrossEntropyFunction(LigerFunction):
         return_token_accuracy=False,
         return_predicted_tokens=False,
     ):
+        options = (ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
+        flags = (return_z_loss, return_token_accuracy, return_predicted_tokens)
         needed = ctx.needs_input_grad[0]
-        now = needed and reduction != "none" and _input.dtype is not torch.float16
-        *results, dlogits = cross_entropy_forward(
-            _input,
-            target,
-            weight,
-            ignore_index,
-            lse_square_scale,
-            label_smoothing,
-            reduction,
-            softcap,
-            return_z_loss,
-            return_token_accuracy,
-            return_predicted_tokens,
-            form_gradient=now,
-        )
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(r for r in results[1:] if r is not None))
-        ctx.options = None
-        if now:
-            ctx.save_for_backward(dlogits)
-        elif needed:
-            ctx.options = (
-                ignore_index,
-                float(lse_square_scale),
-                float(label_smoothing),
-                reduction_number(reduction),
-                float(softcap or 0.0),
-            )
-            ctx.save_for_backward(_input, target, class_weights(weight, _input.shape[-1]))
+        now = needed and _in_forward(_input, reduction)
+        *results, dlogits = cross_entropy_forward(_input, target, weight, *options, *flags, form_gradient=now)
+        if needed:
+            ctx.set_materialize_grads(False)
+            if any(flags):
+                ctx.mark_non_differentiable(*(r for r in results[1:] if r is not None))
+            ctx.options = None if now else _numbers(*options)
+            ctx.save_for_backward(*((dlogits,) if now else (_input, target, class_weights(weight, _input.shape[-1]))))
         return tuple(results)
 
     @staticmethod
     def backward(ctx, dloss, *_others):
         refuse_second_derivative("LigerCrossEntropyFunction")
-        nothing = (None,) * 10
+        nothing = (None,) * (len(ctx.needs_input_grad) - 1)
         if dloss is None:
             return (None, *nothing)
         if ctx.options is None:
             return (cross_entropy_backward(ctx.saved_tensors[0], dloss), *nothing)
-        return (cross_entropy_gradient(*ctx.saved_tensors, dloss, *ctx.options), *nothing)
+        return (*cross_entropy.gradients(ctx.saved_tensors, ctx.options, (dloss,), [True]), *nothing)
+
+    @staticmethod
+    def compiled(*args):
+        _input, target, weight, *rest = args
+        now = torch.is_grad_enabled() and _input.requires_grad and _in_forward(_input, *rest[3:4])
+        options = (*rest[:8], *(-100, 0.0, 0.0, "mean", None, False, False, False)[len(rest) :])
+        loss, *others, _ = cross_entropy_forward(_input, target, weight, *options, form_gradient=now)
+        return (loss, *(r if r is None else r.detach() for r in others))
 
     @staticmethod
     def torch_forward(

@@ -7,19 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _native
-from liger_kernel.ops._operator import (
-    LigerArgumentError,
-    LigerFunction,
-    Operator,
-    absent,
-    fresh,
-    new_rows,
-    refuse_second_derivative,
-    workspace,
-)
+from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
+from liger_kernel.ops._memory import fresh, matrix, require_float
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
+    ROWS,
     LigerCrossEntropyFunction,
     check_flags,
     check_targets_if_debugging,
@@ -28,182 +23,136 @@ from liger_kernel.ops.cross_entropy import (
 )
 from liger_kernel.ops.scale import cast, scaled_gradient
 
-# what becomes of the weight's gradient
-ROUND_ONCE, KEEP_F32, ROUND_PER_CHUNK = 0, 1, 2
+COMPUTE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of the products, by the operator's number
+
+# ---- the operator ------------------------------------------------------------------------------------------------------
 
 
-def _matrix(x: Tensor) -> Tensor:
-    plain = x.dim() != 2 or (x.stride(1) == 1 and x.stride(0) >= x.shape[1])
-    return x if plain else x.contiguous()
+def _accumulator(weight: Tensor, dtype: torch.dtype, lean: bool) -> Tensor:
+    """What products are summed in: f32, or the products' dtype."""
+    return fresh(torch.empty(weight.shape, dtype=dtype if lean else torch.float32, device=weight.device))
 
 
-def _weight_gradient(weight: Tensor, chunks: int, mode: int) -> Tensor:
-    """The buffer that products accumulate in: f32, but for a single chunk, which needs no accumulator."""
-    lean = mode == ROUND_PER_CHUNK or (mode == ROUND_ONCE and chunks <= 1)
-    return fresh(torch.empty_like(weight, dtype=weight.dtype if lean else torch.float32))
+class _LinearCrossEntropy(Operator):
+    differentiable = (0, 1, 3)
+
+    def prepared(self, *args: Any) -> Any:
+        return self.eager(*args)
+
+    def fake(self, *args: Any) -> tuple:
+        """z_loss is of the products' dtype; gradients of float16 products are f32."""
+        dtype = COMPUTE[args[12]]
+        loss, z_loss, accuracy, predicted, *gradients = super().fake(*args)
+        if dtype is torch.float16:
+            gradients = [g.float() if wanted else g for g, wanted in zip(gradients, args[-3:])]
+        return (loss, z_loss.to(dtype), accuracy, predicted, *gradients)
+
+    def wish(self, result: Any, given: tuple) -> Wish:
+        return ROWS.get(result.wish, result.wish) if given[9] == 0 else result.wish
+
+    def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Gradients that were formed in forward are what is saved."""
+        x, weight, target, bias, class_weight, _upstream, *options = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.formed, ctx.options = options[-3:], options[:8]
+        ctx.save_for_backward(*(output[4:] if any(ctx.formed) else (x, weight, target, bias, class_weight)))
+
+    def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
+        dloss, needs = upstreams[0], [ctx.needs_input_grad[i] for i in self.differentiable]
+        found: Any = (None, None, None)
+        if dloss is not None and any(ctx.formed):
+            found = [scaled_gradient(g, dloss) if formed else None for g, formed in zip(ctx.saved_tensors, ctx.formed)]
+        elif dloss is not None:
+            upstream = dloss.float().contiguous()
+            found = self(*ctx.saved_tensors, upstream, *ctx.options, False, False, False, *needs)[4:]
+        gradients: list = [None] * len(ctx.needs_input_grad)
+        for position, gradient, need in zip(self.differentiable, found, needs):
+            gradients[position] = gradient if need else None
+        return tuple(gradients)
 
 
-def _values(
-    x: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    class_weight: Tensor | None,
-    upstream: Tensor | None,
-    ignore_index: int,
-    lse_square_scale: float,
-    label_smoothing: float,
-    reduction: int,
-    softcap: float,
-    token_scaling: bool,
-    raw_gradient: bool,
-    with_z_loss: bool,
-    with_accuracy: bool,
-    with_predicted: bool,
-    need_dx: bool,
-    need_dbias: bool,
-    need_dweight: bool,
-    dweight_mode: int,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor]:
-    x, weight, target = _matrix(x), weight.contiguous(), target.contiguous()
-    bias = bias.contiguous() if bias is not None else None
-    options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction, token_scaling, raw_gradient)
-    head = (x, weight, bias, target, class_weight, upstream)
+@_LinearCrossEntropy
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, class_weight: Tensor | None, upstream: Tensor | None,
+    ignore_index: int, lse_square_scale: float, label_smoothing: float, reduction: int, softcap: float,
+    token_scaling: bool, compute: int, round_per_chunk: bool,
+    loss: Made = Wish.SCALAR, z_loss: Asked = Wish.SCALAR_SAME, accuracy: Asked = Wish.SCALAR,
+    predicted: Asked = Wish.PER_ROW_I64, dx: Asked = Wish.LIKE, dweight: Asked = Wish.LIKE[1],
+    dbias: Asked = Wish.LIKE[3],
+) -> Any:  # fmt: skip
+    """Gradients are those of the reduced loss, or of the sum of upstream times row losses; from float16 products they are
+    f32, because they meet the upstream before they are rounded, and have met everything else."""
+    dtype = COMPUTE[compute]
+    head = (matrix(x.to(dtype)), weight.to(dtype).contiguous(), None if bias is None else bias.to(dtype).contiguous(),
+            target.contiguous(), class_weight, upstream)  # fmt: skip
+    wanted = [wish != Wish.NOTHING for wish in (dx, dweight, dbias)]
+    raw = dtype is torch.float16 and any(wanted)
+    options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction, token_scaling, raw)
     chunk = _native.linear_cross_entropy_forward_chunk_rows(*head, *(None,) * 9, *options)
     rows, vocab = x.shape[0], weight.shape[0]
-    shape = (rows,) if reduction == 0 else ()
-    loss = x.new_empty(shape, dtype=torch.float32)
-    z_loss = x.new_empty(shape) if with_z_loss else None
-    accuracy = x.new_empty(shape, dtype=torch.float32) if with_accuracy else None
-    predicted = x.new_empty(rows, dtype=torch.int64) if with_predicted else None
-    counts = x.new_empty(4, dtype=torch.float32)
-    dx = new_rows(x) if need_dx else None
     chunks = -(-rows // chunk) if chunk else 0
-    dweight = _weight_gradient(weight, chunks, dweight_mode) if need_dweight else None
-    dbias = x.new_empty(vocab, dtype=torch.float32) if need_dbias else None
+    lean = not raw and (round_per_chunk or (chunks <= 1 and weight.dtype is not torch.float32))  # one chunk: no sum
+    sums = _accumulator(weight, dtype, lean) if wanted[1] else None
+    bias_sums = x.new_empty(vocab, dtype=torch.float32) if wanted[2] else None
+    counts = x.new_empty(4, dtype=torch.float32)
     # rows padded to 16 bytes: the products are faster, and an odd vocabulary is not special
-    logits = fresh(x.new_empty(chunk, -(-vocab // 8) * 8))[:, :vocab] if chunk else None
-    outputs = (logits, loss, z_loss, accuracy, predicted, dx, dweight, dbias, counts)
-    scratch = workspace(x, _native.linear_cross_entropy_forward_workspace(*head, *outputs, *options))
-    _native.linear_cross_entropy_forward(*head, *outputs, *options, scratch)
-    del logits, outputs  # the rounded gradient may take the logits' memory
-    if dweight is not None and dweight_mode == ROUND_ONCE and dweight.dtype is not weight.dtype:
-        dweight = cast(dweight, weight.dtype)
-    return loss, z_loss, accuracy, predicted, dx, dweight, dbias, counts
-
-
-def _run(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    loss, z_loss, accuracy, predicted, dx, dweight, dbias, counts = _values(x, *args)
-    return (
-        loss,
-        z_loss if z_loss is not None else absent(x),
-        accuracy if accuracy is not None else absent(x, torch.float32),
-        predicted if predicted is not None else absent(x, torch.int64),
-        dx if dx is not None else absent(x),
-        dweight if dweight is not None else absent(x),
-        dbias if dbias is not None else absent(x, torch.float32),
-        counts,
+    logits = fresh(x.new_empty(chunk, -(-vocab // 8) * 8, dtype=dtype))[:, :vocab] if chunk else None
+    values = [ROWS[w] if reduction == 0 and w in ROWS else w for w in (loss, z_loss, accuracy)]
+    *made, x_sums = _native.linear_cross_entropy_forward(
+        *head, logits, *values, predicted, dx, sums, bias_sums, counts, *options, Wish.SCRATCH
     )
+    del logits  # the rounded gradient may take its memory
+    factor = _normaliser(counts, class_weight is not None) if raw and reduction == 1 else None
+    gradients = [
+        _finished(g, like, raw, factor) if g is not None and like is not None else None
+        for g, like in ((x_sums, x), (sums, weight), (bias_sums, bias))
+    ]
+    return (*made, *gradients)
 
 
-def _run_fake(
-    x,
-    weight,
-    target,
-    bias,
-    class_weight,
-    upstream,
-    ignore_index,
-    lse_square_scale,
-    label_smoothing,
-    reduction,
-    softcap,
-    token_scaling,
-    raw_gradient,
-    with_z_loss,
-    with_accuracy,
-    with_predicted,
-    need_dx,
-    need_dbias,
-    need_dweight,
-    dweight_mode,
-):
-    shape = x.shape[:1] if reduction == 0 else ()
-    dweight_dtype = torch.float32 if dweight_mode == KEEP_F32 else weight.dtype
-    return (
-        x.new_empty(shape, dtype=torch.float32),
-        x.new_empty(shape) if with_z_loss else absent(x),
-        x.new_empty(shape, dtype=torch.float32) if with_accuracy else absent(x, torch.float32),
-        x.new_empty(x.shape[:1], dtype=torch.int64) if with_predicted else absent(x, torch.int64),
-        torch.empty_like(x, memory_format=torch.contiguous_format) if need_dx else absent(x),
-        weight.new_empty(weight.shape, dtype=dweight_dtype) if need_dweight else absent(x),
-        x.new_empty(weight.shape[:1], dtype=torch.float32) if need_dbias else absent(x, torch.float32),
-        x.new_empty(4, dtype=torch.float32),
-    )
+linear_cross_entropy.register_derivative()
 
 
-linear_cross_entropy = Operator(
-    "linear_cross_entropy(Tensor x, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight, Tensor? upstream, "
-    "int ignore_index, float lse_square_scale, float label_smoothing, int reduction, float softcap, bool token_scaling, "
-    "bool raw_gradient, bool with_z_loss, bool with_accuracy, bool with_predicted, bool need_dx, bool need_dbias, "
-    "bool need_dweight, int dweight_mode) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _run_fake,
-    eager=_values,
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, weight, target, bias, class_weight, _upstream, *options = inputs
-    ctx.options = options[:6]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, target, bias, class_weight)
-
-
-def _gradient(ctx: Any, dloss: Tensor | None, *_others: Any) -> tuple:
-    """From the inputs again: the operator's own derivative, for callers without the Function."""
-    nothing = (None,) * 20
-    if dloss is None:
-        return nothing
-    x, weight, target, bias, class_weight = ctx.saved_tensors
-    need_dx, need_dweight = ctx.needs_input_grad[:2]
-    need_dbias = bias is not None and ctx.needs_input_grad[3]
-    results = linear_cross_entropy(
-        x, weight, target, bias, class_weight, dloss.float(), *ctx.options, False, False, False, False,
-        need_dx, need_dbias, need_dweight, ROUND_ONCE,
-    )  # fmt: skip
-    gradients = list(nothing)
-    gradients[0] = results[4] if need_dx else None
-    gradients[1] = results[5] if need_dweight else None
-    gradients[3] = results[6].to(bias.dtype) if need_dbias else None
-    return tuple(gradients)
-
-
-linear_cross_entropy.register_gradient(_setup_context, _gradient)
-
-# ---- helpers and the Function -----------------------------------------------------------------------------------------
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    if not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
-
-
-def _operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Input, weight and bias in one dtype: autocast's, or the one that torch promotes to."""
-    dtype = _autocast_dtype(x.device.type)
-    if dtype is None:
-        dtype = torch.promote_types(x.dtype, weight.dtype)
-    return x.to(dtype), weight.to(dtype), bias.to(dtype) if bias is not None else None
+def _finished(gradient: Tensor, like: Tensor, raw: bool, factor: Tensor | None) -> Tensor:
+    """A sum, as the gradient of `like`."""
+    if raw:
+        return gradient.float() if factor is None else gradient.float().mul_(factor)
+    if gradient.dtype is torch.float32 and like.dtype is not torch.float32:
+        return cast(gradient, like.dtype)
+    return gradient.to(like.dtype)
 
 
 def _normaliser(counts: Tensor, weighted: bool) -> Tensor:
     """1 over what a mean divides by, on the device; 1 where there are no rows to average."""
     valid, weight_sum = counts[0], counts[1]
     return torch.where(valid == 0, 1.0, 1.0 / (weight_sum if weighted else valid))
+
+
+def _count_products(x: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """For FlopCounterMode: 2 N V H of the logits, and as many for each gradient but the bias's."""
+    need_dx, need_dweight = rest[-3:-1]
+    return 2 * x[0] * x[1] * weight[0] * (1 + bool(need_dx) + bool(need_dweight))
+
+
+register_flop_formula(torch.ops.liger.linear_cross_entropy)(_count_products)
+
+# ---- helpers and the Function -----------------------------------------------------------------------------------------
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def _compute_dtype(**operands: Tensor | None) -> torch.dtype:
+    """Of the products: autocast's, or the one that torch promotes input and weight to."""
+    require_float("linear_cross_entropy", **operands)
+    x, weight = operands["x"], operands["weight"]
+    assert x is not None and weight is not None
+    dtype = _autocast_dtype(x.device.type)
+    return torch.promote_types(x.dtype, weight.dtype) if dtype is None else dtype
 
 
 def fused_linear_cross_entropy_forward(
@@ -242,34 +191,18 @@ def fused_linear_cross_entropy_forward(
     need_dx = _input.requires_grad if compute_gradients is None else compute_gradients
     need_dweight = weight.requires_grad if weight_requires_grad is None else weight_requires_grad
     need_dbias = bias is not None and (bias.requires_grad if bias_requires_grad is None else bias_requires_grad)
-    x, head, head_bias = _operands(_input.detach(), weight.detach(), bias.detach() if bias is not None else None)
+    dtype = _compute_dtype(x=_input, weight=weight, bias=bias)
     class_weight = class_weights(ce_weight, weight.shape[0])
     check_targets_if_debugging(target, weight.shape[0], ignore_index)
-    raw = x.dtype is torch.float16 and (need_dx or need_dweight or need_dbias)
-    mode = KEEP_F32 if raw or weight.dtype is torch.float32 else ROUND_ONCE
-    if accum_dtype is not None and accum_dtype is x.dtype and not raw:
-        mode = ROUND_PER_CHUNK
-    loss, z_loss, accuracy, predicted, dx, dweight, dbias, counts = linear_cross_entropy(
-        x, head, target, head_bias, class_weight,
-        token_grad_output.float().contiguous() if token_grad_output is not None else None,
+    upstream = token_grad_output.float().contiguous() if token_grad_output is not None else None
+    loss, *others = linear_cross_entropy(
+        _input, weight, target, bias, class_weight, upstream,
         ignore_index, float(lse_square_scale), float(label_smoothing), number, float(softcap or 0.0),
-        bool(use_token_scaling), raw, return_z_loss, return_token_accuracy, return_predicted_tokens,
-        need_dx, need_dbias, need_dweight, mode,
+        bool(use_token_scaling), COMPUTE.index(dtype), accum_dtype is dtype,
+        return_z_loss, return_token_accuracy, return_predicted_tokens, need_dx, need_dweight, need_dbias,
     )  # fmt: skip
-    gradients = [dx if need_dx else None, dweight if need_dweight else None, dbias if need_dbias else None]
-    if raw:
-        factor = _normaliser(counts, class_weight is not None) if reduction == "mean" else None
-        gradients = [None if g is None else g.float() if factor is None else g.float().mul_(factor) for g in gradients]
-    else:
-        wanted = (_input.dtype, weight.dtype, bias.dtype if bias is not None else None)
-        gradients = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, wanted)]
-    return (
-        loss,
-        z_loss if return_z_loss else None,
-        accuracy if return_token_accuracy else None,
-        predicted if return_predicted_tokens else None,
-        *gradients,
-    )
+    wanted = (return_z_loss, return_token_accuracy, return_predicted_tokens, need_dx, need_dweight, need_dbias)
+    return (loss, *(other if want else None for other, want in zip(others, wanted)))
 
 
 def fused_linear_cross_entropy_backward(
@@ -294,9 +227,10 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     part of the products: a NaN or Inf in such a row of _input reaches weight's gradient, as in an unfused head.
     """
 
-    operator = "fused_linear_cross_entropy linear_cross_entropy"
-    differentiable = (0, 1, 3)
-    optional = (10, 13, 14)
+    operator = linear_cross_entropy
+    names = "fused_linear_cross_entropy linear_cross_entropy"
+    gradients = ("_input", "weight", "bias")
+    held = ("target", "ce_weight")
 
     @staticmethod
     def forward(
@@ -363,35 +297,53 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     @staticmethod
     def backward(ctx, dloss, *_others):
         refuse_second_derivative("LigerFusedLinearCrossEntropyFunction")
-        nothing = (None,) * 11
+        count = len(ctx.needs_input_grad)
         if dloss is None:
-            return (None,) * 15
+            return (None,) * count
         if ctx.recompute is None:
             gradients = fused_linear_cross_entropy_backward(dloss, *ctx.saved_tensors)
         else:
             gradients = _recompute(ctx, dloss)
         dx, dweight, dbias = (None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes))
-        return (dx, dweight, None, dbias, *nothing)
+        return (dx, dweight, None, dbias, *(None,) * 11)[:count]
+
+    @classmethod
+    def compiled(cls, *args):
+        given = dict(zip(cls.parameters, args))
+        now = torch.is_grad_enabled() and given.get("reduction", "mean") != "none"
+        bias = given.get("bias")
+        results = fused_linear_cross_entropy_forward(
+            **given,
+            compute_gradients=now and given["_input"].requires_grad,
+            weight_requires_grad=now and given["weight"].requires_grad,
+            bias_requires_grad=now and bias is not None and bias.requires_grad,
+        )
+        return (results[0], *(r if r is None else r.detach() for r in results[1:4]))
 
     @staticmethod
-    def torch_forward(_input, weight, target, bias=None, ce_weight=None, *options):
-        names = (
-            "ignore_index",
-            "lse_square_scale",
-            "label_smoothing",
-            "reduction",
-            "softcap",
-            "return_z_loss",
-            "accum_dtype",
-            "use_token_scaling",
-            "return_token_accuracy",
-            "return_predicted_tokens",
-        )
-        given = dict(zip(names, options))
-        given.pop("accum_dtype", None)
-        scaled = bool(given.pop("use_token_scaling", False))
-        logits = torch.nn.functional.linear(*_operands(_input, weight, bias))
-        loss, *others = LigerCrossEntropyFunction.torch_forward(logits, target, ce_weight, **given, scale_tokens=scaled)
+    def torch_forward(
+        _input,
+        weight,
+        target,
+        bias=None,
+        ce_weight=None,
+        ignore_index=-100,
+        lse_square_scale=0.0,
+        label_smoothing=0.0,
+        reduction="mean",
+        softcap=None,
+        return_z_loss=False,
+        accum_dtype=None,
+        use_token_scaling=False,
+        return_token_accuracy=False,
+        return_predicted_tokens=False,
+    ):
+        dtype = _compute_dtype(x=_input, weight=weight, bias=bias)
+        head = (None if t is None else t.to(dtype) for t in (_input, weight, bias))
+        loss, *others = LigerCrossEntropyFunction.torch_forward(
+            torch.nn.functional.linear(*head), target, ce_weight, ignore_index, lse_square_scale, label_smoothing,
+            reduction, softcap, return_z_loss, return_token_accuracy, return_predicted_tokens, use_token_scaling,
+        )  # fmt: skip
         return (loss.float(), *others)
 
 
@@ -399,13 +351,9 @@ def _recompute(ctx: Any, dloss: Tensor) -> tuple:
     """The gradients for one upstream value per row, under the autocast state of forward."""
     _input, weight, target, bias, ce_weight = ctx.saved_tensors
     device_type, dtype = ctx.autocast
-    state = (
-        torch.autocast(device_type, dtype=dtype)
-        if dtype is not None
-        else torch.autocast(device_type, enabled=False)
-        if torch.is_autocast_enabled(device_type)
-        else contextlib.nullcontext()
-    )
+    state: Any = contextlib.nullcontext()
+    if dtype != _autocast_dtype(device_type):
+        state = torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)
     with state:
         results = fused_linear_cross_entropy_forward(
             _input=_input.detach(),

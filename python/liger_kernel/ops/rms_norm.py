@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel._native import LIKE_FIRST, PER_ROW
-from liger_kernel.ops._operator import (
-    PLAIN,
-    LigerArgumentError,
-    LigerFunction,
-    Operator,
-    absent,
-    new_rows,
-    parameter,
-    refuse_second_derivative,
-    rows,
-    workspace,
-)
+from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._memory import PLAIN
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish
 
 _CASTING_MODES = {"llama": 0, "gemma": 1, "none": -1}
-_NATIVE_CASTING = {0: 0, 1: 1, -1: 2}  # the package's numbers -> liger_casting
+NATIVE_CASTING = {0: 0, 1: 1, -1: 2}  # the package's numbers -> liger_casting
 
 
 def casting_number(mode: str | int) -> int:
@@ -32,102 +21,24 @@ def casting_number(mode: str | int) -> int:
     if mode == "llama":
         return 0
     number = _CASTING_MODES.get(mode) if isinstance(mode, str) else mode
-    if number not in _NATIVE_CASTING:
+    if number not in NATIVE_CASTING:
         raise LigerArgumentError(f"Invalid casting mode: {mode!r}; it must be one of {list(_CASTING_MODES)}")
     return number
 
 
-# ---- the operators: torch.ops.liger.rms_norm and its gradient ---------------------------------------------------------
+@Operator
+def rms_norm(x: Rows, weight: Weight | None, eps: float, offset: float, casting: int,
+             y: Made = Wish.LIKE, rstd: Made = Wish.PER_ROW) -> Any:  # fmt: skip
+    return _native.rms_norm_forward(x, weight, y, rstd, eps, offset, NATIVE_CASTING[casting])
 
 
-def _forward(x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: int) -> tuple[Tensor, Tensor]:
-    y, x = new_rows(x), rows(x)
-    rstd = x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
-    weight = parameter(weight, x.dtype)
-    _native.rms_norm_forward(x, weight, rows(y), rstd, eps, offset, _NATIVE_CASTING[casting])
-    return y, rstd
+@rms_norm.gradient
+def rms_norm_gradient(dy: Rows, x: Rows, weight: Weight | None, rstd: Tensor, offset: float, casting: int,
+                      dx: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
+    return _native.rms_norm_backward(dy, x, weight, rstd, dx, dweight, offset, NATIVE_CASTING[casting], scratch)
 
 
-def _quick(x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: int) -> tuple[Tensor, Tensor]:
-    return _native.rms_norm_forward(x, weight, LIKE_FIRST, PER_ROW, eps, offset, _NATIVE_CASTING[casting])
-
-
-def _forward_fake(x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: int) -> tuple[Tensor, Tensor]:
-    return new_rows(x), x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
-
-
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    rstd: Tensor,
-    offset: float,
-    casting: int,
-    need_dx: bool,
-    need_dweight: bool,
-) -> tuple[Tensor, Tensor]:
-    dx = new_rows(x) if need_dx else None
-    dy, x = rows(dy), rows(x)
-    kernel_weight = parameter(weight, x.dtype)
-    dweight = torch.empty_like(kernel_weight) if need_dweight and kernel_weight is not None else None
-    args = (dy, x, kernel_weight, rstd, rows(dx) if dx is not None else None, dweight, offset, _NATIVE_CASTING[casting])
-    scratch = workspace(x, _native.rms_norm_backward_workspace(*args)) if dweight is not None else None
-    _native.rms_norm_backward(*args, scratch)
-    if dweight is not None and weight is not None:
-        dweight = dweight.to(weight.dtype)
-    return dx if dx is not None else absent(x), dweight if dweight is not None else absent(x)
-
-
-def _backward_fake(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    rstd: Tensor,
-    offset: float,
-    casting: int,
-    need_dx: bool,
-    need_dweight: bool,
-) -> tuple[Tensor, Tensor]:
-    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format) if weight is not None else None
-    return new_rows(x) if need_dx else absent(x), dweight if need_dweight and dweight is not None else absent(x)
-
-
-rms_norm = Operator(
-    "rms_norm(Tensor x, Tensor? weight, float eps, float offset, int casting) -> (Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    _quick,
-)
-rms_norm_gradient = Operator(
-    "rms_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, float offset, int casting, bool need_dx, "
-    "bool need_dweight) -> (Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, weight, _eps, ctx.offset, ctx.casting = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, output[1])
-
-
-def _gradient(ctx: Any, dy: Tensor | None, _drstd: Tensor | None) -> tuple:
-    if dy is None:
-        return (None,) * 5
-    x, weight, rstd = ctx.saved_tensors
-    need_dx, need_dweight = ctx.needs_input_grad[0], weight is not None and ctx.needs_input_grad[1]
-    dx, dweight = rms_norm_gradient(dy, x, weight, rstd, ctx.offset, ctx.casting, need_dx, need_dweight)
-    return dx if need_dx else None, dweight if need_dweight else None, None, None, None
-
-
-rms_norm.register_gradient(_setup_context, _gradient)
-
-# ---- the Function and its helpers -------------------------------------------------------------------------------------
-
-
-def _gather(tensor: Any) -> Tensor:
+def gather(tensor: Any) -> Tensor:
     """A DTensor is gathered: a row must be whole for its mean."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -169,32 +80,19 @@ class LigerRMSNormFunction(LigerFunction):
     eps, offset and rstd to X's dtype. in_place and row_mode are accepted and change nothing. A DTensor is gathered.
     """
 
-    operator = "rms_norm"
-    differentiable = (0, 1)
+    operator = rms_norm
+    gradients = ("X", "W")
+    received = staticmethod(gather)
 
     @staticmethod
-    def forward(ctx, X, W, eps, offset=0.0, casting_mode="llama", in_place=True, row_mode=None):
-        casting = casting_number(casting_mode)
-        X = X if type(X) in PLAIN else _gather(X)
-        y, rstd = rms_norm(X, W, eps, offset, casting)
-        ctx.options = offset, casting
-        ctx.save_for_backward(X, W, rstd)
-        return y
-
-    @staticmethod
-    def backward(ctx, dY):
-        refuse_second_derivative("LigerRMSNormFunction")
-        X, W, rstd = ctx.saved_tensors
-        need_dx, need_dweight = ctx.needs_input_grad[0], W is not None and ctx.needs_input_grad[1]
-        dY = dY if type(dY) in PLAIN else _gather(dY)
-        dx, dweight = rms_norm_gradient(dY, X, W, rstd, *ctx.options, need_dx, need_dweight)
-        return dx if need_dx else None, dweight if need_dweight else None, None, None, None, None, None
+    def arguments(X, W, eps, offset=0.0, casting_mode="llama", in_place=True, row_mode=None):
+        return X if type(X) in PLAIN else gather(X), W, eps, offset, casting_number(casting_mode)
 
     @staticmethod
     def torch_forward(X, W, eps, offset=0.0, casting_mode="llama", in_place=True, row_mode=None):
         casting, x = casting_number(casting_mode), X.float()
         if casting == -1:
-            eps, offset = (torch.tensor(v, dtype=X.dtype).item() for v in (eps, offset))
+            eps, offset = (torch.tensor(v, dtype=X.dtype, device="cpu").item() for v in (eps, offset))
         rstd = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
         normal = x * (rstd.to(X.dtype).float() if casting == -1 else rstd)
         if W is None:

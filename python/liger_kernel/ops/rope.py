@@ -5,72 +5,73 @@ J. Su et al.: RoFormer: Enhanced Transformer with Rotary Position Embedding (202
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel._native import HEADS_OF_FIRST, HEADS_OF_SECOND
-from liger_kernel.ops._operator import (
-    LigerArgumentError,
-    LigerFunction,
-    Operator,
-    absent,
-    fresh,
-    refuse_second_derivative,
-)
-
-_NATIVE_DTYPE = {torch.float16: 2, torch.bfloat16: 3}
-
-
-def _new_heads(x: Tensor) -> Tensor:
-    """[B, heads, S, D] as a view of [B, S, heads, D] memory, the layout that projections and attention use."""
-    batch, heads, seq, dim = x.shape
-    strides = (seq * heads * dim, dim, heads * dim, 1)
-    return fresh(torch.empty_strided((batch, heads, seq, dim), strides, dtype=x.dtype, device=x.device))
+from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._memory import NATIVE_DTYPE, heads, new_heads, require_float
+from liger_kernel.ops._operator import Heads, LigerArgumentError, Made, Operator, Wish
 
 
 def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
     """cos and sin in a dtype that the kernel takes next to `dtype`, and the dtype code to which operands are rounded."""
     if cos.dtype is not sin.dtype:
         cos = cos.to(sin.dtype)
+    cos, sin = _without_heads(cos), _without_heads(sin)
     rounding = 0
-    if sin.dtype is not dtype and sin.dtype in _NATIVE_DTYPE:
-        rounding = _NATIVE_DTYPE[sin.dtype]
+    if sin.dtype is not dtype and sin.dtype is not torch.float32:
+        rounding = NATIVE_DTYPE[sin.dtype]
         cos, sin = cos.float(), sin.float()
-    return _heads(cos), _heads(sin), rounding
+    return heads(cos), heads(sin), rounding
 
 
-def _rotary_size(x: Tensor, cos: Tensor) -> int:
-    """Elements of a head that are rotated: all but an odd last one, or what cos has columns for (partial rotary)."""
-    return min(x.shape[-1], cos.shape[-1]) & ~1
+def _rotary_size(x: Tensor, cos: Tensor, rotary: int) -> int:
+    """Elements of a head that are rotated. Where `rotary` is 0, which says nothing: all but an odd last one, or what cos
+    has columns for (partial rotary)."""
+    return rotary or min(x.shape[-1], cos.shape[-1]) & ~1
 
 
-def _heads(x: Tensor) -> Tensor:
-    """Any strides will do but for the last dimension's."""
-    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
+def _given_rotary(x: Tensor, cos: Tensor, rotary_dim: int | None) -> int:
+    """`rotary_dim` as the operator takes it, which is the only way to say that cos has one column for each pair."""
+    if rotary_dim is None:
+        return 0
+    if not 0 < rotary_dim <= x.shape[-1] or rotary_dim % 2:
+        raise LigerArgumentError(f"rope: rotary_dim is {rotary_dim}, but must be even and in (0, {x.shape[-1]}]")
+    if cos.shape[-1] < rotary_dim // 2:
+        raise LigerArgumentError(
+            f"rope: cos has {cos.shape[-1]} columns, but rotary_dim is {rotary_dim}, which needs {rotary_dim // 2}"
+        )
+    return rotary_dim
 
 
-def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    rotary = _rotary_size(x, cos)
+def _without_heads(table: Tensor) -> Tensor:
+    """cos or sin, also where a model has put the axis of heads into it: [B, 1, S, C]."""
+    return table.squeeze(1) if table.dim() == 4 and table.shape[1] == 1 else table
+
+
+def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
+    rotary = _rotary_size(x, cos, rotary)
     cos, sin, rounding = _angles(cos, sin, x.dtype)
-    out = _new_heads(x)
-    function(_heads(x), None, cos, sin, out, None, rotary, rounding)
+    out = new_heads(x)
+    function(heads(x), None, cos, sin, out, None, rotary, rounding)
     return out
 
 
-def _rotate(function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor) -> tuple:
+def _rotate(function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor, rotary: int) -> tuple:
     if q is None or k is None or q.dtype is not k.dtype:
-        return tuple(None if x is None else _rotate_one(function, x, cos, sin) for x in (q, k))
-    rotary = _rotary_size(q, cos)
+        return tuple(None if x is None else _rotate_one(function, x, cos, sin, rotary) for x in (q, k))
+    rotary = _rotary_size(q, cos, rotary)
     cos, sin, rounding = _angles(cos, sin, q.dtype)
-    q_out, k_out = _new_heads(q), _new_heads(k)
-    function(_heads(q), _heads(k), cos, sin, q_out, k_out, rotary, rounding)
+    q_out, k_out = new_heads(q), new_heads(k)
+    function(heads(q), heads(k), cos, sin, q_out, k_out, rotary, rounding)
     return q_out, k_out
 
 
-def _check(q: Tensor, k: Tensor, cos: Tensor) -> None:
+def _check(q: Tensor, k: Tensor) -> None:
     if q.dim() != 4 or k.dim() != 4:
         name, x = ("q", q) if q.dim() != 4 else ("k", k)
         raise LigerArgumentError(f"rope: {name} has {x.dim()} dimensions, but must be [batch, heads, seq, dim]")
@@ -78,62 +79,84 @@ def _check(q: Tensor, k: Tensor, cos: Tensor) -> None:
         raise LigerArgumentError(f"rope: q's heads have {q.shape[-1]} elements, but k's have {k.shape[-1]}")
 
 
-def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    _check(q, k, cos)
-    return _rotate(_native.rope_forward, q, k, cos, sin)
+class _Rope(Operator):
+    def prepared(self, *args: Any) -> tuple:
+        q, k, cos, sin, rotary = args
+        _check(q, k)
+        require_float("rope", q=q, k=k, cos=cos, sin=sin)
+        return _rotate(_native.rope_forward, q, k, cos, sin, rotary)
+
+    def gradients(self, saved: tuple, options: list, upstreams: tuple, needs: list) -> tuple:
+        """Only what is asked for and has an upstream; the gradient of an output that nobody used is zero, which is None."""
+        given = [up if need else None for up, need in zip(upstreams, needs)]
+        if all(up is None for up in given):
+            return None, None
+        return tuple(g if up is not None else None for g, up in zip(rope_gradient(*saved, *given, *options), given))
 
 
-def _quick(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    rotary = _rotary_size(q, cos)
-    return _native.rope_forward(q, k, cos, sin, HEADS_OF_FIRST, HEADS_OF_SECOND, rotary, 0)
+@_Rope
+def rope(q: Heads, k: Heads, cos: Tensor, sin: Tensor, rotary: int,
+         q_out: Made = Wish.HEADS, k_out: Made = Wish.HEADS[1]) -> Any:  # fmt: skip
+    return _native.rope_forward(q, k, cos, sin, q_out, k_out, _rotary_size(q, cos, rotary), 0)
 
 
-def _backward(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None) -> tuple[Tensor, Tensor]:
+class _RopeGradient(Operator):
+    def prepared(self, *args: Any) -> tuple:
+        cos, sin, dq_out, dk_out, rotary = args
+        return _rotate(_native.rope_backward, dq_out, dk_out, cos, sin, rotary)
+
+
+@functools.partial(rope.gradient, kind=_RopeGradient)
+def rope_gradient(cos: Tensor, sin: Tensor, dq_out: Heads | None, dk_out: Heads | None, rotary: int,
+                  dq: Made = Wish.HEADS[2], dk: Made = Wish.HEADS[3]) -> Any:  # fmt: skip
     """The gradient of an absent upstream is absent too."""
-    for_q, for_k = _rotate(_native.rope_backward, dq, dk, cos, sin)
-    return for_q if for_q is not None else absent(cos), for_k if for_k is not None else absent(cos)
+    if dq_out is None or dk_out is None:
+        one: Any = dk_out if dq_out is None else dq_out
+        made = _native.rope_backward(one, None, cos, sin, Wish.HEADS, None, _rotary_size(one, cos, rotary), 0)
+        return (made, None) if dk_out is None else (None, made)
+    rotary = _rotary_size(dq_out, cos, rotary)
+    return _native.rope_backward(dq_out, dk_out, cos, sin, Wish.HEADS, Wish.HEADS[1], rotary, 0)
 
 
-def _fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    return _new_heads(q), _new_heads(k)
+def _require_heads_first(position_ids: Any, unsqueeze_dim: int) -> None:
+    if isinstance(position_ids, int):  # newer transformers pass unsqueeze_dim as the fifth argument
+        unsqueeze_dim = position_ids
+    if unsqueeze_dim != 1:
+        raise LigerArgumentError(f"rope: unsqueeze_dim is {unsqueeze_dim}, but must be 1")
 
 
-def _backward_fake(cos: Tensor, sin: Tensor, dq: Tensor | None, dk: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _new_heads(dq) if dq is not None else absent(cos), _new_heads(dk) if dk is not None else absent(cos)
+def _three_dimensional(table: Tensor) -> Tensor:
+    table = _without_heads(table)
+    return table.unsqueeze(0) if table.dim() == 2 else table
 
 
-rope = Operator("rope(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)", _forward, _fake, _quick)
-rope_gradient = Operator(
-    "rope_backward(Tensor cos, Tensor sin, Tensor? dq, Tensor? dk) -> (Tensor, Tensor)", _backward, _backward_fake
-)
+def rope_forward(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    unsqueeze_dim: int = 1,
+    rotary_dim: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(q', k', cos, sin), the last two with three dimensions."""
+    _require_heads_first(position_ids, unsqueeze_dim)
+    q, k = rope(q, k, cos, sin, _given_rotary(q, cos, rotary_dim))
+    return q, k, _three_dimensional(cos), _three_dimensional(sin)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(inputs[2], inputs[3])
-
-
-def _gradient(ctx: Any, dq: Tensor | None, dk: Tensor | None) -> tuple:
-    """Only what is asked for and has an upstream; the gradient of an output that nobody used is zero, which is None."""
-    dq, dk = (up if needed else None for up, needed in zip((dq, dk), ctx.needs_input_grad))
-    if dq is None and dk is None:
-        return (None,) * 4
-    for_q, for_k = rope_gradient(*ctx.saved_tensors, dq, dk)
-    return for_q if dq is not None else None, for_k if dk is not None else None, None, None
-
-
-rope.register_gradient(_setup_context, _gradient)
-
-
-def rope_forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(q', k', cos, sin)."""
-    q, k = rope(q, k, cos, sin)
-    return q, k, cos, sin
-
-
-def rope_backward(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def rope_backward(
+    dq: Tensor,
+    dk: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    unsqueeze_dim: int = 1,
+    rotary_dim: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """The gradients of q and k: the rotation by the opposite angle."""
-    return rope_gradient(cos, sin, dq, dk)
+    _require_heads_first(position_ids, unsqueeze_dim)
+    return rope_gradient(cos, sin, dq, dk, _given_rotary(dq, cos, rotary_dim))
 
 
 def _rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
@@ -149,33 +172,27 @@ def _rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
 
 
 class LigerRopeFunction(LigerFunction):
-    """`apply(q, k, cos, sin, position_ids=None, unsqueeze_dim=1)` -> (q', k').
+    """`apply(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None)` -> (q', k').
 
-    q [B, Hq, S, D] and k [B, Hk, S, D] of any strides; cos and sin [1 or B, S, R] or [S, R]. With h = min(D, R) // 2:
-    x'[p] = x[p]·cos[p] - x[p+h]·sin[p], x'[p+h] = x[p+h]·cos[p] + x[p]·sin[p]; elements from 2h on pass through.
+    q [B, Hq, S, D] and k [B, Hk, S, D] of any strides; cos and sin [1 or B, S, C], [S, C] or [1 or B, 1, S, C]. With
+    h = R // 2, R = rotary_dim, or min(C, D) where that is None: x'[p] = x[p]·cos[p] - x[p+h]·sin[p], x'[p+h] =
+    x[p+h]·cos[p] + x[p]·sin[p]; elements from 2h on pass through. ValueError unless rotary_dim is even, in (0, D], and cos
+    has h columns: tables that are not duplicated, of h columns each, need it.
     f32 arithmetic, rounded once to the dtype of q (of k). The results are transposed views of [B, S, H, D] memory.
     position_ids is accepted and ignored; cos and sin get no gradient.
     """
 
-    operator = "rope"
-    differentiable = (0, 1)
+    operator = rope
+    gradients = ("q", "k")
+    held = ("cos", "sin")
 
     @staticmethod
-    def forward(ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
-        if isinstance(position_ids, int):  # newer transformers pass unsqueeze_dim as the fifth argument
-            unsqueeze_dim = position_ids
-        if unsqueeze_dim != 1:
-            raise LigerArgumentError(f"rope: unsqueeze_dim is {unsqueeze_dim}, but must be 1")
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(cos, sin)
-        return rope(q, k, cos, sin)
+    def arguments(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+        _require_heads_first(position_ids, unsqueeze_dim)
+        return q, k, cos, sin, _given_rotary(q, cos, rotary_dim)
 
     @staticmethod
-    def backward(ctx, dq, dk):
-        refuse_second_derivative("LigerRopeFunction")
-        return (*_gradient(ctx, dq, dk), None, None)
-
-    @staticmethod
-    def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
-        rotary = _rotary_size(q, cos)
+    def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+        _require_heads_first(position_ids, unsqueeze_dim)
+        rotary = _rotary_size(q, cos, _given_rotary(q, cos, rotary_dim))
         return _rotated_half(q, cos, sin, rotary), _rotated_half(k, cos, sin, rotary)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._operator import Operator, fresh, graph_is_kept, is_plain, new_rows
+from liger_kernel.ops._memory import fresh, graph_is_kept, is_plain
+from liger_kernel.ops._operator import Made, Operator, Single, Wish
 
 
-def _scale(x: Tensor, factor: Tensor) -> Tensor:
-    y = new_rows(x)
-    _native.scale(x.contiguous(), factor.float(), y)
-    return y
-
-
-def _scale_fake(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-scale = Operator("scale(Tensor x, Tensor factor) -> Tensor", _scale, _scale_fake)
+@Operator
+def scale(x: Tensor, factor: Single, y: Made = Wish.LIKE) -> Any:
+    return _native.scale(x, factor, y)
 
 
 def scaled_gradient(saved: Tensor, upstream: Tensor) -> Tensor:

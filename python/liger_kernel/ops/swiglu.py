@@ -13,23 +13,10 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel._native import LIKE_FIRST
-from liger_kernel.ops._operator import (
-    PLAIN,
-    LigerArgumentError,
-    LigerFunction,
-    Operator,
-    absent,
-    fresh,
-    is_plain,
-    new_rows,
-    refuse_second_derivative,
-    rows,
-    take_saved,
-)
+from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._memory import NATIVE_DTYPE, PLAIN, new_rows, rows
+from liger_kernel.ops._operator import AnyRows, Asked, LigerArgumentError, Made, Operator, Rows, Wish
 from liger_kernel.utils import infer_device_arch
-
-_NATIVE_DTYPE = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
 
 
 def _should_tile(n_cols: int) -> bool:
@@ -40,97 +27,24 @@ def _should_tile(n_cols: int) -> bool:
 # ---- two tensors -------------------------------------------------------------------------------------------------------
 
 
-def _same_dtype(*tensors: Tensor) -> bool:
-    return all(t.dtype is tensors[0].dtype for t in tensors)
+@Operator
+def swiglu(gate: AnyRows, up: AnyRows, gate_multiplier: float, down_multiplier: float, y: Made = Wish.LIKE) -> Any:
+    return _native.swiglu_forward(gate, up, y, gate_multiplier, down_multiplier, 0)
 
 
-def _forward(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
-    if _same_dtype(gate, up):
-        y = new_rows(gate)
-        _native.swiglu_forward(rows(gate), rows(up), rows(y), gate_multiplier, down_multiplier, 0)
-        return y
-    # silu is rounded to up's dtype, the product to gate's: in f32 with an explicit rounding this is exact
-    wide_gate, wide_up = gate.float(), up.float()
-    y = new_rows(wide_gate)
-    _native.swiglu_forward(rows(wide_gate), rows(wide_up), rows(y), gate_multiplier, 1.0, _NATIVE_DTYPE[up.dtype])
-    y = y.to(gate.dtype)
+@swiglu.gradient
+def swiglu_gradient(dy: AnyRows, gate: AnyRows, up: AnyRows, gate_multiplier: float, down_multiplier: float,
+                    dgate: Asked = Wish.LIKE[1], dup: Asked = Wish.LIKE[2]) -> Any:  # fmt: skip
+    return _native.swiglu_backward(dy, gate, up, dgate, dup, gate_multiplier, down_multiplier)
+
+
+@swiglu.mixed
+def _two_dtypes(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
+    """silu is rounded to up's dtype, the product to gate's: in f32 with an explicit rounding this is exact."""
+    wide_gate, wide_up = rows(gate.float()), rows(up.float())
+    y = _native.swiglu_forward(wide_gate, wide_up, Wish.LIKE, gate_multiplier, 1.0, NATIVE_DTYPE[up.dtype])
+    y = y.view(gate.shape).to(gate.dtype)
     return y if down_multiplier == 1.0 else y * down_multiplier
-
-
-def _quick(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
-    return _native.swiglu_forward(gate, up, LIKE_FIRST, gate_multiplier, down_multiplier, 0)
-
-
-def _forward_fake(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplier: float) -> Tensor:
-    return new_rows(gate)
-
-
-def _backward(
-    dy: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    gate_multiplier: float,
-    down_multiplier: float,
-    need_gate: bool,
-    need_up: bool,
-    over_gate: bool = False,
-    over_up: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """over_gate, over_up: the gradient is written over the tensor itself. Eager only, not in the schema."""
-    dtypes = gate.dtype, up.dtype
-    if not _same_dtype(dy, gate, up):
-        dy, gate, up = dy.float(), gate.float(), up.float()
-        over_gate = over_up = False
-    dgate = (gate.data if over_gate else new_rows(gate)) if need_gate else None
-    dup = (up.data if over_up else new_rows(up)) if need_up else None
-    outputs = (rows(d) if d is not None else None for d in (dgate, dup))
-    _native.swiglu_backward(rows(dy), rows(gate), rows(up), *outputs, gate_multiplier, down_multiplier)
-    return (
-        dgate.to(dtypes[0]) if dgate is not None else absent(gate, dtypes[0]),
-        dup.to(dtypes[1]) if dup is not None else absent(up, dtypes[1]),
-    )
-
-
-def _backward_fake(
-    dy: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    gate_multiplier: float,
-    down_multiplier: float,
-    need_gate: bool,
-    need_up: bool,
-) -> tuple[Tensor, Tensor]:
-    return new_rows(gate) if need_gate else absent(gate), new_rows(up) if need_up else absent(up)
-
-
-swiglu = Operator(
-    "swiglu(Tensor gate, Tensor up, float gate_multiplier, float down_multiplier) -> Tensor",
-    _forward,
-    _forward_fake,
-    _quick,
-)
-swiglu_gradient = Operator(
-    "swiglu_backward(Tensor dy, Tensor gate, Tensor up, float gate_multiplier, float down_multiplier, bool need_gate, "
-    "bool need_up) -> (Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    gate, up, ctx.gate_multiplier, ctx.down_multiplier = inputs
-    ctx.save_for_backward(gate, up)
-
-
-def _gradient(ctx: Any, dy: Tensor, reuse: bool = False) -> tuple:
-    (gate, up), over = take_saved(ctx) if reuse and is_plain(dy) else (ctx.saved_tensors, ())
-    need_gate, need_up = ctx.needs_input_grad[:2]
-    over = over if any(over) else ()
-    dgate, dup = swiglu_gradient(dy, gate, up, ctx.gate_multiplier, ctx.down_multiplier, need_gate, need_up, *over)
-    return dgate if need_gate else None, dup if need_up else None, None, None
-
-
-swiglu.register_gradient(_setup_context, _gradient)
 
 
 def swiglu_forward(a: Tensor, b: Tensor, gate_multiplier: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,28 +88,20 @@ class LigerSiLUMulFunction(LigerFunction):
     Of two DTensors, or a DTensor and a tensor, the local shards are computed.
     """
 
-    operator = "swiglu"
-    differentiable = (0, 1)
+    operator = swiglu
+    gradients = ("a", "b")
+    reuses = (True, True)
+
+    @classmethod
+    def apply(cls, *args):
+        if type(args[0]) in PLAIN and type(args[1]) in PLAIN or not (_is_dtensor(args[0]) or _is_dtensor(args[1])):
+            return super().apply(*args)
+        a, b, sharding = _localise(*args[:2])
+        return _dtensors().DTensor.from_local(super().apply(a, b, *args[2:]), *sharding)
 
     @staticmethod
-    def forward(ctx, a, b, gate_multiplier=1.0, down_multiplier=1.0):
-        ctx.sharding = None
-        if _is_dtensor(a) or _is_dtensor(b):
-            a, b, ctx.sharding = _localise(a, b)
-        y = swiglu(a, b, gate_multiplier, down_multiplier)
-        ctx.gate_multiplier, ctx.down_multiplier = gate_multiplier, down_multiplier
-        ctx.save_for_backward(a, b)
-        return y if ctx.sharding is None else _dtensors().DTensor.from_local(y, *ctx.sharding)
-
-    @staticmethod
-    def backward(ctx, dc):
-        refuse_second_derivative("LigerSiLUMulFunction")
-        if ctx.sharding is None:
-            return _gradient(ctx, dc, reuse=True)
-        DTensor = _dtensors().DTensor
-        dc = dc.redistribute(*ctx.sharding).to_local() if _is_dtensor(dc) else dc
-        da, db = (g if g is None else DTensor.from_local(g, *ctx.sharding) for g in _gradient(ctx, dc)[:2])
-        return da, db, None, None
+    def arguments(a, b, gate_multiplier=1.0, down_multiplier=1.0):
+        return a, b, gate_multiplier, down_multiplier
 
     @staticmethod
     def torch_forward(a, b, gate_multiplier=1.0, down_multiplier=1.0):
@@ -207,49 +113,22 @@ class LigerSiLUMulFunction(LigerFunction):
 # ---- gate and up in one tensor -----------------------------------------------------------------------------------------
 
 
-def _packed_forward(y: Tensor) -> Tensor:
-    half = y.shape[-1] // 2
-    c, y = fresh(y.new_empty((*y.shape[:-1], half))), rows(y)
-    _native.swiglu_forward(y[..., :half], y[..., half:], rows(c), 1.0, 1.0, 0)
-    return c
+class _Halves(Operator):
+    def likes(self, *given):
+        return (given[0][..., : given[0].shape[-1] // 2],)
 
 
-def _packed_quick(y: Tensor) -> Tensor:
+@_Halves
+def swiglu_packed(y: AnyRows, c: Made = Wish.LIKE) -> Any:
     gate, up = y.chunk(2, -1)
-    return _native.swiglu_forward(gate, up, LIKE_FIRST, 1.0, 1.0, 0)
+    return _native.swiglu_forward(gate, up, c, 1.0, 1.0, 0)
 
 
-def _packed_forward_fake(y: Tensor) -> Tensor:
-    return y.new_empty((*y.shape[:-1], y.shape[-1] // 2))
-
-
-def _packed_backward(y: Tensor, dc: Tensor, over: bool = False) -> Tensor:
-    """over: the gradient is written over y. Eager only, not in the schema."""
-    half, dy = y.shape[-1] // 2, y.data if over else new_rows(y)
-    y, packed = rows(y), rows(dy)
-    _native.swiglu_backward(rows(dc), y[..., :half], y[..., half:], packed[..., :half], packed[..., half:], 1.0, 1.0)
+@swiglu_packed.gradient
+def swiglu_packed_gradient(y: Rows, dc: Rows, dy: Made = Wish.LIKE) -> Any:
+    dy = new_rows(y) if isinstance(dy, Wish) else dy
+    _native.swiglu_backward(dc, *y.chunk(2, -1), *dy.chunk(2, -1), 1.0, 1.0)
     return dy
-
-
-def _packed_backward_fake(y: Tensor, dc: Tensor) -> Tensor:
-    return new_rows(y)
-
-
-swiglu_packed = Operator("swiglu_packed(Tensor y) -> Tensor", _packed_forward, _packed_forward_fake, _packed_quick)
-swiglu_packed_gradient = Operator(
-    "swiglu_packed_backward(Tensor y, Tensor dc) -> Tensor", _packed_backward, _packed_backward_fake
-)
-
-
-def _packed_setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _packed_gradient(ctx: Any, dc: Tensor) -> Tensor:
-    return swiglu_packed_gradient(ctx.saved_tensors[0], dc)
-
-
-swiglu_packed.register_gradient(_packed_setup_context, _packed_gradient)
 
 
 def _check_even(y: Tensor) -> None:
@@ -274,20 +153,15 @@ class LigerFusedGateUpSiLUMulFunction(LigerFunction):
     The values and gradients are those of LigerSiLUMulFunction on the halves. in_place is accepted and changes nothing.
     """
 
-    operator = "swiglu"
-    differentiable = (0,)
+    operator = swiglu_packed
+    names = "swiglu"
+    gradients = ("y",)
+    reuses = (True,)
 
     @staticmethod
-    def forward(ctx, y, in_place=False):
+    def arguments(y, in_place=False):
         _check_even(y)
-        ctx.save_for_backward(y)
-        return swiglu_packed(y)
-
-    @staticmethod
-    def backward(ctx, dc):
-        refuse_second_derivative("LigerFusedGateUpSiLUMulFunction")
-        (y,), over = take_saved(ctx) if is_plain(dc) else (ctx.saved_tensors, ())
-        return swiglu_packed_gradient(y, dc, *(over if any(over) else ())), None
+        return (y,)
 
     @staticmethod
     def torch_forward(y, in_place=False):

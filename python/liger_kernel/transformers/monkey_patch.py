@@ -14,17 +14,19 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 import transformers
 from packaging import version
 from torch import nn
 
-from liger_kernel.transformers import patching
+from liger_kernel.transformers import patching, torch_cross_entropy
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
-from liger_kernel.transformers.functional import liger_cross_entropy
 from liger_kernel.transformers.model_table import LLAMA, ModelRow, Site
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
-from liger_kernel.transformers.rope import liger_rotary_pos_emb, liger_rotary_pos_emb_vision
+from liger_kernel.transformers.rope import (
+    liger_rotary_pos_emb,
+    liger_rotary_pos_emb_gpt_oss,
+    liger_rotary_pos_emb_vision,
+)
 from liger_kernel.utils import loaded_class
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "MODEL_TYPE_TO_APPLY_LIGER_FN",
     "apply_liger_kernel_to_llama",
     "liger_rotary_pos_emb",
+    "liger_rotary_pos_emb_gpt_oss",
     "liger_rotary_pos_emb_vision",
     "revert_liger_kernel",
 ]
@@ -180,11 +183,7 @@ def _replace_cross_entropy(row: ModelRow, modeling: Any) -> bool:
         return patching.replace(modeling, "CrossEntropyLoss", LigerCrossEntropyLoss)
     from transformers.loss import loss_utils
 
-    functional = loss_utils.nn.functional
-    if not patching.is_ours(functional.cross_entropy):
-        global _recorded_cross_entropy
-        _recorded_cross_entropy = functional.cross_entropy
-    return patching.replace(functional, "cross_entropy", _torch_cross_entropy)
+    return torch_cross_entropy.stand_in(loss_utils.nn.functional)
 
 
 def _apply_to_classes(row: ModelRow, modeling: Any, flags: dict[str, bool]) -> None:
@@ -273,55 +272,6 @@ def _patch_site(site: Site, module: nn.Module) -> bool:
         logger.warning("%s is not patched: its activation is %s", type(module).__name__, activation)
         return False
     return _patch_swiglu_module(module, site.module)
-
-
-# ---- torch.nn.functional.cross_entropy -------------------------------------------------------------------------------
-
-
-def _torch_cross_entropy(
-    input,
-    target,
-    weight=None,
-    size_average=None,
-    ignore_index=-100,
-    reduce=None,
-    reduction="mean",
-    label_smoothing=0.0,
-):
-    """Stands in for torch.nn.functional.cross_entropy. Any code in the process may call it, so whatever our operator
-    does not do (other ranks, class probabilities, float64, tensor subclasses, the old reduction arguments) goes to the
-    function that stood here before."""
-    ours = (
-        type(input) in _PLAIN
-        and type(target) in _PLAIN
-        and input.ndim == 2
-        and target.ndim == 1
-        and input.shape[0] == target.shape[0]
-        and input.device == target.device
-        and input.dtype in _FLOATS
-        and target.dtype in (torch.int64, torch.int32)
-        and (weight is None or (type(weight) in _PLAIN and weight.dtype in _FLOATS and weight.device == input.device))
-        and size_average is None
-        and reduce is None
-        and reduction in ("mean", "sum", "none")
-    )
-    if ours:
-        return liger_cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-        )
-    return _recorded_cross_entropy(
-        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
-    )
-
-
-_recorded_cross_entropy = nn.functional.cross_entropy
-_PLAIN = (torch.Tensor, nn.Parameter)
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 # ---- the families ----------------------------------------------------------------------------------------------------

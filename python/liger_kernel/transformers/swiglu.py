@@ -13,17 +13,19 @@ from torch import nn
 from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
 
 
-def _require_silu(config: Any) -> None:
-    if config.hidden_act not in ("silu", "swish"):
-        raise ValueError(f"Activation function {config.hidden_act} not supported.")
+def _require_silu(activation: str) -> None:
+    if activation not in ("silu", "swish"):
+        raise ValueError(f"Activation function {activation} not supported.")
 
 
 class _GatedMLP(nn.Module):
     """gate_proj and up_proj H → I, down_proj I → H. The sizes are those of `config` unless `intermediate_size` is given."""
 
-    def __init__(self, config: Any, intermediate_size: int | None = None, bias: bool = False) -> None:
+    def __init__(
+        self, config: Any, intermediate_size: int | None = None, bias: bool = False, activation: str | None = None
+    ) -> None:
         super().__init__()
-        _require_silu(config)
+        _require_silu(config.hidden_act if activation is None else activation)
         self.config = config
         self.hidden_size = config.hidden_size
         self.intermediate_size = config.intermediate_size if intermediate_size is None else intermediate_size
@@ -42,12 +44,19 @@ def _has_bias(config: Any) -> bool:
 class LigerSwiGLUMLP(_GatedMLP):
     """The MLP of Llama: gate_proj and up_proj H → I, down_proj I → H, biases if `config.mlp_bias` is true.
 
-    Reads hidden_size, intermediate_size, hidden_act and, where it exists, mlp_bias of `config`. ValueError unless
-    hidden_act is "silu" or "swish".
+    Reads hidden_size, intermediate_size, hidden_act and, where it exists, mlp_bias of `config`; `intermediate_size`
+    overrides that of `config`. ValueError unless hidden_act is "silu" or "swish".
     """
 
+    def __init__(self, config: Any, intermediate_size: int | None = None) -> None:
+        super().__init__(config, intermediate_size, bias=_has_bias(config))
+
+
+class LigerSwiGLUMLPForMuseGlimmer(LigerSwiGLUMLP):
+    """As Llama's without biases; the activation is `config.hidden_activation`, or hidden_act where that is not set."""
+
     def __init__(self, config: Any) -> None:
-        super().__init__(config, bias=_has_bias(config))
+        _GatedMLP.__init__(self, config, activation=getattr(config, "hidden_activation", None) or config.hidden_act)
 
 
 class LigerQwen3MoeSwiGLUMLP(_GatedMLP):
@@ -84,7 +93,7 @@ class LigerBlockSparseTop2MLP(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        _require_silu(config)
+        _require_silu(config.hidden_act)
         self.ffn_dim = config.intermediate_size
         self.hidden_dim = config.hidden_size
         self.w1 = nn.Linear(self.hidden_dim, self.ffn_dim, bias=False)
@@ -100,7 +109,7 @@ class LigerPhi3SwiGLUMLP(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        _require_silu(config)
+        _require_silu(config.hidden_act)
         self.config = config
         self.hidden_size = config.hidden_size
         self.intermediate_size = config.intermediate_size
@@ -109,3 +118,8 @@ class LigerPhi3SwiGLUMLP(nn.Module):
 
     def forward(self, x):
         return self.down_proj(LigerFusedGateUpSiLUMulFunction.apply(self.gate_up_proj(x)))
+
+
+def liger_swiglu(a, b):
+    """silu(a) ⊙ b for a and b of one shape."""
+    return LigerSiLUMulFunction.apply(a, b)

@@ -58,15 +58,21 @@ def _keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> to
     return hidden_states[:, logits_to_keep, :] if own is None else own(hidden_states, logits_to_keep)
 
 
-def _require_as_many_targets(kept: torch.Tensor, targets: torch.Tensor | None) -> None:
+def _require_as_many_targets(
+    kept: torch.Tensor, all_kept: bool, labels: torch.Tensor | None, shift_labels: torch.Tensor | None
+) -> None:
+    name, targets = ("labels", labels) if shift_labels is None else ("shift_labels", shift_labels)
     if targets is None:
         return
     positions = kept.numel() // max(kept.shape[-1], 1)
-    if positions != targets.numel():
-        raise ValueError(
-            f"logits_to_keep leaves {positions} positions, but there are {targets.numel()} targets: labels are not "
-            "sliced along with the logits"
-        )
+    if positions == targets.numel():
+        return
+    if all_kept:
+        raise ValueError(f"{name} holds {targets.numel()} targets, but the input has {positions} positions")
+    raise ValueError(
+        f"logits_to_keep leaves {positions} positions, but there are {targets.numel()} targets: {name} are not "
+        "sliced along with the logits"
+    )
 
 
 def _decide_skip(model: nn.Module, skip_logits: bool | None, has_targets: bool) -> bool:
@@ -154,8 +160,7 @@ def causal_lm_forward(
     has_targets = labels is not None or shift_labels is not None
 
     kept = _keep(outputs[0], logits_to_keep)
-    if has_targets:
-        _require_as_many_targets(kept, labels if shift_labels is None else shift_labels)
+    _require_as_many_targets(kept, kept is outputs[0], labels, shift_labels)
     if logit_scale is not None and logit_scale != 1.0:
         kept = kept * logit_scale  # the projection is linear, so the hidden states may carry the scale
 

@@ -1,0 +1,217 @@
+"""An operator's autograd Function, with the call form that its users know.
+
+    class LigerRMSNormFunction(LigerFunction):
+        operator = rms_norm
+        gradients = ("X", "W")                     # whose gradients the derivative's results are
+
+        @staticmethod
+        def arguments(X, W, eps, offset=0.0, ...):  # the public form -> the operator's arguments
+            return X, W, eps, ...
+
+        @staticmethod
+        def torch_forward(X, W, eps, offset=0.0, ...):
+            ...                                    # the same values from differentiable torch operations
+
+`forward` and `backward` come from the operator. A Function may bring its own, and `compiled`, what torch.compile sees; who
+calls which, and when the formula runs instead, is decided here for all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionMeta
+
+from liger_kernel.ops._memory import PLAIN, is_plain, take_saved
+from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
+
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_is_profiling = torch.autograd._profiler_enabled
+
+
+def _disabled_names() -> frozenset[str]:
+    """LIGER_DISABLE=rms_norm,rope,...: these operators run as plain torch, to bisect a training run."""
+    return frozenset(name.strip() for name in os.environ.get("LIGER_DISABLE", "").split(",") if name.strip())
+
+
+_DISABLED = _disabled_names()
+
+
+class _WithoutGradient:
+    """Stands for the autograd context when nobody asks for a gradient."""
+
+    needs_input_grad = (False,) * 32
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+class _OwnApply(FunctionMeta):
+    """The metaclass of Functions with an `apply` of their own. Of a class whose metaclass is torch's, torch.compile never
+    runs `apply`, but traces `forward` and `backward`: what `apply` decides would be lost in a compiled model."""
+
+
+def refuse_second_derivative(function: str) -> None:
+    """Backward of a backward would silently have no gradient; say so instead."""
+    if _is_grad_enabled():
+        raise RuntimeError(
+            f"{function}: second derivatives are not provided: call backward() or torch.autograd.grad() without "
+            f"create_graph=True"
+        )
+
+
+class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
+    """See the head of this file. Autograd is skipped where no gradient is needed, and second derivatives are refused.
+
+    Whether one is needed is decided before `forward`: inside it `ctx.needs_input_grad` is True even under no_grad.
+    """
+
+    operator: Operator
+    names = ""  # in LIGER_DISABLE, separated by blanks; the operator's, if empty
+    gradients: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()  # the other tensors of the public form
+    reuses: tuple[bool, ...] = ()  # which gradients may be written over the saved tensor whose gradient they are
+
+    remember: Callable[..., None] | None = (
+        None  # called after the tensors are saved, for what only the public form tells
+    )
+
+    parameters: dict[str, inspect.Parameter]  # of the public form
+    differentiable: tuple[int, ...]  # positions of `gradients` among them
+    _plain_torch = False
+    _direct: Callable[..., Any]
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        signature = inspect.signature(cls.torch_forward)
+        cls.parameters = dict(signature.parameters)
+        cls.differentiable = tuple(list(cls.parameters).index(name) for name in cls.gradients)
+        cls.names = cls.names or cls.operator.name
+        cls._plain_torch = not _DISABLED.isdisjoint(cls.names.split())
+        cls._direct = staticmethod(super(torch.autograd.Function, cls).apply)  # type: ignore[misc]  # no stub
+        if "forward" not in vars(cls):
+            cls.forward = staticmethod(_derived_forward(cls, signature))  # type: ignore[method-assign]
+        if "backward" not in vars(cls):
+            cls.backward = staticmethod(_derived_backward(cls))  # type: ignore[method-assign]
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if cls._plain_torch:
+            return cls.torch_forward(*args)
+        if _is_compiling():
+            return cls.compiled(*args)
+        if is_transformed():
+            return cls.torch_forward(*args)
+        try:
+            if _is_grad_enabled() and (args[0].requires_grad or cls._needs_gradient(args)):
+                return cls._direct(*args)  # without torch's look at functorch's wrappers, which takes a microsecond
+            if _is_profiling():
+                with torch.profiler.record_function(f"liger::{cls.operator.name}"):
+                    return cls.forward(_WithoutGradient(), *args)
+            return cls.forward(_WithoutGradient(), *args)
+        except (AttributeError, TypeError):
+            cls._refuse_what_is_no_tensor(args)
+            raise
+
+    @classmethod
+    def _needs_gradient(cls, args: tuple[Any, ...]) -> bool:
+        for position in cls.differentiable:
+            if position < len(args) and args[position] is not None and args[position].requires_grad:
+                return True
+        return False
+
+    @classmethod
+    def _refuse_what_is_no_tensor(cls, args: tuple[Any, ...]) -> None:
+        for name, value in zip(cls.parameters, args):
+            if name in cls.gradients + cls.held and value is not None and not isinstance(value, Tensor):
+                kind = type(value).__name__
+                raise TypeError(f"{cls.__name__}: {name} must be a torch.Tensor, not {kind}") from None
+
+    @classmethod
+    def compiled(cls, *args: Any) -> Any:
+        """What torch.compile sees: the operator itself, with the derivative that torch knows of it."""
+        results = cls.operator.traced(*cls.arguments(*args))
+        public = len(cls.operator.upstreams)
+        return results if isinstance(results, Tensor) else results[0] if public == 1 else results[:public]
+
+    @staticmethod
+    def arguments(*args: Any) -> tuple:
+        """The operator's arguments from the public ones."""
+        raise NotImplementedError
+
+    @staticmethod
+    def torch_forward(*args: Any) -> Any:
+        """The same values from differentiable torch operations."""
+        raise NotImplementedError
+
+    @staticmethod
+    def received(tensor: Any) -> Tensor:
+        """A gradient of another kind than Tensor, as the operator takes it."""
+        return tensor
+
+
+def _derived_forward(cls: type[LigerFunction], signature: inspect.Signature) -> Callable[..., Any]:
+    operator, arguments = cls.operator, cls.arguments
+    single = len(operator.results) == 1
+    public = len(operator.upstreams)
+    call, save, remember = operator.now, operator.save, cls.remember
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        given = arguments(*args)
+        results = call(*given)
+        if single:
+            save(ctx, given, (results,))
+            return results
+        save(ctx, given, results)
+        if remember is not None:
+            remember(ctx, *args)
+        return results[0] if public == 1 else results[:public]
+
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = signature.replace(parameters=[context, *cls.parameters.values()])  # type: ignore[attr-defined]
+    return forward
+
+
+def _derived_backward(cls: type[LigerFunction]) -> Callable[..., Any]:
+    operator, differentiable, name = cls.operator, cls.differentiable, cls.__name__
+
+    def backward(ctx: Any, *upstreams: Any) -> tuple:
+        refuse_second_derivative(name)
+        upstreams = tuple([u if type(u) in PLAIN or u is None else cls.received(u) for u in upstreams])
+        asked = ctx.needs_input_grad
+        needs = [asked[position] for position in differentiable if position < len(asked)]
+        if cls.reuses and is_plain(*upstreams):
+            found = _over_saved(cls, ctx, upstreams, needs)
+        else:
+            found = operator.gradients(ctx.saved_tensors, ctx.options, upstreams, needs)
+        gradients: list = [None] * len(asked)
+        for position, gradient in zip(differentiable, found):
+            gradients[position] = gradient
+        return tuple(gradients)
+
+    return backward
+
+
+def _over_saved(cls: type[LigerFunction], ctx: Any, upstreams: tuple, needs: list) -> tuple:
+    """The gradients, in the memory of the saved tensors that they belong to where nobody can see it any more."""
+    operator, derivative = cls.operator, cls.operator.derivative
+    assert derivative is not None
+    saved, free = take_saved(ctx)
+    places = [operator.saved.index(position) for position in operator.differentiable]
+    over = [need and reuse and free[place] for need, reuse, place in zip(needs, cls.reuses, places)]
+    if any(over):
+        args = operator.gradient_arguments(saved, ctx.options, upstreams)
+        try:
+            return derivative.over(args, needs, [saved[p].data if o else None for p, o in zip(places, over)])
+        except LigerArgumentError:
+            pass
+    return operator.gradients(saved, ctx.options, upstreams, needs)

@@ -1,0 +1,189 @@
+"""Memory and layouts: what a kernel can be given, what a result is made like, and when a saved tensor may be overwritten."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel import _native
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+_active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """True if their memory is their value: no tracing, no fake or meta tensors, no subclass, no negated view."""
+    if torch.compiler.is_compiling() or _active_modes():
+        return False
+    return all(t is None or (type(t) in PLAIN and not t.is_meta and not t.is_neg()) for t in tensors)
+
+
+def graph_is_kept() -> bool:
+    """Will this backward be run again? Unknown counts as yes."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else ask()
+
+
+# ---- memory of saved tensors -------------------------------------------------------------------------------------------
+#
+# A gradient may be written over a saved tensor that nobody can see any more: the graph is being freed, the node has given
+# its own references back, and what is left is one reference, ours. Whoever else could see the memory holds one of four
+# things: the Python object (a variable, a container, a NumPy array made of it), the tensor behind it (another node that
+# saved it, the accumulator of a leaf), another tensor on its storage (a view, a saved output, an alias in a hook), or the
+# storage's Python object. Each has a count. What the counts are for a tensor that only we hold is measured, not assumed.
+
+
+def _references(tensors: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+    """Of each tensor: references to the object, to the tensor behind it, to its storage, to the storage's object."""
+    counts: list[tuple[int, ...]] = []
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        behind = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+        use_count = tensor._use_count()  # type: ignore[attr-defined]
+        counts.append((sys.getrefcount(tensor), use_count, behind, sys.getrefcount(storage)))
+    return counts
+
+
+@functools.cache
+def _lone_references() -> tuple[int, ...] | None:
+    """The counts of a tensor that only its tuple holds; None if they cannot be had, or miss one kind of holder."""
+    try:
+        with torch.enable_grad():
+            tensors = tuple(torch.empty(1, device="cpu") for _ in range(5))
+            holders = (
+                tensors[1],
+                tensors[2].requires_grad_() + 1.0,
+                tensors[3].detach(),
+                tensors[4].untyped_storage(),
+            )
+            lone, *held = _references(tensors)
+        del holders
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+    return lone if all(any(h > n for h, n in zip(counts, lone)) for counts in held) else None
+
+
+def _is_own_memory(tensor: Tensor) -> bool:
+    """In one piece, allocated by torch, and not shared with another process."""
+    storage = tensor.untyped_storage()
+    return tensor.is_contiguous() and storage.resizable() and (tensor.is_cuda or not storage.is_shared())
+
+
+def take_saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[bool]]:
+    """The saved tensors, and of each whether a gradient may be written over it.
+
+    Where the graph is freed, the node's references are dropped first: what an unpack hook answers is counted like
+    anything else. A graph that is captured may be replayed twice over one forward pass, so it keeps what it has saved.
+    """
+    saved = ctx.saved_tensors
+    nothing = [False] * len(saved)
+    if not is_plain(*saved) or graph_is_kept() or _lone_references() is None:
+        return saved, nothing
+    drop = getattr(ctx, "maybe_clear_saved_tensors", None)
+    if drop is None or (saved[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+        return saved, nothing
+    drop()
+    lone = _lone_references()
+    return saved, [counts == lone and _is_own_memory(tensor) for counts, tensor in zip(_references(saved), saved)]
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------------
+
+
+def _folds(tensor: Tensor) -> bool:
+    """Do the leading dimensions fold into at most two row strides?"""
+    if tensor.stride(-1) != 1:
+        return False
+    levels, extent, stride = 0, 1, 0
+    for size, step in zip(reversed(tensor.shape[:-1]), reversed(tensor.stride()[:-1])):
+        if size == 1:
+            continue
+        if levels == 0 or step != stride * extent:
+            levels, extent, stride = levels + 1, 1, step
+        extent *= size
+    return levels <= 2
+
+
+NATIVE_DTYPE = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # liger_dtype
+FLOATS = tuple(NATIVE_DTYPE)
+
+
+def require_float(operator: str, **tensors: Tensor | None) -> None:
+    """For arguments that are widened, so that the library would name fewer dtypes than there are."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{operator}: {name} must be a torch.Tensor, not {type(tensor).__name__}")
+        if tensor is not None and tensor.dtype not in FLOATS:
+            supported = "float32, float16 and bfloat16 are supported"
+            raise _native.LigerArgumentError(f"{operator}: {name} is {tensor.dtype}, but {supported}")
+
+
+def rows(tensor: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor itself if the C library takes its strides, else a contiguous copy. At most six dimensions: more are folded,
+    so outputs are made in the shape of the given tensor and passed through here too."""
+    if not tensor.is_contiguous() and (tensor.dim() > 6 or not _folds(tensor)):
+        tensor = tensor.contiguous()
+    return tensor if tensor.dim() <= 6 else tensor.view(-1, tensor.shape[-1])
+
+
+def single(tensor: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
+    """A factor or an upstream of losses: f32."""
+    return tensor.float().contiguous()
+
+
+def matrix(tensor: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
+    """Any row stride will do, but the last dimension must be contiguous and rows must not overlap."""
+    if tensor.dim() == 2 and (tensor.stride(1) != 1 or 0 <= tensor.stride(0) < tensor.shape[1]):
+        return tensor.contiguous()
+    return tensor
+
+
+def wide_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows(tensor.to(dtype))
+
+
+_HUGE = 4 << 20
+
+
+def fresh(tensor: Tensor) -> Tensor:
+    """The tensor itself, new and unwritten. A large one on the CPU is memory straight from the system, whose page faults
+    cost more than the arithmetic that fills it: huge pages have 512 times fewer."""
+    if not tensor.is_cuda and type(tensor) is Tensor and tensor.nbytes >= _HUGE:
+        _native.ask_for_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
+def new_rows(tensor: Tensor) -> Tensor:
+    """Contiguous memory of the same shape and dtype."""
+    if tensor.is_contiguous():  # without the keyword the call is a third cheaper
+        return fresh(torch.empty_like(tensor))
+    return fresh(torch.empty_like(tensor, memory_format=torch.contiguous_format))
+
+
+def new_heads(x: Tensor) -> Tensor:
+    """[B, heads, S, D] as a view of [B, S, heads, D] memory, the layout that projections and attention use."""
+    batch, heads, seq, dim = x.shape
+    strides = (seq * heads * dim, dim, heads * dim, 1)
+    return fresh(torch.empty_strided((batch, heads, seq, dim), strides, dtype=x.dtype, device=x.device))
+
+
+def heads(x: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
+    """Any strides will do but for the last dimension's."""
+    return x if x.is_contiguous() or x.stride(-1) == 1 else x.contiguous()
+
+
+def parameter(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Kernels take parameters of the activations' dtype or f32: anything else is widened, which is exact."""
+    if weight.dtype is not dtype and weight.dtype in (torch.float16, torch.bfloat16):
+        weight = weight.float()
+    return weight if weight.is_contiguous() else weight.contiguous()
+
+
+def absent(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What a traced operator answers in the place of a result that nobody asked for."""
+    return torch.empty(0, dtype=dtype or like.dtype, device=like.device)
