@@ -103,7 +103,6 @@ static const struct op_case cases[] = {
     {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .scalar = {1, 1}, .large = true},
 };
 
-static const struct op_alias forward_aliases[] = {{Y, GATE}, {Y, UP}};
 
 /* ---- halves of one buffer --------------------------------------------------------------------------------------- */
 
@@ -229,7 +228,6 @@ const struct op_cases swiglu_forward_cases = {
     .reference = reference_forward,
     .no_naive = OP_NO_SUMS,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(forward_aliases),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -279,7 +277,6 @@ static double loss(const struct op_case *c, const struct op_types *types, double
 }
 
 static const struct op_gradient gradients[] = {{DGATE, GATE}, {DUP, UP}};
-static const struct op_alias backward_aliases[] = {{DGATE, DY}, {DGATE, GATE}, {DUP, DY}, {DUP, UP}};
 
 /* Gradients written over the fused projection have the bits of those of separate tensors. */
 static const char *backward_of_halves(struct op_run *run) {
@@ -318,7 +315,6 @@ const struct op_cases swiglu_backward_cases = {
     .no_naive = OP_NO_SUMS,
     .loss = loss,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(backward_aliases),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };
