@@ -20,6 +20,7 @@
 #include "tests/harness/call_image.h"
 #include "tests/harness/host_pool.h"
 #include "tests/harness/modes.h"
+#include "tests/harness/op_door.h"
 
 enum { ARENA_BYTES = 1 << 17, ARENA_PAGE = 1 << 16, MOST_CHANGES = 3, MOST_ELEMENTS = 1 << 16 };
 
@@ -194,8 +195,10 @@ static bool all_is_there(struct prepared *p) {
 
 /* One of the aliases that the contract permits. */
 static void share(struct prepared *p, struct choices *choices) {
-    const struct op_cases *op = p->run->op;
-    const struct op_alias *alias = &op->aliases[choose(choices, op->alias_count)];
+    struct op_alias aliases[OP_MOST_ALIASES];
+    const int count = op_door_aliases(p->run->op, aliases);
+    if (count == 0) return;
+    const struct op_alias *alias = &aliases[choose(choices, count)];
     const liger_tensor *in = &p->call.t[alias->in], *out = &p->call.t[alias->out];
     if (in->data == NULL || out->data == NULL || in->dtype != out->dtype) return;
     for (int k = 0; k < p->tensors; k++)
@@ -412,7 +415,7 @@ static bool ask_for_workspace(const struct door_entry *function, struct prepared
 
 static bool make_call(const struct door_entry *function, struct prepared *p, int isa, bool again,
                       struct choices *choices, struct fuzz_counts *counts) {
-    if (p->run->op->alias_count > 0 && choose(choices, 8) == 0) share(p, choices);
+    if (choose(choices, 8) == 0) share(p, choices);
     if (choose(choices, 2))
         for (int64_t k = choose(choices, MOST_CHANGES) + 1; k > 0; k--) change(p, function, choices);
     const bool there = all_is_there(p);
