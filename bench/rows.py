@@ -227,6 +227,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
 
 CPU_ROWS = [
     *_cpu_rows("float32", "fp32"),
+    Row("FLCE 256x2048x128256 fp32", "flce", "linear_cross_entropy", (256, 2048, 128256), "float32"),
     *_cpu_rows("bfloat16", "bf16"),
     Row("GEMM 1024x4096x8192 bf16", "gemm", "gemm", (1024, 4096, 8192), "bfloat16"),
 ]

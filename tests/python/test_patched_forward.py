@@ -19,7 +19,7 @@ from llama_patching import (  # noqa: E402
     warnings_of,
 )
 
-from liger_kernel.transformers import apply_liger_kernel_to_llama  # noqa: E402
+from liger_kernel.transformers import apply_liger_kernel_to_llama, revert_liger_kernel  # noqa: E402
 from liger_kernel.transformers import functional as liger_functional  # noqa: E402
 from liger_kernel.transformers.model import causal_lm, loss_utils  # noqa: E402
 
@@ -83,7 +83,21 @@ def test_evaluation_gives_logits_and_loss(device):
         assert_close(skipped.loss, expected.loss)
         alone = patched(input_ids=ids)
         assert alone.loss is None and alone.logits.shape == expected.logits.shape
-    assert_close(output.past_key_values[0][0] if isinstance(output.past_key_values, tuple) else 0, 0)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")  # none of transformers' may be caused by us
+def test_the_cache_goes_by_its_old_and_its_new_name(device):
+    stock, patched = (model.eval() for model in pair(device))
+    ids, _ = tiny_llama.batch(device)
+    with torch.no_grad():
+        expected = stock(input_ids=ids).logits[:, 5:]
+        for name, other in (("past_key_values", "cache"), ("cache", "past_key_values")):
+            first = patched(input_ids=ids[:, :5], use_cache=True)
+            cache = first.cache if "cache" in first else first.past_key_values
+            output = patched(input_ids=ids[:, 5:], **{name: cache, other: None})
+            assert_close(output.logits, expected)
+        with pytest.raises(ValueError, match="past_key_values and cache"):
+            patched(input_ids=ids[:, 5:], cache=cache, past_key_values=cache)
 
 
 def test_skip_logits_false_in_training(device):
@@ -293,6 +307,7 @@ def test_compiles_without_graph_breaks(device):
     try:
         output, gradients = compiled_step(model, input_ids=ids, labels=labels)
     except torch._dynamo.exc.Unsupported as cause:
+        revert_liger_kernel()  # RoPE was replaced for every model
         try:
             compiled_step(tiny_llama.build(device), input_ids=ids, labels=labels)
         except torch._dynamo.exc.Unsupported:

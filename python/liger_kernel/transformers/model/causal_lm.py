@@ -7,6 +7,7 @@ the loss cannot be fused with.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
 from collections.abc import Callable
@@ -43,6 +44,20 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
     if name == "return_dict" and not hasattr(config, "return_dict"):
         name = "use_return_dict"
     return getattr(config, name, None)
+
+
+@torch.compiler.assume_constant_result
+def _cache_name(model_class: type) -> str:
+    """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+
+
+def _with_one_cache(model_class: type, base_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`base_kwargs` with the cache under the one name that the base model has; `kwargs` may hold it under the new one."""
+    old, new = base_kwargs.pop("past_key_values", None), kwargs.pop("cache", None)
+    if old is not None and new is not None:
+        raise ValueError("past_key_values and cache are two names of the same thing: give one of them")
+    return {**base_kwargs, _cache_name(model_class): old if new is None else new}
 
 
 def _keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -149,7 +164,7 @@ def causal_lm_forward(
     kwargs = {name: value for name, value in kwargs.items() if name not in _SET_HERE}
     return_dict = _config_flag(model.config, "return_dict", return_dict)
     outputs = model.base_model(
-        **base_kwargs,
+        **_with_one_cache(type(model.base_model), base_kwargs, kwargs),
         output_attentions=_config_flag(config, "output_attentions", output_attentions),
         output_hidden_states=_config_flag(config, "output_hidden_states", output_hidden_states),
         return_dict=True,
