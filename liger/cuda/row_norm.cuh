@@ -30,6 +30,7 @@
 
 #include <cuda_pipeline_primitives.h>
 
+#include "liger/core/norm_partials.h"
 #include "liger/cuda/pack.cuh"
 #include "liger/cuda/reduce.cuh"
 #include "liger/cuda/shared_memory.cuh"
@@ -38,8 +39,8 @@ namespace row_norm {
 
 /* What the kernels are cut for. */
 enum {
-    RESIDENT = 1024, /* threads of a multiprocessor: 64 registers each */
-    BLOCK = 512,     /* threads of a block, at most, but for one rung of the ladder below; of the loop kernels */
+    RESIDENT = NORM_MULTIPROCESSOR_THREADS, /* threads of a multiprocessor: 64 registers each */
+    BLOCK = 512, /* threads of a block, at most, but for one rung of the ladder below; of the loop kernels */
     FORWARD_PACKS = 4 * BLOCK,
     LOOP_BLOCKS = 4, /* of a multiprocessor, in the loop kernels: 32 registers a thread */
     COLUMN_BLOCK = 256,
@@ -236,6 +237,7 @@ constexpr bool rungs_fit() {
             }
     return true;
 }
+static_assert(LADDER[0].threads * LADDER[0].groups == NORM_SHARED_BLOCK, "as norm_partials() counts");
 static_assert(rungs_fit(), "a rung asks for more shared memory than there is");
 
 /* Rows on their way: each thread copies its own packs of dy, x and perhaps dsum to its own slots of shared memory, as many
