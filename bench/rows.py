@@ -159,6 +159,13 @@ PLAIN: dict[str, Callable[..., object]] = {
     "linear_cross_entropy": linear_cross_entropy,
     "gemm": matmul,
 }
+# Elements that are read and written for each element of the shape, forward and backward.
+PASSES = {
+    "rms_norm": 5,
+    "add_rms_norm": 8,
+    "swiglu": 8,
+    "cross_entropy": 2,
+}
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------------------
@@ -193,7 +200,7 @@ class Row:
         if self.op in ("linear_cross_entropy", "gemm"):
             rows, hidden, vocab = self.shape
             return 0, (6.0 if self.op == "linear_cross_entropy" else 2.0) * rows * hidden * vocab
-        return {"rms_norm": 5, "add_rms_norm": 8, "swiglu": 8, "cross_entropy": 2}[self.op] * size * elements, 0
+        return PASSES[self.op] * size * elements, 0
 
 
 CUDA_ROWS = [
