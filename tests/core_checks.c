@@ -13,6 +13,7 @@
 #include "liger/core/rows.h"
 #include "liger/cpu/parallel.h"
 #include "liger/ops/rope/rope.h"
+#include "tests/door_checks.h"
 #include "tests/harness/random.h"
 #include "tests/thread_checks.h"
 
@@ -137,14 +138,28 @@ static bool share_a_byte(const liger_tensor *a, const liger_tensor *b) {
     return false;
 }
 
+/* Fewer bytes are touched than its elements have. */
+static bool shares_with_itself(const liger_tensor *view) {
+    static unsigned char touched[sizeof memory];
+    int64_t bytes = 0;
+    memset(touched, 0, sizeof touched);
+    mark(view, touched, 1);
+    for (size_t k = 0; k < sizeof touched; k++) bytes += touched[k];
+    return bytes < liger_tensor_elements(view) * (int64_t)liger_dtype_size(view->dtype);
+}
+
 static void drawn_views(struct report *report) {
-    int interleaved = 0, wrong = 0;
+    int interleaved = 0, wrong = 0, repeating = 0, rounds = 0;
     for (int round = 0; round < VIEW_ROUNDS; round++) {
         struct random_stream stream = random_start(random_seed("overlap"), (uint64_t)round);
         const struct view one = draw_view(&stream), other = draw_view(&stream);
         const liger_tensor a = tensor_of(&one), b = tensor_of(&other);
         if (!within_memory(&a) || !within_memory(&b)) continue;
-        const bool truth = share_a_byte(&a, &b);
+        const bool truth = share_a_byte(&a, &b), repeats = shares_with_itself(&a);
+        rounds++;
+        repeating += repeats;
+        if (liger_view_repeats(&a) != repeats && ++wrong)
+            report_fail(report, "the drawn view %d %s", round, repeats ? "repeats itself" : "does not repeat itself");
         interleaved += !truth && liger_spans_meet(liger_byte_span(&a), liger_byte_span(&b));
         if (liger_views_collide(&a, &b) == truth) continue;
         wrong++;
@@ -152,6 +167,7 @@ static void drawn_views(struct report *report) {
     }
     expect(report, wrong == 0, "drawn views");
     expect(report, interleaved > VIEW_ROUNDS / 50, "enough of the drawn views interleave");
+    expect(report, repeating > rounds / 5 && repeating < rounds * 4 / 5, "some of the drawn views repeat themselves");
 }
 
 /* ---- overlap: at a door ------------------------------------------------------------------------------------------- */
@@ -322,5 +338,6 @@ void core_checks(struct report *report) {
     no_context(report);
     workers_leave_signals_alone(report);
     report_end(report, "core", "context", "host");
+    door_checks(report);
     thread_checks(report);
 }

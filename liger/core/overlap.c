@@ -98,9 +98,21 @@ static bool meets_below(const struct steps *steps, int n, uint64_t reach) {
     return takes(&sum, sum.count, reach - steps->term[n].step);
 }
 
+/* As nearly all do: every stride reaches beyond all that lies inside of it. */
+static bool nests(const liger_tensor *view) {
+    uint64_t reach = 0;
+    for (int d = view->ndim - 1; d >= 0; d--) {
+        if (view->shape[d] <= 1) continue;
+        if (magnitude(view->stride[d]) <= reach) return false;
+        reach += magnitude(view->stride[d]) * ((uint64_t)view->shape[d] - 1);
+    }
+    return true;
+}
+
 bool liger_view_repeats(const liger_tensor *view) {
     struct steps steps = {.count = 0};
     uint64_t reach = 0;
+    if (nests(view)) return false;
     for (int d = 0; d < view->ndim; d++) {
         if (view->shape[d] == 0) return false;
         if (view->shape[d] > 1) add_step(&steps, magnitude(view->stride[d]), (uint64_t)view->shape[d] - 1);

@@ -108,6 +108,12 @@ LIGER_TEMPLATE void v_store_n(liger_dtype t, void *p, int64_t i, int n, v_f32 x)
     else v_store_tail(t, p, i, n, x);
 }
 
+/* x with all lanes but the first n zero. */
+LIGER_TEMPLATE v_f32 v_first(v_f32 x, int n) {
+    static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return n == V_LANES ? x : v_select(v_less(v_load_f32(lane), v_set((float)n)), x, v_zero());
+}
+
 /* Runs the statement over [0, count): whole vectors with the literal n = V_LANES, then the tail with n < V_LANES. */
 #define V_FOR_EACH(i, n, count, ...)                                                                                   \
     do {                                                                                                               \
@@ -118,6 +124,24 @@ LIGER_TEMPLATE void v_store_n(liger_dtype t, void *p, int64_t i, int n, v_f32 x)
         }                                                                                                              \
         if (i < (count)) {                                                                                             \
             const int n = (int)((count)-i);                                                                            \
+            __VA_ARGS__;                                                                                               \
+        }                                                                                                              \
+    } while (0)
+
+/* V_FOR_EACH in `ways` chains, k = 0, 1, …, that need not wait for each other: sums. What is left falls to the first one. */
+#define V_FOR_EACH_CHAIN(i, n, k, ways, count, ...)                                                                    \
+    do {                                                                                                               \
+        int64_t done = 0;                                                                                              \
+        for (; done + (ways)*V_LANES <= (count); done += (ways)*V_LANES)                                               \
+            for (int k = 0; k < (ways); k++) {                                                                         \
+                const int64_t i = done + k * V_LANES;                                                                  \
+                enum { n = V_LANES };                                                                                  \
+                __VA_ARGS__;                                                                                           \
+            }                                                                                                          \
+        for (; done < (count); done += V_LANES) {                                                                      \
+            const int64_t i = done;                                                                                    \
+            const int n = (count)-done < V_LANES ? (int)((count)-done) : V_LANES;                                      \
+            enum { k = 0 };                                                                                            \
             __VA_ARGS__;                                                                                               \
         }                                                                                                              \
     } while (0)

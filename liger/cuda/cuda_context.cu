@@ -12,6 +12,7 @@ extern "C" const liger_kernel_table liger_table_cuda;
 static liger_status find_device(int32_t device) {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
+    (void)cudaGetLastError(); /* told below, not to the runtime's next caller */
     if (error == cudaErrorInsufficientDriver) {
         int driver = 0;
         (void)cudaDriverGetVersion(&driver); /* 0.0 says as much as any other message */

@@ -74,13 +74,13 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 template <typename... P, typename... A>
-cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), unsigned grid, dim3 block,
+cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block,
                         cudaStream_t stream, A... arguments) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(grid);
+    config.gridDim = grid;
     config.blockDim = block;
     config.stream = stream;
     config.attrs = &attribute;

@@ -53,11 +53,14 @@ bool fuzz_nothing(const struct fuzz_function *function); /* NULL for the args, N
 
 struct fuzz_counts {
     long made, succeeded, refused;
-    long without_memory; /* of those: so changed that a tensor leaves the memory there is; kernels that do nothing get it */
-    long twice;          /* made again in another context with the same result */
+    long
+        without_memory; /* of those: so changed that a tensor leaves the memory there is; kernels that do nothing get it */
+    long twice;         /* made again in another context with the same result */
 };
 
 bool fuzz_call(const struct fuzz_function *function, struct choices *choices, struct fuzz_counts *counts);
+/* Prints the call that is being made. */
+void fuzz_describe(void);
 void fuzz_calls_end(void);
 
 #endif

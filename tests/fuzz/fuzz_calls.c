@@ -31,14 +31,14 @@ static unsigned char before[ARENA_BYTES], after[ARENA_BYTES], first[ARENA_BYTES]
 
 static void open_arena(void) {
     if (arena != NULL) return;
-    unsigned char *map =
-        mmap(NULL, ARENA_BYTES + 2 * ARENA_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *map = mmap(NULL, ARENA_BYTES + 2 * ARENA_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED || mprotect(map + ARENA_PAGE, ARENA_BYTES, PROT_READ | PROT_WRITE) != 0) abort();
     arena = map + ARENA_PAGE;
 }
 
 static bool in_arena(struct byte_span span) {
-    return span.begin >= (uintptr_t)arena && span.end <= (uintptr_t)arena + ARENA_BYTES;
+    const uintptr_t begin = (uintptr_t)arena;
+    return span.begin >= begin && span.begin <= span.end && span.end <= begin + ARENA_BYTES;
 }
 
 /* ---- contexts ---- */
@@ -75,11 +75,20 @@ void fuzz_calls_end(void) {
 
 /* ---- a right call ---- */
 
+/* What stands where in an args struct. */
+struct layout {
+    int count; /* tensors: they stand behind its size, in one row */
+    bool output[OP_MAX_TENSORS];
+    size_t workspace; /* offset of the pointer, the size behind it; 0: none */
+};
+
 struct prepared {
     const struct op_run *run;
     struct op_call call;
     _Alignas(16) unsigned char args[FUZZ_ARGS_BYTES];
-    size_t used; /* bytes of the arena */
+    struct layout layout; /* found before anything is changed */
+    size_t used;          /* bytes of the arena */
+    size_t needed;        /* bytes of workspace, as the function says of the changed call */
 };
 
 /* A piece of the arena behind what is used, at an odd place for its size; NULL if there is no room. */
@@ -116,15 +125,6 @@ static bool place_workspace(struct prepared *p, struct choices *choices) {
     return p->call.workspace != NULL;
 }
 
-static void share(struct prepared *p, struct choices *choices) {
-    const struct op_cases *op = p->run->op;
-    if (op->alias_count == 0) return;
-    const struct op_alias *alias = &op->aliases[choose(choices, op->alias_count)];
-    const liger_tensor *in = &p->call.t[alias->in];
-    liger_tensor *out = &p->call.t[alias->out];
-    if (in->data != NULL && out->data != NULL && in->dtype == out->dtype) *out = *in;
-}
-
 /* False: it does not fit the arena. */
 static bool prepare(struct prepared *p, const struct fuzz_function *function, struct choices *choices) {
     static const unsigned char junk[] = {0xff, 0xf5, 0x00, 0x3c};
@@ -135,29 +135,19 @@ static bool prepare(struct prepared *p, const struct fuzz_function *function, st
     for (int i = 0; i < p->run->op->tensor_count; i++)
         if (p->run->t[i] != NULL && !place_tensor(p, i, choices)) return false;
     if (!place_workspace(p, choices)) return false;
-    if (choose(choices, 8) == 0) share(p, choices);
     memset(p->args, 0, function->size);
     return fuzz_capture(function, &p->call, p->args);
 }
 
 /* ---- what the struct says ---- */
 
-/* The tensors of an args struct stand behind its size, in one row. */
-static liger_tensor *tensor_at(struct prepared *p, int k) {
-    return (liger_tensor *)(p->args + sizeof(size_t)) + k;
-}
-
-/* What stands where. Found before anything is changed. */
-struct layout {
-    int count; /* tensors */
-    bool output[OP_MAX_TENSORS];
-    size_t workspace; /* offset of the pointer, the size behind it; 0: none */
-};
+static liger_tensor *tensor_at(struct prepared *p, int k) { return (liger_tensor *)(p->args + sizeof(size_t)) + k; }
 
 static bool door_says_output(const struct door *door, int k) {
     bool output = false;
     for (int r = 0; r < door->count; r++)
-        output = output || (door->rules[r].kind == DOOR_TENSOR && door->rules[r].at == k && door->rules[r].role != DOOR_IN);
+        output =
+            output || (door->rules[r].kind == DOOR_TENSOR && door->rules[r].at == k && door->rules[r].role != DOOR_IN);
     return output;
 }
 
@@ -181,14 +171,21 @@ static struct layout layout_of(struct prepared *p, const struct fuzz_function *f
     return layout;
 }
 
-static struct byte_span workspace_span(const struct prepared *p, const struct layout *layout) {
+static struct byte_span workspace_span(const struct prepared *p) {
     uintptr_t begin;
     size_t bytes;
-    if (layout->workspace == 0) return (struct byte_span){0, 0};
-    memcpy(&begin, p->args + layout->workspace, sizeof begin);
-    memcpy(&bytes, p->args + layout->workspace + sizeof begin, sizeof bytes);
+    if (p->layout.workspace == 0) return (struct byte_span){0, 0};
+    memcpy(&begin, p->args + p->layout.workspace, sizeof begin);
+    memcpy(&bytes, p->args + p->layout.workspace + sizeof begin, sizeof bytes);
     if (begin == 0 || bytes == 0) return (struct byte_span){0, 0};
     return (struct byte_span){begin, bytes < UINTPTR_MAX - begin ? begin + bytes : UINTPTR_MAX};
+}
+
+/* More may be given than is needed: that is not touched. */
+static struct byte_span used_workspace(const struct prepared *p) {
+    struct byte_span span = workspace_span(p);
+    if (span.end - span.begin > p->needed) span.end = span.begin + p->needed;
+    return span;
 }
 
 /* Whether a kernel may be trusted with the tensor: its numbers are small enough to compute with, it is aligned as its dtype
@@ -207,19 +204,29 @@ static bool is_there(const liger_tensor *t) {
     return elements == 0 || in_arena(liger_byte_span(t));
 }
 
-static bool all_is_there(struct prepared *p, const struct layout *layout) {
-    const struct byte_span workspace = workspace_span(p, layout);
+static bool all_is_there(struct prepared *p) {
+    const struct byte_span workspace = workspace_span(p);
     bool there = workspace.end == 0 || in_arena(workspace);
-    for (int k = 0; k < layout->count; k++) there = there && is_there(tensor_at(p, k));
+    for (int k = 0; k < p->layout.count; k++) there = there && is_there(tensor_at(p, k));
     return there;
 }
 
 /* ---- changes ---- */
 
-static void change_tensor(struct prepared *p, const struct layout *layout, struct choices *choices) {
+/* One of the aliases that the contract permits. */
+static void share(struct prepared *p, struct choices *choices) {
+    const struct op_cases *op = p->run->op;
+    const struct op_alias *alias = &op->aliases[choose(choices, op->alias_count)];
+    const liger_tensor *in = &p->call.t[alias->in], *out = &p->call.t[alias->out];
+    if (in->data == NULL || out->data == NULL || in->dtype != out->dtype) return;
+    for (int k = 0; k < p->layout.count; k++)
+        if (memcmp(tensor_at(p, k), out, sizeof *out) == 0) *tensor_at(p, k) = *in;
+}
+
+static void change_tensor(struct prepared *p, struct choices *choices) {
     static const int64_t sizes[] = {0, 1, 2, 3, -1, 64, INT64_MAX, INT64_MIN, INT64_C(1) << 32, INT64_C(1) << 40};
-    liger_tensor *t = tensor_at(p, (int)choose(choices, layout->count));
-    const liger_tensor *other = tensor_at(p, (int)choose(choices, layout->count));
+    liger_tensor *t = tensor_at(p, (int)choose(choices, p->layout.count));
+    const liger_tensor *other = tensor_at(p, (int)choose(choices, p->layout.count));
     const int d = (int)choose(choices, t->ndim > 0 && t->ndim <= LIGER_MAX_DIMS ? t->ndim : LIGER_MAX_DIMS);
     switch (choose(choices, 10)) {
         case 0: t->data = NULL; break;
@@ -236,10 +243,9 @@ static void change_tensor(struct prepared *p, const struct layout *layout, struc
 }
 
 /* Behind the tensors: numbers, reserved bytes, the workspace. */
-static void change_rest(struct prepared *p, const struct fuzz_function *function, const struct layout *layout,
-                        struct choices *choices) {
+static void change_rest(struct prepared *p, const struct fuzz_function *function, struct choices *choices) {
     static const float numbers[] = {0.0f, -1.0f, 1.0f, 0.5f, 1e30f, -1e-30f, 2.0f, 100.0f};
-    const size_t rest = sizeof(size_t) + (size_t)layout->count * sizeof(liger_tensor);
+    const size_t rest = sizeof(size_t) + (size_t)p->layout.count * sizeof(liger_tensor);
     if (rest >= function->size) return;
     const size_t at = rest + (size_t)choose(choices, (int64_t)(function->size - rest));
     const float number = numbers[choose(choices, OP_COUNT(numbers))];
@@ -247,34 +253,51 @@ static void change_rest(struct prepared *p, const struct fuzz_function *function
     else if (at / 4 * 4 + 4 <= function->size) memcpy(p->args + at / 4 * 4, &number, sizeof number);
 }
 
-static void change(struct prepared *p, const struct fuzz_function *function, const struct layout *layout,
-                   struct choices *choices) {
+static void change(struct prepared *p, const struct fuzz_function *function, struct choices *choices) {
     size_t size = function->size;
     switch (choose(choices, 8)) {
         case 0: size = choose(choices, 2) ? (size_t)choose(choices, (int64_t)size + 64) : size + 8; break;
         case 1:
-        case 2: change_rest(p, function, layout, choices); break;
+        case 2: change_rest(p, function, choices); break;
         case 3: p->args[sizeof size + choose(choices, (int64_t)(size - sizeof size))] ^= 1 << choose(choices, 8); break;
-        default: change_tensor(p, layout, choices); break;
+        default: change_tensor(p, choices); break;
     }
     if (size != function->size) memcpy(p->args, &size, sizeof size);
 }
 
 /* ---- what the call did ---- */
 
-static bool complain(const struct fuzz_function *function, const struct prepared *p, const char *what) {
-    printf("FAILED %s of %s: %s\n", function->name, p->run->c.label, what);
+static struct prepared current;
+
+void fuzz_describe(void) {
+    if (current.run == NULL) return;
+    const struct byte_span workspace = workspace_span(&current);
+    printf("    %s, %s; workspace of %zu at %lld, %zu needed\n", current.run->op->name, current.run->c.label,
+           (size_t)(workspace.end - workspace.begin), (long long)(workspace.begin - (uintptr_t)arena), current.needed);
+    for (int k = 0; k < current.layout.count; k++) {
+        const liger_tensor *t = tensor_at(&current, k);
+        printf("    tensor %d: %s, %s at %lld, %d dimensions:", k, current.layout.output[k] ? "output" : "input",
+               liger_dtype_name(t->dtype), t->data ? (long long)((unsigned char *)t->data - arena) : -1LL, t->ndim);
+        for (int d = 0; d < t->ndim && d < LIGER_MAX_DIMS; d++)
+            printf(" %lld by %lld", (long long)t->shape[d], (long long)t->stride[d]);
+        printf("\n");
+    }
+}
+
+static bool complain(const char *what) {
+    printf("FAILED %s\n", what);
+    fuzz_describe();
     return false;
 }
 
-/* Sets the elements of an output back to what they were. */
-static void set_back(const liger_tensor *t) {
+/* Calls body for the place in the arena of every element. */
+static void for_each_element(const liger_tensor *t, void (*body)(size_t at, size_t size)) {
     int64_t index[LIGER_MAX_DIMS] = {0}, at = (unsigned char *)t->data - arena;
     const int64_t size = (int64_t)liger_dtype_size(t->dtype);
-    int64_t elements = 1;
+    int64_t elements = t->data ? 1 : 0;
     for (int d = 0; d < t->ndim; d++) elements *= t->shape[d];
     for (int64_t e = 0; e < elements; e++) {
-        memcpy(after + at, before + at, (size_t)size);
+        body((size_t)at, (size_t)size);
         for (int d = t->ndim - 1; d >= 0; d--) {
             at += t->stride[d] * size;
             if (++index[d] < t->shape[d]) break;
@@ -284,12 +307,14 @@ static void set_back(const liger_tensor *t) {
     }
 }
 
+static void set_back(size_t at, size_t size) { memcpy(after + at, before + at, size); }
+
 /* Nothing but the elements of outputs and the workspace may have changed. */
-static bool wrote_in_place(struct prepared *p, const struct layout *layout) {
-    const struct byte_span workspace = workspace_span(p, layout);
+static bool wrote_in_place(struct prepared *p) {
+    const struct byte_span workspace = used_workspace(p);
     memcpy(after, arena, ARENA_BYTES);
-    for (int k = 0; k < layout->count; k++)
-        if (tensor_at(p, k)->data != NULL && layout->output[k]) set_back(tensor_at(p, k));
+    for (int k = 0; k < p->layout.count; k++)
+        if (p->layout.output[k]) for_each_element(tensor_at(p, k), set_back);
     if (workspace.end > workspace.begin) {
         const size_t at = workspace.begin - (uintptr_t)arena;
         memcpy(after + at, before + at, workspace.end - workspace.begin);
@@ -297,12 +322,58 @@ static bool wrote_in_place(struct prepared *p, const struct layout *layout) {
     return memcmp(after, before, ARENA_BYTES) == 0;
 }
 
+/* ---- overlaps, byte by byte ---- */
+
+static unsigned char taken[ARENA_BYTES];
+static bool meets;
+
+static void take(size_t at, size_t size) {
+    for (size_t i = at; i < at + size; i++) meets = meets || taken[i], taken[i] = 1;
+}
+static void touch(size_t at, size_t size) {
+    for (size_t i = at; i < at + size; i++) meets = meets || taken[i];
+}
+
+static bool same_view(const liger_tensor *a, const liger_tensor *b) {
+    bool same = a->data == b->data && a->dtype == b->dtype && a->ndim == b->ndim;
+    for (int d = 0; same && d < a->ndim; d++)
+        same = a->shape[d] == b->shape[d] && (a->shape[d] == 1 || a->stride[d] == b->stride[d]);
+    return same;
+}
+
+/* What no function may accept, or NULL: an output that meets itself, another output, the workspace, or an input other than
+ * as the very same view. Which of them may be the same view is the business of the driver's refusals. */
+static const char *overlap(struct prepared *p) {
+    const struct byte_span workspace = used_workspace(p);
+    memset(taken, 0, sizeof taken);
+    meets = false;
+    if (workspace.end > workspace.begin) take(workspace.begin - (uintptr_t)arena, workspace.end - workspace.begin);
+    for (int k = 0; k < p->layout.count; k++)
+        if (!p->layout.output[k]) for_each_element(tensor_at(p, k), touch);
+    if (meets) return "an input in the workspace was accepted";
+    for (int k = 0; k < p->layout.count; k++)
+        if (p->layout.output[k]) for_each_element(tensor_at(p, k), take);
+    if (meets) return "an output that meets itself, another one or the workspace was accepted";
+    for (int out = 0; out < p->layout.count; out++) {
+        if (!p->layout.output[out]) continue;
+        memset(taken, 0, sizeof taken);
+        for_each_element(tensor_at(p, out), take);
+        for (int in = 0; in < p->layout.count; in++)
+            if (!p->layout.output[in] && !same_view(tensor_at(p, out), tensor_at(p, in)))
+                for_each_element(tensor_at(p, in), touch);
+        if (meets) return "an output that meets an input was accepted";
+    }
+    return NULL;
+}
+
+/* ---- the same again ---- */
+
 /* The outputs of the last call, each where it lies. */
-static void outputs(struct prepared *p, const struct layout *layout, unsigned char *bits) {
+static void outputs(struct prepared *p, unsigned char *bits) {
     memset(bits, 0, ARENA_BYTES);
-    for (int k = 0; k < layout->count; k++) {
+    for (int k = 0; k < p->layout.count; k++) {
         const liger_tensor *t = tensor_at(p, k);
-        if (t->data == NULL || !layout->output[k]) continue;
+        if (t->data == NULL || !p->layout.output[k]) continue;
         const struct byte_span span = liger_byte_span(t);
         const size_t at = span.begin - (uintptr_t)arena, length = span.end - span.begin;
         if (span.end > span.begin) memcpy(bits + at, arena + at, length);
@@ -311,57 +382,58 @@ static void outputs(struct prepared *p, const struct layout *layout, unsigned ch
 
 /* ---- one call ---- */
 
-static bool run_once(const struct fuzz_function *function, struct prepared *p, const struct layout *layout,
-                     liger_context *context, liger_status *status) {
+static bool run_once(const struct fuzz_function *function, struct prepared *p, liger_context *context,
+                     liger_status *status) {
     memcpy(before, arena, ARENA_BYTES);
     *status = function->call(context, p->args, NULL);
     if (!fuzz_answered(function->name, *status)) return false;
     if (*status != LIGER_OK && memcmp(arena, before, ARENA_BYTES) != 0)
-        return complain(function, p, "a call that was refused has written");
-    if (*status == LIGER_OK && !wrote_in_place(p, layout))
-        return complain(function, p, "written outside of outputs and workspace");
+        return complain("a call that was refused has written");
+    const char *met = *status == LIGER_OK ? overlap(p) : NULL;
+    if (met != NULL) return complain(met);
+    if (*status == LIGER_OK && !wrote_in_place(p)) return complain("written outside of outputs and workspace");
     return true;
 }
 
 /* Other junk where no argument lies. */
-static void spoil_the_rest(struct prepared *p, const struct layout *layout) {
+static void spoil_the_rest(struct prepared *p) {
     memcpy(after, arena, ARENA_BYTES);
     memset(arena, 0xa7, ARENA_BYTES);
-    for (int k = 0; k <= layout->count; k++) {
-        const struct byte_span span =
-            k < layout->count ? liger_byte_span(tensor_at(p, k)) : workspace_span(p, layout);
+    for (int k = 0; k <= p->layout.count; k++) {
+        const struct byte_span span = k < p->layout.count ? liger_byte_span(tensor_at(p, k)) : workspace_span(p);
         const size_t at = span.begin - (uintptr_t)arena;
         if (span.end > span.begin) memcpy(arena + at, after + at, span.end - span.begin);
     }
 }
 
 /* The call again in another context of the same instruction set, from the same memory: same answer, same bits. */
-static bool run_again(const struct fuzz_function *function, struct prepared *p, const struct layout *layout, int isa,
-                      liger_status expected, struct choices *choices, struct fuzz_counts *counts) {
+static bool run_again(const struct fuzz_function *function, struct prepared *p, int isa, liger_status expected,
+                      struct choices *choices, struct fuzz_counts *counts) {
     const int pool = (int)choose(choices, POOLS);
     liger_status status;
-    outputs(p, layout, first);
+    outputs(p, first);
     memcpy(arena, before, ARENA_BYTES);
-    spoil_the_rest(p, layout);
+    spoil_the_rest(p);
     if (choose(choices, 16) == 0) end_context(isa, pool);
-    if (!run_once(function, p, layout, context_of(isa, pool), &status)) return false;
+    if (!run_once(function, p, context_of(isa, pool), &status)) return false;
     static unsigned char second[ARENA_BYTES];
-    outputs(p, layout, second);
+    outputs(p, second);
     counts->twice++;
-    if (status != expected) return complain(function, p, "another status in another context");
-    return memcmp(first, second, ARENA_BYTES) == 0 || complain(function, p, "other bits in another context");
+    if (status != expected) return complain("another status in another context");
+    return memcmp(first, second, ARENA_BYTES) == 0 || complain("other bits in another context");
 }
 
 static bool make_call(const struct fuzz_function *function, struct prepared *p, int isa, bool again,
                       struct choices *choices, struct fuzz_counts *counts) {
-    const struct layout layout = layout_of(p, function);
+    p->layout = layout_of(p, function);
+    if (p->run->op->alias_count > 0 && choose(choices, 8) == 0) share(p, choices);
     if (choose(choices, 2))
-        for (int64_t k = choose(choices, MOST_CHANGES) + 1; k > 0; k--) change(p, function, &layout, choices);
-    const bool there = all_is_there(p, &layout);
+        for (int64_t k = choose(choices, MOST_CHANGES) + 1; k > 0; k--) change(p, function, choices);
+    const bool there = all_is_there(p);
     liger_status status;
-    size_t bytes;
+    p->needed = 0;
     if (function->workspace != NULL &&
-        !fuzz_answered(function->name, function->workspace(context_of(isa, 0), p->args, &bytes)))
+        !fuzz_answered(function->name, function->workspace(context_of(isa, 0), p->args, &p->needed)))
         return false;
     counts->made++;
     if (!there) {
@@ -369,10 +441,10 @@ static bool make_call(const struct fuzz_function *function, struct prepared *p, 
         status = function->call(fuzz_stubs(), p->args, NULL);
         return fuzz_answered(function->name, status);
     }
-    if (!run_once(function, p, &layout, context_of(isa, 0), &status)) return false;
+    if (!run_once(function, p, context_of(isa, 0), &status)) return false;
     counts->succeeded += status == LIGER_OK;
     counts->refused += status != LIGER_OK;
-    return !again || run_again(function, p, &layout, isa, status, choices, counts);
+    return !again || run_again(function, p, isa, status, choices, counts);
 }
 
 /* A case small enough for the arena, with some dtypes. */
@@ -389,14 +461,16 @@ static struct op_run *draw(const struct op_cases *op, int isa, struct choices *c
 }
 
 bool fuzz_call(const struct fuzz_function *function, struct choices *choices, struct fuzz_counts *counts) {
-    static struct prepared p;
     const bool again = choose(choices, 2);
     const int isa = again ? some_isa(choices) : LIGER_ISA_AUTO;
     struct op_run *run = NULL;
     for (int tries = 0; run == NULL && tries < 64; tries++) run = draw(function->cases, isa, choices);
     if (run == NULL) return true;
-    p.run = run;
-    const bool fine = !prepare(&p, function, choices) || make_call(function, &p, isa, again, choices, counts);
+    current.run = run;
+    current.layout.count = 0;
+    const bool fine =
+        !prepare(&current, function, choices) || make_call(function, &current, isa, again, choices, counts);
+    current.run = NULL;
     op_run_free(run);
     return fine;
 }

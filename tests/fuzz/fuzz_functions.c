@@ -29,8 +29,7 @@ static size_t capture_size;
 #include "liger/ops/ops.def"
 #undef FUNCTION
 
-#define FUNCTION(function)                                                                                             \
-    {#function, 0, __real_liger_##function, liger_##function##_workspace, &function##_cases},
+#define FUNCTION(function) {#function, 0, __real_liger_##function, liger_##function##_workspace, &function##_cases},
 static const struct fuzz_function all[] = {
 #include "liger/ops/ops.def"
 };

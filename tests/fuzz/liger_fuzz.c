@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "liger/core/context_state.h"
 #include "tests/fuzz/fuzz.h"
@@ -53,10 +52,11 @@ static const char *current = "nothing yet";
 static long current_round;
 
 static void on_signal(int number) {
-    char text[160];
-    const int length = snprintf(text, sizeof text, "FAILED %s, round %ld: signal %d\n", current, current_round, number);
-    if (write(1, text, (size_t)length) != length) _exit(2);
-    _exit(1);
+    signal(number, SIG_DFL);
+    printf("FAILED %s, round %ld: signal %d\n", current, current_round, number);
+    fuzz_describe(); /* printf is not for handlers, but this is the end anyway */
+    fflush(stdout);
+    raise(number);
 }
 
 /* A sanitizer says more. */
@@ -74,9 +74,9 @@ static void name_the_culprit(void) {
 /* A third at least must have succeeded: a fuzzer whose calls are refused tests its own mistakes. */
 static bool report(const char *name, const struct fuzz_counts *c) {
     const bool enough = c->succeeded * 3 >= c->made && c->made > 0;
-    printf("%-30s %6ld calls: %6ld succeeded (%2ld %%), %5ld refused, %5ld by the door alone; %6ld made twice%s\n", name,
-           c->made, c->succeeded, c->made ? c->succeeded * 100 / c->made : 0, c->refused, c->without_memory, c->twice,
-           enough ? "" : "   FAILED: less than a third succeeded");
+    printf("%-30s %6ld calls: %6ld succeeded (%2ld %%), %5ld refused, %5ld by the door alone; %6ld made twice%s\n",
+           name, c->made, c->succeeded, c->made ? c->succeeded * 100 / c->made : 0, c->refused, c->without_memory,
+           c->twice, enough ? "" : "   FAILED: less than a third succeeded");
     return enough;
 }
 

@@ -224,7 +224,7 @@ static void itself(const struct refusals *r, const struct door_rule *rule) {
     const char *says = strict ? NULL : "overlaps itself";
     if (view->shape[row] > 1) stride(r, rule, row, 0, "rows expanded", says);
     if (view->shape[row] > 1 && cols > 1) stride(r, rule, row, cols / 2, "rows half over each other", says);
-    if (view->shape[row] > 1 && cols > 1) stride(r, rule, row, 1 - cols, "rows meet, downwards", says);
+    if (view->shape[row] > 1 && cols > 1) stride(r, rule, row, cols - 1, "rows meet in one element", says);
     for (int d = 0; d < row; d++)
         if (view->shape[d] > 1 && view->shape[row] > 1)
             stride(r, rule, d, view->stride[row], "levels interleaved", says);

@@ -43,7 +43,7 @@ static const void *fill(struct op_door *door, const struct op_call *call, unsign
     if (door->entry == NULL) find(door);
     const struct door *table = door->entry->door;
     memset(args, 0, ARGS_BYTES);
-    door->options(&call->c, args);
+    if (door->options) door->options(&call->c, args);
     for (int i = 0; i < table->count; i++) {
         const struct door_rule *rule = &table->rules[i];
         unsigned char *field = args + rule->offset;

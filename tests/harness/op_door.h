@@ -1,7 +1,7 @@
 /* op_door.h - a public function called through its table: tensors go by their names, the room fills in its options.
  *
  *   static void forward_options(const struct op_case *c, void *args) { ... }       numbers of the args struct
- *   OP_DOOR(rms_norm_forward, forward_options)                                     call_rms_norm_forward
+ *   OP_DOOR(rms_norm_forward, forward_options)                                     call_rms_norm_forward; NULL: no options
  *   OP_DOOR_WORKSPACE(rms_norm_backward)                                           workspace_rms_norm_backward */
 #ifndef TESTS_HARNESS_OP_DOOR_H
 #define TESTS_HARNESS_OP_DOOR_H

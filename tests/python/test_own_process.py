@@ -62,8 +62,7 @@ def test_the_device_is_waited_for():
     assert done.returncode == 1 and "a fault of the device" in done.stderr
 
 
-@pytest.mark.parametrize("workers", ["", "-n1"])
-@pytest.mark.parametrize(("fact", "status"), [("True", 0), ("False", 1)])
+@pytest.mark.parametrize(("fact", "status", "workers"), [("False", 1, ""), ("True", 0, "-n1")])
 def test_pytest_itself_leaves_so(tmp_path, fact, status, workers):
     """pytest's own process, and xdist's, ran backwards on the device too."""
     if workers:

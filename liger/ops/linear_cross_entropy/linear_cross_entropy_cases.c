@@ -412,22 +412,28 @@ static const char *backward_target_out_of_range(struct op_run *run) {
     return cross_entropy_target_out_of_range(run, TARGET, DX, -1);
 }
 
-/* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. */
+static int64_t chunk_advised(struct op_run *run, int64_t rows, int64_t hidden, int64_t vocab) {
+    liger_linear_cross_entropy_forward_args args = LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT;
+    args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){rows, hidden});
+    args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, hidden});
+    size_t advised = 0;
+    const liger_status status = liger_linear_cross_entropy_forward_chunk_rows(run->context, &args, &advised);
+    return status == LIGER_OK ? (int64_t)advised : -1;
+}
+
+/* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. On a CPU without a budget they
+ * cost at most 48 MB, or 15 % of the gradients. */
 static const char *advised_chunk(struct op_run *run) {
-    static const int64_t shapes[][3] = {
-        {1, 64, 32000}, {100, 64, 1000}, {100000, 64, 128256}, {70000, 4096, 32000}, {1000, 8, 10000000}};
+    static const int64_t shapes[][3] = {{1, 64, 32000},       {100, 64, 1000},     {100000, 64, 128256},
+                                        {70000, 4096, 32000}, {1000, 8, 10000000}, {4096, 4096, 128256}};
     const int64_t size = (int64_t)liger_dtype_size((int)run->types.t);
     const int64_t step = liger_context_device(run->context) == LIGER_DEVICE_CPU ? 16 : 128;
     for (int k = 0; k < OP_COUNT(shapes); k++) {
         const int64_t rows = shapes[k][0], hidden = shapes[k][1], vocab = shapes[k][2];
-        liger_linear_cross_entropy_forward_args args = LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT;
-        args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){rows, hidden});
-        args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, hidden});
-        size_t advised = 0;
-        if (liger_linear_cross_entropy_forward_chunk_rows(run->context, &args, &advised) != LIGER_OK)
-            return liger_last_error();
-        const int64_t chunk = (int64_t)advised;
-        const bool fits = chunk * vocab * size <= run->context->loss_workspace_bytes || chunk == step;
+        const int64_t part = (rows + vocab) * hidden * size * 15 / 100, least = 48 << 20;
+        const int64_t given = run->context->loss_workspace_bytes, budget = given ? given : part > least ? part : least;
+        const int64_t chunk = chunk_advised(run, rows, hidden, vocab);
+        const bool fits = chunk * vocab * size <= budget || chunk == step;
         if (chunk < 1 || chunk > rows || !(chunk == rows || (fits && chunk % step == 0)))
             return op_run_text(run, "%lld rows, vocabulary %lld: chunk of %lld", (long long)rows, (long long)vocab,
                                (long long)chunk);
@@ -435,10 +441,22 @@ static const char *advised_chunk(struct op_run *run) {
     return NULL;
 }
 
+/* Every chunk passes over all of dweight: few rows on a large head are one chunk, if memory allows. In f32 a small head's
+ * logits cost at most 10 % of its gradients and 16 MB. */
+static const char *chunks_of_a_cpu(struct op_run *run) {
+    if (liger_context_device(run->context) != LIGER_DEVICE_CPU || run->context->loss_workspace_bytes) return NULL;
+    if (chunk_advised(run, 256, 2048, 128256) != 256) return "256 x 2048 x 128256 passes over dweight more than once";
+    if (run->types.t != LIGER_F32) return NULL;
+    const int64_t gradients = (1024 + 32000) * 1024 * 4, chunk = chunk_advised(run, 1024, 1024, 32000);
+    if (chunk * 32000 * 4 > gradients / 10 + (16 << 20)) return "1024 x 1024 x 32000 in f32 takes too much memory";
+    return (1024 + chunk - 1) / chunk <= 5 ? NULL : "1024 x 1024 x 32000 in f32 has more than 5 chunks";
+}
+
 static const struct op_property forward_properties[] = {
     {"a target out of range", forward_target_out_of_range},
     {"chunks of any size", any_chunk},
     {"the advised chunk", advised_chunk},
+    {"chunks of a CPU", chunks_of_a_cpu},
 };
 static const struct op_property backward_properties[] = {
     {"a target out of range", backward_target_out_of_range},
