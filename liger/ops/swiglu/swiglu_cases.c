@@ -69,7 +69,6 @@ static const struct op_case cases[] = {
     {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .scalar = {1, 1}, .large = true},
 };
 
-
 static const char *rounds_like_operators(struct op_run *run) {
     if (run->c.size[ACTIVATION]) return op_run_not_applicable(run, "roundings: silu is not rounded to T");
     return gated_rounds_like_operators(run, &run->c.scalar[DOWN_MULTIPLIER]);
