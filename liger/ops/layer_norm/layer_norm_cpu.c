@@ -20,9 +20,9 @@ LIGER_TEMPLATE struct moments moments_of_row(liger_dtype t, const void *x, int64
         sum[k] = v_add(sum[k], rest);
         if (second) squares[k] = v_fma(rest, rest, squares[k]);
     });
-    return (struct moments){
-        .first = v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]))) / (float)cols,
-        .second = v_sum(v_add(v_add(squares[0], squares[1]), v_add(squares[2], squares[3]))) / (float)cols};
+    return (struct moments){.first = v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]))) / (float)cols,
+                            .second = v_sum(v_add(v_add(squares[0], squares[1]), v_add(squares[2], squares[3]))) /
+                                      (float)cols};
 }
 
 LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct layer_norm_forward_problem *p, const void *x,
