@@ -433,7 +433,8 @@ static void settle_strides(liger_tensor *tensor) {
     int empty = 0;
     for (int i = 0; i < tensor->ndim; i++) empty |= tensor->shape[i] == 0;
     for (int i = tensor->ndim - 1; i >= 0; i--) {
-        if (empty || tensor->shape[i] == 1) tensor->stride[i] = stride;
+        const int last = i == tensor->ndim - 1;
+        if (empty || (tensor->shape[i] == 1 && (last || tensor->stride[i] == 0))) tensor->stride[i] = stride;
         stride = tensor->stride[i] * (tensor->shape[i] > 0 ? tensor->shape[i] : 1);
     }
 }
@@ -622,7 +623,35 @@ static PyObject *ask_for_huge_pages(PyObject *self, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+/* ---- where a call is made from ---- */
+
+/* The dispatch keys that a thread adds to every operator, where torch's dispatcher keeps them, zero for what it does of
+ * itself: a dispatch mode, functorch, torch.jit.trace and inference mode each change the first word. Looked up once per
+ * thread. */
+static _Thread_local const uint64_t *local_keys;
+static int watching;
+
+static const uint64_t *find_local_keys(void) {
+    if (local_keys == NULL) local_keys = torch_variable("_ZN3c104impl26raw_local_dispatch_key_setE");
+    return local_keys;
+}
+
+/* watch_dispatch(bool): whether is_usual() may look; answers whether torch lets it. */
+static PyObject *watch_dispatch(PyObject *self, PyObject *on) {
+    (void)self;
+    watching = on == Py_True && find_local_keys() != NULL;
+    return PyBool_FromLong(watching);
+}
+
+/* is_usual(): no mode, no transform, no tracing on this thread. False also where nobody can know: ask torch then. */
+static PyObject *is_usual(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    return PyBool_FromLong(watching && find_local_keys() != NULL && *local_keys == 0);
+}
+
 static PyMethodDef fixed_methods[] = {
+    {"watch_dispatch", watch_dispatch, METH_O, NULL},
+    {"is_usual", is_usual, METH_NOARGS, NULL},
     {"setup", setup, METH_VARARGS, NULL},
     {"version", version, METH_NOARGS, NULL},
     {"has_cuda_backend", has_cuda_backend, METH_NOARGS, NULL},

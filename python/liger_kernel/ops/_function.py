@@ -30,7 +30,7 @@ from torch.autograd.function import FunctionMeta
 from liger_kernel.ops._memory import PLAIN, is_plain, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_profiling = torch.autograd._profiler_enabled
 
