@@ -5,6 +5,7 @@ VENV ?= .venv
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
 QUICK ?=
+STAGES ?=
 CMAKE_ARGS ?=
 PYTHON := $(abspath $(VENV))/bin/python
 # The programs of the virtual environment (cmake, ninja, ruff) come first.
@@ -15,7 +16,12 @@ NATIVE = PYTHONPATH=$(CURDIR)/python LIGER_NATIVE_DIR=$(abspath $(BUILD))
 AARCH64_TEST ?= --quick
 
 SYSTEM := build/.stamps/system
+TOOLS := build/.stamps/tools
 SETUP := build/.stamps/venv
+
+# A pipe fails with any of its programs.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -ec
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -29,9 +35,14 @@ $(SYSTEM): tools/system_packages.sh
 	    python3=python3 python-venv=python3-venv python-headers=python3-dev
 	@mkdir -p $(@D) && touch $@
 
-# A torch without CUDA where there is no GPU: the default one brings several gigabytes of CUDA packages.
-$(SETUP): requirements/dev.txt $(SYSTEM)
+# What a build needs; it need not wait for torch.
+$(TOOLS): requirements/build.txt $(SYSTEM)
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements/build.txt
+	@mkdir -p $(@D) && touch $@
+
+# A torch without CUDA where there is no GPU: the default one brings several gigabytes of CUDA packages.
+$(SETUP): requirements/dev.txt $(TOOLS)
 	@tools/install_torch.sh $(PYTHON) requirements/dev.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	@mkdir -p $(@D) && touch $@
@@ -41,7 +52,7 @@ setup: $(SETUP)
 
 build: build-dev ## the library, the binding and the test programs, in build/dev
 
-build-%: $(SETUP)
+build-%: $(TOOLS)
 	@test -f build/$*/build.ninja || cmake --preset $* -DPython_EXECUTABLE=$(PYTHON) $(CMAKE_ARGS)
 	@cmake --build build/$* -j $(JOBS)
 
@@ -51,10 +62,10 @@ clean: ## removes what was built, not .venv
 # ---- use -----------------------------------------------------------------------------------------------------------
 
 .PHONY: demo bench wheel install format
-demo: build ## a Llama learns real text twice, stock and patched; table, build/demo/demo.png, build/demo/demo.json
+demo: build $(SETUP) ## a Llama learns real text twice, stock and patched; table, build/demo/demo.png, build/demo/demo.json
 	$(NATIVE) $(PYTHON) examples/train_llama.py $(DEMO_ARGS)
 
-bench: build ## times against peers; results under bench/results/
+bench: build $(SETUP) ## times against peers; results under bench/results/
 	$(NATIVE) $(PYTHON) bench/run.py $(BENCH_ARGS)
 
 wheel: $(SETUP) ## the Python wheel for every GPU architecture, in dist/, its contents and ABI checked
@@ -74,40 +85,57 @@ format: $(SETUP) ## formats C, CUDA and Python sources
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
-.PHONY: test lint test-c test-abi test-asan test-tsan test-cuda-build test-python gpu-test test-aarch64
-test: lint test-c test-abi test-asan test-tsan test-cuda-build test-python ## everything that needs no GPU
+.PHONY: test checks lint test-c test-abi test-asan test-tsan test-sets test-cuda-build test-python gpu-test test-aarch64
+# In two lanes, so that no core waits for the last file of a build or for a program of one thread; pytest, which uses all
+# cores by itself, comes last and prints the closing line.
+test: ## everything that needs no GPU
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target checks
+	@$(MAKE) --no-print-directory test-python
+
+checks: build-dev lint test-asan test-tsan test-c test-sets test-abi test-cuda-build
 
 lint: $(SETUP) ## formatting, include law, types
 	tools/lint.sh
 
+DRIVE = tools/side_by_side.sh $(JOBS)
 test-c: build ## C driver on every instruction set that this machine has; the harness must catch planted errors
 	$(BUILD)/harness_selftest
 	$(BUILD)/liger_fuzz
-	$(BUILD)/liger_test $(TEST_ARGS)
+	(echo --op core; $(BUILD)/liger_test --list | sed 's/^/--op /') | $(DRIVE) $(BUILD)/logs/c $(BUILD)/liger_test
 
 test-abi: build ## headers alone as C99 and C++11, exported names, struct layouts, needed libraries, size
 	$(PYTHON) tests/abi/check_abi.py
 	$(PYTHON) tools/check_library.py $(BUILD)/libliger.so --symbols tests/abi/symbols.txt
 
+# Sanitized builds hold the instruction sets that this machine has; no other would run.
+test-asan: export ASAN_OPTIONS = detect_leaks=1:allocator_may_return_null=1
+test-asan: export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
 test-asan: build-asan
-	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	    sh -ec 'build/asan/harness_selftest; build/asan/liger_fuzz; build/asan/liger_test --quick'
+	build/asan/harness_selftest
+	build/asan/liger_fuzz
+	(echo --op core; build/asan/liger_test --list | sed 's/^/--op /') | $(DRIVE) build/asan/logs/c build/asan/liger_test --quick
 
+test-sets: test-c test-asan ## the driver and the sanitizers left out the same instruction sets: those that are not here
+	diff <(grep -hs 'not here' $(BUILD)/logs/c-*.log | sort -u) <(grep -hs 'not here' build/asan/logs/c-*.log | sort -u)
+
+# What runs on several threads, on the widest instruction set: how work is divided is one source for all sets.
 # gcc 12's ThreadSanitizer cannot run where a kernel scatters addresses widely (vm.mmap_rnd_bits = 32).
 FIXED_ADDRESSES = $(shell setarch -R true 2>/dev/null && echo setarch -R)
+TSAN_RUNS = '--op core' '--mode determinism' '--mode stride' '--mode alias'
+test-tsan: export TSAN_OPTIONS = halt_on_error=1
 test-tsan: build-tsan
-	TSAN_OPTIONS=halt_on_error=1 $(FIXED_ADDRESSES) build/tsan/liger_test --quick
+	printf '%s\n' $(TSAN_RUNS) | $(DRIVE) build/tsan/logs/c $(FIXED_ADDRESSES) build/tsan/liger_test --quick
 
-test-cuda-build: $(SETUP) ## every .cu for sm_80 and sm_90a, without spills
-	$(PYTHON) tools/check_cuda_build.py -j $(JOBS)
+test-cuda-build: build ## no kernel spills registers, on sm_80 and sm_90a: as the build's own nvcc said
+	$(PYTHON) tools/check_cuda_build.py --build $(BUILD)
 
-test-python: build ## pytest; prints the closing line
-	$(NATIVE) $(PYTHON) -m pytest tests/python $(PYTEST_ARGS)
+test-python: build $(SETUP) ## pytest; prints the closing line
+	$(NATIVE) $(PYTHON) -m pytest tests/python -n $(JOBS) $(PYTEST_ARGS)
 
-gpu-test: ## on a machine with a GPU: installs nothing, needs no network; QUICK=1 for the short form
-	QUICK=$(QUICK) tools/gpu_test.sh
+gpu-test: ## on a machine with a GPU: installs nothing, needs no network; QUICK=1, or STAGES="build driver-cpu" for a part
+	QUICK=$(QUICK) STAGES="$(STAGES)" tools/gpu_test.sh
 
-test-aarch64: $(SETUP) ## cross build, reduced driver under emulation
+test-aarch64: $(TOOLS) ## cross build, reduced driver under emulation
 	@tools/system_packages.sh aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu qemu-aarch64=qemu-user
 	@test -f build/aarch64/build.ninja || cmake --preset aarch64
 	@cmake --build build/aarch64 -j $(JOBS)

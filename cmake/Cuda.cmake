@@ -55,7 +55,7 @@ find_path(LIGER_CUDA_INCLUDE cuda_runtime.h PATHS "${cuda_root}" /usr/local/cuda
 file(GLOB cuda_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/liger/cuda/*.cu")
 file(GLOB LIGER_CUDA_C_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/liger/cuda/*.c")
 set(nvcc_flags -std=c++17 -O3 -I${CMAKE_CURRENT_SOURCE_DIR} ${gencode} -Wno-deprecated-gpu-targets
-    -Xfatbin=-compress-all -DLIGER_HAS_CUDA=1
+    -Xfatbin=-compress-all -Xptxas=-v -DLIGER_HAS_CUDA=1
     -Xcompiler=-fPIC,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra)
 if(LIGER_WERROR)
   list(APPEND nvcc_flags --Werror=all-warnings)
@@ -65,7 +65,9 @@ foreach(source IN LISTS cuda_sources LIGER_ROOM_CUDA_SOURCES)
   set(object "${CMAKE_BINARY_DIR}/cuda/${name}.o")
   add_custom_command(
     OUTPUT "${object}"
-    COMMAND "${LIGER_NVCC}" ${nvcc_flags} -MD -MF "${object}.d" -c "${source}" -o "${object}"
+    BYPRODUCTS "${object}.ptxas"
+    COMMAND "${CMAKE_CURRENT_SOURCE_DIR}/tools/nvcc_said.sh" "${object}.ptxas"
+            "${LIGER_NVCC}" ${nvcc_flags} -MD -MF "${object}.d" -c "${source}" -o "${object}"
     DEPENDS "${source}" DEPFILE "${object}.d" COMMENT "nvcc ${name}" VERBATIM COMMAND_EXPAND_LISTS)
   set_source_files_properties("${object}" PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   list(APPEND LIGER_CUDA_OBJECTS "${object}")

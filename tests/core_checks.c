@@ -10,9 +10,12 @@
 
 #include "liger/core/check.h"
 #include "liger/core/overlap.h"
+#include "liger/core/rows.h"
 #include "liger/cpu/parallel.h"
 #include "liger/ops/rope/rope.h"
+#include "tests/door_checks.h"
 #include "tests/harness/random.h"
+#include "tests/thread_checks.h"
 
 static void expect(struct report *report, bool fact, const char *what) {
     if (fact) report_pass(report);
@@ -135,14 +138,28 @@ static bool share_a_byte(const liger_tensor *a, const liger_tensor *b) {
     return false;
 }
 
+/* Fewer bytes are touched than its elements have. */
+static bool shares_with_itself(const liger_tensor *view) {
+    static unsigned char touched[sizeof memory];
+    int64_t bytes = 0;
+    memset(touched, 0, sizeof touched);
+    mark(view, touched, 1);
+    for (size_t k = 0; k < sizeof touched; k++) bytes += touched[k];
+    return bytes < liger_tensor_elements(view) * (int64_t)liger_dtype_size(view->dtype);
+}
+
 static void drawn_views(struct report *report) {
-    int interleaved = 0, wrong = 0;
+    int interleaved = 0, wrong = 0, repeating = 0, rounds = 0;
     for (int round = 0; round < VIEW_ROUNDS; round++) {
         struct random_stream stream = random_start(random_seed("overlap"), (uint64_t)round);
         const struct view one = draw_view(&stream), other = draw_view(&stream);
         const liger_tensor a = tensor_of(&one), b = tensor_of(&other);
         if (!within_memory(&a) || !within_memory(&b)) continue;
-        const bool truth = share_a_byte(&a, &b);
+        const bool truth = share_a_byte(&a, &b), repeats = shares_with_itself(&a);
+        rounds++;
+        repeating += repeats;
+        if (liger_view_repeats(&a) != repeats && ++wrong)
+            report_fail(report, "the drawn view %d %s", round, repeats ? "repeats itself" : "does not repeat itself");
         interleaved += !truth && liger_spans_meet(liger_byte_span(&a), liger_byte_span(&b));
         if (liger_views_collide(&a, &b) == truth) continue;
         wrong++;
@@ -150,6 +167,7 @@ static void drawn_views(struct report *report) {
     }
     expect(report, wrong == 0, "drawn views");
     expect(report, interleaved > VIEW_ROUNDS / 50, "enough of the drawn views interleave");
+    expect(report, repeating > rounds / 5 && repeating < rounds * 4 / 5, "some of the drawn views repeat themselves");
 }
 
 /* ---- overlap: at a door ------------------------------------------------------------------------------------------- */
@@ -188,6 +206,63 @@ static void rope_in_one_projection(struct report *report) {
     expect(report, turned > BATCH * SEQ * (Q_HEADS + K_HEADS) * DIM / 2, "q and k are rotated");
     expect(report, v_kept == BATCH * SEQ * K_HEADS * DIM, "v stays");
     liger_context_destroy(context);
+}
+
+/* ---- rows: where they begin --------------------------------------------------------------------------------------- */
+
+/* Shapes and strides of views whose memory nobody looks at: the leading dimensions, then one column. */
+static const struct {
+    const char *what;
+    int leading;
+    int64_t shape[3], stride[3];
+} folded[] = {
+    {"few rows", 1, {100}, {7}},
+    {"a stride of 0", 1, {100}, {0}},
+    {"backwards", 1, {100}, {-3}},
+    {"a stride beyond 2^31", 1, {9}, {((int64_t)1 << 31) + 1}},
+    {"two strides", 2, {5, 7}, {100, 3}},
+    {"two strides, many rows", 2, {65521, 65521}, {196608, 2}},
+    {"one stride in three dimensions", 3, {3, 4, 5}, {40, 10, 2}},
+    {"2^32 - 1 rows", 1, {((int64_t)1 << 32) - 1}, {3}},
+    {"2^32 rows", 1, {(int64_t)1 << 32}, {1}},
+    {"2^32 + 8 rows", 1, {((int64_t)1 << 32) + 8}, {1}},
+    {"2^32 + 8 rows of a stride", 1, {((int64_t)1 << 32) + 8}, {5}},
+    {"2^32 + 8 rows of a stride of 0", 1, {((int64_t)1 << 32) + 8}, {0}},
+    {"2^32 + 8 rows, backwards", 1, {((int64_t)1 << 32) + 8}, {-2}},
+    {"2^40 rows in two dimensions", 2, {(int64_t)1 << 20, (int64_t)1 << 20}, {(int64_t)1 << 21, 2}},
+};
+
+/* The offset of row r, dimension by dimension. */
+static int64_t offset_by_division(const liger_tensor *tensor, int64_t r) {
+    int64_t offset = 0;
+    for (int d = tensor->ndim - 2; d >= 0; d--) {
+        offset += r % tensor->shape[d] * tensor->stride[d];
+        r /= tensor->shape[d];
+    }
+    return offset;
+}
+
+static void rows_of_views(struct report *report) {
+    for (size_t i = 0; i < sizeof folded / sizeof folded[0]; i++) {
+        const int leading = folded[i].leading;
+        liger_tensor tensor = {.data = memory, .dtype = LIGER_U8, .ndim = leading + 1};
+        memcpy(tensor.shape, folded[i].shape, sizeof folded[i].shape);
+        memcpy(tensor.stride, folded[i].stride, sizeof folded[i].stride);
+        tensor.shape[leading] = tensor.stride[leading] = 1;
+        liger_rows rows;
+        expect(report, liger_fold_rows(&tensor, "x", &rows) == LIGER_OK, folded[i].what);
+        const int64_t count = liger_tensor_rows(&tensor), step = count > 4096 ? count / 1009 : 1;
+        int64_t wrong = -1;
+        for (int64_t r = 0; r < count && wrong < 0; r += step)
+            for (int64_t near = r; near < r + 3 && near < count; near++)
+                if (liger_row_offset(rows, near) != offset_by_division(&tensor, near)) wrong = near;
+        for (int64_t r = count - 1; r >= 0 && r > count - 32 && wrong < 0; r--)
+            if (liger_row_offset(rows, r) != offset_by_division(&tensor, r)) wrong = r;
+        if (wrong < 0) report_pass(report);
+        else
+            report_fail(report, "%s: row %lld begins at %lld, but the fold says %lld", folded[i].what, (long long)wrong,
+                        (long long)offset_by_division(&tensor, wrong), (long long)liger_row_offset(rows, wrong));
+    }
 }
 
 /* ---- contexts ----------------------------------------------------------------------------------------------------- */
@@ -257,7 +332,12 @@ void core_checks(struct report *report) {
     rope_in_one_projection(report);
     report_end(report, "core", "overlap", "host");
     report_begin(report);
+    rows_of_views(report);
+    report_end(report, "core", "rows", "host");
+    report_begin(report);
     no_context(report);
     workers_leave_signals_alone(report);
     report_end(report, "core", "context", "host");
+    door_checks(report);
+    thread_checks(report);
 }

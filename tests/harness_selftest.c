@@ -6,6 +6,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#ifdef LIGER_HAS_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
 #include "liger/core/context_state.h"
 #include "liger/core/fail.h"
 #include "tests/harness/compare.h"
@@ -40,6 +44,11 @@ enum sickness {
     WRONG_GRADIENT,
     BROKEN_PROPERTY,
     READS_OUTPUT,
+    KEEPS_A_LIMIT,
+    SATURATES,
+    FLUSHES_SUBNORMALS,
+    SUMS_IN_16_BITS,
+    WANTS_LIKE_ALIGNMENT,
     OVERRUNS_WORKSPACE,
     TAKES_SHORT_WORKSPACE,
     REFUSES_EVERYTHING
@@ -51,8 +60,13 @@ static enum sickness sickness;
 enum { X, Y, S, TENSORS };
 
 static void describe(const struct op_case *c, struct tensor_spec *spec) {
-    spec[X] = (struct tensor_spec){
-        .name = "x", .kind = KIND_T, .ndim = 2, .shape = {c->size[0], c->size[1]}, .gaps = true, .specials = true};
+    spec[X] = (struct tensor_spec){.name = "x",
+                                   .kind = KIND_T,
+                                   .ndim = 2,
+                                   .shape = {c->size[0], c->size[1]},
+                                   .gaps = true,
+                                   .specials = true,
+                                   .ranges = OP_EVERY_RANGE};
     spec[Y] = (struct tensor_spec){.name = "y",
                                    .role = ROLE_OUT,
                                    .kind = KIND_T,
@@ -118,6 +132,21 @@ static liger_status workspace(liger_context *context, const struct op_call *call
 
 static volatile double sink;
 
+/* KEEPS_A_LIMIT: a call of a width that is new sets the limit, one of a known width relies on it. In the order of the cases
+ * each width is new in its turn and the widest is the last, so that all is well. */
+static struct {
+    int64_t known[4], limit;
+    int count;
+} kept;
+
+static bool beyond_limit(int64_t cols) {
+    for (int k = 0; k < kept.count; k++)
+        if (kept.known[k] == cols) return cols > kept.limit;
+    kept.known[kept.count++ % 4] = cols;
+    kept.limit = cols;
+    return false;
+}
+
 static void note_task(void *argument, int64_t index) { *(int64_t *)argument = index; }
 
 static liger_status check(const struct op_call *call) {
@@ -157,6 +186,8 @@ static liger_status call_op(liger_context *context, const struct op_call *call, 
         context->parallel_for(context->user, 4, note_task, &last);
         extra = last == 3 ? 0 : 0x1p-20;
     }
+    if (sickness == KEEPS_A_LIMIT && beyond_limit(cols)) extra = 0x1p-20;
+    if (sickness == WANTS_LIKE_ALIGNMENT && ((uintptr_t)xs ^ (uintptr_t)ys) % 16 != 0) extra = 1;
     if (sickness == READS_OUTPUT && rows > 0) extra = format_load(LIGER_F32, s->data);
     for (int64_t r = 0; r < rows; r++) {
         double sum = extra;
@@ -167,7 +198,10 @@ static liger_status call_op(liger_context *context, const struct op_call *call, 
             if (sickness == OFF_BY_TWO_BUDGETS && last) result *= 1 + 2.5 * format_unit(t);
             if (sickness == MAKES_NAN && last) result = NAN;
             if (sickness == LOSES_NAN && isnan(result)) result = 0;
+            if (sickness == SATURATES && fabs(result) > format_largest(t)) result = copysign(format_largest(t), result);
+            if (sickness == FLUSHES_SUBNORMALS && fabs(result) < format_normal(t)) result = 0;
             sum += value;
+            if (sickness == SUMS_IN_16_BITS) sum = op_round(LIGER_BF16, sum * 256) / 256;
             if (sickness == LEAVES_ONE_UNWRITTEN && last) continue;
             const int64_t step = sickness == IGNORES_STRIDE ? cols : y->stride[0];
             format_store(t, ys + (r * step + k) * size, result);
@@ -242,6 +276,14 @@ static const struct {
     {WRONG_GRADIENT, "a gradient wrong in the fifth digit", "grad"},
     {BROKEN_PROPERTY, "a broken property", "property"},
     {READS_OUTPUT, "an output that is read", "parity"},
+    {KEEPS_A_LIMIT, "a result that depends on what ran before", "history"},
+    {COUNTS_CALLS, "a result that depends on how often", "history"},
+    {DEPENDS_ON_THREADS, "a result that depends on threads", "history"},
+    {REFUSES_EVERYTHING, "a refusal of valid input", "history"},
+    {SATURATES, "the largest number for an infinity", "range"},
+    {FLUSHES_SUBNORMALS, "zero for a subnormal number", "range"},
+    {SUMS_IN_16_BITS, "a small change of a large offset lost", "range"},
+    {WANTS_LIKE_ALIGNMENT, "tensors that must be aligned alike", "stride"},
     {OVERRUNS_WORKSPACE, "a workspace overrun", "parity"},
     {REFUSES_EVERYTHING, "a refusal of valid input", "parity"},
     {REFUSES_EVERYTHING, "a refusal of an empty input", "edge"},
@@ -255,14 +297,77 @@ static void expect(bool fact, const char *what, const char *mode) {
     if (!fact) printf("FAILED %s: %s\n", mode, what);
 }
 
-/* How many checks of one mode fail. */
+static liger_context *context_of(int threads, bool lent) {
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    options.threads = threads;
+    if (lent) {
+        options.parallel_for = host_pool_backwards;
+        options.thread_count = host_pool_threads;
+    }
+    liger_context *context = NULL;
+    return liger_context_create(&options, &context) == LIGER_OK ? context : NULL;
+}
+
+static liger_context *open_context(const void *unused, int which) {
+    (void)unused;
+    return context_of(2 + which, which == 1);
+}
+
+static void run_mode(const struct mode_setup *setup, const char *mode, const struct op_cases *cases,
+                     struct report *report) {
+    const struct history_backend backend = {"selftest", open_context, NULL, 3, false};
+    if (strcmp(mode, "history") == 0) mode_history(&backend, &cases, 1, report);
+    for (int m = 0; m < test_mode_count; m++)
+        if (strcmp(test_modes[m].name, mode) == 0) modes_run(&test_modes[m], setup, cases, report);
+}
+
+/* How many checks of one mode fail; -1 if it makes none. */
 static int failures(const struct mode_setup *setup, const char *mode, enum sickness with) {
     struct report report = {.silent = true};
     sickness = with;
-    for (int m = 0; m < test_mode_count; m++)
-        if (strcmp(test_modes[m].name, mode) == 0) test_modes[m].run(setup, &op, &report);
+    memset(&kept, 0, sizeof kept);
+    run_mode(setup, mode, &op, &report);
     sickness = HEALTHY;
-    return report.passed + report.failed == 0 ? -1 : report.failed;
+    return report.passed + report.failed + report.not_applicable == 0 ? -1 : report.failed;
+}
+
+/* ---- cases that say too little ---- */
+
+static const char *never(struct op_run *run) { return op_run_not_applicable(run, "it never does"); }
+
+/* With one thing changed, the mode must fail; with the reason beside it, it must neither fail nor pass. */
+static void check_reasons(const struct mode_setup *setup) {
+    static const struct op_property idle[] = {{"idle", never}};
+    struct {
+        const char *mode;
+        struct op_cases without, excused, both;
+    } gaps[] = {{"naive", op, op, op}, {"grad", op, op, op}, {"alias", op, op, op}};
+    gaps[0].without.naive = gaps[0].excused.naive = NULL;
+    gaps[1].without.loss = gaps[1].excused.loss = NULL;
+    gaps[2].without.alias_count = gaps[2].excused.alias_count = 0;
+    gaps[0].excused.no_naive = gaps[0].both.no_naive = "a reason";
+    gaps[1].excused.no_loss = gaps[1].both.no_loss = "a reason";
+    gaps[2].excused.no_aliases = gaps[2].both.no_aliases = "a reason";
+    for (int k = 0; k < OP_COUNT(gaps); k++) {
+        struct report without = {.silent = true}, excused = without, both = without;
+        run_mode(setup, gaps[k].mode, &gaps[k].without, &without);
+        run_mode(setup, gaps[k].mode, &gaps[k].excused, &excused);
+        run_mode(setup, gaps[k].mode, &gaps[k].both, &both);
+        expect(without.failed == 1 && without.passed == 0, "something missing without a reason", gaps[k].mode);
+        expect(excused.failed + excused.passed == 0 && excused.not_applicable == 1, "a reason", gaps[k].mode);
+        expect(strcmp(excused.reason[0].text, "a reason") == 0 && excused.reason[0].count == 1, "its text",
+               gaps[k].mode);
+        expect(both.failed == 1, "something present, and a reason why not", gaps[k].mode);
+    }
+    struct op_cases unranged = op, idle_property = op;
+    unranged.no_range[RANGE_TINY] = "a reason";
+    idle_property.properties = idle;
+    struct report range = {.silent = true}, property = range;
+    run_mode(setup, "range", &unranged, &range);
+    expect(range.failed == 1, "inputs of a range, and a reason why not", "range");
+    run_mode(setup, "property", &idle_property, &property);
+    expect(property.failed == 1 && property.passed == 0 && property.not_applicable > 0, "a property of no case",
+           "property");
 }
 
 /* ---- the small tools ---- */
@@ -312,16 +417,63 @@ static void check_tools(void) {
     expect(fabs(slope - 6.75) < 1e-9 && x == 1.5, "the slope of a cube", "finite difference");
 }
 
-static liger_context *context_of(int threads, bool lent) {
-    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
-    options.threads = threads;
-    if (lent) {
-        options.parallel_for = host_pool_backwards;
-        options.thread_count = host_pool_threads;
-    }
-    liger_context *context = NULL;
-    return liger_context_create(&options, &context) == LIGER_OK ? context : NULL;
+/* ---- streams: on a GPU, a copy that does what no operator may ---- */
+
+#ifdef LIGER_HAS_CUDA
+
+static enum { IN_ORDER, ON_THE_DEFAULT_STREAM, WAITS_FOR_ITS_STREAM } stream_fault;
+
+static void describe_copy(const struct op_case *c, struct tensor_spec *spec) {
+    spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_F32, .ndim = 1, .shape = {c->size[0]}};
+    spec[Y] = spec[X];
+    spec[Y].name = "y", spec[Y].role = ROLE_OUT;
 }
+
+static void reference_copy(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    memcpy(t[Y], t[X], (size_t)c->size[0] * sizeof(double));
+}
+
+static liger_status call_copy(liger_context *context, const struct op_call *call, liger_stream stream) {
+    (void)context;
+    if (stream_fault == WAITS_FOR_ITS_STREAM) cudaStreamSynchronize(stream);
+    cudaMemcpyAsync(call->t[Y].data, call->t[X].data, (size_t)call->t[X].shape[0] * sizeof(float),
+                    cudaMemcpyDeviceToDevice, stream_fault == ON_THE_DEFAULT_STREAM ? NULL : stream);
+    return LIGER_OK;
+}
+
+static const struct op_case copy_cases[] = {{"1000", {1000}, .dtypes = 1u << LIGER_F32}};
+static const struct op_cases copy = {.name = "copy",
+                                     .tensor_count = 2,
+                                     .describe = describe_copy,
+                                     OP_CASES(copy_cases),
+                                     .call = call_copy,
+                                     .reference = reference_copy};
+
+static void check_streams(void) {
+    static const char *const what[] = {"work in the stream's order passes", "work on the default stream", "a wait"};
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    struct mode_setup setup = {.quick = false};
+    options.device = 0;
+    if (liger_context_create(&options, &setup.context) != LIGER_OK) {
+        printf("mode stream was not tried: %s\n", liger_last_error());
+        return;
+    }
+    setup.stream = device_stream_open(setup.context);
+    for (stream_fault = IN_ORDER; stream_fault <= WAITS_FOR_ITS_STREAM; stream_fault++) {
+        struct report report = {.silent = true};
+        run_mode(&setup, "stream", &copy, &report);
+        expect(report.failed == (stream_fault == IN_ORDER ? 0 : 1) && report.passed > 0, what[stream_fault], "stream");
+    }
+    device_stream_close(setup.stream);
+    liger_context_destroy(setup.context);
+}
+
+#else
+
+static void check_streams(void) { printf("mode stream was not tried: this build has no CUDA backend\n"); }
+
+#endif
 
 int main(void) {
     struct mode_setup setup = {.context = context_of(2, false),
@@ -337,9 +489,14 @@ int main(void) {
     check_tools();
     for (int m = 0; m < test_mode_count; m++)
         expect(failures(&setup, test_modes[m].name, HEALTHY) == 0, "the healthy operator passes", test_modes[m].name);
+    expect(failures(&setup, "history", HEALTHY) == 0, "the healthy operator passes", "history");
     for (int k = 0; k < OP_COUNT(expected); k++)
         expect(failures(&setup, expected[k].mode, expected[k].sickness) > 0, expected[k].what, expected[k].mode);
     expect(failures(&setup, "parity", WORSE_THAN_NAIVE) == 0, "the budget allows what mode naive catches", "parity");
+    expect(failures(&setup, "determinism", KEEPS_A_LIMIT) == 0, "in the order of the cases nothing shows",
+           "determinism");
+    check_reasons(&setup);
+    check_streams();
     liger_context_destroy(setup.context);
     liger_context_destroy(setup.single);
     for (int k = 0; k < setup.twin_count; k++) liger_context_destroy(setup.twins[k]);

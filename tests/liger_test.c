@@ -1,9 +1,10 @@
 /* liger_test.c - the test driver: every function of ops.def, in every mode, on every backend this machine has.
  *
- *   liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] [--mode NAME|all] [--quick] [--list]
+ *   liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] [--mode NAME|all] [--quick] [--times] [--list]
  *
- * NAME of --op may be a function (rms_norm_forward), an operator (rms_norm) or `core`: what belongs to no operator. The
- * last line is "N passed, N failed". */
+ * NAME of --op may be a function (rms_norm_forward), an operator (rms_norm) or `core`: what belongs to no operator. Mode
+ * history runs all of them together. With --times each line says how long it took. The last line is "N passed, N failed";
+ * what did not apply is counted before it, by reason. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@
 
 struct options {
     const char *backend, *isa, *op, *mode;
-    bool quick, list;
+    bool quick, times, list;
 };
 
 static bool is(const char *a, const char *b) { return strcmp(a, b) == 0; }
@@ -24,7 +25,7 @@ static bool is(const char *a, const char *b) { return strcmp(a, b) == 0; }
 static int usage(const char *wrong) {
     fprintf(stderr,
             "liger_test: %s\nusage: liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] "
-            "[--mode NAME|all] [--quick] [--list]\nmodes:",
+            "[--mode NAME|all] [--quick] [--times] [--list]\nmodes: history",
             wrong);
     for (int m = 0; m < test_mode_count; m++) fprintf(stderr, " %s", test_modes[m].name);
     fprintf(stderr, "\n");
@@ -32,7 +33,7 @@ static int usage(const char *wrong) {
 }
 
 static bool known_mode(const char *name) {
-    bool known = is(name, "all");
+    bool known = is(name, "all") || is(name, "history");
     for (int m = 0; m < test_mode_count; m++) known = known || is(name, test_modes[m].name);
     return known;
 }
@@ -66,22 +67,41 @@ static liger_context *context_of(int device, int isa, int threads, bool lent_poo
     return context;
 }
 
+/* The contexts of a CPU backend: number 0 is the plain one. */
+static const struct {
+    int threads;
+    bool lent_pool;
+    const char *name;
+} cpu_contexts[] = {
+    {3, false, "with 3 threads"}, {1, false, "with 1 thread"}, {2, false, "with 2 threads"},
+    {8, false, "with 8 threads"}, {0, true, "in a lent pool"},
+};
+
+static liger_context *open_cpu(const void *isa, int which) {
+    return context_of(LIGER_DEVICE_CPU, *(const int *)isa, cpu_contexts[which].threads, cpu_contexts[which].lent_pool);
+}
+
+/* There is nothing about a context of a GPU to choose; two of them share the device. */
+static liger_context *open_cuda(const void *unused, int which) {
+    (void)unused, (void)which;
+    return context_of(0, LIGER_ISA_AUTO, 0, false);
+}
+
 static bool setup_cpu(struct mode_setup *setup, int isa, bool quick) {
-    static const int threads[] = {1, 2, 8};
-    static const char *const names[] = {"with 1 thread", "with 2 threads", "with 8 threads", "in a lent pool"};
-    *setup = (struct mode_setup){.context = context_of(LIGER_DEVICE_CPU, isa, 3, false), .quick = quick};
-    setup->single = context_of(LIGER_DEVICE_CPU, isa, 1, false);
+    *setup = (struct mode_setup){.context = open_cpu(&isa, 0), .quick = quick};
+    setup->single = open_cpu(&isa, 1);
+    setup->twin_count = OP_COUNT(cpu_contexts) - 1;
     bool complete = setup->context != NULL && setup->single != NULL;
-    for (int k = 0; k < 4; k++) {
-        setup->twins[k] = context_of(LIGER_DEVICE_CPU, isa, k < 3 ? threads[k] : 0, k == 3);
-        setup->twin_names[k] = names[k];
+    for (int k = 0; k < setup->twin_count; k++) {
+        setup->twins[k] = open_cpu(&isa, k + 1);
+        setup->twin_names[k] = cpu_contexts[k + 1].name;
         complete = complete && setup->twins[k] != NULL;
     }
-    setup->twin_count = 4;
     return complete;
 }
 
 static void close_setup(struct mode_setup *setup) {
+    device_stream_close(setup->stream);
     liger_context_destroy(setup->context);
     liger_context_destroy(setup->single);
     for (int k = 0; k < setup->twin_count; k++) liger_context_destroy(setup->twins[k]);
@@ -94,9 +114,9 @@ static void run_function(const struct mode_setup *setup, const struct options *o
     for (int m = 0; m < test_mode_count; m++) {
         const struct test_mode *mode = &test_modes[m];
         if (!is(options->mode, "all") && !is(options->mode, mode->name)) continue;
-        if ((mode->host_only && setup->single == NULL) || (mode->once && !first_backend)) continue;
+        if (mode->once && !first_backend) continue;
         report_begin(report);
-        mode->run(setup, entry->cases, report);
+        modes_run(mode, setup, entry->cases, report);
         report_end(report, entry->name, mode->name, mode->once ? "reference" : liger_context_backend(setup->context));
     }
 }
@@ -128,12 +148,37 @@ static void run_backend(const struct mode_setup *setup, const struct options *op
                before->backend);
 }
 
+/* Before anything else has run on the backend. */
+static void run_history(const struct history_backend *backend, const struct options *options, struct report *report) {
+    const struct op_cases *wanted[OP_COUNT(op_list)];
+    int count = 0;
+    if (!is(options->mode, "all") && !is(options->mode, "history")) return;
+    for (int k = 0; k < OP_COUNT(op_list); k++)
+        if (op_list[k].cases != NULL && op_wanted(options->op, op_list[k].name)) wanted[count++] = op_list[k].cases;
+    mode_history(backend, wanted, count, report);
+}
+
+static void run_cpu_isa(const struct options *options, int isa, bool first, const liger_kernel_table **before,
+                        struct report *report) {
+    char name[32];
+    snprintf(name, sizeof name, "cpu-%s", liger_isa_name(isa));
+    const struct history_backend backend = {name, open_cpu, &isa, OP_COUNT(cpu_contexts), options->quick};
+    struct mode_setup setup;
+    run_history(&backend, options, report);
+    if (setup_cpu(&setup, isa, options->quick)) {
+        run_backend(&setup, options, first, *before, report);
+        *before = setup.context->kernels;
+    } else {
+        report_fail(report, "context for %s: %s", liger_isa_name(isa), liger_last_error());
+    }
+    close_setup(&setup);
+}
+
 static int run_cpu(const struct options *options, struct report *report) {
     int ran = 0;
     const liger_kernel_table *before = NULL;
     bool known = is(options->isa, "all");
     for (int isa = LIGER_ISA_BASE; isa <= LIGER_ISA_NEON; isa++) {
-        struct mode_setup setup;
         const bool named = is(options->isa, liger_isa_name(isa));
         known = known || named;
         if (!named && !is(options->isa, "all")) continue;
@@ -141,14 +186,8 @@ static int run_cpu(const struct options *options, struct report *report) {
             printf("%s: not here (this processor or this build lacks it)\n", liger_isa_name(isa));
             continue;
         }
-        if (setup_cpu(&setup, isa, options->quick)) {
-            run_backend(&setup, options, ran == 0, before, report);
-            before = setup.context->kernels;
-            ran++;
-        } else {
-            report_fail(report, "context for %s: %s", liger_isa_name(isa), liger_last_error());
-        }
-        close_setup(&setup);
+        run_cpu_isa(options, isa, ran == 0, &before, report);
+        ran++;
     }
     if (!known) return usage("no such --isa");
     if (ran == 0) report_fail(report, "nothing was run: this machine has no %s", options->isa);
@@ -156,7 +195,10 @@ static int run_cpu(const struct options *options, struct report *report) {
 }
 
 static void run_cuda(const struct options *options, struct report *report) {
-    struct mode_setup setup = {.context = context_of(0, LIGER_ISA_AUTO, 0, false), .quick = options->quick};
+    const struct history_backend backend = {"cuda", open_cuda, NULL, 2, options->quick};
+    run_history(&backend, options, report);
+    struct mode_setup setup = {.context = open_cuda(NULL, 0), .quick = options->quick};
+    if (setup.context != NULL) setup.stream = device_stream_open(setup.context);
     if (setup.context == NULL) report_fail(report, "context for CUDA device 0: %s", liger_last_error());
     else run_backend(&setup, options, true, NULL, report);
     close_setup(&setup);
@@ -166,6 +208,7 @@ static bool parse(int count, char **words, struct options *options) {
     for (int i = 1; i < count; i++) {
         const char **value = NULL;
         if (is(words[i], "--quick")) options->quick = true;
+        else if (is(words[i], "--times")) options->times = true;
         else if (is(words[i], "--list")) options->list = true;
         else if (is(words[i], "--backend")) value = &options->backend;
         else if (is(words[i], "--isa")) value = &options->isa;
@@ -187,11 +230,13 @@ int main(int count, char **words) {
     for (int k = 0; options.list && k < OP_COUNT(op_list); k++)
         if (op_list[k].cases) printf("%s\n", op_list[k].name);
     if (options.list) return 0;
+    report.times = options.times;
     const bool core_only = is(options.op, "core");
-    if (op_wanted(options.op, "core") && is(options.mode, "all")) core_checks(&report);
     if (is(options.backend, "cuda") && !core_only) run_cuda(&options, &report);
     else if (!is(options.backend, "cuda") && !is(options.backend, "cpu")) return usage("no such --backend");
     else if (!core_only && run_cpu(&options, &report) != 0) return 2;
+    if (op_wanted(options.op, "core") && is(options.mode, "all")) core_checks(&report);
+    report_reasons(&report);
     printf("%d passed, %d failed\n", report.passed, report.failed);
     return report.failed > 0 || report.passed == 0;
 }

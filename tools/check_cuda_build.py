@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Compiles every .cu and fails on register spills: for sm_80 and sm_90a, or for the architectures that are named.
+"""Fails on register spills in any kernel, for sm_80 and sm_90a or for the architectures that are named.
 
 A spill is memory traffic that nobody wrote. Where one is known and cheaper than the alternative, the .cu names it:
     /* spills allowed: <part of the kernel's name>: reason */
 An exception that no kernel needs any more is an error too. Without nvcc the check says so and passes.
 
-usage: check_cuda_build.py [-j JOBS] [--report] [--archs 75,80,...] [FILE.cu ...]
+What ptxas said is read from a build folder, which keeps it beside each object; without --build the files are compiled.
+
+usage: check_cuda_build.py --build BUILD [--report] [--archs 75,80,...] [FILE.cu ...]
+       check_cuda_build.py [-j JOBS] [--report] [--archs 75,80,...] [FILE.cu ...]
 """
 
 from __future__ import annotations
@@ -74,6 +77,18 @@ def compile_one(source: Path, architecture: str, nvcc: str) -> tuple[Path, str, 
     return source, result.stderr, ""
 
 
+def said_by_build(build: Path, source: Path, architectures: list[str]) -> tuple[Path, str, str]:
+    """(source, what ptxas said when this was built, error)."""
+    saved = build / "cuda" / f"{source.name}.o.ptxas"
+    if not saved.exists():
+        return source, "", f"{source.relative_to(ROOT)}: there is no {saved}: it was not built there"
+    said = saved.read_text()
+    spoken_of = {kernel.architecture for kernel in parse_ptxas(said)}
+    if said.count("bytes gmem") < len(architectures) or spoken_of and not spoken_of.issuperset(architectures):
+        return source, said, f"{saved}: is no report of ptxas -v on sm_{', sm_'.join(architectures)}"
+    return source, said, ""
+
+
 def judge(source: Path, kernels: list[Kernel]) -> list[str]:
     allowed = dict(EXCEPTION.findall(source.read_text()))
     used = set()
@@ -92,6 +107,7 @@ def judge(source: Path, kernels: list[Kernel]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-j", "--jobs", type=int, default=1)
+    parser.add_argument("--build", type=Path, help="a build folder: its nvcc's words are read, nothing is compiled")
     parser.add_argument("--archs", default=",".join(ARCHITECTURES), help="GPU architectures, separated by commas")
     parser.add_argument("--report", action="store_true", help="list every kernel: registers, stack, spills")
     parser.add_argument("files", nargs="*", type=Path)
@@ -102,13 +118,17 @@ def main() -> int:
         print("CUDA: no nvcc on this machine, nothing compiled")
         return 0
     sources = [file.resolve() for file in options.files] or sorted(ROOT.glob("liger/**/*.cu"))
-    jobs = [(source, architecture) for source in sources for architecture in architectures]
+    if options.build:
+        answers = [said_by_build(options.build, source, architectures) for source in sources]
+    else:
+        jobs = [(source, architecture) for source in sources for architecture in architectures]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            answers = list(pool.map(lambda job: compile_one(*job, nvcc), jobs))
     by_source: dict[Path, list[Kernel]] = {source: [] for source in sources}
     found = []
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for source, said, error in pool.map(lambda job: compile_one(*job, nvcc), jobs):
-            found += [error] if error else []
-            by_source[source] += parse_ptxas(said)
+    for source, said, error in answers:
+        found += [error] if error else []
+        by_source[source] += parse_ptxas(said)
     for source, kernels in by_source.items():
         found += judge(source, kernels)
         for kernel in kernels if options.report else ():

@@ -2,8 +2,8 @@
 """Writes the operators' part of the Python binding from ops.def and the public headers of the rooms.
 
 The args struct is the argument list: `liger_rms_norm_forward_args` becomes `rms_norm_forward(x, weight, y, ...)`, one
-positional argument per field in the struct's order, without `size` and what is reserved; the pair workspace, workspace_bytes is one argument.
-A field of a type that is not in CONVERTERS is an error here, not a surprise there.
+positional argument per field in the struct's order, without `size` and what is reserved; the pair workspace,
+workspace_bytes is one argument. A field of a type that is not in CONVERTERS is an error here, not a surprise there.
 
 usage: gen_binding.py OUTPUT.c     (run by the build)
 """

@@ -2,99 +2,128 @@
 # The tests that need a GPU, and the CPU driver on this machine's processor. Installs nothing and needs no network: cmake,
 # ninja, nvcc and a python3 with torch, transformers, pytest and hypothesis are on PATH. Builds for the GPU that is here.
 #
-#   QUICK=1   the short form: quick drivers, pytest without what is marked slow, no compute-sanitizer
+#   STAGES="build driver-cpu"   these only, where one run would be too long; a later call finds the build of an earlier one
+#   QUICK=1                     the short form: quick drivers, pytest without what is marked slow, no foreign PTX, no
+#                               compute-sanitizer
+#   BUILD=build/gpu             where it is built
 #
-# Everything is run, whatever fails; the last page says what passed, how long it took and where the logs are.
-set -u
+# Every stage is run, whatever fails; the last page says what passed, what did not run and why, and where the logs are.
+set -uo pipefail
 cd "$(dirname "$0")/.."
+ALL_STAGES="build harness-selftest fuzz driver-cpu driver-cuda driver-ptx pytest-cuda memcheck racecheck"
+STAGES=${STAGES:-$ALL_STAGES}
 QUICK=${QUICK:-}
-BUILD=${BUILD:-build/gpu}
+BUILD=$(realpath -m "${BUILD:-build/gpu}")
 LOGS=$BUILD/logs
 JOBS=$(nproc)
+
+for stage in $STAGES; do
+    [[ " $ALL_STAGES " == *" $stage "* ]] || { echo "gpu-test: no stage $stage; there are: $ALL_STAGES"; exit 2; }
+done
+for tool in cmake ninja nvcc python3 nvidia-smi; do
+    command -v "$tool" >/dev/null || { echo "gpu-test: $tool is not on PATH"; exit 1; }
+done
+# 9.0 -> 90a: Hopper's own instructions need the suffix.
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ')
+architecture=${capability/#90/90a}
+
 mkdir -p "$LOGS"
 SECONDS=0
 failed=0
 rows=()
+quick=()
+[ -n "$QUICK" ] && quick=(--quick)
 
-for tool in cmake ninja nvcc python3 nvidia-smi; do
-    command -v "$tool" >/dev/null || { echo "gpu-test: $tool is not on PATH"; exit 1; }
-done
+# ---- the stages: stage_NAME, with _ for - ---------------------------------------------------------------------------
 
-# step NAME COMMAND...: runs, keeps the log, remembers the outcome and the log's last line.
-step() {
-    local name=$1 start=$SECONDS outcome last
-    shift
-    echo "== $name"
-    if "$@" >"$LOGS/$name.log" 2>&1; then outcome=passed; else outcome=FAILED; failed=1; fi
-    last=$(grep -v '^ *$' "$LOGS/$name.log" | tail -n 1 | cut -c 1-72)
-    rows+=("$(printf '%-22s %-7s %4d s  %s' "$name" "$outcome" $((SECONDS - start)) "$last")")
-    [ $outcome = passed ] || tail -n 30 "$LOGS/$name.log"
+# configure_and_build FOLDER ARCHITECTURE ARGUMENT...
+configure_and_build() {
+    cmake -G Ninja -S . -B "$1" -DCMAKE_BUILD_TYPE=Release -DLIGER_CUDA=ON "-DLIGER_CUDA_ARCHS=$2" "${@:3}" &&
+        cmake --build "$1" -j "$JOBS"
 }
-
-# 9.0 -> 90a: Hopper's own instructions need the suffix.
-capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ')
-[ "$capability" = 90 ] && capability=90a
-
-build() {
-    cmake -G Ninja -S . -B "$BUILD" -DCMAKE_BUILD_TYPE=Release -DLIGER_CUDA=ON "-DLIGER_CUDA_ARCHS=$capability" \
-        -DPython_EXECUTABLE="$(command -v python3)" && cmake --build "$BUILD" -j "$JOBS"
-}
-pytest_on() {
-    PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$PWD/$BUILD \
-        python3 -m pytest tests/python --device "$1" -p no:cacheprovider "${@:2}"
-}
-# per_operator NAME COMMAND...: one driver per operator, several at once, a log each; adds up what passed.
+# per_operator NAME COMMAND...: COMMAND, which is a driver, once for every function.
 per_operator() {
-    local name=$1 failed=0
-    shift
-    rm -f "$LOGS/$name"-*.log
-    "$BUILD/liger_test" --list | xargs -P $((JOBS / 2)) -I OPERATOR bash -c '"${@:3}" --op "$2" >"$1-$2.log" 2>&1' \
-        bash "$LOGS/$name" OPERATOR "$@" || failed=1
-    cat "$LOGS/$name"-*.log
-    awk '/ passed, [0-9]+ failed$/ {p += $1; f += $3} END {print p " passed, " f " failed"}' "$LOGS/$name"-*.log
-    return $failed
+    "${@:2}" --list | sed 's/^/--op /' | tools/side_by_side.sh $((JOBS / 2 + 1)) "$LOGS/$1" "${@:2}"
 }
-driver_cuda() {
-    "$BUILD/liger_test" --backend cuda --op core && per_operator cuda "$BUILD/liger_test" --backend cuda "$@"
+# driver BACKEND: what belongs to no operator, the histories of all operators together, then every operator.
+driver() {
+    local program=("$BUILD/liger_test" --backend "$1" "${quick[@]}")
+    "${program[@]}" --op core && "${program[@]}" --mode history && per_operator "$1" "${program[@]}"
+}
+
+stage_build() { configure_and_build "$BUILD" "$architecture" -DPython_EXECUTABLE="$(command -v python3)"; }
+stage_harness_selftest() { "$BUILD/harness_selftest"; }
+stage_fuzz() { "$BUILD/liger_fuzz"; }
+stage_driver_cpu() { driver cpu; }
+stage_driver_cuda() { driver cuda; }
+# A library for an older GPU, which the driver compiles for this one: what it decides must follow what it was compiled
+# for. It fails by never ending, so it has a time limit.
+stage_driver_ptx() {
+    configure_and_build "$BUILD-ptx" "" -DLIGER_CUDA_PTX=80 -DLIGER_BINDING=OFF -DLIGER_CPU_ISAS=best &&
+        per_operator ptx timeout -k 10 240 "$BUILD-ptx/liger_test" --backend cuda --quick
+}
+stage_pytest_cuda() {
+    local arguments=(-rs)
+    [ -n "$QUICK" ] && arguments+=(-m "not slow")
+    python3 -c 'import xdist' 2>/dev/null && arguments+=(-n $((JOBS / 2)))
+    PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$BUILD \
+        python3 -m pytest tests/python --device cuda -p no:cacheprovider "${arguments[@]}"
 }
 # A checked kernel runs a hundred times longer, most of it on the host: small ragged shapes only.
 sanitizer() {
     per_operator "$1" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
         "$BUILD/liger_test" --backend cuda --quick --mode parity
 }
+stage_memcheck() { sanitizer memcheck; }
+stage_racecheck() { sanitizer racecheck; }
 
-quick=()
-[ -n "$QUICK" ] && quick=(--quick)
-step build build
-if [ -x "$BUILD/liger_test" ]; then
-    step harness-selftest "$BUILD/harness_selftest"
-    step fuzz "$BUILD/liger_fuzz"
-    step driver-cpu "$BUILD/liger_test" --backend cpu --quick
-    step driver-cuda driver_cuda "${quick[@]}"
-    pytest_arguments=()
-    [ -n "$QUICK" ] && pytest_arguments=(-m "not slow")
-    python3 -c 'import xdist' 2>/dev/null && pytest_arguments+=(-n $((JOBS / 2)))
-    step pytest-cuda pytest_on cuda "${pytest_arguments[@]}"
-    if [ -z "$QUICK" ]; then
-        if compute-sanitizer --version >/dev/null 2>&1; then
-            step memcheck sanitizer memcheck
-            step racecheck sanitizer racecheck
-        else
-            rows+=("compute-sanitizer      absent: memcheck and racecheck were not run")
-        fi
+# ---- the run --------------------------------------------------------------------------------------------------------
+
+# why_not STAGE: the reason not to run it, if there is one.
+why_not() {
+    [[ " $STAGES " == *" $1 "* ]] || { echo "not among STAGES"; return; }
+    [[ "${rows[*]}" =~ build\ +FAILED ]] && { echo "the build failed"; return; }
+    case $1 in
+        driver-ptx | memcheck | racecheck) [ -n "$QUICK" ] && { echo "not in the quick form"; return; } ;;
+    esac
+    case $1 in
+        driver-ptx) [ "$capability" -ge 80 ] || echo "this GPU is older than sm_80" ;;
+        memcheck | racecheck) compute-sanitizer --version >/dev/null 2>&1 || echo "no compute-sanitizer on PATH" ;;
+    esac
+}
+# step STAGE: runs it, keeps the log, remembers the outcome and the log's last line.
+step() {
+    local start=$SECONDS outcome=passed log=$LOGS/$1.log
+    echo "== $1"
+    if [ "$1" != build ] && [ ! -x "$BUILD/liger_test" ]; then
+        echo "the stage build comes first: there is no $BUILD/liger_test" >"$log"
+        outcome=FAILED
+    else
+        "stage_${1//-/_}" >"$log" 2>&1 || outcome=FAILED
     fi
-fi
+    row "$1" $outcome "$(printf '%4d s  %s' $((SECONDS - start)) "$(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-72)")"
+    [ $outcome = passed ] || { failed=1; tail -n 30 "$log"; }
+}
+row() { rows+=("$(printf '%-17s %-8s %s' "$@")"); }
+
+for stage in $ALL_STAGES; do
+    reason=$(why_not "$stage")
+    if [ -n "$reason" ]; then row "$stage" "not run" "$reason"; else step "$stage"; fi
+done
 
 echo
 echo "==================================== gpu-test ${QUICK:+(quick) }===================================="
 echo "GPU        $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -n 1)"
 echo "CPU        $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $JOBS cores"
-echo "nvcc       $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'), built for sm_$capability"
+echo "nvcc       $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'), built for sm_$architecture"
 echo "python     $(python3 -c 'import sys, torch, transformers
 print(sys.version.split()[0], "torch", torch.__version__, "transformers", transformers.__version__)' 2>&1 | tail -n 1)"
 echo
 printf '%s\n' "${rows[@]}"
 echo
-grep -h 'not here' "$LOGS"/driver-cpu.log 2>/dev/null | sed 's/^/driver-cpu: /'
-echo "logs in $LOGS; $SECONDS s in all; $([ $failed = 0 ] && echo 'everything passed' || echo 'SOMETHING FAILED')"
+# What the stages that ran left out, in their own words.
+for stage in $STAGES; do
+    [ -f "$LOGS/$stage.log" ] && grep -hE '^SKIPPED|not here|not applicable' "$LOGS/$stage.log" | sort -u | sed "s/^/$stage: /"
+done
+echo "logs in $LOGS; $SECONDS s in all; $([ $failed = 0 ] && echo 'everything that ran passed' || echo 'SOMETHING FAILED')"
 exit $failed

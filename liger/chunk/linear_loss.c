@@ -21,15 +21,40 @@ size_t linear_loss_workspace(const liger_context *context, const struct linear_l
     return gemm_workspace(context, loss) + (size_t)round_up((int64_t)sums, 256);
 }
 
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* GEMMs of a GPU want full tiles, and 2048 rows of dx fill the multiprocessors of an H100 or H200 once or several times (tiles
+ * of 128 x 256, 8 or 16 of them across). Beyond 6144 rows they get no faster, and adding to dweight costs little. */
+enum { CPU_STEP = 16, GPU_STEP = 128, GPU_WAVE = 2048, MOST_ROWS = 6144 };
+
+/* Rows whose logits take `bytes`. */
+static int64_t rows_of_bytes(int64_t bytes, int64_t row_bytes, int64_t step) {
+    const int64_t rows = bytes / row_bytes;
+    return rows > MOST_ROWS ? MOST_ROWS : larger(rows / step * step, step);
+}
+
+/* Bytes of logits per chunk on a CPU, unless LIGER_LOSS_WORKSPACE_MB says otherwise. Every chunk reads all of W twice, and
+ * reads and writes all of dW. Logits that do not fit into a last-level cache pass through memory instead, some five times:
+ * written, read and replaced by the loss, read by two products. What moves fewer bytes (here divided by the vocabulary): a
+ * cache's worth at a time, or as much as memory may cost, which is 10 % of the gradients and 16 MB, or 15 % of large ones.
+ * At 256 x 2048 x 128256 in f32 one chunk of 131 MB takes 6.9 s on two cores with AVX2, six of 28 MB took 10.0. */
+static int64_t cpu_logits_bytes(int64_t element, int64_t rows, int64_t hidden, int64_t vocab) {
+    const int64_t cached = 28 << 20, gradients = (rows + vocab) * hidden * element;
+    const int64_t allowed = larger(cached, larger(gradients / 10 + (16 << 20), gradients / 100 * 15));
+    const int64_t few = rows_of_bytes(cached, vocab * element, CPU_STEP);
+    const int64_t many = rows_of_bytes(allowed, vocab * element, CPU_STEP);
+    const int64_t per_chunk = hidden * (2 * element + 2 * (int64_t)sizeof(float)), in_memory = 5 * rows * element;
+    return (rows + many - 1) / many * per_chunk + in_memory < (rows + few - 1) / few * per_chunk ? allowed : cached;
+}
+
 int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab) {
     const bool cpu = context->device == LIGER_DEVICE_CPU;
-    /* GEMMs of a GPU want full tiles, and 2048 rows of dx fill the multiprocessors of an H100 or H200 once or several times
-     * (tiles of 128 x 256, 8 or 16 of them across). Beyond 6144 rows they get no faster, and adding to dweight costs little. */
-    const int64_t step = cpu ? 16 : 128, wave = cpu ? step : 2048, most = 6144;
-    int64_t chunk = context->loss_workspace_bytes / ((int64_t)liger_dtype_size(dtype) * (vocab ? vocab : 1));
-    chunk = chunk > most ? most : chunk / step * step;
-    if (chunk < step) chunk = step;
+    const int64_t element = (int64_t)liger_dtype_size(dtype), step = cpu ? CPU_STEP : GPU_STEP;
+    const int64_t wave = cpu ? step : GPU_WAVE, some = larger(vocab, 1);
+    const int64_t bytes = context->loss_workspace_bytes ? context->loss_workspace_bytes
+                                                        : cpu_logits_bytes(element, rows, hidden, some);
+    const int64_t chunk = rows_of_bytes(bytes, some * element, step);
     if (rows <= chunk) return rows;
     if (dtype != LIGER_F32 && rows <= hidden + chunk) return rows; /* an f32 accumulator is as large as `hidden` rows */
     const int64_t chunks = (rows + chunk - 1) / chunk, even = (rows + chunks - 1) / chunks;

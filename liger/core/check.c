@@ -1,19 +1,9 @@
-/* check.c - the checks that every door repeats. */
+/* check.c - the checks of one argument that doors are made of. */
 #include "liger/core/check.h"
 
 #include <stdint.h>
 
 #include "liger/core/overlap.h"
-
-const char *liger_name_of(struct liger_name *name, const char *function, const char *argument) {
-    const size_t most = sizeof name->text - 1;
-    size_t n = 0;
-    for (const char *c = function; *c && n < most; c++) name->text[n++] = *c;
-    for (const char *c = ": "; *c && n < most; c++) name->text[n++] = *c;
-    for (const char *c = argument; *c && n < most; c++) name->text[n++] = *c;
-    name->text[n] = 0;
-    return name->text;
-}
 
 /* Byte counts of anything up to this many elements fit into 64 bits. */
 static const int64_t most_elements = INT64_MAX / 16;
@@ -41,48 +31,27 @@ liger_status liger_check_sizes(const liger_tensor *tensor, const char *what) {
     return LIGER_OK;
 }
 
-liger_status liger_check_present(const liger_tensor *tensor, const char *what) {
-    LIGER_TRY(liger_check_sizes(tensor, what));
-    LIGER_REQUIRE(tensor->data != NULL || liger_tensor_elements(tensor) == 0, LIGER_ERR_ARGUMENT,
-                  "%s is required, but its data is NULL", what);
-    return LIGER_OK;
-}
-
 liger_status liger_check_float(const liger_tensor *tensor, const char *what) {
-    LIGER_TRY(liger_check_present(tensor, what));
     LIGER_REQUIRE(liger_is_float(tensor->dtype), LIGER_ERR_DTYPE, "%s is %s, but f32, f16 and bf16 are supported", what,
                   liger_dtype_name(tensor->dtype));
     return LIGER_OK;
 }
 
 liger_status liger_check_dtype(const liger_tensor *tensor, const char *what, int dtype) {
-    LIGER_TRY(liger_check_present(tensor, what));
     LIGER_REQUIRE(tensor->dtype == dtype, LIGER_ERR_DTYPE, "%s is %s, but must be %s", what,
                   liger_dtype_name(tensor->dtype), liger_dtype_name(dtype));
     return LIGER_OK;
 }
 
 liger_status liger_check_dtype_or_f32(const liger_tensor *tensor, const char *what, int dtype) {
-    LIGER_TRY(liger_check_present(tensor, what));
     LIGER_REQUIRE(tensor->dtype == dtype || tensor->dtype == LIGER_F32, LIGER_ERR_DTYPE,
                   "%s is %s, but must be %s or f32", what, liger_dtype_name(tensor->dtype), liger_dtype_name(dtype));
     return LIGER_OK;
 }
 
 liger_status liger_check_index(const liger_tensor *tensor, const char *what) {
-    LIGER_TRY(liger_check_present(tensor, what));
     LIGER_REQUIRE(tensor->dtype == LIGER_I32 || tensor->dtype == LIGER_I64, LIGER_ERR_DTYPE,
                   "%s is %s, but i32 and i64 are supported", what, liger_dtype_name(tensor->dtype));
-    return LIGER_OK;
-}
-
-liger_status liger_check_same_shape(const liger_tensor *tensor, const char *what, const liger_tensor *other,
-                                    const char *other_name) {
-    LIGER_REQUIRE(tensor->ndim == other->ndim, LIGER_ERR_SHAPE, "%s has %d dimensions, but %s has %d", what,
-                  tensor->ndim, other_name, other->ndim);
-    for (int d = 0; d < tensor->ndim; d++)
-        LIGER_REQUIRE(tensor->shape[d] == other->shape[d], LIGER_ERR_SHAPE, "%s: shape[%d] is %lld, but %s has %lld",
-                      what, d, (long long)tensor->shape[d], other_name, (long long)other->shape[d]);
     return LIGER_OK;
 }
 
@@ -90,13 +59,7 @@ liger_status liger_check_vector(const liger_tensor *tensor, const char *what, in
     LIGER_REQUIRE(tensor->ndim == 1, LIGER_ERR_SHAPE, "%s has %d dimensions, but must have 1", what, tensor->ndim);
     LIGER_REQUIRE(tensor->shape[0] == size, LIGER_ERR_SHAPE, "%s: shape[0] is %lld, but must be %lld", what,
                   (long long)tensor->shape[0], (long long)size);
-    return liger_check_contiguous(tensor, what);
-}
-
-liger_status liger_check_optional_vector(const liger_tensor *tensor, const char *what, int dtype, int64_t size) {
-    if (tensor->data == NULL) return LIGER_OK;
-    LIGER_TRY(liger_check_dtype(tensor, what, dtype));
-    return liger_check_vector(tensor, what, size);
+    return LIGER_OK;
 }
 
 liger_status liger_check_last_contiguous(const liger_tensor *tensor, const char *what) {
@@ -118,13 +81,6 @@ liger_status liger_check_contiguous(const liger_tensor *tensor, const char *what
         expected *= tensor->shape[d];
     }
     return LIGER_OK;
-}
-
-liger_status liger_lower_twin(const liger_tensor *tensor, const char *what, const liger_tensor *other,
-                              const char *other_name, liger_rows *rows) {
-    LIGER_TRY(liger_check_dtype(tensor, what, other->dtype));
-    LIGER_TRY(liger_check_same_shape(tensor, what, other, other_name));
-    return liger_fold_rows(tensor, what, rows);
 }
 
 liger_status liger_check_workspace(const void *workspace, size_t bytes, size_t needed, const char *what) {
@@ -153,33 +109,10 @@ liger_status liger_check_overlap(const liger_tensor *out, const char *out_what, 
                       (void *)written.begin, (void *)written.end, (void *)read.begin, (void *)read.end);
 }
 
-enum { MOST_ARGUMENTS = 16 };
-
-static void spans_of(const struct liger_argument *arguments, int count, struct byte_span *spans) {
-    for (int i = 0; i < count; i++) spans[i] = liger_byte_span(arguments[i].tensor);
-}
-
-static liger_status check_pair(const char *function, const struct liger_argument *out,
-                               const struct liger_argument *other) {
-    struct liger_name name;
-    return liger_check_overlap(out->tensor, liger_name_of(&name, function, out->name), other->tensor, other->name,
-                               false);
-}
-
-liger_status liger_check_apart(const char *function, const struct liger_argument *outputs, int output_count,
-                               const struct liger_argument *inputs, int input_count) {
-    struct byte_span written[MOST_ARGUMENTS], read[MOST_ARGUMENTS];
-    LIGER_REQUIRE(output_count <= MOST_ARGUMENTS && input_count <= MOST_ARGUMENTS, LIGER_ERR_INTERNAL,
-                  "%s: %d outputs and %d inputs, but at most %d are compared", function, output_count, input_count,
-                  MOST_ARGUMENTS);
-    spans_of(outputs, output_count, written);
-    spans_of(inputs, input_count, read);
-    for (int o = 0; o < output_count; o++) {
-        for (int i = 0; i < input_count; i++)
-            if (liger_spans_meet(written[o], read[i])) LIGER_TRY(check_pair(function, &outputs[o], &inputs[i]));
-        for (int other = 0; other < o; other++)
-            if (liger_spans_meet(written[o], written[other]))
-                LIGER_TRY(check_pair(function, &outputs[o], &outputs[other]));
-    }
-    return LIGER_OK;
+liger_status liger_check_overlaps_itself(const liger_tensor *out, const char *what) {
+    if (!liger_view_repeats(out)) return LIGER_OK;
+    const struct byte_span span = liger_byte_span(out);
+    return liger_fail(LIGER_ERR_LAYOUT, "%s overlaps itself: its %lld elements of %zu bytes share the bytes %p-%p",
+                      what, (long long)liger_tensor_elements(out), liger_dtype_size(out->dtype), (void *)span.begin,
+                      (void *)span.end);
 }

@@ -4,21 +4,35 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "liger/core/args.h"
 #include "liger/core/context_state.h"
+#include "liger/core/door_rules.h"
 
 static bool environment_flag(const char *name) {
     const char *value = getenv(name);
     return value != NULL && strcmp(value, "1") == 0;
 }
 
-/* On the CPU a chunk should stay in the last-level cache; on a GPU its products should fill the chip. */
+/* What the user names; else on a GPU what fills the chip, and on a CPU 0: it is chosen by the shape. */
 static int64_t loss_workspace_bytes(int32_t device) {
     const char *text = getenv("LIGER_LOSS_WORKSPACE_MB");
     const long long megabytes = text ? strtoll(text, NULL, 10) : 0;
-    const long long fallback = device == LIGER_DEVICE_CPU ? 28 : 1024;
+    const long long fallback = device == LIGER_DEVICE_CPU ? 0 : 1024;
     return (megabytes >= 1 && megabytes <= 1 << 20 ? megabytes : fallback) << 20;
 }
+
+#define OPTION(kind_, field)                                                                                           \
+    {                                                                                                                  \
+        .kind = kind_, .what = "context_create: " #field, .name = sizeof "context_create: " - 1,                       \
+        .offset = offsetof(liger_context_options, field), .bytes = sizeof(((liger_context_options *)0)->field)         \
+    }
+static const struct door_rule option_rules[] = {
+    OPTION(DOOR_INT32, device),         OPTION(DOOR_INT32, isa),
+    OPTION(DOOR_INT32, threads),        OPTION(DOOR_RESERVED, reserved),
+    OPTION(DOOR_ADDRESS, parallel_for), OPTION(DOOR_ADDRESS, thread_count),
+    OPTION(DOOR_ADDRESS, user),
+};
+static const struct door options_door = {"context_create", sizeof(liger_context_options), option_rules,
+                                         sizeof option_rules / sizeof option_rules[0]};
 
 static liger_status check_options(const liger_context_options *options) {
     LIGER_REQUIRE(options->device >= LIGER_DEVICE_CPU, LIGER_ERR_DEVICE,
@@ -48,7 +62,8 @@ liger_status liger_context_create(const liger_context_options *options, liger_co
     LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, "context_create: context is NULL");
     *context = NULL;
     liger_context_options known;
-    LIGER_TRY(liger_args_import(&known, sizeof known, options ? options : &defaults, "context_create"));
+    struct door_call call;
+    LIGER_TRY(door_query(&call, &options_door, NULL, options ? options : &defaults, &known, 0));
     LIGER_TRY(check_options(&known));
     liger_context *made = calloc(1, sizeof *made);
     LIGER_REQUIRE(made != NULL, LIGER_ERR_OOM, "context_create: no memory for %zu bytes", sizeof *made);
@@ -90,6 +105,14 @@ const char *liger_context_gemm_provider(liger_context *context) {
     if (context->device != LIGER_DEVICE_CPU) return cuda_gemm_provider(context);
 #endif
     return cpu_gemm_provider(context);
+}
+
+liger_status liger_gemm_ready(liger_context *context) {
+#ifdef LIGER_HAS_CUDA
+    if (context->device != LIGER_DEVICE_CPU) return cuda_gemm_ready(context);
+#endif
+    (void)context;
+    return LIGER_OK;
 }
 
 int liger_has_cuda_backend(void) {

@@ -13,7 +13,7 @@ struct liger_context {
     int32_t isa;
     int32_t multiprocessors;      /* CUDA; 0 on the CPU */
     int32_t threads;              /* CPU: threads of our own pool, when the host lends none */
-    int64_t loss_workspace_bytes; /* budget for the logits of a linear loss: LIGER_LOSS_WORKSPACE_MB */
+    int64_t loss_workspace_bytes; /* for the logits of a linear loss: LIGER_LOSS_WORKSPACE_MB; 0: by shape */
     bool synchronous;             /* LIGER_SYNC=1: wait after every CUDA launch, so that an error names its operator */
     void (*parallel_for)(void *user, int64_t tasks, liger_task task, void *argument);
     int32_t (*thread_count)(void *user);
@@ -33,6 +33,10 @@ const char *cpu_gemm_provider(liger_context *context);
 liger_status cuda_context_init(liger_context *context, const liger_context_options *options);
 void cuda_context_close(liger_context *context);
 const char *cuda_gemm_provider(liger_context *context);
+liger_status cuda_gemm_ready(liger_context *context);
+
+/* UNSUPPORTED if there is nothing to multiply matrices with: for operators of several steps, which ask before the first. */
+liger_status liger_gemm_ready(liger_context *context);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,4 @@
-/* overlap.c - whether two strided views share a byte, decided exactly where strides nest.
+/* overlap.c - whether two strided views, or two elements of one, share a byte, decided exactly where strides nest.
  *
  * A byte of view a is at base + Σ i·stride + p with 0 <= p < element size, one of b likewise. Both are the same byte if
  * the difference of the sums makes up for the difference of the bases. Counting b's indices from their far end makes
@@ -74,4 +74,53 @@ bool liger_views_collide(const liger_tensor *a, const liger_tensor *b) {
     measure(&sum);
     /* From the first byte of a to the last of b, which b's indices are counted from. */
     return takes(&sum, sum.count, (uint64_t)(other.end - 1 - one.begin));
+}
+
+/* The dimensions of a view with more than one element, strides ascending. */
+struct steps {
+    struct term term[LIGER_MAX_DIMS];
+    int count;
+};
+
+static void add_step(struct steps *steps, uint64_t step, uint64_t most) {
+    int at = steps->count++;
+    for (; at > 0 && steps->term[at - 1].step > step; at--) steps->term[at] = steps->term[at - 1];
+    steps->term[at] = (struct term){step, most};
+}
+
+/* Two elements whose indices differ in dimension n, and beyond it not, meet if step·(1 + x) = Σ ± i·step of the dimensions
+ * below it. Adding `most` steps of each makes every sign positive, as above. */
+static bool meets_below(const struct steps *steps, int n, uint64_t reach) {
+    struct sum sum = {.count = 0};
+    for (int k = 0; k < n; k++) add_term(&sum, steps->term[k].step, 2 * steps->term[k].most);
+    add_term(&sum, steps->term[n].step, steps->term[n].most - 1);
+    measure(&sum);
+    return takes(&sum, sum.count, reach - steps->term[n].step);
+}
+
+/* As nearly all do: every stride reaches beyond all that lies inside of it. */
+static bool nests(const liger_tensor *view) {
+    uint64_t reach = 0;
+    for (int d = view->ndim - 1; d >= 0; d--) {
+        if (view->shape[d] <= 1) continue;
+        if (magnitude(view->stride[d]) <= reach) return false;
+        reach += magnitude(view->stride[d]) * ((uint64_t)view->shape[d] - 1);
+    }
+    return true;
+}
+
+bool liger_view_repeats(const liger_tensor *view) {
+    struct steps steps = {.count = 0};
+    uint64_t reach = 0;
+    if (nests(view)) return false;
+    for (int d = 0; d < view->ndim; d++) {
+        if (view->shape[d] == 0) return false;
+        if (view->shape[d] > 1) add_step(&steps, magnitude(view->stride[d]), (uint64_t)view->shape[d] - 1);
+    }
+    for (int n = 0; n < steps.count; n++) {
+        const struct term term = steps.term[n];
+        if (term.step == 0 || (term.step <= reach && meets_below(&steps, n, reach))) return true;
+        reach += term.step * term.most;
+    }
+    return false;
 }

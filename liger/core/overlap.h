@@ -1,4 +1,4 @@
-/* overlap.h - where the bytes of a view lie, and whether two views share one. Internal. */
+/* overlap.h - where the bytes of a view lie, and whether two views, or two elements of one, share one. Internal. */
 #ifndef LIGER_CORE_OVERLAP_H
 #define LIGER_CORE_OVERLAP_H
 
@@ -38,6 +38,8 @@ extern "C" {
 /* False only if no byte belongs to both. True if one does, or if finding out would take too long: that needs strides
  * which nest neither in each other nor in those of the other view. For views of checked sizes. */
 bool liger_views_collide(const liger_tensor *a, const liger_tensor *b);
+/* The same of two elements of one view; quick where strides nest. */
+bool liger_view_repeats(const liger_tensor *view);
 
 #ifdef __cplusplus
 }

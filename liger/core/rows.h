@@ -24,10 +24,14 @@ typedef struct liger_rows {
     uint64_t inverse; /* ceil(2^64 / inner), or 0 when one stride is enough */
 } liger_rows;
 
+/* More than 2^32 rows of one stride are folded as two levels, with this many rows in the inner one: a power of two, by which
+ * the multiplication below divides any row number exactly. */
+#define LIGER_ROWS_OF_HUGE ((int64_t)1 << 31)
+
 /* Offset of row r in elements. r / inner is a multiplication: a division per row would cost GPU kernels registers. It is
- * exact because r and inner are below 2^32. */
+ * exact because r and inner are below 2^32, or inner is a power of two. */
 LIGER_HOST_DEVICE static inline int64_t liger_row_offset(liger_rows rows, int64_t r) {
-    if ((rows.inverse | (uint64_t)rows.inner_stride >> 31) == 0) /* the usual case: one instruction */
+    if ((rows.inverse | (uint64_t)rows.inner_stride >> 31) == 0) /* the usual case, r below 2^32: one instruction */
         return (int64_t)((uint64_t)(uint32_t)r * (uint32_t)rows.inner_stride);
 #if defined(__CUDA_ARCH__)
     const int64_t outer = (int64_t)__umul64hi(rows.inverse, (uint64_t)r);
@@ -51,6 +55,10 @@ bool liger_same_shape(const liger_tensor *a, const liger_tensor *b);
 /* Folds the leading dimensions. LAYOUT, naming `what`, if the last dimension is not contiguous or the leading ones need
  * more than two strides. */
 liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger_rows *rows);
+
+/* If none of the views, all of [rows, cols] or absent, has gaps, they become one long row: elementwise kernels then need no
+ * row arithmetic, and narrow rows no tails. */
+void liger_join_rows(int64_t *rows, int64_t *cols, liger_rows *const *views, int count);
 
 #ifdef __cplusplus
 }

@@ -14,7 +14,9 @@ size_t liger_dtype_size(int dtype) {
         case LIGER_F16:
         case LIGER_BF16: return 2;
         case LIGER_I64: return 8;
-        case LIGER_U8: return 1;
+        case LIGER_U8:
+        case LIGER_I8:
+        case LIGER_BOOL: return 1;
         case LIGER_DTYPE_NONE: break;
     }
     return 0;
@@ -28,6 +30,8 @@ const char *liger_dtype_name(int dtype) {
         case LIGER_I32: return "i32";
         case LIGER_I64: return "i64";
         case LIGER_U8: return "u8";
+        case LIGER_I8: return "i8";
+        case LIGER_BOOL: return "bool";
         case LIGER_DTYPE_NONE: break;
     }
     return "unknown dtype";
@@ -93,9 +97,26 @@ liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger
     LIGER_REQUIRE(level == 0 || extent[0] * extent[1] <= UINT32_MAX, LIGER_ERR_UNSUPPORTED,
                   "%s: %lld rows of two strides, but at most %lld are supported: make it contiguous", what,
                   (long long)(extent[0] * extent[1]), (long long)UINT32_MAX);
+    if (level == 0 && extent[0] > UINT32_MAX) { /* in two levels, so that the usual case can count rows in 32 bits */
+        level = 1;
+        extent[0] = LIGER_ROWS_OF_HUGE;
+        stride[1] = extent[0] * stride[0];
+    }
     rows->inverse = level == 0 || extent[0] == 0 ? 0 : UINT64_MAX / (uint64_t)extent[0] + 1; /* no rows: never used */
     rows->inner = extent[0];
     rows->inner_stride = stride[0];
     rows->outer_stride = stride[1];
     return LIGER_OK;
+}
+
+static bool in_one_piece(const liger_rows *view, int64_t rows, int64_t cols) {
+    return view->data == NULL || rows == 1 || (view->inner == rows && view->inner_stride == cols);
+}
+
+void liger_join_rows(int64_t *rows, int64_t *cols, liger_rows *const *views, int count) {
+    for (int i = 0; i < count; i++)
+        if (!in_one_piece(views[i], *rows, *cols)) return;
+    *cols *= *rows;
+    *rows = 1;
+    for (int i = 0; i < count; i++) *views[i] = (liger_rows){.data = views[i]->data, .inner = 1};
 }

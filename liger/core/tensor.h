@@ -22,7 +22,9 @@ typedef enum liger_dtype {
     LIGER_BF16 = 3, /* the upper half of a binary32 */
     LIGER_I32 = 4,
     LIGER_I64 = 5,
-    LIGER_U8 = 6 /* bytes: workspace */
+    LIGER_U8 = 6, /* bytes: workspace */
+    LIGER_I8 = 7,
+    LIGER_BOOL = 8 /* one byte, 0 or 1 */
 } liger_dtype;
 
 enum { LIGER_MAX_DIMS = 6 };

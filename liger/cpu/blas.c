@@ -53,15 +53,21 @@ static bool is_intel(void) {
 #endif
 }
 
-/* A BLAS waits for ever in a forked child for the threads that it had in the parent (torch.mm does, too). */
+/* A BLAS waits for ever in a forked child for the threads that it had in the parent (torch.mm does, too), whether or not
+ * this file had met it by then. */
+static bool is_forked;
+
 static void after_fork(void) {
+    is_forked = true;
     found = (struct blas){.provider = "f32 matrix products by our own kernel (a BLAS has no threads after fork)"};
 }
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, after_fork); }
 
 static void look_up(void) {
     const char *wish = getenv("LIGER_BLAS");
     char torch_path[PATH_BYTES] = "";
-    pthread_atfork(NULL, NULL, after_fork);
+    if (is_forked) return;
     if (wish && strcmp(wish, "none") == 0) {
         found.provider = "f32 matrix products by our own kernel (LIGER_BLAS=none)";
         return;

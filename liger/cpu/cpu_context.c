@@ -10,41 +10,35 @@
 
 #if defined(__x86_64__)
 #include "liger/cpu/amx.h"
-extern const liger_kernel_table liger_table_cpu_avx2, liger_table_cpu_avx512, liger_table_cpu_avx512bf16,
-    liger_table_cpu_amx;
 
-static bool has_avx2(void) {
+static inline bool has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
-static bool has_avx512(void) {
+static inline bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-static bool has_avx512bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-static bool has_amx(void) { return has_avx512bf16() && cpu_amx_request(); }
+static inline bool has_avx512bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+static inline bool has_amx(void) { return has_avx512bf16() && cpu_amx_request(); }
 #elif defined(__aarch64__)
-extern const liger_kernel_table liger_table_cpu_neon;
-static bool has_neon(void) { return true; }
+static inline bool has_neon(void) { return true; }
 #endif
-extern const liger_kernel_table liger_table_cpu_base;
-static bool has_base(void) { return true; }
+static inline bool has_base(void) { return true; }
 
-/* In ascending order of preference. */
+/* The build says which sets it holds, in ascending order of preference: ISA(base, BASE) ISA(avx2, AVX2) ... */
+#define ISA(name, NAME) extern const liger_kernel_table liger_table_cpu_##name;
+LIGER_BUILT_ISAS
+#undef ISA
+
 static const struct isa_row {
     liger_isa isa;
     const char *name;
     bool (*present)(void);
     const liger_kernel_table *table;
 } isa_rows[] = {
-    {LIGER_ISA_BASE, "base", has_base, &liger_table_cpu_base},
-#if defined(__x86_64__)
-    {LIGER_ISA_AVX2, "avx2", has_avx2, &liger_table_cpu_avx2},
-    {LIGER_ISA_AVX512, "avx512", has_avx512, &liger_table_cpu_avx512},
-    {LIGER_ISA_AVX512BF16, "avx512bf16", has_avx512bf16, &liger_table_cpu_avx512bf16},
-    {LIGER_ISA_AMX, "amx", has_amx, &liger_table_cpu_amx},
-#elif defined(__aarch64__)
-    {LIGER_ISA_NEON, "neon", has_neon, &liger_table_cpu_neon},
-#endif
+#define ISA(name, NAME) {LIGER_ISA_##NAME, #name, has_##name, &liger_table_cpu_##name},
+    LIGER_BUILT_ISAS
+#undef ISA
 };
 enum { ISA_ROWS = sizeof isa_rows / sizeof isa_rows[0] };
 

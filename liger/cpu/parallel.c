@@ -2,7 +2,8 @@
  *
  * Our workers sleep between loops (a worker that spins takes the core from whoever works next) and are not pinned. Signals
  * are the application's: it chose the threads that take them, and ours are not among them. A pool runs one loop at a time:
- * a second caller meanwhile runs its chunks itself. After fork() the child has no workers, so it starts a new pool. */
+ * a second caller meanwhile runs its chunks itself. After fork() the child has no workers, whatever they did in its
+ * parent at that moment, so it starts a new pool. */
 #define _GNU_SOURCE
 #include "liger/cpu/parallel.h"
 
@@ -16,6 +17,7 @@
 
 #include "liger/core/context_state.h"
 #include "liger/cpu/cpu_state.h"
+#include "liger/cpu/float_mode.h"
 
 /* ---- the loop as tasks ------------------------------------------------------------------------------------------ */
 
@@ -23,13 +25,17 @@ struct loop {
     liger_chunk chunk;
     void *argument;
     int64_t n, grain;
+    uint64_t mode; /* float_mode() of the caller */
 };
 
 static void run_chunk(void *argument, int64_t index) {
     const struct loop *loop = argument;
     const int64_t begin = index * loop->grain;
     const int64_t end = begin + loop->grain < loop->n ? begin + loop->grain : loop->n;
+    const uint64_t own_mode = float_mode();
+    if (own_mode != loop->mode) set_float_mode(loop->mode);
     loop->chunk(loop->argument, begin, end);
+    if (own_mode != loop->mode) set_float_mode(own_mode);
 }
 
 /* ---- our own pool ----------------------------------------------------------------------------------------------- */
@@ -45,9 +51,17 @@ struct cpu_pool {
     void *argument;
     int64_t tasks;
     atomic_int_fast64_t next;
-    pid_t process;
+    uint64_t forks; /* process_forks when it was opened */
     pthread_t thread[];
 };
+
+/* How many forks lie between this process and the one that loaded the library. A pool of another count has its workers in
+ * an ancestor; process numbers would not tell, as they come round again. */
+static uint64_t process_forks;
+
+static void count_fork(void) { process_forks++; } /* in the child, where there is one thread */
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
 
 static void drain(struct cpu_pool *pool, liger_task task, void *argument, int64_t tasks) {
     for (int64_t i; (i = atomic_fetch_add(&pool->next, 1)) < tasks;) task(argument, i);
@@ -100,13 +114,13 @@ static struct cpu_pool *pool_open(int32_t threads) {
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->start, NULL);
     pthread_cond_init(&pool->finish, NULL);
-    pool->process = getpid();
+    pool->forks = process_forks;
     start_workers(pool, threads - 1);
     return pool;
 }
 
 void cpu_pool_close(struct cpu_pool *pool) {
-    if (pool == NULL || pool->process != getpid()) return; /* a parent's pool: its workers are not here to be joined */
+    if (pool == NULL || pool->forks != process_forks) return; /* a parent's pool: its workers are not here to be joined */
     pthread_mutex_lock(&pool->lock);
     pool->closing = true;
     pthread_cond_broadcast(&pool->start);
@@ -122,7 +136,7 @@ void cpu_pool_close(struct cpu_pool *pool) {
 /* The pool of a context, made at first use; two threads may race for it, and in a forked child it is made anew. */
 static struct cpu_pool *pool_of(liger_context *context) {
     struct cpu_pool *pool = __atomic_load_n(&context->cpu->pool, __ATOMIC_ACQUIRE);
-    if (pool != NULL && pool->process == getpid()) return pool;
+    if (pool != NULL && pool->forks == process_forks) return pool;
     struct cpu_pool *made = pool_open(context->threads);
     if (made == NULL) return NULL;
     if (__atomic_compare_exchange_n(&context->cpu->pool, &pool, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
@@ -160,7 +174,8 @@ static void run_here(struct loop *loop, int64_t tasks) {
 
 void liger_parallel_for(liger_context *context, int64_t n, int64_t grain, liger_chunk chunk, void *argument) {
     if (n <= 0) return;
-    struct loop loop = {.chunk = chunk, .argument = argument, .n = n, .grain = grain < 1 ? 1 : grain};
+    struct loop loop = {
+        .chunk = chunk, .argument = argument, .n = n, .grain = grain < 1 ? 1 : grain, .mode = float_mode()};
     const int64_t tasks = (n + loop.grain - 1) / loop.grain;
     if (tasks == 1 || liger_thread_count(context) == 1) {
         run_here(&loop, tasks);

@@ -58,19 +58,45 @@ LIGER_TEMPLATE v_f32 v_round_to(liger_dtype t, v_f32 x) {
     return t == LIGER_F16 ? v_round_to_f16(x) : v_round_to_bf16(x);
 }
 
-/* The ragged end: n < V_LANES values, the other lanes read as `fill`. Never touches memory past the end. */
-LIGER_TEMPLATE v_f32 v_load_tail_or(liger_dtype t, const void *p, int64_t i, int n, float fill) {
-    float lanes[V_LANES];
-    for (int l = 0; l < V_LANES; l++) lanes[l] = l < n ? f32_load(t, p, i + l) : fill;
-    return v_load_f32(lanes);
+/* The ragged end: 0 < n < V_LANES values, the other lanes zero. Never touches memory past the end. Where the set has no
+ * masked access, functions out of line: inlined for each dtype and use, tails were most of the code and of the time to
+ * compile it. The conversion is the vectors' own: a value has the same bits wherever in a row it stands. */
+#if !defined(V_MASKED)
+#define V_OUT_OF_LINE static __attribute__((noinline, unused))
+
+LIGER_TEMPLATE void copy_few(char *to, const char *from, size_t bytes) {
+    for (size_t part = 16; part >= 2; part /= 2) {
+        if (!(bytes & part)) continue;
+        memcpy(to, from, part);
+        to += part, from += part;
+    }
 }
+LIGER_TEMPLATE v_f32 load_few(liger_dtype t, const void *p, int n) {
+    char few[sizeof(v_f32)] = {0};
+    copy_few(few, p, (size_t)n * liger_dtype_size(t));
+    return v_load(t, few, 0);
+}
+LIGER_TEMPLATE void store_few(liger_dtype t, void *p, int n, v_f32 x) {
+    char few[sizeof(v_f32)];
+    v_store(t, few, 0, x);
+    copy_few(p, few, (size_t)n * liger_dtype_size(t));
+}
+V_OUT_OF_LINE v_f32 v_load_tail_f32(const float *p, int n) { return load_few(LIGER_F32, p, n); }
+V_OUT_OF_LINE v_f32 v_load_tail_f16(const uint16_t *p, int n) { return load_few(LIGER_F16, p, n); }
+V_OUT_OF_LINE v_f32 v_load_tail_bf16(const uint16_t *p, int n) { return load_few(LIGER_BF16, p, n); }
+V_OUT_OF_LINE void v_store_tail_f32(float *p, int n, v_f32 x) { store_few(LIGER_F32, p, n, x); }
+V_OUT_OF_LINE void v_store_tail_f16(uint16_t *p, int n, v_f32 x) { store_few(LIGER_F16, p, n, x); }
+V_OUT_OF_LINE void v_store_tail_bf16(uint16_t *p, int n, v_f32 x) { store_few(LIGER_BF16, p, n, x); }
+#endif
+
 LIGER_TEMPLATE v_f32 v_load_tail(liger_dtype t, const void *p, int64_t i, int n) {
-    return v_load_tail_or(t, p, i, n, 0.0f);
+    if (t == LIGER_F32) return v_load_tail_f32((const float *)p + i, n);
+    return t == LIGER_F16 ? v_load_tail_f16((const uint16_t *)p + i, n) : v_load_tail_bf16((const uint16_t *)p + i, n);
 }
 LIGER_TEMPLATE void v_store_tail(liger_dtype t, void *p, int64_t i, int n, v_f32 x) {
-    float lanes[V_LANES];
-    v_store_f32(lanes, x);
-    for (int l = 0; l < n; l++) f32_store(t, p, i + l, lanes[l]);
+    if (t == LIGER_F32) v_store_tail_f32((float *)p + i, n, x);
+    else if (t == LIGER_F16) v_store_tail_f16((uint16_t *)p + i, n, x);
+    else v_store_tail_bf16((uint16_t *)p + i, n, x);
 }
 
 /* n of V_LANES values: a literal n == V_LANES costs nothing. */
@@ -80,6 +106,12 @@ LIGER_TEMPLATE v_f32 v_load_n(liger_dtype t, const void *p, int64_t i, int n) {
 LIGER_TEMPLATE void v_store_n(liger_dtype t, void *p, int64_t i, int n, v_f32 x) {
     if (n == V_LANES) v_store(t, p, i, x);
     else v_store_tail(t, p, i, n, x);
+}
+
+/* x with all lanes but the first n zero. */
+LIGER_TEMPLATE v_f32 v_first(v_f32 x, int n) {
+    static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return n == V_LANES ? x : v_select(v_less(v_load_f32(lane), v_set((float)n)), x, v_zero());
 }
 
 /* Runs the statement over [0, count): whole vectors with the literal n = V_LANES, then the tail with n < V_LANES. */
@@ -92,6 +124,24 @@ LIGER_TEMPLATE void v_store_n(liger_dtype t, void *p, int64_t i, int n, v_f32 x)
         }                                                                                                              \
         if (i < (count)) {                                                                                             \
             const int n = (int)((count)-i);                                                                            \
+            __VA_ARGS__;                                                                                               \
+        }                                                                                                              \
+    } while (0)
+
+/* V_FOR_EACH in `ways` chains, k = 0, 1, …, that need not wait for each other: sums. What is left falls to the first one. */
+#define V_FOR_EACH_CHAIN(i, n, k, ways, count, ...)                                                                    \
+    do {                                                                                                               \
+        int64_t done = 0;                                                                                              \
+        for (; done + (ways)*V_LANES <= (count); done += (ways)*V_LANES)                                               \
+            for (int k = 0; k < (ways); k++) {                                                                         \
+                const int64_t i = done + k * V_LANES;                                                                  \
+                enum { n = V_LANES };                                                                                  \
+                __VA_ARGS__;                                                                                           \
+            }                                                                                                          \
+        for (; done < (count); done += V_LANES) {                                                                      \
+            const int64_t i = done;                                                                                    \
+            const int n = (count)-done < V_LANES ? (int)((count)-done) : V_LANES;                                      \
+            enum { k = 0 };                                                                                            \
             __VA_ARGS__;                                                                                               \
         }                                                                                                              \
     } while (0)

@@ -29,13 +29,10 @@ LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return _mm512_loadu_ps(p); }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { _mm512_storeu_ps(p, x); }
 #define V_STREAM
 LIGER_TEMPLATE void v_stream_f32(float *p, v_f32 x) { _mm512_stream_ps(p, x); }
-LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) {
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+LIGER_TEMPLATE v_f32 f32_of_f16(__m256i x) { return _mm512_cvtph_ps(x); }
+LIGER_TEMPLATE __m256i f16_of_f32(v_f32 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+LIGER_TEMPLATE v_f32 f32_of_bf16(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 /* Integer rounding, not vcvtneps2bf16: that instruction flushes subnormals, torch and the other sets do not. */
 LIGER_TEMPLATE __m512i bf16_in_high_half(v_f32 x) {
@@ -46,9 +43,33 @@ LIGER_TEMPLATE __m512i bf16_in_high_half(v_f32 x) {
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
 }
-LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_in_high_half(x), 16)));
+LIGER_TEMPLATE __m256i bf16_of_f32(v_f32 x) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_in_high_half(x), 16));
 }
+
+LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return f32_of_f16(_mm256_loadu_si256((const __m256i *)p)); }
+LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) { return f32_of_bf16(_mm256_loadu_si256((const __m256i *)p)); }
+LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) { _mm256_storeu_si256((__m256i *)p, f16_of_f32(x)); }
+LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) { _mm256_storeu_si256((__m256i *)p, bf16_of_f32(x)); }
+
+/* Masked lanes are not touched. */
+#define V_MASKED
+LIGER_TEMPLATE __mmask16 first_of(int n) { return (__mmask16)((1u << n) - 1); }
+LIGER_TEMPLATE v_f32 v_load_tail_f32(const float *p, int n) { return _mm512_maskz_loadu_ps(first_of(n), p); }
+LIGER_TEMPLATE v_f32 v_load_tail_f16(const uint16_t *p, int n) {
+    return f32_of_f16(_mm256_maskz_loadu_epi16(first_of(n), p));
+}
+LIGER_TEMPLATE v_f32 v_load_tail_bf16(const uint16_t *p, int n) {
+    return f32_of_bf16(_mm256_maskz_loadu_epi16(first_of(n), p));
+}
+LIGER_TEMPLATE void v_store_tail_f32(float *p, int n, v_f32 x) { _mm512_mask_storeu_ps(p, first_of(n), x); }
+LIGER_TEMPLATE void v_store_tail_f16(uint16_t *p, int n, v_f32 x) {
+    _mm256_mask_storeu_epi16(p, first_of(n), f16_of_f32(x));
+}
+LIGER_TEMPLATE void v_store_tail_bf16(uint16_t *p, int n, v_f32 x) {
+    _mm256_mask_storeu_epi16(p, first_of(n), bf16_of_f32(x));
+}
+
 /* 32 values as those at even and those at odd places: no lane has to be moved. */
 #define V_TWO_BF16
 LIGER_TEMPLATE void v_load_two_bf16(const uint16_t *p, v_f32 x[2]) {
@@ -66,7 +87,7 @@ LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
     return _mm512_castsi512_ps(_mm512_and_si512(bf16_in_high_half(x), _mm512_set1_epi32((int)0xffff0000u)));
 }
 LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) {
-    return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return f32_of_f16(f16_of_f32(x));
 }
 
 #endif

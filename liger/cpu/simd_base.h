@@ -39,27 +39,38 @@ LIGER_TEMPLATE v_f32 v_load_f32(const float *p) {
     return x;
 }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { memcpy(p, &x, sizeof x); }
-LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) {
-    return (v_f32){f32_from_f16(p[0]), f32_from_f16(p[1]), f32_from_f16(p[2]), f32_from_f16(p[3])};
+/* The conversions of half.h on four lanes, without its branches. */
+LIGER_TEMPLATE v_mask v_pick(v_mask m, v_mask yes, v_mask no) { return (yes & m) | (no & ~m); }
+LIGER_TEMPLATE v_f32 f32_of_f16(v_mask half) {
+    const v_mask sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
+    const v_mask small = (v_mask)(__builtin_convertvector(magnitude, v_f32) * v_set(0x1p-24f));
+    const v_mask normal = (magnitude + ((127 - 15) << 10)) << 13;
+    const v_mask special = magnitude << 13 | 0x7f800000 | ((v_mask)(magnitude > 0x7c00) & 0x400000);
+    return (v_f32)(sign | v_pick(magnitude < 0x400, small, v_pick(magnitude < 0x7c00, normal, special)));
 }
-LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) {
-    for (int l = 0; l < V_LANES; l++) p[l] = f16_from_f32(x[l]);
+LIGER_TEMPLATE v_mask f16_of_f32(v_f32 x) {
+    const v_mask bits = (v_mask)x, sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    const v_mask small = (v_mask)((v_f32)magnitude + v_set(0.5f)) - 0x3f000000;
+    const v_mask normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    const v_mask special = 0x7c00 | ((v_mask)(magnitude > 0x7f800000) & (0x200 | (magnitude >> 13 & 0x3ff)));
+    return sign | v_pick(magnitude < 0x38800000, small, v_pick(magnitude < 0x477ff000, normal, special));
 }
-LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
-    return (v_f32){f32_from_bf16(p[0]), f32_from_bf16(p[1]), f32_from_bf16(p[2]), f32_from_bf16(p[3])};
+LIGER_TEMPLATE v_f32 f32_of_bf16(v_mask half) { return (v_f32)(half << 16); }
+LIGER_TEMPLATE v_mask bf16_of_f32(v_f32 x) {
+    typedef uint32_t v_bits __attribute__((vector_size(16))); /* its sums may wrap */
+    const v_bits bits = (v_bits)x, high = bits >> 16;
+    return v_pick(x == x, (v_mask)((bits + 0x7fff + (high & 1)) >> 16), (v_mask)(high | 0x40));
 }
-LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
-    for (int l = 0; l < V_LANES; l++) p[l] = bf16_from_f32(x[l]);
+
+LIGER_TEMPLATE v_mask load_16(const uint16_t *p) { return (v_mask){p[0], p[1], p[2], p[3]}; }
+LIGER_TEMPLATE void store_16(uint16_t *p, v_mask x) {
+    for (int l = 0; l < V_LANES; l++) p[l] = (uint16_t)x[l];
 }
-LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
-    uint16_t narrow[V_LANES];
-    v_store_bf16(narrow, x);
-    return v_load_bf16(narrow);
-}
-LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) {
-    uint16_t narrow[V_LANES];
-    v_store_f16(narrow, x);
-    return v_load_f16(narrow);
-}
+LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return f32_of_f16(load_16(p)); }
+LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) { store_16(p, f16_of_f32(x)); }
+LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) { return f32_of_bf16(load_16(p)); }
+LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) { store_16(p, bf16_of_f32(x)); }
+LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) { return f32_of_f16(f16_of_f32(x)); }
+LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) { return f32_of_bf16(bf16_of_f32(x)); }
 
 #endif

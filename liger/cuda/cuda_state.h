@@ -10,9 +10,10 @@ struct cublaslt;
 struct cuda_state {
     int multiprocessors;
     int major, minor;            /* compute capability */
+    int compiled_for;            /* what this device runs of the kernels: 80, 90, ...; PTX may be older than the device */
     int shared_memory_per_block; /* with opt-in */
     int l2_bytes;
-    bool clusters;             /* thread-block clusters: capability 9 and later */
+    bool clusters;             /* thread-block clusters: the device and the kernels have them */
     struct cublaslt *cublaslt; /* opened at the first matrix product, with what ends it */
     void (*cublaslt_close)(struct cublaslt *);
 };

@@ -1,4 +1,4 @@
-/* launch.cuh - what every launch does: the right device before, a look for errors after. */
+/* launch.cuh - what every launch does: the right device before, a look for errors after. No error is dropped. */
 #ifndef LIGER_CUDA_LAUNCH_CUH
 #define LIGER_CUDA_LAUNCH_CUH
 
@@ -8,27 +8,38 @@
 #include "liger/core/fail.h"
 #include "liger/cuda/cuda_state.h"
 
+/* An error as a status. What has been told here is not left for the next caller of the runtime to find. */
+static inline liger_status cuda_status(cudaError_t error, const char *op) {
+    if (error == cudaSuccess) return LIGER_OK;
+    const cudaError_t told = cudaGetLastError();
+    (void)told;
+    return liger_fail(LIGER_ERR_CUDA, "%s: %s (%s)", op, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
 /* Makes the context's device current for a scope: the caller's current device may be another one. */
 class device_scope {
   public:
     explicit device_scope(const liger_context *context) {
-        cudaGetDevice(&previous_);
-        changed_ = previous_ != context->device;
-        if (changed_) cudaSetDevice(context->device);
+        error_ = cudaGetDevice(&previous_);
+        if (error_ != cudaSuccess || previous_ == context->device) return;
+        error_ = cudaSetDevice(context->device);
+        changed_ = error_ == cudaSuccess;
     }
     ~device_scope() {
-        if (changed_) cudaSetDevice(previous_);
+        if (changed_) (void)cudaSetDevice(previous_); /* it was current before, and nobody is left to be told */
     }
+    cudaError_t error() const { return error_; }
 
   private:
     int previous_ = 0;
     bool changed_ = false;
+    cudaError_t error_ = cudaSuccess;
 };
 
-static inline liger_status cuda_status(cudaError_t error, const char *op) {
-    if (error == cudaSuccess) return LIGER_OK;
-    return liger_fail(LIGER_ERR_CUDA, "%s: %s (%s)", op, cudaGetErrorString(error), cudaGetErrorName(error));
-}
+/* The first line of an operator: nothing is launched on a device that is not the context's. */
+#define LIGER_ON_DEVICE(context, op)                                                                                   \
+    const device_scope device_of_this_scope(context);                                                                  \
+    LIGER_TRY(cuda_status(device_of_this_scope.error(), op))
 
 /* After the last launch of an operator. With LIGER_SYNC=1 it waits, so that a fault is reported by its own operator. */
 static inline liger_status launched(const liger_context *context, const char *op, liger_stream stream) {
@@ -43,7 +54,13 @@ static inline unsigned grid_size(int64_t work, int64_t per_block, int64_t most =
     return (unsigned)(blocks < most ? (blocks < 1 ? 1 : blocks) : most);
 }
 
-/* Two kernels of one operator in a row, from capability 9 on: the second is set up while the first still runs, and its
+/* What an architecture's kernels have under `#if __CUDA_ARCH__`, the host must not expect of kernels that were compiled for
+ * an older one: PTX for 8.0 runs on any later GPU, as code for 8.0. */
+static inline bool is_compiled_for(const liger_context *context, int architecture) {
+    return context->cuda->compiled_for >= architecture;
+}
+
+/* Two kernels of one operator in a row, where they are compiled for capability 9: the second is set up while the first still runs, and its
  * blocks start as the first one's end. The first must call let_next_kernel_start(), the second wait_for_previous_kernel()
  * before it reads what the first has written. */
 __device__ __forceinline__ void let_next_kernel_start() {
@@ -57,34 +74,18 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 template <typename... P, typename... A>
-cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), unsigned grid, dim3 block,
+cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block,
                         cudaStream_t stream, A... arguments) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(grid);
+    config.gridDim = grid;
     config.blockDim = block;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = context->cuda->major >= 9;
+    config.numAttrs = is_compiled_for(context, 90);
     return cudaLaunchKernelEx(&config, kernel, (P)arguments...);
-}
-
-/* More than 48 KB of shared memory must be asked for once per kernel and device; the answer is remembered. What a kernel
- * declares statically counts against the same limit. */
-enum { STATIC_SHARED = 1024 };
-template <auto kernel>
-liger_status allow_shared_memory(const liger_context *context, size_t bytes, const char *op) {
-    static unsigned long long allowed[4]; /* one bit per device; setting it twice does no harm */
-    unsigned long long *const word = &allowed[context->device / 64 % 4];
-    const unsigned long long bit = 1ull << context->device % 64;
-    if (bytes <= 48 * 1024 - STATIC_SHARED || (__atomic_load_n(word, __ATOMIC_RELAXED) & bit)) return LIGER_OK;
-    LIGER_TRY(cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               context->cuda->shared_memory_per_block - STATIC_SHARED),
-                          op));
-    __atomic_fetch_or(word, bit, __ATOMIC_RELAXED);
-    return LIGER_OK;
 }
 
 static inline int round_up_to_warp(int64_t threads) { return (int)((threads + 31) / 32 * 32); }

@@ -17,16 +17,21 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-/* The sum over a group of `warps` warps; every thread gets it. `slots` has one float per warp of the group and must not
- * be written again before the next barrier: alternate between two sets in a loop. All threads of the block must call,
- * unless a group is one warp. */
-__device__ __forceinline__ float group_sum(float x, float *slots, int warps) {
-    x = warp_sum(x);
-    if (warps == 1) return x;
+/* Sums over a group of `warps` warps, in one exchange; every thread gets them. `slots` has for each sum one float per warp
+ * of the block, the group's first at `first`, and must not be written again before the next barrier: alternate between two
+ * sets in a loop. All threads of the block must call, unless a group is one warp. */
+template <int S>
+__device__ __forceinline__ void group_sums(float (&x)[S], float (*slots)[MAX_WARPS], int first, int warps) {
+#pragma unroll
+    for (int i = 0; i < S; i++) x[i] = warp_sum(x[i]);
+    if (warps == 1) return;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (lane == 0) slots[warp] = x;
+#pragma unroll
+    for (int i = 0; i < S; i++)
+        if (lane == 0) slots[i][first + warp] = x[i];
     __syncthreads();
-    return warp_sum(lane < warps ? slots[lane] : 0.0f);
+#pragma unroll
+    for (int i = 0; i < S; i++) x[i] = warp_sum(lane < warps ? slots[i][first + lane] : 0.0f);
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* softmax_state.cuh - the online softmax on CUDA, in powers of two: the largest value so far, and a sum relative to it.
+/* softmax_state.cuh - the online softmax on CUDA: the largest value so far, and a sum relative to it, in powers of two.
  *
  * An empty state is {-FLT_MAX, 0}, not -inf: values of -inf then give 2^-inf = 0 and never inf - inf. */
 #ifndef LIGER_CUDA_SOFTMAX_STATE_CUH
@@ -32,30 +32,52 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 
-/* Σ 2^(x·log2e - max), where max is the largest x·log2e, rounded. One fused multiply-add and one ex2 per term; the product
- * is not rounded, so that a large common offset of all x costs no accuracy. A term exp(-d) has the relative error
- * 2^-22 + d·2^-24, as if x - max had been rounded once. Finite |x| up to 2^127 / log2e = 2.3e38. */
+/* Σ e^(x - max), where max is the largest x. */
 struct softmax_state {
     float max, sum;
 };
 
 constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
 
+/* How terms are made once a maximum is known: 2^(x·scale - offset), where scale is log2 e and offset the rounded max·log2 e.
+ * One fused multiply-add and one ex2 per term; the product is not rounded, so that a large common offset of all x costs no
+ * accuracy. A term exp(-d) has the relative error 2^-22 + d·2^-24, as if x - max had been rounded once.
+ *
+ * Where max·log2 e leaves the range of f32, beyond 2.3e38, neighbouring values are 2^104 apart: a term is 1 or 0, whatever
+ * the scale, and it is 1. */
+struct softmax_unit {
+    float scale, offset, ln; /* ln: of what an exponent is the power of, for logarithms of terms */
+};
+
 __device__ __forceinline__ softmax_state softmax_empty() { return {-FLT_MAX, 0.0f}; }
 /* The max of a state whose largest value is x. */
-__device__ __forceinline__ float softmax_scale(float x) { return fmaxf(x * LOG2E, -FLT_MAX); }
-/* log2 of the term of x. */
-__device__ __forceinline__ float softmax_exponent(float x, float max) { return fmaf(x, LOG2E, -max); }
-__device__ __forceinline__ float softmax_term(float x, float max) { return exp2_approx(softmax_exponent(x, max)); }
+__device__ __forceinline__ float softmax_max(float x) { return fmaxf(x, -FLT_MAX); }
+
+__device__ __forceinline__ softmax_unit softmax_unit_of(float max) {
+    const float offset = __fmul_rn(max, LOG2E);
+    if (fabsf(offset) <= FLT_MAX) return {LOG2E, offset, LN2};
+    return {1.0f, max, 1.0f};
+}
+__device__ __forceinline__ float softmax_exponent(float x, const softmax_unit &u) {
+    return fmaf(x, u.scale, -u.offset);
+}
+__device__ __forceinline__ float softmax_term(float x, const softmax_unit &u) {
+    return exp2_approx(softmax_exponent(x, u));
+}
+/* What a sum relative to `max` is multiplied by to be one of this unit: both offsets are rounded. */
+__device__ __forceinline__ float softmax_rescale(float max, const softmax_unit &u) {
+    return exp2_approx(__fmul_rn(max, u.scale) - u.offset);
+}
 
 __device__ __forceinline__ softmax_state softmax_merge(softmax_state a, softmax_state b) {
     const float max = fmaxf(a.max, b.max);
-    return {max, a.sum * exp2_approx(a.max - max) + b.sum * exp2_approx(b.max - max)};
+    const softmax_unit u = softmax_unit_of(max);
+    return {max, a.sum * softmax_rescale(a.max, u) + b.sum * softmax_rescale(b.max, u)};
 }
 
 __device__ __forceinline__ softmax_state warp_merge(softmax_state s) {
     const float max = warp_max_ordered(s.max);
-    return {max, warp_sum(s.sum * exp2_approx(s.max - max))};
+    return {max, warp_sum(s.sum * softmax_rescale(s.max, softmax_unit_of(max)))};
 }
 
 #endif

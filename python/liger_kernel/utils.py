@@ -63,7 +63,7 @@ def infer_device() -> str:
 
 
 def infer_comm_backend() -> str:
-    """The first collective backend that torch.distributed can use: nccl, ascend, xccl, mpi or gloo.
+    """The first collective backend that torch.distributed can use: nccl, hccl (Ascend), xccl, mpi or gloo.
 
     RuntimeError if there is none.
     """
@@ -76,11 +76,11 @@ def infer_comm_backend() -> str:
     if built_with("nccl"):
         return "nccl"
     if is_npu_available():
-        return "ascend"
+        return "hccl"
     for name in ("xccl", "mpi", "gloo"):
         if built_with(name):
             return name
-    raise RuntimeError("torch.distributed has none of the backends nccl, ascend, xccl, mpi and gloo")
+    raise RuntimeError("torch.distributed has none of the backends nccl, hccl, xccl, mpi and gloo")
 
 
 _NVIDIA_ARCHS = {

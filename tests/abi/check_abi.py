@@ -4,6 +4,8 @@
 1. Every public header compiles alone, as C99 and as C++11, without a warning.
 2. Layouts: size and field offsets of every public struct, and the value of every public enumerator, are those of
    layouts.txt. A line that changes or goes is a broken caller; new fields go to the end of a struct.
+3. No public struct has padding, inside or at its end: its garbage would become the value of a field that is appended
+   there. What would be padding is a `reserved` field, which the library checks to be zero.
 
 usage: check_abi.py [--update]      (--update writes layouts.txt; the diff is what a reviewer reads)
 """
@@ -68,6 +70,19 @@ def enumerators_of(text: str) -> list[str]:
     return [part.split("=")[0].strip() for body in bodies for part in body.split(",") if part.strip()]
 
 
+PADDING = "padding: "
+
+
+def padding_of(name: str, fields: list[str]) -> list[str]:
+    """Statements that print a line for each gap in front of a field and at the end."""
+    ends = [f"offsetof({name}, {field}) + sizeof((({name} *)0)->{field})" for field in fields]
+    starts = [*(f"offsetof({name}, {field})" for field in fields[1:]), f"sizeof({name})"]
+    return [
+        f'if ({end} != {start}) printf("{PADDING}{name} has %d bytes behind {field}\\n", (int)({start} - ({end})));'
+        for field, end, start in zip(fields, ends, starts, strict=True)
+    ]
+
+
 def layouts() -> str:
     """Printed by a program that the C compiler builds: the truth, not this parser's opinion of it."""
     lines = ["#include <stddef.h>", "#include <stdio.h>", '#include "liger/liger.h"', "int main(void) {"]
@@ -76,6 +91,7 @@ def layouts() -> str:
         for name, fields in structs_of(text):
             lines.append(f'printf("{name} %zu bytes\\n", sizeof({name}));')
             lines += [f'printf("{name}.{field} at %zu\\n", offsetof({name}, {field}));' for field in fields]
+            lines += padding_of(name, fields)
         lines += [f'printf("{value} = %d\\n", (int){value});' for value in enumerators_of(text)]
     lines += ["return 0;", "}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -88,6 +104,9 @@ def layouts() -> str:
 def main() -> int:
     problems = [problem for header in public_headers() for problem in compile_alone(header)]
     now = layouts() if not problems else ""
+    gaps = [line for line in now.splitlines() if line.startswith(PADDING)]
+    problems += [f"{gap.removeprefix(PADDING)}: give them a field `reserved`" for gap in gaps]
+    now = "".join(f"{line}\n" for line in now.splitlines() if line not in gaps)
     if now and "--update" in sys.argv[1:]:
         LAYOUTS.write_text(now)
     if now:

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/harness/device_memory.h"
 #include "tests/harness/float_formats.h"
 
 liger_dtype op_tensor_dtype(const struct tensor_spec *spec, struct op_types types) {
@@ -33,7 +32,7 @@ static int memory_order(const struct tensor_spec *spec, int position) {
 }
 
 int64_t op_tensor_layout(const struct tensor_spec *spec, enum spacing spacing, int64_t *stride) {
-    static const int64_t gaps[3][2] = {{0, 0}, {3, 5}, {64, 128}};
+    static const int64_t gaps[4][2] = {{0, 0}, {3, 5}, {64, 128}, {0, 0}};
     int64_t step = 1, span = 1;
     for (int position = spec->ndim - 1; position >= 0; position--) {
         const int level = spec->ndim - 1 - position;
@@ -69,11 +68,12 @@ static bool complain(struct call_image *image, const char *what, const char *nam
     return false;
 }
 
-static void fill(const struct tensor_spec *spec, liger_dtype dtype, const double *values, struct tensor_image *tensor) {
-    struct walk walk = {.spec = spec, .stride = tensor->stride};
+void op_tensor_store(const struct tensor_spec *spec, liger_dtype dtype, const int64_t *stride, const double *values,
+                     void *data) {
+    struct walk walk = {.spec = spec, .stride = stride};
     const int64_t count = op_tensor_count(spec), size = (int64_t)liger_dtype_size(dtype);
     for (int64_t i = 0; i < count; i++, walk_next(&walk))
-        format_store(dtype, tensor->buffer.data + walk.offset * size, values[i]);
+        format_store(dtype, (unsigned char *)data + walk.offset * size, values[i]);
 }
 
 static bool keep_before(struct call_image *image, struct tensor_image *tensor, const char *name) {
@@ -89,6 +89,12 @@ static void *address(const struct call_image *image, const struct guard_buffer *
     return device_is_host(image->context) ? buffer->data : (unsigned char *)device + (buffer->data - buffer->region);
 }
 
+/* In elements. ASKEW: every residue of 16 bytes occurs, whatever the size of an element. */
+static size_t shift_of(enum spacing spacing, int tensor) {
+    if (spacing == SPACING_ASKEW) return (size_t)(tensor * 3) % 16;
+    return spacing == SPACING_ODD ? 1 : 0;
+}
+
 static bool make_tensor(struct call_image *image, int i, enum placement place, enum spacing spacing) {
     const struct op_run *run = image->run;
     const struct tensor_spec *spec = &run->spec[i];
@@ -97,10 +103,10 @@ static bool make_tensor(struct call_image *image, int i, enum placement place, e
     const size_t size = liger_dtype_size(dtype);
     const int64_t span = op_tensor_layout(spec, spacing, tensor->stride);
     if (tensor->same_as < 0) {
-        const size_t shift = spacing == SPACING_ODD ? size : 0;
+        const size_t shift = shift_of(spacing, i) * size;
         if (!guard_buffer_make(&tensor->buffer, (size_t)span * size, place == PLACE_MIDDLE ? 256 : size, shift, place))
             return complain(image, "no memory", spec->name);
-        if (spec->role != ROLE_OUT) fill(spec, dtype, run->t[i], tensor);
+        if (spec->role != ROLE_OUT) op_tensor_store(spec, dtype, tensor->stride, run->t[i], tensor->buffer.data);
         if (!keep_before(image, tensor, spec->name)) return false;
     }
     const struct tensor_image *owner = tensor->same_as < 0 ? tensor : &image->tensor[tensor->same_as];
@@ -178,11 +184,76 @@ static bool move(struct call_image *image, bool up) {
 
 liger_status call_image_invoke(struct call_image *image, liger_stream stream) {
     image->text[0] = 0;
-    if (!move(image, true)) complain(image, "copying to the device failed", image->run->op->name);
+    /* A copy from pageable memory may still be under way, and only the default stream would wait for it. */
+    if (!move(image, true) || device_synchronize(image->context) != NULL)
+        complain(image, "copying to the device failed", image->run->op->name);
     const liger_status status = image->run->op->call(image->context, &image->call, stream);
     const char *wrong = device_synchronize(image->context);
     if (wrong != NULL) complain(image, wrong, image->run->op->name);
     if (!move(image, false)) complain(image, "copying from the device failed", image->run->op->name);
+    return status;
+}
+
+/* ---- the call on a stream that is held ---- */
+
+enum { NOT_YET = 0xff }; /* what a tensor's region is full of before its content arrives: NaN, or -1 */
+
+/* Behind the hold, each tensor's region gets its content from a copy on the device. */
+static bool arrive_on(struct call_image *image, struct device_stream *stream, void **copies) {
+    for (int i = 0; i < OP_MAX_TENSORS; i++) {
+        struct tensor_image *t = &image->tensor[i];
+        if (t->device != NULL && !device_stream_copy(stream, t->device, copies[i], t->buffer.region_bytes))
+            return false;
+    }
+    return true;
+}
+
+static bool make_copies(struct call_image *image, void **copies) {
+    bool fine = move(image, true);
+    for (int i = 0; i < OP_MAX_TENSORS && fine; i++) {
+        const struct tensor_image *t = &image->tensor[i];
+        if (t->device == NULL) continue;
+        copies[i] = device_allocate(image->context, t->buffer.region_bytes);
+        fine = copies[i] != NULL &&
+               device_upload(image->context, copies[i], t->buffer.region, t->buffer.region_bytes) &&
+               device_fill(image->context, t->device, NOT_YET, t->buffer.region_bytes);
+    }
+    return fine && device_synchronize(image->context) == NULL;
+}
+
+/* The name of a tensor that is not as it was before its content arrived. */
+static const char *written_early(struct call_image *image) {
+    for (int i = 0; i < OP_MAX_TENSORS; i++) {
+        struct tensor_image *t = &image->tensor[i];
+        if (t->device == NULL) continue;
+        if (!device_download(image->context, t->buffer.region, t->device, t->buffer.region_bytes))
+            return image->run->spec[i].name;
+        for (size_t k = 0; k < t->buffer.region_bytes; k++)
+            if (t->buffer.region[k] != NOT_YET) return image->run->spec[i].name;
+    }
+    return NULL;
+}
+
+liger_status call_image_invoke_held(struct call_image *image, struct device_stream *stream) {
+    void *copies[OP_MAX_TENSORS] = {NULL};
+    liger_status status = LIGER_ERR_INTERNAL;
+    image->text[0] = 0;
+    if (make_copies(image, copies) && device_stream_hold(stream)) {
+        const bool arrived = arrive_on(image, stream, copies);
+        status = image->run->op->call(image->context, &image->call, device_stream_handle(stream));
+        const bool waited = device_stream_gave_up(stream);
+        const char *early = waited ? NULL : written_early(image);
+        const char *wrong = device_stream_release(stream);
+        if (!arrived) complain(image, "copying on the stream failed", image->run->op->name);
+        else if (waited) complain(image, "the call waited for its stream", image->run->op->name);
+        else if (early != NULL) complain(image, "written before the stream came to it", early);
+        else if (wrong != NULL) complain(image, wrong, image->run->op->name);
+        if (!move(image, false)) complain(image, "copying from the device failed", image->run->op->name);
+    } else {
+        complain(image, "preparing the stream failed", image->run->op->name);
+    }
+    for (int i = 0; i < OP_MAX_TENSORS; i++)
+        if (copies[i] != NULL) device_release(image->context, copies[i]);
     return status;
 }
 

@@ -2,13 +2,15 @@
 #ifndef TESTS_HARNESS_CALL_IMAGE_H
 #define TESTS_HARNESS_CALL_IMAGE_H
 
+#include "tests/harness/device_memory.h"
 #include "tests/harness/guard_buffer.h"
 #include "tests/harness/op_run.h"
 
 enum spacing {
     SPACING_DENSE,
-    SPACING_ODD, /* gaps of odd sizes, and every tensor begins one element off its alignment */
-    SPACING_WIDE /* gaps that keep rows aligned */
+    SPACING_ODD,  /* gaps of odd sizes, and every tensor begins one element off its alignment */
+    SPACING_WIDE, /* gaps that keep rows aligned */
+    SPACING_ASKEW /* dense, and each tensor begins off its alignment by another number of elements, the first by none */
 };
 
 struct tensor_image {
@@ -36,6 +38,9 @@ void call_image_free(struct call_image *image);
 
 /* Copies to the device, calls, waits, copies back. */
 liger_status call_image_invoke(struct call_image *image, liger_stream stream);
+/* The same on a stream that is held until the call has returned, the inputs arriving behind the hold: work of the call that
+ * is on another stream reads no inputs, or shows by what it writes too early, and a call that waits is found out. */
+liger_status call_image_invoke_held(struct call_image *image, struct device_stream *stream);
 
 /* After a call that succeeded: nothing but the elements of outputs may have changed, and all of them must have been
  * written. NULL, or what is wrong. */
@@ -50,6 +55,9 @@ size_t call_image_bits(const struct call_image *image, int tensor, unsigned char
 
 liger_dtype op_tensor_dtype(const struct tensor_spec *spec, struct op_types types);
 int64_t op_tensor_count(const struct tensor_spec *spec);
+/* Contiguous doubles into a view of memory. */
+void op_tensor_store(const struct tensor_spec *spec, liger_dtype dtype, const int64_t *stride, const double *values,
+                     void *data);
 /* Strides; returns the elements from the first to one past the last. */
 int64_t op_tensor_layout(const struct tensor_spec *spec, enum spacing spacing, int64_t *stride);
 

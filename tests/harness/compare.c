@@ -12,15 +12,13 @@ double compare_magnitude(int64_t count, const double *values) {
     return largest;
 }
 
+/* `largest` is that of the output's format: what is expected beyond it must be infinite. At its edge the rounding decides
+ * between the largest number and infinity, and there the budget counts. */
 static double error_of(double got, double expected, double budget, double largest) {
     if (isnan(expected) || isnan(got)) return isnan(expected) && isnan(got) ? 0 : INFINITY;
-    if (isinf(got) || isinf(expected)) {
-        if (got == expected) return 0;
-        /* At the edge of the format the rounding decides between the largest value and infinity. */
-        const double finite = isinf(got) ? expected : got, infinite = isinf(got) ? got : expected;
-        const bool near = !isinf(finite) && finite * infinite > 0 && fabs(finite) + budget >= largest;
-        return near ? 0 : INFINITY;
-    }
+    const bool alike = signbit(got) == signbit(expected);
+    if (isinf(expected)) return got == expected ? 0 : INFINITY;
+    if (isinf(got)) return alike && fabs(expected) + budget >= largest ? 0 : INFINITY;
     const double error = fabs(got - expected);
     if (error == 0) return 0;
     return budget > 0 ? error / budget : INFINITY;
@@ -32,15 +30,15 @@ struct comparison compare_values(const struct tensor_spec *spec, liger_dtype dty
     const bool exact = !format_is_float(dtype);
     const double unit = exact ? 0 : format_unit(dtype);
     const double largest = exact ? INFINITY : format_largest(dtype);
-    const double magnitude = spec->magnitude > 0 ? spec->magnitude : compare_magnitude(count, expected);
+    const double at_hand = spec->magnitude > 0 ? spec->magnitude : compare_magnitude(count, expected);
+    const double magnitude = fmin(at_hand, largest); /* beyond it results are infinite */
     const double inner = t == LIGER_F16 || t == LIGER_BF16 ? spec->inner * 2 * format_unit(t) : 0;
-    const double fixed =
-        exact ? 0 : (spec->absolute * 0x1p-24 + inner) * magnitude + 0.5 * spec->relative * format_smallest(dtype);
+    const double steps = exact ? 0 : (0.5 * spec->relative + spec->steps) * format_smallest(dtype);
+    const double fixed = exact ? 0 : (spec->absolute * 0x1p-24 + inner) * magnitude + steps;
     for (int64_t i = 0; i < count; i++) {
-        const bool beyond = isfinite(expected[i]) && fabs(expected[i]) > largest;
-        const double rounded = beyond ? op_round(dtype, expected[i]) : expected[i];
-        const double budget = exact || !isfinite(rounded) ? fixed : fixed + spec->relative * unit * fabs(rounded);
-        const double error = error_of(got[i], rounded, budget, largest);
+        const double budget =
+            exact || !isfinite(expected[i]) ? fixed : fixed + spec->relative * unit * fabs(expected[i]);
+        const double error = error_of(got[i], expected[i], budget, largest);
         if (result.index < 0 || error > result.worst) result = (struct comparison){error, i, got[i], expected[i]};
     }
     return result;

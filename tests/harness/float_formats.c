@@ -21,6 +21,7 @@ static struct format format_of(liger_dtype dtype) {
 bool format_is_float(liger_dtype dtype) { return dtype == LIGER_F32 || dtype == LIGER_F16 || dtype == LIGER_BF16; }
 double format_unit(liger_dtype dtype) { return ldexp(1.0, -format_of(dtype).precision); }
 double format_smallest(liger_dtype dtype) { return ldexp(1.0, format_of(dtype).smallest); }
+double format_normal(liger_dtype dtype) { return format_smallest(dtype) / format_unit(dtype) / 2; }
 double format_largest(liger_dtype dtype) { return format_of(dtype).largest; }
 
 static double power_of_two(int exponent) {

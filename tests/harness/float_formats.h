@@ -12,6 +12,8 @@ bool format_is_float(liger_dtype dtype);
 double format_unit(liger_dtype dtype);
 /* The smallest positive (subnormal) value. */
 double format_smallest(liger_dtype dtype);
+/* The smallest positive number of full precision. */
+double format_normal(liger_dtype dtype);
 double format_largest(liger_dtype dtype);
 
 /* One element. A float is rounded first; an integer must be exact. */

@@ -34,7 +34,7 @@ static void apply(const struct op_change *change, struct op_call *call) {
 }
 
 /* What a refusal must look like; the workspace ones apply to every function that has one. */
-static void expect_refusal(struct op_run *run, const struct op_provocation *p, struct report *report) {
+void modes_expect_refusal(struct op_run *run, const struct op_provocation *p, struct report *report) {
     struct call_image image;
     char label[160];
     snprintf(label, sizeof label, "%s: %s", run->c.label, p->label);
@@ -70,6 +70,8 @@ static void refuse_workspaces(struct op_run *run, struct report *report) {
     const bool made = call_image_make(&image, run, PLACE_MIDDLE, SPACING_DENSE, NULL);
     const size_t bytes = image.call.workspace_bytes;
     call_image_free(&image);
+    if (made && bytes == 0) report_not_applicable(report, "error: the function needs no workspace that could be wrong");
+    if (!made) report_fail(report, "%s: %s", run->c.label, image.text);
     if (!made || bytes == 0) return;
     char needed[32], given[32];
     snprintf(needed, sizeof needed, "%zu", bytes);
@@ -83,9 +85,9 @@ static void refuse_workspaces(struct op_run *run, struct report *report) {
         "workspace absent", {CHANGES_NOTHING}, LIGER_ERR_WORKSPACE, {"workspace", needed}, drop_workspace};
     const struct op_provocation askew = {
         "workspace not aligned", {CHANGES_NOTHING}, LIGER_ERR_WORKSPACE, {"workspace", "256"}, shift_workspace};
-    expect_refusal(run, &short_one, report);
-    expect_refusal(run, &absent, report);
-    expect_refusal(run, &askew, report);
+    modes_expect_refusal(run, &short_one, report);
+    modes_expect_refusal(run, &absent, report);
+    modes_expect_refusal(run, &askew, report);
 }
 
 /* `p` NULL: the workspaces that every function with one must refuse. */
@@ -94,12 +96,26 @@ static void provoke(const struct mode_setup *setup, const struct op_cases *op, c
     struct op_run *run = op_run_new(setup->context, op, &op->cases[0], plain_types, random_seed(op->name));
     if (run == NULL) report_fail(report, "%s: no memory", op->cases[0].label);
     else if (p == NULL) refuse_workspaces(run, report);
-    else expect_refusal(run, p, report);
+    else modes_expect_refusal(run, p, report);
     op_run_free(run);
+}
+
+/* What the table of its door says. */
+static void derive(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
+    const struct door_entry *entry = door_find(op->name);
+    for (int k = 0; entry != NULL && entry->door != NULL && k < op->case_count; k++) {
+        if (op->cases[k].large) continue;
+        struct op_run *run = op_run_new(setup->context, op, &op->cases[k], plain_types, random_seed(op->name));
+        if (run == NULL) report_fail(report, "%s: no memory", op->cases[k].label);
+        else modes_query_without_memory(run, report);
+        if (run != NULL && k == 0) modes_refuse_rules(run, entry->door, report);
+        op_run_free(run);
+    }
 }
 
 void mode_error(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
     provoke(setup, op, NULL, report);
+    derive(setup, op, report);
     for (int k = 0; k < op->provocation_count; k++) provoke(setup, op, &op->provocations[k], report);
     for (int k = 0; k < op->more_provocation_count; k++) provoke(setup, op, &op->more_provocations[k], report);
 }
@@ -137,19 +153,28 @@ static void check_gradient(struct op_run *run, const struct op_gradient *pair, s
     report_pass(report);
 }
 
+static void gradient_case(struct op_run *run, struct report *report) {
+    int64_t elements = 0;
+    for (int i = 0; i < run->op->tensor_count; i++) elements += run->count[i];
+    if (elements > GRADIENT_MAX_ELEMENTS) {
+        report_not_applicable(report, "grad: the case has too many elements for differences");
+        return;
+    }
+    for (int g = 0; g < run->op->gradient_count; g++) {
+        const struct op_gradient *pair = &run->op->gradients[g];
+        if (run->t[pair->gradient] != NULL && run->t[pair->input] != NULL) check_gradient(run, pair, report);
+        else report_not_applicable(report, "grad: the gradient or its input is absent");
+    }
+}
+
 void mode_gradient(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
     const struct op_types exact = {LIGER_DTYPE_NONE, LIGER_DTYPE_NONE, LIGER_I64};
-    if (op->loss == NULL) return;
-    for (int k = 0; k < op->case_count; k++) {
-        if (!modes_ordinary(setup, &op->cases[k])) continue;
-        struct op_run *run = op_run_new(setup->context, op, &op->cases[k], exact, random_seed(op->name) + (uint64_t)k);
-        int64_t elements = 0;
-        for (int i = 0; run != NULL && i < op->tensor_count; i++) elements += run->count[i];
-        if (run == NULL || !op_run_expect(run)) report_fail(report, "%s: no memory", op->cases[k].label);
-        else if (elements <= GRADIENT_MAX_ELEMENTS)
-            for (int g = 0; g < op->gradient_count; g++)
-                if (run->t[op->gradients[g].gradient] != NULL && run->t[op->gradients[g].input] != NULL)
-                    check_gradient(run, &op->gradients[g], report);
+    if (modes_excused(op->loss != NULL, op->no_loss, "loss", report)) return;
+    for (const struct op_case *c = op->cases; c < op->cases + op->case_count; c++) {
+        if (!modes_ordinary(setup, c)) continue;
+        struct op_run *run = op_run_new(setup->context, op, c, exact, modes_case_seed(op, c));
+        if (run == NULL || !op_run_expect(run)) report_fail(report, "%s: no memory", c->label);
+        else gradient_case(run, report);
         op_run_free(run);
     }
 }
@@ -157,19 +182,25 @@ void mode_gradient(const struct mode_setup *setup, const struct op_cases *op, st
 /* ---- property ---- */
 
 static const struct op_property *current_property;
+static int meant_something; /* runs that the current property is about */
 
 static void property_case(const struct mode_setup *setup, struct op_run *run, struct report *report) {
     (void)setup;
     char label[160];
     modes_label(run, label, sizeof label);
     const char *broken = current_property->check(run);
-    if (broken == NULL) report_pass(report);
+    meant_something += run->not_applicable == NULL;
+    if (run->not_applicable != NULL) report_not_applicable(report, run->not_applicable);
+    else if (broken == NULL) report_pass(report);
     else report_fail(report, "%s: %s: %s", label, current_property->label, broken);
 }
 
 void mode_property(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
+    if (op->property_count == 0) report_not_applicable(report, "property: the room names none for this function");
     for (int k = 0; k < op->property_count; k++) {
         current_property = &op->properties[k];
-        modes_for_each(setup, setup->context, op, report, modes_ordinary, property_case);
+        meant_something = 0;
+        modes_for_each_drawn(setup, op, report, modes_ordinary, property_case);
+        if (meant_something == 0) report_fail(report, "%s: applies to no case at all", current_property->label);
     }
 }

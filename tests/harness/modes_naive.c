@@ -84,14 +84,21 @@ static void naive_case(const struct mode_setup *setup, const struct op_cases *op
             return;
         }
     }
-    for (int i = 0; i < op->tensor_count; i++)
-        if (errors[i].name != NULL) judge(&errors[i], c->label, report);
+    bool judged = false;
+    for (int i = 0; i < op->tensor_count; i++) {
+        if (errors[i].name == NULL) continue;
+        judge(&errors[i], c->label, report);
+        judged = true;
+    }
+    if (!judged) report_not_applicable(report, "naive: the case has no f32 array of more than one element to compare");
 }
 
 void mode_naive(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
-    for (int k = 0; op->naive != NULL && k < op->case_count; k++) {
+    if (modes_excused(op->naive != NULL, op->no_naive, "naive evaluation", report)) return;
+    for (int k = 0; k < op->case_count; k++) {
         const struct op_case *c = &op->cases[k];
-        if (modes_not_edge(setup, c) && (c->dtypes == 0 || c->dtypes >> LIGER_F32 & 1))
-            naive_case(setup, op, c, report);
+        if (!modes_not_edge(setup, c)) continue;
+        if (c->dtypes == 0 || c->dtypes >> LIGER_F32 & 1) naive_case(setup, op, c, report);
+        else report_not_applicable(report, "naive: the case is not for f32");
     }
 }

@@ -46,6 +46,17 @@ enum tensor_kind {
     KIND_I64    /* always i64 */
 };
 
+/* Data beyond N(0, 1): mode range runs every ordinary case with each of these. */
+enum op_range {
+    RANGE_HUGE, /* as far up as the function's arithmetic carries, and where the result overflows it must be infinite */
+    RANGE_TINY, /* as far down, mostly normal numbers */
+    RANGE_SUBNORMAL, /* below the smallest normal number of the dtype */
+    RANGE_OFFSET,    /* values about 1024: what varies is a small part of them */
+    OP_RANGES,
+    RANGE_USUAL = OP_RANGES /* as drawn: every other mode */
+};
+#define OP_EVERY_RANGE ((1u << OP_RANGES) - 1)
+
 /* Inputs are drawn as told, then rounded to their dtype. */
 enum tensor_values {
     VALUES_NORMAL,   /* normal, standard deviation `spread` (0 means 1), shifted by `offset` */
@@ -69,6 +80,11 @@ struct tensor_spec {
     bool gaps;     /* mode stride may leave gaps behind rows (the innermost dimension in memory stays contiguous) and
                       * behind the next level; false: the function wants it in one piece */
     bool specials; /* mode edge may plant a NaN and an infinity in this input and expects what the reference gives */
+    /* Float inputs: bits 1u << RANGE_HUGE ... that this input takes part in; the others stay as drawn. HUGE and TINY
+     * multiply it by these powers of two (0: by what brings it near the largest or the smallest normal number of its dtype;
+     * no dtype is left by the draw in any case). */
+    uint32_t ranges;
+    double huge, tiny;
     /* Outputs: |got - reference| <= relative · u(dtype) · |reference| + absolute · u(f32) · magnitude, where u is the unit
      * roundoff (2^-24, 2^-11, 2^-8) and magnitude, if 0, is the largest |reference| of this output. One correct rounding
      * at the store is relative = 1. Integer outputs must be equal. */
@@ -76,6 +92,9 @@ struct tensor_spec {
     /* Roundings to T that the contract puts inside the function: each may fall on the other side of a tie, which allows
      * 2 · u(T) · magnitude more (nothing if T is f32). */
     double inner;
+    /* With data of the ranges only: results below the normal numbers are off by fixed steps. So many of them more than
+     * half of `relative`: roundings before the last one, times what then multiplies them. */
+    double steps;
 };
 
 /* One call about to be made. An error provocation changes it. */
@@ -84,6 +103,12 @@ struct op_call {
     liger_tensor t[OP_MAX_TENSORS];
     void *workspace; /* 256-byte aligned; NULL if the function needs none */
     size_t workspace_bytes;
+    /* For calls through a table (op_door.h): a field that is not a tensor and its value; another size than the struct's. */
+    const struct door_rule *number;
+    double number_is;
+    bool claims_size;
+    size_t claimed_size;
+    void *args_to; /* nothing is called: the args struct goes there */
 };
 
 /* One thing about a call that is made wrong; the macros below write it. */
@@ -152,8 +177,9 @@ struct op_run; /* see op_run.h: lets a property run the function on values of it
 
 struct op_property {
     const char *label;
-    /* NULL if the property holds, else a sentence (static, or op_run_text(run, ...)). The run stands for one case with
-     * inputs drawn; the driver calls it for every case that is neither edge nor large. */
+    /* NULL if the property holds, else a sentence (static, or op_run_text(run, ...)); op_run_not_applicable(run, reason) if
+     * it means nothing for this run, but one at least it must mean something for. The run stands for one case with inputs
+     * drawn, nothing expected; the driver calls it for every case that is neither edge nor large. */
     const char *(*check)(struct op_run *run);
 };
 
@@ -175,8 +201,9 @@ struct op_cases {
     void (*reference)(const struct op_case *c, const struct op_types *types, double *const *t);
 
     /* The same in f32, one accumulator, as one would write it without a thought. Mode naive holds the library's error to
-     * twice the error of this. For functions that add up many terms; NULL for the others. */
+     * twice the error of this. For functions that add up many terms; the others say why not. */
     void (*naive)(const struct op_case *c, const struct op_types *types, double *const *t);
+    const char *no_naive;
 
     /* Magnitudes that only the values tell (a sum whose terms cancel): magnitude[i] of output i, 0 = as in its spec. Sees
      * the reference's outputs too. May be NULL. */
@@ -185,11 +212,15 @@ struct op_cases {
     /* A backward function only: loss = sum of upstream · forward(inputs), from the same tensor array; the driver
      * compares the reference's gradients with central differences of it. */
     double (*loss)(const struct op_case *c, const struct op_types *types, double *const *t);
+    const char *no_loss; /* why there is none */
     const struct op_gradient *gradients;
     int gradient_count;
 
+    const char *no_range[OP_RANGES]; /* why no input takes part in a range */
+
     const struct op_alias *aliases;
     int alias_count;
+    const char *no_aliases; /* why there are none */
     const struct op_provocation *provocations;
     int provocation_count;
     const struct op_provocation *more_provocations; /* a function's own, beside those it shares with another */
@@ -205,6 +236,11 @@ struct op_cases {
 };
 
 #define OP_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+/* The usual reasons. */
+#define OP_NO_SUMS "no sums: an element of a result takes a few roundings"
+#define OP_IS_FORWARD "not a backward function: it has no gradients to differentiate"
+#define OP_NO_ALIASES "the contract permits no output to be an input"
 
 /* A table of a room and its length, as two members of op_cases. */
 #define OP_CASES(table) .cases = table, .case_count = OP_COUNT(table)

@@ -1,6 +1,7 @@
 /* op_run.c - see op_run.h. */
 #include "tests/harness/op_run.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +27,34 @@ void op_run_draw(const struct tensor_spec *spec, int64_t count, double *values, 
     }
 }
 
+/* The power of two that takes a draw of about 1 to a range of `dtype`. */
+static double factor_of(const struct tensor_spec *spec, liger_dtype dtype, enum op_range range) {
+    const double high = exp2(floor(log2(format_largest(dtype))) - 1), low = format_normal(dtype) * 64;
+    switch (range) {
+        case RANGE_HUGE: return spec->huge > 0 ? fmin(spec->huge, high) : high;
+        case RANGE_TINY: return spec->tiny > 0 ? fmax(spec->tiny, low) : low;
+        case RANGE_SUBNORMAL: return format_normal(dtype) / 16;
+        default: return 1;
+    }
+}
+
+/* Moves the draw of one input to a range. A finite draw stays finite. */
+static void move_to(enum op_range range, const struct tensor_spec *spec, liger_dtype dtype, int64_t count,
+                    double *values) {
+    if (range == RANGE_USUAL || (spec->ranges >> range & 1) == 0) return;
+    const double factor = factor_of(spec, dtype, range), largest = format_largest(dtype);
+    for (int64_t i = 0; i < count; i++) {
+        const double value = range == RANGE_OFFSET ? values[i] + 1024 : values[i] * factor;
+        values[i] = fmax(fmin(value, largest), -largest);
+    }
+}
+
+/* The budgets of a range follow the values at hand: a magnitude that a room states is one of the usual draw. */
+static void budgets_of(enum op_range range, struct tensor_spec *spec) {
+    if (range == RANGE_USUAL) spec->steps = 0;
+    else if (!isinf(spec->absolute)) spec->magnitude = 0;
+}
+
 static void round_inputs(struct op_run *run) {
     for (int i = 0; i < run->op->tensor_count; i++) {
         if (run->t[i] == NULL || run->spec[i].role == ROLE_OUT) continue;
@@ -37,6 +66,11 @@ static void round_inputs(struct op_run *run) {
 
 struct op_run *op_run_new(liger_context *context, const struct op_cases *op, const struct op_case *c,
                           struct op_types types, uint64_t seed) {
+    return op_run_new_in(RANGE_USUAL, context, op, c, types, seed);
+}
+
+struct op_run *op_run_new_in(enum op_range range, liger_context *context, const struct op_cases *op,
+                             const struct op_case *c, struct op_types types, uint64_t seed) {
     struct op_run *run = calloc(1, sizeof *run);
     if (run == NULL) return NULL;
     run->context = context;
@@ -45,6 +79,7 @@ struct op_run *op_run_new(liger_context *context, const struct op_cases *op, con
     run->types = types;
     op->describe(c, run->spec);
     for (int i = 0; i < op->tensor_count; i++) {
+        budgets_of(range, &run->spec[i]);
         if (run->spec[i].absent) continue;
         run->count[i] = op_tensor_count(&run->spec[i]);
         run->t[i] = calloc((size_t)run->count[i] + 1, sizeof(double));
@@ -52,8 +87,9 @@ struct op_run *op_run_new(liger_context *context, const struct op_cases *op, con
             op_run_free(run);
             return NULL;
         }
-        if (run->spec[i].role != ROLE_OUT)
-            op_run_draw(&run->spec[i], run->count[i], run->t[i], random_start(seed, (uint64_t)i));
+        if (run->spec[i].role == ROLE_OUT) continue;
+        op_run_draw(&run->spec[i], run->count[i], run->t[i], random_start(seed, (uint64_t)i));
+        move_to(range, &run->spec[i], op_tensor_dtype(&run->spec[i], types), run->count[i], run->t[i]);
     }
     round_inputs(run);
     if (op->prepare != NULL) op->prepare(&run->c, &run->types, run->t);
@@ -112,6 +148,11 @@ bool op_run_naive(struct op_run *run) {
     if (!with_outputs(run, run->naive, t)) return false;
     run->op->naive(&run->c, &run->types, t);
     return true;
+}
+
+const char *op_run_not_applicable(struct op_run *run, const char *reason) {
+    run->not_applicable = reason;
+    return NULL;
 }
 
 const char *op_run_text(struct op_run *run, const char *format, ...) {

@@ -17,12 +17,16 @@ struct op_run {
     double *t[OP_MAX_TENSORS];        /* NULL = absent */
     double *expected[OP_MAX_TENSORS]; /* outputs of op_run_expect */
     double *naive[OP_MAX_TENSORS];    /* outputs of op_run_naive */
+    const char *not_applicable;       /* set by op_run_not_applicable */
     char text[512];
 };
 
 /* Inputs drawn from `seed`, prepared and rounded; outputs zero. NULL if there is no memory. */
 struct op_run *op_run_new(liger_context *context, const struct op_cases *op, const struct op_case *c,
                           struct op_types types, uint64_t seed);
+/* Likewise, with data of a range. */
+struct op_run *op_run_new_in(enum op_range range, liger_context *context, const struct op_cases *op,
+                             const struct op_case *c, struct op_types types, uint64_t seed);
 void op_run_free(struct op_run *run);
 
 /* The values of one tensor, as its spec says, not rounded. */
@@ -36,6 +40,9 @@ bool op_run_expect(struct op_run *run);
 
 /* Those of the naive evaluation into `naive`. */
 bool op_run_naive(struct op_run *run);
+
+/* For a property that means nothing for this run; returns NULL. */
+const char *op_run_not_applicable(struct op_run *run, const char *reason);
 
 /* printf into run->text. */
 const char *op_run_text(struct op_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -1,15 +1,25 @@
 /* report.c - see report.h. */
+#define _POSIX_C_SOURCE 199309L
 #include "tests/harness/report.h"
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
+#include <time.h>
 
 enum { SHOWN_FAILURES = 6 };
 
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 void report_begin(struct report *report) {
-    report->line_passed = report->line_failed = 0;
+    report->line_passed = report->line_failed = report->line_not_applicable = 0;
     report->line_worst = 0;
     report->line_where[0] = 0;
+    report->line_began = seconds();
 }
 
 void report_pass(struct report *report) {
@@ -29,6 +39,22 @@ void report_fail(struct report *report, const char *format, ...) {
     va_end(arguments);
 }
 
+void report_not_applicable(struct report *report, const char *reason) {
+    int k = 0;
+    while (k < report->reasons && strncmp(report->reason[k].text, reason, REPORT_REASON - 1) != 0) k++;
+    if (k == REPORT_REASONS) {
+        report_fail(report, "there are more than %d reasons why a check does not apply", REPORT_REASONS);
+        return;
+    }
+    if (k == report->reasons) {
+        report->reasons++;
+        snprintf(report->reason[k].text, REPORT_REASON, "%s", reason);
+    }
+    report->reason[k].count++;
+    report->not_applicable++;
+    report->line_not_applicable++;
+}
+
 void report_error(struct report *report, double worst, const char *where) {
     if (worst <= report->line_worst) return;
     report->line_worst = worst;
@@ -36,10 +62,18 @@ void report_error(struct report *report, double worst, const char *where) {
 }
 
 void report_end(struct report *report, const char *op, const char *mode, const char *backend) {
-    if (report->silent || report->line_passed + report->line_failed == 0) return;
+    if (report->silent || report->line_passed + report->line_failed + report->line_not_applicable == 0) return;
     printf("%-30s %-12s %-14s %5d passed", op, mode, backend, report->line_passed);
     if (report->line_failed > 0) printf(" %4d FAILED", report->line_failed);
+    if (report->line_not_applicable > 0) printf(" %4d n/a", report->line_not_applicable);
+    if (report->times) printf(" %7.2f s", seconds() - report->line_began);
     if (report->line_worst > 0) printf("   worst %.3g of budget: %s", report->line_worst, report->line_where);
     printf("\n");
     fflush(stdout);
+}
+
+void report_reasons(const struct report *report) {
+    if (report->not_applicable == 0) return;
+    printf("%d checks did not apply:\n", report->not_applicable);
+    for (int k = 0; k < report->reasons; k++) printf("%7d  %s\n", report->reason[k].count, report->reason[k].text);
 }

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import own_process
 import pytest
 import torch
+
+SESSION = pytest.StashKey[pytest.Session]()
 
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="device of the tensors under test")
+
+
+def pytest_sessionstart(session):
+    session.config.stash[SESSION] = session
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """A process that ran on the device ends as the tests' own processes do."""
+    if SESSION in config.stash and torch.cuda.is_initialized():
+        config.get_terminal_writer().flush()
+        own_process.leave(int(config.stash[SESSION].exitstatus))
 
 
 @pytest.fixture(scope="session")

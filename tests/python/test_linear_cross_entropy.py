@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
+import own_process
 import pytest
 import reference
 import torch
@@ -234,9 +231,8 @@ def test_several_chunks(device, tmp_path):
     rows = {}
     for budget in ("1", "1024"):
         (tmp_path / budget).mkdir()
-        env = dict(os.environ, LIGER_LOSS_WORKSPACE_MB=budget, PYTHONPATH=os.pathsep.join(sys.path))
-        command = [sys.executable, "-c", SEVERAL_CHUNKS, device.type, str(tmp_path / budget)]
-        rows[budget] = int(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+        program = ("-c", SEVERAL_CHUNKS, device.type, tmp_path / budget)
+        rows[budget] = int(own_process.output(*program, LIGER_LOSS_WORKSPACE_MB=budget))
     assert rows["1"] < 700 <= rows["1024"]
     for name in ("float32", "bfloat16", "float16"):
         for reduction in ("mean", "none"):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import textwrap
 import threading
 
+import own_process
 import pytest
 import torch
 
@@ -18,19 +16,6 @@ SCALARS = (1e-6, 0.0, 0)  # epsilon, offset, casting
 
 def forward(x, weight, y, rstd=None, scalars=SCALARS):
     _native.rms_norm_forward(x, weight, y, rstd, *scalars)
-
-
-def in_a_process(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints; its failure is this test's."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -184,7 +169,8 @@ def test_the_gil_is_released(device, where):
 
 
 def test_a_forked_child_computes_alone():
-    printed = in_a_process(
+    printed = own_process.output(
+        "-c",
         """
         import os, signal, torch
         from liger_kernel import _native
@@ -201,13 +187,46 @@ def test_a_forked_child_computes_alone():
             alone = ", 1 now" in _native.context_facts(-1)["threads"]
             os._exit(0 if torch.equal(y[299], right) and alone else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        """
+        """,
+    )
+    assert printed.strip() == "0"
+
+
+@pytest.mark.parametrize("before", ["imported only", "called"])
+def test_a_forked_child_needs_no_threads_of_its_parent(before):
+    """Torch's team and its BLAS are dead in a child, whether the library was used before the fork or not; so it is in a
+    child of the child."""
+    printed = own_process.output(
+        "-c",
+        f"""
+        import os, signal, torch
+        from liger_kernel import _native
+        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Loss
+        x, w, target = torch.randn(300, 1024), torch.randn(2000, 1024), torch.arange(300)
+        (x @ w.t()).exp().sum()  # wakes the team and the threads of the BLAS
+        y = torch.empty_like(x)
+        def call():
+            _native.rms_norm_forward(x, None, y, None, 1e-6, 0.0, 0)
+            with torch.no_grad():
+                return Loss.apply(x, w, target)[0]
+        if {before == "called"}:
+            call()
+        def child(depth):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(60)
+                fine = bool(call().isfinite()) and (depth == 0 or child(depth - 1) == 0)
+                os._exit(0 if fine else 1)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(child(1))
+        """,
     )
     assert printed.strip() == "0"
 
 
 def test_a_missing_library_is_reported_at_first_use(tmp_path):
-    printed = in_a_process(
+    printed = own_process.output(
+        "-c",
         """
         import liger_kernel
         from liger_kernel import _native

@@ -1,9 +1,8 @@
-"""The fused-loss forward means what Hugging Face's means; and so does our stand-in for torch's cross entropy."""
+"""The fused-loss forward means what Hugging Face's means."""
 
 from __future__ import annotations
 
 import importlib
-from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from llama_patching import (  # noqa: E402
     assert_close,
     assert_same_step,
     assert_trains_alike,
-    only,
     pair,
     warnings_of,
 )
@@ -85,7 +83,21 @@ def test_evaluation_gives_logits_and_loss(device):
         assert_close(skipped.loss, expected.loss)
         alone = patched(input_ids=ids)
         assert alone.loss is None and alone.logits.shape == expected.logits.shape
-    assert_close(output.past_key_values[0][0] if isinstance(output.past_key_values, tuple) else 0, 0)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")  # none of transformers' may be caused by us
+def test_the_cache_goes_by_its_old_and_its_new_name(device):
+    stock, patched = (model.eval() for model in pair(device))
+    ids, _ = tiny_llama.batch(device)
+    with torch.no_grad():
+        expected = stock(input_ids=ids).logits[:, 5:]
+        for name, other in (("past_key_values", "cache"), ("cache", "past_key_values")):
+            first = patched(input_ids=ids[:, :5], use_cache=True)
+            cache = first.cache if "cache" in first else first.past_key_values
+            output = patched(input_ids=ids[:, 5:], **{name: cache, other: None})
+            assert_close(output.logits, expected)
+        with pytest.raises(ValueError, match="past_key_values and cache"):
+            patched(input_ids=ids[:, 5:], cache=cache, past_key_values=cache)
 
 
 def test_skip_logits_false_in_training(device):
@@ -184,6 +196,15 @@ def test_labels_are_not_sliced(mode):
     ids, labels = tiny_llama.batch()
     with pytest.raises(ValueError, match=r"8 positions.*18 targets"):
         patched(input_ids=ids, labels=labels, logits_to_keep=4)
+
+
+@pytest.mark.parametrize("name", ["labels", "shift_labels"])
+def test_targets_of_a_wrong_length_are_blamed_on_themselves(name):
+    _, patched = pair()
+    ids, labels = tiny_llama.batch()
+    with pytest.raises(ValueError, match=rf"{name}.*14 .*18 positions") as error:
+        patched(input_ids=ids, **{name: labels[:, :7]})
+    assert "logits_to_keep" not in str(error.value)  # nobody passed it
 
 
 def test_accuracy_and_predictions(device):
@@ -286,6 +307,7 @@ def test_compiles_without_graph_breaks(device):
     try:
         output, gradients = compiled_step(model, input_ids=ids, labels=labels)
     except torch._dynamo.exc.Unsupported as cause:
+        revert_liger_kernel()  # RoPE was replaced for every model
         try:
             compiled_step(tiny_llama.build(device), input_ids=ids, labels=labels)
         except torch._dynamo.exc.Unsupported:
@@ -354,48 +376,3 @@ def test_unpack_cross_entropy_result():
     assert unpack((loss,)) == (loss, None, None, None)
     assert unpack((loss, None, other)) == (loss, None, other, None)
     assert unpack(liger_functional.CrossEntropyOutput(loss, predicted_tokens=other)) == (loss, None, None, other)
-
-
-# ---- the cross-entropy function of torch -----------------------------------------------------------------------------
-
-
-def test_cross_entropy_is_replaced_in_torch_and_reverts(device):
-    original = torch.nn.functional.cross_entropy
-    model, (ids, labels) = tiny_llama.build(device), tiny_llama.batch(device)
-    expected_step = tiny_llama.run(model, input_ids=ids, labels=labels)
-    apply_liger_kernel_to_llama(**only(cross_entropy=True))
-    assert torch.nn.functional.cross_entropy is not original
-    with mock.patch(
-        "liger_kernel.transformers.monkey_patch.liger_cross_entropy", wraps=liger_functional.liger_cross_entropy
-    ) as ours:
-        step = tiny_llama.run(model, input_ids=ids, labels=labels)
-    assert ours.call_count == 1
-    assert_same_step(step, expected_step)
-    revert_liger_kernel()
-    assert torch.nn.functional.cross_entropy is original
-
-
-def test_cross_entropy_leaves_to_torch_what_it_cannot_do(device):
-    def moved(value):
-        return value.to(device) if isinstance(value, torch.Tensor) else value
-
-    logits, target = torch.randn(5, 7), torch.randint(0, 7, (5,))
-    cases = [  # (logits, target, options, whether it is ours)
-        (logits.double(), target, {}, False),
-        (logits, torch.softmax(torch.randn(5, 7), -1), {"label_smoothing": 0.1}, False),
-        (torch.randn(2, 7, 3, 4), torch.randint(0, 7, (2, 3, 4)), {"ignore_index": 3}, False),
-        (torch.randn(7), torch.tensor(2), {}, False),
-        (logits, target, {"size_average": False}, False),
-        (logits, target, {"weight": torch.rand(7), "reduction": "none"}, True),
-        (logits, target, {"label_smoothing": 0.2, "reduction": "sum"}, True),
-    ]
-    cases = [(moved(x), moved(t), {n: moved(v) for n, v in options.items()}, ours) for x, t, options, ours in cases]
-    expected = [torch.nn.functional.cross_entropy(x, t, **options) for x, t, options, _ in cases]
-    apply_liger_kernel_to_llama(**only(cross_entropy=True))
-    name = "liger_kernel.transformers.monkey_patch.liger_cross_entropy"
-    for (x, target, options, ours), value in zip(cases, expected, strict=True):
-        with mock.patch(name, wraps=liger_functional.liger_cross_entropy) as operator:
-            assert_close(torch.nn.functional.cross_entropy(x, target, **options), value)
-            assert operator.called == ours
-            if "size_average" not in options:
-                assert_close(nn.CrossEntropyLoss(**options)(x, target), value)

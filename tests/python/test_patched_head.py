@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 import pathlib
-import subprocess
 import sys
 
+import own_process
 import pytest
 import torch
 from torch import nn
@@ -188,19 +187,10 @@ def test_sharded_head_in_two_processes(tmp_path):
     if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
         pytest.skip(f"FSDP2 of torch {torch.__version__} needs a GPU")
     worker = pathlib.Path(__file__).with_name("sharded_head_worker.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(worker), str(rank), "2", str(tmp_path / "store")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = [own_process.start(worker, rank, 2, tmp_path / "store", **environment) for rank in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    for process, (output, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output + errors
         assert "fsdp2 ok" in output, output
         assert "fsdp1 ok" in output or (torch.version.cuda and "fsdp1 skipped" in output), output

@@ -5,8 +5,8 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 
+import own_process
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,9 +25,7 @@ def test_python_example(tmp_path):
     pytest.importorskip("transformers")
     program = tmp_path / "example.py"
     program.write_text(example("python"))
-    out = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)
-    assert out.returncode == 0, out.stderr
-    loss = float(re.fullmatch(r"loss (\d+\.\d+)\n", out.stdout).group(1))
+    loss = float(re.fullmatch(r"loss (\d+\.\d+)\n", own_process.output(program, timeout=300)).group(1))
     assert 6.5 < loss < 7.5  # ln 1000 = 6.9 before any training
 
 

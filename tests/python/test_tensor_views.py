@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
-
+import own_process
 import pytest
 
 SCRIPT = """
@@ -62,15 +58,7 @@ SCRIPT = """
 
 
 def printed(table: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT).replace("{table}", table)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return own_process.output("-c", SCRIPT.replace("{table}", table))
 
 
 @pytest.fixture(scope="module")

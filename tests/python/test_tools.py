@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+needs_nvcc = pytest.mark.skipif(not Path(NVCC).exists(), reason="needs nvcc")
 needs_sources = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
 
 
@@ -193,29 +195,49 @@ extern "C" __global__ void __launch_bounds__(1024, 2) planted(float *p) {
     float v[64];
     for (int i = 0; i < 64; i++) v[i] = p[threadIdx.x + 1024 * i];
     __syncthreads();
-    #pragma unroll
-    for (int r = 0; r < 64; r++)
-        #pragma unroll
-        for (int i = 0; i < 64; i++) v[i] += v[(i * 7 + r) %% 64] * v[(i + 31) %% 64];
-    for (int i = 0; i < 64; i++) p[threadIdx.x + 1024 * i] = v[i];
+    for (int i = 0; i < 64; i++) p[threadIdx.x + 1024 * i] = v[63 - i];
 }
 """
 
 
-@pytest.mark.skipif(not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()), reason="needs nvcc")
+@needs_nvcc
 def test_check_cuda_build_sees(tree):
-    file = tree / "liger/planted.cu"
-    file.write_text(SPILLING % "")
-    code, said = run(tree, "tools/check_cuda_build.py", str(file))
-    assert code == 1 and "planted spills" in said
-    file.write_text(SPILLING % "/* spills allowed: planted: a test */")
-    assert run(tree, "tools/check_cuda_build.py", str(file))[0] == 0
-    file.write_text("/* spills allowed: nobody: a test */ __global__ void calm(float *p) { *p = 1; }")
-    code, said = run(tree, "tools/check_cuda_build.py", str(file))
-    assert code == 1 and "is not needed" in said
+    file, build = tree / "liger/planted.cu", tree / "build"
+    (build / "cuda").mkdir(parents=True)
+    said = build / "cuda/planted.cu.o.ptxas"
+
+    def check(text):
+        file.write_text(text)
+        return run(tree, "tools/check_cuda_build.py", "--build", str(build), "--archs", "80", str(file))
+
+    code, words = check(SPILLING % "")
+    assert code == 1 and "it was not built there" in words
+    command = [tree / "tools/nvcc_said.sh", said, NVCC, "-arch=sm_80", "-Xptxas=-v", "-c", file, "-o", "/dev/null"]
+    subprocess.run(command, check=True)
+    code, words = check(SPILLING % "")
+    assert code == 1 and "planted spills" in words
+    assert check(SPILLING % "/* spills allowed: planted: a test */")[0] == 0
+    code, words = check(SPILLING % "/* spills allowed: planted: a test */ /* spills allowed: nobody: a test */")
+    assert code == 1 and "`nobody` is not needed" in words
+    code, words = run(tree, "tools/check_cuda_build.py", "--build", str(build), str(file))
+    assert code == 1 and "no report of ptxas -v on sm_80, sm_90a" in words
+    said.write_text("")  # compiled without -Xptxas=-v
+    code, words = check(SPILLING % "")
+    assert code == 1 and "no report of ptxas" in words
     file.write_text("this is not C++")
-    code, said = run(tree, "tools/check_cuda_build.py", str(file))
-    assert code == 1 and "does not compile" in said
+    code, words = run(tree, "tools/check_cuda_build.py", str(file))
+    assert code == 1 and "does not compile" in words
+
+
+@needs_nvcc
+def test_what_nvcc_says_is_shown_but_for_the_report(tmp_path):
+    (tmp_path / "planted.cu").write_text("__global__ void f(float *p) { int unused; *p = 1; }")
+    command = [ROOT / "tools/nvcc_said.sh", tmp_path / "said", NVCC]
+    command += ["-arch=sm_80", "-Xptxas=-v", "-c", tmp_path / "planted.cu", "-o", "/dev/null"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "unused" in done.stdout and "ptxas info" not in done.stdout
+    assert "Compiling entry function" in (tmp_path / "said").read_text()
+    assert subprocess.run([*command, "--no-such-option"], capture_output=True).returncode != 0
 
 
 def test_gen_binding_refuses_what_it_cannot_convert():
@@ -238,3 +260,99 @@ def test_gen_binding_refuses_what_it_cannot_convert():
         gen_binding.parse_header(text % "void *mystery;", "h")
     with pytest.raises(SystemExit, match="has no function"):
         gen_binding.parse_header((text % "float e;").split("\n")[0], "h")
+
+
+# ---- the tests that need a GPU ---------------------------------------------------------------------------------------
+
+STUBS = {
+    "nvidia-smi": 'case "$1" in *compute_cap*) echo 9.0 ;; *) echo a GPU ;; esac',
+    "nproc": "echo 4",
+    "nvcc": "echo release 13.0",
+    "ninja": "",
+    "cmake": """
+        case "$1" in
+            --build) mkdir -p "$2"; for p in liger_test harness_selftest liger_fuzz; do cp "$STUB_DRIVER" "$2/$p"; done ;;
+            *) ;;
+        esac""",
+    "python3": """
+        case "$*" in
+            *pytest*) echo "SKIPPED [1] test_it.py: needs a second GPU"; echo "native $LIGER_NATIVE_DIR"; echo "5 passed" ;;
+            *) echo 3.12 ;;
+        esac""",
+}
+STUB_DRIVER = """
+    case "$*" in
+        *--list*) printf 'one_forward\\nfaulty\\n' ;;
+        *faulty*) [ -z "$FAULTY" ] || kill -9 $$; echo "2 passed, 0 failed" ;;
+        *) echo "amx: not here"; echo "3 passed, 0 failed" ;;
+    esac"""
+
+
+@pytest.fixture
+def gpu_test(tree, tmp_path):
+    """Runs gpu_test.sh of a copy of the tree, with programs that only say what they are asked."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, body in {**STUBS, "driver": STUB_DRIVER}.items():
+        (programs / name).write_text("#!/bin/bash\n" + body + "\n")
+        (programs / name).chmod(0o755)
+
+    def call(**environment: str):
+        path = f"{programs}:/usr/bin:/bin"
+        environment = {"PATH": path, "STUB_DRIVER": str(programs / "driver"), "FAULTY": "", **environment}
+        done = subprocess.run([tree / "tools/gpu_test.sh"], env=environment, capture_output=True, text=True, timeout=60)
+        rows = re.findall(r"(?m)^([a-z-]+) +(passed|FAILED|not run) +(.*)$", done.stdout)
+        return done, {name: (outcome, words) for name, outcome, words in rows}
+
+    return call
+
+
+def test_gpu_test_reports_what_ran(gpu_test, tree):
+    done, rows = gpu_test()
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = {name for name, (outcome, _) in rows.items() if outcome == "passed"}
+    assert ran >= {"build", "harness-selftest", "fuzz", "driver-cpu", "driver-cuda", "driver-ptx", "pytest-cuda"}
+    assert rows["driver-cpu"][1].endswith("5 passed, 0 failed")
+    assert f"native {tree}/build/gpu\n" in (tree / "build/gpu/logs/pytest-cuda.log").read_text()
+    assert rows["memcheck"] == ("not run", "no compute-sanitizer on PATH")
+    for line in ("driver-cpu: amx: not here", "pytest-cuda: SKIPPED [1] test_it.py: needs a second GPU"):
+        assert line in done.stdout
+    done, rows = gpu_test(QUICK="1")
+    assert done.returncode == 0 and rows["driver-ptx"] == ("not run", "not in the quick form")
+
+
+def test_gpu_test_builds_anywhere(gpu_test, tmp_path):
+    folder = tmp_path / "elsewhere"
+    done, rows = gpu_test(BUILD=str(folder))
+    assert done.returncode == 0 and rows["pytest-cuda"][1].endswith("5 passed"), done.stdout
+    assert f"native {folder}\n" in (folder / "logs/pytest-cuda.log").read_text()
+
+
+def test_gpu_test_by_stages(gpu_test):
+    done, rows = gpu_test(STAGES="driver-cpu")
+    assert done.returncode == 1 and "the stage build comes first" in rows["driver-cpu"][1]
+    done, rows = gpu_test(STAGES="build driver-cuda")
+    assert done.returncode == 0 and rows["driver-cuda"][0] == "passed"
+    assert rows["driver-cpu"] == ("not run", "not among STAGES")
+    done, rows = gpu_test(STAGES="driver-cpu")  # the build of the call before
+    assert done.returncode == 0 and rows["driver-cpu"][0] == "passed" and rows["build"][0] == "not run"
+    assert gpu_test(STAGES="build nonsense")[0].returncode == 2
+
+
+def test_gpu_test_fails_with_a_stage(gpu_test, tree):
+    done, rows = gpu_test(FAULTY="1")
+    assert done.returncode == 1 and "SOMETHING FAILED" in done.stdout
+    assert rows["driver-cuda"][0] == "FAILED" and "--op faulty: exit status 137" in done.stdout
+    assert rows["pytest-cuda"][0] == "passed"
+    (tree / "programs/cmake").write_text("#!/bin/bash\nexit 1\n")
+    done, rows = gpu_test()
+    assert done.returncode == 1 and rows["driver-cuda"] == ("not run", "the build failed")
+
+
+def test_links_in_the_tree_are_ignored(tree):
+    """A virtual environment or a build folder may be a link to another disk."""
+    shutil.copy(ROOT / ".gitignore", tree)
+    for name in (".venv", "build", "dist"):
+        (tree / name).symlink_to(ROOT)
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=tree, capture_output=True, text=True).stdout
+    assert "?? tools/" in status and not re.search(r"\?\? (\.venv|build|dist)", status), status

@@ -6,6 +6,7 @@
 #include "tests/harness/op_cases.h"
 
 void column_sum_reference(int64_t rows, int64_t cols, const double *x, double *sum, bool accumulate);
+void column_sum_naive(int64_t rows, int64_t cols, const double *x, double *sum, bool accumulate);
 
 enum { X, TOTAL, TENSORS };
 enum { ROWS, COLS };
@@ -19,7 +20,9 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
                                    .values = VALUES_NORMAL,
                                    .ndim = 2,
                                    .shape = {c->size[ROWS], c->size[COLS]},
-                                   .gaps = true};
+                                   .gaps = true,
+                                   .ranges = OP_EVERY_RANGE,
+                                   .huge = 0x1p100}; /* no partial sum may overflow */
     /* At most rows/64 additions in a block and 64 blocks, each of partial sums of about sqrt(rows). */
     spec[TOTAL] = (struct tensor_spec){.name = "sum",
                                        .role = accumulate ? ROLE_INOUT : ROLE_OUT,
@@ -27,6 +30,7 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
                                        .values = VALUES_NORMAL,
                                        .ndim = 1,
                                        .shape = {c->size[COLS]},
+                                       .ranges = 1u << RANGE_TINY | 1u << RANGE_SUBNORMAL,
                                        .relative = 1,
                                        .absolute = 8 + sqrt((double)c->size[ROWS]),
                                        .magnitude = 1 + sqrt((double)c->size[ROWS])};
@@ -61,6 +65,11 @@ static void reference(const struct op_case *c, const struct op_types *types, dou
     column_sum_reference(c->size[ROWS], c->size[COLS], t[X], t[TOTAL], c->flags & ACCUMULATE);
 }
 
+static void naive(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    column_sum_naive(c->size[ROWS], c->size[COLS], t[X], t[TOTAL], c->flags & ACCUMULATE);
+}
+
 static const struct op_case cases[] = {
     {.label = "5x33", .size = {5, 33}},
     {.label = "1x1", .size = {1, 1}},
@@ -86,5 +95,8 @@ const struct op_cases column_sum_cases = {
     .call = call,
     .workspace = workspace,
     .reference = reference,
+    .naive = naive,
+    .no_loss = OP_IS_FORWARD,
+    .no_aliases = OP_NO_ALIASES,
     OP_BENCH(bench),
 };

@@ -68,7 +68,7 @@ extern "C" liger_status column_sum_cuda(liger_context *context, const struct col
                                         liger_stream stream) {
     const column_sum_problem &p = *problem;
     if (p.cols == 0) return LIGER_OK;
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "column_sum");
     const int64_t blocks = column_sum_blocks(p.rows);
     if (blocks > 0) LIGER_FOR_FLOAT(p.dtype, T, launch<T>(p, blocks, stream))
     total_kernel<<<grid_size(p.cols, THREADS), THREADS, 0, (cudaStream_t)stream>>>(p, (int)blocks);

@@ -6,6 +6,7 @@
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "liger/ops/cross_entropy/cross_entropy_cases.h"
 #include "liger/ops/cross_entropy/cross_entropy_ref.h"
+#include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
 /* Both functions share one order of tensors; backward has no results. */
@@ -28,7 +29,7 @@ enum {
 /* ---- shared with the linear loss ---------------------------------------------------------------------------------- */
 
 int32_t cross_entropy_reduction(const struct op_case *c) {
-    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE, 7};
+    static const int32_t reductions[] = {LIGER_REDUCTION_MEAN, LIGER_REDUCTION_SUM, LIGER_REDUCTION_NONE};
     return reductions[c->flags & REDUCTION];
 }
 
@@ -109,7 +110,11 @@ static void describe_shared(const struct op_case *c, struct tensor_spec *spec) {
                                                                    : 0,
                                         .ndim = 2,
                                         .shape = {rows, vocab},
-                                        .gaps = true};
+                                        .gaps = true,
+                                        .ranges = OP_EVERY_RANGE,
+                                        .huge = 0x1p100}; /* smoothing adds up a row; the square of z-loss overflows */
+    /* x/softcap of a subnormal x has fewer bits: which logit is the largest may change. */
+    if (c->scalar[SOFTCAP] != 0) spec[LOGITS].ranges &= ~(1u << RANGE_SUBNORMAL);
     spec[TARGET] = cross_entropy_target(rows, vocab, c->flags & IGNORED);
     spec[WEIGHT] = cross_entropy_weight("weight", vocab, c->flags & WEIGHTED);
     spec[UPSTREAM] = cross_entropy_upstream(rows, (c->flags & REDUCTION) == NONE, c->flags & SCALED);
@@ -151,46 +156,16 @@ static void prepare(const struct op_case *c, const struct op_types *types, doubl
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
 
-static liger_cross_entropy_forward_args forward_args(const struct op_call *call) {
-    liger_cross_entropy_forward_args args = LIGER_CROSS_ENTROPY_FORWARD_ARGS_INIT;
-    args.logits = call->t[LOGITS], args.target = call->t[TARGET], args.weight = call->t[WEIGHT];
-    args.upstream = call->t[UPSTREAM], args.dlogits = call->t[DLOGITS], args.loss = call->t[LOSS];
-    args.z_loss = call->t[Z_LOSS], args.accuracy = call->t[ACCURACY], args.predicted = call->t[PREDICTED];
-    args.label_smoothing = (float)call->c.scalar[SMOOTHING];
-    args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
-    args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = cross_entropy_reduction(&call->c);
-    args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
-    return args;
+static void forward_options(const struct op_case *c, void *args) {
+    CROSS_ENTROPY_FILL((liger_cross_entropy_forward_args *)args, c);
 }
-static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    const liger_cross_entropy_forward_args args = forward_args(call);
-    return liger_cross_entropy_forward(context, &args, stream);
+static void backward_options(const struct op_case *c, void *args) {
+    CROSS_ENTROPY_FILL((liger_cross_entropy_backward_args *)args, c);
 }
-static liger_status workspace_forward(liger_context *context, const struct op_call *call, size_t *bytes) {
-    const liger_cross_entropy_forward_args args = forward_args(call);
-    return liger_cross_entropy_forward_workspace(context, &args, bytes);
-}
-
-static liger_cross_entropy_backward_args backward_args(const struct op_call *call) {
-    liger_cross_entropy_backward_args args = LIGER_CROSS_ENTROPY_BACKWARD_ARGS_INIT;
-    args.logits = call->t[LOGITS], args.target = call->t[TARGET], args.weight = call->t[WEIGHT];
-    args.upstream = call->t[UPSTREAM], args.dlogits = call->t[DLOGITS];
-    args.label_smoothing = (float)call->c.scalar[SMOOTHING];
-    args.lse_square_scale = (float)call->c.scalar[Z_SCALE];
-    args.softcap = (float)call->c.scalar[SOFTCAP];
-    args.reduction = cross_entropy_reduction(&call->c);
-    args.workspace = call->workspace, args.workspace_bytes = call->workspace_bytes;
-    return args;
-}
-static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    const liger_cross_entropy_backward_args args = backward_args(call);
-    return liger_cross_entropy_backward(context, &args, stream);
-}
-static liger_status workspace_backward(liger_context *context, const struct op_call *call, size_t *bytes) {
-    const liger_cross_entropy_backward_args args = backward_args(call);
-    return liger_cross_entropy_backward_workspace(context, &args, bytes);
-}
+OP_DOOR(cross_entropy_forward, forward_options)
+OP_DOOR_WORKSPACE(cross_entropy_forward)
+OP_DOOR(cross_entropy_backward, backward_options)
+OP_DOOR_WORKSPACE(cross_entropy_backward)
 
 /* ---- reference -------------------------------------------------------------------------------------------------- */
 
@@ -271,7 +246,9 @@ static const struct op_case forward_cases[] = {
     {.label = "3x128256", .size = {3, 128256}, .flags = GRADIENT, .large = true},
     {.label = "3x128256 all results", .size = {3, 128256}, .scalar = {.1, 1e-4, 20}, .large = true},
     {.label = "3x151936", .size = {3, 151936}, .flags = GRADIENT, .large = true},
+    {.label = "3x262144", .size = {3, 262144}, .flags = GRADIENT, .large = true},
     {.label = "3x300001", .size = {3, 300001}, .flags = MEAN, .large = true},
+    {.label = "3x262144", .size = {3, 262144}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
     {.label = "3x1000000", .size = {3, 1000000}, .flags = GRADIENT, .large = true},
     {.label = "no rows", .size = {0, 40}, .edge = true},
     {.label = "no rows, none", .size = {0, 40}, .flags = NONE, .edge = true},
@@ -316,48 +293,11 @@ static const struct op_case backward_cases[] = {
     {.label = "NaN in ignored rows", .size = {9, 100}, .flags = POISON | NONE, .edge = true},
 };
 
-static const struct op_alias aliases[] = {{DLOGITS, LOGITS}};
 static const struct op_gradient gradients[] = {{DLOGITS, LOGITS}};
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
-static const struct op_provocation forward_provocations[] = {
-    CROSS_ENTROPY_OPTION_PROVOCATIONS,
-    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits"}},
-    {"logits dtype", OP_DTYPE(LOGITS, LIGER_I32), LIGER_ERR_DTYPE, {"logits", "i32", "bf16"}},
-    {"logits rank", OP_NDIM(LOGITS, 1), LIGER_ERR_SHAPE, {"logits", "1", "2"}},
-    {"no vocabulary", OP_SHAPE(LOGITS, 1, 0), LIGER_ERR_SHAPE, {"logits.shape[1]", "0"}},
-    {"logits stride", OP_STRIDE(LOGITS, 1, 2), LIGER_ERR_LAYOUT, {"logits.stride[1]", "2"}},
-    {"target absent", OP_ABSENT(TARGET), LIGER_ERR_ARGUMENT, {"target"}},
-    {"target dtype", OP_DTYPE(TARGET, LIGER_F32), LIGER_ERR_DTYPE, {"target", "f32", "i64"}},
-    {"target size", OP_SHAPE(TARGET, 0, 4), LIGER_ERR_SHAPE, {"target", "4", "5"}},
-    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_BF16), LIGER_ERR_DTYPE, {"weight", "bf16", "f32"}},
-    {"weight size", OP_SHAPE(WEIGHT, 0, 32), LIGER_ERR_SHAPE, {"weight", "32", "33"}},
-    {"upstream dtype", OP_DTYPE(UPSTREAM, LIGER_F16), LIGER_ERR_DTYPE, {"upstream", "f16", "f32"}},
-    {"upstream size", OP_VECTOR(UPSTREAM, 3), LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
-    {"dlogits dtype", OP_DTYPE(DLOGITS, LIGER_I64), LIGER_ERR_DTYPE, {"dlogits", "i64"}},
-    {"dlogits shape", OP_SHAPE(DLOGITS, 1, 32), LIGER_ERR_SHAPE, {"dlogits", "32", "33"}},
-    {"dlogits stride", OP_STRIDE(DLOGITS, 1, 3), LIGER_ERR_LAYOUT, {"dlogits", "3"}},
-    {"dlogits overlap", OP_BESIDE(DLOGITS, LOGITS, 1), LIGER_ERR_LAYOUT, {"dlogits", "logits"}},
-    {"loss size", OP_VECTOR(LOSS, 5), LIGER_ERR_SHAPE, {"loss", "5", "1"}},
-    {"loss dtype", OP_DTYPE(LOSS, LIGER_I64), LIGER_ERR_DTYPE, {"loss", "i64"}},
-    {"accuracy dtype", OP_DTYPE(ACCURACY, LIGER_BF16), LIGER_ERR_DTYPE, {"accuracy", "bf16", "f32"}},
-    {"predicted dtype", OP_DTYPE(PREDICTED, LIGER_I32), LIGER_ERR_DTYPE, {"predicted", "i32", "i64"}},
-    {"predicted size", OP_SHAPE(PREDICTED, 0, 4), LIGER_ERR_SHAPE, {"predicted", "4", "5"}},
-    {"loss over logits", OP_ON(LOSS, LOGITS), LIGER_ERR_LAYOUT, {"loss overlaps logits"}},
-    {"z_loss over dlogits", OP_ON(Z_LOSS, DLOGITS), LIGER_ERR_LAYOUT, {"z_loss overlaps dlogits"}},
-    {"predicted over target", OP_ON(PREDICTED, TARGET), LIGER_ERR_LAYOUT, {"predicted overlaps target"}},
-    {"accuracy over weight", OP_ON(ACCURACY, WEIGHT), LIGER_ERR_LAYOUT, {"accuracy overlaps weight"}},
-    {"loss over upstream", OP_ON(LOSS, UPSTREAM), LIGER_ERR_LAYOUT, {"loss overlaps upstream"}},
-    {"z_loss over loss", OP_ON(Z_LOSS, LOSS), LIGER_ERR_LAYOUT, {"z_loss overlaps loss"}},
-    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100"}},
-};
-static const struct op_provocation backward_provocations[] = {
-    {"dlogits absent", OP_ABSENT(DLOGITS), LIGER_ERR_ARGUMENT, {"dlogits"}},
-    {"target size", OP_SHAPE(TARGET, 0, 4), LIGER_ERR_SHAPE, {"cross_entropy_backward", "target", "4", "5"}},
-    {"upstream size", OP_VECTOR(UPSTREAM, 3), LIGER_ERR_SHAPE, {"upstream", "3", "5"}},
-    {"workspace", OP_WORKSPACE(100), LIGER_ERR_WORKSPACE, {"workspace", "100", "256"}},
-};
+static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESULT_PROVOCATIONS(LOSS, Z_LOSS, ACCURACY)};
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
 
@@ -368,7 +308,8 @@ static double unit_of(const struct op_run *run) {
 /* Without z-loss and soft cap a shift of the logits changes nothing, so the gradient has no component along it. */
 static const char *rows_sum_to_zero(struct op_run *run) {
     const int64_t vocab = run->c.size[VOCAB];
-    if (run->t[DLOGITS] == NULL || run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0) return NULL;
+    if (run->t[DLOGITS] == NULL || run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0)
+        return op_run_not_applicable(run, "rows of dlogits: with z-loss or a soft cap they do not sum to 0");
     if (op_run_call(run) != LIGER_OK) return "the call failed";
     for (int64_t r = 0; r < run->c.size[ROWS]; r++) {
         double sum = 0, magnitude = 0;
@@ -387,7 +328,8 @@ static const char *rows_sum_to_zero(struct op_run *run) {
 /* Adding 4 to logits that are multiples of 1/64 is exact in f32 and changes neither loss nor gradient. */
 static const char *shift_invariance(struct op_run *run) {
     const int64_t count = run->c.size[ROWS] * run->c.size[VOCAB];
-    if (run->types.t != LIGER_F32 || run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0) return NULL;
+    if (run->types.t != LIGER_F32 || run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0)
+        return op_run_not_applicable(run, "a common shift: z-loss and a soft cap see it, and in 16 bits it is rounded");
     for (int64_t i = 0; i < count; i++) run->t[LOGITS][i] = round(run->t[LOGITS][i] * 64) / 64;
     if (op_run_call(run) != LIGER_OK) return "the call failed";
     const int64_t losses = run->count[LOSS];
@@ -406,7 +348,56 @@ static const char *target_out_of_range(struct op_run *run) {
     return cross_entropy_target_out_of_range(run, TARGET, DLOGITS, LOSS);
 }
 
+/* One element of a row whose values are the largest and smallest that a dtype has: what all rows are like, in turn. */
+static double extreme_logit(liger_dtype t, int64_t row, int64_t j) {
+    const double most = t == LIGER_F32 ? 0x1.fffffep127 : t == LIGER_BF16 ? 0x1.fep127 : 65504;
+    switch (row % 7) {
+        case 0: return -most;
+        case 1: return most;
+        case 2: return j % 2 ? -INFINITY : -most;
+        case 3: return j % 5 == 0 ? 0 : -most;
+        case 4: return j % 3 == 0 ? -most * 0.75 : -most;
+        case 5: return j % 4 == 0 ? most : -most;
+        default: return j % 3 == 0 ? most : most * 0.75;
+    }
+}
+
+/* Of k largest logits each has 1/k, and what is far below has nothing: the target, which is one of them, loses log k. */
+static const char *extreme_logits(struct op_run *run) {
+    const int64_t rows = run->c.size[ROWS], vocab = run->c.size[VOCAB];
+    const bool none = (run->c.flags & REDUCTION) == NONE, mean = (run->c.flags & REDUCTION) == MEAN;
+    if (run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0 || run->c.scalar[SMOOTHING] != 0) return NULL;
+    if (run->c.flags & (WEIGHTED | SCALED)) return NULL;
+    for (int64_t r = 0; r < rows; r++) {
+        run->t[TARGET][r] = 0;
+        for (int64_t j = 0; j < vocab; j++) run->t[LOGITS][r * vocab + j] = extreme_logit(run->types.t, r, j);
+    }
+    if (op_run_call(run) != LIGER_OK) return "the call failed";
+    const double share = mean ? 1.0 / (double)rows : 1, near = 2 * unit_of(run) + 64 * 0x1p-24;
+    double total = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        const double *x = run->t[LOGITS] + r * vocab;
+        int64_t equal = 0;
+        for (int64_t j = 0; j < vocab; j++) equal += x[j] == x[0];
+        const double loss = log((double)equal);
+        total += loss * share;
+        if (none && !(fabs(run->t[LOSS][r] - loss) <= near * loss))
+            return op_run_text(run, "loss[%lld] is %g, and log %lld is %g", (long long)r, run->t[LOSS][r],
+                               (long long)equal, loss);
+        for (int64_t j = 0; run->t[DLOGITS] && j < vocab; j++) {
+            const double d = run->t[DLOGITS][r * vocab + j];
+            const double want = ((x[j] == x[0] ? 1 / (double)equal : 0) - (j == 0)) * share;
+            if (!(fabs(d - want) <= near * fabs(want) + (run->types.t == LIGER_F16 ? 0x1p-25 : 0)))
+                return op_run_text(run, "dlogits[%lld][%lld] is %g instead of %g", (long long)r, (long long)j, d, want);
+        }
+    }
+    if (!none && !(fabs(run->t[LOSS][0] - total) <= near * total))
+        return op_run_text(run, "the loss is %g instead of %g", run->t[LOSS][0], total);
+    return NULL;
+}
+
 static const struct op_property forward_properties[] = {
+    {"the largest and smallest logits there are", extreme_logits},
     {"a target out of range", target_out_of_range},
     {"rows of dlogits sum to 0", rows_sum_to_zero},
     {"a common shift changes nothing", shift_invariance},
@@ -437,11 +428,11 @@ const struct op_cases cross_entropy_forward_cases = {
     .describe = describe_forward,
     OP_CASES(forward_cases),
     .prepare = prepare,
-    .call = call_forward,
-    .workspace = workspace_forward,
+    .call = call_cross_entropy_forward,
+    .workspace = workspace_cross_entropy_forward,
     .reference = reference_forward,
     .naive = naive_forward,
-    OP_ALIASES(aliases),
+    .no_loss = OP_IS_FORWARD,
     OP_PROVOCATIONS(forward_provocations),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
@@ -453,12 +444,10 @@ const struct op_cases cross_entropy_backward_cases = {
     .describe = describe_backward,
     OP_CASES(backward_cases),
     .prepare = prepare,
-    .call = call_backward,
-    .workspace = workspace_backward,
+    .call = call_cross_entropy_backward,
+    .workspace = workspace_cross_entropy_backward,
     .reference = reference_backward,
     .naive = naive_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(aliases),
-    OP_PROVOCATIONS(backward_provocations),
 };

@@ -9,7 +9,7 @@
 enum { SMOOTHING, Z_SCALE, SOFTCAP, OPTIONS };
 enum { MEAN = 0, SUM = 1, NONE = 2, REDUCTION = 3 };
 
-/* The liger_reduction of a case; 7, which is none, for the provocation that sets all of REDUCTION. */
+/* The liger_reduction of a case. */
 int32_t cross_entropy_reduction(const struct op_case *c);
 
 struct tensor_spec cross_entropy_target(int64_t rows, int64_t vocab, bool all_ignored);
@@ -22,11 +22,17 @@ void cross_entropy_describe_results(const struct op_case *c, struct tensor_spec 
  * row of `gradient` become NaN, the other rows stay. */
 const char *cross_entropy_target_out_of_range(struct op_run *run, int target, int gradient, int loss);
 
-#define CROSS_ENTROPY_OPTION_PROVOCATIONS                                                                              \
-    {"label_smoothing", OP_SCALAR(SMOOTHING, 2), LIGER_ERR_ARGUMENT, {"label_smoothing", "2", "[0, 1]"}},              \
-        {"lse_square_scale", OP_SCALAR(Z_SCALE, INFINITY), LIGER_ERR_ARGUMENT, {"lse_square_scale", "inf"}},           \
-        {"softcap", OP_SCALAR(SOFTCAP, -1), LIGER_ERR_ARGUMENT, {"softcap", "-1"}}, {                                  \
-        "reduction", OP_FLAGS(REDUCTION), LIGER_ERR_ARGUMENT, { "reduction", "7" }                                     \
+/* The options, which all four structs have. */
+#define CROSS_ENTROPY_FILL(to, c)                                                                                      \
+    ((to)->ignore_index = -100, (to)->label_smoothing = (float)(c)->scalar[SMOOTHING],                                 \
+     (to)->lse_square_scale = (float)(c)->scalar[Z_SCALE], (to)->softcap = (float)(c)->scalar[SOFTCAP],                \
+     (to)->reduction = cross_entropy_reduction(c))
+
+/* A result's shape depends on the reduction, which no rule says. */
+#define CROSS_ENTROPY_RESULT_PROVOCATIONS(loss, z_loss, accuracy)                                                      \
+    {"loss of rows", OP_VECTOR(loss, 5), LIGER_ERR_SHAPE, {": loss has 5 elements", "must have 1"}},                   \
+        {"z_loss of rows", OP_VECTOR(z_loss, 5), LIGER_ERR_SHAPE, {": z_loss has 5 elements", "must have 1"}}, {       \
+        "accuracy of rows", OP_VECTOR(accuracy, 5), LIGER_ERR_SHAPE, { ": accuracy has 5 elements", "must have 1" }    \
     }
 
 #endif

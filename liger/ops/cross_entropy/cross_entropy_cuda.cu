@@ -1,8 +1,7 @@
 /* cross_entropy_cuda.cu - cross entropy on CUDA: count, rows, reduce, and which row kernel a shape gets. */
-#include <pthread.h>
-
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/launch.cuh"
+#include "liger/cuda/shared_memory.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_loss.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_resident.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_streamed.cuh"
@@ -88,10 +87,38 @@ struct shape {
     size_t shared;
 };
 
-static size_t shared_bytes(const shape &s, bool options) {
+constexpr size_t shared_bytes(const shape &s, bool options) {
     const size_t slot = options ? sizeof(summary) : sizeof(softmax_state);
     return (size_t)RING * VECTORS * s.threads * PACK_BYTES + TURNS * slot * s.clusters * (s.threads / WARP);
 }
+
+constexpr int64_t threads_for(int64_t vectors) { return (vectors + VECTORS - 1) / VECTORS; }
+
+/* One block if it holds the row, else the smallest cluster of blocks of 1024 threads (512 with options, which need more
+ * registers): the fewer blocks share a row, the less each row costs besides its bytes. */
+constexpr shape choose_shape(size_t available, bool clusters, int64_t vectors, bool options) {
+    const int64_t threads = threads_for(vectors);
+    const int widest = options ? OPTIONS_THREADS : MOST_THREADS, most = clusters ? MAX_CLUSTER : 1;
+    shape s = {1, threads <= 128 && !options ? 128 : threads <= 512 ? 512 : widest, 0};
+    while (s.clusters < most && threads > (int64_t)s.clusters * s.threads) s.clusters++;
+    s.shared = shared_bytes(s, options);
+    if (threads > (int64_t)s.clusters * s.threads || s.shared > available) return {0, 0, 0};
+    return s;
+}
+
+/* On every architecture, for rows around every size at which the choice may change. */
+constexpr bool shapes_fit() {
+    for (const architecture &a : ARCHITECTURES)
+        for (int64_t threads = 128; threads <= MAX_CLUSTER * MOST_THREADS; threads += 128)
+            for (int options = 0; options <= 1; options++)
+                for (int64_t vectors = threads * VECTORS; vectors <= threads * VECTORS + 1; vectors++) {
+                    const shape s = choose_shape(dynamic_shared(a.shared), a.number >= 90, vectors, options);
+                    if (s.clusters && STATIC_SHARED + s.shared > a.shared) return false;
+                    if (s.clusters && (int64_t)s.clusters * s.threads * VECTORS < vectors) return false;
+                }
+    return true;
+}
+static_assert(shapes_fit(), "a row kernel asks for more shared memory than there is");
 
 static bool packable(const problem &p, size_t element) {
     uintptr_t bits =
@@ -100,76 +127,42 @@ static bool packable(const problem &p, size_t element) {
     return bits % PACK_BYTES == 0;
 }
 
-static int64_t threads_for(int64_t vectors) { return (vectors + VECTORS - 1) / VECTORS; }
-
-/* One block if it holds the row, else the smallest cluster of blocks of 1024 threads (512 with options, which need more
- * registers): the fewer blocks share a row, the less each row costs besides its bytes. */
 static shape shape_of(const liger_context *context, const problem &p, bool options) {
     const size_t element = liger_dtype_size(p.dtype);
-    const int64_t threads = threads_for(p.vocab / (int64_t)(PACK_BYTES / element));
-    const int widest = options ? OPTIONS_THREADS : MOST_THREADS, most = context->cuda->clusters ? MAX_CLUSTER : 1;
-    if (!packable(p, element) || p.rows > MOST_ROWS) return {};
-    shape s = {1, threads <= 128 && !options ? 128 : threads <= 512 ? 512 : widest, 0};
-    while (s.clusters < most && threads > (int64_t)s.clusters * s.threads) s.clusters++;
-    const size_t available = (size_t)context->cuda->shared_memory_per_block - STATIC_SHARED;
-    s.shared = shared_bytes(s, options);
-    if (threads > (int64_t)s.clusters * s.threads || s.shared > available) return {};
-    return s;
+    if (!packable(p, element) || p.rows > MOST_ROWS) return {0, 0, 0};
+    return choose_shape(dynamic_shared_of(context), context->cuda->clusters, p.vocab / (int64_t)(PACK_BYTES / element),
+                        options);
 }
 
 typedef void row_kernel(problem);
 
-template <typename T>
-static row_kernel *kernel_for(shape s, bool options) {
-    if (options) return s.clusters > 1 ? resident_kernel<T, true, 512, true> : resident_kernel<T, true, 512, false>;
-    if (s.clusters > 1) return resident_kernel<T, false, 1024, true>;
-    if (s.threads == 128) return resident_kernel<T, false, 128, false>;
-    return s.threads == 512 ? resident_kernel<T, false, 512, false> : resident_kernel<T, false, 1024, false>;
-}
-
-/* What was found out about a kernel on a device: asking costs more host time than the launch. */
-struct residency {
-    row_kernel *kernel;
-    int device, clusters, at_once; /* clusters (or blocks) that run at once on the whole device */
-};
-enum { RESIDENCIES = 64 };
-
-static cudaError_t find_residency(const liger_context *context, const cudaLaunchConfig_t &config, const shape &s,
-                                  residency &found) {
-    cudaError_t error = cudaFuncSetAttribute(found.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)s.shared);
+/* How many clusters (or single blocks) of a kernel run at once on the whole device; 0: it has no room for one. Asking costs
+ * more host time than the launch, so that the answer is kept. A kernel's shared memory depends on its clusters alone. */
+template <row_kernel *kernel>
+static cudaError_t find_at_once(const liger_context *context, const cudaLaunchConfig_t &config, int clusters,
+                                int *at_once) {
+    enum { DEVICES = 64 };                      /* those beyond are asked each time */
+    static int known[DEVICES][MAX_CLUSTER + 1]; /* one more than the answer; 0: not asked yet */
+    int *const place = context->device < DEVICES ? &known[context->device][clusters] : nullptr;
+    *at_once = place ? __atomic_load_n(place, __ATOMIC_RELAXED) - 1 : -1;
+    if (*at_once >= 0) return cudaSuccess;
+    cudaError_t error = allow_shared_memory<kernel>(context, config.dynamicSmemBytes);
     if (error != cudaSuccess) return error;
-    if (s.clusters > 1) return cudaOccupancyMaxActiveClusters(&found.at_once, found.kernel, &config);
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found.at_once, found.kernel, s.threads, s.shared);
-    found.at_once *= context->cuda->multiprocessors;
-    return error;
-}
-
-/* The shared memory of a kernel depends on nothing but its clusters, so that these two and the device are the key. */
-static cudaError_t residency_of(const liger_context *context, row_kernel *kernel, const cudaLaunchConfig_t &config,
-                                const shape &s, int *at_once) {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static residency known[RESIDENCIES];
-    static int count;
-    residency wanted = {kernel, context->device, s.clusters, 0};
-    cudaError_t error = cudaSuccess;
-    pthread_mutex_lock(&lock);
-    int i = 0;
-    while (i < count &&
-           (known[i].kernel != kernel || known[i].device != wanted.device || known[i].clusters != wanted.clusters))
-        i++;
-    if (i < count) {
-        wanted = known[i];
+    if (clusters > 1) {
+        error = cudaOccupancyMaxActiveClusters(at_once, kernel, &config);
     } else {
-        error = find_residency(context, config, s, wanted);
-        if (error == cudaSuccess && count < RESIDENCIES) known[count++] = wanted;
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(at_once, kernel, (int)config.blockDim.x,
+                                                              config.dynamicSmemBytes);
+        *at_once *= context->cuda->multiprocessors;
     }
-    pthread_mutex_unlock(&lock);
-    *at_once = wanted.at_once;
+    if (error == cudaSuccess && place) __atomic_store_n(place, *at_once + 1, __ATOMIC_RELAXED);
     return error;
 }
 
-static cudaError_t launch_resident(const liger_context *context, row_kernel *kernel, const problem &p, shape s,
-                                   liger_stream stream) {
+/* *done: false if the device has no room for such a cluster; nothing was launched then. */
+template <row_kernel *kernel>
+static cudaError_t launch_resident(const liger_context *context, const problem &p, const shape &s, cudaStream_t stream,
+                                   bool *done) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = s.clusters;
@@ -178,32 +171,42 @@ static cudaError_t launch_resident(const liger_context *context, row_kernel *ker
     config.gridDim = dim3(s.clusters);
     config.blockDim = dim3(s.threads);
     config.dynamicSmemBytes = s.shared;
-    config.stream = (cudaStream_t)stream;
+    config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = s.clusters > 1;
     /* As many clusters as run at once: each takes its share of the rows and prefetches through it. */
     int at_once = 0;
-    const cudaError_t error = residency_of(context, kernel, config, s, &at_once);
-    if (error != cudaSuccess) return error;
-    if (at_once < 1) return cudaErrorLaunchOutOfResources;
+    const cudaError_t error = find_at_once<kernel>(context, config, s.clusters, &at_once);
+    *done = at_once >= 1;
+    if (error != cudaSuccess || !*done) return error;
     config.gridDim = dim3(s.clusters * (unsigned)(p.rows < at_once ? p.rows : at_once));
     return cudaLaunchKernelEx(&config, kernel, p);
 }
 
 template <typename T>
-static cudaError_t launch_rows(const liger_context *context, const problem &p, liger_stream stream) {
+static cudaError_t launch_shape(const liger_context *context, const problem &p, const shape &s, bool options,
+                                cudaStream_t stream, bool *done) {
+    if (options && s.clusters > 1)
+        return launch_resident<resident_kernel<T, true, 512, true>>(context, p, s, stream, done);
+    if (options) return launch_resident<resident_kernel<T, true, 512, false>>(context, p, s, stream, done);
+    if (s.clusters > 1) return launch_resident<resident_kernel<T, false, 1024, true>>(context, p, s, stream, done);
+    if (s.threads == 128) return launch_resident<resident_kernel<T, false, 128, false>>(context, p, s, stream, done);
+    if (s.threads == 512) return launch_resident<resident_kernel<T, false, 512, false>>(context, p, s, stream, done);
+    return launch_resident<resident_kernel<T, false, 1024, false>>(context, p, s, stream, done);
+}
+
+template <typename T>
+static cudaError_t launch_rows(const liger_context *context, const problem &p, cudaStream_t stream) {
     const bool options = p.softcap > 0 || p.label_smoothing > 0 || p.accuracy || p.predicted;
     if (!p.dlogits && !options && packable(p, sizeof(T)) && p.rows <= INT32_MAX) {
-        loss_kernel<T><<<(unsigned)p.rows, LOSS_THREADS, 0, (cudaStream_t)stream>>>(p);
+        loss_kernel<T><<<(unsigned)p.rows, LOSS_THREADS, 0, stream>>>(p);
         return cudaSuccess;
     }
     const shape s = shape_of(context, p, options);
-    if (s.clusters) {
-        const cudaError_t error = launch_resident(context, kernel_for<T>(s, options), p, s, stream);
-        if (error == cudaSuccess) return error;
-        cudaGetLastError(); /* a device that has no room for such a cluster */
-    }
-    streamed_kernel<T><<<grid_size(p.rows, 1), STREAMED_THREADS, 0, (cudaStream_t)stream>>>(p);
+    bool done = false;
+    const cudaError_t error = s.clusters ? launch_shape<T>(context, p, s, options, stream, &done) : cudaSuccess;
+    if (error != cudaSuccess || done) return error;
+    streamed_kernel<T><<<grid_size(p.rows, 1), STREAMED_THREADS, 0, stream>>>(p);
     return cudaSuccess;
 }
 
@@ -212,7 +215,7 @@ static cudaError_t launch_rows(const liger_context *context, const problem &p, l
 extern "C" liger_status cross_entropy_count_cuda(liger_context *context,
                                                  const struct cross_entropy_count_problem *problem,
                                                  liger_stream stream) {
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "cross_entropy_count");
     cross_entropy::count_kernel<<<1, cross_entropy::ONE_BLOCK, 0, (cudaStream_t)stream>>>(*problem);
     return launched(context, "cross_entropy_count", stream);
 }
@@ -220,9 +223,9 @@ extern "C" liger_status cross_entropy_count_cuda(liger_context *context,
 extern "C" liger_status cross_entropy_rows_cuda(liger_context *context,
                                                 const struct cross_entropy_rows_problem *problem, liger_stream stream) {
     if (problem->rows == 0) return LIGER_OK;
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "cross_entropy_rows");
     cudaError_t error = cudaSuccess;
-    LIGER_FOR_FLOAT(problem->dtype, T, error = cross_entropy::launch_rows<T>(context, *problem, stream))
+    LIGER_FOR_FLOAT(problem->dtype, T, error = cross_entropy::launch_rows<T>(context, *problem, (cudaStream_t)stream))
     LIGER_TRY(cuda_status(error, "cross_entropy_rows"));
     return launched(context, "cross_entropy_rows", stream);
 }
@@ -230,7 +233,7 @@ extern "C" liger_status cross_entropy_rows_cuda(liger_context *context,
 extern "C" liger_status cross_entropy_reduce_cuda(liger_context *context,
                                                   const struct cross_entropy_reduce_problem *problem,
                                                   liger_stream stream) {
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "cross_entropy_reduce");
     if (problem->unreduced) {
         if (problem->rows == 0) return LIGER_OK;
         cross_entropy::round_rows_kernel<<<grid_size(problem->rows, 256), 256, 0, (cudaStream_t)stream>>>(*problem);

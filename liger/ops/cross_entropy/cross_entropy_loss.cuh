@@ -54,15 +54,16 @@ __device__ __forceinline__ softmax_state push_packs(softmax_state s, pack<T, pac
         }
         most = fmaxf(most, largest(raw[u]));
     }
-    const float max = fmaxf(s.max, softmax_scale(most));
-    float sum = s.sum * exp2_approx(s.max - max);
+    const float max = fmaxf(s.max, softmax_max(most));
+    const softmax_unit unit = softmax_unit_of(max);
+    float sum = s.sum * softmax_rescale(s.max, unit);
 #pragma unroll
     for (int u = 0; u < LOSS_PACKS; u++) {
         if (v + u * LOSS_THREADS >= packs) continue;
         float x[N], part = 0.0f;
         unpack(raw[u], x);
 #pragma unroll
-        for (int i = 0; i < N; i++) part += softmax_term(x[i], max);
+        for (int i = 0; i < N; i++) part += softmax_term(x[i], unit);
         sum += part;
     }
     return {max, sum};
@@ -105,8 +106,8 @@ __global__ void __launch_bounds__(LOSS_THREADS) loss_kernel(const __grid_constan
     const T *row = (const T *)p.logits + r * p.logits_stride;
     const softmax_state others = block_softmax(read_row<T>(row, p.vocab / pack_size<T>, y));
     if (threadIdx.x != 0) return;
-    const float target = to_f32(row[y]), max = fmaxf(others.max, softmax_scale(target));
-    const softmax_state all = {max, others.sum * exp2_approx(others.max - max)};
+    const float target = to_f32(row[y]), max = fmaxf(others.max, softmax_max(target));
+    const softmax_state all = {max, others.sum * softmax_rescale(others.max, softmax_unit_of(max))};
     const batch b = batch_of(p);
     finish_row(p, b, r, y, factors_of(p, b, r, y, target, all), {target, all, 0.0f, 0.0f, 0});
 }

@@ -51,14 +51,14 @@ static struct row one_row(const struct cross_entropy_ref *p, const struct sums *
         }
     }
     for (int64_t j = 0; j < p->vocab; j++) sum += exp(capped(p, logits[j]) - max);
-    const REAL lse = max + log(sum), token = p->token_scaling ? exp(capped(p, logits[y]) - lse) : 1;
+    const REAL lse = max + log(sum), token = p->token_scaling ? exp(capped(p, logits[y]) - max) / sum : 1;
     if (a > 0)
         for (int64_t j = 0; j < p->vocab; j++) smooth += e * weight_of(p, j) * (lse - capped(p, logits[j]));
     const REAL z = p->lse_square_scale * lse * lse * by_count;
     const REAL loss = ((1 - a) * w * (lse - capped(p, logits[y])) + smooth) * by_weight + z;
     const REAL upstream = p->upstream ? p->upstream[p->upstream_by_row ? r : 0] : 1;
     for (int64_t j = 0; p->dlogits && j < p->vocab; j++) {
-        const REAL x = capped(p, logits[j]), probability = exp(x - lse), hit = j == y ? 1 : 0;
+        const REAL x = capped(p, logits[j]), probability = exp(x - max) / sum, hit = j == y ? 1 : 0;
         REAL d = (w * (1 - a) * (probability - hit) + e * (probability * s->total - weight_of(p, j))) * by_weight +
                  2 * p->lse_square_scale * lse * probability * by_count;
         if (p->softcap > 0) d *= 1 - (x / p->softcap) * (x / p->softcap);

@@ -9,6 +9,7 @@
 #ifndef LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 #define LIGER_OPS_CROSS_ENTROPY_RESIDENT_CUH
 
+#include "liger/cuda/shared_memory.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_row.cuh"
 
 namespace cross_entropy {
@@ -241,11 +242,12 @@ struct plain_row {
         const int own = own_value<N>(at, state.y);
         row_part<T> part;
         part.load(at, stage);
-        const float max = softmax_scale(fmaxf(part.max(), state.target));
+        const float max = softmax_max(fmaxf(part.max(), state.target));
+        const softmax_unit unit = softmax_unit_of(max);
         if (own >= 0) part.remove(own);
         float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) sum[k % 4] += softmax_term(part.value(k), max);
+        for (int k = 0; k < COUNT; k++) sum[k % 4] += softmax_term(part.value(k), unit);
         return {max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
     }
 
@@ -258,8 +260,8 @@ struct plain_row {
         row_part<T> part;
         part.load(at, stage);
         loaded();
-        if (p.dlogits)
-            write_row<T>(p, at, r, [&](int k) { return softmax_term(part.value(k), all.max) * f.probability; });
+        const softmax_unit unit = softmax_unit_of(all.max);
+        if (p.dlogits) write_row<T>(p, at, r, [&](int k) { return softmax_term(part.value(k), unit) * f.probability; });
         write_results<T>(p, b, at, r, state.y, own_value<N>(at, state.y), f, {state.target, all, 0.0f, 0.0f, -1});
     }
 };
@@ -316,10 +318,11 @@ struct optioned_row {
             for (int j = 0; j < VECTORS; j++)
                 if (at.has(j)) mine.shape += smooth_sum<N>(p, &x[j * N], (at.first + j * at.step) * N, state.base);
         }
-        mine.softmax.max = softmax_scale(fmaxf(mine.best, most));
+        mine.softmax.max = softmax_max(fmaxf(mine.best, most));
+        const softmax_unit unit = softmax_unit_of(mine.softmax.max);
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            const float e = softmax_term(x[k], mine.softmax.max);
+            const float e = softmax_term(x[k], unit);
             mine.softmax.sum += k == own ? 0.0f : e;
         }
         return mine;
@@ -334,13 +337,14 @@ struct optioned_row {
         load(p, at, stage, x);
         loaded();
         if (p.dlogits) {
+            const softmax_unit unit = softmax_unit_of(all.softmax.max);
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
                 const float slope = p.softcap > 0.0f ? cap_slope(p, x[k]) : 1.0f;
                 const int j = (at.first + k / N * at.step) * N + k % N;
                 const bool weighted = p.weight && p.label_smoothing > 0.0f && j < p.vocab;
                 const float uniform = weighted ? f.uniform * p.weight[j] : f.uniform;
-                x[k] = (softmax_term(x[k], all.softmax.max) * f.probability - uniform) * slope;
+                x[k] = (softmax_term(x[k], unit) * f.probability - uniform) * slope;
             }
             write_row<T>(p, at, r, [&](int k) { return x[k]; });
         }
@@ -383,6 +387,7 @@ __global__ void __launch_bounds__(THREADS, OPTIONS ? 1 : MOST_THREADS / THREADS)
     extern __shared__ uint4 shared[];
     __shared__ shared_barrier barriers[TURNS];
     __shared__ batch b; /* not in registers: there are none to spare */
+    static_assert(sizeof barriers + sizeof b <= STATIC_SHARED, "beside its dynamic shared memory");
     const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
     const int vectors = (int)(p.vocab / pack_size<T>), per_block = (vectors + clusters - 1) / clusters;
     const int begin = rank * per_block, end = begin + per_block;

@@ -93,13 +93,15 @@ struct factors {
 /* The factors of a row's gradient, for a target in range. Few instructions: every thread of the row runs them. */
 __device__ __forceinline__ factors factors_of(const problem &p, const batch &b, int64_t r, int64_t y, float target,
                                               softmax_state others) {
-    const float own = softmax_term(target, others.max), sum = others.sum + own, inverse = reciprocal_approx(sum);
+    const softmax_unit unit = softmax_unit_of(others.max);
+    const float own = softmax_term(target, unit), sum = others.sum + own, inverse = reciprocal_approx(sum);
     if (b.simple) return {b.ce * inverse, 0.0f, b.ce, 0.0f, own, 1.0f, 1.0f};
     const float weight = p.weight ? p.weight[y] : 1.0f, token = p.token_scaling ? own * inverse : 1.0f;
     const float ce = (p.upstream ? p.upstream[r * p.upstream_stride] * token : token) * b.ce;
     const float hit = ce * weight * (1.0f - p.label_smoothing), uniform = ce * b.uniform_per_class;
     float spread = uniform * b.total;
-    if (p.lse_square_scale != 0.0f) spread += ce * b.z_over_ce * p.lse_square_scale * (others.max * LN2 + logf(sum));
+    if (p.lse_square_scale != 0.0f)
+        spread += ce * b.z_over_ce * p.lse_square_scale * (unit.offset * unit.ln + logf(sum));
     return {(hit + spread) * inverse, uniform, hit, spread, own, weight, token};
 }
 
@@ -107,13 +109,14 @@ __device__ __forceinline__ factors factors_of(const problem &p, const batch &b, 
  * confident row is others/(others + own), which does not cancel. */
 __device__ __forceinline__ float finish_row(const problem &p, const batch &b, int64_t r, int64_t y, const factors &f,
                                             const row_sums &s) {
-    const float exponent = softmax_exponent(s.target, s.others.max), sum = s.others.sum + f.own;
-    const float log_sum = logf(sum), lse = s.others.max * LN2 + log_sum, a = p.label_smoothing;
-    const float nll = f.own >= s.others.sum ? log1pf(s.others.sum / f.own) : log_sum - exponent * LN2;
+    const softmax_unit unit = softmax_unit_of(s.others.max);
+    const float exponent = softmax_exponent(s.target, unit), sum = s.others.sum + f.own;
+    const float log_sum = logf(sum), lse = unit.offset * unit.ln + log_sum, a = p.label_smoothing;
+    const float nll = f.own >= s.others.sum ? log1pf(s.others.sum / f.own) : log_sum - exponent * unit.ln;
     const float z = p.lse_square_scale * lse * lse * b.by_count * f.token;
     float loss = (1.0f - a) * f.weight * nll * b.by_weight;
     if (a > 0.0f)
-        loss += b.uniform_per_class * ((log_sum - softmax_exponent(s.base, s.others.max) * LN2) * b.total - s.shape) *
+        loss += b.uniform_per_class * ((log_sum - softmax_exponent(s.base, unit) * unit.ln) * b.total - s.shape) *
                 b.by_weight;
     if (p.loss) p.loss[r] = loss * f.token + z;
     if (p.z_loss) p.z_loss[r] = z;

@@ -48,12 +48,13 @@ __device__ __forceinline__ void push(const problem &p, summary &s, const pack<T,
 #pragma unroll
         for (int k = 0; k < N; k++) take_better(s.best, s.index, x[k], first + k);
     }
-    const float max = fmaxf(s.softmax.max, softmax_scale(most));
-    s.softmax.sum *= exp2_approx(s.softmax.max - max);
+    const float max = fmaxf(s.softmax.max, softmax_max(most));
+    const softmax_unit unit = softmax_unit_of(max);
+    s.softmax.sum *= softmax_rescale(s.softmax.max, unit);
     s.softmax.max = max;
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        const float e = softmax_term(x[k], max);
+        const float e = softmax_term(x[k], unit);
         s.softmax.sum += first + k == y ? 0.0f : e;
     }
     if (p.label_smoothing > 0.0f) {
@@ -63,15 +64,15 @@ __device__ __forceinline__ void push(const problem &p, summary &s, const pack<T,
 }
 
 template <typename T, int N>
-__device__ __forceinline__ void store_gradient(const problem &p, const factors &f, float max, const pack<T, N> &raw,
-                                               int64_t first, T *row) {
+__device__ __forceinline__ void store_gradient(const problem &p, const factors &f, const softmax_unit &unit,
+                                               const pack<T, N> &raw, int64_t first, T *row) {
     const bool weighted = p.weight && p.label_smoothing > 0.0f;
     pack<T, N> out;
 #pragma unroll
     for (int k = 0; k < N; k++) {
         const float x = capped(p, to_f32(raw.value[k])),
                     uniform = weighted ? f.uniform * p.weight[first + k] : f.uniform;
-        const float d = (softmax_term(x, max) * f.probability - uniform) * cap_slope(p, x);
+        const float d = (softmax_term(x, unit) * f.probability - uniform) * cap_slope(p, x);
         out.value[k] = from_f32<T>(d);
     }
     if ((uintptr_t)(row + first) % sizeof(out) == 0) {
@@ -89,7 +90,7 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
     const float target = in_range ? capped(p, to_f32(logits[y])) : -FLT_MAX;
     float base = capped(p, to_f32(logits[0]));
     summary s = empty_summary();
-    s.softmax.max = softmax_scale(fmaxf(target, base)); /* received before it may be overwritten: see row_state */
+    s.softmax.max = softmax_max(fmaxf(target, base)); /* received before it may be overwritten: see row_state */
     if (!isfinite(base)) base = 0.0f;
     walk(logits, p.vocab, [&](const auto &raw, int64_t index) { push(p, s, raw, index, base, y); });
     exchanged.send(s);
@@ -98,8 +99,8 @@ __device__ __forceinline__ void streamed_row(const problem &p, const batch &b, i
     const factors f = in_range ? factors_of(p, b, r, y, target, s.softmax) : factors{NAN, NAN};
     T *row = (T *)p.dlogits + r * p.dlogits_stride;
     if (p.dlogits) {
-        walk(logits, p.vocab,
-             [&](const auto &raw, int64_t index) { store_gradient(p, f, s.softmax.max, raw, index, row); });
+        const softmax_unit unit = softmax_unit_of(s.softmax.max);
+        walk(logits, p.vocab, [&](const auto &raw, int64_t index) { store_gradient(p, f, unit, raw, index, row); });
         __syncthreads(); /* whoever stored the target's element has done so: the first thread replaces it */
     }
     if (!first) return;

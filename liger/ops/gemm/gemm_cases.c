@@ -7,6 +7,8 @@
 
 void gemm_ref(int64_t m, int64_t n, int64_t k, bool ta, bool tb, const double *a, const double *b, const double *bias,
               double *c, bool accumulate);
+void gemm_naive(int64_t m, int64_t n, int64_t k, bool ta, bool tb, const double *a, const double *b, const double *bias,
+                double *c, bool accumulate);
 
 enum { M, N, K };
 enum { TRANSPOSE_A = 1, TRANSPOSE_B = 2, ACCUMULATE = 4, BIAS = 8 };
@@ -51,7 +53,10 @@ static struct tensor_spec matrix(const char *name, int64_t rows, int64_t cols, b
                                 .kind = KIND_T,
                                 .ndim = 2,
                                 .gaps = true,
-                                .shape = {transposed ? cols : rows, transposed ? rows : cols}};
+                                .shape = {transposed ? cols : rows, transposed ? rows : cols},
+                                .ranges = 1u << RANGE_HUGE | 1u << RANGE_TINY | 1u << RANGE_OFFSET,
+                                .huge = 0x1p50, /* no partial sum of products may overflow, no product vanish */
+                                .tiny = 0x1p-50};
 }
 
 static void describe(const struct op_case *c, struct tensor_spec *spec) {
@@ -60,9 +65,13 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
     spec[B] = matrix("b", k, n, c->flags & TRANSPOSE_B);
     spec[BIAS_ROW] =
         (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {n}, .absent = !(c->flags & BIAS)};
+    spec[BIAS_ROW].ranges = 1u << RANGE_TINY;
+    spec[BIAS_ROW].tiny = 0x1p-100;
     spec[C] = matrix("c", m, n, false);
     spec[C].kind = KIND_WEIGHT; /* the dtype of a and b, or f32 */
     spec[C].role = c->flags & ACCUMULATE ? ROLE_INOUT : ROLE_OUT;
+    spec[C].ranges = 1u << RANGE_TINY;
+    spec[C].tiny = 0x1p-100;
     spec[C].relative = 1;
     spec[C].absolute = 4 + (double)k / 4;
 }
@@ -104,6 +113,12 @@ static void reference(const struct op_case *c, const struct op_types *types, dou
              t[BIAS_ROW], t[C], c->flags & ACCUMULATE);
 }
 
+static void naive(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    gemm_naive(c->size[M], c->size[N], c->size[K], c->flags & TRANSPOSE_A, c->flags & TRANSPOSE_B, t[A], t[B],
+               t[BIAS_ROW], t[C], c->flags & ACCUMULATE);
+}
+
 static double flops(const struct op_case *c) {
     return 2.0 * (double)c->size[M] * (double)c->size[N] * (double)c->size[K];
 }
@@ -117,6 +132,10 @@ const struct op_cases gemm_cases = {
     .call = call,
     .workspace = workspace,
     .reference = reference,
+    .naive = naive,
+    .no_loss = OP_IS_FORWARD,
+    .no_range = {[RANGE_SUBNORMAL] = "gemm: bf16 instructions of processors read subnormal operands as 0"},
+    .no_aliases = OP_NO_ALIASES,
     .bench = bench,
     .bench_count = OP_COUNT(bench),
     .flops = flops,

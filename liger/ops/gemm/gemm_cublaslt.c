@@ -227,10 +227,16 @@ static void lt_close(struct cublaslt *lt) {
     free(lt);
 }
 
-static liger_status open_handle(liger_context *context, struct cublaslt **lt) {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+liger_status cuda_gemm_ready(liger_context *context) {
+    (void)context;
     pthread_once(&library.once, open_once);
     LIGER_REQUIRE(library.usable, LIGER_ERR_UNSUPPORTED, "gemm: cuBLASLt cannot be used: %s", library.provider);
+    return LIGER_OK;
+}
+
+static liger_status open_handle(liger_context *context, struct cublaslt **lt) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    LIGER_TRY(cuda_gemm_ready(context));
     pthread_mutex_lock(&lock);
     if (context->cuda->cublaslt == NULL) {
         struct cublaslt *made = calloc(1, sizeof *made);

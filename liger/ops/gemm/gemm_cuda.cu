@@ -95,7 +95,7 @@ liger_status multiply_with_bias(liger_context *context, const gemm_problem &p, l
 extern "C" liger_status gemm_cuda(liger_context *context, const gemm_problem *problem, liger_stream stream) {
     const gemm_problem &p = *problem;
     if (p.m == 0 || p.n == 0) return LIGER_OK;
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "gemm");
     bool refused = p.k == 0;
     if (!refused && p.bias) LIGER_TRY(multiply_with_bias(context, p, stream, &refused));
     else if (!refused) LIGER_TRY(cublaslt_gemm(context, problem, stream, &refused));

@@ -5,156 +5,110 @@
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 
 #include "liger/chunk/linear_loss.h"
-#include "liger/core/args.h"
-#include "liger/core/check.h"
 #include "liger/ops/cross_entropy/cross_entropy_loss_problem.h"
 #include "liger/ops/gemm/gemm_problem.h"
 
-typedef liger_linear_cross_entropy_forward_args forward_args;
+enum { HIDDEN = CROSS_ENTROPY_SIZES, CHUNK };
 
-static struct cross_entropy_loss_problem loss_of(const forward_args *args) {
-    return (struct cross_entropy_loss_problem){
-        .op = "linear_cross_entropy",
-        .weight_name = "class_weight",
-        .dtype = (liger_dtype)args->x.dtype,
-        .rows = liger_tensor_rows(&args->x),
-        .vocab = liger_tensor_rows(&args->weight),
-        .target = &args->target,
-        .weight = &args->class_weight,
-        .upstream = &args->upstream,
-        .loss = &args->loss,
-        .z_loss = &args->z_loss,
-        .accuracy = &args->accuracy,
-        .predicted = &args->predicted,
-        .ignore_index = args->ignore_index,
-        .label_smoothing = args->label_smoothing,
-        .lse_square_scale = args->lse_square_scale,
-        .softcap = args->softcap,
-        .reduction = args->reduction,
-        .counts = args->counts.data ? args->counts.data : args->workspace,
-        .workspace = args->workspace,
-    };
-}
+/* What the tables fill in. */
+struct whole_problem {
+    struct cross_entropy_loss_problem loss;
+    struct linear_loss chunks;
+    void *counts; /* or NULL */
+    int32_t token_scaling, raw_gradient;
+};
 
-/* But for the workspace and the head. */
-static struct linear_loss chunks_of(const forward_args *args) {
-    return (struct linear_loss){
-        .dtype = (liger_dtype)args->x.dtype,
-        .rows = liger_tensor_rows(&args->x),
-        .hidden = args->x.ndim == 2 ? args->x.shape[1] : 0,
-        .vocab = liger_tensor_rows(&args->weight),
-        .x = args->x.data,
-        .x_stride = args->x.stride[0],
-        .weight = args->weight.data,
-        .bias = args->bias.data,
-        .logits = args->logits.data,
-        .logits_stride = args->logits.stride[0],
-        .chunk_rows = args->logits.ndim == 2 ? args->logits.shape[0] : 0,
-        .dx = args->dx.data,
-        .dx_stride = args->dx.stride[0],
-        .dweight = args->dweight.data,
-        .dweight_dtype = (liger_dtype)args->dweight.dtype,
-        .dbias = args->dbias.data,
-    };
-}
+/* ---- what the functions take ------------------------------------------------------------------------------------ */
 
-/* The scratch of the chunk loop lies behind what the loss needs. */
-static size_t workspace_of(const liger_context *context, const forward_args *args,
-                           const struct cross_entropy_loss_problem *loss) {
-    const struct linear_loss chunks = chunks_of(args);
-    return cross_entropy_loss_workspace(loss) + (linear_loss_workspace(context, &chunks) + 255) / 256 * 256;
-}
+#define DOOR linear_cross_entropy_forward, whole_problem
+_Static_assert(offsetof(liger_linear_cross_entropy_forward_args, logits) ==
+                   offsetof(liger_linear_cross_entropy_backward_args, logits),
+               "operands and logits stand at the same places in both structs");
 
-/* ---- checks, in the order of the contract ----------------------------------------------------------------------- */
-
-#define OP "linear_cross_entropy: "
-
-static liger_status check_matrix(const liger_tensor *tensor, const char *what, int64_t rows, int64_t cols) {
-    LIGER_REQUIRE(tensor->ndim == 2, LIGER_ERR_SHAPE, "%s has %d dimensions, but must have 2", what, tensor->ndim);
-    LIGER_REQUIRE(tensor->shape[0] == rows, LIGER_ERR_SHAPE, "%s: shape[0] is %lld, but must be %lld", what,
-                  (long long)tensor->shape[0], (long long)rows);
-    LIGER_REQUIRE(tensor->shape[1] == cols, LIGER_ERR_SHAPE, "%s: shape[1] is %lld, but must be %lld", what,
-                  (long long)tensor->shape[1], (long long)cols);
-    LIGER_TRY(liger_check_last_contiguous(tensor, what));
-    LIGER_REQUIRE(rows <= 1 || tensor->stride[0] >= cols, LIGER_ERR_LAYOUT,
-                  "%s: rows overlap: stride[0] is %lld, but a row has %lld elements", what,
-                  (long long)tensor->stride[0], (long long)cols);
+/* A weight that some framework has not put together yet. Before the row of the weight, whose words know no shards. */
+static liger_status check_weight(struct door_call *call) {
+    const liger_tensor *weight = door_tensor(call->args, DOOR_AT(DOOR, weight));
+    LIGER_REQUIRE(weight->ndim != 2 || (weight->shape[0] != 0 && weight->shape[1] != 0), LIGER_ERR_SHAPE,
+                  "%s: weight is %lld x %lld, but no size may be 0 (is it a shard that was not gathered?)",
+                  call->door->function, (long long)weight->shape[0], (long long)weight->shape[1]);
     return LIGER_OK;
 }
 
-static liger_status check_operands(const forward_args *args) {
-    const liger_tensor *x = &args->x, *weight = &args->weight, *bias = &args->bias;
-    LIGER_TRY(liger_check_float(x, OP "x"));
-    LIGER_TRY(liger_check_dtype(weight, OP "weight", x->dtype));
-    LIGER_REQUIRE(weight->ndim == 2, LIGER_ERR_SHAPE, OP "weight has %d dimensions, but must have 2", weight->ndim);
-    LIGER_REQUIRE(weight->shape[0] > 0 && weight->shape[1] > 0, LIGER_ERR_SHAPE,
-                  OP "weight is %lld x %lld, but no size may be 0 (is it a shard that was not gathered?)",
-                  (long long)weight->shape[0], (long long)weight->shape[1]);
-    LIGER_TRY(check_matrix(x, OP "x", x->shape[0], weight->shape[1]));
-    LIGER_TRY(liger_check_contiguous(weight, OP "weight"));
-    return liger_check_optional_vector(bias, OP "bias", x->dtype, weight->shape[0]);
-}
-
-static liger_status check_logits(const forward_args *args) {
-    const liger_tensor *logits = &args->logits;
-    if (args->x.shape[0] == 0) return liger_check_sizes(logits, OP "logits"); /* not used, but looked at below */
-    LIGER_TRY(liger_check_dtype(logits, OP "logits", args->x.dtype));
-    LIGER_REQUIRE(logits->ndim == 2 && logits->shape[0] > 0, LIGER_ERR_SHAPE,
-                  OP "logits must be [chunk, vocab] with 1 or more rows, but has %d dimensions and %lld rows",
-                  logits->ndim, (long long)(logits->ndim ? logits->shape[0] : 0));
-    return check_matrix(logits, OP "logits", logits->shape[0], args->weight.shape[0]);
-}
-
-static liger_status check_gradients(const forward_args *args) {
-    const liger_tensor *dx = &args->dx, *dweight = &args->dweight, *dbias = &args->dbias;
-    const int64_t rows = args->x.shape[0], hidden = args->x.shape[1], vocab = args->weight.shape[0];
-    if (dx->data) {
-        LIGER_TRY(liger_check_dtype(dx, OP "dx", args->x.dtype));
-        LIGER_TRY(check_matrix(dx, OP "dx", rows, hidden));
-    }
-    if (dweight->data) {
-        LIGER_TRY(liger_check_dtype_or_f32(dweight, OP "dweight", args->x.dtype));
-        LIGER_TRY(check_matrix(dweight, OP "dweight", vocab, hidden));
-        LIGER_TRY(liger_check_contiguous(dweight, OP "dweight"));
-    }
-    return liger_check_optional_vector(dbias, OP "dbias", LIGER_F32, vocab);
-}
-
-static liger_status check_overlaps(const forward_args *args) {
-    const struct liger_argument outputs[] = {
-        {&args->logits, "logits"},     {&args->dx, "dx"},         {&args->dweight, "dweight"},
-        {&args->dbias, "dbias"},       {&args->loss, "loss"},     {&args->z_loss, "z_loss"},
-        {&args->accuracy, "accuracy"}, {&args->counts, "counts"}, {&args->predicted, "predicted"},
-    };
-    const struct liger_argument inputs[] = {
-        {&args->x, "x"},           {&args->weight, "weight"},     {&args->bias, "bias"},
-        {&args->target, "target"}, {&args->upstream, "upstream"}, {&args->class_weight, "class_weight"},
-    };
-    return liger_check_apart("linear_cross_entropy", outputs, 9, inputs, 6);
-}
-
-static liger_status check_options(const forward_args *args) {
-    LIGER_TRY(cross_entropy_check_options("linear_cross_entropy", args->label_smoothing, args->lse_square_scale,
-                                          args->softcap, args->reduction));
-    LIGER_REQUIRE((args->token_scaling | 1) == 1 && (args->raw_gradient | 1) == 1, LIGER_ERR_ARGUMENT,
-                  OP "token_scaling and raw_gradient are %d and %d, but must be 0 or 1", args->token_scaling,
-                  args->raw_gradient);
+/* No rows need no logits. */
+static liger_status check_logits(struct door_call *call) {
+    const liger_tensor *logits = door_tensor(call->args, DOOR_AT(DOOR, logits));
+    if (call->query || call->size[ROWS] == 0) return LIGER_OK;
+    LIGER_REQUIRE(door_has(call, BIT(logits)), LIGER_ERR_ARGUMENT, "%s: logits is required, but its data is NULL",
+                  call->door->function);
+    LIGER_REQUIRE(call->size[CHUNK] > 0, LIGER_ERR_SHAPE,
+                  "%s: logits must be [chunk, vocab] with 1 or more rows, but has %d dimensions and %lld rows",
+                  call->door->function, logits->ndim, (long long)call->size[CHUNK]);
     return LIGER_OK;
 }
 
-/* But for the operands, without which there are no sizes to check the rest against. */
-static liger_status check(const liger_context *context, const forward_args *args,
-                          const struct cross_entropy_loss_problem *loss) {
-    LIGER_TRY(cross_entropy_check_targets(loss));
-    LIGER_TRY(check_logits(args));
-    LIGER_TRY(check_options(args));
-    LIGER_TRY(cross_entropy_check_results(loss));
-    LIGER_TRY(liger_check_optional_vector(&args->counts, OP "counts", LIGER_F32, 4));
-    LIGER_TRY(check_gradients(args));
-    LIGER_TRY(check_overlaps(args));
-    return liger_check_workspace(args->workspace, args->workspace_bytes, workspace_of(context, args, loss),
-                                 "linear_cross_entropy");
+/* The scratch of the chunk loop; what is there is a pointer for it that is not NULL. */
+static size_t chunk_workspace(const struct door_call *call, bool dbias) {
+    const struct linear_loss chunks = {
+        .dtype = call->t,
+        .rows = call->size[ROWS],
+        .hidden = call->size[HIDDEN],
+        .vocab = call->size[VOCAB],
+        .chunk_rows = call->size[CHUNK],
+        .bias = door_has(call, BIT(bias)) ? call : NULL,
+        .dbias = dbias ? (float *)(void *)(uintptr_t)call : NULL,
+    };
+    return (linear_loss_workspace(call->context, &chunks) + 255) / 256 * 256;
 }
+
+static size_t forward_workspace(const struct door_call *call) {
+    return cross_entropy_loss_workspace(call->size[ROWS], door_has(call, BIT(loss)), door_has(call, BIT(z_loss)),
+                                        door_has(call, BIT(accuracy))) +
+           chunk_workspace(call, door_has(call, BIT(dbias)));
+}
+
+/* clang-format off */
+#define OPERANDS                                                                                                       \
+    {ARG(x),      IN, FLOAT_T, DIMS(2, ROWS, HIDDEN), TO_PITCHED(chunks.x), PITCH_TO(chunks.x_stride)},                \
+    {CHECK(check_weight)},                                                                                             \
+    {ARG(weight), IN, T,       DIMS(2, VOCAB, HIDDEN)            , TO_POINTER(chunks.weight)},                         \
+    {ARG(bias),   IN, T,       VECTOR(VOCAB), TO_POINTER(chunks.bias), OPTIONAL},                                      \
+    CROSS_ENTROPY_INPUTS(class_weight),                                                                                \
+    {ARG(logits), SCRATCH, T,  DIMS(2, CHUNK, VOCAB), TO_PITCHED(chunks.logits), PITCH_TO(chunks.logits_stride), OPTIONAL}, \
+    {CHECK(check_logits)}
+#define GRADIENTS                                                                                                      \
+    {ARG(dx),      OUT, T,          LIKE(x),       TO_PITCHED(chunks.dx), PITCH_TO(chunks.dx_stride), OPTIONAL},       \
+    {ARG(dweight), OUT, T_OR_F32,   LIKE(weight),  TO_POINTER(chunks.dweight), DTYPE_TO(chunks.dweight_dtype), OPTIONAL}, \
+    {ARG(dbias),   OUT, DTYPE(F32), VECTOR(VOCAB), TO_POINTER(chunks.dbias), OPTIONAL}
+
+static const struct door_rule forward_rules[] = {
+    OPERANDS,
+    CROSS_ENTROPY_OPTIONS,
+    {INT32(token_scaling), BETWEEN(0, 1), TO(token_scaling)},
+    {INT32(raw_gradient),  BETWEEN(0, 1), TO(raw_gradient)},
+    CROSS_ENTROPY_RESULTS,
+    {ARG(counts), OUT, DTYPE(F32), VECTOR(EXACTLY(4)), TO_POINTER(counts), OPTIONAL},
+    GRADIENTS,
+    {WORKSPACE(forward_workspace, x, weight, logits), TO(loss.workspace)},
+};
+#undef DOOR
+
+#define DOOR linear_cross_entropy_backward, whole_problem
+static size_t backward_workspace(const struct door_call *call) {
+    return cross_entropy_loss_workspace(0, false, false, false) + chunk_workspace(call, door_has(call, BIT(dbias)));
+}
+static const struct door_rule backward_rules[] = {
+    OPERANDS,
+    CROSS_ENTROPY_OPTIONS,
+    {INT32(token_scaling), BETWEEN(0, 1), TO(token_scaling)},
+    {RESERVED(reserved)},
+    GRADIENTS,
+    {WORKSPACE(backward_workspace, x, weight, logits), TO(loss.workspace)},
+};
+#undef DOOR
+/* clang-format on */
+
+const struct door linear_cross_entropy_forward_door = DOOR_OF(linear_cross_entropy_forward, forward_rules);
+const struct door linear_cross_entropy_backward_door = DOOR_OF(linear_cross_entropy_backward, backward_rules);
 
 /* ---- the steps -------------------------------------------------------------------------------------------------- */
 
@@ -180,143 +134,113 @@ static liger_status head(liger_context *context, void *opaque, int64_t first, in
     return context->kernels->cross_entropy_rows(context, &problem, stream);
 }
 
-static struct head_state head_of(const forward_args *args, const struct cross_entropy_loss_problem *loss) {
+static struct head_state head_of(const struct whole_problem *whole) {
     struct head_state state = {
-        .whole = cross_entropy_rows_of(loss),
-        .gradient = args->dx.data || args->dweight.data || args->dbias.data,
+        .whole = cross_entropy_rows_of(&whole->loss),
+        .gradient = whole->chunks.dx || whole->chunks.dweight || whole->chunks.dbias,
     };
-    state.whole.raw_gradient = args->raw_gradient != 0;
-    state.whole.token_scaling = args->token_scaling != 0;
+    state.whole.raw_gradient = whole->raw_gradient != 0;
+    state.whole.token_scaling = whole->token_scaling != 0;
     return state;
 }
 
-static liger_status run_chunks(liger_context *context, const forward_args *args,
-                               const struct cross_entropy_loss_problem *loss, liger_stream stream) {
-    struct head_state state = head_of(args, loss);
-    const size_t before = cross_entropy_loss_workspace(loss);
-    struct linear_loss chunks = chunks_of(args);
-    chunks.workspace = (char *)args->workspace + before;
-    chunks.workspace_bytes = args->workspace_bytes - before;
+/* The scratch of the chunk loop lies behind what the loss needs. */
+static liger_status run_chunks(liger_context *context, const struct whole_problem *whole, size_t workspace_bytes,
+                               liger_stream stream) {
+    const struct cross_entropy_loss_problem *loss = &whole->loss;
+    const size_t before = cross_entropy_loss_workspace(loss->rows, loss->loss, loss->z_loss, loss->accuracy);
+    struct head_state state = head_of(whole);
+    struct linear_loss chunks = whole->chunks;
+    chunks.workspace = (char *)loss->workspace + before;
+    chunks.workspace_bytes = workspace_bytes - before;
     chunks.head = head;
     chunks.head_state = &state;
     return linear_loss_run(context, &chunks, stream);
 }
 
 /* No rows, no chunk: the gradients of the parameters are zero, which is what a product over no rows leaves. */
-static liger_status zero_parameters(liger_context *context, const forward_args *args, liger_stream stream) {
-    struct {
-        void *data;
-        liger_dtype dtype;
-        int64_t count;
-    } const outputs[] = {
-        {args->dweight.data, (liger_dtype)args->dweight.dtype, args->weight.shape[0] * args->weight.shape[1]},
-        {args->dbias.data, LIGER_F32, args->weight.shape[0]},
+static liger_status zero(liger_context *context, void *data, liger_dtype dtype, int64_t count, liger_stream stream) {
+    const struct gemm_problem product = {
+        .dtype = dtype,
+        .c_dtype = dtype,
+        .m = 1,
+        .n = count,
+        .k = 0,
+        .lda = 1,
+        .ldb = 1,
+        .ldc = count,
+        .c = data,
     };
-    for (int i = 0; i < 2; i++) {
-        if (outputs[i].data == NULL) continue;
-        const struct gemm_problem zero = {
-            .dtype = outputs[i].dtype,
-            .c_dtype = outputs[i].dtype,
-            .m = 1,
-            .n = outputs[i].count,
-            .k = 0,
-            .lda = 1,
-            .ldb = 1,
-            .ldc = outputs[i].count,
-            .c = outputs[i].data,
-        };
-        LIGER_TRY(context->kernels->gemm(context, &zero, stream));
-    }
-    return LIGER_OK;
+    return data ? context->kernels->gemm(context, &product, stream) : LIGER_OK;
 }
 
-static liger_status run(liger_context *context, const forward_args *args, liger_stream stream) {
-    LIGER_TRY(check_operands(args));
-    const struct cross_entropy_loss_problem loss = loss_of(args);
-    LIGER_TRY(check(context, args, &loss));
-    LIGER_TRY(cross_entropy_run_count(context, &loss, stream));
-    if (loss.rows == 0) LIGER_TRY(zero_parameters(context, args, stream));
-    else LIGER_TRY(run_chunks(context, args, &loss, stream));
-    return cross_entropy_run_reduce(context, &loss, stream);
+static liger_status run(liger_context *context, const struct door_call *call, const liger_tensor *upstream,
+                        size_t workspace_bytes, struct whole_problem *whole, liger_stream stream) {
+    struct cross_entropy_loss_problem *loss = &whole->loss;
+    struct linear_loss *chunks = &whole->chunks;
+    cross_entropy_finish(call, upstream, loss);
+    loss->counts = whole->counts ? whole->counts : loss->workspace;
+    chunks->dtype = call->t;
+    chunks->rows = call->size[ROWS];
+    chunks->hidden = call->size[HIDDEN];
+    chunks->vocab = call->size[VOCAB];
+    chunks->chunk_rows = call->size[CHUNK];
+    if (chunks->rows > 0) LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
+    LIGER_TRY(cross_entropy_run_count(context, loss, stream));
+    if (chunks->rows > 0) LIGER_TRY(run_chunks(context, whole, workspace_bytes, stream));
+    else {
+        LIGER_TRY(zero(context, chunks->dweight, chunks->dweight_dtype, chunks->vocab * chunks->hidden, stream));
+        LIGER_TRY(zero(context, chunks->dbias, LIGER_F32, chunks->vocab, stream));
+    }
+    return cross_entropy_run_reduce(context, loss, stream);
 }
 
 /* ---- the doors -------------------------------------------------------------------------------------------------- */
 
-static liger_status answer_workspace(const liger_context *context, const forward_args *args, size_t *bytes) {
-    LIGER_TRY(liger_check_sizes(&args->x, OP "x"));
-    LIGER_TRY(liger_check_sizes(&args->weight, OP "weight"));
-    LIGER_TRY(liger_check_sizes(&args->logits, OP "logits"));
-    const struct cross_entropy_loss_problem loss = loss_of(args);
-    *bytes = workspace_of(context, args, &loss);
-    return LIGER_OK;
-}
-
-liger_status liger_linear_cross_entropy_forward(liger_context *context, const forward_args *given,
+liger_status liger_linear_cross_entropy_forward(liger_context *context,
+                                                const liger_linear_cross_entropy_forward_args *given,
                                                 liger_stream stream) {
-    forward_args args;
-    LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, OP "context is NULL");
-    LIGER_TRY(liger_args_import(&args, sizeof args, given, "linear_cross_entropy_forward"));
-    return run(context, &args, stream);
-}
-
-liger_status liger_linear_cross_entropy_forward_workspace(liger_context *context, const forward_args *given,
-                                                          size_t *bytes) {
-    forward_args args;
-    LIGER_REQUIRE(context != NULL && bytes != NULL, LIGER_ERR_ARGUMENT, OP "context or bytes is NULL");
-    LIGER_TRY(liger_args_import(&args, sizeof args, given, "linear_cross_entropy_forward_workspace"));
-    return answer_workspace(context, &args, bytes);
-}
-
-liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *context, const forward_args *given,
-                                                           size_t *rows) {
-    forward_args args;
-    LIGER_REQUIRE(context != NULL && rows != NULL, LIGER_ERR_ARGUMENT, OP "context or rows is NULL");
-    LIGER_TRY(liger_args_import(&args, sizeof args, given, "linear_cross_entropy_forward_chunk_rows"));
-    LIGER_TRY(check_operands(&args));
-    *rows = (size_t)linear_loss_chunk_rows(context, (liger_dtype)args.x.dtype, args.x.shape[0], args.x.shape[1],
-                                           args.weight.shape[0]);
-    return LIGER_OK;
-}
-
-static forward_args widen(const liger_linear_cross_entropy_backward_args *args) {
-    return (forward_args){
-        .x = args->x,
-        .weight = args->weight,
-        .bias = args->bias,
-        .target = args->target,
-        .class_weight = args->class_weight,
-        .upstream = args->upstream,
-        .logits = args->logits,
-        .dx = args->dx,
-        .dweight = args->dweight,
-        .dbias = args->dbias,
-        .ignore_index = args->ignore_index,
-        .label_smoothing = args->label_smoothing,
-        .lse_square_scale = args->lse_square_scale,
-        .softcap = args->softcap,
-        .reduction = args->reduction,
-        .token_scaling = args->token_scaling,
-        .workspace = args->workspace,
-        .workspace_bytes = args->workspace_bytes,
-    };
+    liger_linear_cross_entropy_forward_args args;
+    struct whole_problem whole = {.counts = NULL};
+    struct door_call call;
+    LIGER_TRY(door_enter(&call, &linear_cross_entropy_forward_door, context, given, &args, &whole));
+    return run(context, &call, &args.upstream, args.workspace_bytes, &whole, stream);
 }
 
 liger_status liger_linear_cross_entropy_backward(liger_context *context,
                                                  const liger_linear_cross_entropy_backward_args *given,
                                                  liger_stream stream) {
     liger_linear_cross_entropy_backward_args args;
-    LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, OP "context is NULL");
-    LIGER_TRY(liger_args_import(&args, sizeof args, given, "linear_cross_entropy_backward"));
-    const forward_args common = widen(&args);
-    return run(context, &common, stream);
+    struct whole_problem whole = {.counts = NULL};
+    struct door_call call;
+    LIGER_TRY(door_enter(&call, &linear_cross_entropy_backward_door, context, given, &args, &whole));
+    return run(context, &call, &args.upstream, args.workspace_bytes, &whole, stream);
+}
+
+liger_status liger_linear_cross_entropy_forward_workspace(liger_context *context,
+                                                          const liger_linear_cross_entropy_forward_args *given,
+                                                          size_t *bytes) {
+    liger_linear_cross_entropy_forward_args args;
+    return door_workspace(&linear_cross_entropy_forward_door, context, given, &args, bytes);
 }
 
 liger_status liger_linear_cross_entropy_backward_workspace(liger_context *context,
                                                            const liger_linear_cross_entropy_backward_args *given,
                                                            size_t *bytes) {
     liger_linear_cross_entropy_backward_args args;
-    LIGER_REQUIRE(context != NULL && bytes != NULL, LIGER_ERR_ARGUMENT, OP "context or bytes is NULL");
-    LIGER_TRY(liger_args_import(&args, sizeof args, given, "linear_cross_entropy_backward_workspace"));
-    const forward_args common = widen(&args);
-    return answer_workspace(context, &common, bytes);
+    return door_workspace(&linear_cross_entropy_backward_door, context, given, &args, bytes);
+}
+
+#define DOOR linear_cross_entropy_forward, whole_problem
+liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *context,
+                                                           const liger_linear_cross_entropy_forward_args *given,
+                                                           size_t *rows) {
+    liger_linear_cross_entropy_forward_args args;
+    const struct door *door = &linear_cross_entropy_forward_door;
+    struct door_call call;
+    LIGER_REQUIRE(context != NULL && rows != NULL, LIGER_ERR_ARGUMENT, "%s_chunk_rows: context or rows is NULL",
+                  door->function);
+    LIGER_TRY(door_query(&call, door, context, given, &args, BITS(x, weight)));
+    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB]);
+    return LIGER_OK;
 }

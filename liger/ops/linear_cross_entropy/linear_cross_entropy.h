@@ -108,6 +108,7 @@ typedef struct liger_linear_cross_entropy_backward_args {
     float softcap;
     int32_t reduction;
     int32_t token_scaling;
+    int32_t reserved; /* 0 */
     void *workspace;
     size_t workspace_bytes;
 } liger_linear_cross_entropy_backward_args;

@@ -36,7 +36,8 @@ typedef struct liger_rms_norm_forward_args {
     liger_tensor rstd;
     float epsilon; /* >= 0 */
     float offset;
-    int32_t casting; /* liger_casting */
+    int32_t casting;  /* liger_casting */
+    int32_t reserved; /* 0 */
 } liger_rms_norm_forward_args;
 
 #define LIGER_RMS_NORM_FORWARD_ARGS_INIT                                                                               \
@@ -101,7 +102,8 @@ typedef struct liger_add_rms_norm_forward_args {
     liger_tensor rstd;
     float epsilon; /* >= 0 */
     float offset;
-    int32_t casting; /* liger_casting */
+    int32_t casting;  /* liger_casting */
+    int32_t reserved; /* 0 */
 } liger_add_rms_norm_forward_args;
 
 #define LIGER_ADD_RMS_NORM_FORWARD_ARGS_INIT                                                                           \

@@ -4,9 +4,12 @@
  * ulp is 2 u), none rounds rstd and the weight likewise. The sum of squares is a chain of cols/16 additions on the
  * narrowest machine and its error is halved by the root: cols/32 u(f32), and a handful for the rest. */
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rms_norm/rms_norm_ref.h"
+#include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
 enum { OUTER, ROWS, COLS }; /* sizes; x is [rows, cols], or [outer, rows, cols] if outer > 0, or [cols] if rows < 0 */
@@ -65,6 +68,16 @@ static struct tensor_spec matrix(const struct op_case *c, const char *name, enum
     return spec;
 }
 
+/* In f32 the squares of a row and their sum must neither overflow nor, where no epsilon is added to them, vanish. */
+static const double huge = 0x1p55, tiny_without_epsilon = 0x1p-55;
+
+static void spread_out(const struct op_case *c, struct tensor_spec *spec, uint32_t ranges) {
+    const bool alone = c->scalar[EPSILON] == 0;
+    spec->ranges = alone ? ranges & ~(1u << RANGE_SUBNORMAL) : ranges;
+    spec->huge = huge;
+    spec->tiny = alone ? tiny_without_epsilon : 0;
+}
+
 static struct rms_norm_ref problem(const struct op_case *c, const struct op_types *types, const double *x,
                                    const double *weight) {
     return (struct rms_norm_ref){.rows = rows_of(c),
@@ -85,6 +98,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     const bool none = c->scalar[CASTING] == LIGER_CAST_NONE, llama = c->scalar[CASTING] == LIGER_CAST_LLAMA;
     const bool weighted = !(c->flags & NO_WEIGHT);
     spec[X] = matrix(c, "x", ROLE_IN);
+    spread_out(c, &spec[X], OP_EVERY_RANGE);
     spec[WEIGHT] = (struct tensor_spec){.name = "weight",
                                         .kind = KIND_WEIGHT,
                                         .values = VALUES_POSITIVE,
@@ -108,34 +122,24 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
 static void describe_add_forward(const struct op_case *c, struct tensor_spec *spec) {
     describe_forward(c, spec);
     spec[RESIDUAL] = matrix(c, "residual", ROLE_IN);
+    spread_out(c, &spec[RESIDUAL], OP_EVERY_RANGE);
     spec[SUM] = matrix(c, "sum", ROLE_OUT); /* budget 0: x + residual rounded to T, nothing else */
 }
 
-static liger_status call_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    liger_rms_norm_forward_args args = LIGER_RMS_NORM_FORWARD_ARGS_INIT;
-    args.x = call->t[X];
-    args.weight = call->t[WEIGHT];
-    args.y = call->t[Y];
-    args.rstd = call->t[RSTD];
-    args.epsilon = (float)call->c.scalar[EPSILON];
-    args.offset = (float)call->c.scalar[OFFSET];
-    args.casting = (int32_t)call->c.scalar[CASTING];
-    return liger_rms_norm_forward(context, &args, stream);
+static void forward_options(const struct op_case *c, void *args) {
+    liger_rms_norm_forward_args *to = args;
+    to->epsilon = (float)c->scalar[EPSILON];
+    to->offset = (float)c->scalar[OFFSET];
+    to->casting = (int32_t)c->scalar[CASTING];
 }
-
-static liger_status call_add_forward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    liger_add_rms_norm_forward_args args = LIGER_ADD_RMS_NORM_FORWARD_ARGS_INIT;
-    args.x = call->t[X];
-    args.residual = call->t[RESIDUAL];
-    args.weight = call->t[WEIGHT];
-    args.y = call->t[Y];
-    args.sum = call->t[SUM];
-    args.rstd = call->t[RSTD];
-    args.epsilon = (float)call->c.scalar[EPSILON];
-    args.offset = (float)call->c.scalar[OFFSET];
-    args.casting = (int32_t)call->c.scalar[CASTING];
-    return liger_add_rms_norm_forward(context, &args, stream);
+static void add_forward_options(const struct op_case *c, void *args) {
+    liger_add_rms_norm_forward_args *to = args;
+    to->epsilon = (float)c->scalar[EPSILON];
+    to->offset = (float)c->scalar[OFFSET];
+    to->casting = (int32_t)c->scalar[CASTING];
 }
+OP_DOOR(rms_norm_forward, forward_options)
+OP_DOOR(add_rms_norm_forward, add_forward_options)
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[X], t[WEIGHT]);
@@ -149,6 +153,13 @@ static void reference_add_forward(const struct op_case *c, const struct op_types
     rms_norm_ref_forward(&p, t[Y], t[RSTD]);
 }
 
+static void naive_add_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const int64_t elements = rows_of(c) * c->size[COLS];
+    for (int64_t i = 0; i < elements; i++) t[SUM][i] = (float)(t[X][i] + t[RESIDUAL][i]);
+    const struct rms_norm_ref p = problem(c, types, t[SUM], t[WEIGHT]);
+    rms_norm_naive_forward(&p, t[Y], t[RSTD]);
+}
+
 static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[X], t[WEIGHT]);
     rms_norm_naive_forward(&p, t[Y], t[RSTD]);
@@ -158,7 +169,8 @@ static void naive_forward(const struct op_case *c, const struct op_types *types,
 static const char *scale_invariance(struct op_run *run) {
     const int64_t elements = run->count[X];
     double *first = run->t[RSTD]; /* free for our use: read no more */
-    if (run->c.scalar[EPSILON] != 0 || first == NULL) return NULL;
+    if (run->c.scalar[EPSILON] != 0 || first == NULL)
+        return op_run_not_applicable(run, "scale invariance: epsilon is not 0, or rstd is absent");
     if (op_run_call(run) != LIGER_OK) return liger_last_error();
     double before = 0, after = 0;
     for (int64_t i = 0; i < elements; i++) before += run->t[Y][i] * (double)(i % 61 + 1);
@@ -169,57 +181,17 @@ static const char *scale_invariance(struct op_run *run) {
                            : op_run_text(run, "the checksum of y is %.17g, of y for 4x it is %.17g", before, after);
 }
 
-static const struct op_provocation forward_provocations[] = {
-    {"epsilon negative", OP_SCALAR(EPSILON, -1), LIGER_ERR_ARGUMENT, {"rms_norm_forward: epsilon", "-1"}},
-    {"casting unknown", OP_SCALAR(CASTING, 7), LIGER_ERR_ARGUMENT, {"rms_norm_forward: casting", "7", "2"}},
-    {"x absent", OP_ABSENT(X), LIGER_ERR_ARGUMENT, {"x"}},
-    {"x of integers", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"x", "i32"}},
-    {"x 0-d", OP_NDIM(X, 0), LIGER_ERR_SHAPE, {"x", "0"}},
-    {"no columns", OP_SHAPE(X, 1, 0), LIGER_ERR_SHAPE, {"x.shape[1]", "0"}},
-    {"x not contiguous", OP_STRIDE(X, 1, 2), LIGER_ERR_LAYOUT, {"x", "2"}},
-    {"weight size", OP_SHAPE(WEIGHT, 0, 34), LIGER_ERR_SHAPE, {"weight", "34", "33"}},
-    {"weight dtype", OP_DTYPE(WEIGHT, LIGER_F16), LIGER_ERR_DTYPE, {"weight", "f16", "f32"}},
-    {"weight strided", OP_STRIDE(WEIGHT, 0, 2), LIGER_ERR_LAYOUT, {"weight", "2"}},
-    {"y absent", OP_ABSENT(Y), LIGER_ERR_ARGUMENT, {"y"}},
-    {"y dtype", OP_DTYPE(Y, LIGER_BF16), LIGER_ERR_DTYPE, {"y", "bf16", "f32"}},
-    {"y rows", OP_SHAPE(Y, 0, 4), LIGER_ERR_SHAPE, {"y", "4", "5"}},
-    {"y cols", OP_SHAPE(Y, 1, 32), LIGER_ERR_SHAPE, {"y", "32", "33"}},
-    {"y rank", OP_NDIM(Y, 1), LIGER_ERR_SHAPE, {"y", "1", "2"}},
-    {"y not contiguous", OP_STRIDE(Y, 1, 3), LIGER_ERR_LAYOUT, {"y", "3"}},
-    {"y over part of x", OP_BESIDE(Y, X, 1), LIGER_ERR_LAYOUT, {"y", "x"}},
-    {"y over weight", OP_ON(Y, WEIGHT), LIGER_ERR_LAYOUT, {"y", "weight"}},
-    {"rstd size", OP_SHAPE(RSTD, 0, 6), LIGER_ERR_SHAPE, {"rstd", "6", "5"}},
-    {"rstd dtype", OP_DTYPE(RSTD, LIGER_F16), LIGER_ERR_DTYPE, {"rstd", "f16", "f32"}},
-    {"rstd over x", OP_ON(RSTD, X), LIGER_ERR_LAYOUT, {"rstd", "x"}},
-    {"rstd over y", OP_ON(RSTD, Y), LIGER_ERR_LAYOUT, {"rstd", "y"}},
-};
-static const struct op_provocation add_forward_provocations[] = {
-    {"residual rows", OP_SHAPE(RESIDUAL, 0, 4), LIGER_ERR_SHAPE, {"residual", "4", "5"}},
-    {"residual dtype", OP_DTYPE(RESIDUAL, LIGER_F16), LIGER_ERR_DTYPE, {"residual", "f16", "f32"}},
-    {"residual absent", OP_ABSENT(RESIDUAL), LIGER_ERR_ARGUMENT, {"residual"}},
-    {"sum absent", OP_ABSENT(SUM), LIGER_ERR_ARGUMENT, {"sum"}},
-    {"sum cols", OP_SHAPE(SUM, 1, 32), LIGER_ERR_SHAPE, {"sum", "32", "33"}},
-    {"sum is y", OP_ON(SUM, Y), LIGER_ERR_LAYOUT, {"y", "sum"}},
-    {"sum over residual", OP_BESIDE(SUM, RESIDUAL, 1), LIGER_ERR_LAYOUT, {"sum", "residual"}},
-    {"sum over weight", OP_ON(SUM, WEIGHT), LIGER_ERR_LAYOUT, {"sum", "weight"}},
-    {"rstd over residual", OP_ON(RSTD, RESIDUAL), LIGER_ERR_LAYOUT, {"rstd", "residual"}},
-    {"the fused function's name", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"add_rms_norm_forward: x is i32"}},
-};
-
 static const struct op_property forward_properties[] = {{"scale invariance", scale_invariance}};
-static const struct op_alias forward_aliases[] = {{Y, X}};
-static const struct op_alias add_forward_aliases[] = {{Y, X}, {SUM, RESIDUAL}, {Y, RESIDUAL}, {SUM, X}};
 
 const struct op_cases rms_norm_forward_cases = {
     .name = "rms_norm_forward",
     .tensor_count = RSTD + 1,
     .describe = describe_forward,
     OP_CASES(cases),
-    .call = call_forward,
+    .call = call_rms_norm_forward,
     .reference = reference_forward,
     .naive = naive_forward,
-    OP_ALIASES(forward_aliases),
-    OP_PROVOCATIONS(forward_provocations),
+    .no_loss = OP_IS_FORWARD,
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -229,11 +201,10 @@ const struct op_cases add_rms_norm_forward_cases = {
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_add_forward,
     OP_CASES(cases),
-    .call = call_add_forward,
+    .call = call_add_rms_norm_forward,
     .reference = reference_add_forward,
-    OP_ALIASES(add_forward_aliases),
-    OP_PROVOCATIONS(forward_provocations),
-    OP_MORE_PROVOCATIONS(add_forward_provocations),
+    .naive = naive_add_forward,
+    .no_loss = OP_IS_FORWARD,
     OP_BENCH(bench),
 };
 
@@ -245,7 +216,9 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     const double cols = (double)c->size[COLS], rows = (double)rows_of(c);
     const bool llama = c->scalar[CASTING] == LIGER_CAST_LLAMA, weighted = !(c->flags & NO_WEIGHT);
     spec[DY] = matrix(c, "dy", ROLE_IN);
+    spread_out(c, &spec[DY], 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
     spec[BX] = matrix(c, "x", ROLE_IN);
+    spread_out(c, &spec[BX], OP_EVERY_RANGE);
     spec[BWEIGHT] = (struct tensor_spec){.name = "weight",
                                          .kind = KIND_WEIGHT,
                                          .values = VALUES_POSITIVE,
@@ -288,57 +261,20 @@ static void prepare_backward(const struct op_case *c, const struct op_types *typ
     }
 }
 
-static liger_rms_norm_backward_args backward_args(const struct op_call *call) {
-    liger_rms_norm_backward_args args = LIGER_RMS_NORM_BACKWARD_ARGS_INIT;
-    args.dy = call->t[DY];
-    args.x = call->t[BX];
-    args.weight = call->t[BWEIGHT];
-    args.rstd = call->t[BRSTD];
-    args.dx = call->t[DX];
-    args.dweight = call->t[DWEIGHT];
-    args.offset = (float)call->c.scalar[OFFSET];
-    args.casting = (int32_t)call->c.scalar[CASTING];
-    args.workspace = call->workspace;
-    args.workspace_bytes = call->workspace_bytes;
-    return args;
+static void backward_options(const struct op_case *c, void *args) {
+    liger_rms_norm_backward_args *to = args;
+    to->offset = (float)c->scalar[OFFSET];
+    to->casting = (int32_t)c->scalar[CASTING];
 }
-
-static liger_add_rms_norm_backward_args add_backward_args(const struct op_call *call) {
-    const liger_rms_norm_backward_args plain = backward_args(call);
-    liger_add_rms_norm_backward_args args = LIGER_ADD_RMS_NORM_BACKWARD_ARGS_INIT;
-    args.dy = plain.dy;
-    args.dsum = call->t[DSUM];
-    args.sum = plain.x;
-    args.weight = plain.weight;
-    args.rstd = plain.rstd;
-    args.dx = plain.dx;
-    args.dweight = plain.dweight;
-    args.offset = plain.offset;
-    args.casting = plain.casting;
-    args.workspace = plain.workspace;
-    args.workspace_bytes = plain.workspace_bytes;
-    return args;
+static void add_backward_options(const struct op_case *c, void *args) {
+    liger_add_rms_norm_backward_args *to = args;
+    to->offset = (float)c->scalar[OFFSET];
+    to->casting = (int32_t)c->scalar[CASTING];
 }
-
-static liger_status call_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    const liger_rms_norm_backward_args args = backward_args(call);
-    return liger_rms_norm_backward(context, &args, stream);
-}
-
-static liger_status backward_workspace(liger_context *context, const struct op_call *call, size_t *bytes) {
-    const liger_rms_norm_backward_args args = backward_args(call);
-    return liger_rms_norm_backward_workspace(context, &args, bytes);
-}
-
-static liger_status call_add_backward(liger_context *context, const struct op_call *call, liger_stream stream) {
-    const liger_add_rms_norm_backward_args args = add_backward_args(call);
-    return liger_add_rms_norm_backward(context, &args, stream);
-}
-
-static liger_status add_backward_workspace(liger_context *context, const struct op_call *call, size_t *bytes) {
-    const liger_add_rms_norm_backward_args args = add_backward_args(call);
-    return liger_add_rms_norm_backward_workspace(context, &args, bytes);
-}
+OP_DOOR(rms_norm_backward, backward_options)
+OP_DOOR_WORKSPACE(rms_norm_backward)
+OP_DOOR(add_rms_norm_backward, add_backward_options)
+OP_DOOR_WORKSPACE(add_rms_norm_backward)
 
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
@@ -353,6 +289,11 @@ static void naive_backward(const struct op_case *c, const struct op_types *types
 static void reference_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
     rms_norm_ref_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
+}
+
+static void naive_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    rms_norm_naive_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
 }
 
 /* dx is a difference of two terms: its error follows the larger one. */
@@ -387,40 +328,41 @@ static double loss_add_backward(const struct op_case *c, const struct op_types *
     return loss(c, types, t, t[DSUM]);
 }
 
-static const struct op_provocation backward_provocations[] = {
-    {"casting unknown", OP_SCALAR(CASTING, 7), LIGER_ERR_ARGUMENT, {"rms_norm_backward: casting", "7", "2"}},
-    {"x of integers", OP_DTYPE(BX, LIGER_I64), LIGER_ERR_DTYPE, {"i64"}},
-    {"no columns", OP_SHAPE(BX, 1, 0), LIGER_ERR_SHAPE, {"shape[1]", "0"}},
-    {"x not contiguous", OP_STRIDE(BX, 1, 2), LIGER_ERR_LAYOUT, {"2"}},
-    {"weight size", OP_SHAPE(BWEIGHT, 0, 34), LIGER_ERR_SHAPE, {"weight", "34", "33"}},
-    {"dy absent", OP_ABSENT(DY), LIGER_ERR_ARGUMENT, {"dy"}},
-    {"dy cols", OP_SHAPE(DY, 1, 32), LIGER_ERR_SHAPE, {"dy", "32", "33"}},
-    {"dy dtype", OP_DTYPE(DY, LIGER_F16), LIGER_ERR_DTYPE, {"dy", "f16", "f32"}},
-    {"rstd absent", OP_ABSENT(BRSTD), LIGER_ERR_ARGUMENT, {"rstd"}},
-    {"rstd size", OP_SHAPE(BRSTD, 0, 6), LIGER_ERR_SHAPE, {"rstd", "6", "5"}},
-    {"rstd dtype", OP_DTYPE(BRSTD, LIGER_BF16), LIGER_ERR_DTYPE, {"rstd", "bf16", "f32"}},
-    {"dx rows", OP_SHAPE(DX, 0, 4), LIGER_ERR_SHAPE, {"dx", "4", "5"}},
-    {"dx over x", OP_ON(DX, BX), LIGER_ERR_LAYOUT, {"dx"}},
-    {"dx over part of dy", OP_BESIDE(DX, DY, 33), LIGER_ERR_LAYOUT, {"dx", "dy"}},
-    {"dx over weight", OP_ON(DX, BWEIGHT), LIGER_ERR_LAYOUT, {"dx", "weight"}},
-    {"dx over rstd", OP_ON(DX, BRSTD), LIGER_ERR_LAYOUT, {"dx", "rstd"}},
-    {"dweight size", OP_SHAPE(DWEIGHT, 0, 34), LIGER_ERR_SHAPE, {"dweight", "34", "33"}},
-    {"dweight dtype", OP_DTYPE(DWEIGHT, LIGER_F16), LIGER_ERR_DTYPE, {"dweight", "f16", "f32"}},
-    {"dweight over x", OP_ON(DWEIGHT, BX), LIGER_ERR_LAYOUT, {"dweight"}},
-    {"dweight over dy", OP_ON(DWEIGHT, DY), LIGER_ERR_LAYOUT, {"dweight", "dy"}},
-    {"dweight over dx", OP_ON(DWEIGHT, DX), LIGER_ERR_LAYOUT, {"dweight", "dx"}},
-    {"dweight over rstd", OP_ON(DWEIGHT, BRSTD), LIGER_ERR_LAYOUT, {"dweight", "rstd"}},
-};
-static const struct op_provocation add_backward_provocations[] = {
-    {"dsum rows", OP_SHAPE(DSUM, 0, 4), LIGER_ERR_SHAPE, {"dsum", "4", "5"}},
-    {"dsum dtype", OP_DTYPE(DSUM, LIGER_F16), LIGER_ERR_DTYPE, {"dsum", "f16", "f32"}},
-    {"dx over part of dsum", OP_BESIDE(DX, DSUM, 1), LIGER_ERR_LAYOUT, {"dx", "dsum"}},
-    {"the fused function's names", OP_SHAPE(BX, 1, 0), LIGER_ERR_SHAPE, {"add_rms_norm_backward: sum.shape[1]", "0"}},
-    {"dx over sum", OP_ON(DX, BX), LIGER_ERR_LAYOUT, {"add_rms_norm_backward: dx overlaps sum"}},
-};
+static void scale_all(double *values, int64_t count, int power) {
+    for (int64_t i = 0; values && i < count; i++) values[i] = ldexp(values[i], power);
+}
 
-static const struct op_alias backward_aliases[] = {{DX, DY}};
-static const struct op_alias add_backward_aliases[] = {{DX, DY}, {DX, DSUM}};
+/* x · 2^k with the rstd that belongs to it moves dx by 2^-k, and dweight not at all: inputs and results keep to the range of
+ * f32, so no step in between may leave it. */
+static const char *far_magnitudes(struct op_run *run) {
+    static const int powers[] = {-50, 50};
+    const int64_t elements = run->count[DX];
+    const char *wrong = NULL;
+    if (run->t[DX] == NULL || run->types.t == LIGER_F16) return NULL; /* f16 has no such values */
+    if (op_run_call(run) != LIGER_OK) return liger_last_error();
+    double *dx = malloc((size_t)(elements + run->c.size[COLS]) * sizeof *dx), *dweight = dx ? dx + elements : NULL;
+    if (dx == NULL) return "no memory";
+    memcpy(dx, run->t[DX], (size_t)elements * sizeof *dx);
+    if (run->t[DWEIGHT]) memcpy(dweight, run->t[DWEIGHT], (size_t)run->c.size[COLS] * sizeof *dx);
+    for (int k = 0; k < OP_COUNT(powers) && !wrong; k++) {
+        const int power = k > 0 ? powers[k] - powers[k - 1] : powers[k];
+        scale_all(run->t[BX], run->count[BX], power);
+        scale_all(run->t[BRSTD], run->count[BRSTD], -power);
+        scale_all(run->t[DSUM], run->count[DSUM], -power);
+        if (op_run_call(run) != LIGER_OK) wrong = liger_last_error();
+        for (int64_t i = 0; i < elements && !wrong; i++)
+            if (run->t[DX][i] != ldexp(dx[i], -powers[k]))
+                wrong = op_run_text(run, "dx[%lld] is %.9g for x, %.9g for x times 2^%d", (long long)i, dx[i],
+                                    run->t[DX][i], powers[k]);
+        for (int64_t c = 0; run->t[DWEIGHT] && c < run->c.size[COLS] && !wrong; c++)
+            if (run->t[DWEIGHT][c] != dweight[c]) wrong = "dweight moves with x";
+    }
+    free(dx);
+    return wrong;
+}
+
+static const struct op_property backward_properties[] = {{"x near the ends of f32", far_magnitudes}};
+
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
 
 const struct op_cases rms_norm_backward_cases = {
@@ -429,15 +371,14 @@ const struct op_cases rms_norm_backward_cases = {
     .describe = describe_backward,
     OP_CASES(cases),
     .prepare = prepare_backward,
-    .call = call_backward,
-    .workspace = backward_workspace,
+    .call = call_rms_norm_backward,
+    .workspace = workspace_rms_norm_backward,
     .reference = reference_backward,
     .naive = naive_backward,
     .magnitudes = magnitudes_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(backward_aliases),
-    OP_PROVOCATIONS(backward_provocations),
+    OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };
 
@@ -447,14 +388,13 @@ const struct op_cases add_rms_norm_backward_cases = {
     .describe = describe_add_backward,
     OP_CASES(cases),
     .prepare = prepare_backward,
-    .call = call_add_backward,
-    .workspace = add_backward_workspace,
+    .call = call_add_rms_norm_backward,
+    .workspace = workspace_add_rms_norm_backward,
     .reference = reference_add_backward,
+    .naive = naive_add_backward,
     .magnitudes = magnitudes_backward,
     .loss = loss_add_backward,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(add_backward_aliases),
-    OP_PROVOCATIONS(backward_provocations),
-    OP_MORE_PROVOCATIONS(add_backward_provocations),
+    OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };

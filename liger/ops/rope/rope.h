@@ -41,6 +41,7 @@ typedef struct liger_rope_forward_args {
     liger_tensor k_out;
     int64_t rotary;
     int32_t operand_dtype; /* liger_dtype; 0: no rounding after the load */
+    int32_t reserved;      /* 0 */
 } liger_rope_forward_args;
 
 #define LIGER_ROPE_FORWARD_ARGS_INIT                                                                                   \
@@ -66,6 +67,7 @@ typedef struct liger_rope_backward_args {
     liger_tensor dk_out;
     int64_t rotary;
     int32_t operand_dtype; /* liger_dtype; 0: no rounding after the load */
+    int32_t reserved;      /* 0 */
 } liger_rope_backward_args;
 
 #define LIGER_ROPE_BACKWARD_ARGS_INIT                                                                                  \

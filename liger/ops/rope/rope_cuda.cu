@@ -117,44 +117,59 @@ side side_of(const rope_heads &in, const rope_heads &out, int64_t seq, int64_t h
     return {in, out, divide_by((unsigned)heads), heads ? grid_size(seq * heads * items, THREADS) : 0};
 }
 
-/* Part of the problem: batches [batch, batch + batches) and tokens [token, token + tokens), or what there is of them. */
-rope_problem part_of(rope_problem p, int64_t batch, int64_t batches, int64_t token, int64_t tokens) {
+/* Part of the problem: batches from `batch`, tokens from `token` and heads from `head`, at most so many, or what there is. */
+struct part {
+    int64_t batch, batches, token, tokens, head, heads;
+};
+
+rope_problem part_of(rope_problem p, const part &of) {
     const int64_t element = (int64_t)liger_dtype_size(p.dtype), angle = (int64_t)liger_dtype_size(p.table_dtype);
     for (rope_heads *x : {&p.q, &p.k, &p.q_out, &p.k_out})
-        if (x->data) x->data = (char *)x->data + (batch * x->batch_stride + token * x->seq_stride) * element;
-    p.cos = (const char *)p.cos + (batch * p.cos_batch_stride + token * p.cos_seq_stride) * angle;
-    p.sin = (const char *)p.sin + (batch * p.sin_batch_stride + token * p.sin_seq_stride) * angle;
-    p.batch = at_most(p.batch - batch, batches), p.seq = at_most(p.seq - token, tokens);
+        if (x->data)
+            x->data = (char *)x->data +
+                      (of.batch * x->batch_stride + of.token * x->seq_stride + of.head * x->head_stride) * element;
+    p.cos = (const char *)p.cos + (of.batch * p.cos_batch_stride + of.token * p.cos_seq_stride) * angle;
+    p.sin = (const char *)p.sin + (of.batch * p.sin_batch_stride + of.token * p.sin_seq_stride) * angle;
+    p.batch = at_most(p.batch - of.batch, of.batches), p.seq = at_most(p.seq - of.token, of.tokens);
+    for (int64_t *heads : {&p.q_heads, &p.k_heads}) *heads = *heads > of.head ? at_most(*heads - of.head, of.heads) : 0;
     return p;
 }
 
-/* A launch counts through the tokens of a batch in 31 bits and through batches in grid.y: one launch is enough for whatever
- * fits into a GPU today, unless there are 65536 batches. */
 template <typename T, typename TT, int N>
-void launch(const rope_problem &whole, cudaStream_t stream) {
-    const int64_t pairs = whole.half / N, items = pairs + (whole.dim - 2 * whole.half) / N;
-    const int64_t heads = whole.q_heads > whole.k_heads ? whole.q_heads : whole.k_heads;
-    if (heads * items == 0) return;
-    const int64_t tokens = MOST_DIVIDENDS / 2 / (heads * items);
-    for (int64_t batch = 0; batch < whole.batch; batch += MAX_GRID_Y)
-        for (int64_t token = 0; token < whole.seq; token += tokens) {
-            const rope_problem p = part_of(whole, batch, MAX_GRID_Y, token, tokens);
-            const geometry g = {side_of(p.q, p.q_out, p.seq, p.q_heads, items),
-                                side_of(p.k, p.k_out, p.seq, p.k_heads, items), divide_by((unsigned)items),
-                                (unsigned)pairs};
-            const dim3 grid(g.q.blocks + g.k.blocks, (unsigned)p.batch);
-            if (p.operand_dtype != LIGER_F32) rope_kernel<T, TT, N, ROUNDED><<<grid, THREADS, 0, stream>>>(p, g);
-            else if (p.inverse) rope_kernel<T, TT, N, INVERSE><<<grid, THREADS, 0, stream>>>(p, g);
-            else rope_kernel<T, TT, N, FORWARD><<<grid, THREADS, 0, stream>>>(p, g);
-        }
+void launch_part(const rope_problem &p, int64_t pairs, int64_t items, cudaStream_t stream) {
+    const geometry g = {side_of(p.q, p.q_out, p.seq, p.q_heads, items), side_of(p.k, p.k_out, p.seq, p.k_heads, items),
+                        divide_by((unsigned)items), (unsigned)pairs};
+    const dim3 grid(g.q.blocks + g.k.blocks, (unsigned)p.batch);
+    if (p.operand_dtype != LIGER_F32) rope_kernel<T, TT, N, ROUNDED><<<grid, THREADS, 0, stream>>>(p, g);
+    else if (p.inverse) rope_kernel<T, TT, N, INVERSE><<<grid, THREADS, 0, stream>>>(p, g);
+    else rope_kernel<T, TT, N, FORWARD><<<grid, THREADS, 0, stream>>>(p, g);
+}
+
+/* A launch counts through the heads and tokens of a batch in 31 bits and through batches in grid.y: one launch is enough for
+ * whatever fits into a GPU today, unless there are 65536 batches or 2^30 heads. */
+template <typename T, typename TT, int N>
+liger_status launch(const rope_problem &p, const char *op, cudaStream_t stream) {
+    const int64_t pairs = p.half / N, items = pairs + (p.dim - 2 * p.half) / N;
+    const int64_t most = MOST_DIVIDENDS / 2, all = p.q_heads > p.k_heads ? p.q_heads : p.k_heads;
+    if (all * items == 0) return LIGER_OK;
+    LIGER_REQUIRE(items <= most, LIGER_ERR_UNSUPPORTED,
+                  "%s: q.shape[3] is %lld, but a head may have %lld pairs at most", op, (long long)p.dim,
+                  (long long)most);
+    const int64_t heads = at_most(all, most / items), tokens = most / (heads * items);
+    for (int64_t batch = 0; batch < p.batch; batch += MAX_GRID_Y)
+        for (int64_t token = 0; token < p.seq; token += tokens)
+            for (int64_t head = 0; head < all; head += heads)
+                launch_part<T, TT, N>(part_of(p, {batch, MAX_GRID_Y, token, tokens, head, heads}), pairs, items,
+                                      stream);
+    return LIGER_OK;
 }
 
 liger_status run(const liger_context *context, const rope_problem &p, const char *op, liger_stream stream) {
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, op);
     const bool packable = is_packable(p);
     LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.table_dtype, T, TT,
-                               if (packable) launch<T, TT, pack_size<T>>(p, (cudaStream_t)stream);
-                               else launch<T, TT, 1>(p, (cudaStream_t)stream));
+                               if (packable) LIGER_TRY((launch<T, TT, pack_size<T>>(p, op, (cudaStream_t)stream)));
+                               else LIGER_TRY((launch<T, TT, 1>(p, op, (cudaStream_t)stream))));
     return launched(context, op, stream);
 }
 

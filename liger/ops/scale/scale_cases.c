@@ -1,6 +1,5 @@
-/* scale_cases.c - shapes, tolerances and refusals of scale. */
-#include "liger/ops/scale/scale.h"
-#include "tests/harness/op_cases.h"
+/* scale_cases.c - shapes and tolerances of scale. */
+#include "tests/harness/op_door.h"
 
 void scale_reference(int64_t count, const double *x, const double *scale, double *y);
 
@@ -15,7 +14,8 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
                                    .values = VALUES_NORMAL,
                                    .ndim = 1,
                                    .shape = {c->size[COUNT]},
-                                   .specials = true};
+                                   .specials = true,
+                                   .ranges = OP_EVERY_RANGE};
     spec[SCALE] = (struct tensor_spec){.name = "scale",
                                        .role = ROLE_IN,
                                        .kind = KIND_F32,
@@ -35,11 +35,7 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
                                    .magnitude = 1};
 }
 
-static liger_status call(liger_context *context, const struct op_call *call, liger_stream stream) {
-    liger_scale_args args = LIGER_SCALE_ARGS_INIT;
-    args.x = call->t[X], args.scale = call->t[SCALE], args.y = call->t[Y];
-    return liger_scale(context, &args, stream);
-}
+OP_DOOR(scale, NULL)
 
 static void reference(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
@@ -57,18 +53,7 @@ static const struct op_case cases[] = {
     {.label = "5000011 from f32", .size = {5000011}, .flags = FROM_F32, .large = true},
     {.label = "nothing", .size = {0}, .edge = true},
 };
-static const struct op_alias aliases[] = {{Y, X}};
 
-static const struct op_provocation provocations[] = {
-    {"x dtype", OP_DTYPE(X, LIGER_I32), LIGER_ERR_DTYPE, {"x", "i32", "bf16"}},
-    {"x stride", OP_STRIDE(X, 0, 2), LIGER_ERR_LAYOUT, {"x", "2", "1"}},
-    {"scale dtype", OP_DTYPE(SCALE, LIGER_F16), LIGER_ERR_DTYPE, {"scale", "f16", "f32"}},
-    {"scale size", OP_VECTOR(SCALE, 2), LIGER_ERR_SHAPE, {"scale", "2", "1"}},
-    {"y dtype", OP_DTYPE(Y, LIGER_I64), LIGER_ERR_DTYPE, {"y", "i64"}},
-    {"y shape", OP_SHAPE(Y, 0, 32), LIGER_ERR_SHAPE, {"y", "32", "33"}},
-    {"y stride", OP_STRIDE(Y, 0, 3), LIGER_ERR_LAYOUT, {"y", "3", "1"}},
-    {"y overlap", OP_BESIDE(Y, X, 1), LIGER_ERR_LAYOUT, {"y", "x"}},
-};
 static const struct op_case bench[] = {
     {.label = "32768000", .size = {32768000}},
     {.label = "128256x4096 from f32",
@@ -83,9 +68,9 @@ const struct op_cases scale_cases = {
     .tensor_count = TENSORS,
     .describe = describe,
     OP_CASES(cases),
-    .call = call,
+    .call = call_scale,
     .reference = reference,
-    OP_ALIASES(aliases),
-    OP_PROVOCATIONS(provocations),
+    .no_naive = OP_NO_SUMS,
+    .no_loss = OP_IS_FORWARD,
     OP_BENCH(bench),
 };

@@ -67,7 +67,7 @@ void launch(const liger_context *context, const scale_problem &p, liger_stream s
 
 extern "C" liger_status scale_cuda(liger_context *context, const struct scale_problem *problem, liger_stream stream) {
     if (problem->count == 0) return LIGER_OK;
-    const device_scope device(context);
+    LIGER_ON_DEVICE(context, "scale");
     LIGER_FOR_FLOAT(problem->x_dtype, TX,
                     LIGER_FOR_FLOAT(problem->y_dtype, TY, launch<TX, TY>(context, *problem, stream)))
     return launched(context, "scale", stream);

@@ -34,6 +34,7 @@ typedef struct liger_swiglu_forward_args {
     float gate_multiplier;
     float down_multiplier;
     int32_t activation_dtype; /* liger_dtype; 0: T */
+    int32_t reserved;         /* 0 */
 } liger_swiglu_forward_args;
 
 #define LIGER_SWIGLU_FORWARD_ARGS_INIT                                                                                 \

@@ -1,150 +1,67 @@
-/* swiglu_cuda.cu - SwiGLU on the GPU: element-wise and memory-bound, so that nothing matters but many loads on their way.
- *
- * A thread moves one pack per tensor, in 32 registers: a multiprocessor then holds all the threads that it can. Tensors in
- * one piece come as one long row; rows with gaps add a second grid dimension. What is left of a row behind its last whole
- * pack is done one element at a time. Inputs are read before outputs are written and never through the read-only cache,
- * because an output may be an input. */
-#include "liger/cuda/launch.cuh"
-#include "liger/cuda/pack.cuh"
+/* swiglu_cuda.cu - SwiGLU on the GPU: the formula; how it is run stands in
+ * gated.cuh. */
+#include "liger/cuda/gated.cuh"
 #include "liger/ops/swiglu/swiglu_problem.h"
 
 namespace {
 
-enum { THREADS = 256, MAX_GRID_Y = 65535 };
-
-/* 1/(1 + e^-g) within 3 ulp: expf within 1, and the hardware's reciprocal within 1. (e^-g overflows below g = -88.7,
- * the reciprocal is flushed below -87.3: 0 either way.) */
+/* 1/(1 + e^-g) within 3 ulp: expf within 1, and the hardware's reciprocal
+ * within 1. (e^-g overflows below g = -88.7, the reciprocal is flushed below
+ * -87.3: 0 either way.) */
 __device__ __forceinline__ float sigmoid(float g) {
-    float reciprocal;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(1.0f + expf(-g)));
-    return reciprocal;
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(1.0f + expf(-g)));
+  return reciprocal;
 }
 
-template <typename T>
-__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
-    return rows.data ? (T *)rows.data + liger_row_offset(rows, r) : nullptr;
-}
+struct swiglu {
+  using forward_problem = swiglu_forward_problem;
+  using backward_problem = swiglu_backward_problem;
 
-/* N neighbouring elements of one row: a pack or one element. */
-template <typename T, bool ROUNDS_TO_T>
-struct forward_body {
-    template <int N>
-    static __device__ __forceinline__ void run(const swiglu_forward_problem &p, int64_t r, int64_t i) {
-        pack<T, N> out = load_pack<T, N>(row_at<const T>(p.gate, r) + i);
-        const pack<T, N> factor = load_pack<T, N>(row_at<const T>(p.up, r) + i);
-        float y[N], up[N];
-        unpack(out, y);
-        unpack(factor, up);
+  static __device__ __forceinline__ float activation(const forward_problem &p,
+                                                     float gate) {
+    const float g = gate * p.gate_multiplier;
+    return g * sigmoid(g);
+  }
+  template <typename T, int N>
+  static __device__ __forceinline__ void finish(const forward_problem &p,
+                                                float (&y)[N]) {
+    if (p.down_multiplier == 1.0f)
+      return;
+    round_all<T>(y);
 #pragma unroll
-        for (int k = 0; k < N; k++) {
-            const float g = y[k] * p.gate_multiplier;
-            y[k] = g * sigmoid(g);
-        }
-        if constexpr (ROUNDS_TO_T) round_all<T>(y);
+    for (int k = 0; k < N; k++)
+      y[k] *= p.down_multiplier;
+  }
+  template <typename T, int N>
+  static __device__ __forceinline__ void
+  gradients(const backward_problem &p, const float (&dy)[N], float (&gate)[N],
+            float (&up)[N]) {
 #pragma unroll
-        for (int k = 0; k < N; k++) y[k] = (ROUNDS_TO_T ? y[k] : round_to_dtype(p.activation_dtype, y[k])) * up[k];
-        if (p.down_multiplier != 1.0f) {
-            round_all<T>(y);
-#pragma unroll
-            for (int k = 0; k < N; k++) y[k] *= p.down_multiplier;
-        }
-        repack(y, out);
-        store_pack<T, N>(row_at<T>(p.y, r) + i, out);
+    for (int k = 0; k < N; k++) {
+      const float d = dy[k] * p.down_multiplier,
+                  g = gate[k] * p.gate_multiplier;
+      const float s = sigmoid(g), silu = g * s, slope = fmaf(silu, 1.0f - s, s);
+      gate[k] = d * up[k] * slope * p.gate_multiplier;
+      up[k] = d * silu;
     }
+  }
 };
-
-template <typename T>
-struct backward_body {
-    template <int N>
-    static __device__ __forceinline__ void run(const swiglu_backward_problem &p, int64_t r, int64_t i) {
-        pack<T, N> dgate = load_pack<T, N>(row_at<const T>(p.gate, r) + i);
-        pack<T, N> dup = load_pack<T, N>(row_at<const T>(p.up, r) + i);
-        const pack<T, N> upstream = load_pack<T, N>(row_at<const T>(p.dy, r) + i);
-        float gate[N], up[N], dy[N];
-        unpack(dgate, gate);
-        unpack(dup, up);
-        unpack(upstream, dy);
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            const float d = dy[k] * p.down_multiplier, g = gate[k] * p.gate_multiplier;
-            const float s = sigmoid(g), silu = g * s, slope = fmaf(silu, 1.0f - s, s);
-            gate[k] = d * up[k] * slope * p.gate_multiplier;
-            up[k] = d * silu;
-        }
-        repack(gate, dgate);
-        repack(up, dup);
-        T *const dgate_row = row_at<T>(p.dgate, r), *const dup_row = row_at<T>(p.dup, r);
-        if (dup_row) store_pack<T, N>(dup_row + i, dup);
-        if (dgate_row) store_pack<T, N>(dgate_row + i, dgate);
-    }
-};
-
-/* The thread behind a row's last pack does what is left of the row. */
-template <typename BODY, int N, typename PROBLEM>
-__device__ __forceinline__ void run_pack(const PROBLEM &p, int64_t r, int64_t c) {
-    const int64_t packs = p.cols / N;
-    if (c < packs) BODY::template run<N>(p, r, c * N);
-    if constexpr (N > 1) {
-        if (c != packs) return;
-        for (int64_t i = packs * N; i < p.cols; i++) BODY::template run<1>(p, r, i);
-    }
-}
-
-template <typename BODY, int N, typename PROBLEM>
-__global__ void __launch_bounds__(THREADS) flat_kernel(const __grid_constant__ PROBLEM p) {
-    run_pack<BODY, N>(p, 0, (int64_t)blockIdx.x * THREADS + threadIdx.x);
-}
-template <typename BODY, int N, typename PROBLEM>
-__global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ PROBLEM p) {
-    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows; r += (int64_t)gridDim.y * blockDim.y)
-        run_pack<BODY, N>(p, r, c);
-}
-
-/* Narrow rows share a block. */
-template <typename BODY, int N, typename PROBLEM>
-void launch(const PROBLEM &p, cudaStream_t stream) {
-    const int64_t items = p.cols / N + (p.cols % N != 0);
-    if (p.rows == 1) {
-        flat_kernel<BODY, N, PROBLEM><<<grid_size(items, THREADS), THREADS, 0, stream>>>(p);
-        return;
-    }
-    unsigned x = THREADS;
-    while (x > 1 && (int64_t)x / 2 >= items) x /= 2;
-    const dim3 block(x, THREADS / x), grid(grid_size(items, x), grid_size(p.rows, block.y, MAX_GRID_Y));
-    rows_kernel<BODY, N, PROBLEM><<<grid, block, 0, stream>>>(p);
-}
-
-template <typename BODY, typename T, typename PROBLEM>
-void launch_widest(const PROBLEM &p, bool packable, cudaStream_t stream) {
-    if (packable) launch<BODY, pack_size<T>>(p, stream);
-    else launch<BODY, 1>(p, stream);
-}
 
 } // namespace
 
-extern "C" liger_status swiglu_forward_cuda(liger_context *context, const swiglu_forward_problem *problem,
-                                            liger_stream stream) {
-    const swiglu_forward_problem &p = *problem;
-    const device_scope device(context);
-    const size_t element = liger_dtype_size(p.dtype);
-    const bool packable =
-        rows_are_packable(p.gate, element) && rows_are_packable(p.up, element) && rows_are_packable(p.y, element);
-    LIGER_FOR_FLOAT(p.dtype, T,
-                    if (p.activation_dtype == p.dtype)
-                        launch_widest<forward_body<T, true>, T>(p, packable, (cudaStream_t)stream);
-                    else launch_widest<forward_body<T, false>, T>(p, packable, (cudaStream_t)stream));
-    return launched(context, "swiglu_forward", stream);
+extern "C" liger_status
+swiglu_forward_cuda(liger_context *context,
+                    const swiglu_forward_problem *problem,
+                    liger_stream stream) {
+  return gated::run_forward<swiglu>(context, *problem, "swiglu_forward",
+                                    stream);
 }
 
-extern "C" liger_status swiglu_backward_cuda(liger_context *context, const swiglu_backward_problem *problem,
-                                             liger_stream stream) {
-    const swiglu_backward_problem &p = *problem;
-    const device_scope device(context);
-    const size_t element = liger_dtype_size(p.dtype);
-    const bool packable = rows_are_packable(p.dy, element) && rows_are_packable(p.gate, element) &&
-                          rows_are_packable(p.up, element) && rows_are_packable(p.dgate, element) &&
-                          rows_are_packable(p.dup, element);
-    LIGER_FOR_FLOAT(p.dtype, T, launch_widest<backward_body<T>, T>(p, packable, (cudaStream_t)stream));
-    return launched(context, "swiglu_backward", stream);
+extern "C" liger_status
+swiglu_backward_cuda(liger_context *context,
+                     const swiglu_backward_problem *problem,
+                     liger_stream stream) {
+  return gated::run_backward<swiglu>(context, *problem, "swiglu_backward",
+                                     stream);
 }

@@ -13,6 +13,7 @@ words, and only to those who need it. From then on the names are plain attribute
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import os
@@ -151,6 +152,18 @@ def load() -> ModuleType:
             globals()[name] = getattr(module, name)
     _binding = module
     return module
+
+
+def _load_before_fork() -> None:
+    """Torch's threads do not survive a fork, and whoever waits for them in the child waits for ever. The library watches
+    for forks, so it has to be there when one comes, even if nobody has called it yet."""
+    if "torch" in sys.modules:
+        with contextlib.suppress(LigerError):
+            load()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_load_before_fork)
 
 
 def __getattr__(name: str) -> Any:

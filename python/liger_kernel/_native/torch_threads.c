@@ -27,6 +27,9 @@ static volatile int forked; /* written between fork and the child's first instru
 
 static void after_fork(void) { forked = 1; }
 
+/* From the start, because a team dies in a fork that comes before our first call, too. What cannot be watched is not lent. */
+__attribute__((constructor)) static void watch_forks(void) { forked = pthread_atfork(NULL, NULL, after_fork) != 0; }
+
 struct loop {
     int64_t tasks;
     liger_task task;
@@ -88,7 +91,6 @@ static void find_team(void) {
     if (torch != NULL) *(void **)&team.torch_threads = dlsym(torch, "_ZN2at15get_num_threadsEv");
     void *parallel = dlsym(openmp, "GOMP_parallel");
     if (!team.thread_number || !team.team_size || !team.max_threads || !parallel) return;
-    if (pthread_atfork(NULL, NULL, after_fork) != 0) return;
     *(void **)&team.parallel = parallel;
     strcpy(team.path, found.openmp);
 }

@@ -258,7 +258,7 @@ class Operator:
         """The call with results written over these tensors, where there is one. LigerArgumentError: nothing is written."""
         into = [t if t is not None else r.wish if need else Wish.NOTHING
                 for r, need, t in zip(self.results, needs, tensors)]  # fmt: skip
-        made = self.function(*args, *into)
+        made = self.function(*self._prepare(args, args[0].dtype), *into)
         made = iter(made if isinstance(made, tuple) else (made,))
         return tuple(t if t is not None else next(made) for t in tensors)
 

@@ -21,6 +21,7 @@ def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     """cos and sin in a dtype that the kernel takes next to `dtype`, and the dtype code to which operands are rounded."""
     if cos.dtype is not sin.dtype:
         cos = cos.to(sin.dtype)
+    cos, sin = _without_heads(cos), _without_heads(sin)
     rounding = 0
     if sin.dtype is not dtype and sin.dtype is not torch.float32:
         rounding = NATIVE_DTYPE[sin.dtype]
@@ -28,23 +29,42 @@ def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     return heads(cos), heads(sin), rounding
 
 
-def _rotary_size(x: Tensor, cos: Tensor) -> int:
-    """Elements of a head that are rotated: all but an odd last one, or what cos has columns for (partial rotary)."""
-    return min(x.shape[-1], cos.shape[-1]) & ~1
+def _rotary_size(x: Tensor, cos: Tensor, rotary: int) -> int:
+    """Elements of a head that are rotated. Where `rotary` is 0, which says nothing: all but an odd last one, or what cos
+    has columns for (partial rotary)."""
+    return rotary or min(x.shape[-1], cos.shape[-1]) & ~1
 
 
-def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    rotary = _rotary_size(x, cos)
+def _given_rotary(x: Tensor, cos: Tensor, rotary_dim: int | None) -> int:
+    """`rotary_dim` as the operator takes it, which is the only way to say that cos has one column for each pair."""
+    if rotary_dim is None:
+        return 0
+    if not 0 < rotary_dim <= x.shape[-1] or rotary_dim % 2:
+        raise LigerArgumentError(f"rope: rotary_dim is {rotary_dim}, but must be even and in (0, {x.shape[-1]}]")
+    if cos.shape[-1] < rotary_dim // 2:
+        raise LigerArgumentError(
+            f"rope: cos has {cos.shape[-1]} columns, but rotary_dim is {rotary_dim}, which needs {rotary_dim // 2}"
+        )
+    return rotary_dim
+
+
+def _without_heads(table: Tensor) -> Tensor:
+    """cos or sin, also where a model has put the axis of heads into it: [B, 1, S, C]."""
+    return table.squeeze(1) if table.dim() == 4 and table.shape[1] == 1 else table
+
+
+def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
+    rotary = _rotary_size(x, cos, rotary)
     cos, sin, rounding = _angles(cos, sin, x.dtype)
     out = new_heads(x)
     function(heads(x), None, cos, sin, out, None, rotary, rounding)
     return out
 
 
-def _rotate(function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor) -> tuple:
+def _rotate(function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor, rotary: int) -> tuple:
     if q is None or k is None or q.dtype is not k.dtype:
-        return tuple(None if x is None else _rotate_one(function, x, cos, sin) for x in (q, k))
-    rotary = _rotary_size(q, cos)
+        return tuple(None if x is None else _rotate_one(function, x, cos, sin, rotary) for x in (q, k))
+    rotary = _rotary_size(q, cos, rotary)
     cos, sin, rounding = _angles(cos, sin, q.dtype)
     q_out, k_out = new_heads(q), new_heads(k)
     function(heads(q), heads(k), cos, sin, q_out, k_out, rotary, rounding)
@@ -60,52 +80,83 @@ def _check(q: Tensor, k: Tensor) -> None:
 
 
 class _Rope(Operator):
-    def prepared(self, *args: Tensor) -> tuple:
-        q, k, cos, sin = args
+    def prepared(self, *args: Any) -> tuple:
+        q, k, cos, sin, rotary = args
         _check(q, k)
         require_float("rope", q=q, k=k, cos=cos, sin=sin)
-        return _rotate(_native.rope_forward, q, k, cos, sin)
+        return _rotate(_native.rope_forward, q, k, cos, sin, rotary)
 
     def gradients(self, saved: tuple, options: tuple, upstreams: tuple, needs: list) -> tuple:
         """Only what is asked for and has an upstream; the gradient of an output that nobody used is zero, which is None."""
         given = [up if need else None for up, need in zip(upstreams, needs)]
         if all(up is None for up in given):
             return None, None
-        return tuple(g if up is not None else None for g, up in zip(rope_gradient(*saved, *given), given))
+        return tuple(g if up is not None else None for g, up in zip(rope_gradient(*saved, *given, *options), given))
 
 
 @_Rope
-def rope(q: Heads, k: Heads, cos: Tensor, sin: Tensor, q_out: Made = Wish.HEADS, k_out: Made = Wish.HEADS[1]) -> Any:
-    return _native.rope_forward(q, k, cos, sin, q_out, k_out, _rotary_size(q, cos), 0)
+def rope(q: Heads, k: Heads, cos: Tensor, sin: Tensor, rotary: int,
+         q_out: Made = Wish.HEADS, k_out: Made = Wish.HEADS[1]) -> Any:  # fmt: skip
+    return _native.rope_forward(q, k, cos, sin, q_out, k_out, _rotary_size(q, cos, rotary), 0)
 
 
 class _RopeGradient(Operator):
     def prepared(self, *args: Any) -> tuple:
-        cos, sin, dq_out, dk_out = args
-        return _rotate(_native.rope_backward, dq_out, dk_out, cos, sin)
+        cos, sin, dq_out, dk_out, rotary = args
+        return _rotate(_native.rope_backward, dq_out, dk_out, cos, sin, rotary)
 
 
 @functools.partial(rope.gradient, kind=_RopeGradient)
-def rope_gradient(cos: Tensor, sin: Tensor, dq_out: Heads | None, dk_out: Heads | None,
+def rope_gradient(cos: Tensor, sin: Tensor, dq_out: Heads | None, dk_out: Heads | None, rotary: int,
                   dq: Made = Wish.HEADS[2], dk: Made = Wish.HEADS[3]) -> Any:  # fmt: skip
     """The gradient of an absent upstream is absent too."""
     if dq_out is None or dk_out is None:
         one: Any = dk_out if dq_out is None else dq_out
-        made = _native.rope_backward(one, None, cos, sin, Wish.HEADS, None, _rotary_size(one, cos), 0)
+        made = _native.rope_backward(one, None, cos, sin, Wish.HEADS, None, _rotary_size(one, cos, rotary), 0)
         return (made, None) if dk_out is None else (None, made)
-    rotary = _rotary_size(dq_out, cos)
+    rotary = _rotary_size(dq_out, cos, rotary)
     return _native.rope_backward(dq_out, dk_out, cos, sin, Wish.HEADS, Wish.HEADS[1], rotary, 0)
 
 
-def rope_forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(q', k', cos, sin)."""
-    q, k = rope(q, k, cos, sin)
-    return q, k, cos, sin
+def _require_heads_first(position_ids: Any, unsqueeze_dim: int) -> None:
+    if isinstance(position_ids, int):  # newer transformers pass unsqueeze_dim as the fifth argument
+        unsqueeze_dim = position_ids
+    if unsqueeze_dim != 1:
+        raise LigerArgumentError(f"rope: unsqueeze_dim is {unsqueeze_dim}, but must be 1")
 
 
-def rope_backward(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _three_dimensional(table: Tensor) -> Tensor:
+    table = _without_heads(table)
+    return table.unsqueeze(0) if table.dim() == 2 else table
+
+
+def rope_forward(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    unsqueeze_dim: int = 1,
+    rotary_dim: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(q', k', cos, sin), the last two with three dimensions."""
+    _require_heads_first(position_ids, unsqueeze_dim)
+    q, k = rope(q, k, cos, sin, _given_rotary(q, cos, rotary_dim))
+    return q, k, _three_dimensional(cos), _three_dimensional(sin)
+
+
+def rope_backward(
+    dq: Tensor,
+    dk: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    unsqueeze_dim: int = 1,
+    rotary_dim: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """The gradients of q and k: the rotation by the opposite angle."""
-    return rope_gradient(cos, sin, dq, dk)
+    _require_heads_first(position_ids, unsqueeze_dim)
+    return rope_gradient(cos, sin, dq, dk, _given_rotary(dq, cos, rotary_dim))
 
 
 def _rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
@@ -121,10 +172,12 @@ def _rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
 
 
 class LigerRopeFunction(LigerFunction):
-    """`apply(q, k, cos, sin, position_ids=None, unsqueeze_dim=1)` -> (q', k').
+    """`apply(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None)` -> (q', k').
 
-    q [B, Hq, S, D] and k [B, Hk, S, D] of any strides; cos and sin [1 or B, S, R] or [S, R]. With h = min(D, R) // 2:
-    x'[p] = x[p]·cos[p] - x[p+h]·sin[p], x'[p+h] = x[p+h]·cos[p] + x[p]·sin[p]; elements from 2h on pass through.
+    q [B, Hq, S, D] and k [B, Hk, S, D] of any strides; cos and sin [1 or B, S, C], [S, C] or [1 or B, 1, S, C]. With
+    h = R // 2, R = rotary_dim, or min(C, D) where that is None: x'[p] = x[p]·cos[p] - x[p+h]·sin[p], x'[p+h] =
+    x[p+h]·cos[p] + x[p]·sin[p]; elements from 2h on pass through. ValueError unless rotary_dim is even, in (0, D], and cos
+    has h columns: tables that are not duplicated, of h columns each, need it.
     f32 arithmetic, rounded once to the dtype of q (of k). The results are transposed views of [B, S, H, D] memory.
     position_ids is accepted and ignored; cos and sin get no gradient.
     """
@@ -134,14 +187,12 @@ class LigerRopeFunction(LigerFunction):
     held = ("cos", "sin")
 
     @staticmethod
-    def arguments(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
-        if isinstance(position_ids, int):  # newer transformers pass unsqueeze_dim as the fifth argument
-            unsqueeze_dim = position_ids
-        if unsqueeze_dim != 1:
-            raise LigerArgumentError(f"rope: unsqueeze_dim is {unsqueeze_dim}, but must be 1")
-        return q, k, cos, sin
+    def arguments(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+        _require_heads_first(position_ids, unsqueeze_dim)
+        return q, k, cos, sin, _given_rotary(q, cos, rotary_dim)
 
     @staticmethod
-    def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
-        rotary = _rotary_size(q, cos)
+    def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+        _require_heads_first(position_ids, unsqueeze_dim)
+        rotary = _rotary_size(q, cos, _given_rotary(q, cos, rotary_dim))
         return _rotated_half(q, cos, sin, rotary), _rotated_half(k, cos, sin, rotary)

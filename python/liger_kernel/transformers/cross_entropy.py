@@ -72,7 +72,7 @@ class LigerCrossEntropyLoss(CrossEntropyModule):
             return_token_accuracy,
             return_predicted_tokens,
         )
-        self.weight = weight
+        self.register_buffer("weight", weight, persistent=False)  # goes where the module goes; no part of a checkpoint
 
     def forward(self, _input, target):
         results = LigerCrossEntropyFunction.apply(
@@ -89,3 +89,38 @@ class LigerCrossEntropyLoss(CrossEntropyModule):
             self.return_predicted_tokens,
         )
         return self.loss_or_output(results)
+
+
+def liger_cross_entropy(
+    input,
+    target,
+    weight=None,
+    size_average=None,
+    ignore_index: int = -100,
+    reduce=None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    lse_square_scale: float = 0.0,
+    softcap: float | None = None,
+    return_z_loss: bool = False,
+    return_token_accuracy: bool = False,
+    return_predicted_tokens: bool = False,
+):
+    """Cross entropy of logits `input` [BT, V] with `target` [BT]: see `LigerCrossEntropyLoss`.
+
+    `size_average` and `reduce` are accepted and ignored.
+    """
+    results = LigerCrossEntropyFunction.apply(
+        input,
+        target,
+        weight,
+        ignore_index,
+        lse_square_scale,
+        label_smoothing,
+        reduction,
+        softcap,
+        return_z_loss,
+        return_token_accuracy,
+        return_predicted_tokens,
+    )
+    return loss_or_output(results, return_z_loss or return_token_accuracy or return_predicted_tokens)

@@ -48,3 +48,8 @@ class LigerFusedAddRMSNorm(nn.Module):
         return (
             f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}, offset={self.offset}, in_place={self.in_place}"
         )
+
+
+def liger_fused_add_rms_norm(X, R, W, eps, offset: float = 0.0, casting_mode: str = "llama", in_place: bool = True):
+    """(RMSNorm(X + R), X + R): see `LigerFusedAddRMSNorm`."""
+    return LigerFusedAddRMSNormFunction.apply(X, R, W, eps, offset, casting_mode, in_place)

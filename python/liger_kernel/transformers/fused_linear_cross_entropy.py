@@ -6,6 +6,7 @@ import torch
 
 from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 from liger_kernel.transformers.cross_entropy import CrossEntropyModule
+from liger_kernel.transformers.functional import loss_or_output
 
 
 class LigerFusedLinearCrossEntropyLoss(CrossEntropyModule):
@@ -40,7 +41,9 @@ class LigerFusedLinearCrossEntropyLoss(CrossEntropyModule):
             return_token_accuracy,
             return_predicted_tokens,
         )
-        self.ce_weight = ce_weight
+        self.register_buffer(
+            "ce_weight", ce_weight, persistent=False
+        )  # goes where the module goes; not in a checkpoint
         self.accum_dtype = accum_dtype
         self.use_token_scaling = use_token_scaling
 
@@ -63,3 +66,45 @@ class LigerFusedLinearCrossEntropyLoss(CrossEntropyModule):
             self.return_predicted_tokens,
         )
         return self.loss_or_output(results)
+
+
+def liger_fused_linear_cross_entropy(
+    input,
+    weight,
+    target,
+    bias=None,
+    ce_weight=None,
+    ignore_index: int = -100,
+    lse_square_scale: float = 0.0,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    softcap: float | None = None,
+    return_z_loss: bool = False,
+    accum_dtype: torch.dtype | None = None,
+    use_token_scaling: bool = False,
+    return_token_accuracy: bool = False,
+    return_predicted_tokens: bool = False,
+    chunk_mem_const: int = 1,
+):
+    """Cross entropy of `input` [BT, H] · `weight`ᵀ [V, H] (+ `bias`): see `LigerFusedLinearCrossEntropyLoss`."""
+    results = LigerFusedLinearCrossEntropyFunction.apply(
+        input,
+        weight,
+        target,
+        bias,
+        ce_weight,
+        ignore_index,
+        lse_square_scale,
+        label_smoothing,
+        reduction,
+        softcap,
+        return_z_loss,
+        accum_dtype,
+        use_token_scaling,
+        return_token_accuracy,
+        return_predicted_tokens,
+        None,
+        None,
+        chunk_mem_const,
+    )
+    return loss_or_output(results, return_z_loss or return_token_accuracy or return_predicted_tokens)

@@ -102,10 +102,10 @@ class LigerRMSNormForGemma4(LigerRMSNorm):
 
 
 class LigerRMSNormForOlmo2(LigerRMSNorm):
-    """OLMo 2: norms after the block instead of before it, hence not in place."""
+    """OLMo 2 and 3: multiplied before it is rounded; norms after the block instead of before it, hence not in place."""
 
     def __init__(
-        self, hidden_size, eps=1e-6, offset=0.0, casting_mode="llama", init_fn="ones", in_place=False, row_mode=None
+        self, hidden_size, eps=1e-6, offset=0.0, casting_mode="gemma", init_fn="ones", in_place=False, row_mode=None
     ):
         super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
 
@@ -126,3 +126,27 @@ class LigerRMSNormForQwen3Next(LigerRMSNorm):
         self, hidden_size, eps=1e-6, offset=1.0, casting_mode="gemma", init_fn="zeros", in_place=False, row_mode=None
     ):
         super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
+
+
+class LigerRMSNormForMuseGlimmer(LigerRMSNorm):
+    """Muse Glimmer: as Gemma 4; its embeddings, queries and keys have norms without a weight."""
+
+    def __init__(
+        self, dim=None, eps=1e-6, offset=0.0, casting_mode="gemma", init_fn="ones", in_place=False, with_scale=True
+    ):
+        super().__init__(dim, eps, offset, casting_mode, init_fn, in_place, None, elementwise_affine=with_scale)
+        self.with_scale = with_scale
+
+
+class LigerRMSNormForMuseGlimmerTextCentered(LigerRMSNorm):
+    """Muse Glimmer's text layers: the weight is stored minus one, as in Gemma."""
+
+    def __init__(
+        self, hidden_size, eps=1e-6, offset=1.0, casting_mode="gemma", init_fn="zeros", in_place=False, row_mode=None
+    ):
+        super().__init__(hidden_size, eps, offset, casting_mode, init_fn, in_place, row_mode)
+
+
+def liger_rms_norm(X, W, eps, offset: float = 0.0, casting_mode: str = "llama", in_place: bool = True):
+    """RMSNorm of X [..., H] with weight W [H] or None: see `LigerRMSNorm`."""
+    return LigerRMSNormFunction.apply(X, W, eps, offset, casting_mode, in_place)

@@ -14,10 +14,13 @@ def liger_rotary_pos_emb(
     sin: torch.Tensor,
     position_ids: torch.Tensor | None = None,
     unsqueeze_dim: int = 1,
+    rotary_dim: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate q [B, Hq, S, D] and k [B, Hk, S, D] by the angles in cos and sin [1 or B, S, R] or [S, R].
+    """Rotate q [B, Hq, S, D] and k [B, Hk, S, D] by the angles in cos and sin [1 or B, S, C] or [S, C].
 
-    The first half of the rotated part pairs with its second half; with R < D the tail of each head passes through.
+    The first half of the rotated part pairs with its second half; the tail of each head passes through. `rotary_dim` is
+    the width of that part (ValueError unless it is even, at most D, and cos has a column for each pair); None takes
+    min(C, D), which is wrong for tables that are not duplicated (C = D / 2): see `liger_rotary_pos_emb_gpt_oss`.
     Results have the dtype of q and of k; q and k are left as they are. `position_ids` is ignored. `unsqueeze_dim` must
     be 1 (ValueError): heads in front of the sequence is the only layout. Newer transformers pass it in the fifth place,
     so an int there is taken for it.
@@ -28,7 +31,14 @@ def liger_rotary_pos_emb(
         raise ValueError(
             f"liger_rotary_pos_emb: unsqueeze_dim is {unsqueeze_dim}, but only 1 (B, H, S, D) is supported"
         )
-    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim)
+    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+
+
+def liger_rotary_pos_emb_gpt_oss(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for GPT-OSS: whole heads are rotated, and cos and sin have one column for each pair (D / 2 of them)."""
+    return LigerRopeFunction.apply(q, k, cos, sin, None, 1, q.shape[-1])
 
 
 def liger_rotary_pos_emb_vision(
@@ -45,3 +55,8 @@ def liger_rotary_pos_emb_vision(
         q_rotated.transpose(1, 2).squeeze(0).to(q.dtype),
         k_rotated.transpose(1, 2).squeeze(0).to(k.dtype),
     )
+
+
+def liger_rope(q, k, cos, sin, position_ids=None, unsqueeze_dim: int = 1, rotary_dim: int | None = None):
+    """Rotary embedding of q [B, Hq, S, D] and k [B, Hk, S, D]: see `liger_rotary_pos_emb`."""
+    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)

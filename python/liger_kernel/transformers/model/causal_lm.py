@@ -7,6 +7,7 @@ the loss cannot be fused with.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
 from collections.abc import Callable
@@ -45,6 +46,20 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
     return getattr(config, name, None)
 
 
+@torch.compiler.assume_constant_result
+def _cache_name(model_class: Any) -> str:
+    """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+
+
+def _with_one_cache(model_class: type, base_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`base_kwargs` with the cache under the one name that the base model has; `kwargs` may hold it under the new one."""
+    old, new = base_kwargs.pop("past_key_values", None), kwargs.pop("cache", None)
+    if old is not None and new is not None:
+        raise ValueError("past_key_values and cache are two names of the same thing: give one of them")
+    return {**base_kwargs, _cache_name(model_class): old if new is None else new}
+
+
 def _keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The positions of hidden_states [B, T, H] whose logits are wanted: the last n (0: all) or those of an index.
 
@@ -58,15 +73,21 @@ def _keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> to
     return hidden_states[:, logits_to_keep, :] if own is None else own(hidden_states, logits_to_keep)
 
 
-def _require_as_many_targets(kept: torch.Tensor, targets: torch.Tensor | None) -> None:
+def _require_as_many_targets(
+    kept: torch.Tensor, all_kept: bool, labels: torch.Tensor | None, shift_labels: torch.Tensor | None
+) -> None:
+    name, targets = ("labels", labels) if shift_labels is None else ("shift_labels", shift_labels)
     if targets is None:
         return
     positions = kept.numel() // max(kept.shape[-1], 1)
-    if positions != targets.numel():
-        raise ValueError(
-            f"logits_to_keep leaves {positions} positions, but there are {targets.numel()} targets: labels are not "
-            "sliced along with the logits"
-        )
+    if positions == targets.numel():
+        return
+    if all_kept:
+        raise ValueError(f"{name} holds {targets.numel()} targets, but the input has {positions} positions")
+    raise ValueError(
+        f"logits_to_keep leaves {positions} positions, but there are {targets.numel()} targets: {name} are not "
+        "sliced along with the logits"
+    )
 
 
 def _decide_skip(model: nn.Module, skip_logits: bool | None, has_targets: bool) -> bool:
@@ -143,7 +164,7 @@ def causal_lm_forward(
     kwargs = {name: value for name, value in kwargs.items() if name not in _SET_HERE}
     return_dict = _config_flag(model.config, "return_dict", return_dict)
     outputs = model.base_model(
-        **base_kwargs,
+        **_with_one_cache(type(model.base_model), base_kwargs, kwargs),
         output_attentions=_config_flag(config, "output_attentions", output_attentions),
         output_hidden_states=_config_flag(config, "output_hidden_states", output_hidden_states),
         return_dict=True,
@@ -154,8 +175,7 @@ def causal_lm_forward(
     has_targets = labels is not None or shift_labels is not None
 
     kept = _keep(outputs[0], logits_to_keep)
-    if has_targets:
-        _require_as_many_targets(kept, labels if shift_labels is None else shift_labels)
+    _require_as_many_targets(kept, kept is outputs[0], labels, shift_labels)
     if logit_scale is not None and logit_scale != 1.0:
         kept = kept * logit_scale  # the projection is linear, so the hidden states may carry the scale
 

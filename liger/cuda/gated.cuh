@@ -1,0 +1,146 @@
+/* gated.cuh - the kernels of gated activations, y = f(gate) · up: element-wise and memory-bound, so that nothing matters but
+ * many loads on their way.
+ *
+ * A thread moves one pack per tensor, in 32 registers: a multiprocessor then holds all the threads that it can. Tensors in
+ * one piece come as one long row; rows with gaps add a second grid dimension. What is left of a row behind its last whole
+ * pack is done one element at a time. Inputs are read before outputs are written and never through the read-only cache,
+ * because an output may be an input.
+ *
+ * An operator brings its formula F, over the N values of a pack:
+ *   F::forward_problem     rows, cols, dtype, activation_dtype, gate, up, y
+ *   F::backward_problem    rows, cols, dtype, dy, gate, up, dgate, dup
+ *   F::activation(p, gate)                        f of one value
+ *   F::finish<T>(p, y)                            what comes after the product, usually nothing
+ *   F::gradients<T>(p, dy, gate, up)              gate and up become their gradients */
+#ifndef LIGER_CUDA_GATED_CUH
+#define LIGER_CUDA_GATED_CUH
+
+#include "liger/cuda/launch.cuh"
+#include "liger/cuda/pack.cuh"
+
+namespace gated {
+
+enum { THREADS = 256, MAX_GRID_Y = 65535 };
+
+template <typename T>
+__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
+    return rows.data ? (T *)rows.data + liger_row_offset(rows, r) : nullptr;
+}
+
+/* N neighbouring elements of one row: a pack or one element. ROUNDS_TO_T: the activation is rounded to T, which then is
+ * known when compiling. */
+template <typename F, typename T, bool ROUNDS_TO_T>
+struct forward_body {
+    using problem = typename F::forward_problem;
+
+    template <int N>
+    static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {
+        pack<T, N> out = load_pack<T, N>(row_at<const T>(p.gate, r) + i);
+        const pack<T, N> factor = load_pack<T, N>(row_at<const T>(p.up, r) + i);
+        float y[N], up[N];
+        unpack(out, y);
+        unpack(factor, up);
+#pragma unroll
+        for (int k = 0; k < N; k++) y[k] = F::activation(p, y[k]);
+        if constexpr (ROUNDS_TO_T) round_all<T>(y);
+#pragma unroll
+        for (int k = 0; k < N; k++) y[k] = (ROUNDS_TO_T ? y[k] : round_to_dtype(p.activation_dtype, y[k])) * up[k];
+        F::template finish<T>(p, y);
+        repack(y, out);
+        store_pack<T, N>(row_at<T>(p.y, r) + i, out);
+    }
+};
+
+template <typename F, typename T>
+struct backward_body {
+    using problem = typename F::backward_problem;
+
+    template <int N>
+    static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {
+        pack<T, N> dgate = load_pack<T, N>(row_at<const T>(p.gate, r) + i);
+        pack<T, N> dup = load_pack<T, N>(row_at<const T>(p.up, r) + i);
+        const pack<T, N> upstream = load_pack<T, N>(row_at<const T>(p.dy, r) + i);
+        float gate[N], up[N], dy[N];
+        unpack(dgate, gate);
+        unpack(dup, up);
+        unpack(upstream, dy);
+        F::template gradients<T>(p, dy, gate, up);
+        repack(gate, dgate);
+        repack(up, dup);
+        T *const dgate_row = row_at<T>(p.dgate, r), *const dup_row = row_at<T>(p.dup, r);
+        if (dup_row) store_pack<T, N>(dup_row + i, dup);
+        if (dgate_row) store_pack<T, N>(dgate_row + i, dgate);
+    }
+};
+
+/* The thread behind a row's last pack does what is left of the row. */
+template <typename BODY, int N>
+__device__ __forceinline__ void run_pack(const typename BODY::problem &p, int64_t r, int64_t c) {
+    const int64_t packs = p.cols / N;
+    if (c < packs) BODY::template run<N>(p, r, c * N);
+    if constexpr (N > 1) {
+        if (c != packs) return;
+        for (int64_t i = packs * N; i < p.cols; i++) BODY::template run<1>(p, r, i);
+    }
+}
+
+template <typename BODY, int N>
+__global__ void __launch_bounds__(THREADS) flat_kernel(const __grid_constant__ typename BODY::problem p) {
+    run_pack<BODY, N>(p, 0, (int64_t)blockIdx.x * THREADS + threadIdx.x);
+}
+template <typename BODY, int N>
+__global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ typename BODY::problem p) {
+    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows; r += (int64_t)gridDim.y * blockDim.y)
+        run_pack<BODY, N>(p, r, c);
+}
+
+/* Narrow rows share a block. */
+template <typename BODY, int N>
+void launch(const typename BODY::problem &p, cudaStream_t stream) {
+    const int64_t items = p.cols / N + (p.cols % N != 0);
+    if (p.rows == 1) {
+        flat_kernel<BODY, N><<<grid_size(items, THREADS), THREADS, 0, stream>>>(p);
+        return;
+    }
+    unsigned x = THREADS;
+    while (x > 1 && (int64_t)x / 2 >= items) x /= 2;
+    const dim3 block(x, THREADS / x), grid(grid_size(items, x), grid_size(p.rows, block.y, MAX_GRID_Y));
+    rows_kernel<BODY, N><<<grid, block, 0, stream>>>(p);
+}
+
+template <typename BODY, typename T>
+void launch_widest(const typename BODY::problem &p, bool packable, cudaStream_t stream) {
+    if (packable) launch<BODY, pack_size<T>>(p, stream);
+    else launch<BODY, 1>(p, stream);
+}
+
+template <typename F>
+liger_status run_forward(const liger_context *context, const typename F::forward_problem &p, const char *op,
+                         liger_stream stream) {
+    LIGER_ON_DEVICE(context, op);
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable =
+        rows_are_packable(p.gate, element) && rows_are_packable(p.up, element) && rows_are_packable(p.y, element);
+    LIGER_FOR_FLOAT(p.dtype, T,
+                    if (p.activation_dtype == p.dtype)
+                        launch_widest<forward_body<F, T, true>, T>(p, packable, (cudaStream_t)stream);
+                    else launch_widest<forward_body<F, T, false>, T>(p, packable, (cudaStream_t)stream));
+    return launched(context, op, stream);
+}
+
+template <typename F>
+liger_status run_backward(const liger_context *context, const typename F::backward_problem &p, const char *op,
+                          liger_stream stream) {
+    LIGER_ON_DEVICE(context, op);
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable = rows_are_packable(p.dy, element) && rows_are_packable(p.gate, element) &&
+                          rows_are_packable(p.up, element) && rows_are_packable(p.dgate, element) &&
+                          rows_are_packable(p.dup, element);
+    LIGER_FOR_FLOAT(p.dtype, T, launch_widest<backward_body<F, T>, T>(p, packable, (cudaStream_t)stream));
+    return launched(context, op, stream);
+}
+
+} // namespace gated
+
+#endif

@@ -1,0 +1,146 @@
+/* geglu_cases.c - shapes, tolerances, properties and bench points of GeGLU. */
+#include "liger/ops/geglu/geglu.h"
+#include "liger/ops/geglu/geglu_ref.h"
+#include "tests/harness/gated_cases.h"
+#include "tests/harness/op_door.h"
+#include "tests/harness/op_run.h"
+
+enum { GATE = GATED_GATE, UP, Y, FORWARD_TENSORS };
+enum { DY = GATED_DY, DGATE, DUP, BACKWARD_TENSORS };
+enum { ACTIVATION = GATED_SIZES };
+enum { NO_DGATE = 1, NO_DUP = 2, EXTREME = GATED_EXTREME };
+
+static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
+    spec[GATE] = gated_tensor(c, "gate", ROLE_IN);
+    spec[GATE].spread = 3;
+    spec[GATE].ranges = OP_EVERY_RANGE;
+    spec[UP] = gated_tensor(c, "up", ROLE_IN);
+    spec[UP].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
+    spec[UP].huge = 0x1p30; /* f32: gate · up may overflow, dy · up may not */
+}
+
+static const struct op_case cases[] = {
+    {.label = "3x7x37", .size = {3, 3, 7, 37}},
+    {.label = "one element", .size = {1, 0, 0, 1}},
+    {.label = "5x130", .size = {2, 0, 5, 130}},
+    {.label = "long row", .size = {1, 0, 0, 40007}},
+    {.label = "aligned 6x2x512", .size = {3, 6, 2, 512}},
+    {.label = "many narrow rows", .size = {2, 0, 1031, 8}},
+    {.label = "columns of one", .size = {3, 4, 9, 1}},
+    {.label = "gelu kept in f32", .size = {2, 0, 7, 96, LIGER_F32}},
+    {.label = "gelu rounded to f16", .size = {2, 0, 7, 97, LIGER_F16}},
+    {.label = "gelu rounded to bf16", .size = {2, 0, 7, 97, LIGER_BF16}},
+    {.label = "no dgate", .size = {2, 0, 3, 40}, .flags = NO_DGATE},
+    {.label = "no dup", .size = {2, 0, 3, 40}, .flags = NO_DUP},
+    {.label = "nothing asked for", .size = {2, 0, 3, 40}, .flags = NO_DGATE | NO_DUP, .edge = true},
+    {.label = "no rows", .size = {2, 0, 0, 40}, .edge = true},
+    {.label = "no columns", .size = {3, 2, 3, 0}, .edge = true},
+    {.label = "saturated", .size = {2, 0, 5, 61}, .flags = EXTREME, .edge = true},
+    {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .large = true},
+};
+
+/* Bytes: every tensor once; in the bench none is absent. */
+static const struct op_case bench[] = {
+    {.label = "16384x14336", .size = {2, 0, 16384, 14336}, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "2048x2816", .size = {2, 0, 2048, 2816}},
+    {.label = "2048x11008", .size = {2, 0, 2048, 11008}},
+};
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_inputs(c, spec);
+    spec[Y] = gated_tensor(c, "y", ROLE_OUT);
+    /* A gelu that lies between two values of T may be rounded to the other one: 2u. Then the rounding of the product. */
+    spec[Y].relative = 3.05;
+    spec[Y].absolute = 16; /* f32: ½·a·(1 + tanh) keeps the error of tanh, 3u, also where the sum cancels */
+    spec[Y].steps = 25;    /* two roundings of gelu, times |up| <= 6 */
+}
+
+static void forward_options(const struct op_case *c, void *args) {
+    ((liger_geglu_forward_args *)args)->activation_dtype = (int32_t)c->size[ACTIVATION];
+}
+OP_DOOR(geglu_forward, forward_options)
+
+static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const liger_dtype activation = c->size[ACTIVATION] ? (liger_dtype)c->size[ACTIVATION] : types->t;
+    geglu_forward_ref(gated_count(c), activation, t[GATE], t[UP], t[Y]);
+}
+
+static const char *rounds_like_operators(struct op_run *run) {
+    if (run->c.size[ACTIVATION]) return op_run_not_applicable(run, "roundings: gelu is not rounded to T");
+    return gated_rounds_like_operators(run, NULL);
+}
+
+static const struct op_property forward_properties[] = {
+    {"halves of one buffer", gated_forward_of_halves},
+    {"rounds like the separate operators", rounds_like_operators},
+};
+
+const struct op_cases geglu_forward_cases = {
+    .name = "geglu_forward",
+    .tensor_count = FORWARD_TENSORS,
+    .describe = describe_forward,
+    OP_CASES(cases),
+    .prepare = gated_prepare,
+    .call = call_geglu_forward,
+    .reference = reference_forward,
+    .no_naive = OP_NO_SUMS,
+    .no_loss = OP_IS_FORWARD,
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(bench),
+};
+
+/* ---- backward --------------------------------------------------------------------------------------------------- */
+
+static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_inputs(c, spec);
+    spec[UP].ranges |= 1u << RANGE_TINY;
+    spec[DY] = gated_tensor(c, "dy", ROLE_IN);
+    spec[DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
+    spec[DY].huge = 0x1p30;
+    spec[DGATE] = gated_tensor(c, "dgate", ROLE_OUT);
+    spec[DGATE].absent = c->flags & NO_DGATE;
+    spec[DGATE].relative = 2.05; /* of dy · up, and at the store */
+    spec[DGATE].absolute = 64;   /* f32: 1 - tanh² cancels near |a| = 5, where what multiplies it is 9 */
+    spec[DUP] = gated_tensor(c, "dup", ROLE_OUT);
+    spec[DUP].absent = c->flags & NO_DUP;
+    spec[DUP].relative = 3.05;
+    spec[DUP].absolute = 16;
+    spec[DGATE].steps = spec[DUP].steps = 25; /* two roundings of gelu, times |dy| <= 6 */
+}
+
+OP_DOOR(geglu_backward, NULL)
+
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    geglu_backward_ref(gated_count(c), types->t, t[DY], t[GATE], t[UP], t[DGATE], t[DUP]);
+}
+
+static double loss(const struct op_case *c, const struct op_types *types, double *const *t) {
+    double sum = 0;
+    (void)types;
+    for (int64_t i = 0; i < gated_count(c); i++) {
+        double y;
+        geglu_forward_ref(1, LIGER_DTYPE_NONE, t[GATE] + i, t[UP] + i, &y);
+        sum += t[DY][i] * y;
+    }
+    return sum;
+}
+
+static const struct op_gradient gradients[] = {{DGATE, GATE}, {DUP, UP}};
+static const struct op_property backward_properties[] = {{"halves of one buffer, in place", gated_backward_of_halves}};
+
+const struct op_cases geglu_backward_cases = {
+    .name = "geglu_backward",
+    .tensor_count = BACKWARD_TENSORS,
+    .describe = describe_backward,
+    OP_CASES(cases),
+    .prepare = gated_prepare,
+    .call = call_geglu_backward,
+    .reference = reference_backward,
+    .no_naive = OP_NO_SUMS,
+    .loss = loss,
+    OP_GRADIENTS(gradients),
+    OP_PROPERTIES(backward_properties),
+    OP_BENCH(bench),
+};

@@ -1,0 +1,61 @@
+/* geglu_cuda.cu - GeGLU on the GPU: the formula; how it is run stands in gated.cuh.
+ *
+ * gelu in the tanh form, step by step as PyTorch computes it: its bits in 16-bit dtypes are part of the contract, so that
+ * tanhf is the accurate one (some 16 instructions, no branch: the kernel stays bound by memory). */
+#include <float.h>
+
+#include "liger/cuda/gated.cuh"
+#include "liger/ops/geglu/geglu_problem.h"
+
+namespace {
+
+constexpr float SCALE = 0.797884560802865356f, CUBIC = 0.044715f; /* √(2/π) */
+
+__device__ __forceinline__ float tanh_of_gate(float a) { return tanhf(SCALE * (a + CUBIC * (a * a * a))); }
+
+struct geglu {
+    using forward_problem = geglu_forward_problem;
+    using backward_problem = geglu_backward_problem;
+
+    static __device__ __forceinline__ float activation(const forward_problem &, float a) {
+        return 0.5f * a * (1.0f + tanh_of_gate(a));
+    }
+    template <typename T, int N>
+    static __device__ __forceinline__ void finish(const forward_problem &, float (&)[N]) {}
+
+    /* gelu and dy · up are rounded to T before they meet the other factor, as separate operators would round them. */
+    template <typename T, int N>
+    static __device__ __forceinline__ void gradients(const backward_problem &, const float (&dy)[N], float (&gate)[N],
+                                                     float (&up)[N]) {
+        float slope[N];
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            const float a = gate[k], t = tanh_of_gate(a), half = 0.5f * a;
+            const float inner =
+                fminf(SCALE * fmaf(3.0f * CUBIC * a, a, 1.0f), FLT_MAX); /* times 1 - t², which is 0 there */
+            slope[k] = fmaf(half * fmaf(-t, t, 1.0f), inner, 0.5f * (1.0f + t));
+            gate[k] = half * (1.0f + t);
+            up[k] *= dy[k];
+        }
+        round_all<T>(gate);
+        round_all<T>(up);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            const float gelu = gate[k];
+            gate[k] = up[k] * slope[k];
+            up[k] = gelu * dy[k];
+        }
+    }
+};
+
+} // namespace
+
+extern "C" liger_status geglu_forward_cuda(liger_context *context, const geglu_forward_problem *problem,
+                                           liger_stream stream) {
+    return gated::run_forward<geglu>(context, *problem, "geglu_forward", stream);
+}
+
+extern "C" liger_status geglu_backward_cuda(liger_context *context, const geglu_backward_problem *problem,
+                                            liger_stream stream) {
+    return gated::run_backward<geglu>(context, *problem, "geglu_backward", stream);
+}

@@ -1,0 +1,143 @@
+/* layer_norm_cuda.cu - LayerNorm on the GPU: the formula; how it is run stands in row_norm.cuh. */
+#include "liger/cuda/row_norm.cuh"
+#include "liger/ops/layer_norm/layer_norm_problem.h"
+
+namespace {
+
+struct moments {
+    float mean, rstd;
+};
+
+/* The mean first: differences to it do not cancel where all of a row has a large common offset. */
+__device__ __forceinline__ float normal_of(const moments &m, float x) { return (x - m.mean) * m.rstd; }
+
+template <typename T, typename TW>
+struct forward {
+    using type = T;
+    using problem = layer_norm_forward_problem;
+    static constexpr bool ADDS = false;
+    static constexpr int SUMS = 2, VECTORS = 2;
+
+    template <typename S>
+    static __device__ __forceinline__ moments measure(const problem &p, S sum) {
+        const float per_col = 1.0f / (float)p.cols;
+        const float mean = sum(0, [](float s, float x) { return s + x; }) * per_col;
+        const float squares = sum(1, [mean](float s, float x) { return fmaf(x - mean, x - mean, s); });
+        return {mean, 1.0f / sqrtf(fmaf(squares, per_col, p.epsilon))};
+    }
+    static __device__ __forceinline__ void keep(const problem &p, int64_t r, const moments &m) {
+        if (p.mean) p.mean[r] = m.mean;
+        if (p.rstd) p.rstd[r] = m.rstd;
+    }
+
+    template <int N>
+    struct parameters {
+        pack<TW, N> weight, bias;
+        __device__ __forceinline__ void load(const problem &p, int64_t c) {
+            if (p.weight) weight = load_shared<TW, N>((const TW *)p.weight + c);
+            if (p.bias) bias = load_shared<TW, N>((const TW *)p.bias + c);
+        }
+    };
+    static __device__ __forceinline__ bool has_parameters(const problem &p) { return p.weight || p.bias; }
+
+    template <int N>
+    static __device__ __forceinline__ void apply(const problem &p, const moments &m, const parameters<N> &columns,
+                                                 float (&x)[N]) {
+        float weight[N], bias[N];
+        if (p.weight) unpack(columns.weight, weight);
+        if (p.bias) unpack(columns.bias, bias);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            x[i] = normal_of(m, x[i]);
+            if (p.weight) x[i] *= weight[i];
+            if (p.bias) x[i] += bias[i];
+        }
+    }
+};
+
+template <typename T>
+struct backward {
+    using type = T;
+    using problem = layer_norm_backward_problem;
+    static constexpr bool ADDS = false;
+    static constexpr int SUMS = 2, PARTIALS = 2; /* of dy·weight and its product with the normal; dweight and dbias */
+    using facts = moments;
+    struct pull {
+        float mean, along;
+    };
+
+    static __device__ __forceinline__ facts facts_of(const problem &p, int64_t r) { return {p.mean[r], p.rstd[r]}; }
+
+    template <int N>
+    static __device__ __forceinline__ void scale(const problem &p, int64_t c, float (&weight)[N]) {
+        if (p.weight) row_norm::load_parameters<T>(p.weight, p.weight_dtype, c, weight);
+#pragma unroll
+        for (int i = 0; i < N; i++) weight[i] = p.weight ? weight[i] : 1.0f;
+    }
+    template <int N>
+    static __device__ __forceinline__ void gather(const problem &, const facts &m, const float (&dy)[N], float (&x)[N],
+                                                  const float (&weight)[N], float (&sums)[SUMS],
+                                                  float (&partial)[PARTIALS][N]) {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const float normal = normal_of(m, x[i]), g = dy[i] * weight[i];
+            sums[0] += g;
+            sums[1] = fmaf(g, normal, sums[1]);
+            partial[0][i] = fmaf(dy[i], normal, partial[0][i]);
+            partial[1][i] += dy[i];
+        }
+    }
+    static __device__ __forceinline__ pull pull_of(const facts &, const float (&means)[SUMS]) {
+        return {means[0], means[1]};
+    }
+    static __device__ __forceinline__ float dx_of(const facts &m, const pull &pull, float dy, float x, float weight) {
+        return m.rstd * fmaf(-pull.along, normal_of(m, x), fmaf(dy, weight, -pull.mean));
+    }
+    LIGER_HOST_DEVICE static bool gathers(const problem &p, int i) { return (i == 0 ? p.dweight : p.dbias) != NULL; }
+};
+
+template <typename T, typename TW>
+void launch_forward(const layer_norm_forward_problem &p, bool packable, cudaStream_t stream) {
+    if (row_norm::fits_registers<T>(p, packable)) row_norm::launch_forward_registers<forward<T, TW>>(p, stream);
+    else row_norm::launch_forward_loop<forward<T, TW>>(p, packable, stream);
+}
+
+template <typename T>
+cudaError_t launch_backward(const liger_context *context, const layer_norm_backward_problem &p, bool packable,
+                            cudaStream_t stream) {
+    const int rung = row_norm::rung_of<T>(context, p, packable, false);
+    if (rung < 0) return row_norm::launch_backward_loop<backward<T>>(p, packable, stream);
+    return row_norm::launch_backward_registers<backward<T>>(context, p, rung, stream);
+}
+
+} // namespace
+
+extern "C" liger_status layer_norm_forward_cuda(liger_context *context, const layer_norm_forward_problem *problem,
+                                                liger_stream stream) {
+    const layer_norm_forward_problem &p = *problem;
+    LIGER_ON_DEVICE(context, "layer_norm_forward");
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
+                          rows_are_packable(p.y, element) && pointer_is_packable(p.weight) &&
+                          pointer_is_packable(p.bias);
+    LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.weight_dtype, T, TW,
+                               launch_forward<T, TW>(p, packable, (cudaStream_t)stream));
+    return launched(context, "layer_norm_forward", stream);
+}
+
+extern "C" liger_status layer_norm_backward_cuda(liger_context *context, const layer_norm_backward_problem *problem,
+                                                 liger_stream given) {
+    const layer_norm_backward_problem &p = *problem;
+    const cudaStream_t stream = (cudaStream_t)given;
+    LIGER_ON_DEVICE(context, "layer_norm_backward");
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
+                          rows_are_packable(p.dy, element) && rows_are_packable(p.dx, element) &&
+                          pointer_is_packable(p.weight);
+    return row_norm::run_backward(
+        context, p, {{p.dweight, p.dbias}, p.weight_dtype}, "layer_norm_backward", stream, [&] {
+            cudaError_t error = cudaSuccess;
+            LIGER_FOR_FLOAT(p.dtype, T, error = launch_backward<T>(context, p, packable, stream));
+            return error;
+        });
+}

@@ -1,0 +1,28 @@
+/* layer_norm_problem.h - what a backend sees of LayerNorm: flat, checked, no views. */
+#ifndef LIGER_OPS_LAYER_NORM_PROBLEM_H
+#define LIGER_OPS_LAYER_NORM_PROBLEM_H
+
+#include "liger/core/norm_partials.h"
+#include "liger/core/rows.h"
+
+struct layer_norm_forward_problem {
+    liger_dtype dtype, weight_dtype; /* weight_dtype: of weight and bias */
+    int64_t rows, cols;              /* both 1 or more */
+    liger_rows x, y;
+    const void *weight, *bias; /* each or NULL */
+    float *mean, *rstd;        /* each or NULL */
+    float epsilon;
+};
+
+struct layer_norm_backward_problem {
+    liger_dtype dtype, weight_dtype; /* weight_dtype: of weight, dweight and dbias */
+    int64_t rows, cols;              /* rows may be 0: dweight and dbias are zero then */
+    liger_rows dy, x, dx;            /* dx.data may be NULL */
+    const void *weight;              /* or NULL */
+    const float *mean, *rstd;
+    void *dweight, *dbias; /* each or NULL */
+    int64_t partials;      /* norm_partials() */
+    float *workspace;      /* [2, partials, cols]: of dweight, then of dbias; NULL without both */
+};
+
+#endif

@@ -1,0 +1,95 @@
+"""What each operator exports: one row an operator, which the three packages that hand the names out follow.
+
+`liger_kernel.ops`, `liger_kernel.transformers` and `liger_kernel.transformers.functional` offer what stands here and import
+a name at its first use, so that a program loads the operators that it uses.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Exports:
+    """The names of one operator, separated by blanks.
+
+    ops         in `liger_kernel.ops.<operator>`: its Functions and their helpers
+    modules     in `liger_kernel.transformers.<operator>`: what stands in `liger_kernel.transformers` too
+    functional  in the same file: what stands in `liger_kernel.transformers.functional` too
+    """
+
+    ops: str
+    modules: str
+    functional: str
+
+
+OPERATORS = {
+    "cross_entropy": Exports(
+        "LigerCrossEntropyFunction cross_entropy_backward cross_entropy_forward",
+        "LigerCrossEntropyLoss",
+        "liger_cross_entropy",
+    ),
+    "fused_add_rms_norm": Exports(
+        "LigerFusedAddRMSNormFunction fused_add_rms_norm_backward fused_add_rms_norm_forward",
+        "LigerFusedAddRMSNorm",
+        "liger_fused_add_rms_norm",
+    ),
+    "fused_linear_cross_entropy": Exports(
+        "LigerFusedLinearCrossEntropyFunction fused_linear_cross_entropy_backward fused_linear_cross_entropy_forward",
+        "LigerFusedLinearCrossEntropyLoss",
+        "liger_fused_linear_cross_entropy",
+    ),
+    "geglu": Exports(
+        "LigerGELUMulFunction geglu_backward geglu_forward",
+        "LigerGEGLUMLP",
+        "liger_geglu",
+    ),
+    "layer_norm": Exports(
+        "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
+        "LigerLayerNorm",
+        "liger_layer_norm",
+    ),
+    "rms_norm": Exports(
+        "LigerRMSNormFunction rms_norm_backward rms_norm_forward",
+        "LigerRMSNorm LigerRMSNormForMuseGlimmer LigerRMSNormForMuseGlimmerTextCentered",
+        "liger_rms_norm",
+    ),
+    "rope": Exports(
+        "LigerRopeFunction rope_backward rope_forward",
+        "liger_rotary_pos_emb",
+        "liger_rope",
+    ),
+    "swiglu": Exports(
+        "LigerFusedGateUpSiLUMulFunction LigerSiLUMulFunction swiglu_backward swiglu_forward "
+        "swiglu_fused_gate_up_backward swiglu_fused_gate_up_forward",
+        "LigerBlockSparseTop2MLP LigerFalconH1SwiGLUMLP LigerPhi3SwiGLUMLP LigerQwen3MoeSwiGLUMLP LigerSwiGLUMLP "
+        "LigerSwiGLUMLPForMuseGlimmer",
+        "liger_swiglu",
+    ),
+}
+
+
+def homes(folder: str, column: str) -> dict[str, str]:
+    """Each name of a column of the table -> the module that defines it, below `folder`."""
+    return {
+        name: f"{folder}.{operator}" for operator, row in OPERATORS.items() for name in getattr(row, column).split()
+    }
+
+
+def find(package: str, name: str, offered: Mapping[str, str]) -> Any:
+    """What the `__getattr__` of `package` answers: an offered name, or the submodule of an operator. AttributeError else.
+
+    The value stays in the package, where the next look finds it, or what somebody has put in its place since.
+    """
+    if name in offered:
+        value = getattr(importlib.import_module(offered[name]), name)
+    elif name in OPERATORS and hasattr(sys.modules[package], "__path__"):
+        value = importlib.import_module(f"{package}.{name}")
+    else:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    setattr(sys.modules[package], name, value)
+    return value

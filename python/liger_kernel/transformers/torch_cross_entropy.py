@@ -1,0 +1,69 @@
+"""What stands in for torch.nn.functional.cross_entropy while `cross_entropy=True` is applied.
+
+Any code of the process may call it. So what our operator does not do, or does otherwise, goes to the function that stood
+there before: other ranks, class probabilities, float64, tensor subclasses, the old reduction arguments, transforms of
+torch.func, forward-mode derivatives, and torch.jit, whose traces and scripts are to hold torch's own operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from liger_kernel.ops._operator import is_transformed
+from liger_kernel.transformers import patching
+from liger_kernel.transformers.functional import liger_cross_entropy
+
+_PLAIN = (torch.Tensor, nn.Parameter)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_recorded = nn.functional.cross_entropy
+
+
+def stand_in(functional: Any) -> bool:
+    """Replace `functional.cross_entropy`, in a way that `revert_liger_kernel` undoes."""
+    global _recorded
+    if not patching.is_ours(functional.cross_entropy):
+        _recorded = functional.cross_entropy
+    return patching.replace(functional, "cross_entropy", cross_entropy)
+
+
+def _is_ours_to_do(input: Any, target: Any, weight: Any) -> bool:
+    return (
+        type(input) in _PLAIN
+        and type(target) in _PLAIN
+        and input.ndim == 2
+        and target.ndim == 1
+        and input.shape[0] == target.shape[0]
+        and input.device.type in ("cpu", "cuda")
+        and input.device == target.device
+        and input.dtype in _FLOATS
+        and target.dtype in (torch.int64, torch.int32)
+        and (weight is None or (type(weight) in _PLAIN and weight.dtype in _FLOATS and weight.device == input.device))
+    )
+
+
+def cross_entropy(
+    input,
+    target,
+    weight=None,
+    size_average=None,
+    ignore_index=-100,
+    reduce=None,
+    reduction="mean",
+    label_smoothing=0.0,
+):
+    """torch.nn.functional.cross_entropy, by our operator where it can serve the call."""
+    ours = size_average is None and reduce is None and reduction in ("mean", "sum", "none")
+    if not ours or is_transformed() or not _is_ours_to_do(input, target, weight):
+        return _recorded(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+    if torch.is_autocast_enabled(input.device.type):
+        input = input.float()  # autocast's rule for this function: the loss is float32, and a scale of 65536 fits
+    return liger_cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+
+
+# torch.jit.script compiles what this answers, instead of the source above
+cross_entropy.__prepare_scriptable__ = lambda: _recorded  # type: ignore[attr-defined]
