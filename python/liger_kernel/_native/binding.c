@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_CUDA_DEVICES = 64, HUGE_RESULT = 4 << 20, UNKNOWN_DTYPE = 1000 };
+enum { HUGE_RESULT = 4 << 20, UNKNOWN_DTYPE = 1000 };
 
 struct torch_functions torch;
 
@@ -96,11 +96,9 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
     for (int i = 0; i < DTYPES; i++) {
         torch.dtypes[i] = PySequence_GetItem(dtypes, i);
         if (torch.dtypes[i] == NULL) return NULL;
-        torch.as_dtype[i] = Py_BuildValue("{s:O}", "dtype", torch.dtypes[i]);
     }
     Py_INCREF(torch.wish), Py_INCREF(torch.empty_like), Py_INCREF(torch.empty_strided);
     torch.contiguous = Py_BuildValue("{s:O}", "memory_format", format);
-    torch.new_empty = (keyword_function)(void (*)(void))method_of(sample, "new_empty", METH_VARARGS | METH_KEYWORDS);
     torch.empty = PyTuple_New(0);
     torch.data_ptr = method_of(sample, "data_ptr", METH_NOARGS);
     torch.get_device = method_of(sample, "get_device", METH_NOARGS);
@@ -110,8 +108,8 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
     torch.get_shape = getter_of(torch.tensor_base, "shape", &torch.shape_getter);
     torch.get_is_cuda = getter_of(torch.tensor_base, "is_cuda", &torch.is_cuda_getter);
     torch.direct = torch.empty != NULL && torch.data_ptr != NULL && torch.get_device != NULL && torch.stride != NULL &&
-                   torch.is_neg != NULL && torch.new_empty != NULL && torch.get_dtype != NULL &&
-                   torch.get_shape != NULL && torch.get_is_cuda != NULL;
+                   torch.is_neg != NULL && torch.get_dtype != NULL && torch.get_shape != NULL &&
+                   torch.get_is_cuda != NULL;
     torch.name_data_ptr = PyUnicode_InternFromString("data_ptr");
     torch.name_get_device = PyUnicode_InternFromString("get_device");
     torch.name_stride = PyUnicode_InternFromString("stride");
@@ -417,7 +415,7 @@ static int make(binding_call *call, int index, liger_tensor *tensor) {
     const liger_tensor *given = source < FOLLOWED ? call->followed[source] : NULL;
     if (given == NULL || wish >= SCRATCH || (wish == HEADS && given->ndim != 4))
         return refuse(call, "%s cannot be made in the likeness of %s", call->names[index], call->names[source]);
-    PyObject *made = results_make(wish, call->argv[source], given, tensor);
+    PyObject *made = results_make(wish, call->argv[source], call->device, given, tensor);
     if (made == NULL) return 0;
     call->made[call->made_count++] = made;
     if (!take_data(call, index, made, tensor)) return 0;
@@ -478,7 +476,7 @@ int binding_scratch(binding_call *call, size_t needed, void **data, size_t *byte
     if (needed == 0) return 1;
     PyObject *const like = call->argv[call->device_argument];
     if (!is_exact(like)) return refuse(call, "there is no tensor that says where scratch belongs");
-    call->scratch = results_make_bytes(like, needed + ALIGNMENT);
+    call->scratch = results_make_bytes(like, call->device, needed + ALIGNMENT);
     if (call->scratch == NULL || !take_int64(ask_data_ptr(call->scratch), &address)) return 0;
     *data = (void *)(((uintptr_t)address + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     *bytes = needed;
