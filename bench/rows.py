@@ -176,6 +176,13 @@ PLAIN: dict[str, Callable[..., object]] = {
     "linear_cross_entropy": linear_cross_entropy,
     "gemm": matmul,
 }
+# Elements that are read and written for each element of the shape, forward and backward.
+PASSES = {
+    "rms_norm": 5,
+    "add_rms_norm": 8,
+    "swiglu": 8,
+    "cross_entropy": 2,
+}
 
 
 # how often a tensor of the row's shape is read or written, forward and backward

@@ -5,7 +5,8 @@
 
 #include "liger/core/door_rules.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
-#include "tests/harness/door_list.h"
+#include "tests/harness/modes.h"
+#include "tests/harness/op_door.h"
 
 static void expect(struct report *report, bool fact, const char *what) {
     if (fact) report_pass(report);
@@ -140,6 +141,97 @@ static void words(struct report *report, liger_context *context) {
            "what an older caller does not know is zero");
 }
 
+/* ---- the refusals that the driver derives ------------------------------------------------------------------------- */
+
+typedef struct liger_plain_args {
+    size_t size;
+    liger_tensor x, weight, y, sums;
+    float scale;
+    int32_t reserved;
+    void *workspace;
+    size_t workspace_bytes;
+} liger_plain_args;
+
+enum { ROWS = 1, COLS };
+static size_t one_page(const struct door_call *call) { return (void)call, 256; }
+
+#define DOOR plain, plain
+/* clang-format off */
+static const struct door_rule plain_rules[] = {
+    {ARG(x),      IN,  FLOAT_T,    MATRIX(ROWS, SOME(COLS)), LAST},
+    {ARG(weight), IN,  T_OR_F32,   VECTOR(COLS),             CONTIGUOUS, OPTIONAL},
+    {ARG(y),      OUT, T,          LIKE(x),                  LAST, MAY_BE(x)},
+    {ARG(sums),   OUT, DTYPE(F32), VECTOR(ROWS),             CONTIGUOUS},
+    {FLOAT(scale), BETWEEN(0, 1)},
+    {RESERVED(reserved)},
+    {WORKSPACE(one_page, x)},
+};
+/* clang-format on */
+#undef DOOR
+static const struct door plain_door = DOOR_OF(plain, plain_rules);
+
+/* What a door may do wrong as a whole; each part of it is broken by hand when it changes. */
+static enum { CHECKS_ALL, LETS_ALL_PASS, REFUSES_ALL } plain_does;
+
+static liger_status enter_plain(liger_context *context, const void *given, liger_stream stream) {
+    liger_plain_args args;
+    struct door_call call;
+    (void)stream;
+    if (plain_does == LETS_ALL_PASS) return LIGER_OK;
+    if (plain_does == REFUSES_ALL) return liger_fail(LIGER_ERR_UNSUPPORTED, "plain: x y weight sums NULL 0 1 but");
+    return door_enter(&call, &plain_door, context, given, &args, NULL);
+}
+
+enum { PLAIN_X, PLAIN_WEIGHT, PLAIN_Y, PLAIN_SUMS, PLAIN_TENSORS };
+static const struct door_entry plain_entry = {.name = "plain", .door = &plain_door, .call = enter_plain};
+
+static void describe_plain(const struct op_case *c, struct tensor_spec *spec) {
+    const struct tensor_spec matrix = {.kind = KIND_T, .ndim = 2, .shape = {c->size[0], c->size[1]}, .gaps = true};
+    spec[PLAIN_X] = spec[PLAIN_Y] = matrix;
+    spec[PLAIN_X].name = "x", spec[PLAIN_Y].name = "y", spec[PLAIN_Y].role = ROLE_OUT;
+    spec[PLAIN_WEIGHT] = (struct tensor_spec){.name = "weight", .kind = KIND_WEIGHT, .ndim = 1, .shape = {c->size[1]}};
+    spec[PLAIN_SUMS] =
+        (struct tensor_spec){.name = "sums", .role = ROLE_OUT, .kind = KIND_F32, .ndim = 1, .shape = {c->size[0]}};
+}
+
+static liger_status call_plain(liger_context *context, const struct op_call *call, liger_stream stream) {
+    static struct op_door way = {.entry = &plain_entry, .tensor = {0, 1, 2, 3}};
+    return op_door_call(&way, context, call, stream);
+}
+static liger_status workspace_plain(liger_context *context, const struct op_call *call, size_t *bytes) {
+    (void)context, (void)call;
+    return *bytes = 256, LIGER_OK;
+}
+
+static struct report refusals_of_plain(liger_context *context) {
+    static const struct op_case c = {.label = "5x7", .size = {5, 7}};
+    static const struct op_cases op = {.name = "plain",
+                                       .tensor_count = PLAIN_TENSORS,
+                                       .describe = describe_plain,
+                                       .cases = &c,
+                                       .case_count = 1,
+                                       .call = call_plain,
+                                       .workspace = workspace_plain};
+    const struct op_types types = {LIGER_F32, LIGER_F32, LIGER_I64};
+    struct report silent = {.silent = true};
+    struct op_run *run = op_run_new(context, &op, &c, types, 1);
+    if (run != NULL) modes_refuse_rules(run, &plain_door, &silent);
+    op_run_free(run);
+    return silent;
+}
+
+static void derived_refusals(struct report *report, liger_context *context) {
+    const struct report right = refusals_of_plain(context);
+    expect(report, right.failed == 0 && right.passed > 100, "a door that checks all");
+    plain_does = LETS_ALL_PASS;
+    const struct report open = refusals_of_plain(context);
+    expect(report, open.passed == 0 && open.failed == right.passed, "a door that lets all pass");
+    plain_does = REFUSES_ALL;
+    const struct report closed = refusals_of_plain(context);
+    expect(report, closed.passed == 0 && closed.failed == right.passed, "a door that refuses for another reason");
+    plain_does = CHECKS_ALL;
+}
+
 /* ---- a longer struct, options ----------------------------------------------------------------------------------- */
 
 static void newer_callers(struct report *report, liger_context *context) {
@@ -222,6 +314,7 @@ void door_checks(struct report *report) {
     expect(report, liger_context_create(NULL, &context) == LIGER_OK, "a context with default options");
     every_table(report);
     words(report, context);
+    derived_refusals(report, context);
     newer_callers(report, context);
     options(report);
     no_products(report);

@@ -20,6 +20,20 @@ static int64_t loss_workspace_bytes(int32_t device) {
     return (megabytes >= 1 && megabytes <= 1 << 20 ? megabytes : fallback) << 20;
 }
 
+#define OPTION(kind_, field)                                                                                           \
+    {                                                                                                                  \
+        .kind = kind_, .what = "context_create: " #field, .name = sizeof "context_create: " - 1,                       \
+        .offset = offsetof(liger_context_options, field), .bytes = sizeof(((liger_context_options *)0)->field)         \
+    }
+static const struct door_rule option_rules[] = {
+    OPTION(DOOR_INT32, device),         OPTION(DOOR_INT32, isa),
+    OPTION(DOOR_INT32, threads),        OPTION(DOOR_RESERVED, reserved),
+    OPTION(DOOR_ADDRESS, parallel_for), OPTION(DOOR_ADDRESS, thread_count),
+    OPTION(DOOR_ADDRESS, user),
+};
+static const struct door options_door = {"context_create", sizeof(liger_context_options), option_rules,
+                                         sizeof option_rules / sizeof option_rules[0]};
+
 static liger_status check_options(const liger_context_options *options) {
     LIGER_REQUIRE(options->device >= LIGER_DEVICE_CPU, LIGER_ERR_DEVICE,
                   "context_create: device is %d, but must be %d (CPU) or a CUDA device number from 0", options->device,

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "tests/harness/compare.h"
+#include "tests/harness/op_door.h"
 #include "tests/harness/random.h"
 
 const char *modes_label(const struct op_run *run, char *text, size_t bytes) {
@@ -226,10 +227,12 @@ static const char *kept_apart(const struct op_run *run, const struct op_alias *a
 
 static void alias_case(const struct mode_setup *setup, struct op_run *run, struct report *report) {
     (void)setup;
+    struct op_alias aliases[OP_MOST_ALIASES];
+    const int count = op_door_aliases(run->op, aliases);
     int same_as[OP_MAX_TENSORS], shared = 0;
     for (int i = 0; i < OP_MAX_TENSORS; i++) same_as[i] = -1;
-    for (int k = 0; k < run->op->alias_count; k++) {
-        const struct op_alias *alias = &run->op->aliases[k];
+    for (int k = 0; k < count; k++) {
+        const struct op_alias *alias = &aliases[k];
         const char *apart = kept_apart(run, alias);
         if (apart != NULL) {
             report_not_applicable(report, apart);
@@ -249,7 +252,8 @@ static void alias_case(const struct mode_setup *setup, struct op_run *run, struc
 }
 
 static void mode_alias(const struct mode_setup *setup, const struct op_cases *op, struct report *report) {
-    if (!modes_excused(op->alias_count > 0, op->no_aliases, "aliases", report))
+    struct op_alias aliases[OP_MOST_ALIASES];
+    if (!modes_excused(op_door_aliases(op, aliases) > 0, op->no_aliases, "aliases", report))
         modes_for_each(setup, setup->context, op, report, modes_ordinary, alias_case);
 }
 

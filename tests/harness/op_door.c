@@ -13,10 +13,15 @@ static int tensor_named(const struct op_cases *op, const struct tensor_spec *spe
     return ABSENT;
 }
 
+/* Names are the same in every case. */
+static void names_of(const struct op_cases *op, struct tensor_spec *spec) {
+    memset(spec, 0, OP_MAX_TENSORS * sizeof *spec);
+    op->describe(&op->cases[0], spec);
+}
+
 static void find(struct op_door *door) {
     struct tensor_spec spec[OP_MAX_TENSORS];
-    memset(spec, 0, sizeof spec);
-    door->op->describe(&door->op->cases[0], spec);
+    names_of(door->op, spec);
     door->entry = door_find(door->op->name);
     if (door->entry == NULL || door->entry->door == NULL || door->entry->door->size > ARGS_BYTES / 2) {
         fprintf(stderr, "%s: no door to call through\n", door->op->name);
@@ -64,7 +69,8 @@ liger_status op_door_call(struct op_door *door, liger_context *context, const st
                           liger_stream stream) {
     _Alignas(16) unsigned char args[ARGS_BYTES];
     fill(door, call, args);
-    return door->entry->call(context, args, stream);
+    if (call->args_to != NULL) memcpy(call->args_to, args, door->entry->door->size);
+    return call->args_to != NULL ? LIGER_OK : door->entry->call(context, args, stream);
 }
 
 liger_status op_door_workspace(struct op_door *door, liger_context *context, const struct op_call *call,
@@ -72,4 +78,24 @@ liger_status op_door_workspace(struct op_door *door, liger_context *context, con
     _Alignas(16) unsigned char args[ARGS_BYTES];
     fill(door, call, args);
     return door->entry->workspace(context, args, bytes);
+}
+
+int op_door_aliases(const struct op_cases *op, struct op_alias *aliases) {
+    const struct door_entry *entry = door_find(op->name);
+    struct tensor_spec spec[OP_MAX_TENSORS];
+    int count = 0;
+    if (entry == NULL) {
+        for (; count < op->alias_count; count++) aliases[count] = op->aliases[count];
+        return count;
+    }
+    names_of(op, spec);
+    for (int i = 0; i < entry->door->count; i++)
+        for (int k = 0; k < entry->door->count; k++) {
+            const struct door_rule *out = &entry->door->rules[i], *in = &entry->door->rules[k];
+            if (out->kind != DOOR_TENSOR || in->kind != DOOR_TENSOR || !(out->may_be >> in->at & 1)) continue;
+            const struct op_alias alias = {tensor_named(op, spec, door_name(out)),
+                                           tensor_named(op, spec, door_name(in))};
+            if (alias.out != ABSENT && alias.in != ABSENT && count < OP_MOST_ALIASES) aliases[count++] = alias;
+        }
+    return count;
 }

@@ -2,7 +2,9 @@
  *
  *   static void forward_options(const struct op_case *c, void *args) { ... }       numbers of the args struct
  *   OP_DOOR(rms_norm_forward, forward_options)                                     call_rms_norm_forward; NULL: no options
- *   OP_DOOR_WORKSPACE(rms_norm_backward)                                           workspace_rms_norm_backward */
+ *   OP_DOOR_WORKSPACE(rms_norm_backward)                                           workspace_rms_norm_backward
+ *
+ * Refusals (modes_refusals.c) and permitted aliases come from the table too. */
 #ifndef TESTS_HARNESS_OP_DOOR_H
 #define TESTS_HARNESS_OP_DOOR_H
 
@@ -22,6 +24,10 @@ struct op_door {
 liger_status op_door_call(struct op_door *door, liger_context *context, const struct op_call *call,
                           liger_stream stream);
 liger_status op_door_workspace(struct op_door *door, liger_context *context, const struct op_call *call, size_t *bytes);
+
+/* The aliases that the table permits, or those that the cases name if the function has none; returns how many. */
+enum { OP_MOST_ALIASES = 64 };
+int op_door_aliases(const struct op_cases *op, struct op_alias *aliases);
 
 #define OP_DOOR(function, fill)                                                                                        \
     extern const struct op_cases function##_cases;                                                                     \

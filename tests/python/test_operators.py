@@ -9,31 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
+from operator_case import HIDDEN, Case, owed
 from torch import Tensor
 
 from liger_kernel import _native, ops
 
-HIDDEN, VOCAB = 24, 37
-
-
-@dataclass(frozen=True)
-class Case:
-    """`make(rows)`: arguments on the CPU, the tensors among them first. `trained`: positions that can have a gradient."""
-
-    name: str
-    function: type
-    make: Callable[..., list]
-    trained: tuple[int, ...]
-    results: int = 1  # how many of the results have a gradient
-
-    def __call__(self, *args) -> tuple[Tensor, ...]:
-        out = self.function.apply(*args)
-        return (out,) if isinstance(out, Tensor) else out[: self.results]
+VOCAB = 37
 
 
 def targets(rows: int) -> Tensor:
@@ -73,6 +57,7 @@ CASES = {
         Case("linear_cross_entropy_none", ops.LigerFusedLinearCrossEntropyFunction,
              lambda n: [torch.randn(n, HIDDEN), torch.randn(VOCAB, HIDDEN), targets(n), torch.randn(VOCAB),
                         *ce_options("none")], (0, 1, 3)),
+        *owed(),
     )
 }  # fmt: skip
 

@@ -293,7 +293,6 @@ static const struct op_case backward_cases[] = {
     {.label = "NaN in ignored rows", .size = {9, 100}, .flags = POISON | NONE, .edge = true},
 };
 
-static const struct op_alias aliases[] = {{DLOGITS, LOGITS}};
 static const struct op_gradient gradients[] = {{DLOGITS, LOGITS}};
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
@@ -434,7 +433,6 @@ const struct op_cases cross_entropy_forward_cases = {
     .reference = reference_forward,
     .naive = naive_forward,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(aliases),
     OP_PROVOCATIONS(forward_provocations),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
@@ -452,5 +450,4 @@ const struct op_cases cross_entropy_backward_cases = {
     .naive = naive_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(aliases),
 };

@@ -182,8 +182,6 @@ static const char *scale_invariance(struct op_run *run) {
 }
 
 static const struct op_property forward_properties[] = {{"scale invariance", scale_invariance}};
-static const struct op_alias forward_aliases[] = {{Y, X}};
-static const struct op_alias add_forward_aliases[] = {{Y, X}, {SUM, RESIDUAL}, {Y, RESIDUAL}, {SUM, X}};
 
 const struct op_cases rms_norm_forward_cases = {
     .name = "rms_norm_forward",
@@ -194,7 +192,6 @@ const struct op_cases rms_norm_forward_cases = {
     .reference = reference_forward,
     .naive = naive_forward,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(forward_aliases),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -208,7 +205,6 @@ const struct op_cases add_rms_norm_forward_cases = {
     .reference = reference_add_forward,
     .naive = naive_add_forward,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(add_forward_aliases),
     OP_BENCH(bench),
 };
 
@@ -367,8 +363,6 @@ static const char *far_magnitudes(struct op_run *run) {
 
 static const struct op_property backward_properties[] = {{"x near the ends of f32", far_magnitudes}};
 
-static const struct op_alias backward_aliases[] = {{DX, DY}};
-static const struct op_alias add_backward_aliases[] = {{DX, DY}, {DX, DSUM}};
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
 
 const struct op_cases rms_norm_backward_cases = {
@@ -384,7 +378,6 @@ const struct op_cases rms_norm_backward_cases = {
     .magnitudes = magnitudes_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(backward_aliases),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };
@@ -402,7 +395,6 @@ const struct op_cases add_rms_norm_backward_cases = {
     .magnitudes = magnitudes_backward,
     .loss = loss_add_backward,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(add_backward_aliases),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };

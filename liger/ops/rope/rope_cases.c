@@ -249,7 +249,6 @@ static double loss(const struct op_case *c, const struct op_types *types, double
 }
 
 static const struct op_gradient gradients[] = {{Q_OUT, LOSS_Q}, {K_OUT, LOSS_K}};
-static const struct op_alias aliases[] = {{Q_OUT, Q}, {K_OUT, K}};
 
 static double bytes(const struct op_case *c, const struct op_types *types) {
     const double heads = (double)(c->size[Q_HEADS] + c->size[K_HEADS]);
@@ -278,7 +277,6 @@ const struct op_cases rope_forward_cases = {
     .reference = reference_forward,
     .no_naive = OP_NO_SUMS,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(aliases),
     OP_PROVOCATIONS(forward_provocations),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
@@ -296,7 +294,6 @@ const struct op_cases rope_backward_cases = {
     .no_naive = OP_NO_SUMS,
     .loss = loss,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(aliases),
     OP_PROVOCATIONS(backward_provocations),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),

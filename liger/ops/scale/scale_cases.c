@@ -35,8 +35,7 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
                                    .magnitude = 1};
 }
 
-static void no_options(const struct op_case *c, void *args) { (void)c, (void)args; }
-OP_DOOR(scale, no_options)
+OP_DOOR(scale, NULL)
 
 static void reference(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
@@ -54,7 +53,6 @@ static const struct op_case cases[] = {
     {.label = "5000011 from f32", .size = {5000011}, .flags = FROM_F32, .large = true},
     {.label = "nothing", .size = {0}, .edge = true},
 };
-static const struct op_alias aliases[] = {{Y, X}};
 
 static const struct op_case bench[] = {
     {.label = "32768000", .size = {32768000}},
@@ -74,6 +72,5 @@ const struct op_cases scale_cases = {
     .reference = reference,
     .no_naive = OP_NO_SUMS,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(aliases),
     OP_BENCH(bench),
 };

@@ -69,7 +69,6 @@ static const struct op_case cases[] = {
     {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .scalar = {1, 1}, .large = true},
 };
 
-static const struct op_alias forward_aliases[] = {{Y, GATE}, {Y, UP}};
 
 static const char *rounds_like_operators(struct op_run *run) {
     if (run->c.size[ACTIVATION]) return op_run_not_applicable(run, "roundings: silu is not rounded to T");
@@ -98,7 +97,6 @@ const struct op_cases swiglu_forward_cases = {
     .reference = reference_forward,
     .no_naive = OP_NO_SUMS,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(forward_aliases),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -148,7 +146,6 @@ static double loss(const struct op_case *c, const struct op_types *types, double
 }
 
 static const struct op_gradient gradients[] = {{DGATE, GATE}, {DUP, UP}};
-static const struct op_alias backward_aliases[] = {{DGATE, DY}, {DGATE, GATE}, {DUP, DY}, {DUP, UP}};
 
 static const struct op_property backward_properties[] = {{"halves of one buffer, in place", gated_backward_of_halves}};
 
@@ -163,7 +160,6 @@ const struct op_cases swiglu_backward_cases = {
     .no_naive = OP_NO_SUMS,
     .loss = loss,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(backward_aliases),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };
