@@ -76,12 +76,12 @@ def test_check_rooms_sees_files(tree):
 
 @needs_sources
 def test_a_new_room_keeps_the_rules(tree):
-    assert run(tree, "tools/new_op.py", "my_op", "--root", str(tree))[0] == 0
+    assert run(tree, "tools/new_op.py", "layer_norm", "--root", str(tree))[0] == 0
     code, said = run(tree, "tools/check_rooms.py", str(tree))
-    assert "my_op" not in said
-    assert run(tree, "tools/new_op.py", "my_op", "--root", str(tree))[0] != 0
+    assert "layer_norm" not in said
+    assert run(tree, "tools/new_op.py", "layer_norm", "--root", str(tree))[0] != 0
     code, said = run(tree, "tests/abi/check_abi.py")
-    assert code == 1 and "+liger_my_op_forward_args 232 bytes" in said
+    assert code == 1 and "+liger_layer_norm_forward_args 232 bytes" in said
 
 
 @pytest.mark.parametrize(
