@@ -11,23 +11,34 @@ import torch
 from rows import EPSILON, IGNORE
 
 # In the order in which they are shown. Variants of one package share its process.
-NAMES = ("liger", "eager", "eager-bf16", "compile", "torch-chunked", "reference", "reference-f32", "quack")
+NAMES = (
+    "liger",
+    "eager",
+    "eager-bf16",
+    "compile",
+    "torch-chunked",
+    "reference",
+    "reference-f32",
+    "reference-cute",
+    "quack",
+)
 PROCESSES = {
     "liger": ("liger",),
     "torch": ("eager", "eager-bf16", "torch-chunked"),
     "compile": ("compile",),
     "reference": ("reference", "reference-f32"),
+    "reference-cute": ("reference-cute",),
     "quack": ("quack",),
 }
 # These write over their inputs, which are made afresh before every call.
-OVERWRITES = {("reference", "cross_entropy"), ("reference", "swiglu"), ("reference", "rope")}
+OVERWRITES = {("reference", op) for op in ("cross_entropy", "geglu", "rope", "swiglu")}
 
 
 class Missing(Exception):
     """This provider does not have this operator here; the text says why."""
 
 
-def function(provider: str, op: str, dtype: str) -> Callable[..., object]:
+def function(provider: str, op: str, dtype: str, sums: str | None = None) -> Callable[..., object]:
     maker = {
         "liger": _liger,
         "eager": lambda op: rows.PLAIN[op],
@@ -36,11 +47,16 @@ def function(provider: str, op: str, dtype: str) -> Callable[..., object]:
         "torch-chunked": _torch_chunked,
         "reference": _reference,
         "reference-f32": _reference_f32,
+        "reference-cute": _reference_cute,
         "quack": _quack,
     }[provider]
     if dtype == "float32" and provider in ("eager-bf16", "reference-f32"):
         raise Missing("a variant for bf16")
-    return maker(op)
+    if sums is None:
+        return maker(op)
+    if provider not in ("liger", "reference"):
+        raise Missing("the dtype of its sums cannot be chosen")
+    return maker(op, getattr(torch, sums))
 
 
 def _import(name: str):
@@ -50,7 +66,7 @@ def _import(name: str):
         raise Missing(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _liger(op: str):
+def _liger(op: str, sums: torch.dtype | None = None):
     ops = _import("liger_kernel.ops")
     if op == "rms_norm":
         apply = ops.LigerRMSNormFunction.apply
@@ -61,14 +77,20 @@ def _liger(op: str):
     if op == "rope":
         apply = ops.LigerRopeFunction.apply
         return lambda q, k, cos, sin: apply(q, k, cos, sin)
+    if op == "layer_norm":
+        apply = ops.LigerLayerNormFunction.apply
+        return lambda x, w, b: apply(x, w, b, EPSILON)
     if op == "swiglu":
         return ops.LigerSiLUMulFunction.apply
+    if op == "geglu":
+        return ops.LigerGELUMulFunction.apply
     if op == "cross_entropy":
         apply = ops.LigerCrossEntropyFunction.apply
         return lambda x, target: apply(x, target, None)[0]
     # a product is not public: the loss's forward holds one, and a pass over its result besides
     apply = ops.LigerFusedLinearCrossEntropyFunction.apply
-    return lambda x, w, target: apply(x, w, target)[0]
+    options = () if sums is None else (None, None, IGNORE, 0.0, 0.0, "mean", None, False, sums)
+    return lambda x, w, target: apply(x, w, target, *options)[0]
 
 
 def _eager_bf16(op: str):
@@ -93,7 +115,7 @@ def _torch_chunked(op: str):
     return lambda x, w, target: call(x, w, target, ignore_index=IGNORE, options=options)
 
 
-def _reference(op: str, accum_dtype: torch.dtype | None = None):
+def _reference(op: str, sums: torch.dtype | None = None):
     """The PyPI package of the same import name, in a process whose path leads to it."""
     if not torch.cuda.is_available():
         raise Missing("its kernels are Triton's, which needs a GPU")
@@ -102,7 +124,9 @@ def _reference(op: str, accum_dtype: torch.dtype | None = None):
         "rms_norm": "LigerRMSNormFunction",
         "add_rms_norm": "LigerFusedAddRMSNormFunction",
         "rope": "LigerRopeFunction",
+        "layer_norm": "LigerLayerNormFunction",
         "swiglu": "LigerSiLUMulFunction",
+        "geglu": "LigerGELUMulFunction",
         "cross_entropy": "LigerCrossEntropyFunction",
         "linear_cross_entropy": "LigerFusedLinearCrossEntropyFunction",
     }.get(op)
@@ -113,11 +137,13 @@ def _reference(op: str, accum_dtype: torch.dtype | None = None):
     apply = getattr(owner, name).apply
     if op in ("rms_norm", "add_rms_norm"):
         return lambda *x: apply(*x, EPSILON, 0.0, "llama", True)
+    if op == "layer_norm":
+        return lambda *x: apply(*x, EPSILON)
     if op == "cross_entropy":
         return lambda x, target: apply(x, target, None, IGNORE, 0.0, 0.0, "mean", None, False)[0]
     if op == "linear_cross_entropy":
         middle = (None, None, IGNORE, 0.0, 0.0, "mean", None, False)
-        return lambda x, w, target: apply(x, w, target, *middle, accum_dtype)[0]
+        return lambda x, w, target: apply(x, w, target, *middle, sums)[0]
     return apply
 
 
@@ -125,6 +151,23 @@ def _reference_f32(op: str):
     if op != "linear_cross_entropy":
         raise Missing("a variant of the fused linear cross entropy")
     return _reference(op, torch.float32)
+
+
+def _reference_cute(op: str):
+    """The same package where nvidia-cutlass-dsl is installed: its functions by plain name then choose those kernels."""
+    if not torch.cuda.is_available():
+        raise Missing("needs a GPU")
+    _import("cutlass")
+    functional = _import("liger_kernel.functional")
+    name = {"add_rms_norm": "fused_add_rms_norm", "linear_cross_entropy": "fused_linear_cross_entropy"}.get(op, op)
+    call = getattr(functional, name, None)
+    if call is None:
+        raise Missing("no such operator")
+    if op in ("rms_norm", "add_rms_norm", "layer_norm"):
+        return lambda *x: call(*x, EPSILON)
+    if op in ("cross_entropy", "linear_cross_entropy"):
+        return lambda *x: call(*x, ignore_index=IGNORE)[0]
+    return call
 
 
 def _quack(op: str):

@@ -34,7 +34,7 @@ class Cell:
 
     def __init__(self, row: Row, provider: str, device: str):
         self.row, self.provider = row, provider
-        self.call = providers.function(provider, row.op, row.dtype)
+        self.call = providers.function(provider, row.op, row.dtype, row.sums)
         first = row.inputs(device)
         copies = 1
         if device == "cuda":

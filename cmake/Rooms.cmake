@@ -2,18 +2,16 @@
 #
 # A room's files are told apart by their endings: *_cpu.c is compiled once per instruction set, *_cuda.cu by nvcc,
 # *_ref.c and *_cases.c go to the test driver, every other .c is compiled once. Sets
-#   LIGER_FUNCTIONS, LIGER_ROOMS, LIGER_ROOM_SOURCES, LIGER_ROOM_CPU_SOURCES, LIGER_ROOM_CUDA_SOURCES, LIGER_ROOM_TEST_SOURCES.
+#   LIGER_ROOMS, LIGER_ROOM_SOURCES, LIGER_ROOM_CPU_SOURCES, LIGER_ROOM_CUDA_SOURCES, LIGER_ROOM_TEST_SOURCES.
 set(ops_def "${CMAKE_CURRENT_SOURCE_DIR}/liger/ops/ops.def")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${ops_def}")
 file(STRINGS "${ops_def}" rows REGEX "^LIGER_(OP|KERNEL|COMPOSITE)\\(")
 
 set(LIGER_ROOMS)
-set(LIGER_FUNCTIONS)
 foreach(row IN LISTS rows)
   if(NOT row MATCHES "^LIGER_(OP|KERNEL|COMPOSITE)\\( *([a-z0-9_]+) *, *([a-z0-9_]+) *\\)")
     message(FATAL_ERROR "liger/ops/ops.def: this row is not LIGER_<KIND>(name, room):\n  ${row}")
   endif()
-  set(kind ${CMAKE_MATCH_1})
   set(name ${CMAKE_MATCH_2})
   set(room ${CMAKE_MATCH_3})
   if(NOT IS_DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}/liger/ops/${room}")
@@ -21,11 +19,6 @@ foreach(row IN LISTS rows)
                         "liger/ops/${room}. tools/new_op.py makes one.")
   endif()
   list(APPEND LIGER_ROOMS ${room})
-  if(kind STREQUAL "KERNEL")
-    list(APPEND LIGER_FUNCTIONS ${name})
-  else()
-    list(APPEND LIGER_FUNCTIONS ${name}_forward ${name}_backward)
-  endif()
 endforeach()
 list(REMOVE_DUPLICATES LIGER_ROOMS)
 

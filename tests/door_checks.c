@@ -184,7 +184,6 @@ static liger_status enter_plain(liger_context *context, const void *given, liger
 
 enum { PLAIN_X, PLAIN_WEIGHT, PLAIN_Y, PLAIN_SUMS, PLAIN_TENSORS };
 static const struct door_entry plain_entry = {.name = "plain", .door = &plain_door, .call = enter_plain};
-static void no_options(const struct op_case *c, void *args) { (void)c, (void)args; }
 
 static void describe_plain(const struct op_case *c, struct tensor_spec *spec) {
     const struct tensor_spec matrix = {.kind = KIND_T, .ndim = 2, .shape = {c->size[0], c->size[1]}, .gaps = true};
@@ -196,7 +195,7 @@ static void describe_plain(const struct op_case *c, struct tensor_spec *spec) {
 }
 
 static liger_status call_plain(liger_context *context, const struct op_call *call, liger_stream stream) {
-    static struct op_door way = {.options = no_options, .entry = &plain_entry, .tensor = {0, 1, 2, 3}};
+    static struct op_door way = {.entry = &plain_entry, .tensor = {0, 1, 2, 3}};
     return op_door_call(&way, context, call, stream);
 }
 static liger_status workspace_plain(liger_context *context, const struct op_call *call, size_t *bytes) {

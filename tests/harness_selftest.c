@@ -6,6 +6,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#ifdef LIGER_HAS_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
 #include "liger/core/context_state.h"
 #include "liger/core/fail.h"
 #include "tests/harness/compare.h"
@@ -413,6 +417,64 @@ static void check_tools(void) {
     expect(fabs(slope - 6.75) < 1e-9 && x == 1.5, "the slope of a cube", "finite difference");
 }
 
+/* ---- streams: on a GPU, a copy that does what no operator may ---- */
+
+#ifdef LIGER_HAS_CUDA
+
+static enum { IN_ORDER, ON_THE_DEFAULT_STREAM, WAITS_FOR_ITS_STREAM } stream_fault;
+
+static void describe_copy(const struct op_case *c, struct tensor_spec *spec) {
+    spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_F32, .ndim = 1, .shape = {c->size[0]}};
+    spec[Y] = spec[X];
+    spec[Y].name = "y", spec[Y].role = ROLE_OUT;
+}
+
+static void reference_copy(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    memcpy(t[Y], t[X], (size_t)c->size[0] * sizeof(double));
+}
+
+static liger_status call_copy(liger_context *context, const struct op_call *call, liger_stream stream) {
+    (void)context;
+    if (stream_fault == WAITS_FOR_ITS_STREAM) cudaStreamSynchronize(stream);
+    cudaMemcpyAsync(call->t[Y].data, call->t[X].data, (size_t)call->t[X].shape[0] * sizeof(float),
+                    cudaMemcpyDeviceToDevice, stream_fault == ON_THE_DEFAULT_STREAM ? NULL : stream);
+    return LIGER_OK;
+}
+
+static const struct op_case copy_cases[] = {{"1000", {1000}, .dtypes = 1u << LIGER_F32}};
+static const struct op_cases copy = {.name = "copy",
+                                     .tensor_count = 2,
+                                     .describe = describe_copy,
+                                     OP_CASES(copy_cases),
+                                     .call = call_copy,
+                                     .reference = reference_copy};
+
+static void check_streams(void) {
+    static const char *const what[] = {"work in the stream's order passes", "work on the default stream", "a wait"};
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    struct mode_setup setup = {.quick = false};
+    options.device = 0;
+    if (liger_context_create(&options, &setup.context) != LIGER_OK) {
+        printf("mode stream was not tried: %s\n", liger_last_error());
+        return;
+    }
+    setup.stream = device_stream_open(setup.context);
+    for (stream_fault = IN_ORDER; stream_fault <= WAITS_FOR_ITS_STREAM; stream_fault++) {
+        struct report report = {.silent = true};
+        run_mode(&setup, "stream", &copy, &report);
+        expect(report.failed == (stream_fault == IN_ORDER ? 0 : 1) && report.passed > 0, what[stream_fault], "stream");
+    }
+    device_stream_close(setup.stream);
+    liger_context_destroy(setup.context);
+}
+
+#else
+
+static void check_streams(void) { printf("mode stream was not tried: this build has no CUDA backend\n"); }
+
+#endif
+
 int main(void) {
     struct mode_setup setup = {.context = context_of(2, false),
                                .single = context_of(1, false),
@@ -434,6 +496,7 @@ int main(void) {
     expect(failures(&setup, "determinism", KEEPS_A_LIMIT) == 0, "in the order of the cases nothing shows",
            "determinism");
     check_reasons(&setup);
+    check_streams();
     liger_context_destroy(setup.context);
     liger_context_destroy(setup.single);
     for (int k = 0; k < setup.twin_count; k++) liger_context_destroy(setup.twins[k]);

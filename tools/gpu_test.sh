@@ -45,10 +45,10 @@ configure_and_build() {
 per_operator() {
     "${@:2}" --list | sed 's/^/--op /' | tools/side_by_side.sh $((JOBS / 2 + 1)) "$LOGS/$1" "${@:2}"
 }
-# driver BACKEND: what belongs to no operator, then every operator.
+# driver BACKEND: what belongs to no operator, the histories of all operators together, then every operator.
 driver() {
     local program=("$BUILD/liger_test" --backend "$1" "${quick[@]}")
-    "${program[@]}" --op core && per_operator "$1" "${program[@]}"
+    "${program[@]}" --op core && "${program[@]}" --mode history && per_operator "$1" "${program[@]}"
 }
 
 stage_build() { configure_and_build "$BUILD" "$architecture" -DPython_EXECUTABLE="$(command -v python3)"; }

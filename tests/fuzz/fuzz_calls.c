@@ -18,9 +18,9 @@
 #include "liger/core/overlap.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/harness/call_image.h"
-#include "tests/harness/door_list.h"
 #include "tests/harness/host_pool.h"
 #include "tests/harness/modes.h"
+#include "tests/harness/op_door.h"
 
 enum { ARENA_BYTES = 1 << 17, ARENA_PAGE = 1 << 16, MOST_CHANGES = 3, MOST_ELEMENTS = 1 << 16 };
 
@@ -75,20 +75,16 @@ void fuzz_calls_end(void) {
 
 /* ---- a right call ---- */
 
-/* What stands where in an args struct. */
-struct layout {
-    int count; /* tensors: they stand behind its size, in one row */
-    bool output[OP_MAX_TENSORS];
-    size_t workspace; /* offset of the pointer, the size behind it; 0: none */
-};
-
 struct prepared {
     const struct op_run *run;
     struct op_call call;
     _Alignas(16) unsigned char args[FUZZ_ARGS_BYTES];
-    struct layout layout; /* found before anything is changed */
-    size_t used;          /* bytes of the arena */
-    size_t needed;        /* bytes of workspace, as the function says of the changed call */
+    const struct door *door;
+    int tensors;      /* of the args struct: they stand behind its size, in one row */
+    uint32_t written; /* bits of those that the function may write to */
+    size_t workspace; /* offset of the pointer, the size behind it; 0: none */
+    size_t used;      /* bytes of the arena */
+    size_t needed;    /* bytes of workspace, as the function says of the changed call */
 };
 
 /* A piece of the arena behind what is used, at an odd place for its size; NULL if there is no room. */
@@ -126,7 +122,7 @@ static bool place_workspace(struct prepared *p, struct choices *choices) {
 }
 
 /* False: it does not fit the arena. */
-static bool prepare(struct prepared *p, const struct fuzz_function *function, struct choices *choices) {
+static bool prepare(struct prepared *p, struct choices *choices) {
     static const unsigned char junk[] = {0xff, 0xf5, 0x00, 0x3c};
     open_arena();
     memset(arena, junk[choose(choices, 4)], ARENA_BYTES);
@@ -135,48 +131,32 @@ static bool prepare(struct prepared *p, const struct fuzz_function *function, st
     for (int i = 0; i < p->run->op->tensor_count; i++)
         if (p->run->t[i] != NULL && !place_tensor(p, i, choices)) return false;
     if (!place_workspace(p, choices)) return false;
-    memset(p->args, 0, function->size);
-    return fuzz_capture(function, &p->call, p->args);
+    p->call.args_to = p->args;
+    return p->run->op->call(p->run->context, &p->call, NULL) == LIGER_OK;
 }
 
 /* ---- what the struct says ---- */
 
 static liger_tensor *tensor_at(struct prepared *p, int k) { return (liger_tensor *)(p->args + sizeof(size_t)) + k; }
 
-static bool door_says_output(const struct door *door, int k) {
-    bool output = false;
-    for (int r = 0; r < door->count; r++)
-        output =
-            output || (door->rules[r].kind == DOOR_TENSOR && door->rules[r].at == k && door->rules[r].role != DOOR_IN);
-    return output;
-}
+static bool is_written(const struct prepared *p, int k) { return p->written >> k & 1; }
 
-static struct layout layout_of(struct prepared *p, const struct fuzz_function *function) {
-    const struct door *door = door_find(function->name)->door;
-    struct layout layout = {.count = 0};
-    const liger_tensor none = {.data = NULL};
-    for (; layout.count < OP_MAX_TENSORS; layout.count++) {
-        const size_t end = sizeof(size_t) + (size_t)(layout.count + 1) * sizeof(liger_tensor);
-        const liger_tensor *t = tensor_at(p, layout.count);
-        int i = 0;
-        while (i < p->run->op->tensor_count && memcmp(t, &p->call.t[i], sizeof *t) != 0) i++;
-        if (end > function->size || (i == p->run->op->tensor_count && memcmp(t, &none, sizeof none) != 0)) break;
-        layout.output[layout.count] = door ? door_says_output(door, layout.count)
-                                           : i < p->run->op->tensor_count && p->run->spec[i].role != ROLE_IN;
+static void read_door(struct prepared *p) {
+    p->tensors = 0, p->written = 0, p->workspace = 0;
+    for (const struct door_rule *rule = p->door->rules; rule < p->door->rules + p->door->count; rule++) {
+        if (rule->kind == DOOR_WORKSPACE) p->workspace = rule->offset;
+        if (rule->kind != DOOR_TENSOR) continue;
+        p->tensors++;
+        if (rule->role != DOOR_IN) p->written |= 1u << rule->at;
     }
-    for (size_t at = sizeof(size_t); p->call.workspace != NULL && at + 2 * sizeof(size_t) <= function->size; at += 8)
-        if (memcmp(p->args + at, &p->call.workspace, sizeof(void *)) == 0 &&
-            memcmp(p->args + at + sizeof(void *), &p->call.workspace_bytes, sizeof(size_t)) == 0)
-            layout.workspace = at;
-    return layout;
 }
 
 static struct byte_span workspace_span(const struct prepared *p) {
     uintptr_t begin;
     size_t bytes;
-    if (p->layout.workspace == 0) return (struct byte_span){0, 0};
-    memcpy(&begin, p->args + p->layout.workspace, sizeof begin);
-    memcpy(&bytes, p->args + p->layout.workspace + sizeof begin, sizeof bytes);
+    if (p->workspace == 0) return (struct byte_span){0, 0};
+    memcpy(&begin, p->args + p->workspace, sizeof begin);
+    memcpy(&bytes, p->args + p->workspace + sizeof begin, sizeof bytes);
     if (begin == 0 || bytes == 0) return (struct byte_span){0, 0};
     return (struct byte_span){begin, bytes < UINTPTR_MAX - begin ? begin + bytes : UINTPTR_MAX};
 }
@@ -207,7 +187,7 @@ static bool is_there(const liger_tensor *t) {
 static bool all_is_there(struct prepared *p) {
     const struct byte_span workspace = workspace_span(p);
     bool there = workspace.end == 0 || in_arena(workspace);
-    for (int k = 0; k < p->layout.count; k++) there = there && is_there(tensor_at(p, k));
+    for (int k = 0; k < p->tensors; k++) there = there && is_there(tensor_at(p, k));
     return there;
 }
 
@@ -215,18 +195,20 @@ static bool all_is_there(struct prepared *p) {
 
 /* One of the aliases that the contract permits. */
 static void share(struct prepared *p, struct choices *choices) {
-    const struct op_cases *op = p->run->op;
-    const struct op_alias *alias = &op->aliases[choose(choices, op->alias_count)];
+    struct op_alias aliases[OP_MOST_ALIASES];
+    const int count = op_door_aliases(p->run->op, aliases);
+    if (count == 0) return;
+    const struct op_alias *alias = &aliases[choose(choices, count)];
     const liger_tensor *in = &p->call.t[alias->in], *out = &p->call.t[alias->out];
     if (in->data == NULL || out->data == NULL || in->dtype != out->dtype) return;
-    for (int k = 0; k < p->layout.count; k++)
+    for (int k = 0; k < p->tensors; k++)
         if (memcmp(tensor_at(p, k), out, sizeof *out) == 0) *tensor_at(p, k) = *in;
 }
 
 static void change_tensor(struct prepared *p, struct choices *choices) {
     static const int64_t sizes[] = {0, 1, 2, 3, -1, 64, INT64_MAX, INT64_MIN, INT64_C(1) << 32, INT64_C(1) << 40};
-    liger_tensor *t = tensor_at(p, (int)choose(choices, p->layout.count));
-    const liger_tensor *other = tensor_at(p, (int)choose(choices, p->layout.count));
+    liger_tensor *t = tensor_at(p, (int)choose(choices, p->tensors));
+    const liger_tensor *other = tensor_at(p, (int)choose(choices, p->tensors));
     const int d = (int)choose(choices, t->ndim > 0 && t->ndim <= LIGER_MAX_DIMS ? t->ndim : LIGER_MAX_DIMS);
     switch (choose(choices, 10)) {
         case 0: t->data = NULL; break;
@@ -243,18 +225,18 @@ static void change_tensor(struct prepared *p, struct choices *choices) {
 }
 
 /* Behind the tensors: numbers, reserved bytes, the workspace. */
-static void change_rest(struct prepared *p, const struct fuzz_function *function, struct choices *choices) {
+static void change_rest(struct prepared *p, const struct door_entry *function, struct choices *choices) {
     static const float numbers[] = {0.0f, -1.0f, 1.0f, 0.5f, 1e30f, -1e-30f, 2.0f, 100.0f};
-    const size_t rest = sizeof(size_t) + (size_t)p->layout.count * sizeof(liger_tensor);
-    if (rest >= function->size) return;
-    const size_t at = rest + (size_t)choose(choices, (int64_t)(function->size - rest));
+    const size_t rest = sizeof(size_t) + (size_t)p->tensors * sizeof(liger_tensor);
+    if (rest >= function->door->size) return;
+    const size_t at = rest + (size_t)choose(choices, (int64_t)(function->door->size - rest));
     const float number = numbers[choose(choices, OP_COUNT(numbers))];
     if (choose(choices, 2)) p->args[at] = (unsigned char)choose(choices, 256);
-    else if (at / 4 * 4 + 4 <= function->size) memcpy(p->args + at / 4 * 4, &number, sizeof number);
+    else if (at / 4 * 4 + 4 <= function->door->size) memcpy(p->args + at / 4 * 4, &number, sizeof number);
 }
 
-static void change(struct prepared *p, const struct fuzz_function *function, struct choices *choices) {
-    size_t size = function->size;
+static void change(struct prepared *p, const struct door_entry *function, struct choices *choices) {
+    size_t size = function->door->size;
     switch (choose(choices, 8)) {
         case 0: size = choose(choices, 2) ? (size_t)choose(choices, (int64_t)size + 64) : size + 8; break;
         case 1:
@@ -262,7 +244,7 @@ static void change(struct prepared *p, const struct fuzz_function *function, str
         case 3: p->args[sizeof size + choose(choices, (int64_t)(size - sizeof size))] ^= 1 << choose(choices, 8); break;
         default: change_tensor(p, choices); break;
     }
-    if (size != function->size) memcpy(p->args, &size, sizeof size);
+    if (size != function->door->size) memcpy(p->args, &size, sizeof size);
 }
 
 /* ---- what the call did ---- */
@@ -274,9 +256,9 @@ void fuzz_describe(void) {
     const struct byte_span workspace = workspace_span(&current);
     printf("    %s, %s; workspace of %zu at %lld, %zu needed\n", current.run->op->name, current.run->c.label,
            (size_t)(workspace.end - workspace.begin), (long long)(workspace.begin - (uintptr_t)arena), current.needed);
-    for (int k = 0; k < current.layout.count; k++) {
+    for (int k = 0; k < current.tensors; k++) {
         const liger_tensor *t = tensor_at(&current, k);
-        printf("    tensor %d: %s, %s at %lld, %d dimensions:", k, current.layout.output[k] ? "output" : "input",
+        printf("    tensor %d: %s, %s at %lld, %d dimensions:", k, is_written(&current, k) ? "output" : "input",
                liger_dtype_name(t->dtype), t->data ? (long long)((unsigned char *)t->data - arena) : -1LL, t->ndim);
         for (int d = 0; d < t->ndim && d < LIGER_MAX_DIMS; d++)
             printf(" %lld by %lld", (long long)t->shape[d], (long long)t->stride[d]);
@@ -313,8 +295,8 @@ static void set_back(size_t at, size_t size) { memcpy(after + at, before + at, s
 static bool wrote_in_place(struct prepared *p) {
     const struct byte_span workspace = used_workspace(p);
     memcpy(after, arena, ARENA_BYTES);
-    for (int k = 0; k < p->layout.count; k++)
-        if (p->layout.output[k]) for_each_element(tensor_at(p, k), set_back);
+    for (int k = 0; k < p->tensors; k++)
+        if (is_written(p, k)) for_each_element(tensor_at(p, k), set_back);
     if (workspace.end > workspace.begin) {
         const size_t at = workspace.begin - (uintptr_t)arena;
         memcpy(after + at, before + at, workspace.end - workspace.begin);
@@ -348,18 +330,18 @@ static const char *overlap(struct prepared *p) {
     memset(taken, 0, sizeof taken);
     meets = false;
     if (workspace.end > workspace.begin) take(workspace.begin - (uintptr_t)arena, workspace.end - workspace.begin);
-    for (int k = 0; k < p->layout.count; k++)
-        if (!p->layout.output[k]) for_each_element(tensor_at(p, k), touch);
+    for (int k = 0; k < p->tensors; k++)
+        if (!is_written(p, k)) for_each_element(tensor_at(p, k), touch);
     if (meets) return "an input in the workspace was accepted";
-    for (int k = 0; k < p->layout.count; k++)
-        if (p->layout.output[k]) for_each_element(tensor_at(p, k), take);
+    for (int k = 0; k < p->tensors; k++)
+        if (is_written(p, k)) for_each_element(tensor_at(p, k), take);
     if (meets) return "an output that meets itself, another one or the workspace was accepted";
-    for (int out = 0; out < p->layout.count; out++) {
-        if (!p->layout.output[out]) continue;
+    for (int out = 0; out < p->tensors; out++) {
+        if (!is_written(p, out)) continue;
         memset(taken, 0, sizeof taken);
         for_each_element(tensor_at(p, out), take);
-        for (int in = 0; in < p->layout.count; in++)
-            if (!p->layout.output[in] && !same_view(tensor_at(p, out), tensor_at(p, in)))
+        for (int in = 0; in < p->tensors; in++)
+            if (!is_written(p, in) && !same_view(tensor_at(p, out), tensor_at(p, in)))
                 for_each_element(tensor_at(p, in), touch);
         if (meets) return "an output that meets an input was accepted";
     }
@@ -371,9 +353,9 @@ static const char *overlap(struct prepared *p) {
 /* The outputs of the last call, each where it lies. */
 static void outputs(struct prepared *p, unsigned char *bits) {
     memset(bits, 0, ARENA_BYTES);
-    for (int k = 0; k < p->layout.count; k++) {
+    for (int k = 0; k < p->tensors; k++) {
         const liger_tensor *t = tensor_at(p, k);
-        if (t->data == NULL || !p->layout.output[k]) continue;
+        if (t->data == NULL || !is_written(p, k)) continue;
         const struct byte_span span = liger_byte_span(t);
         const size_t at = span.begin - (uintptr_t)arena, length = span.end - span.begin;
         if (span.end > span.begin) memcpy(bits + at, arena + at, length);
@@ -382,7 +364,7 @@ static void outputs(struct prepared *p, unsigned char *bits) {
 
 /* ---- one call ---- */
 
-static bool run_once(const struct fuzz_function *function, struct prepared *p, liger_context *context,
+static bool run_once(const struct door_entry *function, struct prepared *p, liger_context *context,
                      liger_status *status) {
     memcpy(before, arena, ARENA_BYTES);
     *status = function->call(context, p->args, NULL);
@@ -399,15 +381,15 @@ static bool run_once(const struct fuzz_function *function, struct prepared *p, l
 static void spoil_the_rest(struct prepared *p) {
     memcpy(after, arena, ARENA_BYTES);
     memset(arena, 0xa7, ARENA_BYTES);
-    for (int k = 0; k <= p->layout.count; k++) {
-        const struct byte_span span = k < p->layout.count ? liger_byte_span(tensor_at(p, k)) : workspace_span(p);
+    for (int k = 0; k <= p->tensors; k++) {
+        const struct byte_span span = k < p->tensors ? liger_byte_span(tensor_at(p, k)) : workspace_span(p);
         const size_t at = span.begin - (uintptr_t)arena;
         if (span.end > span.begin) memcpy(arena + at, after + at, span.end - span.begin);
     }
 }
 
 /* The call again in another context of the same instruction set, from the same memory: same answer, same bits. */
-static bool run_again(const struct fuzz_function *function, struct prepared *p, int isa, liger_status expected,
+static bool run_again(const struct door_entry *function, struct prepared *p, int isa, liger_status expected,
                       struct choices *choices, struct fuzz_counts *counts) {
     const int pool = (int)choose(choices, POOLS);
     liger_status status;
@@ -423,18 +405,22 @@ static bool run_again(const struct fuzz_function *function, struct prepared *p, 
     return memcmp(first, second, ARENA_BYTES) == 0 || complain("other bits in another context");
 }
 
-static bool make_call(const struct fuzz_function *function, struct prepared *p, int isa, bool again,
+/* A question is about dtypes and shapes: a tensor without memory counts in it, and may be wrong, but not in the call. */
+static bool ask_for_workspace(const struct door_entry *function, struct prepared *p, int isa) {
+    if (function->workspace == NULL) return true;
+    const liger_status status = function->workspace(context_of(isa, 0), p->args, &p->needed);
+    if (status != LIGER_OK) p->needed = SIZE_MAX;
+    return fuzz_answered(function->name, status);
+}
+
+static bool make_call(const struct door_entry *function, struct prepared *p, int isa, bool again,
                       struct choices *choices, struct fuzz_counts *counts) {
-    p->layout = layout_of(p, function);
-    if (p->run->op->alias_count > 0 && choose(choices, 8) == 0) share(p, choices);
+    if (choose(choices, 8) == 0) share(p, choices);
     if (choose(choices, 2))
         for (int64_t k = choose(choices, MOST_CHANGES) + 1; k > 0; k--) change(p, function, choices);
     const bool there = all_is_there(p);
+    if (!ask_for_workspace(function, p, isa)) return false;
     liger_status status;
-    p->needed = 0;
-    if (function->workspace != NULL &&
-        !fuzz_answered(function->name, function->workspace(context_of(isa, 0), p->args, &p->needed)))
-        return false;
     counts->made++;
     if (!there) {
         counts->without_memory++;
@@ -460,16 +446,17 @@ static struct op_run *draw(const struct op_cases *op, int isa, struct choices *c
     return op_run_new(context_of(isa, 0), op, c, types, (uint64_t)choose(choices, 1 << 20));
 }
 
-bool fuzz_call(const struct fuzz_function *function, struct choices *choices, struct fuzz_counts *counts) {
+bool fuzz_call(const struct door_entry *function, const struct op_cases *cases, struct choices *choices,
+               struct fuzz_counts *counts) {
     const bool again = choose(choices, 2);
     const int isa = again ? some_isa(choices) : LIGER_ISA_AUTO;
     struct op_run *run = NULL;
-    for (int tries = 0; run == NULL && tries < 64; tries++) run = draw(function->cases, isa, choices);
+    for (int tries = 0; run == NULL && tries < 64; tries++) run = draw(cases, isa, choices);
     if (run == NULL) return true;
     current.run = run;
-    current.layout.count = 0;
-    const bool fine =
-        !prepare(&current, function, choices) || make_call(function, &current, isa, again, choices, counts);
+    current.door = function->door;
+    read_door(&current);
+    const bool fine = !prepare(&current, choices) || make_call(function, &current, isa, again, choices, counts);
     current.run = NULL;
     op_run_free(run);
     return fine;

@@ -85,19 +85,19 @@ static void make_args(char *args, size_t size, struct choices *choices) {
     memcpy(args, &claimed, sizeof claimed);
 }
 
-bool fuzz_noise(const struct fuzz_function *function, struct choices *choices) {
+bool fuzz_noise(const struct door_entry *function, struct choices *choices) {
     static _Alignas(16) char args[FUZZ_ARGS_BYTES];
     size_t bytes;
-    make_args(args, function->size, choices);
+    make_args(args, function->door->size, choices);
     const bool query =
         function->workspace == NULL || fuzz_answered(function->name, function->workspace(fuzz_stubs(), args, &bytes));
     return fuzz_answered(function->name, function->call(fuzz_stubs(), args, NULL)) && query;
 }
 
-bool fuzz_nothing(const struct fuzz_function *function) {
+bool fuzz_nothing(const struct door_entry *function) {
     static _Alignas(16) char args[FUZZ_ARGS_BYTES];
     memset(args, 0, sizeof args);
-    memcpy(args, &function->size, sizeof function->size);
+    memcpy(args, &function->door->size, sizeof function->door->size);
     const liger_status no_args = function->call(fuzz_stubs(), NULL, NULL);
     const liger_status no_context = function->call(NULL, args, NULL);
     return fuzz_answered(function->name, no_args) && fuzz_answered(function->name, no_context) && no_args != LIGER_OK &&

@@ -108,6 +108,7 @@ struct op_call {
     double number_is;
     bool claims_size;
     size_t claimed_size;
+    void *args_to; /* nothing is called: the args struct goes there */
 };
 
 /* One thing about a call that is made wrong; the macros below write it. */

@@ -69,7 +69,8 @@ liger_status op_door_call(struct op_door *door, liger_context *context, const st
                           liger_stream stream) {
     _Alignas(16) unsigned char args[ARGS_BYTES];
     fill(door, call, args);
-    return door->entry->call(context, args, stream);
+    if (call->args_to != NULL) memcpy(call->args_to, args, door->entry->door->size);
+    return call->args_to != NULL ? LIGER_OK : door->entry->call(context, args, stream);
 }
 
 liger_status op_door_workspace(struct op_door *door, liger_context *context, const struct op_call *call,

@@ -76,7 +76,6 @@ static const struct op_property forward_properties[] = {
     {"halves of one buffer", gated_forward_of_halves},
     {"rounds like the separate operators", rounds_like_operators},
 };
-static const struct op_alias forward_aliases[] = {{Y, GATE}, {Y, UP}};
 
 const struct op_cases geglu_forward_cases = {
     .name = "geglu_forward",
@@ -88,7 +87,6 @@ const struct op_cases geglu_forward_cases = {
     .reference = reference_forward,
     .no_naive = OP_NO_SUMS,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(forward_aliases),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -130,7 +128,6 @@ static double loss(const struct op_case *c, const struct op_types *types, double
 }
 
 static const struct op_gradient gradients[] = {{DGATE, GATE}, {DUP, UP}};
-static const struct op_alias backward_aliases[] = {{DGATE, DY}, {DGATE, GATE}, {DUP, DY}, {DUP, UP}};
 static const struct op_property backward_properties[] = {{"halves of one buffer, in place", gated_backward_of_halves}};
 
 const struct op_cases geglu_backward_cases = {
@@ -144,7 +141,6 @@ const struct op_cases geglu_backward_cases = {
     .no_naive = OP_NO_SUMS,
     .loss = loss,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(backward_aliases),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };

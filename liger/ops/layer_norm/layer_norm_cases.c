@@ -175,7 +175,6 @@ static const char *parameters_absent(struct op_run *run) {
 }
 
 static const struct op_property forward_properties[] = {{"rows of mean 0", parameters_absent}};
-static const struct op_alias forward_aliases[] = {{Y, X}};
 
 const struct op_cases layer_norm_forward_cases = {
     .name = "layer_norm_forward",
@@ -187,7 +186,6 @@ const struct op_cases layer_norm_forward_cases = {
     .naive = naive_forward,
     .magnitudes = magnitudes_forward,
     .no_loss = OP_IS_FORWARD,
-    OP_ALIASES(forward_aliases),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -275,7 +273,6 @@ static double loss_backward(const struct op_case *c, const struct op_types *type
     return total;
 }
 
-static const struct op_alias backward_aliases[] = {{DX, DY}};
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
 
 const struct op_cases layer_norm_backward_cases = {
@@ -291,6 +288,5 @@ const struct op_cases layer_norm_backward_cases = {
     .magnitudes = magnitudes_backward,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
-    OP_ALIASES(backward_aliases),
     OP_BENCH(bench),
 };

@@ -35,8 +35,7 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
                                    .magnitude = 1};
 }
 
-static void no_options(const struct op_case *c, void *args) { (void)c, (void)args; }
-OP_DOOR(scale, no_options)
+OP_DOOR(scale, NULL)
 
 static void reference(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;

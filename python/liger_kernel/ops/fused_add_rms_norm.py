@@ -71,12 +71,14 @@ def fused_add_rms_norm_backward(
     num_warps: int,
     num_stages: int,
     in_place: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dX, dR, dW) from what fused_add_rms_norm_forward returned."""
+    needs_dw: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(dX, dR, dW or None) from what fused_add_rms_norm_forward returned; needs_dw None asks for dW."""
+    needed = needs_dw is not False
     dx, dweight = add_rms_norm_gradient(
-        dY, dS_out, S.view(dY.shape), W, RSTD.float(), offset, casting_number(casting_mode), True, True
+        dY, dS_out, S.view(dY.shape), W, RSTD.float(), offset, casting_number(casting_mode), True, needed
     )
-    return dx, dx.clone(), dweight
+    return dx, dx.clone(), dweight if needed else None
 
 
 class LigerFusedAddRMSNormFunction(LigerFunction):

@@ -84,6 +84,7 @@ def liger_fused_linear_cross_entropy(
     use_token_scaling: bool = False,
     return_token_accuracy: bool = False,
     return_predicted_tokens: bool = False,
+    chunk_mem_const: int = 1,
 ):
     """Cross entropy of `input` [BT, H] · `weight`ᵀ [V, H] (+ `bias`): see `LigerFusedLinearCrossEntropyLoss`."""
     results = LigerFusedLinearCrossEntropyFunction.apply(
@@ -102,5 +103,8 @@ def liger_fused_linear_cross_entropy(
         use_token_scaling,
         return_token_accuracy,
         return_predicted_tokens,
+        None,
+        None,
+        chunk_mem_const,
     )
     return loss_or_output(results, return_z_loss or return_token_accuracy or return_predicted_tokens)
