@@ -135,7 +135,9 @@ def test_a_new_operator_passes_all_tests_at_once(whole_tree):
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    tests = [whole_tree / "tests/python" / f"test_{name}.py" for name in ("square", "operators", "operators_transformed")]
+    tests = [
+        whole_tree / "tests/python" / f"test_{name}.py" for name in ("square", "operators", "operators_transformed")
+    ]
     environment = {"PYTHONPATH": str(whole_tree / "python"), "LIGER_NATIVE_DIR": str(build)}
     options = ["-q", "-p", "no:cacheprovider", "-k", "square"]
     said = own_process.output("-m", "pytest", *options, *tests, timeout=300, **environment)
