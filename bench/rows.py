@@ -7,6 +7,7 @@ every provider is checked against.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -63,6 +64,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, T
     return rms_norm(total, weight), total
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
+
+
 def _rotate_half(x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
@@ -75,6 +80,10 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.gelu(gate, approximate="tanh") * up
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -114,6 +123,11 @@ def _add_norm_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, more, weight], upstream=[*plain.upstream, _normal(tuple(shape), dtype, device, 6)], rotated=2)
 
 
+def _layer_norm_inputs(shape, dtype, device) -> Inputs:
+    plain = _norm_inputs(shape, dtype, device)
+    return Inputs([*plain.diff, _normal(shape[1:], dtype, device, 7, 0.1)], upstream=plain.upstream)
+
+
 def _rope_inputs(shape, dtype, device) -> Inputs:
     batch, seq, heads, kv_heads, dim = shape
     q = _normal((batch, seq, heads, dim), dtype, device, 1).transpose(1, 2)
@@ -125,7 +139,7 @@ def _rope_inputs(shape, dtype, device) -> Inputs:
     return Inputs([q, k], [angle.cos().to(dtype), angle.sin().to(dtype)], up, rotated=2)
 
 
-def _swiglu_inputs(shape, dtype, device) -> Inputs:
+def _gated_inputs(shape, dtype, device) -> Inputs:
     return Inputs([_normal(shape, dtype, device, s) for s in (1, 2)], [], [_normal(shape, dtype, device, 3)], rotated=2)
 
 
@@ -141,23 +155,47 @@ def _linear_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, weight], [_targets(rows, vocab, device)])
 
 
-INPUTS: dict[str, Callable[..., Inputs]] = {
-    "rms_norm": _norm_inputs,
-    "add_rms_norm": _add_norm_inputs,
-    "rope": _rope_inputs,
-    "swiglu": _swiglu_inputs,
-    "cross_entropy": _loss_inputs,
-    "linear_cross_entropy": _linear_inputs,
-    "gemm": _linear_inputs,
-}
-PLAIN: dict[str, Callable[..., object]] = {
-    "rms_norm": rms_norm,
-    "add_rms_norm": add_rms_norm,
-    "rope": rope,
-    "swiglu": swiglu,
-    "cross_entropy": cross_entropy,
-    "linear_cross_entropy": linear_cross_entropy,
-    "gemm": matmul,
+@dataclass(frozen=True)
+class Operator:
+    """What a row of this operator needs, in one place.
+
+    inputs    makes its inputs; plain: the formula on them
+    function  the autograd Function of `liger_kernel.ops.<module>`, in our package and in the reference
+    options   what `apply` gets after the tensors (a loss with sums to choose: their dtype besides)
+    passes    how often a tensor of the row's shape is read or written, forward and backward
+    products  how often rows x hidden x vocabulary multiplications and additions are made
+    """
+
+    inputs: Callable[..., Inputs]
+    plain: Callable[..., object]
+    function: str
+    module: str
+    options: tuple = ()
+    passes: int = 0
+    products: int = 0
+
+
+_CASTING = (EPSILON, 0.0, "llama", True)
+_LOSS = (None, IGNORE, 0.0, 0.0, "mean", None, False)
+_LINEAR = ("LigerFusedLinearCrossEntropyFunction", "fused_linear_cross_entropy", (None, *_LOSS))
+
+OPERATORS = {
+    "rms_norm": Operator(_norm_inputs, rms_norm, "LigerRMSNormFunction", "rms_norm", _CASTING, passes=5),
+    "add_rms_norm": Operator(
+        _add_norm_inputs, add_rms_norm, "LigerFusedAddRMSNormFunction", "fused_add_rms_norm", _CASTING, passes=8
+    ),
+    "layer_norm": Operator(
+        _layer_norm_inputs, layer_norm, "LigerLayerNormFunction", "layer_norm", (EPSILON,), passes=5
+    ),
+    "rope": Operator(_rope_inputs, rope, "LigerRopeFunction", "rope", passes=4),
+    "swiglu": Operator(_gated_inputs, swiglu, "LigerSiLUMulFunction", "swiglu", passes=8),
+    "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
+    "cross_entropy": Operator(
+        _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
+    ),
+    "linear_cross_entropy": Operator(_linear_inputs, linear_cross_entropy, *_LINEAR, products=3),
+    # a product is not public: the loss's forward holds one, and a pass over its result besides
+    "gemm": Operator(_linear_inputs, matmul, *_LINEAR, products=1),
 }
 
 
@@ -174,9 +212,11 @@ class Row:
     intermediate: bool = False  # inputs are other layers' results, as between two layers of a model, and not leaves
     bar_ms: float | None = None  # on an H200, forward and backward
     bar_mb: float | None = None
+    sums: str | None = None  # the dtype in which gradients of parameters accumulate, where a provider has the choice
+    environment: tuple[tuple[str, str], ...] = ()  # variables for our own process
 
     def inputs(self, device: str) -> Inputs:
-        made = INPUTS[self.op](self.shape, getattr(torch, self.dtype), device)
+        made = OPERATORS[self.op].inputs(self.shape, getattr(torch, self.dtype), device)
         for tensor in made.diff:
             tensor.requires_grad_()
         return made
@@ -184,16 +224,13 @@ class Row:
     def work(self) -> tuple[float, float]:
         """Bytes that must move and operations of the products, forward and backward."""
         size = 4 if self.dtype == "float32" else 2
-        elements = 1.0
-        for n in self.shape[:2] if self.op in ("cross_entropy", "linear_cross_entropy", "gemm") else self.shape:
-            elements *= n
+        operator = OPERATORS[self.op]
         if self.op == "rope":
             batch, seq, heads, kv_heads, dim = self.shape
-            return 4 * size * batch * seq * (heads + kv_heads) * dim, 0
-        if self.op in ("linear_cross_entropy", "gemm"):
-            rows, hidden, vocab = self.shape
-            return 0, (6.0 if self.op == "linear_cross_entropy" else 2.0) * rows * hidden * vocab
-        return {"rms_norm": 5, "add_rms_norm": 8, "swiglu": 8, "cross_entropy": 2}[self.op] * size * elements, 0
+            elements = batch * seq * (heads + kv_heads) * dim
+        else:
+            elements = self.shape[0] * self.shape[1]
+        return operator.passes * size * float(elements), operator.products * 2.0 * math.prod(self.shape)
 
 
 CUDA_ROWS = [
@@ -202,12 +239,31 @@ CUDA_ROWS = [
     Row("RMSNorm 16384x8192", "norm", "rms_norm", (16384, 8192), bar_ms=0.332, bar_mb=521),
     Row("RMSNorm 16384x16384", "norm", "rms_norm", (16384, 16384), bar_ms=0.663, bar_mb=1034),
     Row("add+RMSNorm 16384x4096", "norm", "add_rms_norm", (16384, 4096), intermediate=True, bar_ms=0.268, bar_mb=390),
+    Row("LayerNorm 16384x4096", "norm", "layer_norm", (16384, 4096), bar_ms=0.171, bar_mb=262),
     Row("RoPE 4x4096, 32+8 heads x 128", "pointwise", "rope", (4, 4096, 32, 8, 128), bar_ms=0.166, bar_mb=321),
     Row("SwiGLU 16384x14336", "pointwise", "swiglu", (16384, 14336), bar_ms=0.869, bar_mb=1344),
+    Row("GeGLU 16384x14336", "pointwise", "geglu", (16384, 14336), bar_ms=0.865, bar_mb=1344),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
     Row("FLCE 16384x4096x128256", "flce", "linear_cross_entropy", (16384, 4096, 128256), bar_ms=79.5, bar_mb=3260),
+    Row(
+        "FLCE 16384x4096x128256, bf16 sums",
+        "flce",
+        "linear_cross_entropy",
+        (16384, 4096, 128256),
+        bar_mb=2200,
+        sums="bfloat16",
+    ),
+    Row(
+        "FLCE 16384x4096x128256, bf16 sums, 126 MB",
+        "flce",
+        "linear_cross_entropy",
+        (16384, 4096, 128256),
+        bar_mb=1256,
+        sums="bfloat16",
+        environment=(("LIGER_LOSS_WORKSPACE_MB", "126"),),
+    ),
     Row("FLCE 16384x2048x32000", "flce", "linear_cross_entropy", (16384, 2048, 32000), bar_ms=9.9, bar_mb=690),
     Row("FLCE 1024x2048x128256", "flce", "linear_cross_entropy", (1024, 2048, 128256), bar_ms=2.5, bar_mb=756),
 ]
@@ -217,9 +273,13 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
     return [
         Row(f"RMSNorm 2048x1024 {short}", "norm", "rms_norm", (2048, 1024), dtype),
         Row(f"RMSNorm 2048x4096 {short}", "norm", "rms_norm", (2048, 4096), dtype),
+        Row(f"LayerNorm 2048x1024 {short}", "norm", "layer_norm", (2048, 1024), dtype),
+        Row(f"LayerNorm 2048x4096 {short}", "norm", "layer_norm", (2048, 4096), dtype),
         Row(f"RoPE 2x1024, 16+8 heads x 64 {short}", "pointwise", "rope", (2, 1024, 16, 8, 64), dtype),
         Row(f"SwiGLU 2048x2816 {short}", "pointwise", "swiglu", (2048, 2816), dtype),
         Row(f"SwiGLU 2048x11008 {short}", "pointwise", "swiglu", (2048, 11008), dtype),
+        Row(f"GeGLU 2048x2816 {short}", "pointwise", "geglu", (2048, 2816), dtype),
+        Row(f"GeGLU 2048x11008 {short}", "pointwise", "geglu", (2048, 11008), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

@@ -1,7 +1,7 @@
 """Times of the operators against peers, each provider in processes of its own, interleaved row by row.
 
     python3 bench/run.py [--device cpu|cuda] [--rows TEXT ...] [--providers NAME ...] [--reference DIR] [--quack DIR]
-                         [--end-to-end] [--seconds S] [--rounds N] [--out FILE]
+                         [--cute DIR] [--end-to-end] [--seconds S] [--rounds N] [--out FILE]
 
 Results go to bench/results/<device>.json, row by row into what is there; bench/table.py makes the README's table of them.
 """
@@ -25,10 +25,11 @@ sys.path.insert(0, str(HERE))
 class Process:
     """A provider's process, asked one question at a time."""
 
-    def __init__(self, name: str, device: str, paths: list[str]):
-        self.name = name
+    def __init__(self, name: str, device: str, paths: list[str], variables: dict[str, str] | None = None):
+        self.name, self.paths = name, paths
         self.errors = tempfile.TemporaryFile("w+")
         environment = {**os.environ, "BENCH_PROCESS": name, "PYTHONPATH": os.pathsep.join([str(HERE), *paths])}
+        environment.update(variables or {})
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py"), device],
             stdin=subprocess.PIPE,
@@ -71,17 +72,18 @@ def start(options, device: str) -> tuple[dict[str, Process], dict[str, str]]:
     others = [p for p in inherited if Path(p).resolve() != Path(own).resolve()]
     paths = {"liger": [own, *others], "torch": others, "compile": others}
     missing = {}
-    for name, folder in (("reference", options.reference), ("quack", options.quack)):
-        if not folder:
-            missing[name] = f"no folder given (--{name} DIR)"
-        elif not Path(folder).is_dir():
-            missing[name] = f"no such folder: {folder}"
+    folders = {"reference": options.reference, "quack": options.quack, "cute": options.cute}
+    for name, needed in (("reference", ["reference"]), ("reference-cute", ["reference", "cute"]), ("quack", ["quack"])):
+        absent = [f"no folder given (--{n} DIR)" for n in needed if not folders[n]]
+        absent += [f"no such folder: {folders[n]}" for n in needed if folders[n] and not Path(folders[n]).is_dir()]
+        if absent:
+            missing[name] = absent[0]
         else:
-            paths[name] = [str(Path(folder).resolve()), *others]
+            paths[name] = [*(str(Path(folders[n]).resolve()) for n in needed), *others]
     processes = {}
-    for name, folders in paths.items():
+    for name, search in paths.items():
         if any(p in options.providers for p in providers.PROCESSES[name]):
-            processes[name] = Process(name, device, folders)
+            processes[name] = Process(name, device, search)
     return processes, missing
 
 
@@ -106,8 +108,13 @@ def merge(answers: list[dict]) -> dict:
 
 
 def measure_row(row, processes: dict[str, Process], options) -> dict:
+    """Of every provider, one record. A row that sets variables of the environment has a process of ours for itself."""
     import providers
 
+    own = None
+    if row.environment and "liger" in processes:
+        own = Process("liger", options.device, processes["liger"].paths, dict(row.environment))
+        processes = {**processes, "liger": own}
     answers: dict[str, list[dict]] = {}
     asked = [
         (process, provider)
@@ -133,6 +140,8 @@ def measure_row(row, processes: dict[str, Process], options) -> dict:
                 answers[provider].append(process.ask(do="time", row=row.name, provider=provider, seconds=seconds))
     for process in processes.values():
         process.ask(do="drop")
+    if own is not None:
+        own.end()
     return {provider: merge(answers[provider]) for provider in providers.NAMES if provider in answers}
 
 
@@ -164,6 +173,7 @@ def main() -> None:
     parser.add_argument("--providers", nargs="+", default=list(providers.NAMES))
     parser.add_argument("--reference", help="the folder site-packages that holds the reference package")
     parser.add_argument("--quack", help="the folder site-packages that holds QuACK")
+    parser.add_argument("--cute", help="the folder site-packages that holds nvidia-cutlass-dsl, for the reference")
     parser.add_argument("--seconds", type=float, help="per cell and measure, all rounds together")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--end-to-end", action="store_true", help="whole models' steps besides (GPU)")

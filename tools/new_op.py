@@ -1,10 +1,17 @@
 #!/usr/bin/env python3
-"""Makes the room of a new operator: its files, with the places to fill in, and its row in ops.def.
+"""Makes an operator that works, y = x², to be turned into the one that is wanted: its room, its Python, its tests, its rows.
 
 usage: new_op.py NAME [--root ROOT]        e.g. new_op.py layer_norm
 
-What it writes compiles and answers UNSUPPORTED; the contract comes first, then the reference and the cases, then the two
-backends. liger.h gets the include. Nothing that exists is overwritten.
+The files come from tools/room/; what is to be written is marked TODO. They build and pass all tests as they are, so that
+every step from there can be tried. Outside of its own files an operator has these places, which get a first form too:
+
+  liger/ops/ops.def                      its row
+  python/liger_kernel/_exports.py        its names
+  bench/rows.py                          its inputs, its formula, its rows
+  README.md                              its row in the table of operators
+
+liger/liger.h and tests/abi are written by tools. Nothing that exists is overwritten.
 """
 
 from __future__ import annotations
@@ -16,208 +23,65 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEADER = """\
-/* @op@.h - TODO: what the operator is, in one line, and the paper it is from. */
-#ifndef LIGER_OPS_@OP@_H
-#define LIGER_OPS_@OP@_H
+TEMPLATES = Path(__file__).resolve().parent / "room"
 
-#include "liger/core/context.h"
-#include "liger/core/tensor.h"
-
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-/* liger_@op@_forward     y = TODO: the formula
- *
- *   x        in    [..., cols]   T         last dimension contiguous; leading ones fold into at most two row strides
- *   y        out   [..., cols]   T         may be x itself; any other overlap is LIGER_ERR_LAYOUT
- *
- *   T is f32, f16 or bf16. Arithmetic in f32, rounded once at the store.
- *   Edges: rows == 0 succeeds and does nothing; cols == 0 is LIGER_ERR_SHAPE; NaN and Inf propagate.
- *   Errors: SHAPE, DTYPE, LAYOUT.  Workspace: none.  Same inputs, same bits.  Graph-capturable.  Since TODO. */
-typedef struct liger_@op@_forward_args {
-    size_t size;
-    liger_tensor x;
-    liger_tensor y;
-} liger_@op@_forward_args;
-
-#define LIGER_@OP@_FORWARD_ARGS_INIT {.size = sizeof(liger_@op@_forward_args)}
-
-LIGER_API liger_status liger_@op@_forward(liger_context *context, const liger_@op@_forward_args *args,
-                                          liger_stream stream);
-
-/* liger_@op@_backward    dx = TODO: the gradient
- *
- *   dy       in    [..., cols]   T
- *   x        in    [..., cols]   T         forward's input
- *   dx       out   [..., cols]   T         may be dy itself
- *
- *   Everything else as liger_@op@_forward. */
-typedef struct liger_@op@_backward_args {
-    size_t size;
-    liger_tensor dy;
-    liger_tensor x;
-    liger_tensor dx;
-} liger_@op@_backward_args;
-
-#define LIGER_@OP@_BACKWARD_ARGS_INIT {.size = sizeof(liger_@op@_backward_args)}
-
-LIGER_API liger_status liger_@op@_backward(liger_context *context, const liger_@op@_backward_args *args,
-                                           liger_stream stream);
-
-#ifdef __cplusplus
-}
-#endif
-#endif
-"""
-
-PROBLEM = """\
-/* @op@_problem.h - what a backend sees: flat, checked, no views. */
-#ifndef LIGER_OPS_@OP@_PROBLEM_H
-#define LIGER_OPS_@OP@_PROBLEM_H
-
-#include "liger/core/rows.h"
-
-struct @op@_forward_problem {
-    liger_dtype dtype;
-    int64_t rows, cols;
-    liger_rows x, y;
-};
-
-struct @op@_backward_problem {
-    liger_dtype dtype;
-    int64_t rows, cols;
-    liger_rows dy, x, dx;
-};
-
-#endif
-"""
-
-DOOR = """\
-/* @op@.c - the door: checks in the order of the contract, then a problem for the table. */
-#include "liger/ops/@op@/@op@.h"
-
-#include "liger/core/args.h"
-#include "liger/core/context_state.h"
-#include "liger/ops/@op@/@op@_problem.h"
-
-liger_status liger_@op@_forward(liger_context *context, const liger_@op@_forward_args *given, liger_stream stream) {
-    liger_@op@_forward_args args;
-    LIGER_TRY(liger_args_import(&args, sizeof args, given, "@op@_forward"));
-    LIGER_REQUIRE(args.x.data != NULL, LIGER_ERR_ARGUMENT, "@op@_forward: x is absent");
-    LIGER_REQUIRE(liger_same_shape(&args.x, &args.y), LIGER_ERR_SHAPE, "@op@_forward: y must have the shape of x");
-    struct @op@_forward_problem problem = {
-        .dtype = (liger_dtype)args.x.dtype,
-        .rows = liger_tensor_rows(&args.x),
-        .cols = liger_tensor_cols(&args.x),
-    };
-    LIGER_TRY(liger_fold_rows(&args.x, "@op@_forward: x", &problem.x));
-    LIGER_TRY(liger_fold_rows(&args.y, "@op@_forward: y", &problem.y));
-    if (problem.rows == 0) return LIGER_OK;
-    return context->kernels->@op@_forward(context, &problem, stream);
-}
-
-liger_status liger_@op@_backward(liger_context *context, const liger_@op@_backward_args *given, liger_stream stream) {
-    liger_@op@_backward_args args;
-    LIGER_TRY(liger_args_import(&args, sizeof args, given, "@op@_backward"));
-    LIGER_REQUIRE(args.dy.data != NULL, LIGER_ERR_ARGUMENT, "@op@_backward: dy is absent");
-    LIGER_REQUIRE(liger_same_shape(&args.dy, &args.x), LIGER_ERR_SHAPE, "@op@_backward: x must have the shape of dy");
-    LIGER_REQUIRE(liger_same_shape(&args.dy, &args.dx), LIGER_ERR_SHAPE, "@op@_backward: dx must have the shape of dy");
-    struct @op@_backward_problem problem = {
-        .dtype = (liger_dtype)args.dy.dtype,
-        .rows = liger_tensor_rows(&args.dy),
-        .cols = liger_tensor_cols(&args.dy),
-    };
-    LIGER_TRY(liger_fold_rows(&args.dy, "@op@_backward: dy", &problem.dy));
-    LIGER_TRY(liger_fold_rows(&args.x, "@op@_backward: x", &problem.x));
-    LIGER_TRY(liger_fold_rows(&args.dx, "@op@_backward: dx", &problem.dx));
-    if (problem.rows == 0) return LIGER_OK;
-    return context->kernels->@op@_backward(context, &problem, stream);
-}
-"""
-
-CPU = """\
-/* @op@_cpu.c - CPU kernels; compiled once per instruction set. TODO: how the work is split, and why. */
-#include "liger/core/fail.h"
-#include "liger/core/kernel_table.h"
-#include "liger/cpu/isa.h"
-#include "liger/ops/@op@/@op@_problem.h"
-
-@op@_forward_kernel LIGER_CPU(@op@_forward);
-@op@_backward_kernel LIGER_CPU(@op@_backward);
-
-liger_status LIGER_CPU(@op@_forward)(liger_context *context, const struct @op@_forward_problem *problem,
-                                     liger_stream stream) {
-    (void)context, (void)problem, (void)stream;
-    return liger_fail(LIGER_ERR_UNSUPPORTED, "@op@_forward: the CPU kernel is not written yet");
-}
-
-liger_status LIGER_CPU(@op@_backward)(liger_context *context, const struct @op@_backward_problem *problem,
-                                      liger_stream stream) {
-    (void)context, (void)problem, (void)stream;
-    return liger_fail(LIGER_ERR_UNSUPPORTED, "@op@_backward: the CPU kernel is not written yet");
-}
-"""
-
-CUDA = """\
-/* @op@_cuda.cu - CUDA kernels and their launches. TODO: which bound it should reach. */
-#include "liger/core/fail.h"
-#include "liger/core/kernel_table.h"
-#include "liger/ops/@op@/@op@_problem.h"
-
-extern "C" liger_status @op@_forward_cuda(liger_context *, const struct @op@_forward_problem *, liger_stream) {
-    return liger_fail(LIGER_ERR_UNSUPPORTED, "@op@_forward: the CUDA kernel is not written yet");
-}
-
-extern "C" liger_status @op@_backward_cuda(liger_context *, const struct @op@_backward_problem *, liger_stream) {
-    return liger_fail(LIGER_ERR_UNSUPPORTED, "@op@_backward: the CUDA kernel is not written yet");
-}
-"""
-
-REF = """\
-/* @op@_ref.c - what the operator is: double precision, three loops, never optimised. */
-#include "tests/harness/op_cases.h"
-
-void @op@_forward_reference(const struct op_case *c, const struct op_types *types, double *const *t);
-void @op@_backward_reference(const struct op_case *c, const struct op_types *types, double *const *t);
-
-void @op@_forward_reference(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)c, (void)types, (void)t; /* TODO */
-}
-
-void @op@_backward_reference(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)c, (void)types, (void)t; /* TODO */
-}
-"""
-
-CASES = """\
-/* @op@_cases.c - shapes, tolerances, properties and bench points of @op@. TODO: describe, call, cases, provocations; see
- * tests/harness/op_cases.h, and rms_norm_cases.c for one that is whole. */
-#include "tests/harness/op_cases.h"
-
-extern const struct op_cases @op@_forward_cases, @op@_backward_cases;
-const struct op_cases @op@_forward_cases = {.name = "@op@_forward"};
-const struct op_cases @op@_backward_cases = {.name = "@op@_backward"};
-"""
-
+# template -> the file it becomes
 FILES = {
-    ".h": HEADER,
-    ".c": DOOR,
-    "_problem.h": PROBLEM,
-    "_cpu.c": CPU,
-    "_cuda.cu": CUDA,
-    "_ref.c": REF,
-    "_cases.c": CASES,
-}
+    **{f"op{ending}": f"liger/ops/@op@/@op@{ending}"
+       for ending in (".h", ".c", "_problem.h", "_cpu.c", "_cuda.cu", "_ref.h", "_ref.c", "_cases.c")},
+    "op.py": "python/liger_kernel/ops/@op@.py",
+    "op_module.py": "python/liger_kernel/transformers/@op@.py",
+    "test_op.py": "tests/python/test_@op@.py",
+}  # fmt: skip
+
+ROWS = """\
+    Row("@Op@ {shape}", "pointwise", "@op@", ({sizes}){dtype}),
+"""
 
 
-def add_row(ops_def: Path, op: str) -> None:
-    """After the last LIGER_OP row, aligned as the others."""
-    lines = ops_def.read_text().splitlines()
-    last = max(i for i, line in enumerate(lines) if line.startswith("LIGER_OP("))
-    lines.insert(last + 1, f"LIGER_OP(       {op + ',':<23}{op:<21})")
-    ops_def.write_text("\n".join(lines) + "\n")
+def named(text: str, op: str) -> str:
+    camel = "".join(part.capitalize() for part in op.split("_"))
+    return text.replace("@op@", op).replace("@OP@", op.upper()).replace("@Op@", camel)
+
+
+def insert(path: Path, before: str, text: str, op: str) -> None:
+    """Puts `text` before the first line that the pattern matches."""
+    old = path.read_text()
+    match = re.search(before, old, re.MULTILINE)
+    if match is None:
+        raise SystemExit(f"new_op: {path} has no place for the row of {op}: nothing there is like /{before}/")
+    path.write_text(old[: match.start()] + named(text, op) + old[match.start() :])
+
+
+def next_name(path: Path, pattern: str, op: str) -> str:
+    """The pattern of the first line of a sorted table that comes after `op`."""
+    later = [name for name in re.findall(pattern.format(r"(\w+)"), path.read_text(), re.MULTILINE) if name > op]
+    return pattern.format(later[0]) if later else r"^}$"
+
+
+def add_rows(root: Path, op: str) -> None:
+    row = f"LIGER_OP(       {op + ',':<23}{op:<21})\n"
+    insert(root / "liger/ops/ops.def", r"^LIGER_KERNEL\(", row, op)
+    exports = root / "python/liger_kernel/_exports.py"
+    names = '    "@op@": Exports(\n        "Liger@Op@Function @op@_backward @op@_forward",\n        "Liger@Op@",\n        "liger_@op@",\n    ),\n'
+    insert(exports, next_name(exports, r'^    "{}": Exports\(', op), names, op)
+    insert(root / "README.md", r"^\| scale \|", "| @op@ | `liger_@op@_*` | `Liger@Op@` | TODO |\n", op)
+
+
+def add_bench(root: Path, op: str) -> None:
+    rows = root / "bench/rows.py"
+    formula = "def @op@(x: Tensor) -> Tensor:\n    return x * x  # TODO\n\n\n"
+    inputs = (
+        "def _@op@_inputs(shape, dtype, device) -> Inputs:\n"
+        "    return Inputs([_normal(shape, dtype, device, 1)], upstream=[_normal(shape, dtype, device, 3)])\n\n\n"
+    )
+    insert(rows, r"^def cross_entropy\(", formula, op)
+    insert(rows, r"^def _loss_inputs\(", inputs, op)
+    entry = '    "@op@": Operator(_@op@_inputs, @op@, "Liger@Op@Function", "@op@", passes=5),  # TODO\n'
+    insert(rows, r'^    "cross_entropy": Operator\(', entry, op)
+    insert(rows, r'^    Row\("CE ', ROWS.format(shape="16384x4096", sizes="16384, 4096", dtype=""), op)
+    shape = ROWS.format(shape="2048x4096 {short}", sizes="2048, 4096", dtype=", dtype").replace('Row("', 'Row(f"')
+    insert(rows, r'^        Row\(f"CE ', "    " + shape, op)
 
 
 def add_include(umbrella: Path, op: str) -> None:
@@ -228,26 +92,46 @@ def add_include(umbrella: Path, op: str) -> None:
     umbrella.write_text(text)
 
 
+def write_files(root: Path, op: str) -> list[Path]:
+    files = {root / named(place, op): TEMPLATES / f"{template}.in" for template, place in FILES.items()}
+    for path in files:
+        if path.exists():
+            raise SystemExit(f"new_op: there is a {path.relative_to(root)} already")
+    for path, template in files.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(named(template.read_text(), op))
+    return list(files)
+
+
+def format_files(paths: list[Path]) -> None:
+    c_files = [str(path) for path in paths if path.suffix != ".py"]
+    if shutil.which("clang-format"):
+        subprocess.run(["clang-format", "-i", *c_files], check=True)
+    if shutil.which("ruff"):
+        python_files = [str(path) for path in paths if path.suffix == ".py"]
+        subprocess.run(["ruff", "format", "--quiet", *python_files], check=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
     options = parser.parse_args()
-    op, root = options.name, options.root
+    op, root = options.name, options.root.resolve()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", op):
         raise SystemExit(f"new_op: `{op}` is not a name: lower-case letters, digits and underscores")
-    room = root / "liger/ops" / op
-    if room.exists():
-        raise SystemExit(f"new_op: there is a room {room} already")
-    room.mkdir()
-    for ending, text in FILES.items():
-        (room / f"{op}{ending}").write_text(text.replace("@op@", op).replace("@OP@", op.upper()))
-    if shutil.which("clang-format"):
-        subprocess.run(["clang-format", "-i", *map(str, room.iterdir())], check=True)
-    add_row(root / "liger/ops/ops.def", op)
+    files = write_files(root, op)
+    add_rows(root, op)
+    add_bench(root, op)
     add_include(root / "liger/liger.h", op)
-    print(f"liger/ops/{op}: {', '.join(op + ending for ending in FILES)}; a row in ops.def; an include in liger.h")
-    print("Next: the contract, the reference and the cases, both kernels, then tests/abi/check_abi.py --update.")
+    format_files([*files, root / "bench/rows.py"])
+    for path in files:
+        print(path.relative_to(root))
+    print("rows: liger/ops/ops.def, _exports.py, bench/rows.py, README.md; include: liger/liger.h")
+    print(f"Next: make build && build/dev/liger_test --op {op}; then `grep -rn TODO`, the contract first.")
+    print(
+        "At the end: tests/abi/check_abi.py --update, tools/check_library.py --symbols tests/abi/symbols.txt --update."
+    )
     return 0
 
 

@@ -30,6 +30,7 @@
 
 #include <cuda_pipeline_primitives.h>
 
+#include "liger/core/norm_partials.h"
 #include "liger/cuda/pack.cuh"
 #include "liger/cuda/reduce.cuh"
 #include "liger/cuda/shared_memory.cuh"
@@ -38,9 +39,10 @@ namespace row_norm {
 
 /* What the kernels are cut for. */
 enum {
-    RESIDENT = 1024, /* threads of a multiprocessor: 64 registers each */
-    BLOCK = 512,     /* threads of a block, at most, but for one rung of the ladder below; of the loop kernels */
+    RESIDENT = NORM_MULTIPROCESSOR_THREADS, /* threads of a multiprocessor: 64 registers each */
+    BLOCK = 512, /* threads of a block, at most, but for one rung of the ladder below; of the loop kernels */
     FORWARD_PACKS = 4 * BLOCK,
+    LOOP_BLOCKS = 4, /* of a multiprocessor, in the loop kernels: 32 registers a thread */
     COLUMN_BLOCK = 256,
     COUNTABLE_ROWS = 1 << 30 /* rows and a few steps more are an int */
 };
@@ -235,6 +237,7 @@ constexpr bool rungs_fit() {
             }
     return true;
 }
+static_assert(LADDER[0].threads * LADDER[0].groups == NORM_SHARED_BLOCK, "as norm_partials() counts");
 static_assert(rungs_fit(), "a rung asks for more shared memory than there is");
 
 /* Rows on their way: each thread copies its own packs of dy, x and perhaps dsum to its own slots of shared memory, as many
@@ -380,7 +383,8 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
 /* ---- backward: rows of any width and alignment ------------------------------------------------------------------ */
 
 template <typename B, int N>
-__global__ void __launch_bounds__(BLOCK) backward_loop_dx(const __grid_constant__ typename B::problem p) {
+__global__ void __launch_bounds__(BLOCK, at_most_blocks(LOOP_BLOCKS, BLOCK))
+    backward_loop_dx(const __grid_constant__ typename B::problem p) {
     using T = typename B::type;
     __shared__ float slots[2][B::SUMS][MAX_WARPS];
     int phase = 0;
@@ -391,24 +395,32 @@ __global__ void __launch_bounds__(BLOCK) backward_loop_dx(const __grid_constant_
         const typename B::facts facts = B::facts_of(p, r);
         float sums[B::SUMS] = {};
         for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
-            float dy[N], x[N], scale[N], nowhere[B::PARTIALS][N] = {};
-            unpack(load_shared<T, N>(dy_row + c * N), dy);
-            unpack(load_shared<T, N>(x_row + c * N), x);
-            B::scale(p, c * N, scale);
-            B::gather(p, facts, dy, x, scale, sums, nowhere);
+            const pack<T, N> dy = load_shared<T, N>(dy_row + c * N), x = load_shared<T, N>(x_row + c * N);
+#pragma unroll
+            for (int i = 0; i < N; i++) { /* one by one: 32 registers do not hold three packs as floats */
+                const float dy_i[1] = {to_f32(dy.value[i])};
+                float x_i[1] = {to_f32(x.value[i])}, scale[1], nowhere[B::PARTIALS][1] = {};
+                B::scale(p, c * N + i, scale);
+                B::gather(p, facts, dy_i, x_i, scale, sums, nowhere);
+            }
         }
         group_sums(sums, slots[phase], 0, (int)blockDim.x / WARP);
 #pragma unroll
         for (int i = 0; i < B::SUMS; i++) sums[i] *= per_col;
         const typename B::pull pull = B::pull_of(facts, sums);
         for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
-            float scale[N];
-            B::scale(p, c * N, scale);
-            const pack<T, N> *dsum = NULL;
-            if constexpr (B::ADDS)
-                if (p.dsum.data) dsum = (const pack<T, N> *)(row_at<T>(p.dsum, r) + c * N);
-            store_dx<B, N>(facts, pull, *(const pack<T, N> *)(dy_row + c * N), load_shared<T, N>(x_row + c * N), scale,
-                           dsum, row_at<T>(p.dx, r) + c * N);
+            pack<T, N> dx = *(const pack<T, N> *)(dy_row + c * N);
+            const pack<T, N> x = load_shared<T, N>(x_row + c * N);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                float scale[1];
+                B::scale(p, c * N + i, scale);
+                float value = B::dx_of(facts, pull, to_f32(dx.value[i]), to_f32(x.value[i]), scale[0]);
+                if constexpr (B::ADDS)
+                    if (p.dsum.data) value += to_f32(row_at<T>(p.dsum, r)[c * N + i]);
+                dx.value[i] = from_f32<T>(value);
+            }
+            store_pack<T, N>(row_at<T>(p.dx, r) + c * N, dx);
         }
     }
 }

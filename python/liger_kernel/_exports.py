@@ -43,6 +43,16 @@ OPERATORS = {
         "LigerFusedLinearCrossEntropyLoss",
         "liger_fused_linear_cross_entropy",
     ),
+    "geglu": Exports(
+        "LigerGELUMulFunction geglu_backward geglu_forward",
+        "LigerGEGLUMLP",
+        "liger_geglu",
+    ),
+    "layer_norm": Exports(
+        "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
+        "LigerLayerNorm",
+        "liger_layer_norm",
+    ),
     "rms_norm": Exports(
         "LigerRMSNormFunction rms_norm_backward rms_norm_forward",
         "LigerRMSNorm LigerRMSNormForMuseGlimmer LigerRMSNormForMuseGlimmerTextCentered",

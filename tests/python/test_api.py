@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 import types
+import warnings
 
 import own_process
 import pytest
@@ -23,7 +24,17 @@ from torch import nn
 import liger_kernel
 import liger_kernel.transformers as lk
 import liger_kernel.transformers.functional as F
-from liger_kernel import utils
+from liger_kernel import _native, utils
+from liger_kernel.ops import (
+    LigerFusedLinearCrossEntropyFunction,
+    fused_add_rms_norm_backward,
+    fused_add_rms_norm_forward,
+    fused_linear_cross_entropy_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+    rope_backward,
+    rope_forward,
+)
 from liger_kernel.ops import utils as ops_utils
 
 HIDDEN, INTER, VOCAB = 24, 40, 31
@@ -371,6 +382,64 @@ def test_rope_call_forms(device):
             wrong()
 
 
+def tables(batch, seq, pairs, device):
+    """cos and sin with one column for each pair."""
+    angle = torch.randn(batch, seq, pairs, device=device)
+    return angle.cos(), angle.sin()
+
+
+def rotated(x, cos, sin, rotary):
+    """`cos` and `sin` [batch, seq, rotary / 2]."""
+    double = (torch.cat((table, table), -1).unsqueeze(1) for table in (cos, sin))
+    return torch.cat((reference_rope(x[..., :rotary], *double), x[..., rotary:]), -1)
+
+
+@pytest.mark.parametrize("rotary", [4, 6, 8], ids="rotary {}".format)
+@pytest.mark.parametrize("layout", ["half", "whole", "wider", "strided", "two dimensions", "four dimensions"])
+def test_rotary_dim(device, rotary, layout):
+    q, k = (torch.randn(2, heads, 5, 8, device=device, requires_grad=True) for heads in (4, 2))
+    halves = tables(1 if layout == "two dimensions" else 2, 5, rotary // 2, device)
+    laid_out = {
+        "half": lambda t: t,
+        "whole": lambda t: torch.cat((t, t), -1),
+        "wider": lambda t: torch.cat((t, torch.full((2, 5, 7), 9.0, device=device)), -1),
+        "strided": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+        "two dimensions": lambda t: t[0],
+        "four dimensions": lambda t: t.unsqueeze(1),
+    }[layout]
+    cos, sin = (laid_out(table) for table in halves)
+    expected = tuple(rotated(x, *halves, rotary) for x in (q, k))
+    upstream = [torch.randn_like(x) for x in expected]
+    gradients = torch.autograd.grad(expected, (q, k), upstream)
+    for function in (lk.liger_rotary_pos_emb, F.liger_rope):
+        result = function(q, k, cos, sin, rotary_dim=rotary)
+        assert_close(result, expected)
+        assert_close(torch.autograd.grad(result, (q, k), upstream), gradients)
+    *result, cos_back, sin_back = rope_forward(q.detach(), k.detach(), cos, sin, rotary_dim=rotary)
+    assert cos_back.ndim == sin_back.ndim == 3
+    assert_close(tuple(result), tuple(x.detach() for x in expected))
+    assert_close(tuple(rope_backward(*upstream, cos_back, sin_back, None, 1, rotary)), gradients)
+
+
+def test_half_width_tables_of_gpt_oss(device):
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb_gpt_oss
+
+    q, k = (torch.randn(2, heads, 5, 8, device=device) for heads in (4, 2))
+    cos, sin = tables(2, 5, 4, device)
+    assert_close(liger_rotary_pos_emb_gpt_oss(q, k, cos, sin), tuple(rotated(x, cos, sin, 8) for x in (q, k)))
+    partial = lk.liger_rotary_pos_emb(q, k, cos, sin)  # by the width of cos: half a head
+    assert_close(partial[0], rotated(q, cos[..., :2], sin[..., :2], 4))
+
+
+@pytest.mark.parametrize("rotary", [-2, 0, 3, 10])
+def test_wrong_rotary_dims(rotary):
+    q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8)
+    with pytest.raises(ValueError, match=rf"rotary_dim is {rotary}.*\(0, 8\]"):
+        F.liger_rope(q, k, *tables(1, 3, 8, "cpu"), rotary_dim=rotary)
+    with pytest.raises(ValueError, match="3 columns.*rotary_dim is 8"):
+        F.liger_rope(q, k, *tables(1, 3, 3, "cpu"), rotary_dim=8)
+
+
 def test_vision_rope(device):
     from liger_kernel.transformers.rope import liger_rotary_pos_emb_vision
 
@@ -401,7 +470,12 @@ def test_mlps(device):
     mlp = swiglu.LigerPhi3SwiGLUMLP(config(hidden_act="swish")).to(device)
     gate, up = mlp.gate_up_proj(x).chunk(2, -1)
     assert_close(mlp(x), mlp.down_proj(nn.functional.silu(gate) * up))
-    assert swiglu.LigerQwen3MoeSwiGLUMLP(config(), intermediate_size=8).up_proj.out_features == 8
+    for name in ("LigerQwen3MoeSwiGLUMLP", "LigerSwiGLUMLP"):
+        assert getattr(swiglu, name)(config(), intermediate_size=8).up_proj.out_features == 8
+    for glimmer in (config(mlp_bias=True), config(hidden_act="gelu", hidden_activation="silu")):
+        mlp = swiglu.LigerSwiGLUMLPForMuseGlimmer(glimmer).to(device)
+        assert isinstance(mlp, lk.LigerSwiGLUMLP) and mlp.gate_proj.bias is None
+        assert_close(mlp(x), silu_mlp(x, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     assert swiglu.LigerHunyuanV1SwiGLUMLP(config(), 3, True).layer_idx == 3
 
 
@@ -425,11 +499,104 @@ def test_other_activations_are_refused():
     for name in [n for n in vars(swiglu) if n.startswith("Liger") and n.endswith("MLP")]:
         with pytest.raises(ValueError, match="Activation function gelu not supported"):
             getattr(swiglu, name)(config(hidden_act="gelu", mlp_multipliers=(1.0, 1.0)))
+    with pytest.raises(ValueError, match="Activation function gelu not supported"):
+        swiglu.LigerSwiGLUMLPForMuseGlimmer(config(hidden_activation="gelu"))
 
 
 def test_functional_swiglu(device):
     a, b = torch.randn(3, 7, device=device), torch.randn(3, 7, device=device)
     assert_close(F.liger_swiglu(a, b), nn.functional.silu(a) * b)
+
+
+# ---- LayerNorm, GeGLU ------------------------------------------------------------------------------------------------
+
+
+def needs(operator):
+    built = hasattr(_native, f"{operator}_forward")
+    return pytest.mark.skipif(not built, reason=f"the library has no {operator}")
+
+
+def test_layer_norm_parameters_and_attributes():
+    module = lk.LigerLayerNorm(HIDDEN, eps=1e-5, bias=True)
+    assert module.hidden_size == HIDDEN and module.eps == module.variance_epsilon == 1e-5
+    assert torch.equal(module.weight, torch.ones(HIDDEN)) and module.bias.std() > 0.1
+    zeros = lk.LigerLayerNorm(HIDDEN, init_fn="zeros")
+    assert not zeros.weight.any() and not zeros.bias.any() and len(list(zeros.parameters())) == 2
+    with pytest.raises(AssertionError, match="init_fn"):
+        lk.LigerLayerNorm(HIDDEN, init_fn="other")
+    chosen = lk.LigerLayerNorm(HIDDEN, impl="liger-c", mode="default", backend="other")
+    assert (chosen.impl, chosen.backend, chosen.mode) == ("liger-c", "liger-c", "default")
+    chosen.backend = "else"
+    assert chosen.impl == "else" and lk.LigerLayerNorm(HIDDEN, backend="old").impl == "old"
+    assert repr(zeros) == "LigerLayerNorm(24, eps=1e-06, impl=None, mode=None)"
+
+
+@needs("layer_norm")
+def test_layer_norm(device):
+    module = lk.LigerLayerNorm(HIDDEN, eps=1e-5, bias=True).to(device)
+    stock = nn.LayerNorm(HIDDEN, eps=1e-5, device=device)
+    stock.load_state_dict(module.state_dict())
+    x = torch.randn(2, 3, HIDDEN, device=device, requires_grad=True)
+    y, expected = module(x), stock(x)
+    assert_close(y, expected)
+    upstream = torch.randn_like(x)
+    assert_close(
+        torch.autograd.grad(y, (x, module.weight, module.bias), upstream),
+        torch.autograd.grad(expected, (x, stock.weight, stock.bias), upstream),
+    )
+    assert_close(F.liger_layer_norm(x, module.weight, module.bias, 1e-5), expected)
+
+
+@needs("layer_norm")
+def test_an_implementation_that_is_not_there_warns_once():
+    module, x = lk.LigerLayerNorm(HIDDEN, impl="somebody-elses"), torch.randn(2, HIDDEN)
+    with pytest.warns(UserWarning, match="layer_norm.*somebody-elses.*liger-c"):
+        module(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(x)
+        for name in (None, "liger-c"):
+            lk.LigerLayerNorm(HIDDEN, impl=name, mode="default")(x)
+
+
+@needs("layer_norm")
+def test_stock_layer_norms_are_patched_with_and_without_a_bias(device, unpatched):
+    x = torch.randn(3, HIDDEN, device=device)
+    for bias in (True, False):
+        stock = nn.LayerNorm(HIDDEN, eps=1e-3, bias=bias, device=device)
+        expected = stock(x)
+        assert unpatched._patch_layer_norm_module(stock) and "LigerLayerNorm((24,), eps=0.001" in repr(stock)
+        assert_close(stock(x), expected)
+        unpatched.revert_liger_kernel(stock)
+        assert "LigerLayerNorm" not in repr(stock) and "impl" not in stock.__dict__
+    for other in (nn.LayerNorm(HIDDEN, elementwise_affine=False), nn.LayerNorm((3, HIDDEN))):
+        assert not unpatched._patch_layer_norm_module(other) and "forward" not in other.__dict__
+
+
+def test_geglu_mlp_widths():
+    from liger_kernel.transformers.geglu import LigerGEGLUMLPForGemma4
+
+    options = dict(use_double_wide_mlp=True, num_kv_shared_layers=2, num_hidden_layers=5)
+    widths = [LigerGEGLUMLPForGemma4(config(**options), i).up_proj.out_features for i in (None, 0, 2, 3, 4)]
+    assert widths == [INTER, INTER, INTER, 2 * INTER, 2 * INTER]
+    for changes in (dict(use_double_wide_mlp=False), dict(num_kv_shared_layers=0)):
+        assert LigerGEGLUMLPForGemma4(config(**{**options, **changes}), 4).intermediate_size == INTER
+    assert issubclass(LigerGEGLUMLPForGemma4, lk.LigerGEGLUMLP)
+
+
+@needs("geglu")
+def test_geglu(device, unpatched):
+    mlp = lk.LigerGEGLUMLP(config(hidden_act="anything")).to(device)
+    x = torch.randn(2, 3, HIDDEN, device=device)
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    expected = mlp.down_proj(nn.functional.gelu(gate, approximate="tanh") * up)
+    assert mlp.down_proj.bias is None
+    assert_close(mlp(x), expected)
+    assert_close(mlp.down_proj(F.liger_geglu(gate, up)), expected)
+    stock = nn.Module()
+    stock.gate_proj, stock.up_proj, stock.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    assert unpatched._patch_geglu_module(stock) and repr(stock).startswith("LigerGEGLUMLP(")
+    assert_close(stock.forward(x), expected)
 
 
 # ---- cross entropy ---------------------------------------------------------------------------------------------------
@@ -464,6 +631,71 @@ def test_extra_results(device):
     eye = torch.eye(VOCAB, device=device)
     fused = F.liger_fused_linear_cross_entropy(logits, eye, target, return_predicted_tokens=True)
     assert torch.equal(fused.predicted_tokens, best) and fused.token_accuracy is None
+
+
+def test_arguments_of_other_implementations():
+    x, weight, target = torch.randn(9, HIDDEN), torch.randn(VOCAB, HIDDEN, requires_grad=True), torch.arange(9)
+    expected = F.liger_fused_linear_cross_entropy(x, weight, target)
+    (gradient,) = torch.autograd.grad(expected, weight)
+    assert LigerFusedLinearCrossEntropyFunction.supports_inner_impl_dispatch is True
+    middle = (None, None, -100, 0.0, 0.0, "mean", None, False, None, False, False, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss, *_ = LigerFusedLinearCrossEntropyFunction.apply(x, weight, target, *middle, "liger-c", None, 4)
+    assert torch.equal(loss, expected) and torch.equal(torch.autograd.grad(loss, weight)[0], gradient)
+    assert torch.equal(F.liger_fused_linear_cross_entropy(x, weight, target, chunk_mem_const=8), expected)
+    with pytest.warns(UserWarning, match="fused_linear_cross_entropy.*'quick'"):
+        LigerFusedLinearCrossEntropyFunction.apply(x, weight, target, *middle, "quick", None, 1)
+    for wrong in (0, -1, True, 1.0, "1", None):
+        with pytest.raises(ValueError, match="chunk_mem_const must be a positive integer.*" + re.escape(repr(wrong))):
+            F.liger_fused_linear_cross_entropy(x, weight, None, chunk_mem_const=wrong)
+    helper = fused_linear_cross_entropy_forward
+    assert list(parameters(helper))[15:21] == [
+        "ce_impl", "ce_mode", "token_grad_output", "compute_gradients", "weight_requires_grad", "chunk_mem_const",
+    ]  # fmt: skip
+    assert torch.equal(helper(x, weight, target, ce_impl="liger-c", chunk_mem_const=2)[5], gradient)
+
+
+SUMS = """
+import sys, torch
+from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as loss
+device, cuda = sys.argv[1], sys.argv[1] == "cuda"
+torch.manual_seed(0)
+x, weight = torch.randn(2048, 128), torch.randn(4096, 128) * 2 * 128**-0.5
+x, weight, target = (t.to(device) for t in (x.bfloat16(), weight.bfloat16(), torch.randint(0, 4096, (2048,))))
+exact = weight.double().requires_grad_()
+torch.nn.functional.cross_entropy(x.double() @ exact.T, target).backward()
+for dtype in (torch.float32, torch.bfloat16) * 2:
+    w = weight.clone().requires_grad_()
+    before = torch.cuda.memory_allocated() if cuda else 0
+    cuda and torch.cuda.reset_peak_memory_stats()
+    loss(x.clone().requires_grad_(), w, target, accum_dtype=dtype).backward()
+    peak = torch.cuda.max_memory_allocated() - before if cuda else 0
+    print(float((w.grad.double() - exact.grad).norm() / exact.grad.norm()), peak)
+"""
+
+
+def test_sums_in_bf16(device):
+    """16 chunks: what the docstring of the module says of the error, and no f32 copy of the weight's size."""
+    said = own_process.output("-c", SUMS, device.type, LIGER_LOSS_WORKSPACE_MB="1").splitlines()[2:]
+    (wide, wide_peak), (lean, lean_peak) = ([float(number) for number in line.split()] for line in said)
+    assert wide < 2.2e-3 and 1.5 * wide < lean < 3 * wide
+    if device.type == "cuda":
+        assert wide_peak - lean_peak > 0.9 * 4096 * 128 * 2
+
+
+def test_backward_helpers_leave_out_what_is_not_needed():
+    x, weight, up = torch.randn(5, HIDDEN), torch.randn(HIDDEN), torch.randn(5, HIDDEN)
+    y, flat, rstd, block, warps, casting = rms_norm_forward(x, weight, 1e-6, 0.0, "llama", None)
+    arguments = (up, flat, weight, rstd, 0.0, casting, block, warps, False, None)
+    (dx, dweight), (alone, nothing) = rms_norm_backward(*arguments), rms_norm_backward(*arguments, False)
+    assert nothing is None and torch.equal(alone, dx)
+    assert torch.equal(rms_norm_backward(*arguments, None)[1], dweight)
+    y, total, rstd, block, warps, stages, casting = fused_add_rms_norm_forward(x, up, weight, 1e-6, 0.0, "llama")
+    arguments = (up, x, total, weight, rstd, 0.0, casting, block, warps, stages, False)
+    both, alone = fused_add_rms_norm_backward(*arguments), fused_add_rms_norm_backward(*arguments, needs_dw=False)
+    assert both[2] is not None and alone[2] is None
+    assert torch.equal(alone[0], both[0]) and torch.equal(alone[1], both[1])
 
 
 @pytest.mark.parametrize("cls", [lk.LigerCrossEntropyLoss, lk.LigerFusedLinearCrossEntropyLoss])

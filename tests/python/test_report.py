@@ -88,7 +88,9 @@ def test_table_with_and_without_rich(monkeypatch, capsys, with_rich):
 
 def matrix_products(**environment):
     """That row alone: the others import transformers."""
-    code = "from liger_kernel.__main__ import native_facts; print(*map(': '.join, native_facts()[0].items()), sep='\\n')"
+    code = (
+        "from liger_kernel.__main__ import native_facts; print(*map(': '.join, native_facts()[0].items()), sep='\\n')"
+    )
     lines = own_process.output("-c", code, **environment).splitlines()
     return next(line for line in lines if "f32 matrix products" in line)
 

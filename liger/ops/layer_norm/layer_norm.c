@@ -55,7 +55,7 @@ liger_status liger_layer_norm_forward(liger_context *context, const liger_layer_
 
 static int64_t partials_of(const struct door_call *call) {
     const int64_t row_bytes = call->size[COLS] * (int64_t)liger_dtype_size(call->t);
-    return layer_norm_partials(call->context->multiprocessors, call->size[ROWS], row_bytes);
+    return norm_partials(call->context->multiprocessors, call->size[ROWS], row_bytes);
 }
 
 static size_t partial_bytes(const struct door_call *call) {

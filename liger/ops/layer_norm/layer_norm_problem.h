@@ -2,8 +2,8 @@
 #ifndef LIGER_OPS_LAYER_NORM_PROBLEM_H
 #define LIGER_OPS_LAYER_NORM_PROBLEM_H
 
+#include "liger/core/norm_partials.h"
 #include "liger/core/rows.h"
-#include "liger/ops/rms_norm/rms_norm_problem.h"
 
 struct layer_norm_forward_problem {
     liger_dtype dtype, weight_dtype; /* weight_dtype: of weight and bias */
@@ -21,13 +21,8 @@ struct layer_norm_backward_problem {
     const void *weight;              /* or NULL */
     const float *mean, *rstd;
     void *dweight, *dbias; /* each or NULL */
-    int64_t partials;      /* layer_norm_partials() */
+    int64_t partials;      /* norm_partials() */
     float *workspace;      /* [2, partials, cols]: of dweight, then of dbias; NULL without both */
 };
-
-/* Rows of partial sums of each of dweight and dbias: as RMSNorm's, whose blocks these are. */
-static inline int64_t layer_norm_partials(int32_t multiprocessors, int64_t rows, int64_t row_bytes) {
-    return rms_norm_partials(multiprocessors, rows, row_bytes);
-}
 
 #endif

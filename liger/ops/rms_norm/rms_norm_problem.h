@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "liger/core/norm_partials.h"
 #include "liger/core/rows.h"
 
 struct rms_norm_forward_problem {
@@ -30,21 +31,8 @@ struct rms_norm_backward_problem {
     const float *rstd;
     void *dweight; /* or NULL */
     float offset;
-    int64_t partials; /* rms_norm_partials() */
+    int64_t partials; /* norm_partials() */
     float *workspace; /* [partials, cols]; NULL without dweight */
 };
-
-/* Rows of partial dweight sums: fixed by the shape and the device, never by the number of threads. A GPU has one per block,
- * and as many blocks as its multiprocessors hold: a block has a thread for every 16 bytes of a row (512 where several rows
- * share it), a multiprocessor room for 1024 of them. */
-enum { RMS_NORM_CPU_PARTIALS = 64, RMS_NORM_CPU_ROWS = 32, RMS_NORM_MOST_BLOCKS = 8 };
-
-static inline int64_t rms_norm_partials(int32_t multiprocessors, int64_t rows, int64_t row_bytes) {
-    const int64_t fits = row_bytes > 512 ? 16384 / row_bytes : 2;
-    const int64_t blocks = fits < 1 ? 1 : fits > RMS_NORM_MOST_BLOCKS ? (int64_t)RMS_NORM_MOST_BLOCKS : fits;
-    const int64_t most = multiprocessors ? multiprocessors * blocks : (int64_t)RMS_NORM_CPU_PARTIALS;
-    const int64_t useful = multiprocessors ? rows : (rows + RMS_NORM_CPU_ROWS - 1) / RMS_NORM_CPU_ROWS;
-    return useful < most ? useful : most;
-}
 
 #endif

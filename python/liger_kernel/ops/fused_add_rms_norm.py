@@ -16,7 +16,7 @@ from liger_kernel.ops.rms_norm import NATIVE_CASTING, LigerRMSNormFunction, cast
 class _AddRMSNorm(Operator):
     differentiable = (0, 1, 2)
 
-    def gradients(self, saved: tuple, options: list, upstreams: tuple, needs: list) -> tuple:
+    def gradients(self, saved: tuple, options: tuple, upstreams: tuple, needs: list) -> tuple:
         """Of x and residual, which have one gradient, and of weight.
 
         Between two intermediate tensors it is handed on twice, as torch's own addition does: autograd copies it before anybody
@@ -71,12 +71,14 @@ def fused_add_rms_norm_backward(
     num_warps: int,
     num_stages: int,
     in_place: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dX, dR, dW) from what fused_add_rms_norm_forward returned."""
+    needs_dw: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(dX, dR, dW or None) from what fused_add_rms_norm_forward returned; needs_dw None asks for dW."""
+    needed = needs_dw is not False
     dx, dweight = add_rms_norm_gradient(
-        dY, dS_out, S.view(dY.shape), W, RSTD.float(), offset, casting_number(casting_mode), True, True
+        dY, dS_out, S.view(dY.shape), W, RSTD.float(), offset, casting_number(casting_mode), True, needed
     )
-    return dx, dx.clone(), dweight
+    return dx, dx.clone(), dweight if needed else None
 
 
 class LigerFusedAddRMSNormFunction(LigerFunction):
@@ -96,7 +98,7 @@ class LigerFusedAddRMSNormFunction(LigerFunction):
 
     @staticmethod
     def remember(ctx, X, R, *_):
-        ctx.options.append(X.is_leaf and R.is_leaf)
+        ctx.options = (*ctx.options, X.is_leaf and R.is_leaf)
 
     @staticmethod
     def torch_forward(X, R, W, eps, offset=0.0, casting_mode="llama", in_place=False):

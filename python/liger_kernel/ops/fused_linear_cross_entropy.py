@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from liger_kernel import _native
+from liger_kernel import _implementation, _native
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import fresh, matrix, require_float
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
@@ -51,11 +51,12 @@ class _LinearCrossEntropy(Operator):
         return ROWS.get(result.wish, result.wish) if given[9] == 0 else result.wish
 
     def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
-        """Gradients that were formed in forward are what is saved."""
+        """Gradients that were formed in forward are what is saved; those of row losses would not know their upstreams."""
         x, weight, target, bias, class_weight, _upstream, *options = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.formed, ctx.options = options[-3:], options[:8]
+        ctx.formed = options[-3:] if options[3] != 0 else (False,) * 3
+        ctx.options = options[:8]
         ctx.save_for_backward(*(output[4:] if any(ctx.formed) else (x, weight, target, bias, class_weight)))
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
@@ -146,13 +147,17 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type)
 
 
-def _compute_dtype(**operands: Tensor | None) -> torch.dtype:
-    """Of the products: autocast's, or the one that torch promotes input and weight to."""
-    require_float("linear_cross_entropy", **operands)
-    x, weight = operands["x"], operands["weight"]
-    assert x is not None and weight is not None
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Of the products: autocast's, or the one that torch promotes to."""
     dtype = _autocast_dtype(x.device.type)
     return torch.promote_types(x.dtype, weight.dtype) if dtype is None else dtype
+
+
+def _accept(ce_impl: str | None, ce_mode: str | None, chunk_mem_const: int) -> None:
+    """What is there for callers of other implementations: looked at, and without effect."""
+    if isinstance(chunk_mem_const, bool) or not isinstance(chunk_mem_const, int) or chunk_mem_const < 1:
+        raise LigerArgumentError(f"chunk_mem_const must be a positive integer, but is {chunk_mem_const!r}")
+    _implementation.accept("fused_linear_cross_entropy", ce_impl, ce_mode)
 
 
 def fused_linear_cross_entropy_forward(
@@ -171,17 +176,22 @@ def fused_linear_cross_entropy_forward(
     use_token_scaling: bool = False,
     return_token_accuracy: bool = False,
     return_predicted_tokens: bool = False,
+    ce_impl: str | None = None,
+    ce_mode: str | None = None,
     token_grad_output: Tensor | None = None,
     compute_gradients: bool | None = None,
     weight_requires_grad: bool | None = None,
+    chunk_mem_const: int = 1,
     bias_requires_grad: bool | None = None,
 ) -> tuple:
     """(loss, z_loss | None, accuracy | None, predicted | None, grad_input | None, grad_weight | None, grad_bias | None).
 
     The gradients are those of the reduced loss, or of Σ token_grad_output·loss_i where that is given. compute_gradients,
-    weight_requires_grad and bias_requires_grad override what _input, weight and bias say of themselves. From float16 operands the gradients come
-    as float32: they meet the upstream before they are rounded.
+    weight_requires_grad and bias_requires_grad override what _input, weight and bias say of themselves. From float16
+    operands the gradients come as float32: they meet the upstream before they are rounded. ce_impl, ce_mode and
+    chunk_mem_const as in the Function.
     """
+    _accept(ce_impl, ce_mode, chunk_mem_const)
     check_flags(
         return_z_loss=return_z_loss,
         return_token_accuracy=return_token_accuracy,
@@ -191,7 +201,8 @@ def fused_linear_cross_entropy_forward(
     need_dx = _input.requires_grad if compute_gradients is None else compute_gradients
     need_dweight = weight.requires_grad if weight_requires_grad is None else weight_requires_grad
     need_dbias = bias is not None and (bias.requires_grad if bias_requires_grad is None else bias_requires_grad)
-    dtype = _compute_dtype(x=_input, weight=weight, bias=bias)
+    require_float("linear_cross_entropy", x=_input, weight=weight, bias=bias)
+    dtype = _compute_dtype(_input, weight)
     class_weight = class_weights(ce_weight, weight.shape[0])
     check_targets_if_debugging(target, weight.shape[0], ignore_index)
     upstream = token_grad_output.float().contiguous() if token_grad_output is not None else None
@@ -217,7 +228,7 @@ def fused_linear_cross_entropy_backward(
 class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     """`apply(_input, weight, target, bias=None, ce_weight=None, ignore_index=-100, lse_square_scale=0.0,
     label_smoothing=0.0, reduction="mean", softcap=None, return_z_loss=False, accum_dtype=None, use_token_scaling=False,
-    return_token_accuracy=False, return_predicted_tokens=False)`
+    return_token_accuracy=False, return_predicted_tokens=False, ce_impl=None, ce_mode=None, chunk_mem_const=1)`
     -> (loss, z_loss | None, token_accuracy | None, predicted_tokens | None).
 
     _input [BT, H], weight [V, H], target [BT], bias [V] or None, ce_weight [V] class weights or None. The loss is float32.
@@ -225,8 +236,11 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     are formed in forward; with "none" backward makes the logits again and multiplies each row by its own upstream.
     Under autocast the products run in its dtype, for CPU tensors too. Rows that are ignored have a gradient of 0, but are
     part of the products: a NaN or Inf in such a row of _input reaches weight's gradient, as in an unfused head.
+    ce_impl and ce_mode name an implementation of the inner loss and change nothing; chunk_mem_const, a positive integer
+    (ValueError), is a hint that is not needed: the size of a chunk is chosen by its cost.
     """
 
+    supports_inner_impl_dispatch = True  # asked by callers before they pass the last three arguments
     operator = linear_cross_entropy
     names = "fused_linear_cross_entropy linear_cross_entropy"
     gradients = ("_input", "weight", "bias")
@@ -250,7 +264,11 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         use_token_scaling=False,
         return_token_accuracy=False,
         return_predicted_tokens=False,
+        ce_impl=None,
+        ce_mode=None,
+        chunk_mem_const=1,
     ):
+        _accept(ce_impl, ce_mode, chunk_mem_const)
         needs = ctx.needs_input_grad
         now = reduction != "none"
         ctx.bias_needed = bias is not None and needs[3]
@@ -305,7 +323,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         else:
             gradients = _recompute(ctx, dloss)
         dx, dweight, dbias = (None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes))
-        return (dx, dweight, None, dbias, *(None,) * 11)[:count]
+        return (dx, dweight, None, dbias, *(None,) * 14)[:count]
 
     @classmethod
     def compiled(cls, *args):
@@ -337,8 +355,12 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         use_token_scaling=False,
         return_token_accuracy=False,
         return_predicted_tokens=False,
+        ce_impl=None,
+        ce_mode=None,
+        chunk_mem_const=1,
     ):
-        dtype = _compute_dtype(x=_input, weight=weight, bias=bias)
+        _accept(ce_impl, ce_mode, chunk_mem_const)
+        dtype = _compute_dtype(_input, weight)
         head = (None if t is None else t.to(dtype) for t in (_input, weight, bias))
         loss, *others = LigerCrossEntropyFunction.torch_forward(
             torch.nn.functional.linear(*head), target, ce_weight, ignore_index, lse_square_scale, label_smoothing,

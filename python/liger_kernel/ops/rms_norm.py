@@ -65,11 +65,13 @@ def rms_norm_backward(
     num_warps: int,
     in_place: bool,
     row_mode: bool | None,
+    needs_dw: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """(dX in dY's shape, dW or None) from what rms_norm_forward returned."""
+    """(dX in dY's shape, dW or None) from what rms_norm_forward returned; needs_dw None asks for dW where there is a W."""
     flat = dY.reshape(-1, dY.shape[-1])
-    dx, dweight = rms_norm_gradient(flat, X, W, RSTD.float(), offset, casting_number(casting_mode), True, W is not None)
-    return dx.view(dY.shape), dweight if W is not None else None
+    needed = W is not None and needs_dw is not False
+    dx, dweight = rms_norm_gradient(flat, X, W, RSTD.float(), offset, casting_number(casting_mode), True, needed)
+    return dx.view(dY.shape), dweight if needed else None
 
 
 class LigerRMSNormFunction(LigerFunction):

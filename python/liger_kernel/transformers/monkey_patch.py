@@ -20,6 +20,8 @@ from torch import nn
 
 from liger_kernel.transformers import patching, torch_cross_entropy
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
+from liger_kernel.transformers.geglu import LigerGEGLUMLP
+from liger_kernel.transformers.layer_norm import LigerLayerNorm
 from liger_kernel.transformers.model_table import LLAMA, ModelRow, Site
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rope import (
@@ -100,8 +102,21 @@ def _peft_copies(module: nn.Module) -> list[nn.Module] | None:
     return [*module.modules_to_save.values(), module.original_module]
 
 
-def _rms_norm_name(self):
-    return "LigerRMSNorm"
+def _patch_norm_module(module: nn.Module, liger_module: type[nn.Module], **attributes: Any) -> bool:
+    """Make a norm compute as `liger_module`, with these attributes, which its forward reads.
+
+    False, and a WARNING, if its forward may not be replaced (see `_bind_method_to_module`).
+    """
+    copies = _peft_copies(module)
+    if copies is not None:
+        return all([_patch_norm_module(copy, liger_module, **attributes) for copy in copies])
+    if not _bind_method_to_module(module, "forward", liger_module.forward):
+        return False
+    for name, value in attributes.items():
+        patching.set_on_instance(module, name, value)
+    _bind_method_to_module(module, "extra_repr", liger_module.extra_repr)
+    _bind_method_to_module(module, "_get_name", _name_method(liger_module.__name__))
+    return True
 
 
 def _patch_rms_norm_module(
@@ -112,28 +127,37 @@ def _patch_rms_norm_module(
     in_place: bool = True,
     row_mode: bool | None = None,
 ) -> bool:
-    """Make a norm with a `weight` compute as `LigerRMSNorm`. Its own epsilon is kept; `eps` is for one that has none.
+    """Make a norm with a `weight` compute as `LigerRMSNorm`; False as in `_patch_norm_module`.
 
-    False, and a WARNING, if its forward may not be replaced (see `_bind_method_to_module`).
+    Its own epsilon is kept; `eps` is for one that has none.
     """
-    epsilon = _own_epsilon(module, eps)
-    copies = _peft_copies(module)
-    if copies is not None:
-        return all([_patch_rms_norm_module(copy, offset, epsilon, casting_mode, in_place, row_mode) for copy in copies])
-    if not _bind_method_to_module(module, "forward", LigerRMSNorm.forward):
-        return False
-    attributes = dict(
-        offset=offset, casting_mode=casting_mode, variance_epsilon=epsilon, in_place=in_place, row_mode=row_mode
+    return _patch_norm_module(
+        module,
+        LigerRMSNorm,
+        offset=offset,
+        casting_mode=casting_mode,
+        variance_epsilon=_own_epsilon(module, eps),
+        in_place=in_place,
+        row_mode=row_mode,
     )
-    for name, value in attributes.items():
-        patching.set_on_instance(module, name, value)
-    _bind_method_to_module(module, "extra_repr", LigerRMSNorm.extra_repr)
-    _bind_method_to_module(module, "_get_name", _rms_norm_name)
-    return True
+
+
+def _patch_layer_norm_module(module: nn.Module, eps: float = 1e-6) -> bool:
+    """Make a norm compute as `LigerLayerNorm`. Its own epsilon is kept; `eps` is for one that has none.
+
+    False as in `_patch_norm_module`, and for a norm without a weight or over several dimensions.
+    """
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.ndim != 1:
+        logger.warning("%s is not patched: it has no weight of one dimension", type(module).__name__)
+        return False
+    size = getattr(module, "hidden_size", None) or getattr(module, "normalized_shape", None)
+    epsilon = _own_epsilon(module, eps)
+    return _patch_norm_module(module, LigerLayerNorm, variance_epsilon=epsilon, hidden_size=size, impl=None, mode=None)
 
 
 def _patch_swiglu_module(module: nn.Module, liger_module: type[nn.Module]) -> bool:
-    """Make an MLP with the same projections compute as `liger_module`; False as in `_patch_rms_norm_module`."""
+    """Make an MLP with the same projections compute as `liger_module`; False as in `_patch_norm_module`."""
     copies = _peft_copies(module)
     if copies is not None:
         return all([_patch_swiglu_module(copy, liger_module) for copy in copies])
@@ -141,6 +165,11 @@ def _patch_swiglu_module(module: nn.Module, liger_module: type[nn.Module]) -> bo
         return False
     _bind_method_to_module(module, "_get_name", _name_method(liger_module.__name__))
     return True
+
+
+def _patch_geglu_module(module: nn.Module) -> bool:
+    """Make an MLP with the same projections compute as `LigerGEGLUMLP`; False as in `_patch_norm_module`."""
+    return _patch_swiglu_module(module, LigerGEGLUMLP)
 
 
 def _name_method(name: str) -> Callable[[Any], str]:

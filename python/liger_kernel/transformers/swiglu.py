@@ -1,7 +1,6 @@
 """Gated MLPs, down(silu(gate(x)) ⊙ up(x)), one class per layout of the weights.
 
-The projections are ordinary nn.Linear, so that adapters, quantisation and sharding apply to them; only the activation is
-ours. Every forward is also bound onto Hugging Face modules with the same sub-module names.
+Every forward is also bound onto Hugging Face modules with the same sub-module names.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
+from liger_kernel.transformers.gated_mlp import GatedMLP
 
 
 def _require_silu(activation: str) -> None:
@@ -18,20 +18,14 @@ def _require_silu(activation: str) -> None:
         raise ValueError(f"Activation function {activation} not supported.")
 
 
-class _GatedMLP(nn.Module):
-    """gate_proj and up_proj H → I, down_proj I → H. The sizes are those of `config` unless `intermediate_size` is given."""
+class _SwiGLUMLP(GatedMLP):
+    """`activation` is that of `config` unless it is given; ValueError unless it is "silu" or "swish"."""
 
     def __init__(
         self, config: Any, intermediate_size: int | None = None, bias: bool = False, activation: str | None = None
     ) -> None:
-        super().__init__()
         _require_silu(config.hidden_act if activation is None else activation)
-        self.config = config
-        self.hidden_size = config.hidden_size
-        self.intermediate_size = config.intermediate_size if intermediate_size is None else intermediate_size
-        self.gate_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(self.hidden_size, self.intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=bias)
+        super().__init__(config, intermediate_size, bias)
 
     def forward(self, x):
         return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
@@ -41,7 +35,7 @@ def _has_bias(config: Any) -> bool:
     return bool(getattr(config, "mlp_bias", False))
 
 
-class LigerSwiGLUMLP(_GatedMLP):
+class LigerSwiGLUMLP(_SwiGLUMLP):
     """The MLP of Llama: gate_proj and up_proj H → I, down_proj I → H, biases if `config.mlp_bias` is true.
 
     Reads hidden_size, intermediate_size, hidden_act and, where it exists, mlp_bias of `config`; `intermediate_size`
@@ -56,17 +50,17 @@ class LigerSwiGLUMLPForMuseGlimmer(LigerSwiGLUMLP):
     """As Llama's without biases; the activation is `config.hidden_activation`, or hidden_act where that is not set."""
 
     def __init__(self, config: Any) -> None:
-        _GatedMLP.__init__(self, config, activation=getattr(config, "hidden_activation", None) or config.hidden_act)
+        _SwiGLUMLP.__init__(self, config, activation=getattr(config, "hidden_activation", None) or config.hidden_act)
 
 
-class LigerQwen3MoeSwiGLUMLP(_GatedMLP):
+class LigerQwen3MoeSwiGLUMLP(_SwiGLUMLP):
     """As Llama's without biases; `intermediate_size` overrides that of `config` (experts are narrower)."""
 
     def __init__(self, config: Any, intermediate_size: int | None = None) -> None:
         super().__init__(config, intermediate_size)
 
 
-class LigerHunyuanV1SwiGLUMLP(_GatedMLP):
+class LigerHunyuanV1SwiGLUMLP(_SwiGLUMLP):
     """As Llama's without biases; `layer_idx` and `is_shared_mlp` are part of Hugging Face's call."""
 
     def __init__(self, config: Any, layer_idx: int | None = None, is_shared_mlp: bool = False) -> None:
@@ -74,7 +68,7 @@ class LigerHunyuanV1SwiGLUMLP(_GatedMLP):
         self.layer_idx = layer_idx
 
 
-class LigerFalconH1SwiGLUMLP(_GatedMLP):
+class LigerFalconH1SwiGLUMLP(_SwiGLUMLP):
     """down_multiplier · down(silu(gate_multiplier · gate(x)) ⊙ up(x)), multipliers from `config.mlp_multipliers`."""
 
     def __init__(self, config: Any) -> None:

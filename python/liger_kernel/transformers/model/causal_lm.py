@@ -47,7 +47,7 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
 
 
 @torch.compiler.assume_constant_result
-def _cache_name(model_class: type) -> str:
+def _cache_name(model_class: Any) -> str:
     """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
     return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 

@@ -26,6 +26,7 @@ _LOSS_OPTIONS = frozenset(
         "return_z_loss",
         "accum_dtype",
         "use_token_scaling",
+        "chunk_mem_const",
     }
 )
 
