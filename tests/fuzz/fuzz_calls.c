@@ -276,7 +276,8 @@ static bool complain(const char *what) {
 static void for_each_element(const liger_tensor *t, void (*body)(size_t at, size_t size)) {
     int64_t index[LIGER_MAX_DIMS] = {0}, at = (unsigned char *)t->data - arena;
     const int64_t size = (int64_t)liger_dtype_size(t->dtype);
-    int64_t elements = t->data ? 1 : 0;
+    int64_t elements = 1;
+    if (t->data == NULL) return; /* absent, whatever its other fields say */
     for (int d = 0; d < t->ndim; d++) elements *= t->shape[d];
     for (int64_t e = 0; e < elements; e++) {
         body((size_t)at, (size_t)size);
