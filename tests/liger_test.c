@@ -3,7 +3,7 @@
  *   liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] [--mode NAME|all] [--quick] [--times] [--list]
  *
  * NAME of --op may be a function (rms_norm_forward), an operator (rms_norm) or `core`: what belongs to no operator. Mode
- * history runs all of them together. With --times each line says how long it took. The last line is "N passed, N failed";
+ * history runs all of them together. With --times each line says what processor time it took. The last line is "N passed, N failed";
  * what did not apply is counted before it, by reason. */
 #include <stdio.h>
 #include <stdlib.h>
