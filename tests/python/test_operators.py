@@ -1,5 +1,8 @@
 """What every operator owes, one table of operators against one list of duties.
 
+The table is that of the described operators: a new one is in it by being described. Where its description does not say
+enough for arguments, or where an option deserves a case of its own, there is a row of its own.
+
 Values are the business of each operator's own test; here a result is compared with the same operator's result for the
 plainest call: contiguous tensors, one stream, eager.
 """
@@ -16,6 +19,7 @@ from operator_case import HIDDEN, Case, owed
 from torch import Tensor
 
 from liger_kernel import _native, ops
+from liger_kernel.ops._memory import parameter, rows, wide_rows
 
 VOCAB = 37
 
@@ -35,7 +39,7 @@ def ce_options(reduction: str) -> list:
     return [None, -100, 1e-3, 0.1, reduction, 20.0]
 
 
-CASES = {
+ROWS = {
     case.name: case
     for case in (
         Case("rms_norm", ops.LigerRMSNormFunction,
@@ -62,9 +66,51 @@ CASES = {
 }  # fmt: skip
 
 
+FUNCTIONS = [f for f in (getattr(ops, name) for name in ops.__all__) if hasattr(f, "operator")]
+SHAPES = {rows: lambda n: (2, n, HIDDEN), wide_rows: lambda n: (2, n, HIDDEN), parameter: lambda n: (HIDDEN,)}
+
+
+def described(function: type) -> Case:
+    """What the description says: rows, weights, and numbers where there is no default."""
+    operator = function.operator
+    roles = iter([a for a in operator.inputs if a.is_tensor])
+    wanted: list = []
+    for name, public in function.parameters.items():
+        if name in function.gradients + function.held:
+            role = next(roles)
+            assert role.prepare in SHAPES, f"{operator.name}: no shape for {role.name}: give it a row"
+            wanted.append(SHAPES[role.prepare])
+        elif public.default is public.empty:
+            wanted.append(0.1)
+    trained, results = function.differentiable, len(operator.upstreams)
+    return Case(
+        operator.name, function, lambda n: [torch.randn(w(n)) if callable(w) else w for w in wanted], trained, results
+    )
+
+
+CASES = ROWS | {
+    function.operator.name: described(function)
+    for function in FUNCTIONS
+    if function not in {row.function for row in ROWS.values()}
+}
+
+
 @pytest.fixture(params=CASES.values(), ids=CASES)
 def case(request) -> Case:
     return request.param
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "swiglu"])
+def test_a_description_is_enough_for_a_case(name, device):
+    """What a new operator gets for nothing, on operators that have rows of their own."""
+    case = described(CASES[name].function)
+    args = on(device, case.make(7))
+    found = run(case, args)
+    expected = leaves(case, args)
+    results = case.function.torch_forward(*expected)
+    results = (results,) if isinstance(results, Tensor) else results
+    grads = torch.autograd.grad(results, [expected[i] for i in case.trained], upstreams(results))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(found, (*results, *grads), strict=True))
 
 
 def on(device, args: list, dtype: torch.dtype | None = None) -> list:

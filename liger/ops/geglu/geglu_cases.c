@@ -75,7 +75,8 @@ static void reference_forward(const struct op_case *c, const struct op_types *ty
 }
 
 static const char *rounds_like_operators(struct op_run *run) {
-    if (run->c.size[ACTIVATION]) return op_run_not_applicable(run, "roundings: gelu is not rounded to T");
+    const int64_t activation = run->c.size[ACTIVATION];
+    if (activation) return gated_activation_is_rounded(run, (liger_dtype)activation);
     return gated_rounds_like_operators(run, NULL);
 }
 
@@ -106,6 +107,7 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     spec[DY] = gated_tensor(c, "dy", ROLE_IN);
     spec[DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
     spec[DY].huge = 0x1p30;
+    spec[UP].specials = spec[DY].specials = false; /* inf times a slope of 1e-8, which is 0 in f32, would be NaN */
     spec[DGATE] = gated_tensor(c, "dgate", ROLE_OUT);
     spec[DGATE].absent = c->flags & NO_DGATE;
     spec[DGATE].relative = 2.05; /* of dy · up, and at the store */

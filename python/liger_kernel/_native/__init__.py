@@ -103,6 +103,17 @@ def _import_binding(folder: Path) -> ModuleType:
     return module
 
 
+def _watch_dispatch(module: ModuleType) -> None:
+    """Lets the binding see modes and transforms for itself, if it sees those that are put on here."""
+    import torch
+
+    module.watch_dispatch(True)
+    for name in ("Tracer", "Python", "FuncTorchDynamicLayerFrontMode"):
+        with torch._C._IncludeDispatchKeyGuard(torch._C._parse_dispatch_key(name)):  # type: ignore[arg-type]
+            if module.is_usual():
+                module.watch_dispatch(False)
+
+
 def load() -> ModuleType:
     """Loads the library, once; LigerError with the reason if that is not possible."""
     global _binding, _failure
@@ -135,6 +146,7 @@ def load() -> ModuleType:
         torch.empty_strided,
         torch.contiguous_format,
     )
+    _watch_dispatch(module)
     for name in dir(module):
         if not name.startswith("_") and name != "setup":
             globals()[name] = getattr(module, name)

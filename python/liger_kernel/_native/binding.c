@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_CUDA_DEVICES = 64, HUGE_RESULT = 4 << 20, UNKNOWN_DTYPE = 1000 };
+enum { HUGE_RESULT = 4 << 20, UNKNOWN_DTYPE = 1000 };
 
 struct torch_functions torch;
 
@@ -96,11 +96,9 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
     for (int i = 0; i < DTYPES; i++) {
         torch.dtypes[i] = PySequence_GetItem(dtypes, i);
         if (torch.dtypes[i] == NULL) return NULL;
-        torch.as_dtype[i] = Py_BuildValue("{s:O}", "dtype", torch.dtypes[i]);
     }
     Py_INCREF(torch.wish), Py_INCREF(torch.empty_like), Py_INCREF(torch.empty_strided);
     torch.contiguous = Py_BuildValue("{s:O}", "memory_format", format);
-    torch.new_empty = (keyword_function)(void (*)(void))method_of(sample, "new_empty", METH_VARARGS | METH_KEYWORDS);
     torch.empty = PyTuple_New(0);
     torch.data_ptr = method_of(sample, "data_ptr", METH_NOARGS);
     torch.get_device = method_of(sample, "get_device", METH_NOARGS);
@@ -110,8 +108,8 @@ static PyObject *setup(PyObject *self, PyObject *arguments) {
     torch.get_shape = getter_of(torch.tensor_base, "shape", &torch.shape_getter);
     torch.get_is_cuda = getter_of(torch.tensor_base, "is_cuda", &torch.is_cuda_getter);
     torch.direct = torch.empty != NULL && torch.data_ptr != NULL && torch.get_device != NULL && torch.stride != NULL &&
-                   torch.is_neg != NULL && torch.new_empty != NULL && torch.get_dtype != NULL &&
-                   torch.get_shape != NULL && torch.get_is_cuda != NULL;
+                   torch.is_neg != NULL && torch.get_dtype != NULL && torch.get_shape != NULL &&
+                   torch.get_is_cuda != NULL;
     torch.name_data_ptr = PyUnicode_InternFromString("data_ptr");
     torch.name_get_device = PyUnicode_InternFromString("get_device");
     torch.name_stride = PyUnicode_InternFromString("stride");
@@ -417,7 +415,7 @@ static int make(binding_call *call, int index, liger_tensor *tensor) {
     const liger_tensor *given = source < FOLLOWED ? call->followed[source] : NULL;
     if (given == NULL || wish >= SCRATCH || (wish == HEADS && given->ndim != 4))
         return refuse(call, "%s cannot be made in the likeness of %s", call->names[index], call->names[source]);
-    PyObject *made = results_make(wish, call->argv[source], given, tensor);
+    PyObject *made = results_make(wish, call->argv[source], call->device, given, tensor);
     if (made == NULL) return 0;
     call->made[call->made_count++] = made;
     if (!take_data(call, index, made, tensor)) return 0;
@@ -433,7 +431,8 @@ static void settle_strides(liger_tensor *tensor) {
     int empty = 0;
     for (int i = 0; i < tensor->ndim; i++) empty |= tensor->shape[i] == 0;
     for (int i = tensor->ndim - 1; i >= 0; i--) {
-        if (empty || tensor->shape[i] == 1) tensor->stride[i] = stride;
+        const int last = i == tensor->ndim - 1;
+        if (empty || (tensor->shape[i] == 1 && (last || tensor->stride[i] == 0))) tensor->stride[i] = stride;
         stride = tensor->stride[i] * (tensor->shape[i] > 0 ? tensor->shape[i] : 1);
     }
 }
@@ -477,7 +476,7 @@ int binding_scratch(binding_call *call, size_t needed, void **data, size_t *byte
     if (needed == 0) return 1;
     PyObject *const like = call->argv[call->device_argument];
     if (!is_exact(like)) return refuse(call, "there is no tensor that says where scratch belongs");
-    call->scratch = results_make_bytes(like, needed + ALIGNMENT);
+    call->scratch = results_make_bytes(like, call->device, needed + ALIGNMENT);
     if (call->scratch == NULL || !take_int64(ask_data_ptr(call->scratch), &address)) return 0;
     *data = (void *)(((uintptr_t)address + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     *bytes = needed;
@@ -622,7 +621,35 @@ static PyObject *ask_for_huge_pages(PyObject *self, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+/* ---- where a call is made from ---- */
+
+/* The dispatch keys that a thread adds to every operator, where torch's dispatcher keeps them, zero for what it does of
+ * itself: a dispatch mode, functorch, torch.jit.trace and inference mode each change the first word. Looked up once per
+ * thread. */
+static _Thread_local const uint64_t *local_keys;
+static int watching;
+
+static const uint64_t *find_local_keys(void) {
+    if (local_keys == NULL) local_keys = torch_variable("_ZN3c104impl26raw_local_dispatch_key_setE");
+    return local_keys;
+}
+
+/* watch_dispatch(bool): whether is_usual() may look; answers whether torch lets it. */
+static PyObject *watch_dispatch(PyObject *self, PyObject *on) {
+    (void)self;
+    watching = on == Py_True && find_local_keys() != NULL;
+    return PyBool_FromLong(watching);
+}
+
+/* is_usual(): no mode, no transform, no tracing on this thread. False also where nobody can know: ask torch then. */
+static PyObject *is_usual(PyObject *self, PyObject *ignored) {
+    (void)self, (void)ignored;
+    return PyBool_FromLong(watching && find_local_keys() != NULL && *local_keys == 0);
+}
+
 static PyMethodDef fixed_methods[] = {
+    {"watch_dispatch", watch_dispatch, METH_O, NULL},
+    {"is_usual", is_usual, METH_NOARGS, NULL},
     {"setup", setup, METH_VARARGS, NULL},
     {"version", version, METH_NOARGS, NULL},
     {"has_cuda_backend", has_cuda_backend, METH_NOARGS, NULL},

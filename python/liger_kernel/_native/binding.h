@@ -61,5 +61,7 @@ extern PyMethodDef binding_operators[];
 /* torch_threads.c: lends torch's OpenMP team to a CPU context. */
 void torch_threads_lend(liger_context_options *options);
 const char *torch_threads_describe(void);
+/* A variable of torch's c10 by its symbol, this thread's if each has one; or NULL. */
+void *torch_variable(const char *name);
 
 #endif

@@ -31,53 +31,54 @@ static PyObject *new_rows(PyObject *like, const liger_tensor *given, liger_tenso
     return call_with(torch.empty_like, PyTuple_Pack(1, like), keywords);
 }
 
-static PyObject *new_empty(PyObject *like, PyObject *arguments, PyObject *keywords) {
-    if (torch.direct) return torch.new_empty(like, arguments, keywords);
-    PyObject *bound = PyObject_GetAttrString(like, "new_empty");
-    PyObject *made = bound == NULL ? NULL : PyObject_Call(bound, arguments, keywords);
-    Py_XDECREF(bound);
-    return made;
-}
-
 /* For a dtype that the library will refuse any will do. */
 static int known(int dtype) { return dtype >= 1 && dtype <= DTYPES ? dtype : LIGER_F32; }
 
+/* {"dtype": ..., "device": that of like}, kept for each pair. Borrowed. */
+static PyObject *options_of(PyObject *like, int32_t device, int dtype) {
+    static PyObject *kept[MAX_CUDA_DEVICES + 1][DTYPES];
+    PyObject **place = &kept[device + 1][dtype - 1];
+    if (*place == NULL) {
+        PyObject *object = PyObject_GetAttr(like, torch.name_device);
+        if (object != NULL) *place = Py_BuildValue("{s:O,s:N}", "dtype", torch.dtypes[dtype - 1], "device", object);
+    }
+    return *place;
+}
+
+/* The strides of `tensor`, whose shape and dtype are filled in too. Of all of torch's ways to new memory that name a dtype
+ * and a device this one costs the least, half of new_empty's. */
+static PyObject *new_strided(PyObject *like, int32_t device, const liger_tensor *tensor) {
+    PyObject *shape = PyTuple_New(tensor->ndim), *stride = PyTuple_New(tensor->ndim);
+    for (int i = 0; shape != NULL && stride != NULL && i < tensor->ndim; i++) {
+        PyTuple_SetItem(shape, i, PyLong_FromLongLong(tensor->shape[i]));
+        PyTuple_SetItem(stride, i, PyLong_FromLongLong(tensor->stride[i]));
+    }
+    PyObject *options = options_of(like, device, known(tensor->dtype));
+    PyObject *arguments =
+        shape == NULL || stride == NULL || options == NULL || PyErr_Occurred() ? NULL : PyTuple_Pack(2, shape, stride);
+    Py_XDECREF(shape), Py_XDECREF(stride);
+    return call_with(torch.empty_strided, arguments, options);
+}
+
 /* No dimensions, or one of the source's rows. */
-static PyObject *new_values(PyObject *like, const liger_tensor *given, liger_tensor *tensor, int per_row, int dtype) {
+static PyObject *new_values(PyObject *like, int32_t device, const liger_tensor *given, liger_tensor *tensor,
+                            int per_row, int dtype) {
     *tensor = (liger_tensor){.dtype = dtype, .ndim = per_row, .shape = {1}, .stride = {1}};
     for (int i = 0; per_row && i < given->ndim - 1; i++) tensor->shape[0] *= given->shape[i];
-    PyObject *arguments = per_row ? Py_BuildValue("(L)", (long long)tensor->shape[0]) : Py_BuildValue("(())");
-    PyObject *made = arguments == NULL ? NULL : new_empty(like, arguments, torch.as_dtype[dtype - 1]);
-    Py_XDECREF(arguments);
-    return made;
+    return new_strided(like, device, tensor);
 }
 
-PyObject *results_make_bytes(PyObject *like, size_t bytes) {
-    PyObject *arguments = Py_BuildValue("(n)", (Py_ssize_t)bytes);
-    PyObject *made = arguments == NULL ? NULL : new_empty(like, arguments, torch.as_dtype[LIGER_U8 - 1]);
-    Py_XDECREF(arguments);
-    return made;
+PyObject *results_make_bytes(PyObject *like, int32_t device, size_t bytes) {
+    const liger_tensor tensor = {.dtype = LIGER_U8, .ndim = 1, .shape = {(int64_t)bytes}, .stride = {1}};
+    return new_strided(like, device, &tensor);
 }
 
-static PyObject *new_strided(PyObject *like, const liger_tensor *tensor) {
-    const int64_t *n = tensor->shape, *s = tensor->stride;
-    PyObject *device = PyObject_GetAttr(like, torch.name_device);
-    PyObject *keywords =
-        device == NULL ? NULL
-                       : Py_BuildValue("{s:O,s:N}", "dtype", torch.dtypes[known(tensor->dtype) - 1], "device", device);
-    if (keywords == NULL) return NULL;
-    PyObject *arguments = Py_BuildValue("((LLLL)(LLLL))", n[0], n[1], n[2], n[3], s[0], s[1], s[2], s[3]);
-    PyObject *made = call_with(torch.empty_strided, arguments, keywords);
-    Py_DECREF(keywords);
-    return made;
-}
-
-static PyObject *new_heads(PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
+static PyObject *new_heads(PyObject *like, int32_t device, const liger_tensor *given, liger_tensor *tensor) {
     *tensor = *given;
     const int64_t heads = given->shape[1], seq = given->shape[2], dim = given->shape[3];
     const int64_t strides[4] = {seq * heads * dim, dim, heads * dim, 1};
     memcpy(tensor->stride, strides, sizeof strides);
-    if (memcmp(given->stride, strides, sizeof strides) != 0) return new_strided(like, tensor);
+    if (memcmp(given->stride, strides, sizeof strides) != 0) return new_strided(like, device, tensor);
     return call_with(torch.empty_like, PyTuple_Pack(1, like), NULL); /* dense: torch keeps its strides */
 }
 
@@ -89,14 +90,15 @@ void results_ask_huge(void *data, size_t bytes) {
     if (data != NULL && begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
 }
 
-PyObject *results_make(enum wish wish, PyObject *like, const liger_tensor *given, liger_tensor *tensor) {
+PyObject *results_make(enum wish wish, PyObject *like, int32_t device, const liger_tensor *given,
+                       liger_tensor *tensor) {
     switch (wish) {
         case LIKE: return new_rows(like, given, tensor);
-        case HEADS: return new_heads(like, given, tensor);
-        case PER_ROW: return new_values(like, given, tensor, 1, LIGER_F32);
-        case PER_ROW_SAME: return new_values(like, given, tensor, 1, known(given->dtype));
-        case PER_ROW_I64: return new_values(like, given, tensor, 1, LIGER_I64);
-        case SCALAR: return new_values(like, given, tensor, 0, LIGER_F32);
-        default: return new_values(like, given, tensor, 0, known(given->dtype));
+        case HEADS: return new_heads(like, device, given, tensor);
+        case PER_ROW: return new_values(like, device, given, tensor, 1, LIGER_F32);
+        case PER_ROW_SAME: return new_values(like, device, given, tensor, 1, known(given->dtype));
+        case PER_ROW_I64: return new_values(like, device, given, tensor, 1, LIGER_I64);
+        case SCALAR: return new_values(like, device, given, tensor, 0, LIGER_F32);
+        default: return new_values(like, device, given, tensor, 0, known(given->dtype));
     }
 }

@@ -4,7 +4,7 @@
 
 #include "binding.h"
 
-enum { DTYPES = 6 };
+enum { DTYPES = 6, MAX_CUDA_DEVICES = 64 };
 
 /* What a call can be asked to make. A wish is an int of _native.Wish: its kind, and the number of the argument (one of the
  * first FOLLOWED) in whose likeness it is: kind * 16 + source. */
@@ -37,19 +37,17 @@ struct torch_functions {
     PyObject *dtype_getter, *shape_getter, *is_cuda_getter;
     PyObject *wish; /* the type */
     PyObject *empty_like, *empty_strided;
-    PyObject *contiguous;       /* keywords: {"memory_format": ...} */
-    PyObject *as_dtype[DTYPES]; /* keywords: {"dtype": ...} */
+    PyObject *contiguous; /* keywords: {"memory_format": ...} */
     PyObject *name_device;
-    keyword_function new_empty;
     int direct; /* the functions above were found */
 };
 
 extern struct torch_functions torch; /* binding.c: registered by Python at start-up */
 
 /* results.c: makes the tensor of a wish in the likeness of `like`, which is `given`. Its data is not looked up. */
-PyObject *results_make(enum wish wish, PyObject *like, const liger_tensor *given, liger_tensor *tensor);
+PyObject *results_make(enum wish wish, PyObject *like, int32_t device, const liger_tensor *given, liger_tensor *tensor);
 /* A uint8 tensor on the device of `like`. */
-PyObject *results_make_bytes(PyObject *like, size_t bytes);
+PyObject *results_make_bytes(PyObject *like, int32_t device, size_t bytes);
 /* Asks the system for huge pages; a hint. */
 void results_ask_huge(void *data, size_t bytes);
 

@@ -30,7 +30,7 @@ from torch.autograd.function import FunctionMeta
 from liger_kernel.ops._memory import PLAIN, is_plain, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_profiling = torch.autograd._profiler_enabled
 
@@ -208,7 +208,7 @@ def _over_saved(cls: type[LigerFunction], ctx: Any, upstreams: tuple, needs: lis
     saved, free = take_saved(ctx)
     places = [operator.saved.index(position) for position in operator.differentiable]
     over = [need and reuse and free[place] for need, reuse, place in zip(needs, cls.reuses, places)]
-    if any(over):
+    if any(over) and len({t.dtype for t in (*saved, *upstreams)}) == 1:
         args = operator.gradient_arguments(saved, ctx.options, upstreams)
         try:
             return derivative.over(args, needs, [saved[p].data if o else None for p, o in zip(places, over)])

@@ -25,14 +25,16 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
 import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
 
+from liger_kernel import _native
 from liger_kernel._native import LigerArgumentError, Wish
 from liger_kernel.ops._memory import (
     PLAIN,
@@ -62,7 +64,7 @@ Made = Any
 Asked = Annotated[Any, "asked"]
 
 _active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 _is_profiling = torch.autograd._profiler_enabled
 _functorch_is_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
@@ -73,7 +75,10 @@ TABLE: dict[str, Operator] = {}  # every operator that has been described
 
 def is_transformed() -> bool:
     """Does torch look at functions here, and not at values? functorch, torch.jit.trace, or a forward-mode level."""
-    return _functorch_is_active() or _tracing_state() is not None or _forward_ad._current_level >= 0
+    if _forward_ad._current_level >= 0:
+        return True
+    # one look at what all of them leave in torch's dispatcher, before each is asked
+    return not _native.is_usual() and (_functorch_is_active() or _tracing_state() is not None)
 
 
 class _Argument(typing.NamedTuple):
@@ -116,6 +121,13 @@ def _make(wish: Wish, like: Tensor) -> Tensor:
         return new_heads(like)
     shape = (math.prod(like.shape[:-1]),) if kind in (Wish.PER_ROW, Wish.PER_ROW_SAME, Wish.PER_ROW_I64) else ()
     return like.new_empty(shape, dtype=_DTYPES.get(kind, like.dtype))
+
+
+def _pick(positions: Sequence[int]) -> Callable[[tuple], tuple]:
+    """The elements at these positions."""
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return (lambda known: (known[positions[0]],)) if positions else lambda known: ()
 
 
 def _only_memory(value: Any) -> Any:
@@ -179,7 +191,7 @@ class Operator:
 
     def now(self, *args: Any) -> Any:
         """The call, by somebody who has looked whether torch compiles or transforms here."""
-        if _active_modes():
+        if not _native.is_usual() and (_active_modes() or torch.compiler.is_compiling()):
             return self.traced(*args)
         try:
             return self.eager(*args)
@@ -246,7 +258,7 @@ class Operator:
         """The call with results written over these tensors, where there is one. LigerArgumentError: nothing is written."""
         into = [t if t is not None else r.wish if need else Wish.NOTHING
                 for r, need, t in zip(self.results, needs, tensors)]  # fmt: skip
-        made = self.function(*args, *into)
+        made = self.function(*self._prepare(args, args[0].dtype), *into)
         made = iter(made if isinstance(made, tuple) else (made,))
         return tuple(t if t is not None else next(made) for t in tensors)
 
@@ -291,9 +303,9 @@ class Operator:
         saved = [a.name for a in derivative.inputs if a.is_tensor and a.name not in upstreams]
         options = [a.name for a in derivative.inputs if not a.is_tensor]
         self.saved = tuple(known.index(name) for name in saved)
-        self.options = tuple(known.index(name) for name in options)
+        self._saved_of, self._options_of = _pick(self.saved), _pick([known.index(name) for name in options])
         pool = [upstreams[i] for i in self.upstreams] + saved + options
-        self._order = tuple(pool.index(name) for name in names)
+        self._in_order = _pick([pool.index(name) for name in names])
         if not self.differentiable:
             self.differentiable = tuple(self.positions[r.name.removeprefix("d")] for r in derivative.results)
         self.register_derivative()
@@ -309,9 +321,9 @@ class Operator:
         )
 
     def save(self, ctx: Any, given: tuple, results: tuple) -> None:
-        pool = (*given, *results)
-        ctx.options = [pool[i] for i in self.options]
-        ctx.save_for_backward(*[pool[i] for i in self.saved])
+        known = given + results
+        ctx.options = self._options_of(known)
+        ctx.save_for_backward(*self._saved_of(known))
         if len(self.upstreams) > 1:  # None stands for the upstream of what nobody used
             ctx.set_materialize_grads(False)
 
@@ -319,7 +331,7 @@ class Operator:
         results = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*(r for i, r in enumerate(results) if i not in self.upstreams))
         ctx.set_materialize_grads(False)
-        self.save(ctx, inputs, results)
+        self.save(ctx, inputs[: len(self.inputs)], results)
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         gradients: list = [None] * len(ctx.needs_input_grad)
@@ -330,11 +342,10 @@ class Operator:
             gradients[position] = gradient
         return tuple(gradients)
 
-    def gradient_arguments(self, saved: tuple, options: list, upstreams: tuple) -> tuple:
-        pool = (*[upstreams[i] for i in self.upstreams], *saved, *options)
-        return tuple([pool[i] for i in self._order])
+    def gradient_arguments(self, saved: tuple, options: tuple, upstreams: tuple) -> tuple:
+        return self._in_order((*[upstreams[i] for i in self.upstreams], *saved, *options))
 
-    def gradients(self, saved: tuple, options: list, upstreams: tuple, needs: list) -> tuple:
+    def gradients(self, saved: tuple, options: tuple, upstreams: tuple, needs: list) -> tuple:
         """One for each of `differentiable`, None where it is not needed or nothing comes from above."""
         derivative = self.derivative
         assert derivative is not None

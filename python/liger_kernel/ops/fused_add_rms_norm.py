@@ -16,7 +16,7 @@ from liger_kernel.ops.rms_norm import NATIVE_CASTING, LigerRMSNormFunction, cast
 class _AddRMSNorm(Operator):
     differentiable = (0, 1, 2)
 
-    def gradients(self, saved: tuple, options: list, upstreams: tuple, needs: list) -> tuple:
+    def gradients(self, saved: tuple, options: tuple, upstreams: tuple, needs: list) -> tuple:
         """Of x and residual, which have one gradient, and of weight.
 
         Between two intermediate tensors it is handed on twice, as torch's own addition does: autograd copies it before anybody
@@ -98,7 +98,7 @@ class LigerFusedAddRMSNormFunction(LigerFunction):
 
     @staticmethod
     def remember(ctx, X, R, *_):
-        ctx.options.append(X.is_leaf and R.is_leaf)
+        ctx.options = (*ctx.options, X.is_leaf and R.is_leaf)
 
     @staticmethod
     def torch_forward(X, R, W, eps, offset=0.0, casting_mode="llama", in_place=False):

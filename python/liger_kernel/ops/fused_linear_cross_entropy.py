@@ -51,11 +51,12 @@ class _LinearCrossEntropy(Operator):
         return ROWS.get(result.wish, result.wish) if given[9] == 0 else result.wish
 
     def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
-        """Gradients that were formed in forward are what is saved."""
+        """Gradients that were formed in forward are what is saved; those of row losses would not know their upstreams."""
         x, weight, target, bias, class_weight, _upstream, *options = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.formed, ctx.options = options[-3:], options[:8]
+        ctx.formed = options[-3:] if options[3] != 0 else (False,) * 3
+        ctx.options = options[:8]
         ctx.save_for_backward(*(output[4:] if any(ctx.formed) else (x, weight, target, bias, class_weight)))
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
@@ -146,11 +147,8 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type)
 
 
-def _compute_dtype(**operands: Tensor | None) -> torch.dtype:
-    """Of the products: autocast's, or the one that torch promotes input and weight to."""
-    require_float("linear_cross_entropy", **operands)
-    x, weight = operands["x"], operands["weight"]
-    assert x is not None and weight is not None
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Of the products: autocast's, or the one that torch promotes to."""
     dtype = _autocast_dtype(x.device.type)
     return torch.promote_types(x.dtype, weight.dtype) if dtype is None else dtype
 
@@ -203,7 +201,8 @@ def fused_linear_cross_entropy_forward(
     need_dx = _input.requires_grad if compute_gradients is None else compute_gradients
     need_dweight = weight.requires_grad if weight_requires_grad is None else weight_requires_grad
     need_dbias = bias is not None and (bias.requires_grad if bias_requires_grad is None else bias_requires_grad)
-    dtype = _compute_dtype(x=_input, weight=weight, bias=bias)
+    require_float("linear_cross_entropy", x=_input, weight=weight, bias=bias)
+    dtype = _compute_dtype(_input, weight)
     class_weight = class_weights(ce_weight, weight.shape[0])
     check_targets_if_debugging(target, weight.shape[0], ignore_index)
     upstream = token_grad_output.float().contiguous() if token_grad_output is not None else None
@@ -361,7 +360,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         chunk_mem_const=1,
     ):
         _accept(ce_impl, ce_mode, chunk_mem_const)
-        dtype = _compute_dtype(x=_input, weight=weight, bias=bias)
+        dtype = _compute_dtype(_input, weight)
         head = (None if t is None else t.to(dtype) for t in (_input, weight, bias))
         loss, *others = LigerCrossEntropyFunction.torch_forward(
             torch.nn.functional.linear(*head), target, ce_weight, ignore_index, lse_square_scale, label_smoothing,

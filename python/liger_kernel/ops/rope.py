@@ -86,7 +86,7 @@ class _Rope(Operator):
         require_float("rope", q=q, k=k, cos=cos, sin=sin)
         return _rotate(_native.rope_forward, q, k, cos, sin, rotary)
 
-    def gradients(self, saved: tuple, options: list, upstreams: tuple, needs: list) -> tuple:
+    def gradients(self, saved: tuple, options: tuple, upstreams: tuple, needs: list) -> tuple:
         """Only what is asked for and has an upstream; the gradient of an output that nobody used is zero, which is None."""
         given = [up if need else None for up, need in zip(upstreams, needs)]
         if all(up is None for up in given):
