@@ -34,14 +34,17 @@ PROCESSES = {
 OVERWRITES = {("reference", op) for op in ("cross_entropy", "geglu", "rope", "swiglu")}
 
 
+LOSSES = ("cross_entropy", "linear_cross_entropy", "gemm")
+
+
 class Missing(Exception):
     """This provider does not have this operator here; the text says why."""
 
 
 def function(provider: str, op: str, dtype: str, sums: str | None = None) -> Callable[..., object]:
     maker = {
-        "liger": _liger,
-        "eager": lambda op: rows.PLAIN[op],
+        "liger": _function,
+        "eager": lambda op: rows.OPERATORS[op].plain,
         "eager-bf16": _eager_bf16,
         "compile": _compile,
         "torch-chunked": _torch_chunked,
@@ -66,31 +69,14 @@ def _import(name: str):
         raise Missing(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _liger(op: str, sums: torch.dtype | None = None):
-    ops = _import("liger_kernel.ops")
-    if op == "rms_norm":
-        apply = ops.LigerRMSNormFunction.apply
-        return lambda x, w: apply(x, w, EPSILON, 0.0, "llama", True)
-    if op == "add_rms_norm":
-        apply = ops.LigerFusedAddRMSNormFunction.apply
-        return lambda x, r, w: apply(x, r, w, EPSILON, 0.0, "llama", True)
-    if op == "rope":
-        apply = ops.LigerRopeFunction.apply
-        return lambda q, k, cos, sin: apply(q, k, cos, sin)
-    if op == "layer_norm":
-        apply = ops.LigerLayerNormFunction.apply
-        return lambda x, w, b: apply(x, w, b, EPSILON)
-    if op == "swiglu":
-        return ops.LigerSiLUMulFunction.apply
-    if op == "geglu":
-        return ops.LigerGELUMulFunction.apply
-    if op == "cross_entropy":
-        apply = ops.LigerCrossEntropyFunction.apply
-        return lambda x, target: apply(x, target, None)[0]
-    # a product is not public: the loss's forward holds one, and a pass over its result besides
-    apply = ops.LigerFusedLinearCrossEntropyFunction.apply
-    options = () if sums is None else (None, None, IGNORE, 0.0, 0.0, "mean", None, False, sums)
-    return lambda x, w, target: apply(x, w, target, *options)[0]
+def _function(op: str, sums: torch.dtype | None = None):
+    """The Function of the package `liger_kernel` that this process's path leads to, ours or the reference."""
+    operator = rows.OPERATORS[op]
+    apply = getattr(_import(f"liger_kernel.ops.{operator.module}"), operator.function).apply
+    options = operator.options if sums is None else (*operator.options, sums)
+    if op in LOSSES:  # the first of several results
+        return lambda *inputs: apply(*inputs, *options)[0]
+    return lambda *inputs: apply(*inputs, *options)
 
 
 def _eager_bf16(op: str):
@@ -102,7 +88,7 @@ def _eager_bf16(op: str):
 
 def _compile(op: str):
     torch._dynamo.reset()
-    return torch.compile(rows.PLAIN[op], dynamic=False)
+    return torch.compile(rows.OPERATORS[op].plain, dynamic=False)
 
 
 def _torch_chunked(op: str):
@@ -119,32 +105,9 @@ def _reference(op: str, sums: torch.dtype | None = None):
     """The PyPI package of the same import name, in a process whose path leads to it."""
     if not torch.cuda.is_available():
         raise Missing("its kernels are Triton's, which needs a GPU")
-    ops = _import("liger_kernel.ops")
-    name = {
-        "rms_norm": "LigerRMSNormFunction",
-        "add_rms_norm": "LigerFusedAddRMSNormFunction",
-        "rope": "LigerRopeFunction",
-        "layer_norm": "LigerLayerNormFunction",
-        "swiglu": "LigerSiLUMulFunction",
-        "geglu": "LigerGELUMulFunction",
-        "cross_entropy": "LigerCrossEntropyFunction",
-        "linear_cross_entropy": "LigerFusedLinearCrossEntropyFunction",
-    }.get(op)
-    if name is None:
+    if op == "gemm":
         raise Missing("no such operator")
-    module = {"add_rms_norm": "fused_add_rms_norm", "linear_cross_entropy": "fused_linear_cross_entropy"}.get(op, op)
-    owner = ops if hasattr(ops, name) else _import(f"liger_kernel.ops.{module}")
-    apply = getattr(owner, name).apply
-    if op in ("rms_norm", "add_rms_norm"):
-        return lambda *x: apply(*x, EPSILON, 0.0, "llama", True)
-    if op == "layer_norm":
-        return lambda *x: apply(*x, EPSILON)
-    if op == "cross_entropy":
-        return lambda x, target: apply(x, target, None, IGNORE, 0.0, 0.0, "mean", None, False)[0]
-    if op == "linear_cross_entropy":
-        middle = (None, None, IGNORE, 0.0, 0.0, "mean", None, False)
-        return lambda x, w, target: apply(x, w, target, *middle, sums)[0]
-    return apply
+    return _function(op, sums)
 
 
 def _reference_f32(op: str):
@@ -158,16 +121,12 @@ def _reference_cute(op: str):
     if not torch.cuda.is_available():
         raise Missing("needs a GPU")
     _import("cutlass")
-    functional = _import("liger_kernel.functional")
-    name = {"add_rms_norm": "fused_add_rms_norm", "linear_cross_entropy": "fused_linear_cross_entropy"}.get(op, op)
-    call = getattr(functional, name, None)
+    call = getattr(_import("liger_kernel.functional"), rows.OPERATORS[op].module, None)
     if call is None:
         raise Missing("no such operator")
-    if op in ("rms_norm", "add_rms_norm", "layer_norm"):
-        return lambda *x: call(*x, EPSILON)
-    if op in ("cross_entropy", "linear_cross_entropy"):
+    if op in LOSSES:
         return lambda *x: call(*x, ignore_index=IGNORE)[0]
-    return call
+    return (lambda *x: call(*x, EPSILON)) if "norm" in op else call
 
 
 def _quack(op: str):

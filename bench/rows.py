@@ -7,6 +7,7 @@ every provider is checked against.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -154,39 +155,48 @@ def _linear_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, weight], [_targets(rows, vocab, device)])
 
 
-INPUTS: dict[str, Callable[..., Inputs]] = {
-    "rms_norm": _norm_inputs,
-    "add_rms_norm": _add_norm_inputs,
-    "layer_norm": _layer_norm_inputs,
-    "rope": _rope_inputs,
-    "swiglu": _gated_inputs,
-    "geglu": _gated_inputs,
-    "cross_entropy": _loss_inputs,
-    "linear_cross_entropy": _linear_inputs,
-    "gemm": _linear_inputs,
-}
-PLAIN: dict[str, Callable[..., object]] = {
-    "rms_norm": rms_norm,
-    "add_rms_norm": add_rms_norm,
-    "layer_norm": layer_norm,
-    "rope": rope,
-    "swiglu": swiglu,
-    "geglu": geglu,
-    "cross_entropy": cross_entropy,
-    "linear_cross_entropy": linear_cross_entropy,
-    "gemm": matmul,
-}
-# Elements that are read and written for each element of the shape, forward and backward.
-PASSES = {
-    "rms_norm": 5,
-    "add_rms_norm": 8,
-    "swiglu": 8,
-    "cross_entropy": 2,
-}
+@dataclass(frozen=True)
+class Operator:
+    """What a row of this operator needs, in one place.
+
+    inputs    makes its inputs; plain: the formula on them
+    function  the autograd Function of `liger_kernel.ops.<module>`, in our package and in the reference
+    options   what `apply` gets after the tensors (a loss with sums to choose: their dtype besides)
+    passes    how often a tensor of the row's shape is read or written, forward and backward
+    products  how often rows x hidden x vocabulary multiplications and additions are made
+    """
+
+    inputs: Callable[..., Inputs]
+    plain: Callable[..., object]
+    function: str
+    module: str
+    options: tuple = ()
+    passes: int = 0
+    products: int = 0
 
 
-# how often a tensor of the row's shape is read or written, forward and backward
-PASSES = {"rms_norm": 5, "layer_norm": 5, "add_rms_norm": 8, "swiglu": 8, "geglu": 8, "cross_entropy": 2}
+_CASTING = (EPSILON, 0.0, "llama", True)
+_LOSS = (None, IGNORE, 0.0, 0.0, "mean", None, False)
+_LINEAR = ("LigerFusedLinearCrossEntropyFunction", "fused_linear_cross_entropy", (None, *_LOSS))
+
+OPERATORS = {
+    "rms_norm": Operator(_norm_inputs, rms_norm, "LigerRMSNormFunction", "rms_norm", _CASTING, passes=5),
+    "add_rms_norm": Operator(
+        _add_norm_inputs, add_rms_norm, "LigerFusedAddRMSNormFunction", "fused_add_rms_norm", _CASTING, passes=8
+    ),
+    "layer_norm": Operator(
+        _layer_norm_inputs, layer_norm, "LigerLayerNormFunction", "layer_norm", (EPSILON,), passes=5
+    ),
+    "rope": Operator(_rope_inputs, rope, "LigerRopeFunction", "rope", passes=4),
+    "swiglu": Operator(_gated_inputs, swiglu, "LigerSiLUMulFunction", "swiglu", passes=8),
+    "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
+    "cross_entropy": Operator(
+        _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
+    ),
+    "linear_cross_entropy": Operator(_linear_inputs, linear_cross_entropy, *_LINEAR, products=3),
+    # a product is not public: the loss's forward holds one, and a pass over its result besides
+    "gemm": Operator(_linear_inputs, matmul, *_LINEAR, products=1),
+}
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------------------
@@ -206,7 +216,7 @@ class Row:
     environment: tuple[tuple[str, str], ...] = ()  # variables for our own process
 
     def inputs(self, device: str) -> Inputs:
-        made = INPUTS[self.op](self.shape, getattr(torch, self.dtype), device)
+        made = OPERATORS[self.op].inputs(self.shape, getattr(torch, self.dtype), device)
         for tensor in made.diff:
             tensor.requires_grad_()
         return made
@@ -214,16 +224,13 @@ class Row:
     def work(self) -> tuple[float, float]:
         """Bytes that must move and operations of the products, forward and backward."""
         size = 4 if self.dtype == "float32" else 2
-        elements = 1.0
-        for n in self.shape[:2] if self.op in ("cross_entropy", "linear_cross_entropy", "gemm") else self.shape:
-            elements *= n
+        operator = OPERATORS[self.op]
         if self.op == "rope":
             batch, seq, heads, kv_heads, dim = self.shape
-            return 4 * size * batch * seq * (heads + kv_heads) * dim, 0
-        if self.op in ("linear_cross_entropy", "gemm"):
-            rows, hidden, vocab = self.shape
-            return 0, (6.0 if self.op == "linear_cross_entropy" else 2.0) * rows * hidden * vocab
-        return PASSES[self.op] * size * elements, 0
+            elements = batch * seq * (heads + kv_heads) * dim
+        else:
+            elements = self.shape[0] * self.shape[1]
+        return operator.passes * size * float(elements), operator.products * 2.0 * math.prod(self.shape)
 
 
 CUDA_ROWS = [

@@ -19,7 +19,7 @@ from pathlib import Path
 import providers
 import torch
 from measure import Cpu, Cuda
-from rows import PLAIN, Inputs, Row, all_rows
+from rows import OPERATORS, Inputs, Row, all_rows
 
 TOLERANCE = {"bfloat16": 2e-2, "float32": 2e-4}
 COLD_BYTES = 4 * 60 * 2**20
@@ -77,7 +77,7 @@ class Cell:
         )
         # the factors of its products are exact in TF32 where they come from bfloat16
         torch.backends.cuda.matmul.allow_tf32 = self.row.dtype == "bfloat16"
-        expected = _tuple(PLAIN[self.row.op](*wide.diff, *wide.fixed))
+        expected = _tuple(OPERATORS[self.row.op].plain(*wide.diff, *wide.fixed))
         if self.loss_only:
             return self.product_error(wide, expected[0])
         expected_gradients = torch.autograd.grad(expected, wide.diff, wide.upstream or None)
@@ -96,7 +96,7 @@ class Cell:
         """A provider of the GEMM row answers the product, or the fused loss of it."""
         got = self.without_gradient()[0].detach().float()
         if got.shape != product.shape:
-            product = _tuple(PLAIN["linear_cross_entropy"](*wide.diff, *wide.fixed))[0]
+            product = _tuple(OPERATORS["linear_cross_entropy"].plain(*wide.diff, *wide.fixed))[0]
         return {"result": (got - product.detach()).norm().item() / product.detach().norm().item()}
 
     def first(self, meter) -> dict:

@@ -8,7 +8,7 @@ every step from there can be tried. Outside of its own files an operator has the
 
   liger/ops/ops.def                      its row
   python/liger_kernel/_exports.py        its names
-  bench/rows.py, bench/providers.py      its inputs, its formula, its rows
+  bench/rows.py                          its inputs, its formula, its rows
   README.md                              its row in the table of operators
 
 liger/liger.h and tests/abi are written by tools. Nothing that exists is overwritten.
@@ -69,7 +69,7 @@ def add_rows(root: Path, op: str) -> None:
 
 
 def add_bench(root: Path, op: str) -> None:
-    rows, providers = root / "bench/rows.py", root / "bench/providers.py"
+    rows = root / "bench/rows.py"
     formula = "def @op@(x: Tensor) -> Tensor:\n    return x * x  # TODO\n\n\n"
     inputs = (
         "def _@op@_inputs(shape, dtype, device) -> Inputs:\n"
@@ -77,14 +77,11 @@ def add_bench(root: Path, op: str) -> None:
     )
     insert(rows, r"^def cross_entropy\(", formula, op)
     insert(rows, r"^def _loss_inputs\(", inputs, op)
-    insert(rows, r'^    "cross_entropy": _loss_inputs,', '    "@op@": _@op@_inputs,\n', op)
-    insert(rows, r'^    "cross_entropy": cross_entropy,', '    "@op@": @op@,\n', op)
-    insert(rows, r'^    "cross_entropy": 2,', '    "@op@": 5,  # TODO\n', op)
+    entry = '    "@op@": Operator(_@op@_inputs, @op@, "Liger@Op@Function", "@op@", passes=5),  # TODO\n'
+    insert(rows, r'^    "cross_entropy": Operator\(', entry, op)
     insert(rows, r'^    Row\("CE ', ROWS.format(shape="16384x4096", sizes="16384, 4096", dtype=""), op)
     shape = ROWS.format(shape="2048x4096 {short}", sizes="2048, 4096", dtype=", dtype").replace('Row("', 'Row(f"')
     insert(rows, r'^        Row\(f"CE ', "    " + shape, op)
-    call = '    if op == "@op@":\n        return ops.Liger@Op@Function.apply\n'
-    insert(providers, r'^    if op == "cross_entropy":', call, op)
 
 
 def add_include(umbrella: Path, op: str) -> None:
@@ -127,10 +124,10 @@ def main() -> int:
     add_rows(root, op)
     add_bench(root, op)
     add_include(root / "liger/liger.h", op)
-    format_files([*files, root / "bench/rows.py", root / "bench/providers.py"])
+    format_files([*files, root / "bench/rows.py"])
     for path in files:
         print(path.relative_to(root))
-    print("rows: liger/ops/ops.def, _exports.py, bench/rows.py, bench/providers.py, README.md; include: liger/liger.h")
+    print("rows: liger/ops/ops.def, _exports.py, bench/rows.py, README.md; include: liger/liger.h")
     print(f"Next: make build && build/dev/liger_test --op {op}; then `grep -rn TODO`, the contract first.")
     print(
         "At the end: tests/abi/check_abi.py --update, tools/check_library.py --symbols tests/abi/symbols.txt --update."

@@ -656,6 +656,34 @@ def test_arguments_of_other_implementations():
     assert torch.equal(helper(x, weight, target, ce_impl="liger-c", chunk_mem_const=2)[5], gradient)
 
 
+SUMS = """
+import sys, torch
+from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as loss
+device, cuda = sys.argv[1], sys.argv[1] == "cuda"
+torch.manual_seed(0)
+x, weight = torch.randn(2048, 128), torch.randn(4096, 128) * 2 * 128**-0.5
+x, weight, target = (t.to(device) for t in (x.bfloat16(), weight.bfloat16(), torch.randint(0, 4096, (2048,))))
+exact = weight.double().requires_grad_()
+torch.nn.functional.cross_entropy(x.double() @ exact.T, target).backward()
+for dtype in (torch.float32, torch.bfloat16) * 2:
+    w = weight.clone().requires_grad_()
+    before = torch.cuda.memory_allocated() if cuda else 0
+    cuda and torch.cuda.reset_peak_memory_stats()
+    loss(x.clone().requires_grad_(), w, target, accum_dtype=dtype).backward()
+    peak = torch.cuda.max_memory_allocated() - before if cuda else 0
+    print(float((w.grad.double() - exact.grad).norm() / exact.grad.norm()), peak)
+"""
+
+
+def test_sums_in_bf16(device):
+    """16 chunks: what the docstring of the module says of the error, and no f32 copy of the weight's size."""
+    said = own_process.output("-c", SUMS, device.type, LIGER_LOSS_WORKSPACE_MB="1").splitlines()[2:]
+    (wide, wide_peak), (lean, lean_peak) = ([float(number) for number in line.split()] for line in said)
+    assert wide < 2.2e-3 and 1.5 * wide < lean < 3 * wide
+    if device.type == "cuda":
+        assert wide_peak - lean_peak > 0.9 * 4096 * 128 * 2
+
+
 def test_backward_helpers_leave_out_what_is_not_needed():
     x, weight, up = torch.randn(5, HIDDEN), torch.randn(HIDDEN), torch.randn(5, HIDDEN)
     y, flat, rstd, block, warps, casting = rms_norm_forward(x, weight, 1e-6, 0.0, "llama", None)

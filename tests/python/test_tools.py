@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import own_process
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,14 +75,73 @@ def test_check_rooms_sees_files(tree):
         assert words in said
 
 
+# ---- a new operator --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole_tree(tmp_path):
+    """A copy of all that git would commit."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    return tmp_path
+
+
 @needs_sources
-def test_a_new_room_keeps_the_rules(tree):
-    assert run(tree, "tools/new_op.py", "layer_norm", "--root", str(tree))[0] == 0
-    code, said = run(tree, "tools/check_rooms.py", str(tree))
-    assert "layer_norm" not in said
-    assert run(tree, "tools/new_op.py", "layer_norm", "--root", str(tree))[0] != 0
-    code, said = run(tree, "tests/abi/check_abi.py")
-    assert code == 1 and "+liger_layer_norm_forward_args 232 bytes" in said
+def test_a_new_room_keeps_the_rules(whole_tree):
+    assert run(whole_tree, "tools/new_op.py", "any_op", "--root", str(whole_tree))[0] == 0
+    code, said = run(whole_tree, "tools/check_rooms.py", str(whole_tree))
+    assert "any_op" not in said
+    code, said = run(whole_tree, "tools/new_op.py", "any_op", "--root", str(whole_tree))
+    assert code != 0 and "already" in said
+    code, said = run(whole_tree, "tests/abi/check_abi.py")
+    assert code == 1 and "+liger_any_op_forward_args 232 bytes" in said
+    for command in (["ruff", "check", "--quiet", "."], ["ruff", "format", "--quiet", "--check", "."]):
+        done = subprocess.run([sys.executable, "-m", *command], cwd=whole_tree, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def keep_rooms(tree: Path, *rooms: str) -> None:
+    """The library with these alone is built in seconds; what else the driver checks needs others."""
+    ops_def = tree / "liger/ops/ops.def"
+    rows = re.compile(rf"^LIGER_\w+\((?! *(?:{'|'.join(rooms)}) *,).*\n", re.MULTILINE)
+    ops_def.write_text(rows.sub("", ops_def.read_text()))
+    for name in ("core_checks", "thread_checks"):
+        text = f'#include "tests/{name}.h"\nvoid {name}(struct report *report) {{ (void)report; }}\n'
+        (tree / f"tests/{name}.c").write_text(text)
+
+
+@needs_sources
+@pytest.mark.skipif(shutil.which("ninja") is None, reason="there is no ninja on PATH")
+def test_a_new_operator_passes_all_tests_at_once(whole_tree):
+    """Its cases on the CPU, its own Python tests, those that every operator owes, and nvcc."""
+    build = whole_tree / "build"
+    assert run(whole_tree, "tools/new_op.py", "square", "--root", str(whole_tree))[0] == 0
+    keep_rooms(whole_tree, "square", "gemm", "column_sum")  # the linear losses' loop calls the other two
+    definitions = {"CMAKE_BUILD_TYPE": "Debug", "CMAKE_C_FLAGS_DEBUG": "-O1", "LIGER_WERROR": "ON"}
+    definitions |= {"LIGER_CUDA": "OFF", "LIGER_CPU_ISAS": "best", "Python_EXECUTABLE": sys.executable}
+    commands = [
+        ["cmake", "-G", "Ninja", "-S", whole_tree, "-B", build, *(f"-D{k}={v}" for k, v in definitions.items())],
+        ["cmake", "--build", build, "--target", "liger_test", "liger_binding"],
+        [build / "liger_test", "--op", "square"],
+    ]
+    if Path(NVCC).exists():
+        source = whole_tree / "liger/ops/square/square_cuda.cu"
+        options = ["-std=c++17", "-arch=sm_80", f"-I{whole_tree}", "-DLIGER_HAS_CUDA=1", "--Werror=all-warnings"]
+        commands.append([NVCC, *options, "-c", source, "-o", build / "square.o"])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    tests = [
+        whole_tree / "tests/python" / f"test_{name}.py" for name in ("square", "operators", "operators_transformed")
+    ]
+    environment = {"PYTHONPATH": str(whole_tree / "python"), "LIGER_NATIVE_DIR": str(build)}
+    options = ["-q", "-p", "no:cacheprovider", "-k", "square"]
+    said = own_process.output("-m", "pytest", *options, *tests, timeout=300, **environment)
+    assert int(re.search(r"(\d+) passed", said)[1]) > 40, said
 
 
 @pytest.mark.parametrize(
