@@ -34,7 +34,7 @@ static int64_t pieces(int64_t rows, int64_t cols) { return rows * ((cols + PIECE
 static int64_t grain(int64_t cols) { return cols < PIECE ? 1 + PIECE / cols : 1; }
 
 static void *at(liger_rows rows, int64_t row, int64_t col, liger_dtype t) {
-    const size_t element = liger_dtype_size(t);
+    const size_t element = f_size(t);
     return rows.data ? (char *)row_of(rows, row, element) + col * (int64_t)element : NULL;
 }
 

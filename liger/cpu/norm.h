@@ -20,18 +20,17 @@
 /* Below this many bytes a second thread costs more than it brings. */
 enum { BYTES_PER_CHUNK = 32 << 10 };
 
-#define FOR_EACH_ROW(p, begin, end, row)                                                                               \
-    if ((p)->weight_dtype == LIGER_F32)                                                                                \
-        LIGER_FOR_FLOAT((p)->dtype, for (int64_t r = (begin); r < (end); r++) row(LIGER_T, LIGER_F32))                 \
-    else LIGER_FOR_FLOAT((p)->dtype, for (int64_t r = (begin); r < (end); r++) row(LIGER_T, LIGER_T))
-
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+LIGER_TEMPLATE void forward_rows(liger_dtype t, liger_dtype tw, const struct NORM_NAME(forward_problem) * p,
+                                 int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) forward_row(t, tw, p, r);
+}
 
 static void forward_chunk(void *argument, int64_t begin, int64_t end) {
     const struct NORM_NAME(forward_problem) *p = argument;
-#define ROW(t, tw) forward_row(t, tw, p, r)
-    FOR_EACH_ROW(p, begin, end, ROW)
-#undef ROW
+    if (p->weight_dtype == LIGER_F32) LIGER_FOR_FLOAT(p->dtype, forward_rows(LIGER_T, LIGER_F32, p, begin, end))
+    else LIGER_FOR_FLOAT(p->dtype, forward_rows(LIGER_T, LIGER_T, p, begin, end))
 }
 
 liger_status LIGER_CPU(NORM_NAME(forward))(liger_context *context, const struct NORM_NAME(forward_problem) * problem,
@@ -44,6 +43,11 @@ liger_status LIGER_CPU(NORM_NAME(forward))(liger_context *context, const struct 
 }
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
+
+LIGER_TEMPLATE void backward_rows(liger_dtype t, liger_dtype tw, const struct NORM_NAME(backward_problem) * p,
+                                  int64_t begin, int64_t end, float *const *partial) {
+    for (int64_t r = begin; r < end; r++) backward_row(t, tw, p, r, partial);
+}
 
 /* The workspace is [sums, partials, cols]. */
 static void backward_block(void *argument, int64_t block, int64_t end) {
@@ -58,9 +62,9 @@ static void backward_block(void *argument, int64_t block, int64_t end) {
             partial[k] = sum[k] ? p->workspace + (k * p->partials + block) * p->cols : NULL;
             if (partial[k]) memset(partial[k], 0, (size_t)p->cols * sizeof *partial[k]);
         }
-#define ROW(t, tw) backward_row(t, tw, p, r, partial)
-        FOR_EACH_ROW(p, first, last, ROW)
-#undef ROW
+        if (p->weight_dtype == LIGER_F32)
+            LIGER_FOR_FLOAT(p->dtype, backward_rows(LIGER_T, LIGER_F32, p, first, last, partial))
+        else LIGER_FOR_FLOAT(p->dtype, backward_rows(LIGER_T, LIGER_T, p, first, last, partial))
     }
 }
 

@@ -23,6 +23,8 @@
 
 /* ---- one value -------------------------------------------------------------------------------------------------- */
 
+/* Bytes of an element. */
+LIGER_TEMPLATE size_t f_size(liger_dtype t) { return t == LIGER_F32 ? sizeof(float) : sizeof(uint16_t); }
 LIGER_TEMPLATE float f32_load(liger_dtype t, const void *p, int64_t i) {
     if (t == LIGER_F32) return ((const float *)p)[i];
     return t == LIGER_F16 ? f32_from_f16(((const uint16_t *)p)[i]) : f32_from_bf16(((const uint16_t *)p)[i]);
@@ -75,13 +77,13 @@ LIGER_TEMPLATE void copy_few(char *to, const char *from, size_t bytes) {
 }
 LIGER_TEMPLATE v_f32 load_few(liger_dtype t, const void *p, int n) {
     char few[sizeof(v_f32)] = {0};
-    copy_few(few, p, (size_t)n * liger_dtype_size(t));
+    copy_few(few, p, (size_t)n * f_size(t));
     return v_load(t, few, 0);
 }
 LIGER_TEMPLATE void store_few(liger_dtype t, void *p, int n, v_f32 x) {
     char few[sizeof(v_f32)];
     v_store(t, few, 0, x);
-    copy_few(p, few, (size_t)n * liger_dtype_size(t));
+    copy_few(p, few, (size_t)n * f_size(t));
 }
 V_OUT_OF_LINE v_f32 v_load_tail_f32(const float *p, int n) { return load_few(LIGER_F32, p, n); }
 V_OUT_OF_LINE v_f32 v_load_tail_f16(const uint16_t *p, int n) { return load_few(LIGER_F16, p, n); }

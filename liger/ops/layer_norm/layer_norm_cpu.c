@@ -38,7 +38,7 @@ LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct layer_
 /* The sum of a row of one large offset is off by some of its own last bits, far more than a mean near 0 may be; what is left
  * of the row after taking it away says by how much. */
 LIGER_TEMPLATE void forward_row(liger_dtype t, liger_dtype tw, const struct layer_norm_forward_problem *p, int64_t r) {
-    const size_t element = liger_dtype_size(t);
+    const size_t element = f_size(t);
     const void *x = row_of(p->x, r, element);
     const float rough = moments_of_row(t, x, p->cols, 0.0f, false).first;
     const struct moments rest = moments_of_row(t, x, p->cols, rough, true);
@@ -79,7 +79,7 @@ LIGER_TEMPLATE void means_of_row(liger_dtype t, liger_dtype tw, const struct row
 
 LIGER_TEMPLATE void backward_row(liger_dtype t, liger_dtype tw, const struct layer_norm_backward_problem *p, int64_t r,
                                  float *const *partial) {
-    const size_t element = liger_dtype_size(t);
+    const size_t element = f_size(t);
     const struct row row = {p, row_of(p->dy, r, element), row_of(p->x, r, element), v_set(p->mean[r]),
                             v_set(p->rstd[r])};
     void *dx = p->dx.data ? row_of(p->dx, r, element) : NULL;

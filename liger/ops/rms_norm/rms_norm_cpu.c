@@ -49,7 +49,7 @@ LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct rms_no
 }
 
 LIGER_TEMPLATE void forward_row(liger_dtype t, liger_dtype tw, const struct rms_norm_forward_problem *p, int64_t r) {
-    const size_t element = liger_dtype_size(t);
+    const size_t element = f_size(t);
     const void *x = row_of(p->x, r, element);
     if (p->residual.data) {
         void *sum = row_of(p->sum, r, element);
@@ -85,7 +85,7 @@ LIGER_TEMPLATE float dot_row(liger_dtype t, liger_dtype tw, const struct rms_nor
  * for an x of 1e-14 or 1e15. */
 LIGER_TEMPLATE void backward_row(liger_dtype t, liger_dtype tw, const struct rms_norm_backward_problem *p, int64_t r,
                                  float *const *partial) {
-    const size_t element = liger_dtype_size(t);
+    const size_t element = f_size(t);
     const bool round = p->casting == LIGER_CAST_LLAMA && t != LIGER_F32;
     const void *dy = row_of(p->dy, r, element), *x = row_of(p->x, r, element);
     const void *dsum = p->dsum.data ? row_of(p->dsum, r, element) : NULL;
