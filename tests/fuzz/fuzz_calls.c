@@ -318,7 +318,7 @@ static void touch(size_t at, size_t size) {
 }
 
 static bool same_view(const liger_tensor *a, const liger_tensor *b) {
-    bool same = a->data == b->data && a->dtype == b->dtype && a->ndim == b->ndim;
+    bool same = a->data != NULL && a->data == b->data && a->dtype == b->dtype && a->ndim == b->ndim;
     for (int d = 0; same && d < a->ndim; d++)
         same = a->shape[d] == b->shape[d] && (a->shape[d] == 1 || a->stride[d] == b->stride[d]);
     return same;
