@@ -54,6 +54,14 @@ def append(path: Path, text: str) -> None:
         ("liger/core/tensor.c", "#include <Python.h>\n", "knows torch or Python"),
         ("liger/ops/ops.def", "LIGER_OP(ghost, ghost)\n", "no ghost_cpu.c"),
         ("liger/core/tensor.c", "/* see /ho" + "me/me/notes */\n", "means nothing to a reader"),
+        ("liger/cuda/gated.cuh", "struct swiglu_forward_problem;\n", "names `swiglu_forward_problem`"),
+        ("liger/cpu/norm.h", "void liger_rms_norm_forward(void);\n", "names `liger_rms_norm_forward`"),
+        ("liger/ops/geglu/geglu_cuda.cu", "__global__ void own() {}\n", "`__global__` beside liger/cuda/gated.cuh"),
+        (
+            "liger/ops/rms_norm/rms_norm_cpu.c",
+            "void f(void) { liger_parallel_for(0, 1, 1, 0, 0); }\n",
+            "beside liger/cpu/norm.h",
+        ),
     ],
 )
 def test_check_rooms_sees(tree, file, text, words):
@@ -135,9 +143,11 @@ def test_a_new_operator_passes_all_tests_at_once(whole_tree):
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    tests = [whole_tree / "tests/python" / f"test_{name}.py" for name in ("square", "operators", "operators_transformed")]
+    tests = [
+        whole_tree / "tests/python" / f"test_{name}.py" for name in ("square", "operators", "operators_transformed")
+    ]
     environment = {"PYTHONPATH": str(whole_tree / "python"), "LIGER_NATIVE_DIR": str(build)}
-    options = ["-q", "-p", "no:cacheprovider", "-k", "square"]
+    options = ["-p", "no:cacheprovider", "-k", "square"]
     said = own_process.output("-m", "pytest", *options, *tests, timeout=300, **environment)
     assert int(re.search(r"(\d+) passed", said)[1]) > 40, said
 
