@@ -380,7 +380,7 @@ def test_gpu_test_reports_what_ran(gpu_test, tree):
     assert done.returncode == 0, done.stdout + done.stderr
     ran = {name for name, (outcome, _) in rows.items() if outcome == "passed"}
     assert ran >= {"build", "harness-selftest", "fuzz", "driver-cpu", "driver-cuda", "driver-ptx", "pytest-cuda"}
-    assert rows["driver-cpu"][1].endswith("5 passed, 0 failed")
+    assert rows["driver-cpu"][1].endswith("11 passed, 0 failed")
     assert f"native {tree}/build/gpu\n" in (tree / "build/gpu/logs/pytest-cuda.log").read_text()
     assert rows["memcheck"] == ("not run", "no compute-sanitizer on PATH")
     for line in ("driver-cpu: amx: not here", "pytest-cuda: SKIPPED [1] test_it.py: needs a second GPU"):
@@ -410,7 +410,7 @@ def test_gpu_test_by_stages(gpu_test):
 def test_gpu_test_fails_with_a_stage(gpu_test, tree):
     done, rows = gpu_test(FAULTY="1")
     assert done.returncode == 1 and "SOMETHING FAILED" in done.stdout
-    assert rows["driver-cuda"][0] == "FAILED" and "--op faulty: exit status 137" in done.stdout
+    assert rows["driver-cuda"][0] == "FAILED" and "--op faulty --mode each: exit status 137" in done.stdout
     assert rows["pytest-cuda"][0] == "passed"
     (tree / "programs/cmake").write_text("#!/bin/bash\nexit 1\n")
     done, rows = gpu_test()
