@@ -125,7 +125,8 @@ static void threads_take_the_callers_mode(struct report *report, int32_t isa) {
         const bool kept = float_mode() == (flush ? flushing() : usual);
         set_float_mode(usual);
         for (int64_t i = 0; i < COUNT; i++) wrong += bits_of_f32(y[i]) != (flush && flushing() != usual ? 0u : 2u);
-        expect(report, done && kept && wrong == 0, "subnormals on every thread as on the caller's", liger_isa_name(isa));
+        expect(report, done && kept && wrong == 0, "subnormals on every thread as on the caller's",
+               liger_isa_name(isa));
     }
     free(x), free(y);
     liger_context_destroy(context);

@@ -2,7 +2,11 @@
  *
  * A liger_tensor is passed by value inside an args struct. Its layout is frozen for ever (112 bytes). Strides count
  * elements, not bytes, and may be 0 or negative where an operator says that it takes any stride. data == NULL means
- * "this argument is absent". */
+ * "this argument is absent"; in a question about sizes (a workspace query) memory does not matter, and absent is what has
+ * dtype NONE.
+ *
+ * What is written shares no byte with itself, with another argument or with the workspace, but where an operator says that
+ * one argument may be the very same view as another: else LIGER_ERR_LAYOUT. Fields called `reserved` are 0. */
 #ifndef LIGER_CORE_TENSOR_H
 #define LIGER_CORE_TENSOR_H
 

@@ -72,7 +72,8 @@ static void add_partials(void *argument, int64_t begin, int64_t end) {
         V_FOR_EACH(c, n, end - begin, {
             v_f32 total = v_zero();
             for (int64_t block = 0; block < p->partials; block++)
-                total = v_add(total, v_load_n(LIGER_F32, p->workspace, (k * p->partials + block) * p->cols + begin + c, n));
+                total =
+                    v_add(total, v_load_n(LIGER_F32, p->workspace, (k * p->partials + block) * p->cols + begin + c, n));
             LIGER_FOR_FLOAT(p->weight_dtype, v_store_n(LIGER_T, sum[k], begin + c, n, total))
         });
     }

@@ -120,7 +120,8 @@ static struct cpu_pool *pool_open(int32_t threads) {
 }
 
 void cpu_pool_close(struct cpu_pool *pool) {
-    if (pool == NULL || pool->forks != process_forks) return; /* a parent's pool: its workers are not here to be joined */
+    if (pool == NULL || pool->forks != process_forks)
+        return; /* a parent's pool: its workers are not here to be joined */
     pthread_mutex_lock(&pool->lock);
     pool->closing = true;
     pthread_cond_broadcast(&pool->start);

@@ -32,6 +32,9 @@ LIGER_TEMPLATE void f32_store(liger_dtype t, void *p, int64_t i, float x) {
     else ((uint16_t *)p)[i] = t == LIGER_F16 ? f16_from_f32(x) : bf16_from_f32(x);
 }
 
+/* Not one copy for each use: for what is a small part of the time, but would be much of the code. */
+#define V_OUT_OF_LINE static __attribute__((noinline, unused))
+
 /* ---- V_LANES values --------------------------------------------------------------------------------------------- */
 
 #if defined(__AVX512F__)
@@ -62,7 +65,6 @@ LIGER_TEMPLATE v_f32 v_round_to(liger_dtype t, v_f32 x) {
  * masked access, functions out of line: inlined for each dtype and use, tails were most of the code and of the time to
  * compile it. The conversion is the vectors' own: a value has the same bits wherever in a row it stands. */
 #if !defined(V_MASKED)
-#define V_OUT_OF_LINE static __attribute__((noinline, unused))
 
 LIGER_TEMPLATE void copy_few(char *to, const char *from, size_t bytes) {
     for (size_t part = 16; part >= 2; part /= 2) {

@@ -38,13 +38,10 @@ LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return _mm256_loadu_ps(p); }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { _mm256_storeu_ps(p, x); }
 #define V_STREAM
 LIGER_TEMPLATE void v_stream_f32(float *p, v_f32 x) { _mm256_stream_ps(p, x); }
-LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) {
-    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) {
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+LIGER_TEMPLATE v_f32 f32_of_f16(__m128i x) { return _mm256_cvtph_ps(x); }
+LIGER_TEMPLATE __m128i f16_of_f32(v_f32 x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+LIGER_TEMPLATE v_f32 f32_of_bf16(__m128i x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
 }
 LIGER_TEMPLATE __m256i bf16_in_high_half(v_f32 x) {
     const __m256i bits = _mm256_castps_si256(x);
@@ -54,16 +51,57 @@ LIGER_TEMPLATE __m256i bf16_in_high_half(v_f32 x) {
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     return _mm256_blendv_epi8(rounded, quiet, nan);
 }
-LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) {
+LIGER_TEMPLATE __m128i bf16_of_f32(v_f32 x) {
     const __m256i high = _mm256_srli_epi32(bf16_in_high_half(x), 16);
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
-    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08));
 }
+
+LIGER_TEMPLATE v_f32 v_load_f16(const uint16_t *p) { return f32_of_f16(_mm_loadu_si128((const __m128i *)p)); }
+LIGER_TEMPLATE v_f32 v_load_bf16(const uint16_t *p) { return f32_of_bf16(_mm_loadu_si128((const __m128i *)p)); }
+LIGER_TEMPLATE void v_store_f16(uint16_t *p, v_f32 x) { _mm_storeu_si128((__m128i *)p, f16_of_f32(x)); }
+LIGER_TEMPLATE void v_store_bf16(uint16_t *p, v_f32 x) { _mm_storeu_si128((__m128i *)p, bf16_of_f32(x)); }
+
+/* Masked lanes are not touched. 16-bit lanes have no masks: they are read and written as two words of 64 bits, of which the
+ * second ends where the row ends, because a store that is read again in another size is waited for. */
+#define V_MASKED
+LIGER_TEMPLATE __m256i first_of(int n) {
+    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones + 8 - n));
+}
+LIGER_TEMPLATE uint64_t word_at(const uint16_t *p, size_t bytes) {
+    uint64_t word = 0;
+    memcpy(&word, p, bytes);
+    return word;
+}
+LIGER_TEMPLATE __m128i load_few(const uint16_t *p, int n) {
+    if (n > 4) return _mm_set_epi64x((int64_t)(word_at(p + n - 4, 8) >> 16 * (8 - n)), (int64_t)word_at(p, 8));
+    if (n == 4) return _mm_cvtsi64_si128((int64_t)word_at(p, 8));
+    if (n == 1) return _mm_cvtsi64_si128((int64_t)word_at(p, 2));
+    return _mm_cvtsi64_si128((int64_t)(word_at(p, 4) | (n == 3 ? word_at(p + 2, 2) << 32 : 0)));
+}
+LIGER_TEMPLATE void store_few(uint16_t *p, int n, __m128i x) {
+    const uint64_t low = (uint64_t)_mm_cvtsi128_si64(x), high = (uint64_t)_mm_extract_epi64(x, 1);
+    if (n >= 4) {
+        const uint64_t last = n == 4 ? low : high << 16 * (8 - n) | low >> 16 * (n - 4);
+        memcpy(p, &low, 8);
+        memcpy(p + n - 4, &last, 8);
+        return;
+    }
+    const uint32_t two = (uint32_t)low;
+    const uint16_t last = (uint16_t)(low >> 16 * (n - 1));
+    if (n > 1) memcpy(p, &two, 4);
+    memcpy(p + n - 1, &last, 2);
+}
+LIGER_TEMPLATE v_f32 v_load_tail_f32(const float *p, int n) { return _mm256_maskload_ps(p, first_of(n)); }
+V_OUT_OF_LINE v_f32 v_load_tail_f16(const uint16_t *p, int n) { return f32_of_f16(load_few(p, n)); }
+V_OUT_OF_LINE v_f32 v_load_tail_bf16(const uint16_t *p, int n) { return f32_of_bf16(load_few(p, n)); }
+LIGER_TEMPLATE void v_store_tail_f32(float *p, int n, v_f32 x) { _mm256_maskstore_ps(p, first_of(n), x); }
+V_OUT_OF_LINE void v_store_tail_f16(uint16_t *p, int n, v_f32 x) { store_few(p, n, f16_of_f32(x)); }
+V_OUT_OF_LINE void v_store_tail_bf16(uint16_t *p, int n, v_f32 x) { store_few(p, n, bf16_of_f32(x)); }
+
 LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
     return _mm256_castsi256_ps(_mm256_and_si256(bf16_in_high_half(x), _mm256_set1_epi32((int)0xffff0000u)));
 }
-LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) {
-    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
+LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) { return f32_of_f16(f16_of_f32(x)); }
 
 #endif

@@ -86,8 +86,6 @@ LIGER_TEMPLATE void v_stream_two_bf16(uint16_t *p, const v_f32 x[2]) { _mm512_st
 LIGER_TEMPLATE v_f32 v_round_to_bf16(v_f32 x) {
     return _mm512_castsi512_ps(_mm512_and_si512(bf16_in_high_half(x), _mm512_set1_epi32((int)0xffff0000u)));
 }
-LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) {
-    return f32_of_f16(f16_of_f32(x));
-}
+LIGER_TEMPLATE v_f32 v_round_to_f16(v_f32 x) { return f32_of_f16(f16_of_f32(x)); }
 
 #endif

@@ -32,11 +32,13 @@ LIGER_TEMPLATE v_f32 v_exp(v_f32 x) {
 /* 1 / (1 + e^-x) within 3 ulp. */
 LIGER_TEMPLATE v_f32 v_sigmoid(v_f32 x) { return v_div(v_set(1.0f), v_add(v_set(1.0f), v_exp(v_sub(v_zero(), x)))); }
 
-/* tanh(x) within 2 ulp: an odd polynomial near 0, where 1 - 2/(1 + e^2x) would cancel. */
-LIGER_TEMPLATE v_f32 v_tanh(v_f32 x) {
+/* tanh(x) within 2 ulp: an odd polynomial near 0, where 1 - 2/(1 + e^2x) would cancel. rest: 1/(1 + e^(2|x|)) within 4 ulp,
+ * which says how far tanh is from ±1 where its own last bits no longer do: 1 - tanh² = 4·rest·(1 - rest). */
+LIGER_TEMPLATE v_f32 v_tanh_and_rest(v_f32 x, v_f32 *rest) {
     const v_f32 a = v_abs(x), z = v_mul(x, x);
     const v_f32 e = v_exp(v_add(a, a));
-    const v_f32 large = v_sub(v_set(1.0f), v_div(v_set(2.0f), v_add(e, v_set(1.0f))));
+    *rest = v_div(v_set(1.0f), v_add(e, v_set(1.0f)));
+    const v_f32 large = v_sub(v_set(1.0f), v_add(*rest, *rest));
     v_f32 p = v_set(-5.70498872745e-3f);
     p = v_fma(p, z, v_set(2.06390887954e-2f));
     p = v_fma(p, z, v_set(-5.37397155531e-2f));
@@ -45,6 +47,10 @@ LIGER_TEMPLATE v_f32 v_tanh(v_f32 x) {
     const v_f32 small = v_fma(v_mul(p, z), x, x);
     const v_f32 signed_large = v_select(v_less(x, v_zero()), v_sub(v_zero(), large), large);
     return v_select(v_less(a, v_set(0.625f)), small, signed_large);
+}
+LIGER_TEMPLATE v_f32 v_tanh(v_f32 x) {
+    v_f32 rest;
+    return v_tanh_and_rest(x, &rest);
 }
 
 #endif

@@ -54,6 +54,18 @@ static inline unsigned grid_size(int64_t work, int64_t per_block, int64_t most =
     return (unsigned)(blocks < most ? (blocks < 1 ? 1 : blocks) : most);
 }
 
+/* Threads that a multiprocessor holds, by architecture: a launch bound must not ask for more. */
+#if __CUDA_ARCH__ == 750
+constexpr int MULTIPROCESSOR_THREADS = 1024;
+#elif __CUDA_ARCH__ >= 860 && __CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1100
+constexpr int MULTIPROCESSOR_THREADS = 1536;
+#else
+constexpr int MULTIPROCESSOR_THREADS = 2048;
+#endif
+constexpr int at_most_blocks(int blocks, int threads) {
+    return blocks * threads <= MULTIPROCESSOR_THREADS ? blocks : MULTIPROCESSOR_THREADS / threads;
+}
+
 /* What an architecture's kernels have under `#if __CUDA_ARCH__`, the host must not expect of kernels that were compiled for
  * an older one: PTX for 8.0 runs on any later GPU, as code for 8.0. */
 static inline bool is_compiled_for(const liger_context *context, int architecture) {
@@ -74,8 +86,8 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 template <typename... P, typename... A>
-cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block,
-                        cudaStream_t stream, A... arguments) {
+cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream,
+                        A... arguments) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -383,7 +383,8 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
 /* ---- backward: rows of any width and alignment ------------------------------------------------------------------ */
 
 template <typename B, int N>
-__global__ void __launch_bounds__(BLOCK, LOOP_BLOCKS) backward_loop_dx(const __grid_constant__ typename B::problem p) {
+__global__ void __launch_bounds__(BLOCK, at_most_blocks(LOOP_BLOCKS, BLOCK))
+    backward_loop_dx(const __grid_constant__ typename B::problem p) {
     using T = typename B::type;
     __shared__ float slots[2][B::SUMS][MAX_WARPS];
     int phase = 0;

@@ -152,3 +152,13 @@ const char *gated_rounds_like_operators(struct op_run *run, double *down_multipl
     free(up);
     return wrong;
 }
+
+const char *gated_activation_is_rounded(struct op_run *run, liger_dtype activation) {
+    for (int64_t i = 0; i < run->count[GATED_UP]; i++) run->t[GATED_UP][i] = 1;
+    if (op_run_call(run) != LIGER_OK) return liger_last_error();
+    for (int64_t i = 0; i < run->count[GATED_Y]; i++)
+        if (run->t[GATED_Y][i] != op_round(activation, run->t[GATED_Y][i]))
+            return op_run_text(run, "activation %lld is %.9g, which is no %s", (long long)i, run->t[GATED_Y][i],
+                               liger_dtype_name(activation));
+    return NULL;
+}

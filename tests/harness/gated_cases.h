@@ -22,5 +22,7 @@ const char *gated_backward_of_halves(struct op_run *run);
 /* Bit by bit, y is round(round(act) · up), and then round(that · *down_multiplier) where that is not 1: the tolerance of
  * parity is too wide to see a rounding that is left out. NULL: there is no multiplier. */
 const char *gated_rounds_like_operators(struct op_run *run, double *down_multiplier);
+/* Where the activation's dtype is not T's: with up and what else multiplies it 1, y is a value of that dtype. */
+const char *gated_activation_is_rounded(struct op_run *run, liger_dtype activation);
 
 #endif

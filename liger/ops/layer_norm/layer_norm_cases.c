@@ -118,7 +118,9 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     spec[Y].absolute = 8 + cols / 16;
     spec[MEAN] = per_row(c, "mean", ROLE_OUT);
     spec[MEAN].absent = c->flags & NO_STATISTICS;
+    spec[MEAN].relative = 1; /* the division: subnormal means are rounded to their steps */
     spec[MEAN].absolute = 2 + cols / 16;
+    spec[MEAN].steps = 1; /* the quotient of a subnormal sum */
     spec[RSTD] = per_row(c, "rstd", ROLE_OUT);
     spec[RSTD].absent = c->flags & NO_STATISTICS;
     spec[RSTD].relative = 4 + cols / 16;

@@ -8,14 +8,21 @@
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
-/* Σ (x - centre), or of its squares. */
-LIGER_TEMPLATE float sum_row(liger_dtype t, const void *x, int64_t cols, bool square, float centre) {
-    v_f32 sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+/* Means over a row: of x - centre, and of its square. */
+struct moments {
+    float first, second;
+};
+
+LIGER_TEMPLATE struct moments moments_of_row(liger_dtype t, const void *x, int64_t cols, float centre, bool second) {
+    v_f32 sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()}, squares[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
     V_FOR_EACH_CHAIN(i, n, k, 4, cols, {
         const v_f32 rest = v_first(v_sub(v_load_n(t, x, i, n), v_set(centre)), n);
-        sum[k] = square ? v_fma(rest, rest, sum[k]) : v_add(sum[k], rest);
+        sum[k] = v_add(sum[k], rest);
+        if (second) squares[k] = v_fma(rest, rest, squares[k]);
     });
-    return v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
+    return (struct moments){.first = v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]))) / (float)cols,
+                            .second = v_sum(v_add(v_add(squares[0], squares[1]), v_add(squares[2], squares[3]))) /
+                                      (float)cols};
 }
 
 LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct layer_norm_forward_problem *p, const void *x,
@@ -28,11 +35,15 @@ LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct layer_
     });
 }
 
+/* The sum of a row of one large offset is off by some of its own last bits, far more than a mean near 0 may be; what is left
+ * of the row after taking it away says by how much. */
 LIGER_TEMPLATE void forward_row(liger_dtype t, liger_dtype tw, const struct layer_norm_forward_problem *p, int64_t r) {
     const size_t element = liger_dtype_size(t);
     const void *x = row_of(p->x, r, element);
-    const float cols = (float)p->cols, mean = sum_row(t, x, p->cols, false, 0) / cols;
-    const float rstd = 1.0f / sqrtf(sum_row(t, x, p->cols, true, mean) / cols + p->epsilon);
+    const float rough = moments_of_row(t, x, p->cols, 0.0f, false).first;
+    const struct moments rest = moments_of_row(t, x, p->cols, rough, true);
+    const float mean = rough + rest.first, variance = rest.second - rest.first * rest.first;
+    const float rstd = 1.0f / sqrtf((variance < 0 ? 0 : variance) + p->epsilon); /* NaN is not less than 0 */
     scale_row(t, tw, p, x, row_of(p->y, r, element), v_set(mean), v_set(rstd));
     if (p->mean) p->mean[r] = mean;
     if (p->rstd) p->rstd[r] = rstd;

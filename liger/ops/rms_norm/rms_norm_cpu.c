@@ -75,9 +75,8 @@ LIGER_TEMPLATE v_f32 m_of(liger_dtype t, liger_dtype tw, const struct rms_norm_b
 LIGER_TEMPLATE float dot_row(liger_dtype t, liger_dtype tw, const struct rms_norm_backward_problem *p, const void *dy,
                              const void *x, v_f32 rstd) {
     v_f32 sum[2] = {v_zero(), v_zero()};
-    V_FOR_EACH_CHAIN(i, n, k, 2, p->cols, {
-        sum[k] = v_fma(m_of(t, tw, p, dy, i, n), v_mul(v_load_n(t, x, i, n), rstd), sum[k]);
-    });
+    V_FOR_EACH_CHAIN(i, n, k, 2, p->cols,
+                     { sum[k] = v_fma(m_of(t, tw, p, dy, i, n), v_mul(v_load_n(t, x, i, n), rstd), sum[k]); });
     return v_sum(v_add(sum[0], sum[1]));
 }
 

@@ -91,7 +91,7 @@ __device__ __forceinline__ void rotate_side(const rope_problem &p, const geometr
 }
 
 template <typename T, typename TT, int N, variant V>
-__global__ void __launch_bounds__(THREADS, BLOCKS)
+__global__ void __launch_bounds__(THREADS, at_most_blocks(BLOCKS, THREADS))
     rope_kernel(const __grid_constant__ rope_problem p, const __grid_constant__ geometry g) {
     if (blockIdx.x < g.q.blocks) rotate_side<T, TT, N, V>(p, g, g.q, blockIdx.x * THREADS + threadIdx.x);
     else rotate_side<T, TT, N, V>(p, g, g.k, (blockIdx.x - g.q.blocks) * THREADS + threadIdx.x);

@@ -69,9 +69,10 @@ static const struct op_case cases[] = {
     {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .scalar = {1, 1}, .large = true},
 };
 
-
 static const char *rounds_like_operators(struct op_run *run) {
-    if (run->c.size[ACTIVATION]) return op_run_not_applicable(run, "roundings: silu is not rounded to T");
+    const int64_t activation = run->c.size[ACTIVATION];
+    if (activation) run->c.scalar[DOWN_MULTIPLIER] = 1;
+    if (activation) return gated_activation_is_rounded(run, (liger_dtype)activation);
     return gated_rounds_like_operators(run, &run->c.scalar[DOWN_MULTIPLIER]);
 }
 
