@@ -7,13 +7,18 @@
 
 static const double root = 0.79788456080286535588 /* √(2/π) */, cubic = 0.044715;
 
-static double tanh_u(double a) { return tanh(root * (a + cubic * a * a * a)); }
-static double gelu(double a) { return 0.5 * a * (1 + tanh_u(a)); }
+static double u_of(double a) { return root * (a + cubic * a * a * a); }
+/* (1 - tanh|u|)/2 and (1 + tanh|u|)/2: the form that does not cancel. */
+static double rest_of(double a) { return 1 / (1 + exp(2 * fabs(u_of(a)))); }
+static double other_of(double a) { return 1 / (1 + exp(-2 * fabs(u_of(a)))); }
+
+static double gelu(double a) { return a * (a < 0 ? rest_of(a) : other_of(a)); }
 
 /* a·(1 - tanh²)·a² is 0 where tanh is ±1, however large a is, and NaN at infinity. */
 static double slope(double a) {
-    const double t = tanh_u(a), rest = 1 - t * t;
-    return 0.5 * (1 + t) + (rest == 0 && isfinite(a) ? 0 : 0.5 * a * rest * root * (1 + 3 * cubic * a * a));
+    const double rest = rest_of(a), half = a < 0 ? rest : other_of(a);
+    if (rest == 0 && isfinite(a)) return half;
+    return half + 2 * a * rest * other_of(a) * root * (1 + 3 * cubic * a * a);
 }
 
 void geglu_forward_ref(int64_t count, liger_dtype activation, const double *gate, const double *up, double *y) {
