@@ -36,6 +36,7 @@ LIGER_TEMPLATE void backward_element(liger_dtype t, const struct geglu_backward_
     for (int j = 0; j < 2; j++) {
         v_f32 rest;
         const v_f32 tanh = v_tanh_and_rest(u_of(gate[j]), &rest);
+        rest = v_select(v_less(v_abs(tanh), v_set(1.0f)), rest, v_zero()); /* of the same tanh as gelu */
         dup[j] = v_mul(v_round_to(t, gelu(gate[j], tanh)), dy[j]);
         dgate[j] = v_mul(v_round_to(t, v_mul(dy[j], up[j])), slope(gate[j], rest));
     }

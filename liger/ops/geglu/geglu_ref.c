@@ -7,7 +7,11 @@
 
 static const double root = 0.79788456080286535588 /* √(2/π) */, cubic = 0.044715;
 
-static double tanh_u(double a) { return tanh(root * (a + cubic * a * a * a)); }
+/* ±1 from where f32 has no number in between: an infinite factor of gelu or of its slope then gives NaN, as in f32. */
+static double tanh_u(double a) {
+    const double t = tanh(root * (a + cubic * a * a * a));
+    return 1 - fabs(t) < 0x1p-25 ? copysign(1, t) : t;
+}
 static double gelu(double a) { return 0.5 * a * (1 + tanh_u(a)); }
 
 /* a·(1 - tanh²)·a² is 0 where tanh is ±1, however large a is, and NaN at infinity. */
