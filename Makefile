@@ -101,7 +101,7 @@ DRIVE = tools/side_by_side.sh $(JOBS)
 test-c: build ## C driver on every instruction set that this machine has; the harness must catch planted errors
 	$(BUILD)/harness_selftest
 	$(BUILD)/liger_fuzz
-	(echo --op core; $(BUILD)/liger_test --list | sed 's/^/--op /') | $(DRIVE) $(BUILD)/logs/c $(BUILD)/liger_test
+	tools/driver_runs.sh $(BUILD)/liger_test | $(DRIVE) $(BUILD)/logs/c $(BUILD)/liger_test $(TEST_ARGS)
 
 test-abi: build ## headers alone as C99 and C++11, exported names, struct layouts, needed libraries, size
 	$(PYTHON) tests/abi/check_abi.py
@@ -113,7 +113,7 @@ test-asan: export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
 test-asan: build-asan
 	build/asan/harness_selftest
 	build/asan/liger_fuzz
-	(echo --op core; build/asan/liger_test --list | sed 's/^/--op /') | $(DRIVE) build/asan/logs/c build/asan/liger_test --quick
+	tools/driver_runs.sh build/asan/liger_test | $(DRIVE) build/asan/logs/c build/asan/liger_test --quick
 
 test-sets: test-c test-asan ## the driver and the sanitizers left out the same instruction sets: those that are not here
 	diff <(grep -hs 'not here' $(BUILD)/logs/c-*.log | sort -u) <(grep -hs 'not here' build/asan/logs/c-*.log | sort -u)

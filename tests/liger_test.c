@@ -3,8 +3,8 @@
  *   liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] [--mode NAME|all] [--quick] [--times] [--list]
  *
  * NAME of --op may be a function (rms_norm_forward), an operator (rms_norm) or `core`: what belongs to no operator. Mode
- * history runs all of them together. With --times each line says how long it took. The last line is "N passed, N failed";
- * what did not apply is counted before it, by reason. */
+ * history runs all of them together; `each` is all modes but that one. With --times each line says what processor time it
+ * took. The last line is "N passed, N failed"; what did not apply is counted before it, by reason. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +25,7 @@ static bool is(const char *a, const char *b) { return strcmp(a, b) == 0; }
 static int usage(const char *wrong) {
     fprintf(stderr,
             "liger_test: %s\nusage: liger_test [--backend cpu|cuda] [--isa NAME|all] [--op NAME|all] "
-            "[--mode NAME|all] [--quick] [--times] [--list]\nmodes: history",
+            "[--mode NAME|all] [--quick] [--times] [--list]\nmodes: each history",
             wrong);
     for (int m = 0; m < test_mode_count; m++) fprintf(stderr, " %s", test_modes[m].name);
     fprintf(stderr, "\n");
@@ -33,9 +33,13 @@ static int usage(const char *wrong) {
 }
 
 static bool known_mode(const char *name) {
-    bool known = is(name, "all") || is(name, "history");
+    bool known = is(name, "all") || is(name, "each") || is(name, "history");
     for (int m = 0; m < test_mode_count; m++) known = known || is(name, test_modes[m].name);
     return known;
+}
+
+static bool mode_wanted(const struct options *options, const char *mode) {
+    return is(options->mode, "all") || is(options->mode, mode) || (is(options->mode, "each") && !is(mode, "history"));
 }
 
 static bool op_wanted(const char *wanted, const char *function) {
@@ -113,7 +117,7 @@ static void run_function(const struct mode_setup *setup, const struct options *o
                          bool first_backend, struct report *report) {
     for (int m = 0; m < test_mode_count; m++) {
         const struct test_mode *mode = &test_modes[m];
-        if (!is(options->mode, "all") && !is(options->mode, mode->name)) continue;
+        if (!mode_wanted(options, mode->name)) continue;
         if (mode->once && !first_backend) continue;
         report_begin(report);
         modes_run(mode, setup, entry->cases, report);
@@ -152,7 +156,7 @@ static void run_backend(const struct mode_setup *setup, const struct options *op
 static void run_history(const struct history_backend *backend, const struct options *options, struct report *report) {
     const struct op_cases *wanted[OP_COUNT(op_list)];
     int count = 0;
-    if (!is(options->mode, "all") && !is(options->mode, "history")) return;
+    if (!mode_wanted(options, "history")) return;
     for (int k = 0; k < OP_COUNT(op_list); k++)
         if (op_list[k].cases != NULL && op_wanted(options->op, op_list[k].name)) wanted[count++] = op_list[k].cases;
     mode_history(backend, wanted, count, report);

@@ -5,6 +5,8 @@
                  problem headers; a room's file includes core, chunk, at most one backend vocabulary and its own room, and
                  of another room only the problem header (a public header: also another public header; references and
                  cases: also another room's reference, cases header and contract, and the harness)
+  skeletons      kernels that several rooms share stand in cuda/ and cpu/ and name no room (but for gemm, which is everybody's
+                 slot); a room that includes one brings its formula, and no kernel, launch or parallel loop of its own
   no strangers   no torch, no Python; CUDA's headers only in .cu, .cuh, cuda/ and a room's cublaslt files, never in a public header
   whole rooms    a row of ops.def has a folder with contract or problem, both backends, reference and cases; a folder has a row
   one name       file names are unique in the C tree
@@ -109,6 +111,34 @@ def include_problems(path: str, text: str) -> Iterator[str]:
         yield f"{path}: includes both backends' vocabularies"
 
 
+NOT_CODE = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"', re.DOTALL)
+# What a skeleton does for a room. The parallel loop itself is declared in parallel.h.
+DOES = {"cuda": re.compile(r"__global__|<<<"), "cpu": re.compile(r"\bliger_parallel_for\s*\(")}
+
+
+def skeletons_of(root: Path, backend: str) -> set[str]:
+    """The headers of a vocabulary that hold whole kernels."""
+    headers = (p for p in (root / "liger" / backend).glob("*.*h") if p.name != "parallel.h")
+    return {f"liger/{backend}/{p.name}" for p in headers if DOES[backend].search(NOT_CODE.sub(" ", p.read_text()))}
+
+
+def skeleton_problems(root: Path) -> Iterator[str]:
+    rooms = [folder.name for folder in (root / "liger/ops").iterdir() if folder.is_dir() and folder.name != "gemm"]
+    named = re.compile(rf"\b(?:liger_)?(?:{'|'.join(rooms)})_\w+")
+    for backend, does in DOES.items():
+        for file in sorted((root / "liger" / backend).iterdir()):
+            found = named.search(NOT_CODE.sub(" ", file.read_text()))
+            if found:
+                yield f"{file.relative_to(root)}: names `{found[0]}`: what rooms share knows none of them"
+        skeletons = skeletons_of(root, backend)
+        for file in sorted((root / "liger/ops").glob("*/*.c*")):
+            text = file.read_text()
+            used = skeletons & {target for _, target in INCLUDE.findall(text)}
+            found = does.search(NOT_CODE.sub(" ", text))
+            if used and found:
+                yield f"{file.relative_to(root)}: `{found[0].strip()}` beside {used.pop()}: that runs the room's formula"
+
+
 def room_problems(root: Path) -> Iterator[str]:
     rows = re.findall(
         r"^LIGER_(OP|KERNEL|COMPOSITE)\(\s*(\w+)\s*,\s*(\w+)\s*\)",
@@ -150,6 +180,7 @@ def tree(root: Path) -> list[str]:
 def problems(root: Path) -> Iterator[str]:
     yield from room_problems(root)
     yield from umbrella_problems(root)
+    yield from skeleton_problems(root)
     names = defaultdict(list)
     for path in tree(root):
         file = root / path

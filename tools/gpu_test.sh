@@ -41,26 +41,21 @@ configure_and_build() {
     cmake -G Ninja -S . -B "$1" -DCMAKE_BUILD_TYPE=Release -DLIGER_CUDA=ON "-DLIGER_CUDA_ARCHS=$2" "${@:3}" &&
         cmake --build "$1" -j "$JOBS"
 }
-# per_operator NAME COMMAND...: COMMAND, which is a driver, once for every function.
-per_operator() {
-    "${@:2}" --list | sed 's/^/--op /' | tools/side_by_side.sh $((JOBS / 2 + 1)) "$LOGS/$1" "${@:2}"
-}
-# driver BACKEND: what belongs to no operator, the histories of all operators together, then every operator.
+# driver NAME DRIVER COMMAND...: all that the driver does, in several processes of COMMAND.
 driver() {
-    local program=("$BUILD/liger_test" --backend "$1" "${quick[@]}")
-    "${program[@]}" --op core && "${program[@]}" --mode history && per_operator "$1" "${program[@]}"
+    tools/driver_runs.sh "$2" | tools/side_by_side.sh $((JOBS / 2 + 1)) "$LOGS/$1" "${@:3}"
 }
 
 stage_build() { configure_and_build "$BUILD" "$architecture" -DPython_EXECUTABLE="$(command -v python3)"; }
 stage_harness_selftest() { "$BUILD/harness_selftest"; }
 stage_fuzz() { "$BUILD/liger_fuzz"; }
-stage_driver_cpu() { driver cpu; }
-stage_driver_cuda() { driver cuda; }
+stage_driver_cpu() { driver cpu "$BUILD/liger_test" "$BUILD/liger_test" --backend cpu "${quick[@]}"; }
+stage_driver_cuda() { driver cuda "$BUILD/liger_test" "$BUILD/liger_test" --backend cuda "${quick[@]}"; }
 # A library for an older GPU, which the driver compiles for this one: what it decides must follow what it was compiled
 # for. It fails by never ending, so it has a time limit.
 stage_driver_ptx() {
     configure_and_build "$BUILD-ptx" "" -DLIGER_CUDA_PTX=80 -DLIGER_BINDING=OFF -DLIGER_CPU_ISAS=best &&
-        per_operator ptx timeout -k 10 240 "$BUILD-ptx/liger_test" --backend cuda --quick
+        driver ptx "$BUILD-ptx/liger_test" timeout -k 10 240 "$BUILD-ptx/liger_test" --backend cuda --quick
 }
 stage_pytest_cuda() {
     local arguments=(-rs)
@@ -71,7 +66,8 @@ stage_pytest_cuda() {
 }
 # A checked kernel runs a hundred times longer, most of it on the host: small ragged shapes only.
 sanitizer() {
-    per_operator "$1" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+    "$BUILD/liger_test" --list | sed 's/^/--op /' | tools/side_by_side.sh $((JOBS / 2)) "$LOGS/$1" \
+        compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
         "$BUILD/liger_test" --backend cuda --quick --mode parity
 }
 stage_memcheck() { sanitizer memcheck; }

@@ -9,8 +9,8 @@ struct cublaslt;
 
 struct cuda_state {
     int multiprocessors;
-    int major, minor;            /* compute capability */
-    int compiled_for;            /* what this device runs of the kernels: 80, 90, ...; PTX may be older than the device */
+    int major, minor; /* compute capability */
+    int compiled_for; /* what this device runs of the kernels: 80, 90, ...; PTX may be older than the device */
     int shared_memory_per_block; /* with opt-in */
     int l2_bytes;
     bool clusters;             /* thread-block clusters: the device and the kernels have them */

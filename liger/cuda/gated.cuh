@@ -22,6 +22,13 @@ namespace gated {
 
 enum { THREADS = 256, MAX_GRID_Y = 65535 };
 
+/* Within 1 ulp; results below 2^-126 are 0. */
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 template <typename T>
 __device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
     return rows.data ? (T *)rows.data + liger_row_offset(rows, r) : nullptr;

@@ -43,8 +43,9 @@ constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
  * One fused multiply-add and one ex2 per term; the product is not rounded, so that a large common offset of all x costs no
  * accuracy. A term exp(-d) has the relative error 2^-22 + d·2^-24, as if x - max had been rounded once.
  *
- * Where max·log2 e leaves the range of f32, beyond 2.3e38, neighbouring values are 2^104 apart: a term is 1 or 0, whatever
- * the scale, and it is 1. */
+ * What the rounding of offset leaves is in every exponent, and cancels as long as the power of two stays in range: it is 64
+ * at most below 2^30. From there on values are at least 64 apart: a term is 1 or next to nothing, whatever the scale, which
+ * is 1. */
 struct softmax_unit {
     float scale, offset, ln; /* ln: of what an exponent is the power of, for logarithms of terms */
 };
@@ -54,8 +55,7 @@ __device__ __forceinline__ softmax_state softmax_empty() { return {-FLT_MAX, 0.0
 __device__ __forceinline__ float softmax_max(float x) { return fmaxf(x, -FLT_MAX); }
 
 __device__ __forceinline__ softmax_unit softmax_unit_of(float max) {
-    const float offset = __fmul_rn(max, LOG2E);
-    if (fabsf(offset) <= FLT_MAX) return {LOG2E, offset, LN2};
+    if (fabsf(max) < 0x1p30f) return {LOG2E, __fmul_rn(max, LOG2E), LN2};
     return {1.0f, max, 1.0f};
 }
 __device__ __forceinline__ float softmax_exponent(float x, const softmax_unit &u) {
@@ -64,8 +64,10 @@ __device__ __forceinline__ float softmax_exponent(float x, const softmax_unit &u
 __device__ __forceinline__ float softmax_term(float x, const softmax_unit &u) {
     return exp2_approx(softmax_exponent(x, u));
 }
-/* What a sum relative to `max` is multiplied by to be one of this unit: both offsets are rounded. */
+/* What a sum relative to `max` is multiplied by to be one of this unit: both offsets are rounded. From 2^30 on another
+ * maximum is too far away to count. */
 __device__ __forceinline__ float softmax_rescale(float max, const softmax_unit &u) {
+    if (u.scale == 1.0f) return max == u.offset ? 1.0f : 0.0f;
     return exp2_approx(__fmul_rn(max, u.scale) - u.offset);
 }
 

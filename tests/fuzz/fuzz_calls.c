@@ -276,7 +276,8 @@ static bool complain(const char *what) {
 static void for_each_element(const liger_tensor *t, void (*body)(size_t at, size_t size)) {
     int64_t index[LIGER_MAX_DIMS] = {0}, at = (unsigned char *)t->data - arena;
     const int64_t size = (int64_t)liger_dtype_size(t->dtype);
-    int64_t elements = t->data ? 1 : 0;
+    int64_t elements = 1;
+    if (t->data == NULL) return; /* absent, whatever its other fields say */
     for (int d = 0; d < t->ndim; d++) elements *= t->shape[d];
     for (int64_t e = 0; e < elements; e++) {
         body((size_t)at, (size_t)size);
@@ -317,7 +318,7 @@ static void touch(size_t at, size_t size) {
 }
 
 static bool same_view(const liger_tensor *a, const liger_tensor *b) {
-    bool same = a->data == b->data && a->dtype == b->dtype && a->ndim == b->ndim;
+    bool same = a->data != NULL && a->data == b->data && a->dtype == b->dtype && a->ndim == b->ndim;
     for (int d = 0; same && d < a->ndim; d++)
         same = a->shape[d] == b->shape[d] && (a->shape[d] == 1 || a->stride[d] == b->stride[d]);
     return same;

@@ -334,11 +334,21 @@ void call_image_read(const struct call_image *image, int i, double *values) {
         values[k] = format_load(dtype, buffer_of(image, i)->data + walk.offset * size);
 }
 
+static bool is_dense(const struct tensor_spec *spec, const int64_t *stride) {
+    int64_t step = 1;
+    for (int d = spec->ndim - 1; d >= 0; step *= spec->shape[d--])
+        if (stride[d] != step) return false;
+    return true;
+}
+
 size_t call_image_bits(const struct call_image *image, int i, unsigned char *to) {
     const struct tensor_spec *spec = &image->run->spec[i];
     const int64_t size = (int64_t)liger_dtype_size(op_tensor_dtype(spec, image->run->types));
+    const int64_t count = image->run->count[i];
     struct walk walk = {.spec = spec, .stride = image->tensor[i].stride};
-    for (int64_t k = 0; k < image->run->count[i] && to != NULL; k++, walk_next(&walk))
+    const bool dense = is_dense(spec, walk.stride);
+    if (to != NULL && dense) memcpy(to, buffer_of(image, i)->data, (size_t)(count * size));
+    for (int64_t k = 0; k < count && to != NULL && !dense; k++, walk_next(&walk))
         memcpy(to + k * size, buffer_of(image, i)->data + walk.offset * size, (size_t)size);
-    return (size_t)(image->run->count[i] * size);
+    return (size_t)(count * size);
 }

@@ -33,6 +33,7 @@ static double power_of_two(int exponent) {
 
 double op_round(liger_dtype dtype, double v) {
     if (!format_is_float(dtype) || v == 0 || !isfinite(v)) return v;
+    if (dtype == LIGER_F32) return (float)v; /* what the processor does is the definition */
     const struct format f = format_of(dtype);
     uint64_t bits;
     memcpy(&bits, &v, sizeof bits);
@@ -44,39 +45,53 @@ double op_round(liger_dtype dtype, double v) {
     return fabs(rounded) > f.largest ? copysign(INFINITY, v) : rounded;
 }
 
+static uint64_t bits_of(double v) {
+    uint64_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
 static uint16_t f16_bits(double v) { /* v is a value of the format */
     const uint16_t sign = signbit(v) ? 0x8000 : 0;
     if (isnan(v)) return sign | 0x7e00;
     if (isinf(v)) return sign | 0x7c00;
     const double a = fabs(v);
     if (a < 0x1p-14) return sign | (uint16_t)(a * 0x1p24);
-    const int exponent = ilogb(a);
-    return (uint16_t)(sign | ((exponent + 15) << 10) | (int)((ldexp(a, -exponent) - 1.0) * 1024.0));
+    const int exponent = (int)(bits_of(a) >> 52) - 1023;
+    return (uint16_t)(sign | ((exponent + 15) << 10) | (int)(bits_of(a) >> 42 & 1023));
 }
 
 static double f16_value(uint16_t bits) {
     const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
-    double a = exponent == 0 ? mantissa * 0x1p-24 : ldexp(1.0 + mantissa / 1024.0, exponent - 15);
+    double a = exponent == 0 ? mantissa * 0x1p-24 : (1.0 + mantissa / 1024.0) * power_of_two(exponent - 15);
     if (exponent == 31) a = mantissa ? NAN : INFINITY;
     return bits & 0x8000 ? -a : a;
 }
 
-void format_store(liger_dtype dtype, void *element, double value) {
-    const float single = format_is_float(dtype) ? (float)op_round(dtype, value) : 0.0f;
+static uint16_t bf16_bits(double v) { /* likewise */
+    const float single = (float)v;
     uint32_t bits;
     memcpy(&bits, &single, sizeof bits);
-    uint16_t half = dtype == LIGER_F16 ? f16_bits(single) : (uint16_t)(bits >> 16);
-    if (dtype == LIGER_BF16 && isnan(value)) half = 0x7fc0;
+    return isnan(v) ? 0x7fc0 : (uint16_t)(bits >> 16);
+}
+
+static void store_float(liger_dtype dtype, void *element, double value) {
+    const double rounded = op_round(dtype, value);
+    const float single = (float)rounded;
+    const uint16_t half = dtype == LIGER_F16 ? f16_bits(rounded) : dtype == LIGER_BF16 ? bf16_bits(rounded) : 0;
+    if (dtype == LIGER_F32) memcpy(element, &single, 4);
+    else memcpy(element, &half, 2);
+}
+
+void format_store(liger_dtype dtype, void *element, double value) {
+    if (format_is_float(dtype)) {
+        store_float(dtype, element, value);
+        return;
+    }
     const int32_t i32 = isfinite(value) && fabs(value) < 0x1p31 ? (int32_t)value : 0;
     const int64_t i64 = isfinite(value) && fabs(value) < 0x1p62 ? (int64_t)value : 0;
-    switch (dtype) {
-        case LIGER_F32: memcpy(element, &single, 4); break;
-        case LIGER_F16:
-        case LIGER_BF16: memcpy(element, &half, 2); break;
-        case LIGER_I32: memcpy(element, &i32, 4); break;
-        case LIGER_I64: memcpy(element, &i64, 8); break;
-        default: break;
-    }
+    if (dtype == LIGER_I32) memcpy(element, &i32, 4);
+    if (dtype == LIGER_I64) memcpy(element, &i64, 8);
 }
 
 double format_load(liger_dtype dtype, const void *element) {

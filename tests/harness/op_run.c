@@ -92,7 +92,8 @@ struct op_run *op_run_new_in(enum op_range range, liger_context *context, const 
         move_to(range, &run->spec[i], op_tensor_dtype(&run->spec[i], types), run->count[i], run->t[i]);
     }
     round_inputs(run);
-    if (op->prepare != NULL) op->prepare(&run->c, &run->types, run->t);
+    if (op->prepare == NULL) return run;
+    op->prepare(&run->c, &run->types, run->t);
     round_inputs(run);
     return run;
 }

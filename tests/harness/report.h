@@ -17,11 +17,11 @@ struct report {
     int line_passed, line_failed, line_not_applicable; /* of the current line */
     double line_worst;                                 /* largest error in units of the budget */
     char line_where[REPORT_TEXT];                      /* the case of that error */
-    double line_began;                                 /* seconds of some clock */
+    double line_began;                                 /* seconds of processor time */
     struct report_reason reason[REPORT_REASONS];
     int reasons;
     bool silent; /* the self-test provokes failures and wants no text */
-    bool times;  /* each line says how long it took */
+    bool times;  /* each line says what processor time it took */
 };
 
 void report_begin(struct report *report);

@@ -1,6 +1,7 @@
 """What the tests of all operators (test_operators*.py, test_disabled.py) need to know of one.
 
-An operator's own test file says it in a list `OWED` of cases; the older ones stand in test_operators.py.
+Where an operator's description does not say enough for a valid call, its own test file does, in a list `OWED` of cases; the
+older ones stand in test_operators.py.
 """
 
 from __future__ import annotations

@@ -247,3 +247,31 @@ def test_names_are_plain_attributes_after_the_first_use():
     assert _native.rms_norm_forward is vars(_native)["rms_norm_forward"]
     with pytest.raises(AttributeError, match="has no no_such_operator"):
         _native.no_such_operator  # noqa: B018
+
+
+def test_modes_and_transforms_are_seen():
+    """One look tells whether torch is as usual; nothing is usual where the binding may not look."""
+    seen = []
+
+    def look(x):
+        seen.append(_native.is_usual())
+        return x.sum()
+
+    assert _native.is_usual()
+    with torch.no_grad(), torch.autocast("cpu"), torch.device("cpu"):
+        assert _native.is_usual()
+    x = torch.ones(2)
+    torch.func.grad(look)(x)
+    torch.func.vmap(look)(x[None])
+    torch.jit.trace(look, x, check_trace=False)
+    with torch._subclasses.FakeTensorMode():
+        look(torch.ones(2))
+    thread = threading.Thread(target=look, args=(x,))
+    thread.start()
+    thread.join()
+    assert seen == [False, False, False, False, True]
+    try:
+        assert not _native.watch_dispatch(False) and not _native.is_usual()
+    finally:
+        _native.watch_dispatch(True)
+    assert _native.is_usual()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 
+import own_process
 import pytest
 import torch
 from test_operators import CASES, Case, angles, leaves, on, same, upstreams
@@ -102,16 +100,8 @@ def test_importing_one_operator_registers_no_other():
         "import torch, liger_kernel.ops.swiglu\n"
         "print(sorted(n for n in torch._C._dispatch_get_all_op_names() if n.startswith('liger::')))"
     )
-    path = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert all("::swiglu" in name for name in eval(done.stdout)) and "liger::swiglu" in done.stdout
+    said = own_process.output("-c", code)
+    assert all("::swiglu" in name for name in eval(said)) and "liger::swiglu" in said
 
 
 def compiled(case: Case, **options) -> Callable:

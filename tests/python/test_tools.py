@@ -54,6 +54,14 @@ def append(path: Path, text: str) -> None:
         ("liger/core/tensor.c", "#include <Python.h>\n", "knows torch or Python"),
         ("liger/ops/ops.def", "LIGER_OP(ghost, ghost)\n", "no ghost_cpu.c"),
         ("liger/core/tensor.c", "/* see /ho" + "me/me/notes */\n", "means nothing to a reader"),
+        ("liger/cuda/gated.cuh", "struct swiglu_forward_problem;\n", "names `swiglu_forward_problem`"),
+        ("liger/cpu/norm.h", "void liger_rms_norm_forward(void);\n", "names `liger_rms_norm_forward`"),
+        ("liger/ops/geglu/geglu_cuda.cu", "__global__ void own() {}\n", "`__global__` beside liger/cuda/gated.cuh"),
+        (
+            "liger/ops/rms_norm/rms_norm_cpu.c",
+            "void f(void) { liger_parallel_for(0, 1, 1, 0, 0); }\n",
+            "beside liger/cpu/norm.h",
+        ),
     ],
 )
 def test_check_rooms_sees(tree, file, text, words):
@@ -139,7 +147,7 @@ def test_a_new_operator_passes_all_tests_at_once(whole_tree):
         whole_tree / "tests/python" / f"test_{name}.py" for name in ("square", "operators", "operators_transformed")
     ]
     environment = {"PYTHONPATH": str(whole_tree / "python"), "LIGER_NATIVE_DIR": str(build)}
-    options = ["-q", "-p", "no:cacheprovider", "-k", "square"]
+    options = ["-p", "no:cacheprovider", "-k", "square"]
     said = own_process.output("-m", "pytest", *options, *tests, timeout=300, **environment)
     assert int(re.search(r"(\d+) passed", said)[1]) > 40, said
 
@@ -372,7 +380,7 @@ def test_gpu_test_reports_what_ran(gpu_test, tree):
     assert done.returncode == 0, done.stdout + done.stderr
     ran = {name for name, (outcome, _) in rows.items() if outcome == "passed"}
     assert ran >= {"build", "harness-selftest", "fuzz", "driver-cpu", "driver-cuda", "driver-ptx", "pytest-cuda"}
-    assert rows["driver-cpu"][1].endswith("5 passed, 0 failed")
+    assert rows["driver-cpu"][1].endswith("11 passed, 0 failed")
     assert f"native {tree}/build/gpu\n" in (tree / "build/gpu/logs/pytest-cuda.log").read_text()
     assert rows["memcheck"] == ("not run", "no compute-sanitizer on PATH")
     for line in ("driver-cpu: amx: not here", "pytest-cuda: SKIPPED [1] test_it.py: needs a second GPU"):
@@ -402,7 +410,7 @@ def test_gpu_test_by_stages(gpu_test):
 def test_gpu_test_fails_with_a_stage(gpu_test, tree):
     done, rows = gpu_test(FAULTY="1")
     assert done.returncode == 1 and "SOMETHING FAILED" in done.stdout
-    assert rows["driver-cuda"][0] == "FAILED" and "--op faulty: exit status 137" in done.stdout
+    assert rows["driver-cuda"][0] == "FAILED" and "--op faulty --mode each: exit status 137" in done.stdout
     assert rows["pytest-cuda"][0] == "passed"
     (tree / "programs/cmake").write_text("#!/bin/bash\nexit 1\n")
     done, rows = gpu_test()

@@ -113,7 +113,7 @@ __device__ __forceinline__ float finish_row(const problem &p, const batch &b, in
     const float exponent = softmax_exponent(s.target, unit), sum = s.others.sum + f.own;
     const float log_sum = logf(sum), lse = unit.offset * unit.ln + log_sum, a = p.label_smoothing;
     const float nll = f.own >= s.others.sum ? log1pf(s.others.sum / f.own) : log_sum - exponent * unit.ln;
-    const float z = p.lse_square_scale * lse * lse * b.by_count * f.token;
+    const float z = p.lse_square_scale != 0.0f ? p.lse_square_scale * lse * lse * b.by_count * f.token : 0.0f;
     float loss = (1.0f - a) * f.weight * nll * b.by_weight;
     if (a > 0.0f)
         loss += b.uniform_per_class * ((log_sum - softmax_exponent(s.base, unit) * unit.ln) * b.total - s.shape) *

@@ -2,8 +2,6 @@
  *
  * gelu in the tanh form, step by step as PyTorch computes it: its bits in 16-bit dtypes are part of the contract, so that
  * tanhf is the accurate one (some 16 instructions, no branch: the kernel stays bound by memory). */
-#include <float.h>
-
 #include "liger/cuda/gated.cuh"
 #include "liger/ops/geglu/geglu_problem.h"
 
@@ -11,15 +9,22 @@ namespace {
 
 constexpr float SCALE = 0.797884560802865356f, CUBIC = 0.044715f; /* √(2/π) */
 
-__device__ __forceinline__ float tanh_of_gate(float a) { return tanhf(SCALE * (a + CUBIC * (a * a * a))); }
+__device__ __forceinline__ float u_of(float a) { return SCALE * (a + CUBIC * (a * a * a)); }
+__device__ __forceinline__ float gelu_of(float a, float u) { return 0.5f * a * (1.0f + tanhf(u)); }
+
+/* ½(1 + t) + ½·a·(1 - t²)·u' with t = tanh u, whose halves ½(1 ± t) are taken from e^(-2|u|): neither term cancels. Beyond
+ * |a| = 1e4, where the smaller half has long been 0, a² need not overflow. */
+__device__ __forceinline__ float slope_of(float a, float u) {
+    const float e = expf(-2.0f * fabsf(u)), larger = gated::reciprocal(1.0f + e), smaller = e * larger;
+    const float bounded = fminf(fabsf(a), 1e4f), du = 2.0f * SCALE * fmaf(3.0f * CUBIC * bounded, bounded, 1.0f);
+    return fmaf(a * smaller * larger, du, a < 0.0f ? smaller : larger);
+}
 
 struct geglu {
     using forward_problem = geglu_forward_problem;
     using backward_problem = geglu_backward_problem;
 
-    static __device__ __forceinline__ float activation(const forward_problem &, float a) {
-        return 0.5f * a * (1.0f + tanh_of_gate(a));
-    }
+    static __device__ __forceinline__ float activation(const forward_problem &, float a) { return gelu_of(a, u_of(a)); }
     template <typename T, int N>
     static __device__ __forceinline__ void finish(const forward_problem &, float (&)[N]) {}
 
@@ -30,11 +35,9 @@ struct geglu {
         float slope[N];
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            const float a = gate[k], t = tanh_of_gate(a), half = 0.5f * a;
-            const float inner =
-                fminf(SCALE * fmaf(3.0f * CUBIC * a, a, 1.0f), FLT_MAX); /* times 1 - t², which is 0 there */
-            slope[k] = fmaf(half * fmaf(-t, t, 1.0f), inner, 0.5f * (1.0f + t));
-            gate[k] = half * (1.0f + t);
+            const float a = gate[k], u = u_of(a);
+            slope[k] = slope_of(a, u);
+            gate[k] = gelu_of(a, u);
             up[k] *= dy[k];
         }
         round_all<T>(gate);

@@ -107,9 +107,12 @@ def _watch_dispatch(module: ModuleType) -> None:
     """Lets the binding see modes and transforms for itself, if it sees those that are put on here."""
     import torch
 
+    guard, key_of = (getattr(torch._C, name, None) for name in ("_IncludeDispatchKeyGuard", "_parse_dispatch_key"))
+    if guard is None or key_of is None:
+        return
     module.watch_dispatch(True)
     for name in ("Tracer", "Python", "FuncTorchDynamicLayerFrontMode"):
-        with torch._C._IncludeDispatchKeyGuard(torch._C._parse_dispatch_key(name)):  # type: ignore[arg-type]
+        with guard(key_of(name)):
             if module.is_usual():
                 module.watch_dispatch(False)
 

@@ -24,9 +24,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
 from torch.autograd.function import FunctionMeta
 
+from liger_kernel import _native
 from liger_kernel.ops._memory import PLAIN, is_plain, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
@@ -109,8 +111,11 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
             return cls.torch_forward(*args)
         if _is_compiling():
             return cls.compiled(*args)
-        if is_transformed():
-            return cls.torch_forward(*args)
+        if _forward_ad._current_level >= 0 or not _native.is_usual():  # is_transformed(), without its frame
+            if is_transformed():
+                return cls.torch_forward(*args)
+            if torch.compiler.is_compiling():
+                return cls.compiled(*args)
         try:
             if _is_grad_enabled() and (args[0].requires_grad or cls._needs_gradient(args)):
                 return cls._direct(*args)  # without torch's look at functorch's wrappers, which takes a microsecond
@@ -160,21 +165,28 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
 
 
 def _derived_forward(cls: type[LigerFunction], signature: inspect.Signature) -> Callable[..., Any]:
-    operator, arguments = cls.operator, cls.arguments
-    single = len(operator.results) == 1
-    public = len(operator.upstreams)
-    call, save, remember = operator.now, operator.save, cls.remember
+    """In one frame what operator.now() and operator.save() do: it is what a call costs."""
+    operator, arguments, eager, call = cls.operator, cls.arguments, cls.operator.eager, cls.operator.now
+    saved_of, options_of, remember = operator._saved_of, operator._options_of, cls.remember
+    single, public = len(operator.results) == 1, len(operator.upstreams)
 
     def forward(ctx: Any, *args: Any) -> Any:
         given = arguments(*args)
-        results = call(*given)
-        if single:
-            save(ctx, given, (results,))
-            return results
-        save(ctx, given, results)
+        try:
+            results = eager(*given) if _native.is_usual() else call(*given)
+        except LigerArgumentError:
+            results = call(*given)
+        known = (*given, results) if single else given + results
+        ctx.options = options_of(known)
+        ctx.save_for_backward(*saved_of(known))
         if remember is not None:
             remember(ctx, *args)
-        return results[0] if public == 1 else results[:public]
+        if single:
+            return results
+        if public == 1:
+            return results[0]
+        ctx.set_materialize_grads(False)  # None stands for the upstream of what nobody used
+        return results[:public]
 
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = signature.replace(parameters=[context, *cls.parameters.values()])  # type: ignore[attr-defined]

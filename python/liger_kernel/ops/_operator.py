@@ -324,8 +324,6 @@ class Operator:
         known = given + results
         ctx.options = self._options_of(known)
         ctx.save_for_backward(*self._saved_of(known))
-        if len(self.upstreams) > 1:  # None stands for the upstream of what nobody used
-            ctx.set_materialize_grads(False)
 
     def setup_context(self, ctx: Any, inputs: tuple, output: Any) -> None:
         results = output if isinstance(output, tuple) else (output,)

@@ -41,7 +41,11 @@ def class_weights(weight: Tensor | None, vocab: int) -> Tensor | None:
 
 def check_targets_if_debugging(target: Tensor, vocab: int, ignore_index: int) -> None:
     """LIGER_DEBUG=1: the check that CUDA calls leave out, because it waits for the device."""
-    if not getattr(target, "is_cuda", False) or os.environ.get("LIGER_DEBUG") != "1" or torch.compiler.is_compiling():
+    if (
+        not getattr(target, "is_cuda", False)
+        or os.environb.get(b"LIGER_DEBUG") != b"1"
+        or torch.compiler.is_compiling()
+    ):
         return
     wrong = (target != ignore_index) & ((target < 0) | (target >= vocab))
     if bool(wrong.any()):
@@ -60,6 +64,16 @@ ROWS = {Wish.SCALAR: Wish.PER_ROW, Wish.SCALAR_SAME: Wish.PER_ROW_SAME}
 
 
 class _CrossEntropy(Operator):
+    def eager(self, logits, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap,
+              need_z_loss, need_accuracy, need_predicted, need_dlogits):  # fmt: skip
+        one, same = (Wish.PER_ROW, Wish.PER_ROW_SAME) if reduction == 0 else (Wish.SCALAR, Wish.SCALAR_SAME)
+        no = Wish.NOTHING
+        return _native.cross_entropy_forward(
+            logits, target, weight, None, same, same if need_z_loss else no, one if need_accuracy else no,
+            Wish.PER_ROW_I64 if need_predicted else no, Wish.LIKE if need_dlogits else no,
+            ignore_index, label_smoothing, lse_square_scale, softcap, reduction, Wish.SCRATCH,
+        )  # fmt: skip
+
     def wish(self, result: Any, given: tuple) -> Wish:
         return ROWS.get(result.wish, result.wish) if given[6] == 0 else result.wish
 
@@ -82,11 +96,8 @@ def cross_entropy(logits: Matrix, target: Tensor, weight: Tensor | None, ignore_
                   label_smoothing: float, reduction: int, softcap: float, loss: Made = Wish.SCALAR_SAME,
                   z_loss: Asked = Wish.SCALAR_SAME, accuracy: Asked = Wish.SCALAR, predicted: Asked = Wish.PER_ROW_I64,
                   dlogits: Asked = Wish.LIKE, scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    results: tuple = (loss, z_loss, accuracy)
-    if reduction == 0 and isinstance(loss, Wish):
-        results = tuple(ROWS.get(wish, wish) for wish in results)
     return _native.cross_entropy_forward(
-        logits, target, weight, None, *results, predicted, dlogits,
+        logits, target, weight, None, loss, z_loss, accuracy, predicted, dlogits,
         ignore_index, label_smoothing, lse_square_scale, softcap, reduction, scratch,
     )  # fmt: skip
 

@@ -71,13 +71,25 @@ def _dtensors() -> Any:
     return module if hasattr(module, "DTensor") else importlib.import_module("torch.distributed._tensor")  # torch 2.4
 
 
+class _Distribute(torch.autograd.Function):
+    """The local shard of a plain tensor, whose gradient is a DTensor then."""
+
+    @staticmethod
+    def forward(ctx, tensor, mesh, placements):
+        ctx.sharding = (mesh, placements)
+        return _dtensors().distribute_tensor(tensor.detach(), mesh, placements).to_local()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _dtensors().DTensor.from_local(gradient, *ctx.sharding), None, None
+
+
 def _localise(a: Any, b: Any) -> tuple[Tensor, Tensor, tuple]:
-    """Local shards of a and b on one mesh, and what it takes to make DTensors of results again."""
+    """Local shards of a and b on one mesh, and what it takes to make a DTensor of the result again."""
     like = a if _is_dtensor(a) else b
-    mesh, placements = like.device_mesh, like.placements
-    a = a if _is_dtensor(a) else _dtensors().distribute_tensor(a, mesh, placements)
-    b = b if _is_dtensor(b) else _dtensors().distribute_tensor(b, mesh, placements)
-    return a.to_local(), b.to_local(), (mesh, placements)
+    sharding = (like.device_mesh, like.placements)
+    a, b = (t.to_local() if _is_dtensor(t) else _Distribute.apply(t, *sharding) for t in (a, b))
+    return a, b, sharding
 
 
 class LigerSiLUMulFunction(LigerFunction):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from liger_kernel.ops._operator import is_transformed
 from liger_kernel.transformers import patching
 from liger_kernel.transformers.functional import liger_cross_entropy
 
@@ -27,6 +26,16 @@ def stand_in(functional: Any) -> bool:
     if not patching.is_ours(functional.cross_entropy):
         _recorded = functional.cross_entropy
     return patching.replace(functional, "cross_entropy", cross_entropy)
+
+
+def _is_transformed() -> bool:
+    """Whether something watches the calls that knows operators of torch only. Asked in a way that torch.compile, which is
+    not among them, can trace: a compiled torch.func.grad is."""
+    return (
+        torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def _is_ours_to_do(input: Any, target: Any, weight: Any) -> bool:
@@ -56,7 +65,7 @@ def cross_entropy(
 ):
     """torch.nn.functional.cross_entropy, by our operator where it can serve the call."""
     ours = size_average is None and reduce is None and reduction in ("mean", "sum", "none")
-    if not ours or is_transformed() or not _is_ours_to_do(input, target, weight):
+    if not ours or _is_transformed() or not _is_ours_to_do(input, target, weight):
         return _recorded(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
     if torch.is_autocast_enabled(input.device.type):
         input = input.float()  # autocast's rule for this function: the loss is float32, and a scale of 65536 fits
