@@ -35,14 +35,15 @@ LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct layer_
     });
 }
 
-/* The sum of a row of one large offset is off by some of its own last bits, far more than a mean near 0 may be; what is left
- * of the row after taking it away says by how much. */
+/* The sum of a row with a large common offset is off by some of the mean's last bits, which count where little else is left of
+ * the row: what remains without the mean says by how much. */
 LIGER_TEMPLATE void forward_row(liger_dtype t, liger_dtype tw, const struct layer_norm_forward_problem *p, int64_t r) {
     const size_t element = f_size(t);
     const void *x = row_of(p->x, r, element);
     const float rough = moments_of_row(t, x, p->cols, 0.0f, false).first;
     const struct moments rest = moments_of_row(t, x, p->cols, rough, true);
-    const float mean = rough + rest.first, variance = rest.second - rest.first * rest.first;
+    const float mean = rough * rough > rest.second ? rough + rest.first : rough;
+    const float variance = rest.second - rest.first * rest.first;
     const float rstd = 1.0f / sqrtf((variance < 0 ? 0 : variance) + p->epsilon); /* NaN is not less than 0 */
     scale_row(t, tw, p, x, row_of(p->y, r, element), v_set(mean), v_set(rstd));
     if (p->mean) p->mean[r] = mean;
