@@ -550,13 +550,21 @@ def test_layer_norm(device):
 @needs("layer_norm")
 def test_an_implementation_that_is_not_there_warns_once():
     module, x = lk.LigerLayerNorm(HIDDEN, impl="somebody-elses"), torch.randn(2, HIDDEN)
-    with pytest.warns(UserWarning, match="layer_norm.*somebody-elses.*liger-c"):
+    with pytest.warns(UserWarning, match="layer_norm.*somebody-elses.*liger-c") as warned:
         module(x)
+    assert [w.filename for w in warned] == [__file__]  # the line that called, not one of torch's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module(x)
         for name in (None, "liger-c"):
             lk.LigerLayerNorm(HIDDEN, impl=name, mode="default")(x)
+
+
+@needs("layer_norm")
+def test_an_implementation_that_is_not_there_does_not_break_a_graph():
+    torch._dynamo.reset()
+    module, x = lk.LigerLayerNorm(HIDDEN, impl="not-in-a-graph", mode="fast"), torch.randn(2, HIDDEN)
+    assert_close(torch.compile(module, fullgraph=True, backend="aot_eager")(x), lk.LigerLayerNorm(HIDDEN)(x))
 
 
 @needs("layer_norm")

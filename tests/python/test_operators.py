@@ -225,6 +225,12 @@ def test_three_row_strides(name, device):
     )
 
 
+def _aligned(t: Tensor) -> Tensor:
+    """Every row begins at 16 bytes, as every copy of the first one does: a GPU may sum a row in an order that begins at the
+    first such boundary in it, so that the same bits are owed to the same alignment only."""
+    return torch.nn.functional.pad(t, (0, -t.shape[-1] % 8))[..., : t.shape[-1]]
+
+
 def test_expanded(case, device):
     """Stride 0: the same row again, and the gradient of sum()."""
     args = on(device, case.make(7))
@@ -232,6 +238,7 @@ def test_expanded(case, device):
         if args[i].dim() > 1:
             args[i] = args[i][:1].expand(args[i].shape)
     plain = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
+    plain = [_aligned(a) if i in case.trained and a.dim() > 1 else a for i, a in enumerate(plain)]
     up = [torch.ones((), device=device).expand(r.shape) for r in case(*args)]
     assert same(run(case, args, up), run(case, plain, [u.contiguous() for u in up]))
 

@@ -79,7 +79,7 @@ def test_opcheck_of_a_part(device):
     """An upstream that is absent, and what belongs to no Function."""
     cos, sin = (a.to(device) for a in angles(5))
     torch.library.opcheck(
-        torch.ops.liger.rope_backward.default, (cos, sin, torch.randn(2, 4, 5, 8, device=device), None)
+        torch.ops.liger.rope_backward.default, (cos, sin, torch.randn(2, 4, 5, 8, device=device), None, 0)
     )
     torch.library.opcheck(
         torch.ops.liger.scale.default, (torch.randn(3, 4, device=device), torch.ones((), device=device))

@@ -109,7 +109,9 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
     def apply(cls, *args: Any) -> Any:
         if cls._plain_torch:
             return cls.torch_forward(*args)
-        if _is_compiling():
+        if _is_compiling():  # what stands below is asked in a way that dynamo can trace, and guards on
+            if torch._C._are_functorch_transforms_active() or _forward_ad._current_level >= 0:
+                return cls.torch_forward(*args)
             return cls.compiled(*args)
         if _forward_ad._current_level >= 0 or not _native.is_usual():  # is_transformed(), without its frame
             if is_transformed():

@@ -8,17 +8,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
 
 from liger_kernel import _native
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _active_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_functorch_is_active = torch._C._are_functorch_transforms_active
+_is_batch = torch._C._functorch.is_legacy_batchedtensor
+
+
+def stand_for_batches(*values: Any) -> bool:
+    """Is one of them many tensors in one, as torch.autograd.grad(is_grads_batched=True) gives them to a backward? They are
+    not functorch's; torch's dispatcher calls an operator for each of the many. To be asked where a call is not usual."""
+    return any(isinstance(value, Tensor) and _is_batch(value) for value in values)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """True if their memory is their value: no tracing, no fake or meta tensors, no subclass, no negated view."""
-    if torch.compiler.is_compiling() or _active_modes():
+    """True if their memory is their value: no tracing, no transform, no fake or meta tensors, no subclass, no negated view."""
+    if torch.compiler.is_compiling() or _active_modes() or _forward_ad._current_level >= 0:
+        return False
+    if not _native.is_usual() and (_functorch_is_active() or stand_for_batches(*tensors)):
         return False
     return all(t is None or (type(t) in PLAIN and not t.is_meta and not t.is_neg()) for t in tensors)
 

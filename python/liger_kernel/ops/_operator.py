@@ -49,6 +49,7 @@ from liger_kernel.ops._memory import (
     require_float,
     rows,
     single,
+    stand_for_batches,
     wide_rows,
 )
 
@@ -138,6 +139,30 @@ def _only_memory(value: Any) -> Any:
     return value
 
 
+def _refuse_tangents(operator: str, args: tuple) -> None:
+    """A kernel would drop a tangent without a word, and its result would look like a constant. To be asked at a forward-mode
+    level, where the values are still those that the caller has: below torch's autograd functorch's have lost it."""
+    for value in args:
+        if isinstance(value, Tensor) and _forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(
+                f"liger::{operator}: an argument has a forward-mode tangent, which the operator would drop: of what is here "
+                f"only the forward of a Function (apply) or a module has a derivative in forward mode"
+            )
+
+
+class _Watched:
+    """A torch.library.Library for `register_autograd`, whose kernel would not see a tangent."""
+
+    @staticmethod
+    def impl(name: str, kernel: Callable[..., Any], key: str, **options: Any) -> None:
+        def watched(keyset: Any, *args: Any, **named: Any) -> Any:
+            if _forward_ad._current_level >= 0:
+                _refuse_tangents(name, args)
+            return kernel(keyset, *args, **named)
+
+        _library.impl(name, watched, key, **options)
+
+
 class Operator:
     """See the head of this file. Call it with positional arguments and, for results on request, their flags.
 
@@ -182,7 +207,11 @@ class Operator:
     # ---- the call
 
     def __call__(self, *args: Any) -> Any:
-        if _is_compiling() or is_transformed():
+        if _is_compiling():
+            return self.traced(*args)
+        if is_transformed():
+            if _forward_ad._current_level >= 0:
+                _refuse_tangents(self.name, args)
             return self.traced(*args)
         if _is_profiling():
             with torch.profiler.record_function(f"liger::{self.name}"):
@@ -191,7 +220,7 @@ class Operator:
 
     def now(self, *args: Any) -> Any:
         """The call, by somebody who has looked whether torch compiles or transforms here."""
-        if not _native.is_usual() and (_active_modes() or torch.compiler.is_compiling()):
+        if not _native.is_usual() and (_active_modes() or torch.compiler.is_compiling() or stand_for_batches(*args)):
             return self.traced(*args)
         try:
             return self.eager(*args)
@@ -266,6 +295,8 @@ class Operator:
 
     def _run(self, *args: Any) -> Any:
         """The values, called by the dispatcher, which wants a tensor for every result."""
+        if _forward_ad._current_level >= 0:
+            _refuse_tangents(self.name, args)
         args = tuple(map(_only_memory, args))
         try:
             results = self.eager(*args)
@@ -317,7 +348,7 @@ class Operator:
             f"liger::{self.name}",
             lambda ctx, *upstreams: self.backward(ctx, *upstreams),
             setup_context=lambda ctx, inputs, output: self.setup_context(ctx, inputs, output),
-            lib=_library,
+            lib=_Watched(),  # type: ignore[arg-type]  # of a library it is only asked to register the kernel
         )
 
     def save(self, ctx: Any, given: tuple, results: tuple) -> None:
