@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionMeta
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import check_by_roles, formula
 from liger_kernel.ops._memory import PLAIN, is_plain, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
@@ -108,12 +109,12 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if cls._plain_torch:
-            return cls.torch_forward(*args)
+            return formula(cls, args)
         if _is_compiling():
             return cls.compiled(*args)
         if _forward_ad._current_level >= 0 or not _native.is_usual():  # is_transformed(), without its frame
             if is_transformed():
-                return cls.torch_forward(*args)
+                return formula(cls, args)
             if torch.compiler.is_compiling():
                 return cls.compiled(*args)
         try:
@@ -152,6 +153,11 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
     def arguments(*args: Any) -> tuple:
         """The operator's arguments from the public ones."""
         raise NotImplementedError
+
+    @classmethod
+    def check(cls, *args: Any) -> None:
+        """Refuses what the library would, before the formula runs."""
+        check_by_roles(cls.operator, cls.arguments(*args))
 
     @staticmethod
     def torch_forward(*args: Any) -> Any:
