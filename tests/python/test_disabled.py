@@ -11,6 +11,7 @@ from reference import DTYPES
 from test_operators import CASES, on, run, upstreams
 from torch import Tensor
 
+from liger_kernel import _exports
 from liger_kernel.ops import LigerCrossEntropyFunction, LigerFusedLinearCrossEntropyFunction
 
 # A name in LIGER_DISABLE -> the cases that it moves to torch.
@@ -24,6 +25,20 @@ def test_the_names_are_the_operators():
     old = {"rms_norm", "add_rms_norm", "fused_add_rms_norm", "rope", "swiglu", "cross_entropy", "linear_cross_entropy"}
     assert old | {"fused_linear_cross_entropy"} <= set(NAMES)
     assert NAMES["swiglu"] == ["swiglu", "swiglu_packed"] and NAMES["fused_add_rms_norm"] == ["add_rms_norm"]
+
+
+def test_the_names_are_known_without_the_operators():
+    assert _exports.names_to_disable() == set(NAMES)
+
+
+@pytest.mark.parametrize("value, unknown", [("rope, rmsnorm, ghost", "ghost, rmsnorm;"), ("rope,rms_norm,", None)])
+def test_an_unknown_name_is_warned_of_once(value, unknown):
+    done = own_process.run(
+        "-c", "import liger_kernel.ops as o; [getattr(o, n) for n in o.__all__]", LIGER_DISABLE=value
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("LIGER_DISABLE: no operator is called") == (unknown is not None)
+    assert unknown is None or f"is called {unknown}" in done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionMeta
 
 from liger_kernel import _native
+from liger_kernel._exports import names_to_disable
 from liger_kernel.ops._formula import check_by_roles, formula
 from liger_kernel.ops._memory import PLAIN, is_plain, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
@@ -40,7 +42,12 @@ _is_profiling = torch.autograd._profiler_enabled
 
 def _disabled_names() -> frozenset[str]:
     """LIGER_DISABLE=rms_norm,rope,...: these operators run as plain torch, to bisect a training run."""
-    return frozenset(name.strip() for name in os.environ.get("LIGER_DISABLE", "").split(",") if name.strip())
+    names = frozenset(name.strip() for name in os.environ.get("LIGER_DISABLE", "").split(",") if name.strip())
+    unknown = sorted(names - names_to_disable())
+    if unknown:
+        known = ", ".join(sorted(names_to_disable()))
+        warnings.warn(f"LIGER_DISABLE: no operator is called {', '.join(unknown)}; known are {known}", stacklevel=2)
+    return names
 
 
 _DISABLED = _disabled_names()
