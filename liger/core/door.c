@@ -129,7 +129,7 @@ static bool any_given(const struct door_call *call, uint32_t tensors) {
 /* Whether the rule has nothing to check: the argument is absent, and may be. */
 static bool is_skipped(const struct door_call *call, const struct door_rule *rule, uint32_t needs) {
     if (is_given(call, rule->at)) return false;
-    if (call->query) return !(needs >> rule->at & 1);
+    if (call->query && !(needs >> rule->at & 1)) return true;
     return rule->optional && !any_given(call, rule->with);
 }
 

@@ -20,11 +20,13 @@ class Exports:
     ops         in `liger_kernel.ops.<operator>`: its Functions and their helpers
     modules     in `liger_kernel.transformers.<operator>`: what stands in `liger_kernel.transformers` too
     functional  in the same file: what stands in `liger_kernel.transformers.functional` too
+    disable     its other names in LIGER_DISABLE
     """
 
     ops: str
     modules: str
     functional: str
+    disable: str = ""
 
 
 OPERATORS = {
@@ -37,11 +39,13 @@ OPERATORS = {
         "LigerFusedAddRMSNormFunction fused_add_rms_norm_backward fused_add_rms_norm_forward",
         "LigerFusedAddRMSNorm",
         "liger_fused_add_rms_norm",
+        "add_rms_norm",
     ),
     "fused_linear_cross_entropy": Exports(
         "LigerFusedLinearCrossEntropyFunction fused_linear_cross_entropy_backward fused_linear_cross_entropy_forward",
         "LigerFusedLinearCrossEntropyLoss",
         "liger_fused_linear_cross_entropy",
+        "linear_cross_entropy",
     ),
     "geglu": Exports(
         "LigerGELUMulFunction geglu_backward geglu_forward",
@@ -71,6 +75,11 @@ OPERATORS = {
         "liger_swiglu",
     ),
 }
+
+
+def names_to_disable() -> frozenset[str]:
+    """What LIGER_DISABLE may say."""
+    return frozenset(OPERATORS).union(*(row.disable.split() for row in OPERATORS.values()))
 
 
 def homes(folder: str, column: str) -> dict[str, str]:

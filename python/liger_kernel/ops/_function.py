@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionMeta
 
 from liger_kernel import _native
+from liger_kernel._exports import names_to_disable
+from liger_kernel.ops._formula import check_by_roles, formula
 from liger_kernel.ops._memory import PLAIN, is_plain, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
@@ -39,7 +42,12 @@ _is_profiling = torch.autograd._profiler_enabled
 
 def _disabled_names() -> frozenset[str]:
     """LIGER_DISABLE=rms_norm,rope,...: these operators run as plain torch, to bisect a training run."""
-    return frozenset(name.strip() for name in os.environ.get("LIGER_DISABLE", "").split(",") if name.strip())
+    names = frozenset(name.strip() for name in os.environ.get("LIGER_DISABLE", "").split(",") if name.strip())
+    unknown = sorted(names - names_to_disable())
+    if unknown:
+        known = ", ".join(sorted(names_to_disable()))
+        warnings.warn(f"LIGER_DISABLE: no operator is called {', '.join(unknown)}; known are {known}", stacklevel=2)
+    return names
 
 
 _DISABLED = _disabled_names()
@@ -108,14 +116,14 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if cls._plain_torch:
-            return cls.torch_forward(*args)
+            return formula(cls, args)
         if _is_compiling():  # what stands below is asked in a way that dynamo can trace, and guards on
             if torch._C._are_functorch_transforms_active() or _forward_ad._current_level >= 0:
-                return cls.torch_forward(*args)
+                return formula(cls, args)
             return cls.compiled(*args)
         if _forward_ad._current_level >= 0 or not _native.is_usual():  # is_transformed(), without its frame
             if is_transformed():
-                return cls.torch_forward(*args)
+                return formula(cls, args)
             if torch.compiler.is_compiling():
                 return cls.compiled(*args)
         try:
@@ -154,6 +162,11 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
     def arguments(*args: Any) -> tuple:
         """The operator's arguments from the public ones."""
         raise NotImplementedError
+
+    @classmethod
+    def check(cls, *args: Any) -> None:
+        """Refuses what the library would, before the formula runs."""
+        check_by_roles(cls.operator, cls.arguments(*args))
 
     @staticmethod
     def torch_forward(*args: Any) -> Any:

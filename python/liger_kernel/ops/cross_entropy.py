@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import take_saved
+from liger_kernel.ops._memory import require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
 from liger_kernel.ops.scale import free_of_others, scale, scaled_gradient
 
@@ -250,11 +251,20 @@ class LigerCrossEntropyFunction(LigerFunction):
         loss, *others, _ = cross_entropy_forward(_input, target, weight, *options, form_gradient=now)
         return (loss, *(r if r is None else r.detach() for r in others))
 
+    @classmethod
+    def check(cls, *args):
+        given, name = dict(zip(cls.parameters, args)), cls.operator.name
+        logits = given["_input"]
+        if logits.dim() != 2:
+            raise LigerArgumentError(f"{name}: logits has {logits.dim()} dimensions, but must have 2")
+        require_float(name, logits=logits)
+        check_losses(name, logits.shape, given["target"], given["weight"], given)
+
     @staticmethod
     def torch_forward(
         _input,
         target,
-        weight=None,
+        weight,
         ignore_index=-100,
         lse_square_scale=0.0,
         label_smoothing=0.0,
@@ -263,35 +273,53 @@ class LigerCrossEntropyFunction(LigerFunction):
         return_z_loss=False,
         return_token_accuracy=False,
         return_predicted_tokens=False,
-        scale_tokens=False,
     ):
-        x = _input.float()
-        x = softcap * torch.tanh(x / softcap) if softcap else x
-        valid = target != ignore_index
-        x = torch.where(valid[:, None], x, 0.0)  # ignored rows may hold anything
-        count = valid.sum()
-        safe, vocab = torch.where(valid, target, 0).long(), x.shape[1]
-        lse = torch.logsumexp(x, -1)
-        w = torch.ones(vocab, device=x.device) if weight is None else weight.float()
-        base = w[safe] * (lse - x.gather(1, safe[:, None]).squeeze(1))
-        smooth = label_smoothing / vocab * (w * (lse[:, None] - x)).sum(-1)
-        loss, z = (1 - label_smoothing) * base + smooth, lse_square_scale * lse**2
-        if reduction == "mean":
-            loss = loss / (count if weight is None else (w[safe] * valid).sum()).clamp(min=1e-38)
-            z = z / count.clamp(min=1)
-        factor = torch.softmax(x, -1).gather(1, safe[:, None]).squeeze(1).detach() if scale_tokens else 1.0
-        loss, z = torch.where(valid, (loss + z) * factor, 0.0), torch.where(valid, z * factor, 0.0)
-        predicted = torch.where(valid, x.argmax(-1), -1)
-        accuracy = ((predicted == target) & valid).float()
-        if reduction != "none":
-            loss, z, accuracy = loss.sum(), z.sum(), accuracy.sum() / count
-        dtype = torch.float32 if scale_tokens is None else _input.dtype
+        options = (ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
+        loss, z, accuracy, predicted = plain_cross_entropy(_input, target, weight, *options)
         return (
-            loss.to(dtype),
+            loss.to(_input.dtype),
             z.to(_input.dtype).detach() if return_z_loss else None,
             accuracy if return_token_accuracy else None,
             predicted if return_predicted_tokens else None,
         )
+
+
+def check_losses(operator: str, shape: tuple, target: Tensor, class_weight: Tensor | None, given: dict) -> None:
+    """What is refused of the public arguments that both losses have, for their formulas."""
+    check_flags(**{name: value for name, value in given.items() if name.startswith("return_")})
+    reduction_number(given.get("reduction", "mean"))
+    require_shape(operator, "target", target, shape[:1])
+    class_weights(class_weight, shape[1])
+
+
+def plain_cross_entropy(logits, target, weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap,
+                        scale_tokens=False):  # fmt: skip
+    """(loss, z loss, accuracy, predicted) from differentiable torch operations, in f32."""
+    x = logits.float()
+    x = softcap * torch.tanh(x / softcap) if softcap else x
+    valid = target != ignore_index
+    x = torch.where(valid[:, None], x, 0.0)  # ignored rows may hold anything
+    count = valid.sum()
+    safe, vocab = torch.where(valid, target, 0).long(), x.shape[1]
+    lse = torch.logsumexp(x, -1)
+    w = torch.ones(vocab, device=x.device) if weight is None else weight.float()
+    loss = w[safe] * (lse - x.gather(1, safe[:, None]).squeeze(1))
+    if label_smoothing:  # a logit of -inf is part of the smoothing sum, but 0 times it is not
+        smooth = label_smoothing / vocab * (w * (lse[:, None] - x)).sum(-1)
+        loss = (1 - label_smoothing) * loss + smooth
+    z = lse_square_scale * lse**2
+    if reduction == "mean":
+        divisor = count if weight is None else (w[safe] * valid).sum()
+        loss = loss / torch.where(count == 0, 1.0, divisor.float())  # weights that sum to 0 are a mean of nothing: NaN
+        z = z / count.clamp(min=1)
+    factor = torch.softmax(x, -1).gather(1, safe[:, None]).squeeze(1).detach() if scale_tokens else 1.0
+    loss, z = torch.where(valid, (loss + z) * factor, 0.0), torch.where(valid, z * factor, 0.0)
+    predicted = torch.where(valid, x.argmax(-1), -1)
+    accuracy = ((predicted == target) & valid).float()
+    if reduction != "none":
+        no_rows = torch.ones_like(accuracy).sum() == 0
+        loss, z, accuracy = loss.sum(), z.sum(), accuracy.sum() / torch.where(no_rows, 1, count)
+    return loss, z, accuracy, predicted
 
 
 __all__ = ["LigerCrossEntropyFunction", "cross_entropy_backward", "cross_entropy_forward", "scale"]

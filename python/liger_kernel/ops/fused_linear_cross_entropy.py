@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _implementation, _native
+from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import fresh, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
     ROWS,
-    LigerCrossEntropyFunction,
     check_flags,
+    check_losses,
     check_targets_if_debugging,
     class_weights,
+    plain_cross_entropy,
     reduction_number,
 )
 from liger_kernel.ops.scale import cast, free_of_others, scaled_gradient
@@ -342,6 +344,18 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         )
         return (results[0], *(r if r is None else r.detach() for r in results[1:4]))
 
+    @classmethod
+    def check(cls, *args):
+        given = dict(zip(cls.parameters, args))
+        _accept(given.get("ce_impl"), given.get("ce_mode"), given.get("chunk_mem_const", 1))
+        name, x, weight, bias = cls.operator.name, given["_input"], given["weight"], given.get("bias")
+        require_float(name, x=x, weight=weight, bias=bias)
+        if x.dim() != 2 or weight.dim() != 2:
+            raise LigerArgumentError(f"{name}: x has {x.dim()} dimensions and weight {weight.dim()}, but must have 2")
+        require_shape(name, "weight", weight, (weight.shape[0], x.shape[1]))
+        require_shape(name, "bias", bias, weight.shape[:1])
+        check_losses(name, (x.shape[0], weight.shape[0]), given["target"], given.get("ce_weight"), given)
+
     @staticmethod
     def torch_forward(
         _input,
@@ -363,14 +377,16 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         ce_mode=None,
         chunk_mem_const=1,
     ):
-        _accept(ce_impl, ce_mode, chunk_mem_const)
         dtype = _compute_dtype(_input, weight)
-        head = (None if t is None else t.to(dtype) for t in (_input, weight, bias))
-        loss, *others = LigerCrossEntropyFunction.torch_forward(
-            torch.nn.functional.linear(*head), target, ce_weight, ignore_index, lse_square_scale, label_smoothing,
-            reduction, softcap, return_z_loss, return_token_accuracy, return_predicted_tokens, use_token_scaling,
-        )  # fmt: skip
-        return (loss.float(), *others)
+        logits = torch.nn.functional.linear(*(None if t is None else t.to(dtype) for t in (_input, weight, bias)))
+        options = (ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
+        loss, z, accuracy, predicted = plain_cross_entropy(logits, target, ce_weight, *options, use_token_scaling)
+        return (
+            loss,
+            z.to(logits.dtype).detach() if return_z_loss else None,
+            accuracy if return_token_accuracy else None,
+            predicted if return_predicted_tokens else None,
+        )
 
 
 def _recompute(ctx: Any, dloss: Tensor) -> tuple:

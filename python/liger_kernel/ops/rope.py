@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import NATIVE_DTYPE, heads, new_heads, require_float
 from liger_kernel.ops._operator import Heads, LigerArgumentError, Made, Operator, Wish
@@ -164,8 +165,7 @@ def _rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
     half = rotary // 2
     wide = x.to(sin.dtype).float()
     cos, sin = cos.to(sin.dtype).float()[..., :half], sin.float()[..., :half]
-    if cos.dim() == 3:
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    cos, sin = (t.unsqueeze(1) if t.dim() == 3 else t for t in (cos, sin))
     first, second, rest = wide[..., :half], wide[..., half:rotary], x[..., rotary:]
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
     return torch.cat((rotated.to(x.dtype), rest), -1)
@@ -190,6 +190,17 @@ class LigerRopeFunction(LigerFunction):
     def arguments(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
         _require_heads_first(position_ids, unsqueeze_dim)
         return q, k, cos, sin, _given_rotary(q, cos, rotary_dim)
+
+    @classmethod
+    def check(cls, *args):
+        q, k, cos, sin, rotary = cls.arguments(*args)
+        _check(q, k)
+        require_float("rope", q=q, k=k, cos=cos, sin=sin)
+        half = _rotary_size(q, cos, rotary) // 2
+        require_shape("rope", "k", k, (*q.shape[:1], k.shape[1], *q.shape[2:]))
+        for name, table in (("cos", _without_heads(cos)), ("sin", _without_heads(sin))):
+            batch = () if table.dim() == 2 else (1,) if table.shape[0] == 1 else q.shape[:1]
+            require_shape("rope", name, table, (*batch, q.shape[2], max(table.shape[-1], half)))
 
     @staticmethod
     def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):

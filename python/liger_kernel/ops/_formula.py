@@ -1,0 +1,59 @@
+"""What stands before an operator's plain-torch formula, which by itself would take more than the library does.
+
+torch's operations broadcast and promote where the C library refuses, and give gradients to whatever they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel._native import LigerArgumentError
+from liger_kernel.ops._memory import parameter, require_float, rows, wide_rows
+
+
+def require_shape(operator: str, name: str, tensor: Tensor | None, shape: tuple) -> None:
+    if tensor is not None and tuple(tensor.shape) != tuple(shape):
+        raise LigerArgumentError(f"{operator}: {name} has shape {tuple(tensor.shape)}, but must have {tuple(shape)}")
+
+
+def check_by_roles(operator: Any, given: tuple) -> None:
+    """Rows are of one shape, and a parameter has an element for each of their columns."""
+    tensors = [(a, value) for a, value in zip(operator.inputs, given) if a.is_tensor and value is not None]
+    first = tensors[0][1]
+    for argument, value in tensors:
+        if argument.prepare in (rows, wide_rows):
+            require_shape(operator.name, argument.name, value, first.shape)
+        elif argument.prepare is parameter:
+            require_shape(operator.name, argument.name, value, first.shape[-1:])
+    require_float(operator.name, **{a.name: v for a, v in tensors if a.prepare in (rows, wide_rows, parameter)})
+
+
+@contextmanager
+def _not_traced() -> Iterator[None]:
+    """torch.jit.trace records a look at a shape, and warns of what is decided by it."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # no stub
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
+def formula(function: Any, args: tuple) -> Any:
+    """`torch_forward` of what the operator would take; what is only `held` gets no gradient."""
+    if torch.jit.is_tracing():
+        with _not_traced():
+            function.check(*args)
+    else:
+        function.check(*args)
+    if function.held:
+        args = tuple([
+            value.detach() if name in function.held and isinstance(value, Tensor) else value
+            for name, value in zip(function.parameters, args)
+        ])  # fmt: skip
+    return function.torch_forward(*args)
