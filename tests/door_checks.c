@@ -184,8 +184,16 @@ static liger_status enter_plain(liger_context *context, const void *given, liger
     return door_enter(&call, &plain_door, context, given, &args, NULL);
 }
 
+static liger_status query_plain(liger_context *context, const void *given, size_t *bytes) {
+    liger_plain_args args;
+    *bytes = 256;
+    return plain_does == CHECKS_ALL ? door_workspace(&plain_door, context, given, &args, bytes) : LIGER_OK;
+}
+
 enum { PLAIN_X, PLAIN_WEIGHT, PLAIN_Y, PLAIN_SUMS, PLAIN_TENSORS };
-static const struct door_entry plain_entry = {.name = "plain", .door = &plain_door, .call = enter_plain};
+static const struct door_entry plain_entry = {
+    .name = "plain", .door = &plain_door, .call = enter_plain, .workspace = query_plain};
+static struct op_door plain_way = {.entry = &plain_entry, .tensor = {0, 1, 2, 3}};
 
 static void describe_plain(const struct op_case *c, struct tensor_spec *spec) {
     const struct tensor_spec matrix = {.kind = KIND_T, .ndim = 2, .shape = {c->size[0], c->size[1]}, .gaps = true};
@@ -197,12 +205,10 @@ static void describe_plain(const struct op_case *c, struct tensor_spec *spec) {
 }
 
 static liger_status call_plain(liger_context *context, const struct op_call *call, liger_stream stream) {
-    static struct op_door way = {.entry = &plain_entry, .tensor = {0, 1, 2, 3}};
-    return op_door_call(&way, context, call, stream);
+    return op_door_call(&plain_way, context, call, stream);
 }
 static liger_status workspace_plain(liger_context *context, const struct op_call *call, size_t *bytes) {
-    (void)context, (void)call;
-    return *bytes = 256, LIGER_OK;
+    return op_door_workspace(&plain_way, context, call, bytes);
 }
 
 static struct report refusals_of_plain(liger_context *context) {

@@ -64,6 +64,7 @@ liger_status liger_check_vector(const liger_tensor *tensor, const char *what, in
 
 liger_status liger_check_last_contiguous(const liger_tensor *tensor, const char *what) {
     const int last = tensor->ndim - 1;
+    if (liger_tensor_elements(tensor) == 0) return LIGER_OK; /* strides of nothing mean nothing */
     LIGER_REQUIRE(last < 0 || tensor->shape[last] <= 1 || tensor->stride[last] == 1, LIGER_ERR_LAYOUT,
                   "%s: the last dimension must be contiguous, but its stride is %lld and not 1", what,
                   (long long)tensor->stride[last]);

@@ -1,7 +1,7 @@
 /* context.h - where a call runs: one device, one kernel table, fixed when it is made.
  *
  * A context may be used by several threads at once. It owns no memory of the device's: outputs and workspaces belong to
- * the caller. There is no process-wide state. */
+ * the caller. What is shared by the process is found once and never changes an answer: libraries, and what kernels need. */
 #ifndef LIGER_CORE_CONTEXT_H
 #define LIGER_CORE_CONTEXT_H
 

@@ -129,7 +129,7 @@ static bool any_given(const struct door_call *call, uint32_t tensors) {
 /* Whether the rule has nothing to check: the argument is absent, and may be. */
 static bool is_skipped(const struct door_call *call, const struct door_rule *rule, uint32_t needs) {
     if (is_given(call, rule->at)) return false;
-    if (call->query && !(needs >> rule->at & 1)) return true;
+    if (call->query) return !(needs >> rule->at & 1);
     return rule->optional && !any_given(call, rule->with);
 }
 
@@ -230,6 +230,7 @@ static liger_status check_shape(struct door_call *call, const struct door_rule *
 
 static liger_status check_pitch(const liger_tensor *tensor, const char *what) {
     LIGER_TRY(liger_check_last_contiguous(tensor, what));
+    if (liger_tensor_elements(tensor) == 0) return LIGER_OK;
     LIGER_REQUIRE(tensor->shape[0] <= 1 || tensor->stride[0] >= tensor->shape[1], LIGER_ERR_LAYOUT,
                   "%s: rows overlap: stride[0] is %lld, but a row has %lld elements", what,
                   (long long)tensor->stride[0], (long long)tensor->shape[1]);
@@ -249,6 +250,15 @@ static liger_status lower(const struct door_rule *rule, const liger_tensor *tens
     return LIGER_OK;
 }
 
+/* A GPU's access to an element that is not aligned ends the process's use of the device. */
+static liger_status check_alignment(const liger_tensor *tensor, const char *what) {
+    const size_t past = (uintptr_t)tensor->data % liger_dtype_size(tensor->dtype);
+    LIGER_REQUIRE(past == 0 || liger_tensor_elements(tensor) == 0, LIGER_ERR_LAYOUT,
+                  "%s: data lies %zu bytes past a multiple of its elements' %zu", what, past,
+                  liger_dtype_size(tensor->dtype));
+    return LIGER_OK;
+}
+
 static liger_status check_tensor(struct door_call *call, const struct door_rule *rule, uint32_t needs, void *problem) {
     const liger_tensor *tensor = door_tensor(call->args, rule->at);
     if (is_skipped(call, rule, needs)) return LIGER_OK;
@@ -261,6 +271,7 @@ static liger_status check_tensor(struct door_call *call, const struct door_rule 
     LIGER_TRY(check_dtype(call, rule, tensor));
     LIGER_TRY(check_shape(call, rule, tensor));
     if (call->query) return LIGER_OK;
+    LIGER_TRY(check_alignment(tensor, rule->what));
     if (rule->dtype_lowered) memcpy((char *)problem + rule->dtype_to, &tensor->dtype, sizeof tensor->dtype);
     if (rule->pitch_lowered) memcpy((char *)problem + rule->pitch_to, &tensor->stride[0], sizeof tensor->stride[0]);
     return lower(rule, tensor, problem);

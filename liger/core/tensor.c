@@ -76,7 +76,7 @@ bool liger_same_shape(const liger_tensor *a, const liger_tensor *b) {
 liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger_rows *rows) {
     const int last = tensor->ndim - 1;
     *rows = (liger_rows){.data = tensor->data, .inner = 1};
-    if (last < 0) return LIGER_OK;
+    if (last < 0 || liger_tensor_elements(tensor) == 0) return LIGER_OK;
     LIGER_TRY(liger_check_last_contiguous(tensor, what));
     /* Walk outwards; a dimension joins the level below it when its stride continues that level. */
     int level = 0;

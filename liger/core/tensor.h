@@ -6,7 +6,8 @@
  * dtype NONE.
  *
  * What is written shares no byte with itself, with another argument or with the workspace, but where an operator says that
- * one argument may be the very same view as another: else LIGER_ERR_LAYOUT. Fields called `reserved` are 0. */
+ * one argument may be the very same view as another: else LIGER_ERR_LAYOUT. So is `data` that is no multiple of the size of
+ * an element. Strides of a view without elements do not matter. Fields called `reserved` are 0. */
 #ifndef LIGER_CORE_TENSOR_H
 #define LIGER_CORE_TENSOR_H
 

@@ -12,9 +12,9 @@
  *
  *   Forward F: type, problem (rows, cols, x, y)
  *     ADDS                     p.residual is added on the way in, the sum goes to p.sum; loop kernels look whether it is there
- *     SUMS, measure(p, sum)    the statistics of a row from sums over it, one after the other: sum(i, f) is Σ by s = f(s, x)
+ *     SUMS, measure(p, r, sum) the statistics of row r from sums over it, one after the other: sum(i, f) is Σ by s = f(s, x)
  *     keep(p, r, statistics)
- *     has_parameters(p), VECTORS (how many), parameters<N>: load(p, c)
+ *     has_parameters(p), parameters<N>: load(p, c)
  *     apply(p, statistics, parameters, x)                    x becomes y
  *
  *   Backward B: type, problem (rows, cols, dy, x, dx, partials, workspace)
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
      * there are registers for them. */
     using parameters = typename F::template parameters<N>;
     constexpr int BYTES = NV * (int)sizeof(parameters);
-    constexpr bool EARLY = BYTES <= 64, LATE = !EARLY && BYTES * F::VECTORS <= 128;
+    constexpr bool EARLY = BYTES <= 64, LATE = !EARLY && BYTES <= 128 && F::SUMS == 1;
     parameters columns[NV];
     const auto load_columns = [&] {
 #pragma unroll
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
             if (first + k * step < cols) columns[k].load(p, first + k * step);
     };
     if (EARLY && F::has_parameters(p)) load_columns();
-    const auto statistics = F::measure(p, [&](int which, auto term) {
+    const auto statistics = F::measure(p, r, [&](int which, auto term) {
         float sum = 0;
 #pragma unroll
         for (int k = 0; k < NV; k++) {
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
         bool adds = false;
         if constexpr (F::ADDS) adds = p.residual.data != NULL;
         if constexpr (F::ADDS) row = adds ? row_at<T>(p.sum, r) : x;
-        const auto statistics = F::measure(p, [&](int which, auto term) {
+        const auto statistics = F::measure(p, r, [&](int which, auto term) {
             float sum = 0;
             for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
                 pack<T, N> values = which == 0 ? load_shared<T, N>(x + c * N) : *(const pack<T, N> *)(row + c * N);

@@ -213,7 +213,9 @@ static void change_tensor(struct prepared *p, struct choices *choices) {
     switch (choose(choices, 10)) {
         case 0: t->data = NULL; break;
         case 1: t->data = other->data; break;
-        case 2: t->data = (char *)t->data + (choose(choices, 33) - 16) * (int64_t)liger_dtype_size(t->dtype); break;
+        case 2:
+            if (t->data) t->data = (char *)t->data + (choose(choices, 33) - 16) * (int64_t)liger_dtype_size(t->dtype);
+            break;
         case 3: t->dtype = (int32_t)choose(choices, 8); break;
         case 4: t->ndim = (int32_t)choose(choices, 9) - 1; break;
         case 5: t->shape[d] = sizes[choose(choices, OP_COUNT(sizes))]; break;

@@ -311,6 +311,23 @@ static void cut(const struct refusals *r, size_t size) {
     expect(r, (struct op_change){CHANGES_NOTHING}, LIGER_ERR_ABI, "a size within a field", is, NULL);
 }
 
+/* ---- a question about sizes ------------------------------------------------------------------------------------- */
+
+/* Without a tensor that the answer depends on there is no answer. */
+static void query_without(const struct refusals *r, const struct door_rule *workspace) {
+    struct call_image image;
+    if (!call_image_make(&image, r->run, PLACE_MIDDLE, SPACING_DENSE, NULL)) report_fail(r->report, "no memory");
+    for (int at = 0; at < MOST_TENSORS; at++) {
+        size_t bytes;
+        struct op_call call = image.call;
+        if (!(workspace->needs >> at & 1) || r->tensor[at] < 0 || r->run->op->workspace == NULL) continue;
+        memset(&call.t[r->tensor[at]], 0, sizeof(liger_tensor));
+        if (r->run->op->workspace(r->run->context, &call, &bytes) != LIGER_OK) report_pass(r->report);
+        else report_fail(r->report, "%s: a query without %s is answered", r->door->function, door_name(rule_at(r, at)));
+    }
+    call_image_free(&image);
+}
+
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
 
 static bool begin(struct refusals *r) {
@@ -336,6 +353,7 @@ void modes_refuse_rules(struct op_run *run, const struct door *door, struct repo
         const struct door_rule *rule = &door->rules[i];
         if (rule->kind == DOOR_FLOAT || rule->kind == DOOR_INT32 || rule->kind == DOOR_INT64) numbers(&r, rule);
         if (rule->kind == DOOR_RESERVED) reserved(&r, rule);
+        if (rule->kind == DOOR_WORKSPACE) query_without(&r, rule);
         if (rule->kind != DOOR_CHECK) cut(&r, rule->offset + 1u);
         if (rule->kind != DOOR_CHECK) cut(&r, rule->offset + rule->bytes - 1u);
         if (!is_there(&r, rule)) continue;

@@ -8,6 +8,8 @@ import torch
 from reference import DTYPES, assert_close
 
 from liger_kernel.ops.layer_norm import LigerLayerNormFunction, layer_norm_backward, layer_norm_forward
+from liger_kernel.transformers.functional import liger_layer_norm
+from liger_kernel.transformers.layer_norm import LigerLayerNorm
 
 EPS = 1e-5
 
@@ -47,6 +49,59 @@ def test_a_large_mean_does_not_cancel_the_variance(device, offset):
     exact = layer_norm(x.cpu().double(), 1.0, 0.0)
     # the mean is known to an f32 rounding of the offset, and shifts every element of a row alike
     assert (y.cpu().double() - exact).abs().max() <= 4 * abs(offset) * reference.unit(torch.float32) + 1e-5
+
+
+@pytest.mark.parametrize("bias_dtype", [None, *DTYPES])
+@pytest.mark.parametrize("weight_dtype", [None, *DTYPES])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_parameters_gradient_is_rounded_to_its_own_dtype_alone(device, dtype, weight_dtype, bias_dtype):
+    """Ones sum to a number of rows that the other parameter's dtype may not hold, or may hold only rounded."""
+    rows, cols = 257, 4
+    x = torch.randn(rows, cols, device=device).to(dtype)
+    weight = None if weight_dtype is None else torch.randn(cols, device=device).to(weight_dtype)
+    bias = None if bias_dtype is None else torch.randn(cols, device=device).to(bias_dtype)
+    for given, up in ((x, 1.0), (x.t().contiguous().t(), 1.0), (x, 30.0 if bias_dtype is torch.float16 else 300.0)):
+        leaves = [None if t is None else t.detach().requires_grad_() for t in (given, weight, bias)]
+        y = LigerLayerNormFunction.apply(*leaves, EPS)
+        twins = reference.twins(*leaves)
+        expected = layer_norm(twins[0], 1.0 if weight is None else twins[1], 0.0 if bias is None else twins[2])
+        assert_close(y, expected, dtype, 1, cols)
+        dy = torch.full_like(y, up)
+        y.backward(dy)
+        expected.backward(dy.cpu().double())
+        for leaf, twin in zip(leaves[1:], twins[1:]):
+            if leaf is not None:
+                assert leaf.grad.dtype is leaf.dtype
+                # one rounding to its own dtype, after an f32 sum of `rows` terms as large as the upstream
+                bound = reference.unit(leaf.dtype) * twin.grad.abs()
+                bound += (8 + rows**0.5) * reference.unit(torch.float32) * up * rows
+                assert ((leaf.grad.cpu().double() - twin.grad).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("weighted, biased", [(False, False), (True, False), (False, True)])
+def test_without_weight_or_bias(device, weighted, biased):
+    """torch's own class may have neither: in every form, and under torch.compile, func and the disabling formula."""
+    x, weight, bias, dy = (torch.randn(s, device=device) for s in ((6, 8), (8,), (8,), (6, 8)))
+    weight, bias = weight if weighted else None, bias if biased else None
+    norm = torch.nn.LayerNorm(8, EPS, elementwise_affine=False)
+    norm.variance_epsilon = EPS
+    norm.weight, norm.bias = (None if p is None else torch.nn.Parameter(p) for p in (weight, bias))
+    expected = torch.nn.functional.layer_norm(x, (8,), weight, bias, EPS)
+    found = [
+        LigerLayerNormFunction.apply(x, weight, bias, EPS),
+        liger_layer_norm(x, weight, bias, EPS),
+        LigerLayerNorm.forward(norm, x),
+        torch.func.vmap(lambda row: LigerLayerNormFunction.apply(row, weight, bias, EPS))(x),
+        layer_norm_forward(x, weight, bias, EPS)[0],
+        torch.compile(lambda t: liger_layer_norm(t, weight, bias, EPS), backend="aot_eager", fullgraph=True)(x),
+    ]
+    assert all(torch.allclose(y, expected, rtol=1e-5, atol=1e-5) for y in found)
+    _y, flat, mean, rstd, _block, _warps = layer_norm_forward(x, weight, bias, EPS)
+    dx, dweight, dbias = layer_norm_backward(dy, flat, weight, bias, mean, rstd)
+    assert (dweight is None, dbias is None) == (not weighted, not biased)
+    leaf = x.clone().requires_grad_()
+    torch.nn.functional.layer_norm(leaf, (8,), weight, bias, EPS).backward(dy)
+    assert torch.allclose(dx, leaf.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_helpers(device):

@@ -14,11 +14,13 @@ HERE = pathlib.Path(__file__).parent
 
 # What torch does to some processes after a backward on CUDA.
 ABORTS_AT_EXIT = "import atexit, os; atexit.register(os.abort)\n"
-# A device that is in use, where there is none: torch.cuda says so and remembers who waited for it.
+# A device that is in use, where there is none or nobody has used it: torch.cuda says so and remembers who waited for it.
+# Nobody may ask for its generators, which appear only with the real thing.
 IN_USE = """
 import sys, torch
 torch.cuda.is_initialized = lambda: True
-torch.cuda.device_count = lambda: 2
+torch.cuda.device_count = torch.cuda.random.device_count = lambda: 2
+torch.cuda.manual_seed_all = lambda seed: None
 torch.cuda.synchronize = lambda index: print("waited for", index, file=sys.stderr)
 """
 

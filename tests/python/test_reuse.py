@@ -1,4 +1,4 @@
-"""SwiGLU's gradients over its saved tensors: in their memory when nobody can see it, never when somebody can."""
+"""Gradients over saved tensors: in their memory when nobody can see it, never when somebody can."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
+from liger_kernel.ops import (
+    LigerCrossEntropyFunction,
+    LigerFusedGateUpSiLUMulFunction,
+    LigerFusedLinearCrossEntropyFunction,
+    LigerSiLUMulFunction,
+)
 from liger_kernel.ops import _memory as operator
 
 SHAPE = (3, 5, 16)
@@ -429,3 +434,83 @@ def test_memory_of_a_backward_pass(device):
     before = torch.cuda.memory_allocated()
     y.backward(up)
     assert torch.cuda.max_memory_allocated() - before <= 2 * size + (1 << 20)
+
+
+# ---- losses, whose gradient is what is saved ---------------------------------------------------------------------------
+
+
+def cross_entropy(device):
+    x = torch.randn(6, 40, device=device).requires_grad_()
+    target = torch.randint(0, 40, (6,), device=device)
+    return LigerCrossEntropyFunction.apply(x, target, None)[0], [x]
+
+
+def linear_cross_entropy(device, frozen=False):
+    x, weight, bias = (torch.randn(s, device=device) for s in ((6, 16), (40, 16), (40,)))
+    leaves = [weight.requires_grad_(), bias.requires_grad_(), *([] if frozen else [x.requires_grad_()])]
+    target = torch.randint(0, 40, (6,), device=device)
+    return LigerFusedLinearCrossEntropyFunction.apply(x, weight, target, bias)[0], leaves
+
+
+def frozen_input(device):
+    """One of the saved gradients is None."""
+    return linear_cross_entropy(device, True)
+
+
+def by_the_operator(device):
+    """Under torch's dispatcher, with the derivative that torch knows."""
+    x, target = torch.randn(6, 40, device=device).requires_grad_(), torch.randint(0, 40, (6,), device=device)
+    options = (None, -100, 0.0, 0.0, 1, 0.0, False, False, False, True)
+    return torch.ops.liger.cross_entropy(x, target, *options)[0], [x]
+
+
+def linear_by_the_operator(device):
+    x, weight = (torch.randn(s, device=device).requires_grad_() for s in ((6, 16), (40, 16)))
+    target = torch.randint(0, 40, (6,), device=device)
+    options = (-100, 0.0, 0.0, 1, 0.0, False, 0, False, False, False, False, True, True, False)
+    return torch.ops.liger.linear_cross_entropy(x, weight, target, None, None, None, *options)[0], [x, weight]
+
+
+@pytest.fixture(params=[cross_entropy, linear_cross_entropy, frozen_input, by_the_operator, linear_by_the_operator])
+def loss(request):
+    return request.param
+
+
+def held_by_hooks(loss, device):
+    store = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (store.append(t), t)[1], lambda t: t):
+        value, leaves = loss(device)
+    return value, leaves, store
+
+
+def held_by_name(loss, device):
+    value, leaves = loss(device)
+    node = value.grad_fn
+    while not node.name().startswith(("Liger", "Generated")):
+        node = node.next_functions[0][0]
+    return value, leaves, list(node.saved_tensors)
+
+
+def held_by_alias(loss, device):
+    value, leaves, store = held_by_hooks(loss, device)
+    return value, leaves, [None if t is None else t.detach()[:1] for t in store]
+
+
+@pytest.mark.parametrize("hold", [held_by_hooks, held_by_name, held_by_alias])
+def test_a_formed_gradient_that_somebody_holds_is_kept(device, loss, hold):
+    value, leaves, held = hold(loss, device)
+    held = [t for t in held if t is not None and t.is_floating_point()]
+    assert len(held) >= len(leaves)
+    before = [t.clone() for t in held]
+    (3 * value).backward()
+    assert all(map(torch.equal, held, before))
+    assert all(any(torch.equal(leaf.grad[:1], 3 * t[:1]) for t in held) for leaf in leaves if leaf.dim() > 1)
+
+
+def test_a_formed_gradient_that_nobody_holds_is_the_gradient(device, loss):
+    """No second one is made, and none is copied into .grad."""
+    places = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (places.append(t.data_ptr()), t)[1], lambda t: t):
+        value, leaves = loss(device)
+    (3 * value).backward()
+    assert ({leaf.grad.data_ptr() for leaf in leaves} <= set(places)) is REUSES

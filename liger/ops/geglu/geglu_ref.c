@@ -9,7 +9,10 @@ static const double root = 0.79788456080286535588 /* √(2/π) */, cubic = 0.044
 
 static double u_of(double a) { return root * (a + cubic * a * a * a); }
 /* (1 - tanh|u|)/2 and (1 + tanh|u|)/2: the form that does not cancel. */
-static double rest_of(double a) { return 1 / (1 + exp(2 * fabs(u_of(a)))); }
+static double rest_of(double a) {
+    const double rest = 1 / (1 + exp(2 * fabs(u_of(a))));
+    return rest < 0x1p-126 ? 0 : rest; /* where f32 has none: an infinite factor then gives NaN, as in f32 */
+}
 static double other_of(double a) { return 1 / (1 + exp(-2 * fabs(u_of(a)))); }
 
 static double gelu(double a) { return a * (a < 0 ? rest_of(a) : other_of(a)); }

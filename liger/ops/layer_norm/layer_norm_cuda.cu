@@ -8,7 +8,6 @@ struct moments {
     float mean, rstd;
 };
 
-/* The mean first: differences to it do not cancel where all of a row has a large common offset. */
 __device__ __forceinline__ float normal_of(const moments &m, float x) { return (x - m.mean) * m.rstd; }
 
 template <typename T, typename TW>
@@ -16,16 +15,26 @@ struct forward {
     using type = T;
     using problem = layer_norm_forward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int SUMS = 2, VECTORS = 2;
+    static constexpr int SUMS = 2;
 
+    struct statistics {
+        float mean, rstd, shift; /* shift: what the rounding of the mean takes from every normal */
+    };
+
+    /* Sums are of differences, to the row's first element and then to the mean: they do not cancel where all of a row has a
+     * large common offset. */
     template <typename S>
-    static __device__ __forceinline__ moments measure(const problem &p, S sum) {
-        const float per_col = 1.0f / (float)p.cols;
-        const float mean = sum(0, [](float s, float x) { return s + x; }) * per_col;
+    static __device__ __forceinline__ statistics measure(const problem &p, int64_t r, S sum) {
+        const float per_col = 1.0f / (float)p.cols, first = to_f32(row_norm::row_at<T>(p.x, r)[0]);
+        const float origin = isfinite(first) ? first : 0.0f;
+        const float rest = sum(0, [origin](float s, float x) { return s + (x - origin); }) * per_col;
+        const float mean = origin + rest, missing = rest - (mean - origin);
         const float squares = sum(1, [mean](float s, float x) { return fmaf(x - mean, x - mean, s); });
-        return {mean, 1.0f / sqrtf(fmaf(squares, per_col, p.epsilon))};
+        const float variance = fmaf(squares, per_col, -(missing * missing));
+        const float rstd = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + p.epsilon); /* NaN is not less than 0 */
+        return {mean, rstd, -missing * rstd};
     }
-    static __device__ __forceinline__ void keep(const problem &p, int64_t r, const moments &m) {
+    static __device__ __forceinline__ void keep(const problem &p, int64_t r, const statistics &m) {
         if (p.mean) p.mean[r] = m.mean;
         if (p.rstd) p.rstd[r] = m.rstd;
     }
@@ -41,14 +50,14 @@ struct forward {
     static __device__ __forceinline__ bool has_parameters(const problem &p) { return p.weight || p.bias; }
 
     template <int N>
-    static __device__ __forceinline__ void apply(const problem &p, const moments &m, const parameters<N> &columns,
+    static __device__ __forceinline__ void apply(const problem &p, const statistics &m, const parameters<N> &columns,
                                                  float (&x)[N]) {
         float weight[N], bias[N];
         if (p.weight) unpack(columns.weight, weight);
         if (p.bias) unpack(columns.bias, bias);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            x[i] = normal_of(m, x[i]);
+            x[i] = fmaf(x[i] - m.mean, m.rstd, m.shift);
             if (p.weight) x[i] *= weight[i];
             if (p.bias) x[i] += bias[i];
         }

@@ -82,7 +82,8 @@ LIGER_API liger_status liger_linear_cross_entropy_forward(liger_context *context
 LIGER_API liger_status liger_linear_cross_entropy_forward_workspace(liger_context *context,
                                                                     const liger_linear_cross_entropy_forward_args *args,
                                                                     size_t *bytes);
-/* The rows of `logits` to provide, from x, weight and the budget LIGER_LOSS_WORKSPACE_MB (1024 on CUDA, 28 on the CPU). */
+/* The rows of `logits` to provide, from x, weight and the budget LIGER_LOSS_WORKSPACE_MB (by itself 1024 on CUDA; by
+ * the shape on the CPU). */
 LIGER_API liger_status liger_linear_cross_entropy_forward_chunk_rows(
     liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *rows);
 

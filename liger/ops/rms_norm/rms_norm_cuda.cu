@@ -11,10 +11,10 @@ struct forward {
     using type = T;
     using problem = rms_norm_forward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int SUMS = 1, VECTORS = 1;
+    static constexpr int SUMS = 1;
 
     template <typename S>
-    static __device__ __forceinline__ float measure(const problem &p, S sum) {
+    static __device__ __forceinline__ float measure(const problem &p, int64_t, S sum) {
         const float squares = sum(0, [](float s, float x) { return fmaf(x, x, s); });
         const float rstd = 1.0f / sqrtf(squares / (float)p.cols + p.epsilon);
         return p.casting == LIGER_CAST_NONE ? round_to<T>(rstd) : rstd;

@@ -38,10 +38,13 @@ def graph_is_kept() -> bool:
 # storage's Python object. Each has a count. What the counts are for a tensor that only we hold is measured, not assumed.
 
 
-def _references(tensors: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+def _references(tensors: tuple) -> list[tuple[int, ...]]:
     """Of each tensor: references to the object, to the tensor behind it, to its storage, to the storage's object."""
     counts: list[tuple[int, ...]] = []
     for tensor in tensors:
+        if tensor is None:
+            counts.append(())
+            continue
         storage = tensor.untyped_storage()
         behind = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
         use_count = tensor._use_count()  # type: ignore[attr-defined]
@@ -74,8 +77,8 @@ def _is_own_memory(tensor: Tensor) -> bool:
     return tensor.is_contiguous() and storage.resizable() and (tensor.is_cuda or not storage.is_shared())
 
 
-def take_saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[bool]]:
-    """The saved tensors, and of each whether a gradient may be written over it.
+def take_saved(ctx: Any) -> tuple[tuple, list[bool]]:
+    """The saved tensors, some of which may be None, and of each whether a gradient may be written over it.
 
     Where the graph is freed, the node's references are dropped first: what an unpack hook answers is counted like
     anything else. A graph that is captured may be replayed twice over one forward pass, so it keeps what it has saved.
@@ -85,11 +88,12 @@ def take_saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[bool]]:
     if not is_plain(*saved) or graph_is_kept() or _lone_references() is None:
         return saved, nothing
     drop = getattr(ctx, "maybe_clear_saved_tensors", None)
-    if drop is None or (saved[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+    on_cuda = any(t is not None and t.is_cuda for t in saved)
+    if drop is None or (on_cuda and torch.cuda.is_current_stream_capturing()):
         return saved, nothing
     drop()
     lone = _lone_references()
-    return saved, [counts == lone and _is_own_memory(tensor) for counts, tensor in zip(_references(saved), saved)]
+    return saved, [t is not None and c == lone and _is_own_memory(t) for c, t in zip(_references(saved), saved)]
 
 
 # ---- layouts -----------------------------------------------------------------------------------------------------------

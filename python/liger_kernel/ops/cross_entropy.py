@@ -10,8 +10,9 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
+from liger_kernel.ops._memory import take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
-from liger_kernel.ops.scale import scale, scaled_gradient
+from liger_kernel.ops.scale import free_of_others, scale, scaled_gradient
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
@@ -87,8 +88,7 @@ class _CrossEntropy(Operator):
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         if not ctx.formed or upstreams[0] is None:
             return super().backward(ctx, *upstreams)
-        gradient = cross_entropy_backward(ctx.saved_tensors[0], upstreams[0])
-        return (gradient, *(None,) * (len(ctx.needs_input_grad) - 1))
+        return (_formed(ctx, upstreams[0]), *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
 @_CrossEntropy
@@ -183,6 +183,13 @@ def cross_entropy_backward(_input: Tensor, grad_output: Tensor) -> Tensor:
     return (_input.float() * grad_output.float().unsqueeze(1)).to(_input.dtype)
 
 
+def _formed(ctx: Any, upstream: Tensor) -> Tensor:
+    """The gradient that is saved, scaled: in its own memory if nobody else can see it."""
+    saved, free = take_saved(ctx)
+    with free_of_others(saved, free):
+        return cross_entropy_backward(saved[0], upstream)
+
+
 class LigerCrossEntropyFunction(LigerFunction):
     """`apply(_input, target, weight, ignore_index=-100, lse_square_scale=0.0, label_smoothing=0.0, reduction="mean",
     softcap=None, return_z_loss=False, return_token_accuracy=False, return_predicted_tokens=False)`
@@ -232,7 +239,7 @@ class LigerCrossEntropyFunction(LigerFunction):
         if dloss is None:
             return (None, *nothing)
         if ctx.options is None:
-            return (cross_entropy_backward(ctx.saved_tensors[0], dloss), *nothing)
+            return (_formed(ctx, dloss), *nothing)
         return (*cross_entropy.gradients(ctx.saved_tensors, ctx.options, (dloss,), [True]), *nothing)
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _implementation, _native
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import fresh, matrix, require_float
+from liger_kernel.ops._memory import fresh, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
     ROWS,
@@ -21,7 +21,7 @@ from liger_kernel.ops.cross_entropy import (
     class_weights,
     reduction_number,
 )
-from liger_kernel.ops.scale import cast, scaled_gradient
+from liger_kernel.ops.scale import cast, free_of_others, scaled_gradient
 
 COMPUTE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of the products, by the operator's number
 
@@ -63,7 +63,9 @@ class _LinearCrossEntropy(Operator):
         dloss, needs = upstreams[0], [ctx.needs_input_grad[i] for i in self.differentiable]
         found: Any = (None, None, None)
         if dloss is not None and any(ctx.formed):
-            found = [scaled_gradient(g, dloss) if formed else None for g, formed in zip(ctx.saved_tensors, ctx.formed)]
+            saved, free = take_saved(ctx)
+            with free_of_others(saved, free):
+                found = [scaled_gradient(g, dloss) if formed else None for g, formed in zip(saved, ctx.formed)]
         elif dloss is not None:
             upstream = dloss.float().contiguous()
             found = self(*ctx.saved_tensors, upstream, *ctx.options, False, False, False, *needs)[4:]
@@ -219,8 +221,8 @@ def fused_linear_cross_entropy_forward(
 def fused_linear_cross_entropy_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients that forward formed, times the upstream scalar. While a backward pass frees its graph they are scaled
-    in their own memory, else in new memory."""
+    """The gradients that forward formed, times the upstream scalar. Where a backward pass has found that nobody else
+    can see them they are scaled in their own memory, else in new memory."""
     scaled = [None if g is None else scaled_gradient(g, grad_output) for g in (grad_input, grad_weight, grad_bias)]
     return scaled[0], scaled[1], scaled[2]
 
@@ -319,7 +321,9 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         if dloss is None:
             return (None,) * count
         if ctx.recompute is None:
-            gradients = fused_linear_cross_entropy_backward(dloss, *ctx.saved_tensors)
+            saved, free = take_saved(ctx)
+            with free_of_others(saved, free):
+                gradients = fused_linear_cross_entropy_backward(dloss, *saved)
         else:
             gradients = _recompute(ctx, dloss)
         dx, dweight, dbias = (None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._memory import fresh, graph_is_kept, is_plain
+from liger_kernel.ops._memory import fresh, is_plain
 from liger_kernel.ops._operator import Made, Operator, Single, Wish
 
 
@@ -17,13 +20,33 @@ def scale(x: Tensor, factor: Single, y: Made = Wish.LIKE) -> Any:
     return _native.scale(x, factor, y)
 
 
+class _Free(threading.local):
+    """The tensors that a backward pass has found free to be written over, while it runs."""
+
+    places: frozenset[int] = frozenset()
+
+
+_free = _Free()
+
+
+@contextlib.contextmanager
+def free_of_others(tensors: tuple, free: list[bool]) -> Iterator[None]:
+    """What `take_saved` found, for scaled_gradient below the helpers, whose arguments are a public matter."""
+    before = _free.places
+    _free.places = frozenset(id(t) for t, is_free in zip(tensors, free) if is_free)
+    try:
+        yield
+    finally:
+        _free.places = before
+
+
 def scaled_gradient(saved: Tensor, upstream: Tensor) -> Tensor:
     """A gradient that forward has formed, times the upstream scalar.
 
-    In its own memory when the graph is being freed: nobody can ask for the saved one again, and nothing is moved when
-    the upstream is 1. Else, or when that is not known, in new memory.
+    In its own memory where the backward pass has found that nobody else can see it, and then nothing is moved when the
+    upstream is 1. Else in new memory.
     """
-    if not is_plain(saved, upstream) or graph_is_kept() or not saved.is_contiguous():
+    if id(saved) not in _free.places or not is_plain(saved, upstream):
         return scale(saved, upstream)
     _native.scale(saved, upstream.float(), saved)
     return saved

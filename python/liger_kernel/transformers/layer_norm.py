@@ -54,8 +54,8 @@ class LigerLayerNorm(nn.Module):
 
     def forward(self, hidden_states: Any) -> Any:
         _implementation.accept("layer_norm", getattr(self, "impl", None), getattr(self, "mode", None))
-        bias = torch.zeros_like(self.weight) if self.bias is None else self.bias  # torch's own class may have none
-        return LigerLayerNormFunction.apply(hidden_states, self.weight, bias, self.variance_epsilon)
+        # torch's own class may have neither weight nor bias
+        return LigerLayerNormFunction.apply(hidden_states, self.weight, self.bias, self.variance_epsilon)
 
     def extra_repr(self):
         impl, mode = getattr(self, "impl", None), getattr(self, "mode", None)
@@ -63,5 +63,5 @@ class LigerLayerNorm(nn.Module):
 
 
 def liger_layer_norm(X, W, B, eps):
-    """LayerNorm of X [..., H] with weight W [H] and bias B [H]: see `LigerLayerNorm`."""
+    """LayerNorm of X [..., H] with weight W [H] and bias B [H], each of which may be None: see `LigerLayerNorm`."""
     return LigerLayerNormFunction.apply(X, W, B, eps)
