@@ -205,6 +205,11 @@ static void share(struct prepared *p, struct choices *choices) {
         if (memcmp(tensor_at(p, k), out, sizeof *out) == 0) *tensor_at(p, k) = *in;
 }
 
+/* One more or one less; the ends of the range meet. */
+static int64_t beside(int64_t value, struct choices *choices) {
+    return (int64_t)((uint64_t)value + (choose(choices, 2) ? 1 : UINT64_MAX));
+}
+
 static void change_tensor(struct prepared *p, struct choices *choices) {
     static const int64_t sizes[] = {0, 1, 2, 3, -1, 64, INT64_MAX, INT64_MIN, INT64_C(1) << 32, INT64_C(1) << 40};
     liger_tensor *t = tensor_at(p, (int)choose(choices, p->tensors));
@@ -219,9 +224,9 @@ static void change_tensor(struct prepared *p, struct choices *choices) {
         case 3: t->dtype = (int32_t)choose(choices, 8); break;
         case 4: t->ndim = (int32_t)choose(choices, 9) - 1; break;
         case 5: t->shape[d] = sizes[choose(choices, OP_COUNT(sizes))]; break;
-        case 6: t->shape[d] += choose(choices, 2) ? 1 : -1; break;
+        case 6: t->shape[d] = beside(t->shape[d], choices); break;
         case 7: t->stride[d] = sizes[choose(choices, OP_COUNT(sizes))]; break;
-        case 8: t->stride[d] += choose(choices, 2) ? 1 : -1; break;
+        case 8: t->stride[d] = beside(t->stride[d], choices); break;
         default: *t = *other; break;
     }
 }
