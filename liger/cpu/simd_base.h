@@ -39,7 +39,8 @@ LIGER_TEMPLATE v_f32 v_load_f32(const float *p) {
     return x;
 }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { memcpy(p, &x, sizeof x); }
-/* The conversions of half.h on four lanes, without its branches. */
+/* The conversions of half.h on four lanes, without its branches. Sums of lanes that are not picked may wrap. */
+typedef uint32_t v_bits __attribute__((vector_size(16)));
 LIGER_TEMPLATE v_mask v_pick(v_mask m, v_mask yes, v_mask no) { return (yes & m) | (no & ~m); }
 LIGER_TEMPLATE v_f32 f32_of_f16(v_mask half) {
     const v_mask sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
@@ -50,14 +51,13 @@ LIGER_TEMPLATE v_f32 f32_of_f16(v_mask half) {
 }
 LIGER_TEMPLATE v_mask f16_of_f32(v_f32 x) {
     const v_mask bits = (v_mask)x, sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-    const v_mask small = (v_mask)((v_f32)magnitude + v_set(0.5f)) - 0x3f000000;
-    const v_mask normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    const v_mask small = (v_mask)((v_bits)((v_f32)magnitude + v_set(0.5f)) - 0x3f000000);
+    const v_mask normal = (v_mask)(((v_bits)magnitude - 0x38000000 + 0xfff + (v_bits)(magnitude >> 13 & 1)) >> 13);
     const v_mask special = 0x7c00 | ((v_mask)(magnitude > 0x7f800000) & (0x200 | (magnitude >> 13 & 0x3ff)));
     return sign | v_pick(magnitude < 0x38800000, small, v_pick(magnitude < 0x477ff000, normal, special));
 }
 LIGER_TEMPLATE v_f32 f32_of_bf16(v_mask half) { return (v_f32)(half << 16); }
 LIGER_TEMPLATE v_mask bf16_of_f32(v_f32 x) {
-    typedef uint32_t v_bits __attribute__((vector_size(16))); /* its sums may wrap */
     const v_bits bits = (v_bits)x, high = bits >> 16;
     return v_pick(x == x, (v_mask)((bits + 0x7fff + (high & 1)) >> 16), (v_mask)(high | 0x40));
 }

@@ -14,6 +14,8 @@ from torch import Tensor
 from liger_kernel import _exports
 from liger_kernel.ops import LigerCrossEntropyFunction, LigerFusedLinearCrossEntropyFunction
 
+LOSSES = (LigerCrossEntropyFunction, LigerFusedLinearCrossEntropyFunction)
+
 # A name in LIGER_DISABLE -> the cases that it moves to torch.
 NAMES: dict[str, list[str]] = {}
 for case in CASES.values():
@@ -95,7 +97,9 @@ def test_what_is_refused_is_refused_in_torch(case, device, in_torch):
                 with pytest.raises((ValueError, IndexError)):
                     torch.func.vmap(lambda _, given=given: case(*given))(torch.zeros(1))
             else:
-                in_torch(lambda given=given: case(*given))
+                # A narrower vocabulary puts labels outside of it, which on a GPU torch answers by ending its context.
+                if device.type == "cpu" or case.function not in LOSSES:
+                    in_torch(lambda given=given: case(*given))
     assert refused >= 1
 
 
@@ -103,7 +107,7 @@ def test_what_is_refused_is_refused_in_torch(case, device, in_torch):
 def test_what_is_held_gets_no_gradient_in_torch(case, device, in_torch):
     """Angles and class weights, also where they require one."""
     args = on(device, case.make(5))
-    if case.function in (LigerCrossEntropyFunction, LigerFusedLinearCrossEntropyFunction):
+    if case.function in LOSSES:
         position = list(case.function.parameters).index("weight" if len(args) < 9 else "ce_weight")
         args[position] = torch.rand(37, device=device)
     names = list(case.function.parameters)
