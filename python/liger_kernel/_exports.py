@@ -77,6 +77,10 @@ OPERATORS = {
 }
 
 
+# The rows of `transformers.model_table`, by name: asking for the names of a package loads no operator.
+FAMILIES = tuple("llama mistral qwen2 qwen3 phi3 gemma gemma2 gemma3_text".split())
+
+
 def names_to_disable() -> frozenset[str]:
     """What LIGER_DISABLE may say."""
     return frozenset(OPERATORS).union(*(row.disable.split() for row in OPERATORS.values()))
