@@ -18,13 +18,19 @@ FLCE = "fused_linear_cross_entropy"
 
 
 def apply_row(row: Row, model: Any, given: Mapping[str, bool | None]) -> None:
-    """Apply `row` with the flags `given` (None counts as False): to its modelling module, or to `model`."""
-    flags = {name: bool(value) for name, value in given.items()}
-    assert not (flags.get("cross_entropy") and flags.get(FLCE)), (
-        "cross_entropy and fused_linear_cross_entropy cannot both be True."
-    )
+    """Apply `row` with its flags, by default or as `given` (None counts as False): to its modelling module, or to
+    `model`."""
+    flags = {name: bool(given.get(name, default)) for name, default in row.flags.items()}
+    if model is not None:
+        model = unwrap(model)
+    _check_call(row, model, flags)
+    for flag, reason in row.alone.items():
+        if flags.get(flag):
+            warn(logger, "flag-unused", flag=flag, modeling=row.module, reason=reason)
+    if row.experts and given.get("swiglu"):
+        warn(logger, "experts-stock", flag="swiglu", experts=row.experts)
     modeling = _modeling(row)
-    if flags.get("rope"):
+    if flags.get("rope") and "rope" not in row.alone:
         _report(
             row, "rope", [patching.replace(modeling, kind.attribute, getattr(rope, kind.ours)) for kind in row.rope]
         )
@@ -33,7 +39,20 @@ def apply_row(row: Row, model: Any, given: Mapping[str, bool | None]) -> None:
     if model is None:
         _apply_to_classes(row, modeling, flags)
     else:
-        _apply_to_instance(row, unwrap(model), flags)
+        _apply_to_instance(row, model, flags)
+
+
+def _check_call(row: Row, model: Any, flags: Mapping[str, bool]) -> None:
+    assert not (flags.get("cross_entropy") and flags.get(FLCE)), (
+        "cross_entropy and fused_linear_cross_entropy cannot both be True."
+    )
+    for flag, reason in row.refused.items():
+        if flags.get(flag):
+            raise NotImplementedError(reason)
+    if model is not None and row.accepts:
+        names = {cls.__name__ for cls in type(model).__mro__ if cls.__module__ == row.module}
+        if not names & set(row.accepts):
+            raise TypeError(f"{type(model).__name__} is not one of {', '.join(row.accepts)}")
 
 
 def _modeling(row: Row) -> Any:
@@ -43,9 +62,7 @@ def _modeling(row: Row) -> Any:
 
 
 def _report(row: Row, flag: str, replaced: list[bool]) -> None:
-    if flag in row.alone:
-        warn(logger, "flag-unused", flag=flag, modeling=row.module, reason=row.alone[flag])
-    elif not any(replaced):
+    if not any(replaced) and not (row.experts and flag == "swiglu"):  # all its MLPs may be experts
         warn(logger, "nothing-replaced", flag=flag, modeling=row.module)
 
 
@@ -106,8 +123,9 @@ def _apply_to_instance(row: Row, model: Any, flags: Mapping[str, bool]) -> None:
 
 def base_of(row: Row, model: Any) -> Any:
     """The text model of `model`, which may be the base model, or have any head on it."""
-    names = {head.base for head in row.heads.values()} | {getattr(model, "base_model_prefix", "")}
-    return next((model._modules[name] for name in sorted(names) if model._modules.get(name) is not None), model)
+    names = {head.base for head in row.heads.values()} | {"model", getattr(model, "base_model_prefix", "")}
+    base = next((model._modules[name] for name in sorted(names) if model._modules.get(name) is not None), model)
+    return base._modules.get(row.text) or base
 
 
 def _fuse_loss(row: Row, model: Any) -> None:

@@ -91,7 +91,7 @@ def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str])
     if _CLASSES.get(stock.full_name(type(activation))) != _activation(ours) or _computed_in_python(activation):
         warn(logger, "other-activation", activation=type(activation).__name__, **where)
         return False
-    return module_patches._patch_module(module, ours, **_multipliers(module, ours))
+    return module_patches._patch_module(module, ours)
 
 
 def _children(ours: type) -> tuple[str, ...]:
@@ -105,10 +105,6 @@ def _activation(ours: type) -> str:
 def _computed_in_python(activation: Any) -> bool:
     """GELUTanh has a variant that rounds at every step."""
     return inspect.ismethod(getattr(activation, "act", None))
-
-
-def _multipliers(module: nn.Module, ours: type) -> dict[str, Any]:
-    return {}
 
 
 # ---- classes, for models that are built later ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ MESSAGES = {
     "flag-not-available": "{flags}: not available for model type {model_type!r}, ignored",
     "nothing-replaced": "{flag}=True replaced nothing in {modeling}",
     "flag-unused": "{flag}=True replaced nothing in {modeling}: {reason}",
+    "experts-stock": "{flag}=True leaves {experts} alone: LigerExperts is not faster than these fused experts",
     "part-not-supported": "{path} of {model} is not patched: model type {model_type!r} is not supported there",
     # one module
     "unexpected-class": "{path} of {model} is not patched: it is {found}, not {expected}",

@@ -93,10 +93,8 @@ def _apply_function(row: Row) -> Callable[..., None]:
     signature = inspect.Signature([inspect.Parameter(name, kind, default=d) for name, d in defaults.items()])
 
     def apply_liger_kernel(*args: Any, **kwargs: Any) -> None:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        model = given.arguments.pop("model")
-        apply_row(row, model, given.arguments)
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        apply_row(row, given.pop("model", None), given)
 
     apply_liger_kernel.__signature__ = signature  # type: ignore[attr-defined]
     apply_liger_kernel.__name__ = apply_liger_kernel.__qualname__ = f"apply_liger_kernel_to_{row.name}"

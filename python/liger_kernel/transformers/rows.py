@@ -80,7 +80,10 @@ class Row:
     text            the text model below the base model
     parts           path below the base model -> entry of the config whose model_type has the row for that part
     model_types     that the apply function serves, if not just its name
-    alone           what is left alone -> why: classes met at the paths above (no warning then), flags, anything
+    accepts         the only classes of models that may be given, TypeError for others
+    alone           what is left alone -> why: classes met at the paths above (no warning), flags (a warning if true)
+    experts         the class of fused expert tensors, left alone; a warning if their flag is given as true
+    refused         flags that are a NotImplementedError if true -> why
     """
 
     name: str
@@ -93,7 +96,10 @@ class Row:
     text: str = ""
     parts: Mapping[str, str] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
+    accepts: tuple[str, ...] = ()
     alone: Mapping[str, str] = field(default_factory=dict)
+    experts: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def module(self) -> str:

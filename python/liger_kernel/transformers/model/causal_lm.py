@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     skip_logits, return_dict = given.pop("skip_logits", None), given.pop("return_dict", None)
     base, config = _at(model, head.base), _at(model.config, head.config)
     loss_kwargs = {name: value for name, value in given.items() if name not in named}
+    if head.router_loss:
+        given.setdefault("output_router_logits", model.config.output_router_logits)
     outputs = base(**_with_one_cache(type(base), given), return_dict=True)
 
     shift_labels = loss_kwargs.pop("shift_labels", None)
@@ -76,10 +79,17 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
         result = _loss_of_logits(model, logits, *targets, loss_kwargs) if has_targets else None
     loss, _, token_accuracy, predicted_tokens = loss_utils.unpack_cross_entropy_result(result)
 
+    aux_loss = None
+    if head.router_loss and given["output_router_logits"]:
+        aux_loss = _router_loss(model, outputs, given.get("attention_mask"))
+        if loss is not None:
+            loss = loss + model.router_aux_loss_coef * aux_loss.to(loss.device)
+
     fields = {"loss": loss, "logits": logits, "token_accuracy": token_accuracy, "predicted_tokens": predicted_tokens}
     if _config_flag(model.config, "return_dict", return_dict):
+        fields.update({} if aux_loss is None else {"aux_loss": aux_loss})
         return _build_output(getattr(output_classes, head.output), outputs, fields)
-    first = () if loss is None else (loss,)
+    first = tuple(part for part in (loss, aux_loss) if part is not None)
     last = tuple(part for part in (token_accuracy, predicted_tokens) if part is not None)
     return (*first, logits, *outputs[1:], *last)
 
@@ -197,6 +207,13 @@ def _loss_of_logits(model: Any, logits, labels, shift_labels, loss_kwargs: dict[
     if shift_labels is not None:
         loss_kwargs = {**loss_kwargs, "shift_labels": shift_labels.contiguous()}  # transformers takes a view
     return model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
+
+
+def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The load-balancing loss, by the function of the family's modelling module."""
+    modules = (sys.modules.get(cls.__module__) for cls in type(model).__mro__)
+    function = next(f for module in modules if (f := getattr(module, "load_balancing_loss_func", None)) is not None)
+    return function(outputs.router_logits, model.num_experts, model.num_experts_per_tok, attention_mask)
 
 
 # ---- output ----------------------------------------------------------------------------------------------------------
