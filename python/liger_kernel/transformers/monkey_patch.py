@@ -90,10 +90,14 @@ def _apply_function(row: Row) -> Callable[..., None]:
     """`apply_liger_kernel_to_<name>`, with the row's flags as its parameters."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     defaults: dict[str, Any] = {**row.flags, "model": None}
-    signature = inspect.Signature([inspect.Parameter(name, kind, default=d) for name, d in defaults.items()])
+    parameters = [inspect.Parameter(name, kind, default=value) for name, value in defaults.items()]
+    if row.more_flags:
+        parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    signature = inspect.Signature(parameters)
 
     def apply_liger_kernel(*args: Any, **kwargs: Any) -> None:
         given = dict(signature.bind(*args, **kwargs).arguments)
+        given.update(given.pop("kwargs", {}))
         apply_row(row, given.pop("model", None), given)
 
     apply_liger_kernel.__signature__ = signature  # type: ignore[attr-defined]
@@ -115,7 +119,7 @@ globals().update({function.__name__: function for _, function in _APPLY})
 # ---- by model type ---------------------------------------------------------------------------------------------------
 
 MODEL_TYPE_TO_APPLY_LIGER_FN: dict[str, Callable[..., None]] = {
-    model_type: function for row, function in _APPLY for model_type in row.model_types or (row.name,)
+    model_type: function for row, function in _APPLY for model_type in row.types
 }
 
 
@@ -131,7 +135,9 @@ def _supported(model_type: str | None) -> Callable[..., None] | None:
 
 def _accepted(apply_fn: Callable[..., None], model_type: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """`kwargs` that `apply_fn` takes; a WARNING for true flags that it does not know, silence for anything else."""
-    parameters = inspect.signature(apply_fn).parameters
+    parameters = set(inspect.signature(apply_fn).parameters)
+    if "kwargs" in parameters:  # it hands flags on to the parts of the model
+        parameters.update(LIGER_FLAGS)
     dropped = [flag for flag in LIGER_FLAGS if kwargs.get(flag) and flag not in parameters]
     if dropped:
         warn(logger, "flag-not-available", flags=", ".join(dropped), model_type=model_type)
