@@ -71,7 +71,7 @@ __device__ __forceinline__ float softmax_rescale(float max, const softmax_unit &
     return exp2_approx(__fmul_rn(max, u.scale) - u.offset);
 }
 
-__device__ __forceinline__ softmax_state softmax_merge(softmax_state a, softmax_state b) {
+__device__ __forceinline__ softmax_state merge(softmax_state a, softmax_state b) {
     const float max = fmaxf(a.max, b.max);
     const softmax_unit u = softmax_unit_of(max);
     return {max, a.sum * softmax_rescale(a.max, u) + b.sum * softmax_rescale(b.max, u)};
