@@ -16,8 +16,8 @@
  *     shares, measure(p, row)  the statistics of a row: from row.sum(f), Σ by s = f(s, x), with shares = float, or from
  *                              row.centred() with shares = moments_share
  *     keep(p, r, statistics)
- *     has_parameters(p), parameters<N>: load(p, c)
- *     apply(p, statistics, parameters, x)                    x becomes y
+ *     has_parameters(p), has_all_parameters(p), parameters<N>: load(p, c)
+ *     apply<ALL>(p, statistics, parameters, x)               x becomes y; ALL: all parameters are there
  *
  *   Backward B: type, problem (rows, cols, dy, x, dx, partials, workspace)
  *     ADDS                     p.dsum is added to dx; as above

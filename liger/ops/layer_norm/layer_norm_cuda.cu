@@ -36,18 +36,22 @@ struct forward {
         }
     };
     static __device__ __forceinline__ bool has_parameters(const problem &p) { return p.weight || p.bias; }
+    /* Parameters wider than T come one branch after the other: for more of them at once there are no registers. */
+    static __device__ __forceinline__ bool has_all_parameters(const problem &p) {
+        return sizeof(TW) == sizeof(T) && p.weight && p.bias;
+    }
 
-    template <int N>
+    template <bool ALL, int N>
     static __device__ __forceinline__ void apply(const problem &p, const statistics &m, const parameters<N> &columns,
                                                  float (&x)[N]) {
         float weight[N], bias[N];
-        if (p.weight) unpack(columns.weight, weight);
-        if (p.bias) unpack(columns.bias, bias);
+        if (ALL || p.weight) unpack(columns.weight, weight);
+        if (ALL || p.bias) unpack(columns.bias, bias);
 #pragma unroll
         for (int i = 0; i < N; i++) {
             x[i] = fmaf(x[i] - m.mean, m.rstd, m.shift);
-            if (p.weight) x[i] *= weight[i];
-            if (p.bias) x[i] += bias[i];
+            if (ALL || p.weight) x[i] *= weight[i];
+            if (ALL || p.bias) x[i] += bias[i];
         }
     }
 };
