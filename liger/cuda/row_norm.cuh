@@ -47,11 +47,6 @@ enum {
     COUNTABLE_ROWS = 1 << 30 /* rows and a few steps more are an int */
 };
 
-template <typename T>
-__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
-    return (T *)rows.data + liger_row_offset(rows, r);
-}
-
 /* N parameters of type T or f32 as floats. */
 template <typename T, int N>
 __device__ __forceinline__ void load_parameters(const void *parameters, liger_dtype dtype, int64_t c, float (&out)[N]) {
@@ -449,12 +444,6 @@ struct gradients {
     void *to[2]; /* or NULL */
     liger_dtype dtype;
 };
-
-__device__ __forceinline__ void store_as(void *to, liger_dtype dtype, int64_t i, float x) {
-    if (dtype == LIGER_F32) ((float *)to)[i] = x;
-    else if (dtype == LIGER_F16) ((f16 *)to)[i] = from_f32<f16>(x);
-    else ((bf16 *)to)[i] = from_f32<bf16>(x);
-}
 
 /* 32 columns a block: 32 fixed interleaved sums, then those in order. Block y takes the y-th gradient. */
 static __global__ void __launch_bounds__(1024)

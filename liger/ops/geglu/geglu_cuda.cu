@@ -15,7 +15,7 @@ __device__ __forceinline__ float gelu_of(float a, float u) { return 0.5f * a * (
 /* ½(1 + t) + ½·a·(1 - t²)·u' with t = tanh u, whose halves ½(1 ± t) are taken from e^(-2|u|): neither term cancels. Beyond
  * |a| = 1e4, where the smaller half has long been 0, a² need not overflow. */
 __device__ __forceinline__ float slope_of(float a, float u) {
-    const float e = expf(-2.0f * fabsf(u)), larger = gated::reciprocal(1.0f + e), smaller = e * larger;
+    const float e = expf(-2.0f * fabsf(u)), larger = reciprocal_approx(1.0f + e), smaller = e * larger;
     const float bounded = fminf(fabsf(a), 1e4f), du = 2.0f * SCALE * fmaf(3.0f * CUBIC * bounded, bounded, 1.0f);
     return fmaf(a * smaller * larger, du, a < 0.0f ? smaller : larger);
 }

@@ -25,7 +25,7 @@ struct forward {
      * large common offset. */
     template <typename S>
     static __device__ __forceinline__ statistics measure(const problem &p, int64_t r, S sum) {
-        const float per_col = 1.0f / (float)p.cols, first = to_f32(row_norm::row_at<T>(p.x, r)[0]);
+        const float per_col = 1.0f / (float)p.cols, first = to_f32(row_at<T>(p.x, r)[0]);
         const float origin = isfinite(first) ? first : 0.0f;
         const float rest = sum(0, [origin](float s, float x) { return s + (x - origin); }) * per_col;
         const float mean = origin + rest, missing = rest - (mean - origin);
