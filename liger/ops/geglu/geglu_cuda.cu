@@ -10,21 +10,28 @@ namespace {
 constexpr float SCALE = 0.797884560802865356f, CUBIC = 0.044715f; /* √(2/π) */
 
 __device__ __forceinline__ float u_of(float a) { return SCALE * (a + CUBIC * (a * a * a)); }
-__device__ __forceinline__ float gelu_of(float a, float u) { return 0.5f * a * (1.0f + tanhf(u)); }
 
-/* ½(1 + t) + ½·a·(1 - t²)·u' with t = tanh u, whose halves ½(1 ± t) are taken from e^(-2|u|): neither term cancels. Beyond
- * |a| = 1e4, where the smaller half has long been 0, a² need not overflow. */
-__device__ __forceinline__ float slope_of(float a, float u) {
-    const float e = expf(-2.0f * fabsf(u)), larger = reciprocal_approx(1.0f + e), smaller = e * larger;
-    const float bounded = fminf(fabsf(a), 1e4f), du = 2.0f * SCALE * fmaf(3.0f * CUBIC * bounded, bounded, 1.0f);
-    return fmaf(a * smaller * larger, du, a < 0.0f ? smaller : larger);
-}
+/* gelu and its slope. With t = tanh u the halves ½(1 ± t) are taken from e^(-2|u|), so that neither cancels: gelu is a times
+ * one of them, the slope ½(1 + t) + ½·a·(1 - t²)·u'. Beyond |a| = 1e4, where the smaller half has long been 0, a² need not
+ * overflow. Here the bits of the tanh form are nobody's contract, and a second tanh would bind the kernel. */
+struct gelu_and_slope {
+    float gelu, slope;
+    __device__ __forceinline__ explicit gelu_and_slope(float a) {
+        const float e = expf(-2.0f * fabsf(u_of(a))), larger = reciprocal_approx(1.0f + e), smaller = e * larger;
+        const float bounded = fminf(fabsf(a), 1e4f), du = 2.0f * SCALE * fmaf(3.0f * CUBIC * bounded, bounded, 1.0f);
+        const float half = a < 0.0f ? smaller : larger;
+        gelu = a * half;
+        slope = fmaf(a * smaller * larger, du, half);
+    }
+};
 
 struct geglu {
     using forward_problem = geglu_forward_problem;
     using backward_problem = geglu_backward_problem;
 
-    static __device__ __forceinline__ float activation(const forward_problem &, float a) { return gelu_of(a, u_of(a)); }
+    static __device__ __forceinline__ float activation(const forward_problem &, float a) {
+        return 0.5f * a * (1.0f + tanhf(u_of(a)));
+    }
     template <typename T, int N>
     static __device__ __forceinline__ void finish(const forward_problem &, float (&)[N]) {}
 
@@ -35,9 +42,9 @@ struct geglu {
         float slope[N];
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            const float a = gate[k], u = u_of(a);
-            slope[k] = slope_of(a, u);
-            gate[k] = gelu_of(a, u);
+            const gelu_and_slope at(gate[k]);
+            slope[k] = at.slope;
+            gate[k] = at.gelu;
             up[k] *= dy[k];
         }
         round_all<T>(gate);

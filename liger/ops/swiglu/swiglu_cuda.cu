@@ -1,5 +1,4 @@
-/* swiglu_cuda.cu - SwiGLU on the GPU: the formula; how it is run stands in
- * gated.cuh. */
+/* swiglu_cuda.cu - SwiGLU on the GPU: the formula; how it is run stands in gated.cuh. */
 #include "liger/cuda/gated.cuh"
 #include "liger/ops/swiglu/swiglu_problem.h"
 
