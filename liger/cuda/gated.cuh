@@ -15,24 +15,13 @@
 #ifndef LIGER_CUDA_GATED_CUH
 #define LIGER_CUDA_GATED_CUH
 
+#include "liger/cuda/approx.cuh"
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
 
 namespace gated {
 
 enum { THREADS = 256, MAX_GRID_Y = 65535 };
-
-/* Within 1 ulp; results below 2^-126 are 0. */
-__device__ __forceinline__ float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-template <typename T>
-__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
-    return rows.data ? (T *)rows.data + liger_row_offset(rows, r) : nullptr;
-}
 
 /* N neighbouring elements of one row: a pack or one element. ROUNDS_TO_T: the activation is rounded to T, which then is
  * known when compiling. */
@@ -74,9 +63,8 @@ struct backward_body {
         F::template gradients<T>(p, dy, gate, up);
         repack(gate, dgate);
         repack(up, dup);
-        T *const dgate_row = row_at<T>(p.dgate, r), *const dup_row = row_at<T>(p.dup, r);
-        if (dup_row) store_pack<T, N>(dup_row + i, dup);
-        if (dgate_row) store_pack<T, N>(dgate_row + i, dgate);
+        if (p.dup.data) store_pack<T, N>(row_at<T>(p.dup, r) + i, dup);
+        if (p.dgate.data) store_pack<T, N>(row_at<T>(p.dgate, r) + i, dgate);
     }
 };
 

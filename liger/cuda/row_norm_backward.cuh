@@ -297,12 +297,6 @@ struct gradients {
     liger_dtype dtype;
 };
 
-__device__ __forceinline__ void store_as(void *to, liger_dtype dtype, int64_t i, float x) {
-    if (dtype == LIGER_F32) ((float *)to)[i] = x;
-    else if (dtype == LIGER_F16) ((f16 *)to)[i] = from_f32<f16>(x);
-    else ((bf16 *)to)[i] = from_f32<bf16>(x);
-}
-
 /* 32 columns a block: 32 fixed interleaved sums, then those in order. Block y takes the y-th gradient. */
 static __global__ void __launch_bounds__(1024)
     add_partials(const float *partials, int count, int64_t cols, const gradients out) {

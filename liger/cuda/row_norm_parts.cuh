@@ -15,11 +15,6 @@ enum {
     BLOCK = 512                             /* threads of a block, at most; of the loop kernels */
 };
 
-template <typename T>
-__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
-    return (T *)rows.data + liger_row_offset(rows, r);
-}
-
 } // namespace row_norm
 
 #endif

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
         exchanged.init();
     }
 
-    const auto row_at = [&](int i) { return from_the_end(p.rows, i); };
+    const auto row_of = [&](int i) { return from_the_end(p.rows, i); };
     key_window<F> window = {0, 0};
     const int start = blockIdx.x / clusters;
     int i = start; /* the row in its first half */
@@ -128,16 +128,16 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
         const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
         if (state.key != SKIPPED) {
             copy_wait();
-            exchanged.send(F::first_half(p, at, row_at(i), stages + stage * STAGE, state));
+            exchanged.send(F::first_half(p, at, row_of(i), stages + stage * STAGE, state));
         }
         uint4 *const other = stages + (stage ^ 1) * STAGE;
         const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, other); };
         if (i != start && before.key != SKIPPED) {
             const slot all = exchanged.receive(F::empty());
-            F::second_half(p, b, at, row_at(i - step), other, before, all, fetch_coming);
+            F::second_half(p, b, at, row_of(i - step), other, before, all, fetch_coming);
         } else {
             fetch_coming();
-            if (i != start) F::skip(p, at, row_at(i - step));
+            if (i != start) F::skip(p, at, row_of(i - step));
         }
         before = state;
         state = coming;

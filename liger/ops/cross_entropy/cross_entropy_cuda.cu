@@ -49,12 +49,6 @@ __global__ void __launch_bounds__(ONE_BLOCK) count_kernel(const cross_entropy_co
     if (threadIdx.x == 0) *p.counts = {valid_rows, p.weight ? weight_sum : valid_rows, class_total, 0.0f};
 }
 
-__device__ __forceinline__ void store_as(void *out, liger_dtype dtype, int64_t i, float x) {
-    if (dtype == LIGER_F32) ((float *)out)[i] = x;
-    else if (dtype == LIGER_F16) ((f16 *)out)[i] = from_f32<f16>(x);
-    else ((bf16 *)out)[i] = from_f32<bf16>(x);
-}
-
 __device__ float sum_rows(const float *values, int64_t rows) {
     float sum = 0.0f;
 #pragma unroll 8

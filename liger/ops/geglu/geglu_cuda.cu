@@ -17,7 +17,7 @@ __device__ __forceinline__ float u_of(float a) { return SCALE * (a + CUBIC * (a 
 struct gelu_and_slope {
     float gelu, slope;
     __device__ __forceinline__ explicit gelu_and_slope(float a) {
-        const float e = expf(-2.0f * fabsf(u_of(a))), larger = gated::reciprocal(1.0f + e), smaller = e * larger;
+        const float e = expf(-2.0f * fabsf(u_of(a))), larger = reciprocal_approx(1.0f + e), smaller = e * larger;
         const float bounded = fminf(fabsf(a), 1e4f), du = 2.0f * SCALE * fmaf(3.0f * CUBIC * bounded, bounded, 1.0f);
         const float half = a < 0.0f ? smaller : larger;
         gelu = a * half;

@@ -6,7 +6,7 @@ namespace {
 
 /* 1/(1 + e^-g) within 3 ulp: expf within 1, and the hardware's reciprocal within 1. (e^-g overflows below g = -88.7,
  * the reciprocal is flushed below -87.3: 0 either way.) */
-__device__ __forceinline__ float sigmoid(float g) { return gated::reciprocal(1.0f + expf(-g)); }
+__device__ __forceinline__ float sigmoid(float g) { return reciprocal_approx(1.0f + expf(-g)); }
 
 struct swiglu {
     using forward_problem = swiglu_forward_problem;
