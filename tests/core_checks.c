@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -279,6 +280,32 @@ static void no_context(struct report *report) {
     liger_context_destroy(NULL);
 }
 
+/* The instruction set that a context takes where LIGER_CPU_ISA is `name`; -1: there is no such context. */
+static int isa_where(const char *name) {
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    liger_context *context = NULL;
+    if (name != NULL) setenv("LIGER_CPU_ISA", name, true);
+    else unsetenv("LIGER_CPU_ISA");
+    const int isa = liger_context_create(&options, &context) == LIGER_OK ? liger_context_isa(context) : -1;
+    liger_context_destroy(context);
+    return isa;
+}
+
+static void isa_of_environment(struct report *report) {
+    const char *found = getenv("LIGER_CPU_ISA");
+    char *kept = found != NULL ? strdup(found) : NULL;
+    const int best = isa_where(NULL);
+    expect(report, best > LIGER_ISA_AUTO, "without LIGER_CPU_ISA a context has a set");
+    expect(report, isa_where("") == best && isa_where("auto") == best && isa_where("AUTO") == best,
+           "LIGER_CPU_ISA=auto is what a context does without it");
+    for (int isa = LIGER_ISA_BASE; isa <= LIGER_ISA_NEON; isa++)
+        expect(report, isa_where(liger_isa_name(isa)) == (liger_has_isa(isa) ? isa : -1), liger_isa_name(isa));
+    expect(report, isa_where("automatic") == -1, "a name that is none is refused");
+    if (kept != NULL) setenv("LIGER_CPU_ISA", kept, true);
+    else unsetenv("LIGER_CPU_ISA");
+    free(kept);
+}
+
 /* ---- signals ------------------------------------------------------------------------------------------------------ */
 
 enum { THREADS = 3 };
@@ -336,6 +363,7 @@ void core_checks(struct report *report) {
     report_end(report, "core", "rows", "host");
     report_begin(report);
     no_context(report);
+    isa_of_environment(report);
     workers_leave_signals_alone(report);
     report_end(report, "core", "context", "host");
     door_checks(report);
