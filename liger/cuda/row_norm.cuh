@@ -12,7 +12,8 @@
  *
  *   Forward F: type, problem (rows, cols, x, y)
  *     ADDS                     p.residual is added on the way in, the sum goes to p.sum; loop kernels look whether it is there
- *     TWO_PACKS, EARLY_BYTES, LATE_BYTES     how it is cut: see row_norm_forward.cuh
+ *     TWO_PACKS                rows of at most so many packs have two to a thread
+ *     WIDE                     the parameters are of a wider type than the rows
  *     shares, measure(p, row)  the statistics of a row: from row.sum(f), Σ by s = f(s, x), with shares = float, or from
  *                              row.centred() with shares = moments_share
  *     keep(p, r, statistics)

@@ -146,17 +146,11 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
             if (column(k) < cols) store_pack<T, N>(sum + column(k), row[k]);
         }
     }
-    /* The parameters are on their way while the row is reduced, or before the first is used, or each when it is used: as
-     * there are registers for so many bytes of them. */
-    using parameters = typename F::template parameters<N>;
-    constexpr int BYTES = NV * (int)sizeof(parameters);
-    constexpr bool EARLY = BYTES <= F::EARLY_BYTES, LATE = !EARLY && BYTES <= F::LATE_BYTES;
-    parameters columns[NV];
-    const auto load_columns = [&] {
-#pragma unroll
-        for (int k = 0; k < NV; k++) columns[k].load(p, within(k));
-    };
-    if (EARLY && F::has_parameters(p)) load_columns();
+    /* The parameters of the first pack are on their way while the row is reduced, the others' one pack ahead of their use;
+     * for wide ones there are not the registers: they come when they are used. */
+    typename F::template parameters<N> columns[NV];
+    const bool has_parameters = F::has_parameters(p);
+    if (!F::WIDE && has_parameters) columns[0].load(p, within(0));
     const auto fold = [&](auto f) {
         float sum = 0;
 #pragma unroll
@@ -176,22 +170,22 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
     };
     const auto statistics = F::measure(p, statistics_of(fold, values, slots, cols));
     if (threadIdx.x == 0) F::keep(p, r, statistics);
-    if (LATE && F::has_parameters(p)) load_columns();
     T *y = row_at<T>(p.y, r);
     const auto store_all = [&](auto complete) {
 #pragma unroll
         for (int k = 0; k < NV; k++) {
-            if (column(k) >= cols) continue;
-            if (!EARLY && !LATE && F::has_parameters(p)) columns[k].load(p, column(k));
+            if (F::WIDE && column(k) >= cols) continue;
+            if (F::WIDE && has_parameters) columns[k].load(p, column(k));
+            if (!F::WIDE && has_parameters && k + 1 < NV) columns[k + 1].load(p, within(k + 1));
             float values[N];
             unpack(row[k], values);
             F::template apply<decltype(complete)::value>(p, statistics, columns[k], values);
             pack<T, N> out;
             repack(values, out);
-            store_pack<T, N>(y + column(k), out);
+            if (column(k) < cols) store_pack<T, N>(y + column(k), out);
         }
     };
-    if (F::has_all_parameters(p)) store_all(yes());
+    if (!F::WIDE && F::has_all_parameters(p)) store_all(yes());
     else store_all(no());
 }
 

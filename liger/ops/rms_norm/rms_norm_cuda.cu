@@ -10,7 +10,8 @@ struct forward {
     using type = T;
     using problem = rms_norm_forward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int TWO_PACKS = 512, EARLY_BYTES = 64, LATE_BYTES = 128;
+    static constexpr int TWO_PACKS = 512;
+    static constexpr bool WIDE = sizeof(TW) > sizeof(T);
     using shares = float;
 
     template <typename R>
