@@ -55,6 +55,9 @@ template <typename F, typename T>
 struct backward_body {
     using problem = typename F::backward_problem;
 
+    static __device__ __forceinline__ T *row_if_there(liger_rows rows, int64_t r) {
+        return rows.data ? row_at<T>(rows, r) : nullptr;
+    }
     template <int N>
     static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {
         pack<T, N> dgate = load_pack<T, N>(row_at<const T>(p.gate, r) + i);
@@ -67,8 +70,9 @@ struct backward_body {
         F::template gradients<T>(p, dy, gate, up);
         repack(gate, dgate);
         repack(up, dup);
-        if (p.dup.data) store_pack<T, N>(row_at<T>(p.dup, r) + i, dup);
-        if (p.dgate.data) store_pack<T, N>(row_at<T>(p.dgate, r) + i, dgate);
+        T *const dgate_row = row_if_there(p.dgate, r), *const dup_row = row_if_there(p.dup, r);
+        if (dup_row) store_pack<T, N>(dup_row + i, dup);
+        if (dgate_row) store_pack<T, N>(dgate_row + i, dgate);
     }
 };
 

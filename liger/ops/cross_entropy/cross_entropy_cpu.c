@@ -7,10 +7,6 @@
 #include "liger/cpu/vocab_rows.h"
 #include "liger/ops/cross_entropy/cross_entropy_problem.h"
 
-LIGER_TEMPLATE int64_t target_of(const void *target, liger_dtype dtype, int64_t r) {
-    return dtype == LIGER_I32 ? ((const int32_t *)target)[r] : ((const int64_t *)target)[r];
-}
-
 /* ---- count ------------------------------------------------------------------------------------------------------ */
 
 liger_status LIGER_CPU(cross_entropy_count)(liger_context *context, const struct cross_entropy_count_problem *p,
@@ -19,7 +15,7 @@ liger_status LIGER_CPU(cross_entropy_count)(liger_context *context, const struct
     double weight_sum = 0, class_total = 0;
     int64_t valid = 0;
     for (int64_t r = 0; r < p->rows; r++) {
-        const int64_t y = target_of(p->target, p->target_dtype, r);
+        const int64_t y = index_load(p->target_dtype, p->target, r);
         if (y == p->ignore_index) continue;
         LIGER_REQUIRE(y >= 0 && y < p->vocab, LIGER_ERR_TARGET,
                       "%s: target[%lld] is %lld, which is out of bounds: it must be in [0, %lld) or ignore_index %lld",
@@ -135,7 +131,7 @@ static void write_results(const struct cross_entropy_rows_problem *p, int64_t r,
 }
 
 LIGER_TEMPLATE void one_row(liger_dtype t, bool options, const struct cross_entropy_rows_problem *p, int64_t r) {
-    const int64_t element = (int64_t)liger_dtype_size(t), y = target_of(p->target, p->target_dtype, r);
+    const int64_t element = (int64_t)liger_dtype_size(t), y = index_load(p->target_dtype, p->target, r);
     const char *logits = (const char *)p->logits + r * p->logits_stride * element;
     char *dlogits = p->dlogits ? (char *)p->dlogits + r * p->dlogits_stride * element : NULL;
     if (y == p->ignore_index) {

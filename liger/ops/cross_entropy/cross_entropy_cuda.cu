@@ -33,8 +33,7 @@ __global__ void __launch_bounds__(ONE_BLOCK) count_kernel(const cross_entropy_co
     float weight_sum = 0.0f, class_total = 0.0f;
 #pragma unroll 8
     for (int64_t r = threadIdx.x; r < p.rows; r += ONE_BLOCK) {
-        const int64_t y =
-            p.target_dtype == LIGER_I32 ? (int64_t)((const int32_t *)p.target)[r] : ((const int64_t *)p.target)[r];
+        const int64_t y = index_at(p.target, p.target_dtype, r);
         if (y == p.ignore_index) continue;
         valid++;
         if (p.weight && y >= 0 && y < p.vocab) weight_sum += p.weight[y];

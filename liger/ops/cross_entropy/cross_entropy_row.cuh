@@ -52,7 +52,7 @@ struct logits_row {
         return (const T *)p.logits + r * p.logits_stride;
     }
     static __device__ __forceinline__ int64_t target(const problem &p, int64_t r) {
-        return p.target_dtype == LIGER_I32 ? (int64_t)((const int32_t *)p.target)[r] : ((const int64_t *)p.target)[r];
+        return index_at(p.target, p.target_dtype, r);
     }
 };
 
