@@ -374,7 +374,29 @@ static void check_reasons(const struct mode_setup *setup) {
 
 static double cube(void *argument) { return *(double *)argument * *(double *)argument * *(double *)argument; }
 
+/* Between each two neighbours of a 16-bit format: below the middle to the one, above it to the other, on it to the even one;
+ * negative numbers likewise. */
+static int rounds_to_the_nearer(liger_dtype dtype) {
+    int wrong = 0;
+    for (uint16_t low = 0; low < (dtype == LIGER_F16 ? 0x7bff : 0x7f7f); low++) {
+        const uint16_t high = (uint16_t)(low + 1), even = low % 2 ? high : low;
+        const double a = format_load(dtype, &low), b = format_load(dtype, &high), middle = (a + b) / 2;
+        const double asked[] = {a, nextafter(middle, a), middle, nextafter(middle, b), b};
+        const double nearest[] = {a, a, format_load(dtype, &even), b, b};
+        for (int k = 0; k < OP_COUNT(asked); k++)
+            wrong += op_round(dtype, asked[k]) != nearest[k] || op_round(dtype, -asked[k]) != -nearest[k];
+    }
+    return wrong;
+}
+
 static void check_formats(void) {
+    expect(rounds_to_the_nearer(LIGER_F16) == 0, "to the nearer of two neighbours (f16)", "formats");
+    expect(rounds_to_the_nearer(LIGER_BF16) == 0, "to the nearer of two neighbours (bf16)", "formats");
+    expect(isnan(op_round(LIGER_F16, NAN)) && op_round(LIGER_BF16, -INFINITY) == -INFINITY, "what is no number",
+           "formats");
+    expect(op_round(LIGER_BF16, 0x1.ffp127) == INFINITY && op_round(LIGER_F16, -0x1p1023) == -INFINITY,
+           "beyond a format", "formats");
+
     expect(op_round(LIGER_BF16, 1 + 0x1p-8) == 1, "a tie goes to even (bf16, down)", "formats");
     expect(op_round(LIGER_BF16, 1 + 0x3p-8) == 1 + 0x1p-6, "a tie goes to even (bf16, up)", "formats");
     expect(op_round(LIGER_F16, 1 + 0x1p-11 + 0x1p-30) == 1 + 0x1p-10, "above a tie goes up (f16)", "formats");

@@ -9,8 +9,7 @@
 
 /* ---- the args struct -------------------------------------------------------------------------------------------- */
 
-/* Whether a struct may be so long: one of an older caller ends with a field. */
-static bool ends_a_field(const struct door *door, size_t size) {
+bool door_ends_a_field(const struct door *door, size_t size) {
     if (size == sizeof(size_t)) return true;
     for (int i = 0; i < door->count; i++) {
         const struct door_rule *rule = &door->rules[i];
@@ -28,7 +27,7 @@ static liger_status import(const struct door *door, const void *given, void *arg
     size_t claimed;
     memcpy(&claimed, given, sizeof claimed);
     LIGER_REQUIRE(
-        claimed <= 65536 && (claimed >= size || ends_a_field(door, claimed)), LIGER_ERR_ABI,
+        claimed <= 65536 && (claimed >= size || door_ends_a_field(door, claimed)), LIGER_ERR_ABI,
         "%s: args.size is %zu, which is no size of an args struct (this library's is %zu): initialise it with "
         "the _ARGS_INIT macro",
         what, claimed, size);

@@ -55,13 +55,29 @@ static void budgets_of(enum op_range range, struct tensor_spec *spec) {
     else if (!isinf(spec->absolute)) spec->magnitude = 0;
 }
 
+/* In mode grad nothing is rounded. */
+static liger_dtype dtype_of(const struct op_run *run, int i) {
+    return run->types.t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : op_tensor_dtype(&run->spec[i], run->types);
+}
+
 static void round_inputs(struct op_run *run) {
-    for (int i = 0; i < run->op->tensor_count; i++) {
-        if (run->t[i] == NULL || run->spec[i].role == ROLE_OUT) continue;
-        liger_dtype dtype = op_tensor_dtype(&run->spec[i], run->types);
-        if (run->types.t == LIGER_DTYPE_NONE) dtype = LIGER_DTYPE_NONE;
-        for (int64_t k = 0; k < run->count[i]; k++) run->t[i][k] = op_round(dtype, run->t[i][k]);
-    }
+    for (int i = 0; i < run->op->tensor_count; i++)
+        if (run->t[i] != NULL && run->spec[i].role != ROLE_OUT)
+            format_round(dtype_of(run, i), run->t[i], run->count[i]);
+}
+
+/* Beyond so many, values are drawn again from the first: a prime, so that no shape and no power of two has this period. */
+enum { PERIOD = 131071 };
+
+static void draw_input(struct op_run *run, int i, enum op_range range, uint64_t seed) {
+    const struct tensor_spec *spec = &run->spec[i];
+    const int64_t count = run->count[i];
+    const int64_t drawn = count > PERIOD && spec->values != VALUES_TARGET ? PERIOD : count;
+    op_run_draw(spec, drawn, run->t[i], random_start(seed, (uint64_t)i));
+    move_to(range, spec, op_tensor_dtype(spec, run->types), drawn, run->t[i]);
+    format_round(dtype_of(run, i), run->t[i], drawn);
+    for (int64_t k = drawn; k < count; k += drawn)
+        memcpy(run->t[i] + k, run->t[i], (size_t)(count - k < drawn ? count - k : drawn) * sizeof(double));
 }
 
 struct op_run *op_run_new(liger_context *context, const struct op_cases *op, const struct op_case *c,
@@ -87,11 +103,8 @@ struct op_run *op_run_new_in(enum op_range range, liger_context *context, const 
             op_run_free(run);
             return NULL;
         }
-        if (run->spec[i].role == ROLE_OUT) continue;
-        op_run_draw(&run->spec[i], run->count[i], run->t[i], random_start(seed, (uint64_t)i));
-        move_to(range, &run->spec[i], op_tensor_dtype(&run->spec[i], types), run->count[i], run->t[i]);
+        if (run->spec[i].role != ROLE_OUT) draw_input(run, i, range, seed);
     }
-    round_inputs(run);
     if (op->prepare == NULL) return run;
     op->prepare(&run->c, &run->types, run->t);
     round_inputs(run);
