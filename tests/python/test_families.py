@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import pathlib
 import warnings
 
 import pytest
@@ -19,6 +21,7 @@ from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN 
 
 pytestmark = pytest.mark.usefixtures("unpatched")
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS = {row.name: row for row in model_table.ROWS}
 each_model = pytest.mark.parametrize("name", sorted(tiny_models.MODELS))
 STEPS = 3
@@ -250,3 +253,10 @@ def test_every_row_has_a_name_a_model_type_and_a_tiny_model():
             assert function is getattr(monkey_patch, f"apply_liger_kernel_to_{row.name}")
             more = ["kwargs"] if row.more_flags else []
             assert list(inspect.signature(function).parameters) == [*row.flags, "model", *more]
+
+
+def test_the_models_page_is_what_the_table_says():
+    spec = importlib.util.spec_from_file_location("gen_models_doc", ROOT / "tools" / "gen_models_doc.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.PAGE.read_text() == tool.page(), "run tools/gen_models_doc.py"

@@ -16,7 +16,7 @@ import transformers
 from packaging import version
 
 from liger_kernel.transformers import model_table, patching
-from liger_kernel.transformers.apply_row import apply_row
+from liger_kernel.transformers.apply_row import apply_row, unwrap
 from liger_kernel.transformers.messages import warn
 from liger_kernel.transformers.module_patches import (
     _bind_method_to_module,
@@ -45,6 +45,7 @@ __all__ = [  # noqa: PLE0604
     "_patch_layer_norm_module",
     "_patch_rms_norm_module",
     "_patch_swiglu_module",
+    "apply_liger_kernel",
     "liger_rotary_pos_emb",
     "liger_rotary_pos_emb_gpt_oss",
     "liger_rotary_pos_emb_vision",
@@ -160,6 +161,23 @@ def _apply_liger_kernel_to_instance(model: Any, **kwargs: Any) -> None:
     apply_fn = _supported(model_type)
     if apply_fn is not None and model_type is not None:
         apply_fn(model=model, **_accepted(apply_fn, model_type, kwargs))
+
+
+def apply_liger_kernel(model: Any) -> dict[str, str]:
+    """Patch one model, of whatever family: by the row of its type, or, where there is none, what behaves like our norms,
+    MLPs, rotary embedding and loss. Prints and returns what was done: path -> what stands there now."""
+    from liger_kernel.transformers import probing
+
+    model = unwrap(model)
+    if getattr(getattr(model, "config", None), "model_type", None) in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        _apply_liger_kernel_to_instance(model)
+        done = {path: module._get_name() for path, module in model.named_modules() if patching.is_ours(module.forward)}
+    else:
+        done = probing.patch_by_behaviour(model)
+    print(
+        f"liger_kernel: {type(model).__name__}", *(list(probing.described(done)) or ["nothing is patched"]), sep="\n  "
+    )
+    return done
 
 
 def revert_liger_kernel(model: Any = None) -> None:
