@@ -50,7 +50,7 @@ def patch_by_behaviour(model: Any) -> dict[str, str]:
 # ---- comparing -------------------------------------------------------------------------------------------------------
 
 
-def _same(one: Callable[..., Any], other: Callable[..., Any], inputs: list[torch.Tensor], tolerance: float) -> bool:
+def _same(tolerance: float, one: Callable[..., Any], other: Callable[..., Any], inputs: list[torch.Tensor]) -> bool:
     """Whether two functions have the same values and gradients. Without a tolerance: the same bits, of the values."""
     results = []
     for function in (one, other):
@@ -78,7 +78,7 @@ def _behaves(make: Callable[[torch.dtype], Any], in_bf16: float = 0.0) -> bool:
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return all(_same(*make(dtype), tolerance=tolerance) for dtype, tolerance in tolerances.items())
+            return all(_same(tolerance, *make(dtype)) for dtype, tolerance in tolerances.items())
     except Exception as error:
         logger.debug("not probed: %s", error)
         return False
