@@ -473,6 +473,9 @@ static void check_kept_runs(void) {
     shorter.size[0]--;
     first_expected(&counting, &shorter, 1, 0);
     expect(references == 4, "a case that was changed is not", "kept");
+    const struct run_kind one = {&counting, cases[0], .seed = 1}, other = {&counting, shorter, .seed = 1};
+    expect(kept_run_find(&one) == kept_run_find(&one) && kept_run_find(&one) != kept_run_find(&other),
+           "a case that was changed has a place of its own", "kept");
     kept_runs_end();
     expect(first_expected(&counting, &cases[0], 1, 0) == first && references == 5, "nothing is kept after the end",
            "kept");
