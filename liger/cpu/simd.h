@@ -34,6 +34,11 @@ LIGER_TEMPLATE void f32_store(liger_dtype t, void *p, int64_t i, float x) {
     else ((uint16_t *)p)[i] = t == LIGER_F16 ? f16_from_f32(x) : bf16_from_f32(x);
 }
 
+/* The i-th of indices that are i32 or i64. */
+LIGER_TEMPLATE int64_t index_load(liger_dtype t, const void *p, int64_t i) {
+    return t == LIGER_I32 ? ((const int32_t *)p)[i] : ((const int64_t *)p)[i];
+}
+
 /* Not one copy for each use: for what is a small part of the time, but would be much of the code. */
 #define V_OUT_OF_LINE static __attribute__((noinline, unused))
 

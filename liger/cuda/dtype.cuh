@@ -42,6 +42,18 @@ __device__ __forceinline__ float round_to_dtype(liger_dtype dtype, float x) {
     return dtype == LIGER_F16 ? round_to<f16>(x) : x;
 }
 
+/* The i-th of indices that are i32 or i64. */
+__device__ __forceinline__ int64_t index_at(const void *indices, liger_dtype dtype, int64_t i) {
+    return dtype == LIGER_I32 ? (int64_t)((const int32_t *)indices)[i] : ((const int64_t *)indices)[i];
+}
+
+/* Stores x as the i-th of values whose dtype is known at run time only. */
+__device__ __forceinline__ void store_as(void *to, liger_dtype dtype, int64_t i, float x) {
+    if (dtype == LIGER_F32) ((float *)to)[i] = x;
+    else if (dtype == LIGER_F16) ((f16 *)to)[i] = from_f32<f16>(x);
+    else ((bf16 *)to)[i] = from_f32<bf16>(x);
+}
+
 /* Runs the statements with T = the C++ type of a runtime float dtype. */
 #define LIGER_FOR_FLOAT(dtype, T, ...)                                                                                 \
     switch (dtype) {                                                                                                   \

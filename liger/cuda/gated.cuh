@@ -9,11 +9,15 @@
  * An operator brings its formula F, over the N values of a pack:
  *   F::forward_problem     rows, cols, dtype, activation_dtype, gate, up, y
  *   F::backward_problem    rows, cols, dtype, dy, gate, up, dgate, dup
- *   F::activation(p, gate)                        f of one value
+ *   F::activation<A>(p, gate)                     f of one value, which is rounded to A; float: to a type that p names
  *   F::finish<T>(p, y)                            what comes after the product, usually nothing
  *   F::gradients<T>(p, dy, gate, up)              gate and up become their gradients */
 #ifndef LIGER_CUDA_GATED_CUH
 #define LIGER_CUDA_GATED_CUH
+
+#include <type_traits>
+
+#include "liger/cuda/approx.cuh"
 
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
@@ -22,23 +26,12 @@ namespace gated {
 
 enum { THREADS = 256, MAX_GRID_Y = 65535 };
 
-/* Within 1 ulp; results below 2^-126 are 0. */
-__device__ __forceinline__ float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-template <typename T>
-__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
-    return rows.data ? (T *)rows.data + liger_row_offset(rows, r) : nullptr;
-}
-
 /* N neighbouring elements of one row: a pack or one element. ROUNDS_TO_T: the activation is rounded to T, which then is
  * known when compiling. */
 template <typename F, typename T, bool ROUNDS_TO_T>
 struct forward_body {
     using problem = typename F::forward_problem;
+    using rounded = std::conditional_t<ROUNDS_TO_T, T, float>;
 
     template <int N>
     static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {
@@ -48,7 +41,7 @@ struct forward_body {
         unpack(out, y);
         unpack(factor, up);
 #pragma unroll
-        for (int k = 0; k < N; k++) y[k] = F::activation(p, y[k]);
+        for (int k = 0; k < N; k++) y[k] = F::template activation<rounded>(p, y[k]);
         if constexpr (ROUNDS_TO_T) round_all<T>(y);
 #pragma unroll
         for (int k = 0; k < N; k++) y[k] = (ROUNDS_TO_T ? y[k] : round_to_dtype(p.activation_dtype, y[k])) * up[k];
@@ -62,6 +55,9 @@ template <typename F, typename T>
 struct backward_body {
     using problem = typename F::backward_problem;
 
+    static __device__ __forceinline__ T *row_if_there(liger_rows rows, int64_t r) {
+        return rows.data ? row_at<T>(rows, r) : nullptr;
+    }
     template <int N>
     static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {
         pack<T, N> dgate = load_pack<T, N>(row_at<const T>(p.gate, r) + i);
@@ -74,7 +70,7 @@ struct backward_body {
         F::template gradients<T>(p, dy, gate, up);
         repack(gate, dgate);
         repack(up, dup);
-        T *const dgate_row = row_at<T>(p.dgate, r), *const dup_row = row_at<T>(p.dup, r);
+        T *const dgate_row = row_if_there(p.dgate, r), *const dup_row = row_if_there(p.dup, r);
         if (dup_row) store_pack<T, N>(dup_row + i, dup);
         if (dgate_row) store_pack<T, N>(dgate_row + i, dgate);
     }

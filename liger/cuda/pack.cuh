@@ -100,6 +100,11 @@ __device__ __forceinline__ void round_all(float (&x)[N]) {
     }
 }
 
+template <typename T>
+__device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
+    return (T *)rows.data + liger_row_offset(rows, r);
+}
+
 /* May every row of the view be moved in packs of 16 bytes? */
 static inline bool rows_are_packable(liger_rows rows, size_t element) {
     const uintptr_t bits = (uintptr_t)rows.data | (uintptr_t)(rows.inner_stride * (int64_t)element) |

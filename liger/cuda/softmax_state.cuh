@@ -6,6 +6,7 @@
 
 #include <float.h>
 
+#include "liger/cuda/approx.cuh"
 #include "liger/cuda/reduce.cuh"
 
 /* warp_max by one integer reduction where there is one: the bits of floats, with the negative ones reversed, are ordered
@@ -18,18 +19,6 @@ __device__ __forceinline__ float warp_max_ordered(float x) {
 #else
     return warp_max(x);
 #endif
-}
-
-/* 2^x by one instruction: relative error 2^-22; results below 2^-126 are 0. */
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ __forceinline__ float reciprocal_approx(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 /* Σ e^(x - max), where max is the largest x. */
@@ -71,7 +60,7 @@ __device__ __forceinline__ float softmax_rescale(float max, const softmax_unit &
     return exp2_approx(__fmul_rn(max, u.scale) - u.offset);
 }
 
-__device__ __forceinline__ softmax_state softmax_merge(softmax_state a, softmax_state b) {
+__device__ __forceinline__ softmax_state merge(softmax_state a, softmax_state b) {
     const float max = fmaxf(a.max, b.max);
     const softmax_unit u = softmax_unit_of(max);
     return {max, a.sum * softmax_rescale(a.max, u) + b.sum * softmax_rescale(b.max, u)};

@@ -123,6 +123,18 @@ def test_weights_that_sum_to_zero(device):
     assert LigerCrossEntropyFunction.apply(logits, target, torch.zeros(131, device=device))[0].isnan()
 
 
+@pytest.mark.parametrize("upstream", [float("inf"), float("nan")])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_upstream_reaches_ignored_rows(device, dtype, reduction, upstream):
+    x = torch.randn(5, 9, dtype=dtype, device=device, requires_grad=True)
+    target = torch.tensor([1, -100, 3, -100, 0], device=device)
+    loss = LigerCrossEntropyFunction.apply(x, target, None, -100, 0.0, 0.0, reduction)[0]
+    (loss * upstream).backward()
+    assert (x.grad[target == -100] == 0).all()
+    assert not x.grad[target != -100].isfinite().any()
+
+
 def test_first_of_several_largest_is_predicted(device):
     logits = torch.zeros(2, 300, device=device)
     logits[0, [7, 250]] = 2.0

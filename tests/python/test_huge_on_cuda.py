@@ -1,4 +1,4 @@
-"""More rows or heads than 32 bits count. Needs `--device cuda` and a GPU of 80 GB or more."""
+"""More rows or heads than 32 bits count. Needs `--device cuda` and a GPU of 80 GB or more, for LayerNorm 96."""
 
 from __future__ import annotations
 
@@ -14,18 +14,28 @@ ROWS = 2**32 + 8
 SEEN = [0, 5, 2**31 + 3, 2**32 - 1, 2**32, 2**32 + 5, 2**32 + 7]  # rows that are compared
 
 
-@pytest.fixture
-def huge(device):
-    """The device, with 60 GB to spare."""
+def _with_free_memory(device, gigabytes):
     if device.type != "cuda":
         pytest.skip("needs --device cuda")
     gc.collect()
     torch.cuda.empty_cache()
-    if torch.cuda.mem_get_info()[0] < 60 * 2**30:
-        pytest.skip("needs 60 GB of free memory")
+    if torch.cuda.mem_get_info()[0] < gigabytes * 2**30:
+        pytest.skip(f"needs {gigabytes} GB of free memory")
     yield device
     gc.collect()
     torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def huge(device):
+    """The device, with 60 GB to spare."""
+    yield from _with_free_memory(device, 60)
+
+
+@pytest.fixture
+def vast(device):
+    """The device, with 90 GB to spare."""
+    yield from _with_free_memory(device, 90)
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -50,6 +60,43 @@ def test_rms_norm_of_more_than_2_to_the_32_rows(huge):
     found.backward(torch.ones_like(found))
     expected.backward(torch.ones_like(expected))
     assert torch.equal(rows_of(x.grad), few.grad) and few.grad.abs().max() > 0
+
+
+def upstream_of_few(found: Tensor, few: Tensor) -> Tensor:
+    """Zeros, but for the rows that are compared, which have those of `few`."""
+    upstream = torch.zeros_like(found)
+    for r, row in zip(SEEN, few):
+        upstream[r] = row
+    return upstream
+
+
+def assert_same_sums(found: Tensor, expected: Tensor, terms: int) -> None:
+    """Sums of few terms and many zeros, in another order: each addition rounds once."""
+    magnitude = expected.abs().max() + 4 * terms
+    assert (found - expected).abs().max() <= terms * 2.0**-24 * magnitude and expected.abs().min() > 0
+
+
+def test_parameters_of_rms_norm_hear_of_more_than_2_to_the_32_rows(huge):
+    """x, y, dy and no dx: 26 GB; a statistic a row: 17 GB."""
+    x = filled(torch.empty(ROWS, 1, dtype=torch.bfloat16, device=huge))
+    w, w_few = (torch.tensor([1.5], device=huge, requires_grad=True) for _ in range(2))
+    dy_few = torch.randn(len(SEEN), 1, device=huge).bfloat16() + 3
+    found = ops.LigerRMSNormFunction.apply(x, w, 0.5, 0.0, "gemma")
+    found.backward(upstream_of_few(found, dy_few))
+    ops.LigerRMSNormFunction.apply(rows_of(x), w_few, 0.5, 0.0, "gemma").backward(dy_few)
+    assert_same_sums(w.grad, w_few.grad, len(SEEN))
+
+
+def test_parameters_of_layer_norm_hear_of_more_than_2_to_the_32_rows(vast):
+    """x, y, dy and no dx: 52 GB; two statistics a row: 34 GB."""
+    x = filled(torch.empty(ROWS, 2, dtype=torch.bfloat16, device=vast))
+    parameters, few = ([torch.full((2,), v, device=vast, requires_grad=True) for v in (1.5, 0.5)] for _ in range(2))
+    dy_few = torch.randn(len(SEEN), 2, device=vast).bfloat16() + 3
+    found = ops.LigerLayerNormFunction.apply(x, *parameters, 0.5)
+    found.backward(upstream_of_few(found, dy_few))
+    ops.LigerLayerNormFunction.apply(rows_of(x), *few, 0.5).backward(dy_few)
+    for one, expected in zip(parameters, few):
+        assert_same_sums(one.grad, expected.grad, len(SEEN))
 
 
 def test_swiglu_of_more_than_2_to_the_32_strided_rows(huge):

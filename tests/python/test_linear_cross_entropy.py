@@ -189,6 +189,23 @@ def test_nothing_to_learn(device, reduction, rows):
         assert t.grad.shape == t.shape and not t.grad.any()
 
 
+@pytest.mark.parametrize("upstream", [1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("classes", [(0.0, 0.0, 1.0, 2.0), (1.0, -1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_factor_reaches_ignored_rows(device, dtype, classes, upstream):
+    """Weights of the targets that add up to 0 leave a mean without a value; an upstream may be no number either."""
+    x = torch.randn(6, 8, dtype=dtype, device=device, requires_grad=True)
+    weight = torch.randn(4, 8, dtype=dtype, device=device, requires_grad=True)
+    target = torch.tensor([0, -100, 1, 0, -100, 1], device=device)
+    class_weight = torch.tensor(classes, device=device)
+    loss = LigerFusedLinearCrossEntropyFunction.apply(x, weight, target, None, class_weight)[0]
+    (loss * upstream).backward()
+    finite = sum(classes[:2]) != 0 and upstream == 1.0
+    assert (x.grad[target == -100] == 0).all()
+    for gradient in (x.grad[target != -100], weight.grad):
+        assert bool(gradient.isfinite().all()) is finite and bool(gradient.isfinite().any()) is finite
+
+
 def test_out_of_range_target(device):
     x, weight, bias, target = problem(device, torch.float32)
     target[30] = VOCAB

@@ -82,7 +82,13 @@ def test_opcheck_of_a_part(device):
         torch.ops.liger.rope_backward.default, (cos, sin, torch.randn(2, 4, 5, 8, device=device), None, 0)
     )
     torch.library.opcheck(
-        torch.ops.liger.scale.default, (torch.randn(3, 4, device=device), torch.ones((), device=device))
+        torch.ops.liger.scale.default,
+        (
+            torch.randn(3, 4, device=device),
+            torch.ones((), device=device),
+            torch.tensor([1, -100, 2], device=device),
+            -100,
+        ),
     )
 
 

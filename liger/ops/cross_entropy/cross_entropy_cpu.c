@@ -1,20 +1,11 @@
 /* cross_entropy_cpu.c - cross entropy on the CPU, compiled once per instruction set. Threads share out the rows.
  *
- * A row is walked in blocks that are widened to f32 in L1: maximum, then Σ exp. The second walk, for the gradient, finds
- * the row in L2. The target's own exponential is kept out of the sum of the others: 1 - p of a confident row is then
- * others/(others + own), which does not cancel. */
+ * In the first walk over a row each block gives its maximum, then Σ exp. The target's own exponential is kept out of the sum
+ * of the others: 1 - p of a confident row is then others/(others + own), which does not cancel. */
 #include "liger/core/fail.h"
 #include "liger/core/kernel_table.h"
-#include "liger/cpu/parallel.h"
-#include "liger/cpu/softmax_state.h"
+#include "liger/cpu/vocab_rows.h"
 #include "liger/ops/cross_entropy/cross_entropy_problem.h"
-
-/* BLOCK f32 values are 4 KB of L1; below BYTES_PER_CHUNK bytes a second thread costs more than it brings. */
-enum { BLOCK = 1024, BYTES_PER_CHUNK = 32 << 10 };
-
-LIGER_TEMPLATE int64_t target_of(const void *target, liger_dtype dtype, int64_t r) {
-    return dtype == LIGER_I32 ? ((const int32_t *)target)[r] : ((const int64_t *)target)[r];
-}
 
 /* ---- count ------------------------------------------------------------------------------------------------------ */
 
@@ -24,7 +15,7 @@ liger_status LIGER_CPU(cross_entropy_count)(liger_context *context, const struct
     double weight_sum = 0, class_total = 0;
     int64_t valid = 0;
     for (int64_t r = 0; r < p->rows; r++) {
-        const int64_t y = target_of(p->target, p->target_dtype, r);
+        const int64_t y = index_load(p->target_dtype, p->target, r);
         if (y == p->ignore_index) continue;
         LIGER_REQUIRE(y >= 0 && y < p->vocab, LIGER_ERR_TARGET,
                       "%s: target[%lld] is %lld, which is out of bounds: it must be in [0, %lld) or ignore_index %lld",
@@ -51,33 +42,10 @@ struct row {
     float shape;                 /* Σ_j w_j (x_j - base), with label smoothing only */
 };
 
-/* Values of one vector of logits, soft-capped. */
-LIGER_TEMPLATE v_f32 capped(v_f32 x, bool cap, v_f32 softcap) {
-    return cap ? v_mul(softcap, v_tanh(v_div(x, softcap))) : x;
-}
-
 LIGER_TEMPLATE float capped_at(liger_dtype t, const void *logits, int64_t i, bool cap, float softcap) {
     float lanes[V_LANES];
-    v_store_f32(lanes, capped(v_set(f32_load(t, logits, i)), cap, v_set(softcap)));
+    v_store_f32(lanes, vocab_capped(v_set(f32_load(t, logits, i)), cap, v_set(softcap)));
     return lanes[0];
-}
-
-/* Widens a block to f32, padded with -inf to whole vectors; returns its maximum. */
-LIGER_TEMPLATE float widen_block(liger_dtype t, const void *logits, int64_t begin, int64_t count, bool cap,
-                                 float softcap, float *block) {
-    v_f32 most = v_set(-FLT_MAX);
-    int64_t i = 0;
-    for (; i + V_LANES <= count; i += V_LANES) {
-        const v_f32 x = capped(v_load(t, logits, begin + i), cap, v_set(softcap));
-        v_store_f32(block + i, x);
-        most = v_max(x, most);
-    }
-    if (i < count) {
-        v_store_f32(block + i, capped(v_load_tail(t, logits, begin + i, (int)(count - i)), cap, v_set(softcap)));
-        for (int64_t l = count; l < i + V_LANES; l++) block[l] = -INFINITY;
-        most = v_max(v_load_f32(block + i), most);
-    }
-    return v_max_across(most);
 }
 
 /* Σ w (x - base) of a block; weight may be NULL. */
@@ -96,16 +64,16 @@ LIGER_TEMPLATE float shape_of_block(const float *block, const float *weight, int
 LIGER_TEMPLATE struct row read_row(liger_dtype t, bool options, const struct cross_entropy_rows_problem *p,
                                    const void *logits, int64_t y) {
     const bool cap = options && p->softcap > 0, smooth = options && p->label_smoothing > 0;
-    float block[BLOCK + V_LANES];
+    float block[VOCAB_BLOCK + V_LANES];
     const float first = capped_at(t, logits, 0, cap, p->softcap);
     struct row row = {
         .others = softmax_empty(),
         .target = y >= 0 && y < p->vocab ? capped_at(t, logits, y, cap, p->softcap) : -INFINITY,
         .base = isfinite(first) ? first : 0.0f,
     };
-    for (int64_t begin = 0; begin < p->vocab; begin += BLOCK) {
-        const int64_t count = p->vocab - begin < BLOCK ? p->vocab - begin : BLOCK;
-        const float most = widen_block(t, logits, begin, count, cap, p->softcap, block);
+    for (int64_t begin = 0; begin < p->vocab; begin += VOCAB_BLOCK) {
+        const int64_t count = vocab_block(p->vocab, begin);
+        const float most = vocab_widen(t, logits, begin, count, cap, p->softcap, block);
         if (smooth) row.shape += shape_of_block(block, p->weight ? p->weight + begin : NULL, count, row.base);
         if (y >= begin && y < begin + count) block[y - begin] = -INFINITY;
         row.others = softmax_push(row.others, block, (count + V_LANES - 1) / V_LANES * V_LANES, most);
@@ -117,10 +85,10 @@ LIGER_TEMPLATE struct row read_row(liger_dtype t, bool options, const struct cro
 LIGER_TEMPLATE int64_t first_max(liger_dtype t, const struct cross_entropy_rows_problem *p, const void *logits,
                                  float max) {
     const bool cap = p->softcap > 0;
-    float block[BLOCK + V_LANES];
-    for (int64_t begin = 0; begin < p->vocab; begin += BLOCK) {
-        const int64_t count = p->vocab - begin < BLOCK ? p->vocab - begin : BLOCK;
-        if (widen_block(t, logits, begin, count, cap, p->softcap, block) < max) continue;
+    float block[VOCAB_BLOCK + V_LANES];
+    for (int64_t begin = 0; begin < p->vocab; begin += VOCAB_BLOCK) {
+        const int64_t count = vocab_block(p->vocab, begin);
+        if (vocab_widen(t, logits, begin, count, cap, p->softcap, block) < max) continue;
         for (int64_t i = 0; i < count; i++)
             if (block[i] == max) return begin + i;
     }
@@ -139,7 +107,7 @@ LIGER_TEMPLATE void write_gradient(liger_dtype t, bool options, const struct cro
     const bool cap = options && p->softcap > 0, smooth = options && p->label_smoothing > 0;
     const v_f32 max = v_set(g->max), probability = v_set(g->probability), uniform = v_set(g->uniform);
     V_FOR_EACH(i, n, p->vocab, {
-        const v_f32 x = capped(v_load_n(t, logits, i, n), cap, v_set(p->softcap));
+        const v_f32 x = vocab_capped(v_load_n(t, logits, i, n), cap, v_set(p->softcap));
         v_f32 d = v_mul(v_exp(v_sub(x, max)), probability);
         if (smooth) d = v_fnma(uniform, p->weight ? v_load_n(LIGER_F32, p->weight, i, n) : v_set(1.0f), d);
         if (cap) {
@@ -163,7 +131,7 @@ static void write_results(const struct cross_entropy_rows_problem *p, int64_t r,
 }
 
 LIGER_TEMPLATE void one_row(liger_dtype t, bool options, const struct cross_entropy_rows_problem *p, int64_t r) {
-    const int64_t element = (int64_t)liger_dtype_size(t), y = target_of(p->target, p->target_dtype, r);
+    const int64_t element = (int64_t)liger_dtype_size(t), y = index_load(p->target_dtype, p->target, r);
     const char *logits = (const char *)p->logits + r * p->logits_stride * element;
     char *dlogits = p->dlogits ? (char *)p->dlogits + r * p->dlogits_stride * element : NULL;
     if (y == p->ignore_index) {
@@ -218,8 +186,7 @@ liger_status LIGER_CPU(cross_entropy_rows)(liger_context *context, const struct 
                                            liger_stream stream) {
     (void)stream;
     struct cross_entropy_rows_problem p = *problem;
-    const int64_t row_bytes = p.vocab * (int64_t)liger_dtype_size(p.dtype);
-    liger_parallel_for(context, p.rows, 1 + BYTES_PER_CHUNK / row_bytes, rows_chunk, &p);
+    liger_parallel_for(context, p.rows, vocab_rows_per_task(p.vocab, p.dtype), rows_chunk, &p);
     return LIGER_OK;
 }
 

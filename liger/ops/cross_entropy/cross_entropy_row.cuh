@@ -1,20 +1,14 @@
-/* cross_entropy_row.cuh - the scalar arithmetic of one row, shared by both row kernels: from a row's maximum and sums to
- * its results and the factors of its gradient. */
+/* cross_entropy_row.cuh - the scalar arithmetic of one row, shared by the formulas of all row kernels: from a row's maximum
+ * and sums to its results and the factors of its gradient. */
 #ifndef LIGER_OPS_CROSS_ENTROPY_ROW_CUH
 #define LIGER_OPS_CROSS_ENTROPY_ROW_CUH
 
-#include "liger/cuda/cluster.cuh"
-#include "liger/cuda/pack.cuh"
-#include "liger/cuda/softmax_state.cuh"
+#include "liger/cuda/vocab_rows.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_problem.h"
 
 namespace cross_entropy {
 
 using problem = cross_entropy_rows_problem;
-
-__device__ __forceinline__ int64_t target_at(const problem &p, int64_t r) {
-    return p.target_dtype == LIGER_I32 ? (int64_t)((const int32_t *)p.target)[r] : ((const int64_t *)p.target)[r];
-}
 
 __device__ __forceinline__ float capped(const problem &p, float x) {
     return p.softcap > 0.0f ? p.softcap * tanhf(x / p.softcap) : x;
@@ -46,6 +40,22 @@ __device__ __forceinline__ batch batch_of(const problem &p) {
     return b;
 }
 
+/* What every formula says of its rows. */
+template <typename T>
+struct logits_row {
+    using type = T;
+    using problem = cross_entropy::problem;
+    using batch = cross_entropy::batch;
+    static __device__ __forceinline__ batch batch_of(const problem &p) { return cross_entropy::batch_of(p); }
+    static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.vocab; }
+    static __device__ __forceinline__ const T *input(const problem &p, int, int64_t r) {
+        return (const T *)p.logits + r * p.logits_stride;
+    }
+    static __device__ __forceinline__ int64_t target(const problem &p, int64_t r) {
+        return index_at(p.target, p.target_dtype, r);
+    }
+};
+
 /* What the threads of a row find out together. The index is that of the largest value, the smallest if there are more. */
 struct summary {
     softmax_state softmax; /* the target is part of the maximum, not of the sum */
@@ -67,10 +77,9 @@ __device__ __forceinline__ summary warp_merge(summary s) {
     }
     return s;
 }
-__device__ __forceinline__ softmax_state merge(softmax_state a, softmax_state b) { return softmax_merge(a, b); }
 __device__ __forceinline__ summary empty_summary() { return {softmax_empty(), 0.0f, -INFINITY, INT64_MAX}; }
 __device__ __forceinline__ summary merge(summary a, summary b) {
-    a.softmax = softmax_merge(a.softmax, b.softmax);
+    a.softmax = merge(a.softmax, b.softmax);
     a.shape += b.shape;
     take_better(a.best, a.index, b.best, b.index);
     return a;

@@ -1,7 +1,7 @@
 /* geglu_cuda.cu - GeGLU on the GPU: the formula; how it is run stands in gated.cuh.
  *
- * gelu in the tanh form, step by step as PyTorch computes it: its bits in 16-bit dtypes are part of the contract, so that
- * tanhf is the accurate one (some 16 instructions, no branch: the kernel stays bound by memory). */
+ * Forward: gelu in the tanh form, step by step as PyTorch computes it, because its bits in 16-bit dtypes are part of the
+ * contract: tanhf is the accurate one. */
 #include "liger/cuda/gated.cuh"
 #include "liger/ops/geglu/geglu_problem.h"
 
@@ -10,21 +10,38 @@ namespace {
 constexpr float SCALE = 0.797884560802865356f, CUBIC = 0.044715f; /* √(2/π) */
 
 __device__ __forceinline__ float u_of(float a) { return SCALE * (a + CUBIC * (a * a * a)); }
-__device__ __forceinline__ float gelu_of(float a, float u) { return 0.5f * a * (1.0f + tanhf(u)); }
 
-/* ½(1 + t) + ½·a·(1 - t²)·u' with t = tanh u, whose halves ½(1 ± t) are taken from e^(-2|u|): neither term cancels. Beyond
- * |a| = 1e4, where the smaller half has long been 0, a² need not overflow. */
-__device__ __forceinline__ float slope_of(float a, float u) {
-    const float e = expf(-2.0f * fabsf(u)), larger = gated::reciprocal(1.0f + e), smaller = e * larger;
-    const float bounded = fminf(fabsf(a), 1e4f), du = 2.0f * SCALE * fmaf(3.0f * CUBIC * bounded, bounded, 1.0f);
-    return fmaf(a * smaller * larger, du, a < 0.0f ? smaller : larger);
+/* tanhf is 1 - 2/(e^2|u| + 1), and a polynomial below |u| = 0.6. In bf16 the polynomial never decides a bit of gelu: of all
+ * 65536 inputs none differs without it (a test goes through them), and the forward kernel is then bound by memory alone. */
+template <typename A>
+__device__ __forceinline__ float tanh_for(float u) {
+    if constexpr (!std::is_same_v<A, bf16>) return tanhf(u);
+    const float e = exp2_approx(fabsf(u) * 2.885390043258667f);
+    return copysignf(fmaf(reciprocal_approx(e + 1.0f), -2.0f, 1.0f), u);
 }
+
+/* gelu and its slope. With t = tanh u the halves ½(1 ± t) are taken from e^(-2|u|), so that neither cancels: gelu is a times
+ * one of them, the slope ½(1 + t) + ½·a·(1 - t²)·u'. Beyond |a| = 1e4, where the smaller half has long been 0, a² need not
+ * overflow. Here the bits of the tanh form are nobody's contract, and a second tanh would bind the kernel. */
+struct gelu_and_slope {
+    float gelu, slope;
+    __device__ __forceinline__ explicit gelu_and_slope(float a) {
+        const float e = expf(-2.0f * fabsf(u_of(a))), larger = reciprocal_approx(1.0f + e), smaller = e * larger;
+        const float bounded = fminf(fabsf(a), 1e4f), du = 2.0f * SCALE * fmaf(3.0f * CUBIC * bounded, bounded, 1.0f);
+        const float half = a < 0.0f ? smaller : larger;
+        gelu = a * half;
+        slope = fmaf(a * smaller * larger, du, half);
+    }
+};
 
 struct geglu {
     using forward_problem = geglu_forward_problem;
     using backward_problem = geglu_backward_problem;
 
-    static __device__ __forceinline__ float activation(const forward_problem &, float a) { return gelu_of(a, u_of(a)); }
+    template <typename A>
+    static __device__ __forceinline__ float activation(const forward_problem &, float a) {
+        return 0.5f * a * (1.0f + tanh_for<A>(u_of(a)));
+    }
     template <typename T, int N>
     static __device__ __forceinline__ void finish(const forward_problem &, float (&)[N]) {}
 
@@ -35,9 +52,9 @@ struct geglu {
         float slope[N];
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            const float a = gate[k], u = u_of(a);
-            slope[k] = slope_of(a, u);
-            gate[k] = gelu_of(a, u);
+            const gelu_and_slope at(gate[k]);
+            slope[k] = at.slope;
+            gate[k] = at.gelu;
             up[k] *= dy[k];
         }
         round_all<T>(gate);

@@ -4,35 +4,24 @@
 
 namespace {
 
-struct moments {
-    float mean, rstd;
-};
-
-__device__ __forceinline__ float normal_of(const moments &m, float x) { return (x - m.mean) * m.rstd; }
-
 template <typename T, typename TW>
 struct forward {
     using type = T;
     using problem = layer_norm_forward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int SUMS = 2;
+    static constexpr int TWO_PACKS = 256;
+    static constexpr bool WIDE = sizeof(TW) > sizeof(T);
+    using shares = row_norm::moments_share;
 
     struct statistics {
         float mean, rstd, shift; /* shift: what the rounding of the mean takes from every normal */
     };
 
-    /* Sums are of differences, to the row's first element and then to the mean: they do not cancel where all of a row has a
-     * large common offset. */
-    template <typename S>
-    static __device__ __forceinline__ statistics measure(const problem &p, int64_t r, S sum) {
-        const float per_col = 1.0f / (float)p.cols, first = to_f32(row_norm::row_at<T>(p.x, r)[0]);
-        const float origin = isfinite(first) ? first : 0.0f;
-        const float rest = sum(0, [origin](float s, float x) { return s + (x - origin); }) * per_col;
-        const float mean = origin + rest, missing = rest - (mean - origin);
-        const float squares = sum(1, [mean](float s, float x) { return fmaf(x - mean, x - mean, s); });
-        const float variance = fmaf(squares, per_col, -(missing * missing));
-        const float rstd = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + p.epsilon); /* NaN is not less than 0 */
-        return {mean, rstd, -missing * rstd};
+    template <typename R>
+    static __device__ __forceinline__ statistics measure(const problem &p, const R &row) {
+        const row_norm::moments m = row.centred();
+        const float rstd = 1.0f / sqrtf(m.variance + p.epsilon);
+        return {m.mean, rstd, -m.missing * rstd};
     }
     static __device__ __forceinline__ void keep(const problem &p, int64_t r, const statistics &m) {
         if (p.mean) p.mean[r] = m.mean;
@@ -48,18 +37,19 @@ struct forward {
         }
     };
     static __device__ __forceinline__ bool has_parameters(const problem &p) { return p.weight || p.bias; }
+    static __device__ __forceinline__ bool has_all_parameters(const problem &p) { return p.weight && p.bias; }
 
-    template <int N>
+    template <bool ALL, int N>
     static __device__ __forceinline__ void apply(const problem &p, const statistics &m, const parameters<N> &columns,
                                                  float (&x)[N]) {
         float weight[N], bias[N];
-        if (p.weight) unpack(columns.weight, weight);
-        if (p.bias) unpack(columns.bias, bias);
+        if (ALL || p.weight) unpack(columns.weight, weight);
+        if (ALL || p.bias) unpack(columns.bias, bias);
 #pragma unroll
         for (int i = 0; i < N; i++) {
             x[i] = fmaf(x[i] - m.mean, m.rstd, m.shift);
-            if (p.weight) x[i] *= weight[i];
-            if (p.bias) x[i] += bias[i];
+            if (ALL || p.weight) x[i] *= weight[i];
+            if (ALL || p.bias) x[i] += bias[i];
         }
     }
 };
@@ -70,7 +60,9 @@ struct backward {
     using problem = layer_norm_backward_problem;
     static constexpr bool ADDS = false;
     static constexpr int SUMS = 2, PARTIALS = 2; /* of dy·weight and its product with the normal; dweight and dbias */
-    using facts = moments;
+    struct facts {
+        float mean, rstd;
+    };
     struct pull {
         float mean, along;
     };
@@ -83,24 +75,31 @@ struct backward {
 #pragma unroll
         for (int i = 0; i < N; i++) weight[i] = p.weight ? weight[i] : 1.0f;
     }
+    /* x becomes the normal. */
     template <int N>
-    static __device__ __forceinline__ void gather(const problem &, const facts &m, const float (&dy)[N], float (&x)[N],
-                                                  const float (&weight)[N], float (&sums)[SUMS],
+    static __device__ __forceinline__ void terms(const facts &m, const float (&dy)[N], const float (&weight)[N],
+                                                 float (&x)[N], float (&g)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; i++) g[i] = dy[i] * weight[i], x[i] = (x[i] - m.mean) * m.rstd;
+    }
+    template <int N>
+    static __device__ __forceinline__ void gather(const problem &, const facts &, const float (&dy)[N],
+                                                  const float (&g)[N], const float (&normal)[N], float (&sums)[SUMS],
                                                   float (&partial)[PARTIALS][N]) {
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            const float normal = normal_of(m, x[i]), g = dy[i] * weight[i];
-            sums[0] += g;
-            sums[1] = fmaf(g, normal, sums[1]);
-            partial[0][i] = fmaf(dy[i], normal, partial[0][i]);
+            sums[0] += g[i];
+            sums[1] = fmaf(g[i], normal[i], sums[1]);
+            partial[0][i] = fmaf(dy[i], normal[i], partial[0][i]);
             partial[1][i] += dy[i];
         }
     }
     static __device__ __forceinline__ pull pull_of(const facts &, const float (&means)[SUMS]) {
         return {means[0], means[1]};
     }
-    static __device__ __forceinline__ float dx_of(const facts &m, const pull &pull, float dy, float x, float weight) {
-        return m.rstd * fmaf(-pull.along, normal_of(m, x), fmaf(dy, weight, -pull.mean));
+    /* rstd last: the difference of g and its mean is then exactly 0 where they are equal. */
+    static __device__ __forceinline__ float dx_of(const facts &m, const pull &pull, float g, float normal) {
+        return m.rstd * fmaf(-pull.along, normal, g - pull.mean);
     }
     LIGER_HOST_DEVICE static bool gathers(const problem &p, int i) { return (i == 0 ? p.dweight : p.dbias) != NULL; }
 };

@@ -1,5 +1,4 @@
-/* rms_norm_cuda.cu - RMSNorm on the GPU: the formula; how it is run stands in
- * row_norm.cuh. */
+/* rms_norm_cuda.cu - RMSNorm on the GPU: the formula; how it is run stands in row_norm.cuh. */
 #include "liger/cuda/row_norm.cuh"
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rms_norm/rms_norm_problem.h"
@@ -11,11 +10,13 @@ struct forward {
     using type = T;
     using problem = rms_norm_forward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int SUMS = 1;
+    static constexpr int TWO_PACKS = 512;
+    static constexpr bool WIDE = sizeof(TW) > sizeof(T);
+    using shares = float;
 
-    template <typename S>
-    static __device__ __forceinline__ float measure(const problem &p, int64_t, S sum) {
-        const float squares = sum(0, [](float s, float x) { return fmaf(x, x, s); });
+    template <typename R>
+    static __device__ __forceinline__ float measure(const problem &p, const R &row) {
+        const float squares = row.sum([](float s, float x) { return fmaf(x, x, s); });
         const float rstd = 1.0f / sqrtf(squares / (float)p.cols + p.epsilon);
         return p.casting == LIGER_CAST_NONE ? round_to<T>(rstd) : rstd;
     }
@@ -31,15 +32,15 @@ struct forward {
         }
     };
     static __device__ __forceinline__ bool has_parameters(const problem &p) { return p.weight != NULL; }
+    static __device__ __forceinline__ bool has_all_parameters(const problem &p) { return p.weight != NULL; }
 
-    /* x·rstd·(weight + offset); casting NONE rounds the sum if the weight is of
-   * type T. */
-    template <int N>
+    /* x·rstd·(weight + offset); casting NONE rounds the sum if the weight is of type T. */
+    template <bool ALL, int N>
     static __device__ __forceinline__ void apply(const problem &p, float rstd, const parameters<N> &columns,
                                                  float (&x)[N]) {
 #pragma unroll
         for (int i = 0; i < N; i++) x[i] *= rstd;
-        if (!p.weight) return;
+        if (!ALL && !p.weight) return;
         float scale[N];
         unpack(columns.weight, scale);
 #pragma unroll
@@ -51,9 +52,8 @@ struct forward {
     }
 };
 
-/* dx = rstd · (dy · scale - pull · x) with pull = rstd² · mean(dy · scale · x).
- * No power of rstd stands alone: its cube leaves the range of f32 where x is
- * 1e-14. */
+/* dx = rstd · (dy · scale - pull · x) with pull = rstd² · mean(dy · scale · x). No power of rstd stands alone: its cube leaves
+ * the range of f32 where x is 1e-14. */
 template <typename T, bool ADD>
 struct backward {
     using type = T;
@@ -73,23 +73,30 @@ struct backward {
         for (int i = 0; i < N; i++) scale[i] = p.weight ? scale[i] + p.offset : 1.0f;
     }
     template <int N>
-    static __device__ __forceinline__ void gather(const problem &p, facts rstd, const float (&dy)[N], float (&x)[N],
-                                                  const float (&scale)[N], float (&sums)[SUMS],
+    static __device__ __forceinline__ void terms(facts, const float (&dy)[N], const float (&scale)[N], float (&)[N],
+                                                 float (&g)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; i++) g[i] = dy[i] * scale[i];
+    }
+    template <int N>
+    static __device__ __forceinline__ void gather(const problem &p, facts rstd, const float (&dy)[N],
+                                                  const float (&g)[N], const float (&x)[N], float (&sums)[SUMS],
                                                   float (&partial)[PARTIALS][N]) {
+        float normal[N];
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            sums[0] = fmaf(dy[i] * scale[i], x[i], sums[0]);
-            x[i] *= rstd;
+            sums[0] = fmaf(g[i], x[i], sums[0]);
+            normal[i] = x[i] * rstd;
         }
-        if (p.casting == LIGER_CAST_LLAMA) round_all<T>(x);
+        if (p.casting == LIGER_CAST_LLAMA) round_all<T>(normal);
 #pragma unroll
-        for (int i = 0; i < N; i++) partial[0][i] = fmaf(dy[i], x[i], partial[0][i]);
+        for (int i = 0; i < N; i++) partial[0][i] = fmaf(dy[i], normal[i], partial[0][i]);
     }
     static __device__ __forceinline__ pull pull_of(facts rstd, const float (&means)[SUMS]) {
         return rstd * (rstd * means[0]);
     }
-    static __device__ __forceinline__ float dx_of(facts rstd, pull pull, float dy, float x, float scale) {
-        return rstd * fmaf(-pull, x, dy * scale);
+    static __device__ __forceinline__ float dx_of(facts rstd, pull pull, float g, float x) {
+        return rstd * fmaf(-pull, x, g);
     }
     LIGER_HOST_DEVICE static bool gathers(const problem &p, int) { return p.dweight != NULL; }
 };

@@ -43,6 +43,15 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
     TY *y = (TY *)p.y;
     const int64_t packs = packable ? p.count / N : 0, step = (int64_t)gridDim.x * THREADS;
     const int64_t thread = blockIdx.x * (int64_t)THREADS + threadIdx.x;
+    if (p.target && !isfinite(factor)) { /* zeros of ignored rows stay */
+        const int64_t cols = p.count / p.rows;
+        for (int64_t j = thread; j < p.count; j += step) {
+            const float value = to_f32(x[j]);
+            const bool ignored = index_at(p.target, p.target_dtype, j / cols) == p.ignore_index;
+            y[j] = from_f32<TY>(ignored && value == 0.0f ? value : value * factor);
+        }
+        return;
+    }
     int64_t i = thread;
     for (; i + (UNROLL - 1) * step < packs; i += UNROLL * step) {
         pack<TX, N> in[UNROLL];

@@ -1,9 +1,9 @@
 /* scale_ref.c - what scale is: one loop. */
-#include <stddef.h>
-#include <stdint.h>
+#include "liger/ops/scale/scale_ref.h"
 
-void scale_reference(int64_t count, const double *x, const double *scale, double *y);
-
-void scale_reference(int64_t count, const double *x, const double *scale, double *y) {
-    for (int64_t i = 0; i < count; i++) y[i] = x[i] * (scale ? *scale : 1.0);
+void scale_reference(const struct scale_ref *p) {
+    for (int64_t i = 0; i < p->count; i++) {
+        const bool ignored = p->target && p->target[i / (p->count / p->rows)] == p->ignore_index;
+        p->y[i] = ignored && p->x[i] == 0 ? 0 : p->x[i] * (p->scale ? *p->scale : 1.0);
+    }
 }

@@ -1,5 +1,4 @@
-/* swiglu_cuda.cu - SwiGLU on the GPU: the formula; how it is run stands in
- * gated.cuh. */
+/* swiglu_cuda.cu - SwiGLU on the GPU: the formula; how it is run stands in gated.cuh. */
 #include "liger/cuda/gated.cuh"
 #include "liger/ops/swiglu/swiglu_problem.h"
 
@@ -7,12 +6,13 @@ namespace {
 
 /* 1/(1 + e^-g) within 3 ulp: expf within 1, and the hardware's reciprocal within 1. (e^-g overflows below g = -88.7,
  * the reciprocal is flushed below -87.3: 0 either way.) */
-__device__ __forceinline__ float sigmoid(float g) { return gated::reciprocal(1.0f + expf(-g)); }
+__device__ __forceinline__ float sigmoid(float g) { return reciprocal_approx(1.0f + expf(-g)); }
 
 struct swiglu {
     using forward_problem = swiglu_forward_problem;
     using backward_problem = swiglu_backward_problem;
 
+    template <typename A>
     static __device__ __forceinline__ float activation(const forward_problem &p, float gate) {
         const float g = gate * p.gate_multiplier;
         return g * sigmoid(g);

@@ -84,7 +84,8 @@ class _CrossEntropy(Operator):
         ctx.formed = inputs[-1]
         super().setup_context(ctx, inputs, output)
         if ctx.formed:
-            ctx.save_for_backward(output[-1])
+            ctx.ignore_index = inputs[3]
+            ctx.save_for_backward(output[-1], inputs[1])
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         if not ctx.formed or upstreams[0] is None:
@@ -185,10 +186,13 @@ def cross_entropy_backward(_input: Tensor, grad_output: Tensor) -> Tensor:
 
 
 def _formed(ctx: Any, upstream: Tensor) -> Tensor:
-    """The gradient that is saved, scaled: in its own memory if nobody else can see it."""
+    """The gradient that is saved, scaled: in its own memory if nobody else can see it. What comes from above does not reach
+    rows that are ignored."""
     saved, free = take_saved(ctx)
     with free_of_others(saved, free):
-        return cross_entropy_backward(saved[0], upstream)
+        if upstream.dim() == 0:
+            return scaled_gradient(saved[0], upstream, saved[1], ctx.ignore_index)
+        return cross_entropy_backward(saved[0], upstream.masked_fill(saved[1] == ctx.ignore_index, 0))
 
 
 class LigerCrossEntropyFunction(LigerFunction):
@@ -230,7 +234,10 @@ class LigerCrossEntropyFunction(LigerFunction):
             if any(flags):
                 ctx.mark_non_differentiable(*(r for r in results[1:] if r is not None))
             ctx.options = None if now else _numbers(*options)
-            ctx.save_for_backward(*((dlogits,) if now else (_input, target, class_weights(weight, _input.shape[-1]))))
+            ctx.ignore_index = ignore_index
+            ctx.save_for_backward(
+                *((dlogits, target) if now else (_input, target, class_weights(weight, _input.shape[-1])))
+            )
         return tuple(results)
 
     @staticmethod

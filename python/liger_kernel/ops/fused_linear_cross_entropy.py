@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class _LinearCrossEntropy(Operator):
         ctx.set_materialize_grads(False)
         ctx.formed = options[-3:] if options[3] != 0 else (False,) * 3
         ctx.options = options[:8]
-        ctx.save_for_backward(*(output[4:] if any(ctx.formed) else (x, weight, target, bias, class_weight)))
+        ctx.save_for_backward(*((*output[4:], target) if any(ctx.formed) else (x, weight, target, bias, class_weight)))
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         dloss, needs = upstreams[0], [ctx.needs_input_grad[i] for i in self.differentiable]
@@ -67,7 +68,7 @@ class _LinearCrossEntropy(Operator):
         if dloss is not None and any(ctx.formed):
             saved, free = take_saved(ctx)
             with free_of_others(saved, free):
-                found = [scaled_gradient(g, dloss) if formed else None for g, formed in zip(saved, ctx.formed)]
+                found = _scaled(dloss, [g if f else None for g, f in zip(saved, ctx.formed)], saved[3], ctx.options[0])
         elif dloss is not None:
             upstream = dloss.float().contiguous()
             found = self(*ctx.saved_tensors, upstream, *ctx.options, False, False, False, *needs)[4:]
@@ -110,8 +111,8 @@ def linear_cross_entropy(
     del logits  # the rounded gradient may take its memory
     factor = _normaliser(counts, class_weight is not None) if raw and reduction == 1 else None
     gradients = [
-        _finished(g, like, raw, factor) if g is not None and like is not None else None
-        for g, like in ((x_sums, x), (sums, weight), (bias_sums, bias))
+        _finished(g, like, raw, factor, targets, ignore_index) if g is not None and like is not None else None
+        for g, like, targets in ((x_sums, x, head[3]), (sums, weight, None), (bias_sums, bias, None))
     ]
     return (*made, *gradients)
 
@@ -119,13 +120,26 @@ def linear_cross_entropy(
 linear_cross_entropy.register_derivative()
 
 
-def _finished(gradient: Tensor, like: Tensor, raw: bool, factor: Tensor | None) -> Tensor:
-    """A sum, as the gradient of `like`."""
+def _finished(
+    gradient: Tensor, like: Tensor, raw: bool, factor: Tensor | None, target: Tensor | None, ignore_index: int
+) -> Tensor:
+    """A sum, as the gradient of `like`; with targets it has a row for each. The factor may be infinite: class weights may
+    add up to 0."""
+    if raw and factor is None:
+        return gradient.float()
     if raw:
-        return gradient.float() if factor is None else gradient.float().mul_(factor)
+        scaled = fresh(torch.empty_like(gradient, dtype=torch.float32))
+        _native.scale(gradient, factor, scaled, target, ignore_index)
+        return scaled
     if gradient.dtype is torch.float32 and like.dtype is not torch.float32:
         return cast(gradient, like.dtype)
     return gradient.to(like.dtype)
+
+
+def _scaled(upstream: Tensor, gradients: Sequence[Tensor | None], target: Tensor | None, ignore_index: int) -> list:
+    """The gradients of x, whose rows are those of `target`, weight and bias, times the upstream scalar."""
+    rows = (target, None, None)
+    return [None if g is None else scaled_gradient(g, upstream, t, ignore_index) for g, t in zip(gradients, rows)]
 
 
 def _normaliser(counts: Tensor, weighted: bool) -> Tensor:
@@ -225,8 +239,8 @@ def fused_linear_cross_entropy_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients that forward formed, times the upstream scalar. Where a backward pass has found that nobody else
     can see them they are scaled in their own memory, else in new memory."""
-    scaled = [None if g is None else scaled_gradient(g, grad_output) for g in (grad_input, grad_weight, grad_bias)]
-    return scaled[0], scaled[1], scaled[2]
+    dx, dweight, dbias = _scaled(grad_output, (grad_input, grad_weight, grad_bias), None, 0)
+    return dx, dweight, dbias
 
 
 class LigerFusedLinearCrossEntropyFunction(LigerFunction):
@@ -301,7 +315,8 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         ctx.dtypes = (_input.dtype, weight.dtype, bias.dtype if bias is not None else None)
         ctx.recompute = None
         if now:
-            ctx.save_for_backward(dx, dweight, dbias)
+            ctx.ignore_index = ignore_index
+            ctx.save_for_backward(dx, dweight, dbias, target)
         else:
             ctx.recompute = {
                 "ignore_index": ignore_index,
@@ -325,7 +340,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         if ctx.recompute is None:
             saved, free = take_saved(ctx)
             with free_of_others(saved, free):
-                gradients = fused_linear_cross_entropy_backward(dloss, *saved)
+                gradients = _scaled(dloss, saved, saved[3], ctx.ignore_index)
         else:
             gradients = _recompute(ctx, dloss)
         dx, dweight, dbias = (None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes))

@@ -16,8 +16,8 @@ from liger_kernel.ops._operator import Made, Operator, Single, Wish
 
 
 @Operator
-def scale(x: Tensor, factor: Single, y: Made = Wish.LIKE) -> Any:
-    return _native.scale(x, factor, y)
+def scale(x: Tensor, factor: Single, target: Tensor | None, ignore_index: int, y: Made = Wish.LIKE) -> Any:
+    return _native.scale(x, factor, y, target, ignore_index)
 
 
 class _Free(threading.local):
@@ -40,20 +40,21 @@ def free_of_others(tensors: tuple, free: list[bool]) -> Iterator[None]:
         _free.places = before
 
 
-def scaled_gradient(saved: Tensor, upstream: Tensor) -> Tensor:
-    """A gradient that forward has formed, times the upstream scalar.
+def scaled_gradient(saved: Tensor, upstream: Tensor, target: Tensor | None = None, ignore_index: int = -100) -> Tensor:
+    """A gradient that forward has formed, times the upstream scalar. Where it has a row for each of `target`, rows that are
+    ignored stay zeros, whatever comes from above.
 
     In its own memory where the backward pass has found that nobody else can see it, and then nothing is moved when the
     upstream is 1. Else in new memory.
     """
     if id(saved) not in _free.places or not is_plain(saved, upstream):
-        return scale(saved, upstream)
-    _native.scale(saved, upstream.float(), saved)
+        return scale(saved, upstream, target, ignore_index)
+    _native.scale(saved, upstream.float(), saved, target if target is None else target.contiguous(), ignore_index)
     return saved
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x rounded to another dtype, contiguous."""
     y = fresh(torch.empty_like(x, dtype=dtype))
-    _native.scale(x, None, y)
+    _native.scale(x, None, y, None, 0)
     return y

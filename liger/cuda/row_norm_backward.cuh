@@ -1,0 +1,388 @@
+/* row_norm_backward.cuh - dx and the parameters' gradients; what a formula B brings stands in row_norm.cuh. */
+#ifndef LIGER_CUDA_ROW_NORM_BACKWARD_CUH
+#define LIGER_CUDA_ROW_NORM_BACKWARD_CUH
+
+#include <cuda_pipeline_primitives.h>
+
+#include "liger/cuda/row_norm_parts.cuh"
+
+namespace row_norm {
+
+enum {
+    LOOP_BLOCKS = 4, /* of a multiprocessor, in the loop kernels: 32 registers a thread */
+    COLUMN_BLOCK = 256,
+    COUNTABLE_ROWS = 1 << 30 /* rows and a few steps more are an int */
+};
+
+/* N parameters of type T or f32 as floats. */
+template <typename T, int N>
+__device__ __forceinline__ void load_parameters(const void *parameters, liger_dtype dtype, int64_t c, float (&out)[N]) {
+    if (sizeof(T) < sizeof(float) && dtype != LIGER_F32) unpack(load_shared<T, N>((const T *)parameters + c), out);
+    else unpack(load_shared<float, N>((const float *)parameters + c), out);
+}
+
+/* ---- the parameters' gradients in registers --------------------------------------------------------------------- */
+
+/* A block: packs of a row per thread, threads per row, rows at once. */
+struct rung {
+    int packs, threads, groups;
+};
+/* Two packs a thread, or four: what a row costs besides its values (addresses, sums, barriers) is paid half as often as with
+ * one. A group of more than one warp has a block for itself: rows then wait for nobody else's barrier. */
+constexpr rung LADDER[] = {{1, 32, 16}, {2, 64, 1}, {2, 128, 1}, {2, 256, 1}, {2, 512, 1}, {4, 512, 1}};
+
+/* As many blocks as a multiprocessor holds with 64 registers a thread; 128 registers for more than one pack. */
+LIGER_HOST_DEVICE constexpr int blocks_of(const rung &r) {
+    const int blocks = RESIDENT / (r.packs == 1 ? 1 : 2) / (r.threads * r.groups);
+    return blocks < NORM_MOST_BLOCKS ? blocks : (int)NORM_MOST_BLOCKS;
+}
+/* Rows of a group in shared memory. */
+LIGER_HOST_DEVICE constexpr int stages_of(const rung &r) { return r.packs == 4 ? 2 : 3; }
+
+/* For rows of two tensors, or of three with dsum. The sums of several groups, of at most 8 columns a pack, fit too. */
+constexpr size_t shared_bytes(const rung &r, int tensors) {
+    const size_t of_a_thread = (size_t)stages_of(r) * tensors * r.packs * PACK_BYTES;
+    const size_t combine = r.groups > 1 ? r.packs * 8 * sizeof(float) : 0;
+    return (of_a_thread > combine ? of_a_thread : combine) * r.threads * r.groups;
+}
+
+/* The first rung that holds the row and has the memory; -1: none. */
+constexpr int choose_rung(size_t available, int64_t packs, int tensors) {
+    int i = 0;
+    for (const rung &r : LADDER) {
+        if (packs <= r.packs * r.threads && shared_bytes(r, tensors) <= available) return i;
+        i++;
+    }
+    return -1;
+}
+
+/* On every architecture, for every row that a rung may hold; and rows of 4 KB have one everywhere. */
+constexpr bool rungs_fit() {
+    for (const architecture &a : ARCHITECTURES)
+        for (int tensors = 2; tensors <= 3; tensors++)
+            for (int packs = 1; packs <= 2049; packs++) {
+                const int chosen = choose_rung(dynamic_shared(a.shared), packs, tensors);
+                if (chosen < 0 && packs <= 256) return false;
+                if (chosen < 0) continue;
+                const rung r = LADDER[chosen];
+                if (STATIC_SHARED + shared_bytes(r, tensors) > a.shared || packs > r.packs * r.threads) return false;
+            }
+    return true;
+}
+static_assert(LADDER[0].threads * LADDER[0].groups == NORM_SHARED_BLOCK, "as norm_partials() counts");
+static_assert(rungs_fit(), "a rung asks for more shared memory than there is");
+
+/* Rows on their way: each thread copies its own packs of dy, x and perhaps dsum to its own slots of shared memory, as many
+ * rows deep as the rung has stages, so that no barrier guards them. */
+template <typename B, int RUNG>
+struct row_pipeline {
+    using T = typename B::type;
+    static constexpr rung R = LADDER[RUNG];
+    static constexpr int N = pack_size<T>, NV = R.packs, STAGES = stages_of(R), COPIES = R.threads * R.groups;
+    pack<T, N> *slot; /* this thread's first; its others follow at a distance of one block */
+
+    __device__ row_pipeline(void *memory, int group) : slot((pack<T, N> *)memory + group * R.threads + threadIdx.x) {}
+    __device__ __forceinline__ pack<T, N> &dsum(int stage, int k) {
+        return slot[(STAGES * 2 * NV + stage * NV + k) * COPIES];
+    }
+    __device__ __forceinline__ pack<T, N> &dy(int stage, int k) { return slot[(stage * 2 * NV + k) * COPIES]; }
+    __device__ __forceinline__ pack<T, N> &x(int stage, int k) { return slot[(stage * 2 * NV + NV + k) * COPIES]; }
+
+    __device__ __forceinline__ void fetch(const typename B::problem &p, int r, int stage) {
+        if (r < p.rows) {
+            const int first = threadIdx.x * N;
+            const T *dy_row = row_at<T>(p.dy, r) + first, *x_row = row_at<T>(p.x, r) + first, *dsum_row = NULL;
+            if constexpr (B::ADDS) dsum_row = row_at<T>(p.dsum, r) + first;
+#pragma unroll
+            for (int k = 0; k < NV; k++) {
+                const int c = k * R.threads * N;
+                if (first + c >= p.cols) continue;
+                __pipeline_memcpy_async(&dy(stage, k), dy_row + c, PACK_BYTES);
+                __pipeline_memcpy_async(&x(stage, k), x_row + c, PACK_BYTES);
+                if (B::ADDS) __pipeline_memcpy_async(&dsum(stage, k), dsum_row + c, PACK_BYTES);
+            }
+        }
+        __pipeline_commit();
+    }
+};
+
+template <typename B, int N>
+__device__ __forceinline__ void store_dx(const typename B::facts &facts, const typename B::pull &pull,
+                                         const float (&g)[N], const float (&x)[N],
+                                         const pack<typename B::type, N> *dsum, typename B::type *dx) {
+    float value[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) value[i] = B::dx_of(facts, pull, g[i], x[i]);
+    if (dsum) {
+        float more[N];
+        unpack(*dsum, more);
+#pragma unroll
+        for (int i = 0; i < N; i++) value[i] += more[i];
+    }
+    pack<typename B::type, N> out;
+    repack(value, out);
+    store_pack<typename B::type, N>(dx, out);
+}
+
+/* One partial row per block; where several groups share a block, their sums are added in order. */
+template <typename B, int RUNG, int N>
+__device__ __forceinline__ void store_partial(const typename B::problem &p, int which, float *combine,
+                                              const float (&sums)[LADDER[RUNG].packs][B::PARTIALS][N]) {
+    constexpr rung R = LADDER[RUNG];
+    float *partial = p.workspace + (which * p.partials + blockIdx.x) * p.cols;
+    float *target = R.groups == 1 ? partial : combine + threadIdx.y * p.cols;
+    if (R.groups > 1) __syncthreads(); /* the pipeline's memory is free now */
+#pragma unroll
+    for (int k = 0; k < R.packs; k++) {
+        const int c = (threadIdx.x + k * R.threads) * N;
+        if (c >= p.cols) continue;
+#pragma unroll
+        for (int i = 0; i < N; i += 4) { /* 16 bytes at once: single floats would be partial writes of every sector */
+            const float(&from)[N] = sums[k][which];
+            *(float4 *)(target + c + i) = {from[i], from[i + 1], from[i + 2], from[i + 3]};
+        }
+    }
+    if (R.groups == 1) return;
+    __syncthreads();
+    for (int c = threadIdx.y * R.threads + threadIdx.x; c < p.cols; c += R.threads * R.groups) {
+        float sum = 0;
+        for (int group = 0; group < R.groups; group++) sum += combine[group * p.cols + c];
+        partial[c] = sum;
+    }
+}
+
+/* Sizes are known when compiling, because addresses computed from blockDim cost a tenth to a fifth of the time. A thread's
+ * columns never change, so that it keeps their weights in registers; and what it has made of a row while the row is
+ * reduced, where there are registers for that too. */
+template <typename B, int RUNG>
+__global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blocks_of(LADDER[RUNG]))
+    backward_registers(const __grid_constant__ typename B::problem p) {
+    using T = typename B::type;
+    constexpr rung R = LADDER[RUNG];
+    constexpr int N = pack_size<T>, NV = R.packs, STAGES = stages_of(R), WARPS = R.threads / WARP;
+    constexpr bool KEEPS = NV == 2; /* with one, a thread has 64 registers */
+    extern __shared__ __align__(16) char memory[];
+    __shared__ float slots[2][B::SUMS][MAX_WARPS];
+    static_assert(sizeof slots <= STATIC_SHARED, "beside its dynamic shared memory");
+    const int group = R.groups == 1 ? 0 : threadIdx.y, cols = (int)p.cols;
+    row_pipeline<B, RUNG> rows(memory, group);
+    const int count = (int)p.rows, step = gridDim.x * R.groups, first = blockIdx.x * R.groups;
+    const float per_col = 1.0f / (float)cols;
+    float partial[NV][B::PARTIALS][N] = {}, scale[NV][N];
+#pragma unroll
+    for (int k = 0; k < NV; k++) {
+        const int c = (threadIdx.x + k * R.threads) * N;
+        if (c < cols) B::scale(p, c, scale[k]);
+    }
+    let_next_kernel_start();
+    int r = first + group, stage = 0, phase = 0;
+    for (int s = 0; s < STAGES - 1; s++) rows.fetch(p, r + s * step, s);
+    typename B::facts next = {}; /* a row ahead, as the rows are */
+    if (r < count) next = B::facts_of(p, r);
+    for (; r - group < count; r += step, phase ^= 1, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+        rows.fetch(p, r + (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
+        const bool live = R.groups == 1 || r < count;
+        const typename B::facts facts = next;
+        if (r + step < count) next = B::facts_of(p, r + step);
+        __pipeline_wait_prior(STAGES - 1);
+        float sums[B::SUMS] = {}, g[NV][N], x[NV][N];
+        const auto make_terms = [&](int k, float(&dy)[N]) {
+            unpack(rows.dy(stage, k), dy);
+            unpack(rows.x(stage, k), x[k]);
+            B::terms(facts, dy, scale[k], x[k], g[k]);
+        };
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            if (!live || (threadIdx.x + k * R.threads) * N >= cols) continue;
+            float dy[N], part[B::SUMS] = {};
+            make_terms(k, dy);
+            B::gather(p, facts, dy, g[k], x[k], part, partial[k]);
+#pragma unroll
+            for (int i = 0; i < B::SUMS; i++) sums[i] += part[i];
+        }
+        if (p.dx.data == NULL) continue;
+        group_sums(sums, slots[phase], group * WARPS, WARPS);
+        if (!live) continue;
+#pragma unroll
+        for (int i = 0; i < B::SUMS; i++) sums[i] *= per_col;
+        const typename B::pull pull = B::pull_of(facts, sums);
+        T *dx = row_at<T>(p.dx, r) + threadIdx.x * N;
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            if ((threadIdx.x + k * R.threads) * N >= cols) continue;
+            float again[N];
+            if (!KEEPS) make_terms(k, again);
+            store_dx<B, N>(facts, pull, g[k], x[k], B::ADDS ? &rows.dsum(stage, k) : NULL, dx + k * R.threads * N);
+        }
+    }
+    __pipeline_wait_prior(0);
+#pragma unroll
+    for (int i = 0; i < B::PARTIALS; i++)
+        if (B::gathers(p, i)) store_partial<B, RUNG, N>(p, i, (float *)memory, partial);
+}
+
+/* ---- rows of any width and alignment ---------------------------------------------------------------------------- */
+
+template <typename B, int N>
+__global__ void __launch_bounds__(BLOCK, at_most_blocks(LOOP_BLOCKS, BLOCK))
+    backward_loop_dx(const __grid_constant__ typename B::problem p) {
+    using T = typename B::type;
+    __shared__ float slots[2][B::SUMS][MAX_WARPS];
+    int phase = 0;
+    const int64_t packs = p.cols / N;
+    const float per_col = 1.0f / (float)p.cols;
+    for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x, phase ^= 1) {
+        const T *dy_row = row_at<T>(p.dy, r), *x_row = row_at<T>(p.x, r);
+        const typename B::facts facts = B::facts_of(p, r);
+        float sums[B::SUMS] = {};
+        for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
+            const pack<T, N> dy = load_shared<T, N>(dy_row + c * N), x = load_shared<T, N>(x_row + c * N);
+#pragma unroll
+            for (int i = 0; i < N; i++) { /* one by one: 32 registers do not hold three packs as floats */
+                const float dy_i[1] = {to_f32(dy.value[i])};
+                float x_i[1] = {to_f32(x.value[i])}, scale[1], g[1], nowhere[B::PARTIALS][1] = {};
+                B::scale(p, c * N + i, scale);
+                B::terms(facts, dy_i, scale, x_i, g);
+                B::gather(p, facts, dy_i, g, x_i, sums, nowhere);
+            }
+        }
+        group_sums(sums, slots[phase], 0, (int)blockDim.x / WARP);
+#pragma unroll
+        for (int i = 0; i < B::SUMS; i++) sums[i] *= per_col;
+        const typename B::pull pull = B::pull_of(facts, sums);
+        for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
+            pack<T, N> dx = *(const pack<T, N> *)(dy_row + c * N);
+            const pack<T, N> x = load_shared<T, N>(x_row + c * N);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float dy_i[1] = {to_f32(dx.value[i])};
+                float x_i[1] = {to_f32(x.value[i])}, scale[1], g[1];
+                B::scale(p, c * N + i, scale);
+                B::terms(facts, dy_i, scale, x_i, g);
+                float value = B::dx_of(facts, pull, g[0], x_i[0]);
+                if constexpr (B::ADDS)
+                    if (p.dsum.data) value += to_f32(row_at<T>(p.dsum, r)[c * N + i]);
+                dx.value[i] = from_f32<T>(value);
+            }
+            store_pack<T, N>(row_at<T>(p.dx, r) + c * N, dx);
+        }
+    }
+}
+
+/* One thread per column and partial row: rows block, block + partials, ... */
+template <typename B>
+__global__ void __launch_bounds__(COLUMN_BLOCK) backward_loop_partials(const __grid_constant__ typename B::problem p) {
+    using T = typename B::type;
+    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= p.cols) return;
+    float partial[B::PARTIALS][1] = {};
+    const float scale[1] = {0};
+    for (int64_t r = blockIdx.y; r < p.rows; r += gridDim.y) {
+        const typename B::facts facts = B::facts_of(p, r);
+        const float dy[1] = {to_f32(row_at<T>(p.dy, r)[c])};
+        float x[1] = {to_f32(row_at<T>(p.x, r)[c])}, g[1], nowhere[B::SUMS] = {};
+        B::terms(facts, dy, scale, x, g);
+        B::gather(p, facts, dy, g, x, nowhere, partial);
+    }
+#pragma unroll
+    for (int i = 0; i < B::PARTIALS; i++)
+        if (B::gathers(p, i)) p.workspace[(i * p.partials + blockIdx.y) * p.cols + c] = partial[i][0];
+}
+
+/* ---- the ordered sum -------------------------------------------------------------------------------------------- */
+
+/* Up to two gradients of parameters, each from `count` partial rows. */
+struct gradients {
+    void *to[2]; /* or NULL */
+    liger_dtype dtype;
+};
+
+/* 32 columns a block: 32 fixed interleaved sums, then those in order. Block y takes the y-th gradient. */
+static __global__ void __launch_bounds__(1024)
+    add_partials(const float *partials, int count, int64_t cols, const gradients out) {
+    __shared__ float sums[32][33];
+    const int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
+    void *const to = blockIdx.y == 0 ? out.to[0] : out.to[1];
+    if (to == NULL) return;
+    partials += blockIdx.y * (count * cols);
+    float sum = 0;
+    wait_for_previous_kernel();
+    if (c < cols)
+        for (int r = threadIdx.y; r < count; r += 32) sum += partials[(int64_t)r * cols + c];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    const float total = warp_sum(sums[threadIdx.x][threadIdx.y]); /* transposed: warp y owns column y */
+    const int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.y;
+    if (threadIdx.x == 0 && column < cols) store_as(to, out.dtype, column, total);
+}
+
+/* ---- launches --------------------------------------------------------------------------------------------------- */
+
+/* The rung for backward's rows; -1: the loop kernels. */
+template <typename T, typename P>
+int rung_of(const liger_context *context, const P &p, bool packable, bool adds) {
+    if (!packable || p.rows > COUNTABLE_ROWS) return -1;
+    return choose_rung(dynamic_shared_of(context), p.cols / pack_size<T>, adds ? 3 : 2);
+}
+
+template <typename B, int RUNG>
+cudaError_t launch_rung(const liger_context *context, const typename B::problem &p, cudaStream_t stream) {
+    constexpr rung R = LADDER[RUNG];
+    constexpr size_t shared = shared_bytes(R, B::ADDS ? 3 : 2);
+    const cudaError_t error = allow_shared_memory<backward_registers<B, RUNG>>(context, shared);
+    if (error != cudaSuccess) return error;
+    backward_registers<B, RUNG><<<(unsigned)p.partials, dim3(R.threads, R.groups), shared, stream>>>(p);
+    return cudaSuccess;
+}
+
+template <typename B>
+cudaError_t launch_backward_registers(const liger_context *context, const typename B::problem &p, int rung,
+                                      cudaStream_t stream) {
+    static_assert(sizeof LADDER / sizeof LADDER[0] == 6, "a case for every rung");
+    switch (rung) {
+        case 0: return launch_rung<B, 0>(context, p, stream);
+        case 1: return launch_rung<B, 1>(context, p, stream);
+        case 2: return launch_rung<B, 2>(context, p, stream);
+        case 3: return launch_rung<B, 3>(context, p, stream);
+        case 4: return launch_rung<B, 4>(context, p, stream);
+        default: return launch_rung<B, 5>(context, p, stream);
+    }
+}
+
+template <typename B>
+cudaError_t launch_backward_loop(const typename B::problem &p, bool packable, cudaStream_t stream) {
+    bool gathers = false;
+    for (int i = 0; i < B::PARTIALS; i++) gathers = gathers || B::gathers(p, i);
+    if (gathers) {
+        const dim3 grid(grid_size(p.cols, COLUMN_BLOCK), (unsigned)p.partials);
+        backward_loop_partials<B><<<grid, COLUMN_BLOCK, 0, stream>>>(p);
+    }
+    const unsigned grid = grid_size(p.rows, 1);
+    if (p.dx.data && packable) backward_loop_dx<B, pack_size<typename B::type>><<<grid, BLOCK, 0, stream>>>(p);
+    else if (p.dx.data) backward_loop_dx<B, 1><<<grid, BLOCK, 0, stream>>>(p);
+    return cudaSuccess;
+}
+
+/* Without rows the gradients of parameters are zeros, and there is nothing else. */
+static inline cudaError_t clear(const gradients &out, int64_t cols, cudaStream_t stream) {
+    cudaError_t error = cudaSuccess;
+    for (void *to : out.to)
+        if (to && error == cudaSuccess) error = cudaMemsetAsync(to, 0, cols * liger_dtype_size(out.dtype), stream);
+    return error;
+}
+
+/* All of backward: launch_rows(), then the sum of its partial rows. */
+template <typename P, typename L>
+liger_status run_backward(const liger_context *context, const P &p, const gradients &out, const char *op,
+                          cudaStream_t stream, L launch_rows) {
+    cudaError_t error = p.rows == 0 ? clear(out, p.cols, stream) : launch_rows();
+    if (error == cudaSuccess && p.rows > 0 && (out.to[0] || out.to[1]))
+        error = launch_next(context, add_partials, dim3(grid_size(p.cols, 32), out.to[1] ? 2 : 1), dim3(32, 32), stream,
+                            (const float *)p.workspace, (int)p.partials, p.cols, out);
+    LIGER_TRY(cuda_status(error, op));
+    return launched(context, op, stream);
+}
+
+} // namespace row_norm
+
+#endif

@@ -1,0 +1,272 @@
+/* row_norm_forward.cuh - y from rows and their statistics; what a formula F brings stands in row_norm.cuh. */
+#ifndef LIGER_CUDA_ROW_NORM_FORWARD_CUH
+#define LIGER_CUDA_ROW_NORM_FORWARD_CUH
+
+#include "liger/cuda/row_norm_parts.cuh"
+
+namespace row_norm {
+
+enum { FORWARD_PACKS = 4 * BLOCK }; /* of a row in registers, at most */
+
+/* ---- statistics: one exchange between the warps of a row -------------------------------------------------------- */
+
+/* The row's mean is `mean` + `missing`, which f32 cannot hold in one number where the row has a large common offset. */
+struct moments {
+    float mean, missing, variance;
+};
+/* Of a warp: its mean is origin + rest, its squares are about that mean. */
+struct alignas(16) moments_share {
+    float origin, rest, squares, count;
+};
+
+/* A value among those of this warp, and how many there are. */
+struct warp_values {
+    float lead;
+    int count;
+};
+
+__device__ __forceinline__ float first_lanes_sum(float x, int lanes) { return warp_sum(threadIdx.x % WARP < lanes ? x : 0.0f); }
+
+/* All sums are of differences, to a value of the row and then to the warp's mean: nothing cancels, whatever the row's offset,
+ * and a row of one value has variance 0. fold(f) is the last s = f(s, values) over the packs of this thread, from 0. */
+template <typename FOLD>
+__device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, float per_col, moments_share *slots,
+                                              int warps) {
+    moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, (float)of.count};
+    const float differences = fold([&](float so_far, const auto &x) {
+        float sum = 0;
+        for (const float value : x) sum += value - mine.origin;
+        return so_far + sum;
+    });
+    mine.rest = of.count > 0 ? warp_sum(differences) / mine.count : 0.0f;
+    const float mean = mine.origin + mine.rest, missing = mine.rest - (mean - mine.origin);
+    const float squares_of_thread = fold([&](float so_far, const auto &x) {
+        float sum = 0;
+        for (const float value : x) sum = fmaf(value - mean, value - mean, sum);
+        return so_far + sum;
+    });
+    mine.squares = fmaf(-mine.count * missing, missing, warp_sum(squares_of_thread));
+    const int lane = threadIdx.x % WARP;
+    float origin = mine.origin;
+    if (warps > 1) {
+        if (lane == 0) slots[threadIdx.x / WARP] = mine;
+        __syncthreads();
+        origin = slots[0].origin;
+        mine = slots[lane < warps ? lane : 0];
+    }
+    const float from_origin = (mine.origin - origin) + mine.rest;
+    const float rest = warps > 1 ? first_lanes_sum(mine.count * from_origin, warps) * per_col : from_origin;
+    const float apart = from_origin - rest, squares = fmaf(mine.count * apart, apart, mine.squares);
+    const float variance = (warps > 1 ? first_lanes_sum(squares, warps) : squares) * per_col, whole = origin + rest;
+    return {whole, rest - (whole - origin), variance < 0.0f ? 0.0f : variance}; /* NaN is not less than 0 */
+}
+
+/* What a formula may ask of a row, once: values() is asked for only where it is needed. */
+template <typename FOLD, typename V, typename S>
+struct row_statistics {
+    const FOLD &fold;
+    const V &values;
+    S *slots;
+    int warps;
+    float per_col;
+
+    template <typename TERM>
+    __device__ __forceinline__ float sum(TERM term) const {
+        float total[1] = {fold([&](float sum, const auto &x) {
+            for (const float value : x) sum = term(sum, value);
+            return sum;
+        })};
+        group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps);
+        return total[0];
+    }
+    __device__ __forceinline__ moments centred() const { return moments_of(fold, values(), per_col, slots, warps); }
+};
+template <typename FOLD, typename V, typename S>
+__device__ __forceinline__ row_statistics<FOLD, V, S> statistics_of(const FOLD &fold, const V &values, S *slots,
+                                                                    int64_t cols) {
+    return {fold, values, slots, (int)blockDim.x / WARP, 1.0f / (float)cols};
+}
+
+/* How many of the packs between `from` and `packs` a warp has, one a lane. */
+__device__ __forceinline__ int warp_packs(int packs, int from) {
+    const int left = packs - from - (int)threadIdx.x / WARP * WARP;
+    return left < 0 ? 0 : left > WARP ? WARP : left;
+}
+
+/* Whether all parameters are there, known when compiling. */
+struct yes {
+    static constexpr bool value = true;
+};
+struct no {
+    static constexpr bool value = false;
+};
+
+/* ---- the row in registers --------------------------------------------------------------------------------------- */
+
+/* sum = x + residual, rounded to T, in place of x. */
+template <typename T, int N>
+__device__ __forceinline__ void add(pack<T, N> &x, const pack<T, N> &residual) {
+    float a[N], b[N];
+    unpack(x, a);
+    unpack(residual, b);
+#pragma unroll
+    for (int i = 0; i < N; i++) a[i] += b[i];
+    repack(a, x);
+}
+
+/* Block (threads of a group, groups); NV packs per thread. Two blocks of 512 threads per multiprocessor keep enough
+ * loads in flight: that is what the register bound is for. */
+template <typename F, int NV>
+__global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
+    forward_registers(const __grid_constant__ typename F::problem p) {
+    using T = typename F::type;
+    constexpr int N = pack_size<T>;
+    __shared__ typename F::shares slots[MAX_WARPS];
+    /* One warp's groups share a block, and meet no barrier. Otherwise the row is the block's, and known to be: its addresses
+     * are then computed once per warp. */
+    const int64_t r = NV == 1 ? (int64_t)blockIdx.x * blockDim.y + threadIdx.y : blockIdx.x;
+    if (r >= p.rows) return;
+    /* Behind the row's end a thread sums the last pack again and leaves it out: less than a branch for every pack. */
+    const int cols = (int)p.cols, last = cols - N;
+    const auto column = [&](int k) { return (int)(threadIdx.x + k * blockDim.x) * N; };
+    const auto within = [&](int k) { return min(column(k), last); };
+    const T *x = row_at<T>(p.x, r);
+    pack<T, N> row[NV];
+#pragma unroll
+    for (int k = 0; k < NV; k++) row[k] = load_pack<T, N>(x + within(k));
+    if constexpr (F::ADDS) {
+        const T *residual = row_at<T>(p.residual, r);
+        T *sum = row_at<T>(p.sum, r);
+        pack<T, N> other[NV];
+#pragma unroll
+        for (int k = 0; k < NV; k++) other[k] = load_pack<T, N>(residual + within(k));
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            add(row[k], other[k]);
+            if (column(k) < cols) store_pack<T, N>(sum + column(k), row[k]);
+        }
+    }
+    /* The parameters of the first pack are on their way while the row is reduced, the others' one pack ahead of their use;
+     * for wide ones there are not the registers: they come when they are used. */
+    typename F::template parameters<N> columns[NV];
+    const bool has_parameters = F::has_parameters(p);
+    if (!F::WIDE && has_parameters) columns[0].load(p, within(0));
+    const auto fold = [&](auto f) {
+        float sum = 0;
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            float values[N];
+            unpack(row[k], values);
+            const float with = f(sum, values);
+            sum = column(k) < cols ? with : sum;
+        }
+        return sum;
+    };
+    const auto values = [&] {
+        int packs = 0;
+#pragma unroll
+        for (int k = 0; k < NV; k++) packs += warp_packs(cols / N, k * (int)blockDim.x);
+        return warp_values{__shfl_sync(0xffffffffu, to_f32(row[0].value[0]), 0), packs * N};
+    };
+    const auto statistics = F::measure(p, statistics_of(fold, values, slots, cols));
+    if (threadIdx.x == 0) F::keep(p, r, statistics);
+    T *y = row_at<T>(p.y, r);
+    const auto store_all = [&](auto complete) {
+#pragma unroll
+        for (int k = 0; k < NV; k++) {
+            if (F::WIDE && column(k) >= cols) continue;
+            if (F::WIDE && has_parameters) columns[k].load(p, column(k));
+            if (!F::WIDE && has_parameters && k + 1 < NV) columns[k + 1].load(p, within(k + 1));
+            float values[N];
+            unpack(row[k], values);
+            F::template apply<decltype(complete)::value>(p, statistics, columns[k], values);
+            pack<T, N> out;
+            repack(values, out);
+            if (column(k) < cols) store_pack<T, N>(y + column(k), out);
+        }
+    };
+    if (!F::WIDE && F::has_all_parameters(p)) store_all(yes());
+    else store_all(no());
+}
+
+/* ---- rows of any width and alignment ---------------------------------------------------------------------------- */
+
+template <typename F, int N>
+__global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ typename F::problem p) {
+    using T = typename F::type;
+    __shared__ typename F::shares slots[2][MAX_WARPS];
+    int phase = 0;
+    const int64_t packs = p.cols / N;
+    const int in_turn = (int)(packs / blockDim.x) * WARP + warp_packs((int)(packs % blockDim.x), 0);
+    for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x, phase ^= 1) {
+        const T *x = row_at<T>(p.x, r), *row = x;
+        bool adds = false, again = false;
+        if constexpr (F::ADDS) adds = p.residual.data != NULL;
+        if constexpr (F::ADDS) row = adds ? row_at<T>(p.sum, r) : x;
+        const auto fold = [&](auto f) {
+            float sum = 0;
+            for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
+                pack<T, N> held = again ? *(const pack<T, N> *)(row + c * N) : load_shared<T, N>(x + c * N);
+                if constexpr (F::ADDS)
+                    if (adds && !again) {
+                        add(held, load_pack<T, N>(row_at<T>(p.residual, r) + c * N));
+                        store_pack<T, N>(row_at<T>(p.sum, r) + c * N, held);
+                    }
+                float values[N];
+                unpack(held, values);
+                sum = f(sum, values);
+            }
+            again = true;
+            return sum;
+        };
+        const auto values = [&] {
+            const int64_t c = threadIdx.x / WARP * WARP;
+            return warp_values{c < packs ? to_f32(x[c * N]) : 0.0f, in_turn * N};
+        };
+        const auto statistics = F::measure(p, statistics_of(fold, values, slots[phase], p.cols));
+        if (threadIdx.x == 0) F::keep(p, r, statistics);
+        T *y = row_at<T>(p.y, r);
+        for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
+            pack<T, N> out = *(const pack<T, N> *)(row + c * N);
+            typename F::template parameters<N> columns;
+            if (F::has_parameters(p)) columns.load(p, c * N);
+            float values[N];
+            unpack(out, values);
+            F::template apply<false>(p, statistics, columns, values);
+            repack(values, out);
+            store_pack<T, N>(y + c * N, out);
+        }
+    }
+}
+
+/* ---- launches --------------------------------------------------------------------------------------------------- */
+
+/* May forward's rows be held in registers? */
+template <typename T, typename P>
+bool fits_registers(const P &p, bool packable) {
+    return packable && p.cols / pack_size<T> <= FORWARD_PACKS && p.rows <= INT32_MAX;
+}
+
+/* A row of at most F::TWO_PACKS packs has two to a thread, a wider one four: fewer threads wait for each other then, but
+ * each needs more registers. */
+template <typename F>
+void launch_forward_registers(const typename F::problem &p, cudaStream_t stream) {
+    const int64_t packs = p.cols / pack_size<typename F::type>;
+    const int nv = packs <= WARP ? 1 : packs <= F::TWO_PACKS ? 2 : 4;
+    const dim3 block(round_up_to_warp((packs + nv - 1) / nv), nv == 1 ? 8 : 1);
+    const unsigned grid = grid_size(p.rows, block.y);
+    if (nv == 1) forward_registers<F, 1><<<grid, block, 0, stream>>>(p);
+    else if (nv == 2) forward_registers<F, 2><<<grid, block, 0, stream>>>(p);
+    else forward_registers<F, 4><<<grid, block, 0, stream>>>(p);
+}
+
+template <typename F>
+void launch_forward_loop(const typename F::problem &p, bool packable, cudaStream_t stream) {
+    const unsigned grid = grid_size(p.rows, 1);
+    if (packable) forward_loop<F, pack_size<typename F::type>><<<grid, BLOCK, 0, stream>>>(p);
+    else forward_loop<F, 1><<<grid, BLOCK, 0, stream>>>(p);
+}
+
+} // namespace row_norm
+
+#endif

@@ -1,0 +1,204 @@
+/* vocab_rows.cuh - kernels over rows as long as a vocabulary: a row is summed up, then perhaps written from what the sums
+ * say. Memory-bound: a row should be read once. Three kernels, each with an operator's formula F as its argument:
+ *
+ *   resident  (vocab_rows_resident.cuh)  rows that fit into the shared memory of a block or a cluster: one read, one write
+ *   streamed  (vocab_rows_streamed.cuh)  every other row, of any width and alignment: read twice, the second time from L2
+ *   summed    (vocab_rows_summed.cuh)    nothing is written but a few numbers a row
+ *
+ * What threads find out of their parts of a row is a slot, with empty(), merge() and warp_merge(); it is merged in a fixed
+ * order, so that the bits never change. Here is what the three share: rows, parts of rows in registers, and the exchange. */
+#ifndef LIGER_CUDA_VOCAB_ROWS_CUH
+#define LIGER_CUDA_VOCAB_ROWS_CUH
+
+#include "liger/cuda/cluster.cuh"
+#include "liger/cuda/pack.cuh"
+#include "liger/cuda/softmax_state.cuh"
+
+namespace vocab_rows {
+
+/* The i-th row, counted from the end: the tail of what the operator before has written may still be in L2. */
+template <typename R>
+__device__ __forceinline__ R from_the_end(int64_t rows, R i) {
+    return (R)rows - 1 - i;
+}
+
+/* ---- parts of a row ----------------------------------------------------------------------------------------------- */
+
+/* Where this thread stands in a row: its vectors are first + j·THREADS for j < VECTORS, those below `end`. The distance is
+ * known when compiling: addresses are then one register and an immediate. */
+template <int THREADS>
+struct place {
+    static constexpr int step = THREADS;
+    int first, end;
+    __device__ __forceinline__ bool has(int j) const { return first + j * THREADS < end; }
+};
+
+template <typename A, typename B>
+struct same {
+    static constexpr bool value = false;
+};
+template <typename A>
+struct same<A, A> {
+    static constexpr bool value = true;
+};
+
+/* Two values in one register, for a packed maximum: half the instructions. */
+template <typename T>
+struct pair_of;
+template <>
+struct pair_of<f16> {
+    using type = __half2;
+};
+template <>
+struct pair_of<bf16> {
+    using type = __nv_bfloat162;
+};
+
+/* What is read behind the end of a row, as often as it fits into 32 bits: -inf, of which a softmax has nothing; or 0. */
+template <typename T>
+constexpr uint32_t MINUS_INFINITY = sizeof(T) == 4         ? 0xff800000u
+                                    : same<T, bf16>::value ? 0xff80ff80u
+                                                           : 0xfc00fc00u;
+constexpr uint32_t ZERO = 0;
+
+/* The largest value of a pack. NaN is left to the sum. */
+template <typename T, int N>
+__device__ __forceinline__ float largest(const pack<T, N> &x) {
+    if constexpr (sizeof(T) == 4) {
+        float most = x.value[0];
+#pragma unroll
+        for (int i = 1; i < N; i++) most = fmaxf(most, x.value[i]);
+        return most;
+    } else {
+        using pair = typename pair_of<T>::type;
+        const pair *two = (const pair *)x.value;
+        pair most = two[0];
+#pragma unroll
+        for (int i = 1; i < N / 2; i++) most = __hmax2(most, two[i]);
+        return fmaxf(to_f32(most.x), to_f32(most.y));
+    }
+}
+
+/* This thread's vectors of a row. */
+template <typename T, int VECTORS>
+struct row_part {
+    static constexpr int N = pack_size<T>, COUNT = VECTORS * N;
+    pack<T, N> vector[VECTORS];
+
+    template <typename P>
+    __device__ __forceinline__ void load(const P &at, const uint4 *stage, uint32_t beyond = MINUS_INFINITY<T>) {
+#pragma unroll
+        for (int j = 0; j < VECTORS; j++)
+            *(uint4 *)&vector[j] = at.has(j) ? stage[j * at.step] : make_uint4(beyond, beyond, beyond, beyond);
+    }
+    __device__ __forceinline__ float value(int k) const { return to_f32(vector[k / N].value[k % N]); }
+    /* For a target that is no part of the sum: its exponential is added where nothing can cancel. */
+    __device__ __forceinline__ void remove(int k) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            if (i == k) vector[i / N].value[i % N] = from_f32<T>(-INFINITY);
+    }
+    /* NaN is no maximum. */
+    __device__ __forceinline__ float max() const {
+        if constexpr (sizeof(T) == 4) {
+            float most[2] = {-FLT_MAX, -FLT_MAX};
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) most[k % 2] = fmaxf(most[k % 2], value(k));
+            return fmaxf(most[0], most[1]);
+        } else {
+            using pair = typename pair_of<T>::type;
+            pair most[2];
+#pragma unroll
+            for (int k = 0; k < COUNT / 2; k++) {
+                const pair next = ((const pair *)&vector[k / (N / 2)])[k % (N / 2)];
+                most[k % 2] = k < 2 ? next : __hmax2(most[k % 2], next);
+            }
+            const pair both = __hmax2(most[0], most[1]);
+            return fmaxf(fmaxf(to_f32(both.x), to_f32(both.y)), -FLT_MAX);
+        }
+    }
+    /* Σ of terms relative to a maximum. */
+    __device__ __forceinline__ float sum(const softmax_unit &unit) const {
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) sum[k % 4] += softmax_term(value(k), unit);
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+};
+
+/* Writes this thread's vectors of a row: its k-th value is value(k). */
+template <int VECTORS, typename T, typename P, typename F>
+__device__ __forceinline__ void write_part(T *row, const P &at, F value) {
+    constexpr int N = pack_size<T>;
+    row += at.first * (int64_t)N;
+#pragma unroll
+    for (int j = 0; j < VECTORS; j++) {
+        pack<T, N> out;
+#pragma unroll
+        for (int k = 0; k < N; k++) out.value[k] = from_f32<T>(value(j * N + k));
+        if (at.has(j)) store_pack(row + j * at.step * N, out);
+    }
+}
+
+/* Which of this thread's values is the y-th of the row; -1: none, as for a y below 0. */
+template <int N, int VECTORS, typename P>
+__device__ __forceinline__ int own_value(const P &at, int y) {
+    int own = -1;
+#pragma unroll
+    for (int j = 0; j < VECTORS; j++) {
+        if (at.first + j * at.step == (y >= 0 ? y / N : -1) && at.has(j)) own = j * N + y % N;
+    }
+    return own;
+}
+
+/* ---- the exchange ------------------------------------------------------------------------------------------------- */
+
+/* Exchanges take turns: a warp may send for row n + 1 while another still reads what was sent for row n - 2, and a turn is
+ * used again only after everybody has been seen behind it. */
+enum { TURNS = 4 };
+
+/* All warps of a block or cluster tell each other what they found: one place per warp and turn. What is sent first is
+ * received first. */
+template <typename S, int WARPS, bool CLUSTERED>
+struct exchange {
+    static_assert(sizeof(S) % 8 == 0, "sent in words of 8 bytes");
+    S *slots;                 /* TURNS · clusters · WARPS */
+    shared_barrier *barriers; /* TURNS */
+    unsigned sent, received;
+
+    /* By one thread, before the barrier that starts the kernel. */
+    __device__ __forceinline__ void init() {
+        for (int turn = 0; turn < TURNS; turn++) shared_barrier_init(barriers + turn, CLUSTERED ? 1 : WARPS);
+    }
+    __device__ __forceinline__ void send(S mine) {
+        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, turn = sent++ % TURNS;
+        const int clusters = CLUSTERED ? cluster_size() : 1, count = clusters * WARPS;
+        S *const here = slots + turn * count;
+        mine = warp_merge(mine);
+        if (CLUSTERED) {
+            if (threadIdx.x == 0) shared_barrier_expect(barriers + turn, count * (int)sizeof(S));
+            if (lane < clusters) cluster_send(here + cluster_rank() * WARPS + warp, mine, barriers + turn, lane);
+            return;
+        }
+        __syncwarp(); /* what this warp has read comes before whatever others write once they have received */
+        if (lane == 0) {
+            here[warp] = mine;
+            shared_barrier_arrive(barriers + turn);
+        }
+    }
+    __device__ __forceinline__ S receive(S empty) {
+        const int lane = threadIdx.x % WARP, turn = received % TURNS, parity = received / TURNS % 2;
+        const int count = (CLUSTERED ? cluster_size() : 1) * WARPS;
+        const S *const here = slots + turn * count;
+        shared_barrier_wait(barriers + turn, parity);
+        received++;
+        S all = lane < count ? here[lane] : empty;
+#pragma unroll 1
+        for (int i = lane + WARP; i < count; i += WARP) all = merge(all, here[i]);
+        return warp_merge(all);
+    }
+};
+
+} // namespace vocab_rows
+
+#endif

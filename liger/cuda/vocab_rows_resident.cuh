@@ -1,0 +1,250 @@
+/* vocab_rows_resident.cuh - the kernel for rows that fit into the shared memory of a block or a cluster, and its launch.
+ *
+ * A row is read once and what comes of it is written once. Blocks are persistent; rows pass through shared memory
+ * (cp.async), and a row is worked on twice: first its sums, relative to each thread's own maximum, are sent to all warps of
+ * the block or cluster; then, after the next row's first half, what the others have sent is merged in a fixed order and the
+ * result is written. So nobody waits for the exchange. The second half takes the exponentials again: there are no registers
+ * to keep them in over another row's first half. A thread copies exactly what it will read itself, so no barrier guards the
+ * copies.
+ *
+ * The formula F:
+ *   type, problem                                  the type of the rows; `rows` of them
+ *   VECTORS, INPUTS                                of 16 bytes: a thread's share of a row, and how many rows are read at once
+ *   LEAST_THREADS, MOST_THREADS                    of a block; a multiprocessor holds MOST_THREADS, which share its registers
+ *   cols(p), input(p, k, r)                        the k-th input's row r; all rows are aligned to 16 bytes
+ *   batch, batch_of(p)                             what is the same for all rows
+ *   key(p, r)                                      an int that is known of a row before it is read. A row with the key
+ *                                                  SKIPPED is not read
+ *   state, state_of(p, i, key)                     what every thread knows of the i-th row, which is row
+ *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
+ *                                                  member is `key`
+ *   slot, empty(), merge, warp_merge               what is exchanged: 8·n bytes
+ *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
+ *                                                  thread must have received all that it needs of other threads' values
+ *                                                  before it sends, so they must enter the slot
+ *   second_half(p, b, at, r, stage, state, all, loaded)   writes; loaded(): the stage has been read
+ *   skip(p, at, r)                                 writes what a skipped row gets
+ */
+#ifndef LIGER_CUDA_VOCAB_ROWS_RESIDENT_CUH
+#define LIGER_CUDA_VOCAB_ROWS_RESIDENT_CUH
+
+#include "liger/cuda/shared_memory.cuh"
+#include "liger/cuda/vocab_rows.cuh"
+
+namespace vocab_rows {
+
+/* The key of a row that is not read, and of what is no row. */
+enum { SKIPPED = -1 };
+
+/* Rows in shared memory: one in its second half, and one on its way or in its first. A third on its way made it slower. */
+enum { RING = 2 };
+enum { MAX_CLUSTER = 8, MOST_ROWS = 1 << 30 };
+
+/* 16 bytes from global to shared memory, in the background; before capability 8 in the foreground. */
+__device__ __forceinline__ void copy_async(void *shared, const void *global) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global)
+                 : "memory");
+#else
+    *(uint4 *)shared = *(const uint4 *)global;
+#endif
+}
+__device__ __forceinline__ void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+/* The k-th input's vectors of a stage. */
+template <typename F, typename P>
+__device__ __forceinline__ const uint4 *input_stage(const P &at, const uint4 *stage, int k) {
+    return stage + k * F::VECTORS * at.step;
+}
+
+template <typename F, typename P>
+__device__ __forceinline__ void prefetch(const typename F::problem &p, const P &at, int i, bool wanted, uint4 *stage) {
+    using T = typename F::type;
+    if (!wanted) return;
+#pragma unroll
+    for (int k = 0; k < F::INPUTS; k++) {
+        const T *row = F::input(p, k, from_the_end(p.rows, i)) + at.first * (int64_t)pack_size<T>;
+        uint4 *const to = stage + k * F::VECTORS * at.step;
+#pragma unroll
+        for (int j = 0; j < F::VECTORS; j++)
+            if (at.has(j)) copy_async(to + j * at.step, row + j * at.step * pack_size<T>);
+    }
+}
+
+/* A warp holds the keys of its next 32 rows, one per lane. They are needed ahead of the rows: a skipped row is not read. */
+template <typename F>
+struct key_window {
+    int keys, next;
+
+    __device__ __forceinline__ int take(const typename F::problem &p, int row, int step) {
+        if (next == 0) {
+            const int mine = row + (int)(threadIdx.x % WARP) * step;
+            keys = mine < p.rows ? F::key(p, from_the_end(p.rows, mine)) : SKIPPED;
+        }
+        const int key = __shfl_sync(0xffffffffu, keys, next);
+        next = (next + 1) % WARP;
+        return key;
+    }
+};
+
+template <typename F, int THREADS, bool CLUSTERED>
+__global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
+    resident_kernel(const __grid_constant__ typename F::problem p) {
+    using T = typename F::type;
+    using slot = typename F::slot;
+    using state_type = typename F::state;
+    constexpr int STAGE = F::INPUTS * F::VECTORS * THREADS;
+    extern __shared__ uint4 shared[];
+    __shared__ shared_barrier barriers[TURNS];
+    __shared__ typename F::batch b; /* not in registers: there are none to spare */
+    static_assert(sizeof barriers + sizeof b <= STATIC_SHARED, "beside its dynamic shared memory");
+    const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
+    const int vectors = (int)(F::cols(p) / pack_size<T>), per_block = (vectors + clusters - 1) / clusters;
+    const int begin = rank * per_block, end = begin + per_block;
+    const place<THREADS> at = {begin + (int)threadIdx.x, end < vectors ? end : vectors};
+    const int step = (int)gridDim.x / clusters;
+    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {(slot *)(shared + RING * STAGE), barriers, 0, 0};
+    uint4 *const stages = shared + threadIdx.x;
+    if (threadIdx.x == 0) {
+        b = F::batch_of(p);
+        exchanged.init();
+    }
+
+    const auto row_of = [&](int i) { return from_the_end(p.rows, i); };
+    key_window<F> window = {0, 0};
+    const int start = blockIdx.x / clusters;
+    int i = start; /* the row in its first half */
+    state_type before = {SKIPPED}, state = F::state_of(p, i, window.take(p, i, step));
+    prefetch<F>(p, at, i, state.key != SKIPPED, stages);
+    if (CLUSTERED) cluster_barrier(clusters);
+    else __syncthreads();
+
+    for (int stage = 0; i < p.rows + step; i += step, stage ^= 1) { /* where the row in its first half is */
+        const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
+        if (state.key != SKIPPED) {
+            copy_wait();
+            exchanged.send(F::first_half(p, at, row_of(i), stages + stage * STAGE, state));
+        }
+        uint4 *const other = stages + (stage ^ 1) * STAGE;
+        const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, other); };
+        if (i != start && before.key != SKIPPED) {
+            const slot all = exchanged.receive(F::empty());
+            F::second_half(p, b, at, row_of(i - step), other, before, all, fetch_coming);
+        } else {
+            fetch_coming();
+            if (i != start) F::skip(p, at, row_of(i - step));
+        }
+        before = state;
+        state = coming;
+    }
+    if (CLUSTERED) cluster_barrier(cluster_size());
+}
+
+/* ---- the launch ----------------------------------------------------------------------------------------------------- */
+
+struct shape {
+    int clusters, threads; /* blocks per row and threads per block; 0 = this row does not fit */
+    size_t shared;
+};
+
+/* The smallest block that holds the row, of the sizes that there are kernels for; else the smallest cluster of the largest
+ * blocks: the fewer blocks share a row, the less each row costs besides its bytes. */
+template <typename F>
+constexpr shape choose_shape(size_t available, bool clusters, int64_t vectors) {
+    const int64_t threads = (vectors + F::VECTORS - 1) / F::VECTORS;
+    int block = F::LEAST_THREADS;
+    while (block < F::MOST_THREADS && block < threads) block = block < 512 ? 512 : 1024;
+    shape s = {1, block, 0};
+    while (s.clusters < (clusters ? MAX_CLUSTER : 1) && threads > (int64_t)s.clusters * block) s.clusters++;
+    s.shared = (size_t)RING * F::INPUTS * F::VECTORS * block * PACK_BYTES +
+               TURNS * sizeof(typename F::slot) * s.clusters * (block / WARP);
+    if (threads > (int64_t)s.clusters * block || s.shared > available) return {0, 0, 0};
+    return s;
+}
+
+/* On every architecture, for rows around every size at which the choice may change. */
+template <typename F>
+constexpr bool shapes_fit() {
+    for (const architecture &a : ARCHITECTURES)
+        for (int64_t threads = 128; threads <= MAX_CLUSTER * F::MOST_THREADS; threads += 128)
+            for (int64_t vectors = threads * F::VECTORS; vectors <= threads * F::VECTORS + 1; vectors++) {
+                const shape s = choose_shape<F>(dynamic_shared(a.shared), a.number >= 90, vectors);
+                if (s.clusters && STATIC_SHARED + s.shared > a.shared) return false;
+                if (s.clusters && (int64_t)s.clusters * s.threads * F::VECTORS < vectors) return false;
+            }
+    return true;
+}
+
+/* How many clusters (or single blocks) of a kernel run at once on the whole device; 0: it has no room for one. Asking costs
+ * more host time than the launch, so that the answer is kept. A kernel's shared memory depends on its clusters alone. */
+template <auto kernel>
+cudaError_t find_at_once(const liger_context *context, const cudaLaunchConfig_t &config, int clusters, int *at_once) {
+    enum { DEVICES = 64 };                      /* those beyond are asked each time */
+    static int known[DEVICES][MAX_CLUSTER + 1]; /* one more than the answer; 0: not asked yet */
+    int *const place = context->device < DEVICES ? &known[context->device][clusters] : nullptr;
+    *at_once = place ? __atomic_load_n(place, __ATOMIC_RELAXED) - 1 : -1;
+    if (*at_once >= 0) return cudaSuccess;
+    cudaError_t error = allow_shared_memory<kernel>(context, config.dynamicSmemBytes);
+    if (error != cudaSuccess) return error;
+    if (clusters > 1) {
+        error = cudaOccupancyMaxActiveClusters(at_once, kernel, &config);
+    } else {
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(at_once, kernel, (int)config.blockDim.x,
+                                                              config.dynamicSmemBytes);
+        *at_once *= context->cuda->multiprocessors;
+    }
+    if (error == cudaSuccess && place) __atomic_store_n(place, *at_once + 1, __ATOMIC_RELAXED);
+    return error;
+}
+
+template <typename F, int THREADS, bool CLUSTERED>
+cudaError_t launch_shape(const liger_context *context, const typename F::problem &p, const shape &s,
+                         cudaStream_t stream, bool *done) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = s.clusters;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(s.clusters);
+    config.blockDim = dim3(s.threads);
+    config.dynamicSmemBytes = s.shared;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = s.clusters > 1;
+    /* As many clusters as run at once: each takes its share of the rows and prefetches through it. */
+    int at_once = 0;
+    const cudaError_t error =
+        find_at_once<resident_kernel<F, THREADS, CLUSTERED>>(context, config, s.clusters, &at_once);
+    *done = at_once >= 1;
+    if (error != cudaSuccess || !*done) return error;
+    config.gridDim = dim3(s.clusters * (unsigned)(p.rows < at_once ? p.rows : at_once));
+    return cudaLaunchKernelEx(&config, resident_kernel<F, THREADS, CLUSTERED>, p);
+}
+
+/* *done: false if these rows are not for this kernel, or the device has no room for such a cluster; nothing was launched
+ * then. `packable`: all rows are aligned to 16 bytes. */
+template <typename F>
+cudaError_t launch_resident(const liger_context *context, const typename F::problem &p, bool packable,
+                            cudaStream_t stream, bool *done) {
+    static_assert(shapes_fit<F>(), "a row kernel asks for more shared memory than there is");
+    *done = false;
+    if (!packable || p.rows > MOST_ROWS) return cudaSuccess;
+    const shape s =
+        choose_shape<F>(dynamic_shared_of(context), context->cuda->clusters, F::cols(p) / pack_size<typename F::type>);
+    if (s.clusters == 0) return cudaSuccess;
+    if (s.clusters > 1) return launch_shape<F, F::MOST_THREADS, true>(context, p, s, stream, done);
+    if constexpr (F::LEAST_THREADS <= 128)
+        if (s.threads == 128) return launch_shape<F, 128, false>(context, p, s, stream, done);
+    if constexpr (F::MOST_THREADS > 512)
+        if (s.threads == 512) return launch_shape<F, 512, false>(context, p, s, stream, done);
+    return launch_shape<F, F::MOST_THREADS, false>(context, p, s, stream, done);
+}
+
+} // namespace vocab_rows
+
+#endif
