@@ -23,7 +23,11 @@ from llama_patching import (  # noqa: E402
 from liger_kernel.transformers import apply_liger_kernel_to_llama, revert_liger_kernel  # noqa: E402
 from liger_kernel.transformers import functional as liger_functional  # noqa: E402
 from liger_kernel.transformers.model import loss_utils  # noqa: E402
-from liger_kernel.transformers.model.fused_forward import fused_forward  # noqa: E402
+from liger_kernel.transformers.model.fused_forward import (  # noqa: E402
+    LANGUAGE_MODEL,
+    fused_forward,
+    named_forward,
+)
 from liger_kernel.transformers.rows import Head  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unpatched")
@@ -324,12 +328,21 @@ def test_engine_softcap_and_multiplier(device, bias):
     capped = 3 * torch.tanh(0.5 * raw / 3)
     expected = nn.functional.cross_entropy(capped.reshape(-1, tiny_llama.VOCAB), shifted)
     model.config.cap, model.half = 3.0, 0.5
-    forward = fused_forward(Head(softcap="cap", multiplier="half"), transformers.LlamaForCausalLM.forward)
+    forward = named_forward(Head(softcap="cap", multiplier="half"), LANGUAGE_MODEL)
     for mode in (True, False):
         model.train(mode)
         output = forward(model, input_ids=ids, labels=labels)
         assert_close(output.loss, expected)
     assert_close(output.logits, capped)
+
+
+def test_a_cap_that_the_stock_forward_does_not_apply_is_not_applied():
+    """Some releases of a family do not, so they do not train with it."""
+    stock, model = pair()
+    ids, labels = tiny_llama.batch()
+    model.config.cap = 3.0
+    forward = fused_forward(Head(softcap="cap"), transformers.LlamaForCausalLM.forward)
+    assert_close(forward(model, input_ids=ids, labels=labels).loss, stock(input_ids=ids, labels=labels).loss)
 
 
 def test_a_base_model_property_is_not_asked(device):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 VOCAB = 97
@@ -46,7 +48,24 @@ LOW_RANK = dict(
     topk_group=1,
 )
 
-# row -> (class, changes to TEXT)
+IMAGE = 90  # the token that stands for a part of an image
+SIGLIP = dict(
+    model_type="siglip_vision_model",
+    hidden_size=32,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    image_size=8,
+    patch_size=4,
+    vision_use_head=False,
+)
+QWEN_VISION = dict(
+    depth=2, hidden_size=32, out_hidden_size=32, intermediate_size=40, num_heads=4, patch_size=4, hidden_act="silu"
+)
+SECTIONS = dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1]))
+QWEN_TOKENS = dict(image_token_id=IMAGE, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
+
+# row -> (class, changes to TEXT, or a config with a text_config). A word after the row's name: another class of it.
 MODELS = {
     "llama": ("LlamaForCausalLM", {}),
     "mistral": ("MistralForCausalLM", dict(sliding_window=4)),
@@ -102,6 +121,128 @@ MODELS = {
     "gpt_oss": ("GptOssForCausalLM", dict(MOE, head_dim=8, sliding_window=4, num_local_experts=4)),
     "deepseek_v2": ("DeepseekV2ForCausalLM", LOW_RANK),
     "deepseek_v3": ("DeepseekV3ForCausalLM", LOW_RANK),
+    "pixtral": ("PixtralVisionModel", dict(image_size=16, patch_size=4, hidden_act="silu")),
+    "llava": (
+        "LlavaForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, model_type="llama"),
+            vision_config=dict(
+                model_type="pixtral",
+                hidden_size=32,
+                intermediate_size=40,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                image_size=16,
+                patch_size=4,
+                hidden_act="silu",
+            ),
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            image_token_index=IMAGE,
+        ),
+    ),
+    "gemma3": (
+        "Gemma3ForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, **GEMMA, model_type="gemma3_text", sliding_window=4),
+            vision_config=SIGLIP,
+            mm_tokens_per_image=4,
+            image_token_index=IMAGE,
+            boi_token_index=92,
+            eoi_token_index=93,
+        ),
+    ),
+    "paligemma": (
+        "PaliGemmaForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, **GEMMA, model_type="gemma2", sliding_window=4, final_logit_softcapping=3.0),
+            vision_config=dict(SIGLIP, projection_dim=32),
+            projection_dim=32,
+            hidden_size=32,
+            image_token_index=IMAGE,
+        ),
+    ),
+    "internvl": (
+        "InternVLForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, model_type="qwen2"),
+            vision_config=dict(
+                model_type="internvl_vision",
+                hidden_size=32,
+                intermediate_size=40,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                image_size=[8, 8],
+                patch_size=[4, 4],
+                use_qk_norm=True,
+            ),
+            image_token_id=IMAGE,
+            image_seq_length=1,
+        ),
+    ),
+    "smolvlm": (
+        "SmolVLMForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, model_type="llama"),
+            vision_config=dict(
+                model_type="smolvlm_vision",
+                hidden_size=32,
+                intermediate_size=40,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                image_size=8,
+                patch_size=4,
+            ),
+            image_token_id=IMAGE,
+        ),
+    ),
+    "qwen2_vl": (
+        "Qwen2VLForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, **SECTIONS),
+            vision_config=dict(depth=2, embed_dim=32, hidden_size=32, num_heads=4, patch_size=4),
+            **QWEN_TOKENS,
+        ),
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, **SECTIONS),
+            vision_config=dict(QWEN_VISION, window_size=8, fullatt_block_indexes=[1]),
+            **QWEN_TOKENS,
+        ),
+    ),
+    "qwen3_vl": (
+        "Qwen3VLForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, **SECTIONS, head_dim=8),
+            vision_config=dict(QWEN_VISION, num_position_embeddings=16, deepstack_visual_indexes=[0]),
+            **QWEN_TOKENS,
+        ),
+    ),
+    "qwen3_5 sees": (
+        "Qwen3_5ForConditionalGeneration",
+        dict(
+            text_config=dict(TEXT, **LINEAR_ATTENTION, **SECTIONS),
+            vision_config=dict(QWEN_VISION, num_position_embeddings=16),
+            **QWEN_TOKENS,
+        ),
+    ),
+}
+
+# For the same models: what an image of 8 x 8 pixels is to them, and how many tokens stand for it.
+PIXELS = dict(pixel_values=(2, 3, 8, 8))
+QWEN_PIXELS = dict(pixel_values=(8, 96), image_grid_thw=[[1, 2, 2], [1, 2, 2]])
+SEES = {
+    "llava": (4, dict(PIXELS, image_sizes=[[8, 8], [8, 8]])),
+    "gemma3": (4, dict(PIXELS, token_type_ids=IMAGE)),
+    "paligemma": (4, dict(PIXELS, token_type_ids=IMAGE)),
+    "internvl": (1, PIXELS),
+    "smolvlm": (1, dict(pixel_values=(2, 1, 3, 8, 8))),
+    "qwen2_vl": (1, dict(QWEN_PIXELS, mm_token_type_ids=IMAGE)),
+    "qwen2_5_vl": (1, dict(QWEN_PIXELS, mm_token_type_ids=IMAGE)),
+    "qwen3_vl": (1, dict(QWEN_PIXELS, mm_token_type_ids=IMAGE)),
+    "qwen3_5 sees": (1, dict(QWEN_PIXELS, mm_token_type_ids=IMAGE)),
 }
 
 
@@ -114,7 +255,8 @@ def build(name, seed=0, **changes):
     if cls is None:
         return None
     torch.manual_seed(seed)
-    model = cls(cls.config_class(**{**TEXT, **options, **changes}))
+    whole = {**({} if "text_config" in options else TEXT), **options, **changes}
+    model = cls(cls.config_class(**copy.deepcopy(whole)))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _module_name, module in model.named_modules():
@@ -124,10 +266,37 @@ def build(name, seed=0, **changes):
     return model.train()
 
 
-def batch(rows=2, length=9, seed=1, ignored=2):
-    """The inputs of a step, with labels: the first `ignored` positions of the first row are masked out."""
+def images(name, inputs, seed):
+    """`inputs` with an image in each of its two rows, after the first token."""
+    count, described = SEES[name]
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCAB, (rows, length), generator=generator)
+    inputs["input_ids"][:, 1 : 1 + count] = IMAGE
+    if "labels" in inputs:
+        inputs["labels"][:, 1 : 1 + count] = -100
+    for key, value in described.items():
+        if value == IMAGE:
+            inputs[key] = (inputs["input_ids"] == IMAGE).long()
+        elif isinstance(value, tuple):
+            inputs[key] = torch.randn(value, generator=generator)
+        else:
+            inputs[key] = torch.tensor(value)
+    return inputs
+
+
+def inputs_of(name, seed=1, labels=True, length=9):
+    """The inputs of a step of the row's model."""
+    if name == "pixtral":
+        return {"pixel_values": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))}
+    inputs = batch(seed=seed, length=length)
+    if not labels:
+        del inputs["labels"]
+    return images(name, inputs, seed) if name in SEES else inputs
+
+
+def batch(rows=2, length=9, seed=1, ignored=2):
+    """Token ids and labels: the first `ignored` positions of the first row are masked out."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, IMAGE, (rows, length), generator=generator)
     labels = ids.clone()
     labels[0, : ignored + 1] = -100
     return {"input_ids": ids, "labels": labels}

@@ -59,12 +59,12 @@ def _patch_if_expected(row: Row, kind: Kind, module: nn.Module, where: Mapping[s
     cls = stock.class_of(module)
     if patching.is_ours(cls):
         return True
-    if cls.__name__ in row.alone and cls.__module__ == row.module:
+    name = cls.__name__ if cls.__module__.startswith("transformers.models.") else stock.full_name(cls)
+    if name in row.alone:
         return None
-    names = {(name if "." in name else f"{row.module}.{name}"): ours for name, ours in kind.classes.items()}
-    ours = names.get(stock.full_name(cls))
+    ours = kind.classes.get(name)
     if ours is None:
-        expected = " or ".join(name.rpartition(".")[2] for name in names)
+        expected = " or ".join(name.rpartition(".")[2] for name in kind.classes)
         warn(logger, "unexpected-class", found=cls.__name__, expected=expected, **where)
         return False
     if not stock.forward_is_own(cls, stock.full_name(cls)):
@@ -126,10 +126,30 @@ class _OrStock(type):
         return isinstance(instance, cls.__bases__)
 
 
+class _PatchedLayerNorm(type):
+    """torch's LayerNorm as it stands in torch.nn for the whole process: a call builds torch's own, with its defaults, and
+    patches that. Programs derive from it and ask for instances of it as of torch's."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "_stands_for" not in vars(cls):
+            return super().__call__(*args, **kwargs)
+        made = cls._stands_for(*args, **kwargs)  # type: ignore[attr-defined]
+        if made.weight is not None and made.weight.ndim == 1:
+            module_patches._patch_layer_norm_module(made)
+        return made
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        if "_stands_for" not in vars(cls):
+            return super().__instancecheck__(instance)
+        return isinstance(instance, cls._stands_for)  # type: ignore[attr-defined]
+
+
 def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:
     """What replaces the class `name` of a modelling module."""
-    if issubclass(ours, (LigerRMSNorm, LigerLayerNorm)):
+    if issubclass(ours, LigerRMSNorm):
         return ours
     original = patching.original(modeling, name)
-    attributes = {"__module__": ours.__module__, "_original": original, "_entry": kind.activation}
-    return _OrStock(ours.__name__, (ours,), attributes)
+    home = {"__module__": ours.__module__}
+    if issubclass(ours, LigerLayerNorm):
+        return _PatchedLayerNorm(name, (original,), {**home, "_stands_for": original})
+    return _OrStock(ours.__name__, (ours,), {**home, "_original": original, "_entry": kind.activation})

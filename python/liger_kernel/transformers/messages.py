@@ -17,6 +17,7 @@ MESSAGES = {
     "flag-unused": "{flag}=True replaced nothing in {modeling}: {reason}",
     "experts-stock": "{flag}=True leaves {experts} alone: LigerExperts is not faster than these fused experts",
     "part-not-supported": "{path} of {model} is not patched: model type {model_type!r} is not supported there",
+    "flag-of-no-part": "{flags}: no part of {model} has it, ignored",
     # one module
     "unexpected-class": "{path} of {model} is not patched: it is {found}, not {expected}",
     "foreign-class-forward": "{path} of {model} is not patched: the forward of its class {found} has been replaced",
@@ -39,6 +40,10 @@ MESSAGES = {
     ),
     "own-forward": (
         "fused_linear_cross_entropy=True replaced nothing: {model} has a forward of its own, which is left alone"
+    ),
+    "own-loss": (
+        "fused_linear_cross_entropy=True replaced nothing: the forward of {model} in this transformers computes its loss by "
+        "itself"
     ),
     "pretraining-tp": (
         "fused_linear_cross_entropy=True replaced nothing: pretraining_tp is {tp}; the forward of {model} is left alone"

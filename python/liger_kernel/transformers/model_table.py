@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from liger_kernel.transformers.geglu import LigerGEGLUMLP, LigerGEGLUMLPForGemma4
+from liger_kernel.transformers.layer_norm import LigerLayerNorm
 from liger_kernel.transformers.rms_norm import (
     LigerRMSNorm,
     LigerRMSNormForGemma,
@@ -15,12 +16,20 @@ from liger_kernel.transformers.rms_norm import (
 )
 from liger_kernel.transformers.rows import (
     GEGLU_FLAGS,
+    HALF_SPLIT,
     HALF_WIDTH,
+    IMAGES,
     NO_ROPE,
+    SECTIONS,
+    VISION,
+    VISION_AND_GEGLU_FLAGS,
+    VISION_FLAGS,
     Head,
+    Kind,
     Row,
     flags,
     geglu,
+    layer_norms,
     norms,
     swiglu,
 )
@@ -295,8 +304,199 @@ DEEPSEEK_V3 = Row(
     experts="DeepseekV3Experts",
 )
 
+# ---- vision towers, which have no function of their own --------------------------------------------------------------
+
+TORCH_LAYER_NORM = {"torch.nn.modules.normalization.LayerNorm": LigerLayerNorm}
+LAYER_NORM_OF_TORCH = Kind("layer_norm", TORCH_LAYER_NORM, replaced=("nn.LayerNorm",))  # for the whole process
+
+SIGLIP_VISION = Row(
+    "siglip_vision_model",
+    "siglip.modeling_siglip",
+    (
+        layer_norms(
+            TORCH_LAYER_NORM,
+            *("post_layernorm", "encoder.layers.*.layer_norm1", "encoder.layers.*.layer_norm2"),
+            *(f"vision_model.{path}" for path in ("post_layernorm", "encoder.layers.*.layer_norm1")),
+            "vision_model.encoder.layers.*.layer_norm2",
+        ),
+    ),
+    rope=NO_ROPE,
+    flags={"layer_norm": True},
+)
+INTERNVL_VISION = Row(
+    "internvl_vision",
+    "internvl.modeling_internvl",
+    (
+        norms(
+            {"InternVLVisionRMSNorm": LigerRMSNorm},
+            "encoder.layer.*.attention.q_norm",
+            "encoder.layer.*.attention.k_norm",
+        ),
+        layer_norms(
+            {**TORCH_LAYER_NORM, "InternVLVisionRMSNorm": LigerRMSNorm},
+            "layernorm",
+            "encoder.layer.*.layernorm_before",
+            "encoder.layer.*.layernorm_after",
+        ),
+    ),
+    rope=NO_ROPE,
+    flags={"rms_norm": True, "layer_norm": True},
+    alone={"torch.nn.modules.linear.Identity": "no norm there"},
+)
+SMOLVLM_VISION = Row(
+    "smolvlm_vision",
+    "smolvlm.modeling_smolvlm",
+    (layer_norms(TORCH_LAYER_NORM, "post_layernorm", "encoder.layers.*.layer_norm1", "encoder.layers.*.layer_norm2"),),
+    rope=NO_ROPE,
+    flags={"layer_norm": True},
+)
+
+# ---- models that see -------------------------------------------------------------------------------------------------
+
+PIXTRAL = Row(
+    "pixtral",
+    "pixtral.modeling_pixtral",
+    (
+        norms(
+            {"PixtralRMSNorm": LigerRMSNorm},
+            "ln_pre",
+            "transformer.layers.*.attention_norm",
+            "transformer.layers.*.ffn_norm",
+        ),
+        swiglu({"PixtralMLP": LigerSwiGLUMLP}, "transformer.layers.*.feed_forward"),
+    ),
+    rope=IMAGES,
+    flags={"rope": True, "rms_norm": True, "swiglu": True},
+    accepts=("PixtralVisionModel",),
+)
+LLAVA = Row(
+    "llava",
+    "llava.modeling_llava",
+    heads={"LlavaForConditionalGeneration": Head(config="text_config", output="LigerLlavaCausalLMOutputWithPast")},
+    rope=NO_ROPE,
+    flags={"cross_entropy": False, "fused_linear_cross_entropy": True},
+    parts=("language_model", "vision_tower"),
+    more_flags=True,
+)
+GEMMA3 = Row(
+    "gemma3",
+    "gemma3.modeling_gemma3",
+    (
+        norms({"Gemma3RMSNorm": LigerRMSNormForGemma3}, "multi_modal_projector.mm_soft_emb_norm"),
+        LAYER_NORM_OF_TORCH,
+    ),
+    {
+        "Gemma3ForConditionalGeneration": Head(
+            config="text_config", softcap="final_logit_softcapping", output="LigerGemma3CausalLMOutputWithPast"
+        )
+    },
+    flags=VISION_AND_GEGLU_FLAGS,
+    cross_entropy="nn",
+    parts=("language_model", "vision_tower"),
+    class_rows=("gemma3_text",),
+    accepts=("Gemma3ForConditionalGeneration", "Gemma3Model"),
+)
+PALIGEMMA = Row(
+    "paligemma",
+    "paligemma.modeling_paligemma",
+    (LAYER_NORM_OF_TORCH,),
+    {
+        "PaliGemmaForConditionalGeneration": Head(
+            config="text_config", softcap="final_logit_softcapping", output="LigerPaliGemmaCausalLMOutputWithPast"
+        )
+    },
+    NO_ROPE,
+    VISION_AND_GEGLU_FLAGS,
+    cross_entropy="nn",
+    parts=("language_model", "vision_tower"),
+    class_rows=("gemma", "gemma2"),
+    accepts=("PaliGemmaForConditionalGeneration", "PaliGemmaModel"),
+)
+INTERNVL = Row(
+    "internvl",
+    "internvl.modeling_internvl",
+    (Kind("rms_norm", {"InternVLVisionRMSNorm": LigerRMSNorm}), LAYER_NORM_OF_TORCH),
+    {"InternVLForConditionalGeneration": Head(config="text_config", output="LigerInternVLCausalLMOutputWithPast")},
+    NO_ROPE,
+    {"cross_entropy": False, "fused_linear_cross_entropy": True, "rms_norm": True, "layer_norm": True},
+    parts=("language_model", "vision_tower"),
+    accepts=("InternVLForConditionalGeneration", "InternVLModel"),
+    more_flags=True,
+)
+SMOLVLM = Row(
+    "smolvlm",
+    "smolvlm.modeling_smolvlm",
+    (Kind("rms_norm", {"SmolVLMRMSNorm": LigerRMSNorm}), LAYER_NORM_OF_TORCH),
+    {"SmolVLMForConditionalGeneration": Head(config="text_config", output="LigerSmolVLMCausalLMOutputWithPast")},
+    NO_ROPE,
+    {"cross_entropy": False, "fused_linear_cross_entropy": True, "rms_norm": True, "layer_norm": True},
+    parts=("text_model", "vision_model"),
+    accepts=("SmolVLMForConditionalGeneration", "SmolVLMModel"),
+    more_flags=True,
+)
+QWEN2_VL = Row(
+    "qwen2_vl",
+    "qwen2_vl.modeling_qwen2_vl",
+    (
+        norms({"Qwen2VLRMSNorm": LigerRMSNorm, "Qwen2RMSNorm": LigerRMSNorm}, *PRE_NORMS),
+        Kind(
+            "layer_norm", TORCH_LAYER_NORM, ("blocks.*.norm1", "blocks.*.norm2"), part="visual", replaced=("LayerNorm",)
+        ),
+        swiglu({"Qwen2MLP": LigerSwiGLUMLP}, MLP),
+    ),
+    {"Qwen2VLForConditionalGeneration": Head(config="text_config", output="LigerQwen2VLCausalLMOutputWithPast")},
+    SECTIONS,
+    VISION_FLAGS,
+    cross_entropy="attribute",
+    text="language_model",
+    model_types=("qwen2_vl", "qwen2_vl_text"),
+    accepts=("Qwen2VLForConditionalGeneration", "Qwen2VLModel", "Qwen2VLTextModel"),
+)
+QWEN2_5_VL = Row(
+    "qwen2_5_vl",
+    "qwen2_5_vl.modeling_qwen2_5_vl",
+    (
+        norms({"Qwen2_5_VLRMSNorm": LigerRMSNorm, "Qwen2RMSNorm": LigerRMSNorm}, *PRE_NORMS),
+        norms(
+            {"Qwen2_5_VLRMSNorm": LigerRMSNorm, "Qwen2RMSNorm": LigerRMSNorm},
+            "blocks.*.norm1",
+            "blocks.*.norm2",
+            part="visual",
+        ),
+        swiglu({"Qwen2MLP": LigerSwiGLUMLP}, MLP),
+    ),
+    {"Qwen2_5_VLForConditionalGeneration": Head(config="text_config", output="LigerQwen2_5_VLCausalLMOutputWithPast")},
+    SECTIONS,
+    cross_entropy="attribute",
+    text="language_model",
+    model_types=("qwen2_5_vl", "qwen2_5_vl_text"),
+    accepts=("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel", "Qwen2_5_VLTextModel"),
+)
+QWEN3_VL = Row(
+    "qwen3_vl",
+    "qwen3_vl.modeling_qwen3_vl",
+    (norms({"Qwen3VLTextRMSNorm": LigerRMSNorm}, *PRE_NORMS, *QK_NORMS),),
+    {"Qwen3VLForConditionalGeneration": Head(config="text_config", output="LigerQwen3VLCausalLMOutputWithPast")},
+    (*HALF_SPLIT, VISION),
+    flags(swiglu=False),
+    text="language_model",
+    model_types=("qwen3_vl", "qwen3_vl_text"),
+    accepts=("Qwen3VLForConditionalGeneration", "Qwen3VLModel", "Qwen3VLTextModel"),
+    alone={"swiglu": "its MLPs are left alone"},
+)
+
 ROWS = (
     LLAMA, MISTRAL, MINISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, QWEN3_NEXT, QWEN3_5, PHI3, GEMMA, GEMMA2, GEMMA3_TEXT,
     GEMMA4_TEXT, GRANITE, OLMO2, OLMO3, SMOLLM3, GLM4, EXAONE4, HUNYUAN_V1_DENSE, FALCON_H1, GPT_OSS, DEEPSEEK_V2,
-    DEEPSEEK_V3,
+    DEEPSEEK_V3, PIXTRAL, LLAVA, GEMMA3, PALIGEMMA, INTERNVL, SMOLVLM, QWEN2_VL, QWEN2_5_VL, QWEN3_VL,
 )  # fmt: skip
+TOWERS = (SIGLIP_VISION, INTERNVL_VISION, SMOLVLM_VISION)
+
+
+def row_named(name: str) -> Row:
+    return next(row for row in ROWS if row.name == name)
+
+
+def row_of_part(model_type: str | None) -> Row | None:
+    """The row for a part of a model that sees."""
+    return next((row for row in (*TOWERS, *ROWS) if model_type in row.types), None)

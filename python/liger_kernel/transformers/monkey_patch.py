@@ -16,7 +16,7 @@ import transformers
 from packaging import version
 
 from liger_kernel.transformers import model_table, patching
-from liger_kernel.transformers.apply_row import apply_row
+from liger_kernel.transformers.apply_row import apply_row, unwrap
 from liger_kernel.transformers.messages import warn
 from liger_kernel.transformers.module_patches import (
     _bind_method_to_module,
@@ -45,6 +45,7 @@ __all__ = [  # noqa: PLE0604
     "_patch_layer_norm_module",
     "_patch_rms_norm_module",
     "_patch_swiglu_module",
+    "apply_liger_kernel",
     "liger_rotary_pos_emb",
     "liger_rotary_pos_emb_gpt_oss",
     "liger_rotary_pos_emb_vision",
@@ -90,10 +91,14 @@ def _apply_function(row: Row) -> Callable[..., None]:
     """`apply_liger_kernel_to_<name>`, with the row's flags as its parameters."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     defaults: dict[str, Any] = {**row.flags, "model": None}
-    signature = inspect.Signature([inspect.Parameter(name, kind, default=d) for name, d in defaults.items()])
+    parameters = [inspect.Parameter(name, kind, default=value) for name, value in defaults.items()]
+    if row.more_flags:
+        parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    signature = inspect.Signature(parameters)
 
     def apply_liger_kernel(*args: Any, **kwargs: Any) -> None:
         given = dict(signature.bind(*args, **kwargs).arguments)
+        given.update(given.pop("kwargs", {}))
         apply_row(row, given.pop("model", None), given)
 
     apply_liger_kernel.__signature__ = signature  # type: ignore[attr-defined]
@@ -115,7 +120,7 @@ globals().update({function.__name__: function for _, function in _APPLY})
 # ---- by model type ---------------------------------------------------------------------------------------------------
 
 MODEL_TYPE_TO_APPLY_LIGER_FN: dict[str, Callable[..., None]] = {
-    model_type: function for row, function in _APPLY for model_type in row.model_types or (row.name,)
+    model_type: function for row, function in _APPLY for model_type in row.types
 }
 
 
@@ -131,7 +136,9 @@ def _supported(model_type: str | None) -> Callable[..., None] | None:
 
 def _accepted(apply_fn: Callable[..., None], model_type: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """`kwargs` that `apply_fn` takes; a WARNING for true flags that it does not know, silence for anything else."""
-    parameters = inspect.signature(apply_fn).parameters
+    parameters = set(inspect.signature(apply_fn).parameters)
+    if "kwargs" in parameters:  # it hands flags on to the parts of the model
+        parameters.update(LIGER_FLAGS)
     dropped = [flag for flag in LIGER_FLAGS if kwargs.get(flag) and flag not in parameters]
     if dropped:
         warn(logger, "flag-not-available", flags=", ".join(dropped), model_type=model_type)
@@ -154,6 +161,23 @@ def _apply_liger_kernel_to_instance(model: Any, **kwargs: Any) -> None:
     apply_fn = _supported(model_type)
     if apply_fn is not None and model_type is not None:
         apply_fn(model=model, **_accepted(apply_fn, model_type, kwargs))
+
+
+def apply_liger_kernel(model: Any) -> dict[str, str]:
+    """Patch one model, of whatever family: by the row of its type, or, where there is none, what behaves like our norms,
+    MLPs, rotary embedding and loss. Prints and returns what was done: path -> what stands there now."""
+    from liger_kernel.transformers import probing
+
+    model = unwrap(model)
+    if getattr(getattr(model, "config", None), "model_type", None) in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        _apply_liger_kernel_to_instance(model)
+        done = {path: module._get_name() for path, module in model.named_modules() if patching.is_ours(module.forward)}
+    else:
+        done = probing.patch_by_behaviour(model)
+    print(
+        f"liger_kernel: {type(model).__name__}", *(list(probing.described(done)) or ["nothing is patched"]), sep="\n  "
+    )
+    return done
 
 
 def revert_liger_kernel(model: Any = None) -> None:

@@ -20,6 +20,10 @@ class Rope:
 
 HALF_SPLIT = (Rope("apply_rotary_pos_emb", "liger_rotary_pos_emb"),)
 HALF_WIDTH = (Rope("apply_rotary_pos_emb", "liger_rotary_pos_emb_gpt_oss"),)  # cos and sin have a column for each pair
+IMAGES = (Rope("apply_rotary_pos_emb", "rotary_pos_emb_of_images"),)  # one table for all, and no axis for the batch
+VISION = Rope("apply_rotary_pos_emb_vision", "liger_rotary_pos_emb_vision")  # queries and keys [S, H, D]
+# Three planes of cos and sin, which newer releases merge before they rotate.
+SECTIONS = (*HALF_SPLIT, Rope("apply_multimodal_rotary_pos_emb", "liger_multimodal_rotary_pos_emb"))
 NO_ROPE: tuple[Rope, ...] = ()
 
 
@@ -45,14 +49,21 @@ class Head:
 
 @dataclass(frozen=True)
 class Kind:
-    """Modules that one flag patches. `classes`: Hugging Face's class -> ours; a bare name stands in the row's modelling
-    module, a dotted one where it says. `paths` lead from the text model, `*` standing for each member of a list."""
+    """Modules that one flag patches.
+
+    classes      Hugging Face's class, or a dotted name of torch's -> ours
+    paths        where they stand, `*` being each member of a list
+    part         from where the paths lead: "" is the text model, else a path below the base model
+    activation   the config's entry, for an MLP
+    replaced     names of the modelling module that are replaced for models that are built later, if not the classes
+    """
 
     flag: str
     classes: Mapping[str, type]
-    paths: tuple[str, ...]
-    activation: str = "hidden_act"  # the config's entry, for an MLP
-    class_level: bool = True  # whether the names of the modelling module are replaced for models that are built later
+    paths: tuple[str, ...] = ()
+    part: str = ""
+    activation: str = "hidden_act"
+    replaced: tuple[str, ...] | None = None
 
 
 LANGUAGE_FLAGS: Mapping[str, bool] = {
@@ -78,10 +89,12 @@ class Row:
                     functions of transformers call), "attribute" (CrossEntropyLoss of the modelling module) or "nn"
                     (torch.nn.CrossEntropyLoss)
     text            the text model below the base model
-    parts           path below the base model -> entry of the config whose model_type has the row for that part
+    parts           paths below the base model of models that are patched by the row of their own model type
+    class_rows      names of rows that are applied too, where classes are patched
     model_types     that the apply function serves, if not just its name
     accepts         the only classes of models that may be given, TypeError for others
     alone           what is left alone -> why: classes met at the paths above (no warning), flags (a warning if true)
+    more_flags      whether the apply function takes the flags of the parts too
     experts         the class of fused expert tensors, left alone; a warning if their flag is given as true
     refused         flags that are a NotImplementedError if true -> why
     """
@@ -94,10 +107,12 @@ class Row:
     flags: Mapping[str, bool] = field(default_factory=lambda: LANGUAGE_FLAGS)
     cross_entropy: str = "global"
     text: str = ""
-    parts: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    class_rows: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()
     alone: Mapping[str, str] = field(default_factory=dict)
+    more_flags: bool = False
     experts: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -105,17 +120,25 @@ class Row:
     def module(self) -> str:
         return f"transformers.models.{self.modeling}"
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        return self.model_types or (self.name,)
 
-def norms(classes: Mapping[str, type], *paths: str) -> Kind:
-    return Kind("rms_norm", classes, paths)
+
+def norms(classes: Mapping[str, type], *paths: str, part: str = "") -> Kind:
+    return Kind("rms_norm", classes, paths, part)
+
+
+def layer_norms(classes: Mapping[str, type], *paths: str, part: str = "") -> Kind:
+    return Kind("layer_norm", classes, paths, part, replaced=())
 
 
 def swiglu(classes: Mapping[str, type], *paths: str, activation: str = "hidden_act") -> Kind:
-    return Kind("swiglu", classes, paths, activation)
+    return Kind("swiglu", classes, paths, activation=activation)
 
 
 def geglu(classes: Mapping[str, type], *paths: str, activation: str = "hidden_activation") -> Kind:
-    return Kind("geglu", classes, paths, activation)
+    return Kind("geglu", classes, paths, activation=activation)
 
 
 def flags(**changes: bool) -> dict[str, bool]:
@@ -124,3 +147,19 @@ def flags(**changes: bool) -> dict[str, bool]:
 
 
 GEGLU_FLAGS = {("geglu" if name == "swiglu" else name): value for name, value in LANGUAGE_FLAGS.items()}
+VISION_FLAGS = {
+    "rope": True,
+    "cross_entropy": False,
+    "fused_linear_cross_entropy": True,
+    "rms_norm": True,
+    "layer_norm": True,
+    "swiglu": True,
+}
+VISION_AND_GEGLU_FLAGS = {
+    "rope": True,
+    "cross_entropy": False,
+    "fused_linear_cross_entropy": True,
+    "layer_norm": True,
+    "rms_norm": True,
+    "geglu": True,
+}

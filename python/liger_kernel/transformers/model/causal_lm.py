@@ -52,6 +52,8 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     skip_logits, return_dict = given.pop("skip_logits", None), given.pop("return_dict", None)
     base, config = _at(model, head.base), _at(model.config, head.config)
     loss_kwargs = {name: value for name, value in given.items() if name not in named}
+    if labels is not None and _takes_labels(type(base)):
+        given["labels"] = labels  # its masks may depend on them
     if head.router_loss:
         given.setdefault("output_router_logits", model.config.output_router_logits)
     outputs = base(**_with_one_cache(type(base), given), return_dict=True)
@@ -62,7 +64,7 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     _require_as_many_targets(kept, kept is outputs[0], labels, shift_labels)
 
     targets = (labels, shift_labels)
-    softcap = getattr(config, head.softcap) if head.softcap else None
+    softcap = getattr(config, head.softcap, None) if head.softcap else None
     multiplier = _at(model, head.multiplier) if head.multiplier else None
     projection = model.get_output_embeddings()
     logits = None
@@ -113,6 +115,11 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
 def _cache_name(model_class: Any) -> str:
     """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
     return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+
+
+@torch.compiler.assume_constant_result
+def _takes_labels(model_class: Any) -> bool:
+    return "labels" in inspect.signature(model_class.forward).parameters
 
 
 def _with_one_cache(model_class: type, given: dict[str, Any]) -> dict[str, Any]:
