@@ -3,6 +3,7 @@
 BUILD ?= build/dev
 VENV ?= .venv
 PREFIX ?= /usr/local
+MODEL ?= llama
 JOBS ?= $(shell nproc)
 QUICK ?=
 STAGES ?=
@@ -62,8 +63,8 @@ clean: ## removes what was built, not .venv
 # ---- use -----------------------------------------------------------------------------------------------------------
 
 .PHONY: demo bench wheel install format
-demo: build $(SETUP) ## a Llama learns real text twice, stock and patched; table, build/demo/demo.png, build/demo/demo.json
-	$(NATIVE) $(PYTHON) examples/train_llama.py $(DEMO_ARGS)
+demo: build $(SETUP) ## a model learns real text twice, stock and patched; MODEL=llama|qwen3|gemma3|mistral|phi3; table, build/demo/demo.png
+	$(NATIVE) $(PYTHON) examples/train.py --model $(MODEL) $(DEMO_ARGS)
 
 bench: build $(SETUP) ## times against peers; results under bench/results/
 	$(NATIVE) $(PYTHON) bench/run.py $(BENCH_ARGS)
@@ -85,7 +86,7 @@ format: $(SETUP) ## formats C, CUDA and Python sources
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
-.PHONY: test checks lint test-c test-abi test-asan test-tsan test-sets test-cuda-build test-python gpu-test test-aarch64
+.PHONY: test checks lint test-c test-abi test-asan test-tsan test-sets test-cuda-build test-python test-transformers gpu-test test-aarch64
 # In two lanes, so that no core waits for the last file of a build or for a program of one thread; pytest, which uses all
 # cores by itself, comes last and prints the closing line.
 test: ## everything that needs no GPU
@@ -131,6 +132,9 @@ test-cuda-build: build ## no kernel spills registers, on sm_80 and sm_90a: as th
 
 test-python: build $(SETUP) ## pytest; prints the closing line
 	$(NATIVE) $(PYTHON) -m pytest tests/python -n $(JOBS) $(PYTEST_ARGS)
+
+test-transformers: build $(SETUP) ## every family, flag and dtype, on three releases of transformers; installs them under build/
+	$(NATIVE) tools/test_transformers.sh $(PYTHON) -n $(JOBS) $(PYTEST_ARGS)
 
 gpu-test: ## on a machine with a GPU: installs nothing, needs no network; QUICK=1, or STAGES="build driver-cpu" for a part
 	QUICK=$(QUICK) STAGES="$(STAGES)" tools/gpu_test.sh

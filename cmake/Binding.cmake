@@ -17,8 +17,9 @@ add_custom_command(
   COMMAND "${CMAKE_COMMAND}" -E touch "${CMAKE_BINARY_DIR}/binding_ops.c"
   DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/tools/gen_binding.py" "${ops_def}" ${room_headers}
   COMMENT "Generating binding_ops.c" VERBATIM COMMAND_EXPAND_LISTS)
-add_library(liger_binding MODULE "${native_dir}/binding.c" "${native_dir}/results.c" "${native_dir}/torch_threads.c"
-            "${CMAKE_BINARY_DIR}/binding_ops.c")
+set(binding_sources binding arguments contexts dispatch_word errors results torch_functions torch_threads)
+list(TRANSFORM binding_sources REPLACE "(.+)" "${native_dir}/\\1.c")
+add_library(liger_binding MODULE ${binding_sources} "${CMAKE_BINARY_DIR}/binding_ops.c")
 target_compile_definitions(liger_binding PRIVATE Py_LIMITED_API=0x030A0000)
 target_include_directories(liger_binding PRIVATE "${native_dir}")
 target_include_directories(liger_binding SYSTEM PRIVATE ${Python_INCLUDE_DIRS})

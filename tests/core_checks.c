@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -111,16 +112,20 @@ static struct view draw_view(struct random_stream *stream) {
     return view;
 }
 
-/* Sets a bit in the byte map for each byte of an element. */
-static void mark(const liger_tensor *tensor, unsigned char *touched, unsigned char bit) {
-    int64_t index[LIGER_MAX_DIMS] = {0};
+/* Gives each byte of each element the mark `now`; returns how many of them had the mark `before`. */
+static int64_t mark(const liger_tensor *tensor, unsigned char *marks, unsigned char before, unsigned char now) {
+    int64_t index[LIGER_MAX_DIMS] = {0}, had = 0;
     const int64_t elements = liger_tensor_elements(tensor), size = (int64_t)liger_dtype_size(tensor->dtype);
     for (int64_t e = 0; e < elements; e++) {
         int64_t at = (char *)tensor->data - memory;
         for (int d = 0; d < tensor->ndim; d++) at += index[d] * tensor->stride[d] * size;
-        for (int64_t p = 0; p < size; p++) touched[at + p] |= bit;
+        for (int64_t p = 0; p < size; p++) {
+            had += marks[at + p] == before;
+            marks[at + p] = now;
+        }
         for (int d = tensor->ndim - 1; d >= 0 && ++index[d] == tensor->shape[d]; d--) index[d] = 0;
     }
+    return had;
 }
 
 static bool within_memory(const liger_tensor *tensor) {
@@ -128,24 +133,14 @@ static bool within_memory(const liger_tensor *tensor) {
     return span.begin >= (uintptr_t)memory && span.end <= (uintptr_t)memory + sizeof memory;
 }
 
-static bool share_a_byte(const liger_tensor *a, const liger_tensor *b) {
-    static unsigned char touched[sizeof memory];
-    memset(touched, 0, sizeof touched);
-    mark(a, touched, 1);
-    mark(b, touched, 2);
-    for (size_t k = 0; k < sizeof touched; k++)
-        if (touched[k] == 3) return true;
-    return false;
-}
-
-/* Fewer bytes are touched than its elements have. */
-static bool shares_with_itself(const liger_tensor *view) {
-    static unsigned char touched[sizeof memory];
-    int64_t bytes = 0;
-    memset(touched, 0, sizeof touched);
-    mark(view, touched, 1);
-    for (size_t k = 0; k < sizeof touched; k++) bytes += touched[k];
-    return bytes < liger_tensor_elements(view) * (int64_t)liger_dtype_size(view->dtype);
+/* What is true of two views, byte by byte. */
+static void look_at_bytes(const liger_tensor *a, const liger_tensor *b, bool *repeats, bool *share) {
+    static unsigned char marks[sizeof memory]; /* all 0 between two looks */
+    const int64_t bytes = liger_tensor_elements(a) * (int64_t)liger_dtype_size(a->dtype);
+    *repeats = mark(a, marks, 0, 1) < bytes;
+    *share = mark(b, marks, 1, 2) > 0;
+    mark(a, marks, 0, 0);
+    mark(b, marks, 0, 0);
 }
 
 static void drawn_views(struct report *report) {
@@ -155,7 +150,8 @@ static void drawn_views(struct report *report) {
         const struct view one = draw_view(&stream), other = draw_view(&stream);
         const liger_tensor a = tensor_of(&one), b = tensor_of(&other);
         if (!within_memory(&a) || !within_memory(&b)) continue;
-        const bool truth = share_a_byte(&a, &b), repeats = shares_with_itself(&a);
+        bool truth, repeats;
+        look_at_bytes(&a, &b, &repeats, &truth);
         rounds++;
         repeating += repeats;
         if (liger_view_repeats(&a) != repeats && ++wrong)
@@ -279,6 +275,32 @@ static void no_context(struct report *report) {
     liger_context_destroy(NULL);
 }
 
+/* The instruction set that a context takes where LIGER_CPU_ISA is `name`; -1: there is no such context. */
+static int isa_where(const char *name) {
+    liger_context_options options = LIGER_CONTEXT_OPTIONS_INIT;
+    liger_context *context = NULL;
+    if (name != NULL) setenv("LIGER_CPU_ISA", name, true);
+    else unsetenv("LIGER_CPU_ISA");
+    const int isa = liger_context_create(&options, &context) == LIGER_OK ? liger_context_isa(context) : -1;
+    liger_context_destroy(context);
+    return isa;
+}
+
+static void isa_of_environment(struct report *report) {
+    const char *found = getenv("LIGER_CPU_ISA");
+    char *kept = found != NULL ? strdup(found) : NULL;
+    const int best = isa_where(NULL);
+    expect(report, best > LIGER_ISA_AUTO, "without LIGER_CPU_ISA a context has a set");
+    expect(report, isa_where("") == best && isa_where("auto") == best && isa_where("AUTO") == best,
+           "LIGER_CPU_ISA=auto is what a context does without it");
+    for (int isa = LIGER_ISA_BASE; isa <= LIGER_ISA_NEON; isa++)
+        expect(report, isa_where(liger_isa_name(isa)) == (liger_has_isa(isa) ? isa : -1), liger_isa_name(isa));
+    expect(report, isa_where("automatic") == -1, "a name that is none is refused");
+    if (kept != NULL) setenv("LIGER_CPU_ISA", kept, true);
+    else unsetenv("LIGER_CPU_ISA");
+    free(kept);
+}
+
 /* ---- signals ------------------------------------------------------------------------------------------------------ */
 
 enum { THREADS = 3 };
@@ -336,6 +358,7 @@ void core_checks(struct report *report) {
     report_end(report, "core", "rows", "host");
     report_begin(report);
     no_context(report);
+    isa_of_environment(report);
     workers_leave_signals_alone(report);
     report_end(report, "core", "context", "host");
     door_checks(report);

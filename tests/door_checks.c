@@ -242,6 +242,26 @@ static void derived_refusals(struct report *report, liger_context *context) {
 
 /* ---- a longer struct, options ----------------------------------------------------------------------------------- */
 
+/* In words of the struct, not of its rules: the driver takes the sizes that it cuts from the same function as the door. */
+static void older_callers(struct report *report) {
+    static const size_t ends[] = {sizeof(size_t),
+                                  offsetof(liger_plain_args, weight),
+                                  offsetof(liger_plain_args, y),
+                                  offsetof(liger_plain_args, sums),
+                                  offsetof(liger_plain_args, scale),
+                                  offsetof(liger_plain_args, reserved),
+                                  offsetof(liger_plain_args, workspace),
+                                  offsetof(liger_plain_args, workspace_bytes),
+                                  sizeof(liger_plain_args)};
+    size_t right = 0;
+    for (size_t size = 0, next = 0; size <= sizeof(liger_plain_args); size++) {
+        const bool ends_here = size == ends[next];
+        if (ends_here) next++;
+        right += door_ends_a_field(&plain_door, size) == ends_here;
+    }
+    expect(report, right == sizeof(liger_plain_args) + 1, "a struct of an older caller ends with a field");
+}
+
 static void newer_callers(struct report *report, liger_context *context) {
     struct {
         liger_made_up_args known;
@@ -325,6 +345,7 @@ void door_checks(struct report *report) {
     every_table(report);
     words(report, context);
     derived_refusals(report, context);
+    older_callers(report);
     newer_callers(report, context);
     options(report);
     no_products(report);

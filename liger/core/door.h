@@ -123,6 +123,7 @@ struct door_call {
     const liger_context *context;
     const void *args; /* of door->size bytes, whatever the caller's size was */
     bool query;       /* about sizes: strides and addresses do not matter, a tensor is there if it has a dtype */
+    uint32_t needs;   /* tensors that the answer depends on */
     liger_dtype t;
     uint32_t present; /* tensors */
     uint32_t bound;   /* sizes */
@@ -146,6 +147,9 @@ liger_status door_query(struct door_call *call, const struct door *door, liger_c
 /* Answers a workspace query from the table. */
 liger_status door_workspace(const struct door *door, liger_context *context, const void *given, void *args,
                             size_t *bytes);
+
+/* Whether an args struct may be so long: one of an older caller ends with a field. */
+bool door_ends_a_field(const struct door *door, size_t size);
 
 static inline const char *door_name(const struct door_rule *rule) { return rule->what + rule->name; }
 static inline bool door_has(const struct door_call *call, uint32_t tensors) { return (call->present & tensors) != 0; }

@@ -54,14 +54,19 @@ int liger_has_isa(int isa) {
     return 0;
 }
 
+/* The set that LIGER_CPU_ISA names; NULL: the best there is. */
+static const char *isa_of_environment(void) {
+    const char *name = getenv("LIGER_CPU_ISA");
+    return name == NULL || *name == 0 || strcasecmp(name, isa_names[LIGER_ISA_AUTO]) == 0 ? NULL : name;
+}
+
 static liger_status find_row(int32_t isa, const struct isa_row **row) {
-    const char *wish = getenv("LIGER_CPU_ISA");
+    const char *wish = isa_of_environment();
     *row = NULL;
     for (int i = 0; i < ISA_ROWS; i++) {
         const struct isa_row *candidate = &isa_rows[i];
-        const bool wanted = isa != LIGER_ISA_AUTO   ? (int32_t)candidate->isa == isa
-                            : wish != NULL && *wish ? strcasecmp(wish, candidate->name) == 0
-                                                    : true;
+        const bool wanted = isa != LIGER_ISA_AUTO ? (int32_t)candidate->isa == isa
+                                                  : wish == NULL || strcasecmp(wish, candidate->name) == 0;
         if (wanted && candidate->present()) *row = candidate;
     }
     LIGER_REQUIRE(*row != NULL, LIGER_ERR_DEVICE,

@@ -9,13 +9,16 @@
  * An operator brings its formula F, over the N values of a pack:
  *   F::forward_problem     rows, cols, dtype, activation_dtype, gate, up, y
  *   F::backward_problem    rows, cols, dtype, dy, gate, up, dgate, dup
- *   F::activation(p, gate)                        f of one value
+ *   F::activation<A>(p, gate)                     f of one value, which is rounded to A; float: to a type that p names
  *   F::finish<T>(p, y)                            what comes after the product, usually nothing
  *   F::gradients<T>(p, dy, gate, up)              gate and up become their gradients */
 #ifndef LIGER_CUDA_GATED_CUH
 #define LIGER_CUDA_GATED_CUH
 
+#include <type_traits>
+
 #include "liger/cuda/approx.cuh"
+
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
 
@@ -28,6 +31,7 @@ enum { THREADS = 256, MAX_GRID_Y = 65535 };
 template <typename F, typename T, bool ROUNDS_TO_T>
 struct forward_body {
     using problem = typename F::forward_problem;
+    using rounded = std::conditional_t<ROUNDS_TO_T, T, float>;
 
     template <int N>
     static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {
@@ -37,7 +41,7 @@ struct forward_body {
         unpack(out, y);
         unpack(factor, up);
 #pragma unroll
-        for (int k = 0; k < N; k++) y[k] = F::activation(p, y[k]);
+        for (int k = 0; k < N; k++) y[k] = F::template activation<rounded>(p, y[k]);
         if constexpr (ROUNDS_TO_T) round_all<T>(y);
 #pragma unroll
         for (int k = 0; k < N; k++) y[k] = (ROUNDS_TO_T ? y[k] : round_to_dtype(p.activation_dtype, y[k])) * up[k];

@@ -12,12 +12,13 @@
  *
  *   Forward F: type, problem (rows, cols, x, y)
  *     ADDS                     p.residual is added on the way in, the sum goes to p.sum; loop kernels look whether it is there
- *     TWO_PACKS, EARLY_BYTES, LATE_BYTES     how it is cut: see row_norm_forward.cuh
+ *     TWO_PACKS                rows of at most so many packs have two to a thread
+ *     WIDE                     the parameters are of a wider type than the rows
  *     shares, measure(p, row)  the statistics of a row: from row.sum(f), Σ by s = f(s, x), with shares = float, or from
  *                              row.centred() with shares = moments_share
  *     keep(p, r, statistics)
- *     has_parameters(p), parameters<N>: load(p, c)
- *     apply(p, statistics, parameters, x)                    x becomes y
+ *     has_parameters(p), has_all_parameters(p), parameters<N>: load(p, c)
+ *     apply<ALL>(p, statistics, parameters, x)               x becomes y; ALL: all parameters are there
  *
  *   Backward B: type, problem (rows, cols, dy, x, dx, partials, workspace)
  *     ADDS                     p.dsum is added to dx; as above

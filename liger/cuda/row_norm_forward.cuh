@@ -28,24 +28,24 @@ struct warp_values {
 __device__ __forceinline__ float first_lanes_sum(float x, int lanes) { return warp_sum(threadIdx.x % WARP < lanes ? x : 0.0f); }
 
 /* All sums are of differences, to a value of the row and then to the warp's mean: nothing cancels, whatever the row's offset,
- * and a row of one value has variance 0. each(f) calls f(values) for every pack of this thread. */
-template <typename E>
-__device__ __forceinline__ moments moments_of(const E &each, warp_values of, float per_col, moments_share *slots,
+ * and a row of one value has variance 0. fold(f) is the last s = f(s, values) over the packs of this thread, from 0. */
+template <typename FOLD>
+__device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, float per_col, moments_share *slots,
                                               int warps) {
     moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, (float)of.count};
-    each([&](const auto &x) {
+    const float differences = fold([&](float so_far, const auto &x) {
         float sum = 0;
         for (const float value : x) sum += value - mine.origin;
-        mine.rest += sum;
+        return so_far + sum;
     });
-    mine.rest = of.count > 0 ? warp_sum(mine.rest) / mine.count : 0.0f;
+    mine.rest = of.count > 0 ? warp_sum(differences) / mine.count : 0.0f;
     const float mean = mine.origin + mine.rest, missing = mine.rest - (mean - mine.origin);
-    each([&](const auto &x) {
+    const float squares_of_thread = fold([&](float so_far, const auto &x) {
         float sum = 0;
         for (const float value : x) sum = fmaf(value - mean, value - mean, sum);
-        mine.squares += sum;
+        return so_far + sum;
     });
-    mine.squares = fmaf(-mine.count * missing, missing, warp_sum(mine.squares));
+    mine.squares = fmaf(-mine.count * missing, missing, warp_sum(squares_of_thread));
     const int lane = threadIdx.x % WARP;
     float origin = mine.origin;
     if (warps > 1) {
@@ -62,9 +62,9 @@ __device__ __forceinline__ moments moments_of(const E &each, warp_values of, flo
 }
 
 /* What a formula may ask of a row, once: values() is asked for only where it is needed. */
-template <typename E, typename V, typename S>
+template <typename FOLD, typename V, typename S>
 struct row_statistics {
-    const E &each;
+    const FOLD &fold;
     const V &values;
     S *slots;
     int warps;
@@ -72,18 +72,19 @@ struct row_statistics {
 
     template <typename TERM>
     __device__ __forceinline__ float sum(TERM term) const {
-        float total[1] = {0};
-        each([&](const auto &x) {
-            for (const float value : x) total[0] = term(total[0], value);
-        });
+        float total[1] = {fold([&](float sum, const auto &x) {
+            for (const float value : x) sum = term(sum, value);
+            return sum;
+        })};
         group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps);
         return total[0];
     }
-    __device__ __forceinline__ moments centred() const { return moments_of(each, values(), per_col, slots, warps); }
+    __device__ __forceinline__ moments centred() const { return moments_of(fold, values(), per_col, slots, warps); }
 };
-template <typename E, typename V, typename S>
-__device__ __forceinline__ row_statistics<E, V, S> statistics_of(const E &each, const V &values, S *slots, int64_t cols) {
-    return {each, values, slots, (int)blockDim.x / WARP, 1.0f / (float)cols};
+template <typename FOLD, typename V, typename S>
+__device__ __forceinline__ row_statistics<FOLD, V, S> statistics_of(const FOLD &fold, const V &values, S *slots,
+                                                                    int64_t cols) {
+    return {fold, values, slots, (int)blockDim.x / WARP, 1.0f / (float)cols};
 }
 
 /* How many of the packs between `from` and `packs` a warp has, one a lane. */
@@ -91,6 +92,14 @@ __device__ __forceinline__ int warp_packs(int packs, int from) {
     const int left = packs - from - (int)threadIdx.x / WARP * WARP;
     return left < 0 ? 0 : left > WARP ? WARP : left;
 }
+
+/* Whether all parameters are there, known when compiling. */
+struct yes {
+    static constexpr bool value = true;
+};
+struct no {
+    static constexpr bool value = false;
+};
 
 /* ---- the row in registers --------------------------------------------------------------------------------------- */
 
@@ -117,46 +126,41 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
      * are then computed once per warp. */
     const int64_t r = NV == 1 ? (int64_t)blockIdx.x * blockDim.y + threadIdx.y : blockIdx.x;
     if (r >= p.rows) return;
-    const int cols = (int)p.cols, first = threadIdx.x * N, step = blockDim.x * N;
+    /* Behind the row's end a thread sums the last pack again and leaves it out: less than a branch for every pack. */
+    const int cols = (int)p.cols, last = cols - N;
+    const auto column = [&](int k) { return (int)(threadIdx.x + k * blockDim.x) * N; };
+    const auto within = [&](int k) { return min(column(k), last); };
     const T *x = row_at<T>(p.x, r);
     pack<T, N> row[NV];
 #pragma unroll
-    for (int k = 0; k < NV; k++)
-        if (first + k * step < cols) row[k] = load_pack<T, N>(x + first + k * step);
+    for (int k = 0; k < NV; k++) row[k] = load_pack<T, N>(x + within(k));
     if constexpr (F::ADDS) {
         const T *residual = row_at<T>(p.residual, r);
         T *sum = row_at<T>(p.sum, r);
         pack<T, N> other[NV];
 #pragma unroll
-        for (int k = 0; k < NV; k++)
-            if (first + k * step < cols) other[k] = load_pack<T, N>(residual + first + k * step);
+        for (int k = 0; k < NV; k++) other[k] = load_pack<T, N>(residual + within(k));
 #pragma unroll
         for (int k = 0; k < NV; k++) {
-            if (first + k * step >= cols) continue;
             add(row[k], other[k]);
-            store_pack<T, N>(sum + first + k * step, row[k]);
+            if (column(k) < cols) store_pack<T, N>(sum + column(k), row[k]);
         }
     }
-    /* The parameters are on their way while the row is reduced, or before the first is used, or each when it is used: as
-     * there are registers for so many bytes of them. */
-    using parameters = typename F::template parameters<N>;
-    constexpr int BYTES = NV * (int)sizeof(parameters);
-    constexpr bool EARLY = BYTES <= F::EARLY_BYTES, LATE = !EARLY && BYTES <= F::LATE_BYTES;
-    parameters columns[NV];
-    const auto load_columns = [&] {
-#pragma unroll
-        for (int k = 0; k < NV; k++)
-            if (first + k * step < cols) columns[k].load(p, first + k * step);
-    };
-    if (EARLY && F::has_parameters(p)) load_columns();
-    const auto each = [&](auto use) {
+    /* The parameters of the first pack are on their way while the row is reduced, the others' one pack ahead of their use;
+     * for wide ones there are not the registers: they come when they are used. */
+    typename F::template parameters<N> columns[NV];
+    const bool has_parameters = F::has_parameters(p);
+    if (!F::WIDE && has_parameters) columns[0].load(p, within(0));
+    const auto fold = [&](auto f) {
+        float sum = 0;
 #pragma unroll
         for (int k = 0; k < NV; k++) {
-            if (first + k * step >= cols) continue;
             float values[N];
             unpack(row[k], values);
-            use(values);
+            const float with = f(sum, values);
+            sum = column(k) < cols ? with : sum;
         }
+        return sum;
     };
     const auto values = [&] {
         int packs = 0;
@@ -164,21 +168,25 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
         for (int k = 0; k < NV; k++) packs += warp_packs(cols / N, k * (int)blockDim.x);
         return warp_values{__shfl_sync(0xffffffffu, to_f32(row[0].value[0]), 0), packs * N};
     };
-    const auto statistics = F::measure(p, statistics_of(each, values, slots, cols));
+    const auto statistics = F::measure(p, statistics_of(fold, values, slots, cols));
     if (threadIdx.x == 0) F::keep(p, r, statistics);
-    if (LATE && F::has_parameters(p)) load_columns();
     T *y = row_at<T>(p.y, r);
+    const auto store_all = [&](auto complete) {
 #pragma unroll
-    for (int k = 0; k < NV; k++) {
-        if (first + k * step >= cols) continue;
-        if (!EARLY && !LATE && F::has_parameters(p)) columns[k].load(p, first + k * step);
-        float values[N];
-        unpack(row[k], values);
-        F::apply(p, statistics, columns[k], values);
-        pack<T, N> out;
-        repack(values, out);
-        store_pack<T, N>(y + first + k * step, out);
-    }
+        for (int k = 0; k < NV; k++) {
+            if (F::WIDE && column(k) >= cols) continue;
+            if (F::WIDE && has_parameters) columns[k].load(p, column(k));
+            if (!F::WIDE && has_parameters && k + 1 < NV) columns[k + 1].load(p, within(k + 1));
+            float values[N];
+            unpack(row[k], values);
+            F::template apply<decltype(complete)::value>(p, statistics, columns[k], values);
+            pack<T, N> out;
+            repack(values, out);
+            if (column(k) < cols) store_pack<T, N>(y + column(k), out);
+        }
+    };
+    if (!F::WIDE && F::has_all_parameters(p)) store_all(yes());
+    else store_all(no());
 }
 
 /* ---- rows of any width and alignment ---------------------------------------------------------------------------- */
@@ -195,7 +203,8 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
         bool adds = false, again = false;
         if constexpr (F::ADDS) adds = p.residual.data != NULL;
         if constexpr (F::ADDS) row = adds ? row_at<T>(p.sum, r) : x;
-        const auto each = [&](auto use) {
+        const auto fold = [&](auto f) {
+            float sum = 0;
             for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
                 pack<T, N> held = again ? *(const pack<T, N> *)(row + c * N) : load_shared<T, N>(x + c * N);
                 if constexpr (F::ADDS)
@@ -205,15 +214,16 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
                     }
                 float values[N];
                 unpack(held, values);
-                use(values);
+                sum = f(sum, values);
             }
             again = true;
+            return sum;
         };
         const auto values = [&] {
             const int64_t c = threadIdx.x / WARP * WARP;
             return warp_values{c < packs ? to_f32(x[c * N]) : 0.0f, in_turn * N};
         };
-        const auto statistics = F::measure(p, statistics_of(each, values, slots[phase], p.cols));
+        const auto statistics = F::measure(p, statistics_of(fold, values, slots[phase], p.cols));
         if (threadIdx.x == 0) F::keep(p, r, statistics);
         T *y = row_at<T>(p.y, r);
         for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
@@ -222,7 +232,7 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
             if (F::has_parameters(p)) columns.load(p, c * N);
             float values[N];
             unpack(out, values);
-            F::apply(p, statistics, columns, values);
+            F::template apply<false>(p, statistics, columns, values);
             repack(values, out);
             store_pack<T, N>(y + c * N, out);
         }

@@ -82,6 +82,14 @@ OPERATORS = {
 }
 
 
+# The rows of `transformers.model_table`, by name: asking for the names of a package loads no operator.
+FAMILIES = tuple(
+    "llama mistral ministral mixtral qwen2 qwen3 qwen3_moe qwen3_next qwen3_5 phi3 gemma gemma2 gemma3_text gemma4_text "
+    "granite olmo2 olmo3 smollm3 glm4 exaone4 hunyuan_v1_dense falcon_h1 gpt_oss deepseek_v2 deepseek_v3 pixtral llava "
+    "gemma3 paligemma internvl smolvlm qwen2_vl qwen2_5_vl qwen3_vl".split()
+)
+
+
 def names_to_disable() -> frozenset[str]:
     """What LIGER_DISABLE may say."""
     return frozenset(OPERATORS).union(*(row.disable.split() for row in OPERATORS.values()))

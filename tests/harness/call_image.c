@@ -45,15 +45,23 @@ int64_t op_tensor_layout(const struct tensor_spec *spec, enum spacing spacing, i
     return op_tensor_count(spec) == 0 ? 0 : span;
 }
 
-/* Steps through the elements of a view in row-major order. */
+/* Steps through a view in row-major order, by runs of elements that lie side by side. */
 struct walk {
     const struct tensor_spec *spec;
     const int64_t *stride;
     int64_t index[LIGER_MAX_DIMS], offset;
+    int outer;      /* dimensions outside of a run */
+    int64_t length; /* of a run */
 };
 
+static struct walk walk_begin(const struct tensor_spec *spec, const int64_t *stride) {
+    struct walk walk = {.spec = spec, .stride = stride, .outer = spec->ndim, .length = 1};
+    while (walk.outer > 0 && stride[walk.outer - 1] == walk.length) walk.length *= spec->shape[--walk.outer];
+    return walk;
+}
+
 static void walk_next(struct walk *walk) {
-    for (int d = walk->spec->ndim - 1; d >= 0; d--) {
+    for (int d = walk->outer - 1; d >= 0; d--) {
         walk->offset += walk->stride[d];
         if (++walk->index[d] < walk->spec->shape[d]) return;
         walk->offset -= walk->index[d] * walk->stride[d];
@@ -70,10 +78,10 @@ static bool complain(struct call_image *image, const char *what, const char *nam
 
 void op_tensor_store(const struct tensor_spec *spec, liger_dtype dtype, const int64_t *stride, const double *values,
                      void *data) {
-    struct walk walk = {.spec = spec, .stride = stride};
+    struct walk walk = walk_begin(spec, stride);
     const int64_t count = op_tensor_count(spec), size = (int64_t)liger_dtype_size(dtype);
-    for (int64_t i = 0; i < count; i++, walk_next(&walk))
-        format_store(dtype, (unsigned char *)data + walk.offset * size, values[i]);
+    for (int64_t i = 0; i < count; i += walk.length, walk_next(&walk))
+        format_store_all(dtype, (unsigned char *)data + walk.offset * size, values + i, walk.length);
 }
 
 static bool keep_before(struct call_image *image, struct tensor_image *tensor, const char *name) {
@@ -274,6 +282,16 @@ static bool writes_to(const struct call_image *image, int i, int owner) {
     return same && image->run->t[i] != NULL && image->run->spec[i].role != ROLE_IN;
 }
 
+/* The first of `count` elements that is what it was, or `count`. */
+static int64_t first_as_before(const unsigned char *now, const unsigned char *before, int64_t count, int64_t size) {
+    for (int64_t k = 0; k < count; k++) {
+        bool same = true;
+        for (int64_t b = k * size; b < (k + 1) * size; b++) same = same && now[b] == before[b];
+        if (same) return k;
+    }
+    return count;
+}
+
 const char *call_image_damage(struct call_image *image) {
     if (image->text[0] != 0) return image->text;
     const struct op_run *run = image->run;
@@ -290,14 +308,17 @@ const char *call_image_damage(struct call_image *image) {
             const liger_dtype dtype = op_tensor_dtype(&run->spec[i], run->types);
             const int64_t size = (int64_t)liger_dtype_size(dtype);
             const int64_t start = memory->buffer.data - memory->buffer.region;
-            struct walk walk = {.spec = &run->spec[i], .stride = image->tensor[i].stride};
-            for (int64_t k = 0; k < run->count[i]; k++, walk_next(&walk)) {
-                const int64_t at = start + walk.offset * size;
-                if (i == owner && run->spec[i].role == ROLE_OUT &&
-                    memcmp(rest + at, memory->before + at, (size_t)size) == 0)
+            struct walk walk = walk_begin(&run->spec[i], image->tensor[i].stride);
+            for (int64_t k = 0; k < run->count[i]; k += walk.length, walk_next(&walk)) {
+                unsigned char *now = rest + start + walk.offset * size;
+                const unsigned char *before = memory->before + start + walk.offset * size;
+                const int64_t unwritten = i == owner && run->spec[i].role == ROLE_OUT
+                                              ? first_as_before(now, before, walk.length, size)
+                                              : walk.length;
+                if (unwritten < walk.length)
                     snprintf(image->text, sizeof image->text, "%s: element %lld was never written", run->spec[i].name,
-                             (long long)k);
-                memcpy(rest + at, memory->before + at, (size_t)size);
+                             (long long)(k + unwritten));
+                memcpy(now, before, (size_t)(walk.length * size));
             }
         }
         if (memcmp(rest, memory->before, memory->buffer.region_bytes) != 0)
@@ -329,26 +350,17 @@ void call_image_read(const struct call_image *image, int i, double *values) {
     const struct tensor_spec *spec = &image->run->spec[i];
     const liger_dtype dtype = op_tensor_dtype(spec, image->run->types);
     const int64_t size = (int64_t)liger_dtype_size(dtype);
-    struct walk walk = {.spec = spec, .stride = image->tensor[i].stride};
-    for (int64_t k = 0; k < image->run->count[i]; k++, walk_next(&walk))
-        values[k] = format_load(dtype, buffer_of(image, i)->data + walk.offset * size);
-}
-
-static bool is_dense(const struct tensor_spec *spec, const int64_t *stride) {
-    int64_t step = 1;
-    for (int d = spec->ndim - 1; d >= 0; step *= spec->shape[d--])
-        if (stride[d] != step) return false;
-    return true;
+    struct walk walk = walk_begin(spec, image->tensor[i].stride);
+    for (int64_t k = 0; k < image->run->count[i]; k += walk.length, walk_next(&walk))
+        format_load_all(dtype, buffer_of(image, i)->data + walk.offset * size, values + k, walk.length);
 }
 
 size_t call_image_bits(const struct call_image *image, int i, unsigned char *to) {
     const struct tensor_spec *spec = &image->run->spec[i];
     const int64_t size = (int64_t)liger_dtype_size(op_tensor_dtype(spec, image->run->types));
     const int64_t count = image->run->count[i];
-    struct walk walk = {.spec = spec, .stride = image->tensor[i].stride};
-    const bool dense = is_dense(spec, walk.stride);
-    if (to != NULL && dense) memcpy(to, buffer_of(image, i)->data, (size_t)(count * size));
-    for (int64_t k = 0; k < count && to != NULL && !dense; k++, walk_next(&walk))
-        memcpy(to + k * size, buffer_of(image, i)->data + walk.offset * size, (size_t)size);
+    struct walk walk = walk_begin(spec, image->tensor[i].stride);
+    for (int64_t k = 0; k < count && to != NULL; k += walk.length, walk_next(&walk))
+        memcpy(to + k * size, buffer_of(image, i)->data + walk.offset * size, (size_t)(walk.length * size));
     return (size_t)(count * size);
 }

@@ -31,24 +31,47 @@ static double power_of_two(int exponent) {
     return power;
 }
 
-double op_round(liger_dtype dtype, double v) {
-    if (!format_is_float(dtype) || v == 0 || !isfinite(v)) return v;
-    if (dtype == LIGER_F32) return (float)v; /* what the processor does is the definition */
-    const struct format f = format_of(dtype);
-    uint64_t bits;
-    memcpy(&bits, &v, sizeof bits);
-    const int exponent = (int)(bits >> 52 & 0x7ff) - 1022; /* v = m · 2^exponent, 1/2 <= |m| < 1 */
-    const int step = exponent - f.precision > f.smallest ? exponent - f.precision : f.smallest;
-    /* Next to 1.5 · 2^52 steps, double itself has the spacing of one step, and rounds as wanted. */
-    const volatile double shifted = v + power_of_two(step) * 0x1.8p52;
-    const double rounded = shifted - power_of_two(step) * 0x1.8p52;
-    return fabs(rounded) > f.largest ? copysign(INFINITY, v) : rounded;
-}
-
 static uint64_t bits_of(double v) {
     uint64_t bits;
     memcpy(&bits, &v, sizeof bits);
     return bits;
+}
+
+static double of_bits(uint64_t bits) {
+    double v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+/* Below the normal numbers steps are all alike: next to 1.5 · 2^52 of them double itself has the spacing of one, and rounds
+ * as wanted. */
+static double round_subnormal(struct format f, double v) {
+    const volatile double shifted = v + power_of_two(f.smallest) * 0x1.8p52;
+    return copysign(shifted - power_of_two(f.smallest) * 0x1.8p52, v);
+}
+
+/* Half a step is added, less one bit where the tie would go to an odd number, and what is below a step is cut off. */
+static inline double round_to(struct format f, double v) {
+    const uint64_t bits = bits_of(v), exponent = bits >> 52 & 0x7ff;
+    const int below = 53 - f.precision;
+    if (exponent == 0x7ff) return v;
+    if (exponent < (uint64_t)(f.smallest + f.precision - 1 + 1023)) return round_subnormal(f, v);
+    const uint64_t raised = bits + ((uint64_t)1 << (below - 1)) - 1 + (bits >> below & 1);
+    const double rounded = of_bits(raised >> below << below);
+    return fabs(rounded) > f.largest ? copysign(INFINITY, v) : rounded;
+}
+
+void format_round(liger_dtype dtype, double *values, int64_t count) {
+    const struct format f = format_of(dtype);
+    if (dtype == LIGER_F32) /* what the processor does is the definition */
+        for (int64_t i = 0; i < count; i++) values[i] = (float)values[i];
+    else if (format_is_float(dtype))
+        for (int64_t i = 0; i < count; i++) values[i] = round_to(f, values[i]);
+}
+
+double op_round(liger_dtype dtype, double v) {
+    format_round(dtype, &v, 1);
+    return v;
 }
 
 static uint16_t f16_bits(double v) { /* v is a value of the format */
@@ -75,26 +98,22 @@ static uint16_t bf16_bits(double v) { /* likewise */
     return isnan(v) ? 0x7fc0 : (uint16_t)(bits >> 16);
 }
 
-static void store_float(liger_dtype dtype, void *element, double value) {
-    const double rounded = op_round(dtype, value);
-    const float single = (float)rounded;
-    const uint16_t half = dtype == LIGER_F16 ? f16_bits(rounded) : dtype == LIGER_BF16 ? bf16_bits(rounded) : 0;
+static inline void store_float(struct format f, liger_dtype dtype, void *element, double value) {
+    const float single = (float)value;
+    const uint16_t half = dtype == LIGER_F16 ? f16_bits(round_to(f, value)) : bf16_bits(round_to(f, value));
     if (dtype == LIGER_F32) memcpy(element, &single, 4);
     else memcpy(element, &half, 2);
 }
 
-void format_store(liger_dtype dtype, void *element, double value) {
-    if (format_is_float(dtype)) {
-        store_float(dtype, element, value);
-        return;
-    }
+static void store_integer(liger_dtype dtype, void *element, double value) {
     const int32_t i32 = isfinite(value) && fabs(value) < 0x1p31 ? (int32_t)value : 0;
     const int64_t i64 = isfinite(value) && fabs(value) < 0x1p62 ? (int64_t)value : 0;
     if (dtype == LIGER_I32) memcpy(element, &i32, 4);
     if (dtype == LIGER_I64) memcpy(element, &i64, 8);
 }
 
-double format_load(liger_dtype dtype, const void *element) {
+/* A dtype that is a constant where this is inlined: a loop over a tensor asks for it once. */
+static inline double load(liger_dtype dtype, const void *element) {
     uint16_t half;
     uint32_t bits;
     float single;
@@ -113,3 +132,31 @@ double format_load(liger_dtype dtype, const void *element) {
         default: return NAN;
     }
 }
+
+#define EACH(body)                                                                                                     \
+    for (int64_t i = 0; i < count; i++) body
+
+void format_store_all(liger_dtype dtype, void *elements, const double *values, int64_t count) {
+    const struct format f = format_of(dtype);
+    char *to = elements;
+    switch (dtype) {
+        case LIGER_F32: EACH(store_float(f, LIGER_F32, to + 4 * i, values[i])); break;
+        case LIGER_F16: EACH(store_float(f, LIGER_F16, to + 2 * i, values[i])); break;
+        case LIGER_BF16: EACH(store_float(f, LIGER_BF16, to + 2 * i, values[i])); break;
+        default: EACH(store_integer(dtype, to + (int64_t)liger_dtype_size(dtype) * i, values[i]));
+    }
+}
+
+void format_load_all(liger_dtype dtype, const void *elements, double *values, int64_t count) {
+    const char *from = elements;
+    switch (dtype) {
+        case LIGER_F32: EACH(values[i] = load(LIGER_F32, from + 4 * i)); break;
+        case LIGER_F16: EACH(values[i] = load(LIGER_F16, from + 2 * i)); break;
+        case LIGER_BF16: EACH(values[i] = load(LIGER_BF16, from + 2 * i)); break;
+        default: EACH(values[i] = load(dtype, from + (int64_t)liger_dtype_size(dtype) * i));
+    }
+}
+
+void format_store(liger_dtype dtype, void *element, double value) { format_store_all(dtype, element, &value, 1); }
+
+double format_load(liger_dtype dtype, const void *element) { return load(dtype, element); }

@@ -4,6 +4,7 @@
 #define TESTS_HARNESS_FLOAT_FORMATS_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "liger/core/tensor.h"
 
@@ -19,5 +20,10 @@ double format_largest(liger_dtype dtype);
 /* One element. A float is rounded first; an integer must be exact. */
 void format_store(liger_dtype dtype, void *element, double value);
 double format_load(liger_dtype dtype, const void *element);
+
+/* Many at once, which is what tests spend their time on: op_round, format_store and format_load of each. */
+void format_round(liger_dtype dtype, double *values, int64_t count);
+void format_store_all(liger_dtype dtype, void *elements, const double *values, int64_t count);
+void format_load_all(liger_dtype dtype, const void *elements, double *values, int64_t count);
 
 #endif

@@ -57,8 +57,13 @@ static bool list_steps(struct history *history, const struct op_cases *const *op
 }
 
 static uint64_t hash_of(const unsigned char *bits, size_t bytes) {
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < bytes; i++) hash = (hash ^ bits[i]) * 0x100000001b3u;
+    uint64_t hash = 0xcbf29ce484222325u, word;
+    for (size_t i = 0; i < bytes; i += sizeof word) {
+        word = 0;
+        memcpy(&word, bits + i, bytes - i < sizeof word ? bytes - i : sizeof word);
+        hash = (hash ^ word) * 0x100000001b3u;
+        hash ^= hash >> 29; /* a high bit reaches the low ones */
+    }
     return hash ? hash : 1;
 }
 

@@ -293,19 +293,9 @@ static void reserved(const struct refusals *r, const struct door_rule *rule) {
     expect(r, (struct op_change){CHANGES_NOTHING}, LIGER_ERR_ABI, "reserved", rule->what, "must be 0");
 }
 
-static bool ends_with_a_field(const struct door *door, size_t size) {
-    bool ends = size == sizeof(size_t);
-    for (int i = 0; i < door->count; i++) {
-        const struct door_rule *rule = &door->rules[i];
-        const size_t end = (size_t)rule->offset + rule->bytes;
-        ends = ends || (rule->kind != DOOR_CHECK && (size == end || (rule->kind == DOOR_WORKSPACE && size == end + 8)));
-    }
-    return ends;
-}
-
 static void cut(const struct refusals *r, size_t size) {
     char is[MOST_SAYS];
-    if (ends_with_a_field(r->door, size)) return;
+    if (door_ends_a_field(r->door, size)) return;
     snprintf(is, sizeof is, "%s: args.size is %zu,", r->door->function, size);
     more.claims_size = true, more.size = size;
     expect(r, (struct op_change){CHANGES_NOTHING}, LIGER_ERR_ABI, "a size within a field", is, NULL);

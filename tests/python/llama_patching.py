@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
+import pytest
 import tiny_llama
 import torch
 
-from liger_kernel.transformers import apply_liger_kernel_to_llama
+from liger_kernel.transformers import apply_liger_kernel_to_llama, revert_liger_kernel
+from liger_kernel.transformers.model import llama
 
 ALL_OFF = dict(rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=False, swiglu=False)
 
 
 def only(**flags):
     return {**ALL_OFF, **flags}
+
+
+def is_fused(model):
+    """Whether the model, or class, has the fused-loss forward."""
+    return inspect.getsource(model.forward) == inspect.getsource(llama.lce_forward)
+
+
+both_ways = pytest.mark.parametrize("way", ["class", "instance"])
+
+
+def apply(build, way):
+    """`build()`, patched: by its classes before it is built, or as an instance."""
+    revert_liger_kernel()
+    if way == "class":
+        apply_liger_kernel_to_llama()
+        return build()
+    model = build()
+    apply_liger_kernel_to_llama(model=model)
+    return model
 
 
 def pair(device="cpu", **changes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ from llama_patching import (  # noqa: E402
 from liger_kernel.transformers import apply_liger_kernel_to_llama, revert_liger_kernel  # noqa: E402
 from liger_kernel.transformers import functional as liger_functional  # noqa: E402
 from liger_kernel.transformers.model import causal_lm, loss_utils  # noqa: E402
+from liger_kernel.transformers.model.fused_forward import (  # noqa: E402
+    LANGUAGE_MODEL,
+    fused_forward,
+    named_forward,
+)
+from liger_kernel.transformers.rows import Head  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unpatched")
 
@@ -268,14 +275,6 @@ def test_generation_is_unchanged(device):
     assert torch.equal(patched.generate(ids, **options), expected)
 
 
-def test_pretraining_tp_is_refused():
-    _, patched = pair()
-    ids, labels = tiny_llama.batch()
-    patched.config.pretraining_tp = 2
-    with pytest.raises(Exception, match="pretraining_tp"):
-        patched(input_ids=ids, labels=labels)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_over_fp32_weights(device, dtype):
     stock, patched = tiny_llama.build(device), tiny_llama.build(device)
@@ -299,10 +298,13 @@ def compiled_step(model, **inputs):
     return tiny_llama.run(torch.compile(model, fullgraph=True, backend="aot_eager"), **inputs)
 
 
-def test_compiles_without_graph_breaks(device):
+@pytest.mark.parametrize("hooked", [False, True])
+def test_compiles_without_graph_breaks(device, hooked):
     model = tiny_llama.build(device)
     ids, labels = tiny_llama.batch(device)
     apply_liger_kernel_to_llama(model=model)
+    if hooked:
+        model.lm_head.register_forward_pre_hook(lambda module, args: None)
     expected_step = tiny_llama.run(model, input_ids=ids, labels=labels)
     try:
         output, gradients = compiled_step(model, input_ids=ids, labels=labels)
@@ -317,30 +319,94 @@ def test_compiles_without_graph_breaks(device):
     assert_same_step((output, gradients), expected_step)
 
 
-def test_engine_softcap_and_scale(device):
+@pytest.mark.parametrize("bias", [False, True])
+def test_engine_softcap_and_multiplier(device, bias, monkeypatch):
     """What other families hand to the engine, shown on Llama."""
+    monkeypatch.setattr(causal_lm, "_applies", lambda model_class, name: True)
     _, model = pair(device)
+    if bias:
+        give_bias(model)
     ids, labels = tiny_llama.batch(device)
-    options = dict(
-        labels=labels,
-        logits_to_keep=0,
-        skip_logits=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        return_dict=None,
-        kwargs={},
-    )
     shifted = shift(labels).reshape(-1)
     raw = model.lm_head(model.model(input_ids=ids)[0]).float()
     capped = 3 * torch.tanh(0.5 * raw / 3)
-    expected = nn.functional.cross_entropy(capped.reshape(-1, tiny_llama.VOCAB), shifted) + 7
+    expected = nn.functional.cross_entropy(capped.reshape(-1, tiny_llama.VOCAB), shifted)
+    model.config.cap, model.half = 3.0, 0.5
+    forward = named_forward(Head(softcap="cap", multiplier="half"), LANGUAGE_MODEL)
     for mode in (True, False):
         model.train(mode)
-        output = causal_lm.causal_lm_forward(
-            model, {"input_ids": ids}, softcap=3.0, logit_scale=0.5, aux_loss=lambda _: torch.tensor(7.0), **options
-        )
+        output = forward(model, input_ids=ids, labels=labels)
         assert_close(output.loss, expected)
     assert_close(output.logits, capped)
+
+
+def test_a_cap_that_the_stock_forward_does_not_apply_is_not_applied():
+    """Some releases of a family do not, so they do not train with it."""
+    stock, model = pair()
+    ids, labels = tiny_llama.batch()
+    model.config.cap = 3.0
+    forward = fused_forward(Head(softcap="cap"), transformers.LlamaForCausalLM.forward)
+    assert_close(forward(model, input_ids=ids, labels=labels).loss, stock(input_ids=ids, labels=labels).loss)
+
+
+def test_a_base_model_property_is_not_asked(device):
+    """It is the model itself where the family's prefix names no module."""
+    stock, patched = pair(device)
+    for model in (stock, patched):
+        model.base_model_prefix = "transformer"
+    assert patched.base_model is patched
+    assert_trains_alike(patched, stock, device=device)
+
+
+def test_the_signature_is_the_stock_ones_and_one_more(device):
+    stock, patched = pair(device)
+    own = inspect.signature(transformers.LlamaForCausalLM.forward).parameters
+    ours = inspect.signature(type(patched).forward).parameters
+    assert [name for name in ours if name != "skip_logits"] == list(own) and "skip_logits" in ours
+    ids, labels = tiny_llama.batch(device)
+    positional = (ids, None, None, None, None, labels, False)
+    assert_close(patched(*positional).loss, stock(*positional).loss)
+    with pytest.raises(TypeError, match="multiple values for argument 'input_ids'"):
+        patched(ids, input_ids=ids)
+    with pytest.raises(TypeError, match="positional"):
+        patched(*positional, *positional)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(label_smoothing=0.3),
+        dict(label_smoothing=0.3, num_items_in_batch=11),
+        dict(lse_square_scale=0.1),
+        dict(use_token_scaling=True),
+        dict(use_token_scaling=True, num_items_in_batch=11, label_smoothing=0.1),
+        dict(ce_weight=torch.linspace(0.1, 2, tiny_llama.VOCAB)),
+        dict(ce_weight=torch.linspace(0.1, 2, tiny_llama.VOCAB), use_token_scaling=True),
+        dict(return_token_accuracy=True, return_predicted_tokens=True, use_token_scaling=True),
+        dict(return_token_accuracy=True, return_predicted_tokens=True, ignore_index=5),
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_loss_options_count_in_evaluation_as_in_training(device, options):
+    _, patched = pair(device)
+    ids, labels = tiny_llama.batch(device)
+    if "ignore_index" in options:
+        labels = labels.masked_fill(labels == -100, 5)
+    options = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    plain = patched(input_ids=ids, labels=labels).loss
+    expected, expected_gradients = tiny_llama.run(patched, input_ids=ids, labels=labels, **options)
+    patched.eval()
+    output, gradients = tiny_llama.run(patched, input_ids=ids, labels=labels, **options)
+    assert output.logits is not None and expected.logits is None
+    assert_close(output.loss, expected.loss)
+    assert "ignore_index" in options or abs(output.loss - plain) > 1e-3 or "return_token_accuracy" in options
+    for name, gradient in expected_gradients.items():
+        assert_close(gradients[name], gradient)
+    for name in ("token_accuracy", "predicted_tokens"):
+        one, other = getattr(output, name), getattr(expected, name)
+        assert (one is None) == (other is None) == (f"return_{name}" not in options)
+        if one is not None:
+            assert_close(one, other)
 
 
 # ---- names that others replace ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import own_process
 import pytest
 import torch
 
@@ -136,6 +137,26 @@ def test_heads_of_three_dimensions_are_refused():
     q = torch.randn(4, 3, 8)
     with pytest.raises(_native.LigerArgumentError, match="q_out cannot be made in the likeness of q"):
         _native.rope_forward(q, q, q, q, Wish.HEADS, Wish.HEADS[1], 8, 0)
+
+
+def test_without_the_quick_way_to_memory(device):
+    """A torch that has not the functions of its generated code: all of this file, with the public ones."""
+    program = """
+        import sys, pytest
+        from liger_kernel import _native
+        _native._quick_functions = lambda: (None, None)
+        sys.exit(pytest.main(sys.argv[1:]))
+    """
+    chosen = ("-q", "-p", "no:cacheprovider", "-k", "not quick", "--device", device.type)
+    own_process.output("-c", program, __file__, *chosen)
+
+
+def test_a_quick_way_that_is_another_is_not_taken(monkeypatch):
+    guards = torch._C._dynamo.guards
+    assert _native._quick_functions()[0] is not None
+    for other in (None, lambda shape, stride, dtype: torch.empty(shape), lambda *sizes: sizes.missing):
+        monkeypatch.setattr(guards, "_empty_strided_cpu", other)
+        assert _native._quick_functions() == (None, None)
 
 
 def test_a_refused_call_keeps_nothing():

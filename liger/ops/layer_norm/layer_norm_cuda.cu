@@ -9,7 +9,8 @@ struct forward {
     using type = T;
     using problem = layer_norm_forward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int TWO_PACKS = 256, EARLY_BYTES = 64, LATE_BYTES = 0;
+    static constexpr int TWO_PACKS = 256;
+    static constexpr bool WIDE = sizeof(TW) > sizeof(T);
     using shares = row_norm::moments_share;
 
     struct statistics {
@@ -36,18 +37,19 @@ struct forward {
         }
     };
     static __device__ __forceinline__ bool has_parameters(const problem &p) { return p.weight || p.bias; }
+    static __device__ __forceinline__ bool has_all_parameters(const problem &p) { return p.weight && p.bias; }
 
-    template <int N>
+    template <bool ALL, int N>
     static __device__ __forceinline__ void apply(const problem &p, const statistics &m, const parameters<N> &columns,
                                                  float (&x)[N]) {
         float weight[N], bias[N];
-        if (p.weight) unpack(columns.weight, weight);
-        if (p.bias) unpack(columns.bias, bias);
+        if (ALL || p.weight) unpack(columns.weight, weight);
+        if (ALL || p.bias) unpack(columns.bias, bias);
 #pragma unroll
         for (int i = 0; i < N; i++) {
             x[i] = fmaf(x[i] - m.mean, m.rstd, m.shift);
-            if (p.weight) x[i] *= weight[i];
-            if (p.bias) x[i] += bias[i];
+            if (ALL || p.weight) x[i] *= weight[i];
+            if (ALL || p.bias) x[i] += bias[i];
         }
     }
 };
@@ -62,7 +64,7 @@ struct backward {
         float mean, rstd;
     };
     struct pull {
-        float mean, along; /* times rstd */
+        float mean, along;
     };
 
     static __device__ __forceinline__ facts facts_of(const problem &p, int64_t r) { return {p.mean[r], p.rstd[r]}; }
@@ -92,11 +94,12 @@ struct backward {
             partial[1][i] += dy[i];
         }
     }
-    static __device__ __forceinline__ pull pull_of(const facts &m, const float (&means)[SUMS]) {
-        return {m.rstd * means[0], m.rstd * means[1]};
+    static __device__ __forceinline__ pull pull_of(const facts &, const float (&means)[SUMS]) {
+        return {means[0], means[1]};
     }
+    /* rstd last: the difference of g and its mean is then exactly 0 where they are equal. */
     static __device__ __forceinline__ float dx_of(const facts &m, const pull &pull, float g, float normal) {
-        return fmaf(m.rstd, g, fmaf(-pull.along, normal, -pull.mean));
+        return m.rstd * fmaf(-pull.along, normal, g - pull.mean);
     }
     LIGER_HOST_DEVICE static bool gathers(const problem &p, int i) { return (i == 0 ? p.dweight : p.dbias) != NULL; }
 };

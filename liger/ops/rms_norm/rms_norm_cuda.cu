@@ -10,7 +10,8 @@ struct forward {
     using type = T;
     using problem = rms_norm_forward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int TWO_PACKS = 512, EARLY_BYTES = 64, LATE_BYTES = 128;
+    static constexpr int TWO_PACKS = 512;
+    static constexpr bool WIDE = sizeof(TW) > sizeof(T);
     using shares = float;
 
     template <typename R>
@@ -31,14 +32,15 @@ struct forward {
         }
     };
     static __device__ __forceinline__ bool has_parameters(const problem &p) { return p.weight != NULL; }
+    static __device__ __forceinline__ bool has_all_parameters(const problem &p) { return p.weight != NULL; }
 
     /* x·rstd·(weight + offset); casting NONE rounds the sum if the weight is of type T. */
-    template <int N>
+    template <bool ALL, int N>
     static __device__ __forceinline__ void apply(const problem &p, float rstd, const parameters<N> &columns,
                                                  float (&x)[N]) {
 #pragma unroll
         for (int i = 0; i < N; i++) x[i] *= rstd;
-        if (!p.weight) return;
+        if (!ALL && !p.weight) return;
         float scale[N];
         unpack(columns.weight, scale);
 #pragma unroll

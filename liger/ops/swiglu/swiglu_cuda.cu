@@ -12,6 +12,7 @@ struct swiglu {
     using forward_problem = swiglu_forward_problem;
     using backward_problem = swiglu_backward_problem;
 
+    template <typename A>
     static __device__ __forceinline__ float activation(const forward_problem &p, float gate) {
         const float g = gate * p.gate_multiplier;
         return g * sigmoid(g);

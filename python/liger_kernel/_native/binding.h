@@ -32,6 +32,8 @@ typedef struct binding_call {
     const liger_tensor *followed[FOLLOWED]; /* the first arguments, for results made in their likeness */
     PyObject *made[MAX_MADE];
     int made_count;
+    int looked_for_quick; /* torch_quick_empty() of the device, asked once, at the first wish */
+    PyObject *quick;
     int wants_scratch;
     PyObject *scratch;
 } binding_call;
@@ -57,6 +59,14 @@ PyObject *binding_abandon(binding_call *call);
 
 /* Generated from liger/ops/ops.def and the public headers; ends with a row of NULLs. */
 extern PyMethodDef binding_operators[];
+
+/* What Python calls besides the operators.
+ * contexts.c: context_facts(device) -> {"backend", "isa", "gemm", "threads"}; makes the context if there is none. */
+PyObject *binding_context_facts(PyObject *self, PyObject *device);
+/* dispatch_word.c: watch_dispatch(bool): whether is_usual() may look; answers whether torch lets it. */
+PyObject *binding_watch_dispatch(PyObject *self, PyObject *on);
+/* is_usual(): no mode, no transform, no tracing on this thread. False also where nobody can know: ask torch then. */
+PyObject *binding_is_usual(PyObject *self, PyObject *ignored);
 
 /* torch_threads.c: lends torch's OpenMP team to a CPU context. */
 void torch_threads_lend(liger_context_options *options);

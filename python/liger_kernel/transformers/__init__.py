@@ -19,8 +19,9 @@ _NEEDS_TRANSFORMERS = {
     "AutoLigerKernelForCausalLM": "liger_kernel.transformers.auto_model",
     "_apply_liger_kernel": _MONKEY_PATCH,
     "_apply_liger_kernel_to_instance": _MONKEY_PATCH,
-    "apply_liger_kernel_to_llama": _MONKEY_PATCH,
+    "apply_liger_kernel": _MONKEY_PATCH,
     "revert_liger_kernel": _MONKEY_PATCH,
+    **{f"apply_liger_kernel_to_{family}": _MONKEY_PATCH for family in _exports.FAMILIES},
 }
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from liger_kernel.transformers.monkey_patch import (
     LIGER_FLAGS,
     MODEL_TYPE_TO_APPLY_LIGER_FN,
     _apply_liger_kernel,
 )
+
+# Of the keywords of `from_pretrained`, those that say where a file is found.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def _without_liger_options(model_type: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -23,6 +29,13 @@ def _without_liger_options(model_type: str | None, kwargs: dict[str, Any]) -> di
     return {name: value for name, value in kwargs.items() if name not in names}
 
 
+def _with_base_model(path: Any, kwargs: dict[str, Any]) -> Any:
+    """`path`, or that of the model which a PEFT adapter stored there was trained on."""
+    where = {name: kwargs[name] for name in _WHERE if kwargs.get(name) is not None}
+    adapter = find_adapter_config_file(path, **where)
+    return path if adapter is None else json.loads(Path(adapter).read_text())["base_model_name_or_path"]
+
+
 class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
     """Drop-in for AutoModelForCausalLM. The patching flags of the family (rope, rms_norm, ...) may be given as keywords.
 
@@ -31,8 +44,10 @@ class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Read the config, patch its family, load the model."""
-        config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        """Read the config, patch its family, load the model, or an adapter and the model below it."""
+        config = kwargs.get("config")
+        if config is None:
+            config = AutoConfig.from_pretrained(_with_base_model(pretrained_model_name_or_path, kwargs), **kwargs)
         model_type = getattr(config, "model_type", None)
         _apply_liger_kernel(model_type, **kwargs)
         return super().from_pretrained(

@@ -1,22 +1,26 @@
 """Replacing attributes so that they can be put back: the half of patching that knows nothing of Hugging Face.
 
-Two kinds of places. An attribute of a module or class (`replace`) is recorded in a list here. An attribute of one
-nn.Module instance (`set_on_instance`, `bind`) is recorded on that instance, so that the record lives and dies, and is
-deep-copied and pickled, with it. Three rules hold for both: the first original is recorded once; it is never one of our
-own functions; and it is put back only where our replacement still stands, because a third party may have patched, or
-reloaded the module, after us.
+Two kinds of places. An attribute of a module or class (`replace`) is recorded in a list here. One nn.Module instance
+becomes an instance of a subclass with our methods, made for its class (`give_methods`): so it runs its own weights when it
+is copied, pickled or replicated, which a method bound in its dictionary would not. Attributes of an instance
+(`set_on_instance`, `bind`) are recorded on that instance, so that the record lives and dies, and is copied, with it.
+Three rules hold for all: the first original is recorded once; it is never one of our own functions; and it is put back
+only where our replacement still stands, because a third party may have patched, or reloaded the module, after us.
 """
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
+
+from liger_kernel.transformers import mixed_precision
 
 
 class Absent:
@@ -24,13 +28,17 @@ class Absent:
 
 
 _RECORD = "_liger_originals"  # the instance attribute: {attribute name: (original or Absent, ours)}
+_PATCH = "_liger_patch"  # the attribute of the classes made here: what their methods were made from
 
 
 def is_ours(value: Any) -> bool:
     """Whether a function, bound method, class or object was made by this package."""
-    function = getattr(value, "__func__", value)
-    module = getattr(function, "__module__", None)
+    module = getattr(function_of(value), "__module__", None)
     return isinstance(module, str) and module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def function_of(value: Any) -> Any:
+    return getattr(value, "__func__", value)
 
 
 # ---- attributes of modules and classes -------------------------------------------------------------------------------
@@ -56,6 +64,13 @@ def _weak(owner: Any) -> Callable[[], Any]:
 
 def _record_of(owner: Any, name: str) -> _Replacement | None:
     return next((r for r in _replacements if r.name == name and r.owner() is owner), None)
+
+
+def original(owner: Any, name: str) -> Any:
+    """What `owner.name` was before we replaced it; what it is now, if we did not."""
+    record = _record_of(owner, name)
+    current = getattr(owner, name, Absent)
+    return current if record is None or record.original is Absent or not is_ours(current) else record.original
 
 
 def replace(owner: Any, name: str, new: Any) -> bool:
@@ -90,6 +105,90 @@ def restore_all() -> None:
             setattr(owner, record.name, record.original)
 
 
+# ---- the class of one nn.Module --------------------------------------------------------------------------------------
+
+
+class Patch(Protocol):
+    """Makes methods for a class. Hashable and picklable: it is what a copy's class is made again from."""
+
+    def methods(self, cls: type) -> Mapping[str, Callable[..., Any]]: ...
+
+
+def _patched(cls: type, patch: Patch) -> type:
+    """The subclass of `cls` with the methods of `patch`. One for each pair, found again through `cls`: nothing here keeps
+    a reloaded module's classes alive. It goes by the name of `cls`, which others save, print and choose by."""
+    subclasses: list[type] = type.__subclasses__(cls)
+    for subclass in subclasses:
+        if vars(subclass).get(_PATCH) == patch:
+            return subclass
+    named = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    made: Any = type(cls)(cls.__name__, (cls,), {**named, **patch.methods(cls), _PATCH: patch})
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        reduced = super(made, self).__reduce_ex__(protocol)
+        if type(self) is not made or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return reduced
+        return (_new, (cls, patch), *reduced[2:])
+
+    made.__reduce_ex__ = __reduce_ex__
+    return made
+
+
+def _new(cls: type, patch: Patch) -> Any:
+    made: Any = _patched(cls, patch)
+    return made.__new__(made)
+
+
+def unpatched(cls: type) -> type:
+    """`cls` without the subclasses made here, also where somebody (FSDP2) has derived from one."""
+    if _PATCH in vars(cls):
+        return unpatched(cls.__bases__[0])
+    if not hasattr(cls, _PATCH):
+        return cls
+    own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls)(cls.__name__, tuple(unpatched(base) for base in cls.__bases__), own)
+
+
+def give_methods(module: nn.Module, patch: Patch) -> bool:
+    """Give this one instance the methods of `patch`. False, and nothing done, where that would lose a wrapper.
+
+    A `forward` that somebody else put on the instance is kept: accelerate's hook calls `_old_forward` and its mixed
+    precision is put around ours; any other wrapper (parallelism, compilation) cannot be looked into.
+    """
+    cls = type(module)
+    if vars(cls).get(_PATCH) == patch:
+        return True  # also below wrappers that were put over it since
+    made = _patched(unpatched(cls), patch)
+    slot, forward = _slot(module), made.forward  # type: ignore[attr-defined]
+    if slot == "_old_forward":
+        set_on_instance(module, slot, types.MethodType(forward, module))
+    elif _is_wrapper(module, slot):
+        around = mixed_precision.rewrap(module, forward)
+        if around is None:
+            return False
+        for name, value in around.items():
+            set_on_instance(module, name, value)
+    else:
+        module.__dict__.pop("forward", None)  # the method of its class, stored on the instance
+    module.__class__ = made
+    return True
+
+
+def _slot(module: nn.Module) -> str:
+    """Where the innermost forward of an instance stands, if on the instance: accelerate's hook moves it aside."""
+    return "_old_forward" if hasattr(module, "_hf_hook") and "_old_forward" in module.__dict__ else "forward"
+
+
+def _forward_of(cls: Any) -> Any:
+    return unpatched(cls).forward  # type: ignore[attr-defined]
+
+
+def _is_wrapper(module: nn.Module, slot: str) -> bool:
+    """Whether what stands there is neither ours nor just the method of its class, stored on the instance."""
+    forward = module.__dict__.get(slot)
+    return forward is not None and not is_ours(forward) and function_of(forward) is not _forward_of(type(module))
+
+
 # ---- attributes of one nn.Module -------------------------------------------------------------------------------------
 
 
@@ -101,7 +200,7 @@ def set_on_instance(module: nn.Module, name: str, value: Any) -> None:
         record[name] = (Absent if is_ours(current) else current, value)
     else:
         original, _ = record[name]
-        foreign = callable(current) and current is not Absent and not is_ours(current)
+        foreign = callable(current) and current is not Absent and not is_ours(inspect.unwrap(function_of(current)))
         record[name] = (current if foreign else original, value)
     module.__dict__[name] = value
 
@@ -110,54 +209,45 @@ def holds_ours(module: nn.Module, name: str = "forward") -> bool:
     """Whether `module.name` is one of our methods, on the surface or below wrappers that were put over it."""
     value: Any = module.__dict__.get(name)
     for candidate in (value, module.__dict__.get("_old_forward"), module.__dict__.get("_original_forward")):
-        if candidate is not None and (is_ours(candidate) or is_ours(inspect.unwrap(_function(candidate)))):
+        if candidate is not None and (is_ours(candidate) or is_ours(inspect.unwrap(function_of(candidate)))):
             return True
     return False
 
 
-def _function(value: Any) -> Any:
-    return getattr(value, "__func__", value)
-
-
-def _is_wrapper(module: nn.Module, forward: Any) -> bool:
-    """Whether `forward` of the instance is neither ours nor just the method of its class, stored on the instance."""
-    return forward is not None and not is_ours(forward) and _function(forward) is not type(module).forward
-
-
 def bind(module: nn.Module, name: str, function: Callable[..., Any]) -> bool:
-    """Make `function` the method `name` of this one instance. False, and nothing done, where that would lose a wrapper.
+    """Make `function` the method `name` of this one instance, in its dictionary: copies of the instance share it.
 
-    A `forward` that somebody else put on the instance is kept: accelerate's calls `_old_forward`, so that is what is
-    bound then; any other wrapper (tensor or expert parallelism, pipelines) cannot be looked into.
+    False, and nothing done, where that would lose a wrapper (see `give_methods`).
     """
-    slot = name
-    if name == "forward" and _is_wrapper(module, module.__dict__.get("forward")):
-        if hasattr(module, "_hf_hook") and "_old_forward" in module.__dict__:
-            slot = "_old_forward"
-        else:
-            return False
+    slot = _slot(module) if name == "forward" else name
+    if name == "forward" and slot == name and _is_wrapper(module, name):
+        return False
     set_on_instance(module, slot, types.MethodType(function, module))
     return True
 
 
 def restore_instance(module: nn.Module) -> None:
-    """Undo every `set_on_instance` and `bind` on this module (not on its children) that still stands."""
-    record = module.__dict__.pop(_RECORD, None)
-    if not record:
-        return
+    """Undo all of the above on this module (not on its children) that still stands."""
+    cls = type(module)
+    if hasattr(cls, _PATCH):
+        module.__class__ = unpatched(cls)
+    record = module.__dict__.pop(_RECORD, {})
     for name, (original, ours) in record.items():
         current = module.__dict__.get(name, Absent)
         if current is not Absent and (current == ours or not callable(current)):
             _put_back(module, name, original)
-        elif name == "forward" and is_ours(module.__dict__.get("_old_forward")):
-            # accelerate has moved our forward aside, and expects something to call there
-            module.__dict__["_old_forward"] = types.MethodType(type(module).forward, module)
-        elif name == "_old_forward" and is_ours(module.__dict__.get("forward")):
-            _put_back(module, "forward", original)  # accelerate has taken its hook off
+    if is_ours(module.__dict__.get("_old_forward")):
+        # accelerate has moved our forward aside, and expects something to call there
+        module.__dict__["_old_forward"] = types.MethodType(type(module).forward, module)
+    forward = module.__dict__.get("forward")
+    if is_ours(forward):  # accelerate has taken its hook, or its wrapper, off
+        del module.__dict__["forward"]
+    elif forward is not None and is_ours(inspect.unwrap(function_of(forward))):
+        module.__dict__.update(mixed_precision.rewrap(module, type(module).forward) or {})
 
 
 def _put_back(module: nn.Module, name: str, original: Any) -> None:
-    if original is Absent or (name == "forward" and _function(original) is type(module).forward):
+    if original is Absent or (name == "forward" and function_of(original) is type(module).forward):
         module.__dict__.pop(name, None)
     else:
         module.__dict__[name] = original

@@ -57,6 +57,13 @@ def liger_rotary_pos_emb_vision(
     )
 
 
+def rotary_pos_emb_of_images(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for Pixtral, whose cos and sin [S, D] have no axis for the batch; `unsqueeze_dim` gives them one."""
+    return LigerRopeFunction.apply(q, k, cos, sin)
+
+
 def liger_rope(q, k, cos, sin, position_ids=None, unsqueeze_dim: int = 1, rotary_dim: int | None = None):
     """Rotary embedding of q [B, Hq, S, D] and k [B, Hk, S, D]: see `liger_rotary_pos_emb`."""
     return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)

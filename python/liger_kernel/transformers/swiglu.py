@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
@@ -112,6 +113,55 @@ class LigerPhi3SwiGLUMLP(nn.Module):
 
     def forward(self, x):
         return self.down_proj(LigerFusedGateUpSiLUMulFunction.apply(self.gate_up_proj(x)))
+
+
+class LigerExperts(nn.Module):
+    """The experts of a mixture, their weights in two tensors: gate_up_proj [E, 2I, H], the gate first, and down_proj [E, H, I].
+
+    Both start uninitialised. Reads num_experts (or num_local_experts, or n_routed_experts), hidden_size and
+    moe_intermediate_size (or intermediate_size) of `config`; ValueError unless hidden_act is "silu" or "swish".
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        _require_silu(config.hidden_act)
+        self.num_experts = _first(config, "num_experts", "num_local_experts", "n_routed_experts")
+        self.intermediate_dim = _first(config, "moe_intermediate_size", "intermediate_size")
+        self.hidden_dim = config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * self.intermediate_dim, self.hidden_dim))
+        self.down_proj = nn.Parameter(torch.empty(self.num_experts, self.hidden_dim, self.intermediate_dim))
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        """Of each token in hidden_states [..., H], the sum of its experts' outputs, weighted by top_k_weights [..., K].
+
+        top_k_index [..., K], of any integer dtype, may name an expert twice; one outside [0, E) contributes nothing. The
+        sum is in fp32 and rounded once. Waits for the device once, to learn how many tokens each expert has.
+        """
+        experts, k, width = self.gate_up_proj.shape[0], top_k_index.shape[-1], hidden_states.shape[-1]
+        chosen = top_k_index.reshape(-1).long()
+        chosen = torch.where((chosen < 0) | (chosen >= experts), experts, chosen)
+        order = torch.argsort(chosen, stable=True)
+        counts = torch.bincount(chosen, minlength=experts + 1).tolist()
+        # a row for each slot, moved but never added up on the way: gradients have the same bits each time
+        slots = hidden_states.unsqueeze(-2).expand(*hidden_states.shape[:-1], k, width).reshape(-1, width)[order]
+        outputs = [
+            nn.functional.linear(
+                LigerFusedGateUpSiLUMulFunction.apply(nn.functional.linear(rows, self.gate_up_proj[expert])),
+                self.down_proj[expert],
+            )
+            for expert, rows in enumerate(slots.split(counts)[:experts])
+            if rows.shape[0]
+        ]
+        outputs.append(slots.new_zeros(counts[experts], width))
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+        weighted = torch.cat([rows.float() for rows in outputs])[back] * top_k_weights.reshape(-1, 1).float()
+        return (
+            weighted.view(top_k_index.numel() // k, k, width).sum(1).to(hidden_states.dtype).view(hidden_states.shape)
+        )
+
+
+def _first(config: Any, *names: str) -> int:
+    return next(value for name in names if (value := getattr(config, name, None)) is not None)
 
 
 def liger_swiglu(a, b):

@@ -1,23 +1,23 @@
 """The engine of every fused-loss forward: run the base model, then the loss from its hidden states.
 
-A family's `lce_forward` hands in its arguments and what is really its own (softcap, scale, auxiliary loss, output
-class). Logits are materialised only when somebody asks for them: in evaluation, without targets, or with a head that
-the loss cannot be fused with.
+Logits are materialised only when somebody asks for them: in evaluation, without targets, or where the loss cannot be
+fused: with a head that is more than a projection, or a loss that is not Hugging Face's causal-LM loss.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import weakref
-from collections.abc import Callable
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 
-from liger_kernel.transformers.model import lm_head, loss_utils
-from liger_kernel.transformers.model.output_classes import LigerCausalLMOutputWithPast
+from liger_kernel.transformers import stock
+from liger_kernel.transformers.messages import warn_once
+from liger_kernel.transformers.model import lm_head, loss_utils, output_classes
+from liger_kernel.transformers.rows import Head
 
 logger = logging.getLogger(__name__)
 
@@ -25,25 +25,90 @@ logger = logging.getLogger(__name__)
 # `softcap` on to its attention, and the loss would receive `target` twice.
 _SET_HERE = frozenset({"input", "weight", "target", "reduction", "softcap"})
 
-_warned: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+def _own_loss() -> Any:
+    """Hugging Face's causal-LM loss, also if something else goes by its name now."""
+    from transformers.loss import loss_utils as theirs
+
+    candidates = (theirs.ForCausalLMLoss, *theirs.LOSS_MAPPING.values())
+    named = (f for f in candidates if getattr(f, "__name__", "") == "ForCausalLMLoss")
+    return next((f for f in named if stock.written_in(f, "transformers")), None)
 
 
-def _warn_once(module: nn.Module, message: str) -> None:
-    """One WARNING per module and message: a training loop comes by here at every step."""
-    if torch.compiler.is_compiling():
-        return
-    said = _warned.setdefault(module, set())
-    if message not in said:
-        said.add(message)
-        logger.warning(message)
+_OWN_LOSS = _own_loss()
+
+
+def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) -> Any:
+    """The forward of a causal language model with the fused loss.
+
+    `given` are the arguments of the call; those that are not `named` parameters of its forward reach the loss too.
+
+    Returns the head's output class, or a tuple (loss?, aux_loss?, logits, rest of the base model's output,
+    token_accuracy?, predicted_tokens?) if return_dict is false. ValueError if skip_logits is true in training without
+    targets, or if the kept positions and the targets differ in number.
+    """
+    given = {name: value for name, value in given.items() if value is not None and name not in _SET_HERE}
+    labels, logits_to_keep = given.pop("labels", None), given.pop("logits_to_keep", 0)
+    skip_logits, return_dict = given.pop("skip_logits", None), given.pop("return_dict", None)
+    base, config = _at(model, head.base), _at(model.config, head.config)
+    loss_kwargs = {name: value for name, value in given.items() if name not in named}
+    if labels is not None and _takes_labels(type(base)):
+        given["labels"] = labels  # its masks may depend on them
+    if head.router_loss:
+        given.setdefault("output_router_logits", model.config.output_router_logits)
+    outputs = base(**_with_one_cache(type(base), given), return_dict=True)
+
+    shift_labels = loss_kwargs.pop("shift_labels", None)
+    has_targets = labels is not None or shift_labels is not None
+    kept = _keep(outputs[0], logits_to_keep)
+    _require_as_many_targets(kept, kept is outputs[0], labels, shift_labels)
+
+    targets = (labels, shift_labels)
+    softcap = getattr(config, head.softcap, None) if head.softcap and _applies(type(model), head.softcap) else None
+    multiplier = _at(model, head.multiplier) if head.multiplier else None
+    projection = model.get_output_embeddings()
+    logits = None
+    if _decide_skip(model, skip_logits, has_targets) and _fusible(model, projection):
+        result = lm_head.head_loss(
+            projection,
+            kept,
+            kept.shape[-1],
+            *targets,
+            **{**loss_kwargs, "final_logit_softcapping": softcap, "multiplier": multiplier},
+        )
+    else:
+        logits = _logits(projection, kept, multiplier, softcap)
+        result = _loss_of_logits(model, logits, *targets, loss_kwargs) if has_targets else None
+    loss, _, token_accuracy, predicted_tokens = loss_utils.unpack_cross_entropy_result(result)
+
+    aux_loss = None
+    if head.router_loss and given["output_router_logits"]:
+        aux_loss = _router_loss(model, outputs, given.get("attention_mask"))
+        if loss is not None:
+            loss = loss + model.router_aux_loss_coef * aux_loss.to(loss.device)
+
+    fields = {"loss": loss, "logits": logits, "token_accuracy": token_accuracy, "predicted_tokens": predicted_tokens}
+    if _config_flag(model.config, "return_dict", return_dict):
+        fields.update({} if aux_loss is None else {"aux_loss": aux_loss})
+        return _build_output(getattr(output_classes, head.output), outputs, fields)
+    first = tuple(part for part in (loss, aux_loss) if part is not None)
+    last = tuple(part for part in (token_accuracy, predicted_tokens) if part is not None)
+    return (*first, logits, *outputs[1:], *last)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _at(owner: Any, path: str) -> Any:
+    for name in path.split(".") if path else ():
+        owner = getattr(owner, name)
+    return owner
 
 
 def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
     if given is not None:
         return given
-    if name == "return_dict" and not hasattr(config, "return_dict"):
-        name = "use_return_dict"
-    return getattr(config, name, None)
+    return getattr(config, name if hasattr(config, name) else f"use_{name}", None)
 
 
 @torch.compiler.assume_constant_result
@@ -52,12 +117,23 @@ def _cache_name(model_class: Any) -> str:
     return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 
 
-def _with_one_cache(model_class: type, base_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`base_kwargs` with the cache under the one name that the base model has; `kwargs` may hold it under the new one."""
-    old, new = base_kwargs.pop("past_key_values", None), kwargs.pop("cache", None)
+@torch.compiler.assume_constant_result
+def _applies(model_class: Any, name: str) -> bool:
+    return stock.forward_names(model_class, name)
+
+
+@torch.compiler.assume_constant_result
+def _takes_labels(model_class: Any) -> bool:
+    return "labels" in inspect.signature(model_class.forward).parameters
+
+
+def _with_one_cache(model_class: type, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with the cache under the one name that the base model has."""
+    old, new = given.pop("past_key_values", None), given.pop("cache", None)
     if old is not None and new is not None:
         raise ValueError("past_key_values and cache are two names of the same thing: give one of them")
-    return {**base_kwargs, _cache_name(model_class): old if new is None else new}
+    cache = old if new is None else new
+    return given if cache is None else {**given, _cache_name(model_class): cache}
 
 
 def _keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -90,35 +166,69 @@ def _require_as_many_targets(
     )
 
 
+# ---- to fuse or not --------------------------------------------------------------------------------------------------
+
+
 def _decide_skip(model: nn.Module, skip_logits: bool | None, has_targets: bool) -> bool:
     if skip_logits is None:
         return model.training and has_targets
     if skip_logits and not has_targets:
-        message = "skip_logits is True, but labels and shift_labels are None"
         if model.training:
-            raise ValueError(message)
+            raise ValueError("skip_logits is True, but labels and shift_labels are None")
         # Trainer asks for it in every evaluation that wants the loss only, also when it keeps the labels to itself
-        _warn_once(model, message + ": logits are computed")
+        warn_once(logger, model, "skip-without-targets")
         return False
     return bool(skip_logits)
 
 
+def _has_own_loss(model: Any) -> bool:
+    return model.loss_function is _OWN_LOSS
+
+
+def _obstacle(model: Any, head: nn.Module | None) -> str | None:
+    """Why the loss cannot be fused, or None if it can."""
+    if not _has_own_loss(model):
+        name = getattr(model.loss_function, "__qualname__", type(model.loss_function).__name__)
+        return f"its loss_function is {name}, not Hugging Face's causal-LM loss"
+    if getattr(model.config, "pretraining_tp", 1) > 1:
+        return f"pretraining_tp is {model.config.pretraining_tp}"
+    return lm_head.obstacle(head)
+
+
 def _fusible(model: nn.Module, head: nn.Module | None) -> bool:
-    reason = lm_head.obstacle(head)
-    if reason is None:
-        return True
-    _warn_once(model, f"The loss is not fused with the output head of {type(model).__name__}: {reason}.")
-    return False
+    reason = _obstacle(model, head)
+    if reason is not None:
+        warn_once(logger, model, "loss-not-fused", model=type(model).__name__, reason=reason)
+    return reason is None
 
 
-def _materialised_loss(model, logits, labels, shift_labels, loss_kwargs: dict[str, Any]) -> torch.Tensor:
-    return model.loss_function(
-        logits=logits,
-        labels=labels,
-        shift_labels=None if shift_labels is None else shift_labels.contiguous(),  # transformers takes a view
-        vocab_size=logits.shape[-1],
-        **loss_kwargs,
-    )
+# ---- with logits -----------------------------------------------------------------------------------------------------
+
+
+def _logits(head: nn.Module, kept: torch.Tensor, multiplier: float | None, softcap: float | None) -> torch.Tensor:
+    logits = head(kept)
+    if multiplier is not None:
+        logits = logits * multiplier
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def _loss_of_logits(model: Any, logits, labels, shift_labels, loss_kwargs: dict[str, Any]) -> Any:
+    """What the model's own loss says; with options of the fused loss that it does not know, our cross entropy."""
+    if _has_own_loss(model) and loss_utils.asks_for_options(loss_kwargs):
+        return loss_utils.loss_of_logits(logits, labels, shift_labels=shift_labels, **loss_kwargs)
+    if shift_labels is not None:
+        loss_kwargs = {**loss_kwargs, "shift_labels": shift_labels.contiguous()}  # transformers takes a view
+    return model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
+
+
+def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The load-balancing loss, by the function of the family's modelling module."""
+    modules = (sys.modules.get(cls.__module__) for cls in type(model).__mro__)
+    function = next(f for module in modules if (f := getattr(module, "load_balancing_loss_func", None)) is not None)
+    return function(outputs.router_logits, model.num_experts, model.num_experts_per_tok, attention_mask)
+
+
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def _build_output(output_class: type, outputs: Any, fields: dict[str, Any]) -> Any:
@@ -127,94 +237,3 @@ def _build_output(output_class: type, outputs: Any, fields: dict[str, Any]) -> A
         if name not in fields:
             fields[name] = getattr(outputs, name, None)
     return output_class(**fields)
-
-
-def causal_lm_forward(
-    model: Any,
-    base_kwargs: dict[str, Any],
-    *,
-    labels: torch.Tensor | None,
-    logits_to_keep: int | torch.Tensor,
-    skip_logits: bool | None,
-    output_attentions: bool | None,
-    output_hidden_states: bool | None,
-    return_dict: bool | None,
-    kwargs: dict[str, Any],
-    config: Any = None,
-    softcap: float | None = None,
-    logit_scale: float | None = None,
-    aux_loss: Callable[[Any], torch.Tensor | None] | None = None,
-    fused_loss: Callable[..., Any] | None = None,
-    output_class: type = LigerCausalLMOutputWithPast,
-) -> Any:
-    """The forward of a causal language model with the fused loss.
-
-    base_kwargs   the named inputs of the base model
-    kwargs        the caller's other keyword arguments; they reach the base model and the loss
-    config        that of the text model, where it is not the model's own
-    softcap       logits become c · tanh(logits / c);  logit_scale: logits are multiplied by it, before the cap
-    aux_loss      from the base model's output, the weighted term that is added to the loss
-    fused_loss    (model, hidden_states, hidden_size, labels, shift_labels, **loss kwargs) -> loss; default: `head_loss`
-
-    Returns `output_class`, or a tuple (loss?, logits, rest of the base model's output, token_accuracy?,
-    predicted_tokens?) if return_dict is false. ValueError if skip_logits is true in training without targets, or if
-    the kept positions and the targets differ in number.
-    """
-    config = model.config if config is None else config
-    kwargs = {name: value for name, value in kwargs.items() if name not in _SET_HERE}
-    return_dict = _config_flag(model.config, "return_dict", return_dict)
-    outputs = model.base_model(
-        **_with_one_cache(type(model.base_model), base_kwargs, kwargs),
-        output_attentions=_config_flag(config, "output_attentions", output_attentions),
-        output_hidden_states=_config_flag(config, "output_hidden_states", output_hidden_states),
-        return_dict=True,
-        **kwargs,
-    )
-    loss_kwargs = dict(kwargs)
-    shift_labels = loss_kwargs.pop("shift_labels", None)
-    has_targets = labels is not None or shift_labels is not None
-
-    kept = _keep(outputs[0], logits_to_keep)
-    _require_as_many_targets(kept, kept is outputs[0], labels, shift_labels)
-    if logit_scale is not None and logit_scale != 1.0:
-        kept = kept * logit_scale  # the projection is linear, so the hidden states may carry the scale
-
-    loss = logits = token_accuracy = predicted_tokens = None
-    head = model.get_output_embeddings()
-    if _decide_skip(model, skip_logits, has_targets) and _fusible(model, head):
-        result = (fused_loss or _fused_loss)(
-            model,
-            kept,
-            config.hidden_size,
-            labels,
-            shift_labels,
-            **{**loss_kwargs, "final_logit_softcapping": softcap},
-        )
-        loss, _, token_accuracy, predicted_tokens = loss_utils.unpack_cross_entropy_result(result)
-    else:
-        logits = head(kept)
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
-        if has_targets:
-            loss = _materialised_loss(model, logits, labels, shift_labels, loss_kwargs)
-
-    if aux_loss is not None and loss is not None:
-        extra = aux_loss(outputs)
-        if extra is not None:
-            loss = loss + extra.to(loss.device)
-
-    if not return_dict:
-        parts = (logits, *outputs[1:])
-        parts = parts if loss is None else (loss, *parts)
-        return parts + tuple(part for part in (token_accuracy, predicted_tokens) if part is not None)
-    return _build_output(
-        output_class,
-        outputs,
-        {"loss": loss, "logits": logits, "token_accuracy": token_accuracy, "predicted_tokens": predicted_tokens},
-    )
-
-
-def _fused_loss(model, hidden_states, hidden_size, labels, shift_labels, **loss_kwargs):
-    return lm_head.head_loss(
-        model.get_output_embeddings(), hidden_states, hidden_size, labels, shift_labels, **loss_kwargs
-    )

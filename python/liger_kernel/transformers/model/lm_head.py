@@ -8,16 +8,23 @@ not fused at all: its logits are materialised.
 
 from __future__ import annotations
 
+import functools
 import sys
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from liger_kernel.transformers import stock
 from liger_kernel.transformers.fsdp import _FSDPForwardRedirection
 from liger_kernel.transformers.model import loss_utils
 from liger_kernel.utils import loaded_class
+
+# Their hooks move, gather and release weights, and hand on what the head returns, be it logits or a loss.
+_KNOWN_HOOKS = ("accelerate.", "deepspeed.", "torch.distributed.")
+_HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -53,21 +60,42 @@ def _is_deepspeed(weight: torch.Tensor) -> bool:
     return "deepspeed" in sys.modules and hasattr(weight, "ds_id")
 
 
-def _foreign_forward(head: nn.Module) -> bool:
-    """Whether somebody's own forward stands on the instance; accelerate's is known, and looked through."""
+def _foreign_forward(head: nn.Module) -> Any:
+    """Somebody's own forward that stands on the instance, or None; accelerate's is known, and looked through."""
     slot = "_old_forward" if hasattr(head, "_hf_hook") else "forward"
     forward = head.__dict__.get(slot)
-    return forward is not None and getattr(forward, "__func__", None) is not nn.Linear.forward
+    ours = isinstance(forward, _Redirection) or getattr(forward, "__func__", None) is nn.Linear.forward
+    return None if ours else forward
 
 
 def obstacle(head: Any) -> str | None:
     """Why the loss cannot be fused with `head`, or None if it can. Asks only what is known outside the head's call."""
     if head is None:
         return "the model has no output head"
-    head = unwrap_peft(head)
-    if _is_fsdp1(head):  # its parameters are views of a flat one, which need not be there yet
-        return _class_obstacle(unwrap_peft(head.module))
-    return _class_obstacle(head) or _weight_obstacle(head)
+    inner = unwrap_peft(head)
+    hooked = _hook_obstacle(head) or _hook_obstacle(inner)
+    if hooked is not None:
+        return hooked
+    if _is_fsdp1(inner):  # its parameters are views of a flat one, which need not be there yet
+        inner = unwrap_peft(inner.module)
+        return _hook_obstacle(inner) or _class_obstacle(inner)
+    return _class_obstacle(inner) or _weight_obstacle(inner)
+
+
+def _hook_obstacle(head: nn.Module) -> str | None:
+    """A hook on the output may look at logits, or change them; one before the head runs before the fused loss too."""
+    for name in _HOOKS:
+        for hook in (*getattr(head, name).values(), *getattr(nn.modules.module, f"_global{name}").values()):
+            home = _home_of(hook)
+            if not home.startswith(_KNOWN_HOOKS):
+                return f"a hook of {home.rstrip('.') or type(hook).__name__} is registered on its output or gradients"
+    return None
+
+
+def _home_of(hook: Any) -> str:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return f"{getattr(hook, '__module__', None) or type(hook).__module__}."
 
 
 def _class_obstacle(head: nn.Module) -> str | None:
@@ -80,9 +108,8 @@ def _class_obstacle(head: nn.Module) -> str | None:
         return f"it is a {name}, not an nn.Linear"
     if type(head).forward is not nn.Linear.forward:
         return f"its class {name} has a forward of its own"
-    if _foreign_forward(head):
-        return "its forward has been wrapped (tensor parallelism?)"
-    return None
+    wrapper = _foreign_forward(head)
+    return None if wrapper is None else stock.cause_of_wrapper(wrapper)
 
 
 def _weight_obstacle(head: Any) -> str | None:
@@ -126,14 +153,25 @@ def _require_full_weight(head: Any, hidden_size: int) -> torch.Tensor:
     return weight
 
 
-def _loss_of(head: nn.Module, hidden_states: torch.Tensor, hidden_size: int, labels, shift_labels, **kwargs: Any):
-    """The loss from the weight that `head` has at this moment."""
+def _loss_of(
+    head: nn.Module,
+    hidden_states: torch.Tensor,
+    hidden_size: int,
+    labels: torch.Tensor | None,
+    shift_labels: torch.Tensor | None,
+    multiplier: float | None = None,
+    **kwargs: Any,
+):
+    """The loss from the weight that `head` has at this moment; `multiplier` is that of the logits."""
     head = unwrap_peft(head)
-    weight = _require_full_weight(head, hidden_size)
-    if head.bias is not None:
-        kwargs["bias"] = head.bias
+    weight, bias = _require_full_weight(head, hidden_size), cast("torch.Tensor | None", head.bias)
+    hidden_states = hidden_states.to(weight.device)
+    if multiplier is not None and multiplier != 1.0:  # the projection is linear: its input and bias may carry it
+        hidden_states, bias = hidden_states * multiplier, None if bias is None else bias * multiplier
+    if bias is not None:
+        kwargs["bias"] = bias
     return loss_utils.LigerForCausalLMLoss(
-        hidden_states=hidden_states.to(weight.device),
+        hidden_states=hidden_states,
         lm_head_weight=weight,
         labels=labels,
         hidden_size=hidden_size,
@@ -142,29 +180,70 @@ def _loss_of(head: nn.Module, hidden_states: torch.Tensor, hidden_size: int, lab
     )
 
 
+class _Redirection:
+    """Stands in a head's `forward` while a thread needs another computation there; calls of other threads pass through."""
+
+    lock = threading.Lock()
+    pending = threading.local()  # id of the head -> what this thread's next call of it computes
+
+    def __init__(self, head: nn.Module, slot: str) -> None:
+        self.head, self.slot, self.own, self.users = head, slot, head.__dict__.get(slot), 0
+
+    def __call__(self, hidden_states: torch.Tensor) -> Any:
+        replacement = self.pending.__dict__.pop(str(id(self.head)), None)
+        if replacement is not None:
+            return replacement(hidden_states)
+        if self.own is not None:
+            return self.own(hidden_states)
+        return type(self.head).forward(self.head, hidden_states)  # type: ignore[operator]
+
+    @classmethod
+    def enter(cls, head: nn.Module) -> _Redirection:
+        slot = _slot(head)
+        with cls.lock:
+            standing = head.__dict__.get(slot)
+            if not isinstance(standing, cls):
+                standing = head.__dict__[slot] = cls(head, slot)
+            standing.users += 1
+            return standing
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                _put_back(self.head, self.slot, self.own)
+
+
+def _slot(head: nn.Module) -> str:
+    """accelerate keeps the innermost forward under another name, and its own in `forward`."""
+    return "_old_forward" if "_old_forward" in head.__dict__ else "forward"
+
+
+def _put_back(head: nn.Module, slot: str, own: Any) -> None:
+    if own is None:
+        head.__dict__.pop(slot, None)
+    else:
+        head.__dict__[slot] = own
+
+
 def _call_instead_of_forward(head: nn.Module, replacement: Callable[[torch.Tensor], Any], argument: torch.Tensor):
-    """`head(argument)` with the innermost forward replaced for this one call.
-
-    accelerate keeps the innermost forward under another name and its own in `forward`.
-    """
-    slot = "_old_forward" if "forward" in head.__dict__ else "forward"
-    own = head.__dict__.get(slot)
-
-    def restore() -> None:
-        if own is None:
-            head.__dict__.pop(slot, None)
-        else:
-            head.__dict__[slot] = own
-
-    def once(hidden_states: torch.Tensor) -> Any:
-        restore()
-        return replacement(hidden_states)
-
-    head.__dict__[slot] = once
+    """`head(argument)` with the innermost forward replaced for this one call of this thread."""
+    if torch.compiler.is_compiling():  # one thread traces, and it cannot trace locks
+        slot = _slot(head)
+        own = head.__dict__.get(slot)
+        head.__dict__[slot] = replacement
+        try:
+            return head(argument)
+        finally:
+            _put_back(head, slot, own)
+    redirection = _Redirection.enter(head)
+    pending, key = redirection.pending.__dict__, str(id(head))
+    pending[key] = replacement
     try:
         return head(argument)
     finally:
-        restore()
+        pending.pop(key, None)
+        redirection.leave()
 
 
 def _loss_inside(head: nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any):
@@ -202,3 +281,8 @@ def head_loss(
     if _is_bare(head):
         return _loss_of(head, *arguments, **loss_kwargs)
     return _loss_inside(head, *arguments, **loss_kwargs)
+
+
+def lce_maybe_trainable_lm_head(self, hidden_states, hidden_size, labels, shift_labels, **loss_kwargs):
+    """The fused loss with `self.lm_head`, also where PEFT trains a copy of it or FSDP owns it."""
+    return head_loss(self.lm_head, hidden_states, hidden_size, labels, shift_labels, **loss_kwargs)

@@ -6,6 +6,7 @@ module when it is called.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,22 @@ _LOSS_OPTIONS = frozenset(
         "chunk_mem_const",
     }
 )
+
+
+# Those that change a loss, or ask for more than it: Hugging Face's loss has none of them.
+_OPTIONS_OF_OURS = (
+    "ce_weight",
+    "lse_square_scale",
+    "label_smoothing",
+    "use_token_scaling",
+    "return_token_accuracy",
+    "return_predicted_tokens",
+)
+
+
+def asks_for_options(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a model's keyword arguments ask for what Hugging Face's loss has not."""
+    return any(isinstance(value := kwargs.get(name), torch.Tensor) or value for name in _OPTIONS_OF_OURS)
 
 
 def unpack_cross_entropy_result(
@@ -75,13 +92,25 @@ def fixed_fused_linear_cross_entropy(
         **options,
     )
     loss, _, token_accuracy, predicted_tokens = unpack_cross_entropy_result(result)
-    if num_items_in_batch is not None:
-        if isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(loss.device, non_blocking=True)
-        loss = loss / num_items_in_batch
+    loss = _per_item(loss, num_items_in_batch)
     if return_token_accuracy or return_predicted_tokens:
         return CrossEntropyOutput(loss=loss, token_accuracy=token_accuracy, predicted_tokens=predicted_tokens)
     return loss
+
+
+def _per_item(loss: torch.Tensor, num_items_in_batch: int | torch.Tensor | None) -> torch.Tensor:
+    if num_items_in_batch is None:
+        return loss
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(loss.device, non_blocking=True)
+    return loss / num_items_in_batch
+
+
+def _flat_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None, ignore_index: int) -> torch.Tensor:
+    if shift_labels is None:
+        assert labels is not None, "LigerForCausalLMLoss: neither labels nor shift_labels are given"
+        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    return shift_labels.reshape(-1)
 
 
 def LigerForCausalLMLoss(
@@ -102,13 +131,10 @@ def LigerForCausalLMLoss(
     `labels` [B, T] are shifted here: position t is compared with label t + 1 and the last one is ignored. `shift_labels`
     are used as they are. **kwargs may hold anything; options of the fused operator among them are used.
     """
-    if shift_labels is None:
-        assert labels is not None, "LigerForCausalLMLoss: neither labels nor shift_labels are given"
-        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     return fixed_fused_linear_cross_entropy(
         hidden_states.reshape(-1, hidden_size),
         lm_head_weight,
-        shift_labels.reshape(-1).to(hidden_states.device),
+        _flat_targets(labels, shift_labels, ignore_index).to(hidden_states.device),
         num_items_in_batch,
         ignore_index,
         final_logit_softcapping,
@@ -116,3 +142,38 @@ def LigerForCausalLMLoss(
         return_predicted_tokens=return_predicted_tokens,
         **{name: value for name, value in kwargs.items() if name in _LOSS_OPTIONS},
     )
+
+
+def loss_of_logits(
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    shift_labels: torch.Tensor | None = None,
+    num_items_in_batch: int | torch.Tensor | None = None,
+    ignore_index: int = -100,
+    use_token_scaling: bool = False,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The same loss with the same options from logits [..., V] that are there: (loss, None, accuracy, predictions)."""
+    logits = logits.reshape(-1, logits.shape[-1])
+    target = _flat_targets(labels, shift_labels, ignore_index).to(logits.device)
+    weight = kwargs.pop("ce_weight", None)
+    options = {name: value for name, value in kwargs.items() if name in _OPTIONS_OF_OURS}
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    result = F.liger_cross_entropy(
+        logits,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction="none" if use_token_scaling else reduction,
+        **options,
+    )
+    loss, _, token_accuracy, predicted_tokens = unpack_cross_entropy_result(result)
+    if use_token_scaling:
+        plain = F.liger_cross_entropy(logits.detach(), target, ignore_index=ignore_index, reduction="none")
+        loss = (loss * torch.exp(-plain)).sum()
+        valid = target != ignore_index
+        if reduction == "mean":
+            loss = loss / (valid.sum() if weight is None else weight[target[valid]].sum())
+        if token_accuracy is not None:  # of each row
+            token_accuracy = token_accuracy[valid].mean()
+    return _per_item(loss, num_items_in_batch), None, token_accuracy, predicted_tokens

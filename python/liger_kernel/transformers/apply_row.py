@@ -1,0 +1,221 @@
+"""The engine: one row of the model table, applied to the classes of its modelling module or to one model."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from liger_kernel.transformers import (
+    expected,
+    model_table,
+    module_patches,
+    patching,
+    rope,
+    stock,
+    torch_cross_entropy,
+)
+from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
+from liger_kernel.transformers.messages import warn
+from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss, fused_forward
+from liger_kernel.transformers.module_patches import logger
+from liger_kernel.transformers.rows import Kind, Row
+from liger_kernel.utils import loaded_class
+
+FLCE = "fused_linear_cross_entropy"
+LOSSES = ("cross_entropy", FLCE)
+
+
+def apply_row(row: Row, model: Any, given: Mapping[str, bool | None]) -> None:
+    """Apply `row` with its flags, by default or as `given` (None counts as False): to its modelling module, or to
+    `model`."""
+    flags = {name: bool(value) for name, value in {**row.flags, **given}.items()}
+    if model is not None:
+        model = unwrap(model)
+    _check_call(row, model, flags)
+    for flag, reason in row.alone.items():
+        if flags.get(flag):
+            warn(logger, "flag-unused", flag=flag, modeling=row.module, reason=reason)
+    if row.experts and given.get("swiglu"):
+        warn(logger, "experts-stock", flag="swiglu", experts=row.experts)
+    found = Found()
+    _apply(row, model, flags, found)
+    for flag in row.flags:
+        if flags[flag] and flag not in row.alone and flag not in found and not (row.experts and flag == "swiglu"):
+            warn(logger, "nothing-replaced", flag=flag, modeling=row.module)
+    if model is not None and (unknown := [flag for flag in given if flags[flag] and flag not in found.asked]):
+        warn(logger, "flag-of-no-part", flags=", ".join(unknown), model=type(model).__name__)
+
+
+class Found(set[str]):
+    """Flags for which there was something: it is ours now, or a warning has said why not. `asked`: all that were known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: set[str] = set()
+
+
+def _check_call(row: Row, model: Any, flags: Mapping[str, bool]) -> None:
+    assert not (flags.get("cross_entropy") and flags.get(FLCE)), (
+        "cross_entropy and fused_linear_cross_entropy cannot both be True."
+    )
+    for flag, reason in row.refused.items():
+        if flags.get(flag):
+            raise NotImplementedError(reason)
+    if model is not None and row.accepts:
+        names = {cls.__name__ for cls in type(model).__mro__ if cls.__module__ == row.module}
+        if not names & set(row.accepts):
+            raise WrongModel(f"{type(model).__name__} is not one of {', '.join(row.accepts)}")
+
+
+class WrongModel(TypeError, ValueError):
+    """The function of a family was given a model of another."""
+
+
+def _apply(row: Row, model: Any, flags: Mapping[str, bool], found: Found) -> None:
+    found.asked.update(row.flags)
+    modeling = _modeling(row)
+    if flags.get("rope") and _replace_rope(row, modeling):
+        found.add("rope")
+    if flags.get("cross_entropy") and _replace_cross_entropy(row, modeling):
+        found.add("cross_entropy")
+    if model is None:
+        _apply_to_classes(row, modeling, flags, found)
+    else:
+        _apply_to_instance(row, model, flags, found)
+
+
+def _modeling(row: Row) -> Any:
+    """As `from package import name` finds it now, which may be a substitute for the module in sys.modules."""
+    package, _, name = row.module.rpartition(".")
+    return getattr(importlib.import_module(package), name, None) or importlib.import_module(row.module)
+
+
+def _replace_rope(row: Row, modeling: Any) -> bool:
+    """Whichever of the row's functions this release has. One that we have not yet is left alone."""
+    found = False
+    for kind in row.rope:
+        ours = getattr(rope, kind.ours, None)
+        if hasattr(modeling, kind.attribute):
+            found = ours is None or patching.replace(modeling, kind.attribute, ours) or found
+    return found
+
+
+def _replace_cross_entropy(row: Row, modeling: Any) -> bool:
+    if row.cross_entropy == "attribute":
+        return patching.replace(modeling, "CrossEntropyLoss", LigerCrossEntropyLoss)
+    if row.cross_entropy == "nn":
+        return patching.replace(modeling.nn, "CrossEntropyLoss", LigerCrossEntropyLoss)
+    from transformers.loss import loss_utils
+
+    return torch_cross_entropy.stand_in(loss_utils.nn.functional)
+
+
+def _part_flags(part: Row, flags: Mapping[str, bool]) -> dict[str, bool]:
+    """Those of the whole, and the part's defaults for others; losses belong to the whole."""
+    return {name: flags.get(name, default) and name not in LOSSES for name, default in part.flags.items()}
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+def _apply_to_classes(row: Row, modeling: Any, flags: Mapping[str, bool], found: Found) -> None:
+    for kind in row.kinds:
+        if flags.get(kind.flag) and any(_replace_classes(modeling, kind)):
+            found.add(kind.flag)
+    if flags.get(FLCE):
+        for name in row.heads:
+            if _replace_forward(row, getattr(modeling, name, None), name):
+                found.add(FLCE)
+    for name in row.class_rows:
+        other = model_table.row_named(name)
+        _apply(other, None, _part_flags(other, flags), found)
+
+
+def _replace_classes(modeling: Any, kind: Kind) -> list[bool]:
+    names = kind.classes if kind.replaced is None else dict.fromkeys(kind.replaced, next(iter(kind.classes.values())))
+    replaced = []
+    for path, ours in names.items():
+        *owners, name = path.split(".")
+        owner = functools.reduce(getattr, owners, modeling)
+        replaced.append(patching.replace(owner, name, expected.stand_in(owner, name, ours, kind)))
+    return replaced
+
+
+def _replace_forward(row: Row, owner: Any, name: str) -> bool:
+    if owner is None:
+        return False
+    forward = patching.original(owner, "forward")
+    if isinstance(owner, type):
+        if not stock.forward_is_own(owner, f"{row.module}.{name}"):
+            warn(logger, "own-forward", model=name)
+            return True
+        if not asks_for_loss(forward):
+            warn(logger, "own-loss", model=name)
+            return True
+    return patching.replace(owner, "forward", fused_forward(row.heads[name], forward))
+
+
+# ---- an instance -----------------------------------------------------------------------------------------------------
+
+
+def unwrap(model: Any) -> Any:
+    """The Hugging Face model inside a PEFT model or a compiled module."""
+    if isinstance(model, loaded_class("torch._dynamo.eval_frame", "OptimizedModule")):
+        model = model._orig_mod
+    if isinstance(model, loaded_class("peft.peft_model", "PeftModel")):
+        model = model.get_base_model()
+    return model
+
+
+def _apply_to_instance(row: Row, model: Any, flags: Mapping[str, bool], found: Found) -> None:
+    name = type(model).__name__
+    if flags.get(FLCE):
+        _fuse_loss(row, model)
+        found.add(FLCE)  # or it has been said why not
+    if flags.get("rms_norm") and getattr(model, "use_kernels", False) is True:
+        warn(logger, "use-kernels", model=name)
+    base = base_of(row, model)
+    for kind in row.kinds:
+        start = text_of(row, base) if not kind.part else base._modules.get(kind.part)
+        if flags.get(kind.flag) and start is not None and expected.patch_kind(row, kind, start, name):
+            found.add(kind.flag)
+    for path in row.parts:
+        for place, part in expected.modules_at(base, path):
+            model_type = getattr(getattr(part, "config", None), "model_type", None)
+            part_row = model_table.row_of_part(model_type)
+            if part_row is None:
+                warn(logger, "part-not-supported", path=place, model=name, model_type=model_type)
+            else:
+                _apply(part_row, part, _part_flags(part_row, flags), found)
+
+
+def base_of(row: Row, model: Any) -> Any:
+    """The base model of `model`, which may be it, or have any head on it."""
+    names = {head.base for head in row.heads.values()} | {"model", getattr(model, "base_model_prefix", "")}
+    return next((model._modules[name] for name in sorted(names) if model._modules.get(name) is not None), model)
+
+
+def text_of(row: Row, base: Any) -> Any:
+    return base._modules.get(row.text) or base
+
+
+def _fuse_loss(row: Row, model: Any) -> None:
+    name = next(
+        (c.__name__ for c in type(model).__mro__ if c.__module__ == row.module and c.__name__ in row.heads), None
+    )
+    described = {"model": type(model).__name__}
+    tp = getattr(model.config, "pretraining_tp", 1)
+    if name is None:
+        warn(logger, "not-a-causal-lm", expected=", ".join(row.heads), **described)
+    elif model.get_output_embeddings() is None:
+        warn(logger, "no-output-embeddings", **described)
+    elif not stock.forward_is_own(type(model), f"{row.module}.{name}"):
+        warn(logger, "own-forward", **described)
+    elif not asks_for_loss(type(model).forward):
+        warn(logger, "own-loss", **described)
+    elif tp > 1:
+        warn(logger, "pretraining-tp", tp=tp, **described)
+    else:
+        module_patches.give_methods(model, FusedForward(row.heads[name]))

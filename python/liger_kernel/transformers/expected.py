@@ -1,0 +1,155 @@
+"""What the rows may patch in a model that exists: modules of the classes they expect, computing what those compute."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from liger_kernel.transformers import module_patches, patching, stock
+from liger_kernel.transformers.gated_mlp import GatedMLP
+from liger_kernel.transformers.geglu import LigerGEGLUMLP
+from liger_kernel.transformers.layer_norm import LigerLayerNorm
+from liger_kernel.transformers.messages import warn
+from liger_kernel.transformers.module_patches import logger
+from liger_kernel.transformers.rms_norm import LigerRMSNorm
+from liger_kernel.transformers.rows import Kind, Row
+
+_SILU, _TANH_GELU = "SiLU", "tanh GELU"
+_NAMES = {"silu": _SILU, "swish": _SILU, "gelu_pytorch_tanh": _TANH_GELU}  # in configs
+_CLASSES = {
+    "torch.nn.modules.activation.SiLU": _SILU,
+    "transformers.activations.SiLUActivation": _SILU,
+    "transformers.activations.PytorchGELUTanh": _TANH_GELU,
+    "transformers.activations.GELUTanh": _TANH_GELU,
+}
+
+
+def modules_at(base: nn.Module, path: str, place: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of what is below `base` at a dotted path, `*` standing for each member of a list; missing ones are
+    left out."""
+    head, _, rest = path.partition(".")
+    if head != "*":
+        children = [(head, getattr(base, head, None))]
+    else:
+        children = list(base.named_children()) if isinstance(base, nn.ModuleList) else []
+    for name, child in children:
+        if isinstance(child, nn.Module):
+            here = f"{place}{name}"
+            yield from modules_at(child, rest, f"{here}.") if rest else [(here, child)]
+
+
+def patch_kind(row: Row, kind: Kind, base: nn.Module, owner: str) -> list[bool]:
+    """Patch all modules of a kind below `base`; for each, whether it is ours now. `owner` is the model's name."""
+    return [
+        patched
+        for path in kind.paths
+        for place, module in modules_at(base, path)
+        if (patched := _patch_if_expected(row, kind, module, {"path": place, "model": owner})) is not None
+    ]
+
+
+def _patch_if_expected(row: Row, kind: Kind, module: nn.Module, where: Mapping[str, str]) -> bool | None:
+    """None: the row knows that this module stands here, and leaves it alone."""
+    copies = module_patches.peft_copies(module)
+    if copies is not None:
+        return all([_patch_if_expected(row, kind, copy, where) for copy in copies])
+    cls = stock.class_of(module)
+    if patching.is_ours(cls):
+        return True
+    name = cls.__name__ if cls.__module__.startswith("transformers.models.") else stock.full_name(cls)
+    if name in row.alone:
+        return None
+    ours = kind.classes.get(name)
+    if ours is None:
+        expected = " or ".join(name.rpartition(".")[2] for name in kind.classes)
+        warn(logger, "unexpected-class", found=cls.__name__, expected=expected, **where)
+        return False
+    if not stock.forward_is_own(cls, stock.full_name(cls)):
+        warn(logger, "foreign-class-forward", found=cls.__name__, **where)
+        return False
+    return patch_as(module, ours, where)
+
+
+def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str]) -> bool:
+    """Make a module compute as our class, with the offset and casting of that class; False, with a WARNING, if it lacks
+    something or has another activation."""
+    if issubclass(ours, LigerRMSNorm):
+        preset = inspect.signature(ours).parameters
+        return module_patches._patch_rms_norm_module(
+            module, **{name: preset[name].default for name in ("offset", "casting_mode", "in_place")}
+        )
+    if issubclass(ours, LigerLayerNorm):
+        return module_patches._patch_layer_norm_module(module)
+    missing = [name for name in _children(ours) if not isinstance(getattr(module, name, None), nn.Module)]
+    if missing:
+        warn(logger, "missing-child", child=missing[0], **where)
+        return False
+    activation = getattr(module, "act_fn", getattr(module, "activation_fn", None))
+    if _CLASSES.get(stock.full_name(type(activation))) != _activation(ours) or _computed_in_python(activation):
+        warn(logger, "other-activation", activation=type(activation).__name__, **where)
+        return False
+    return module_patches._patch_module(module, ours)
+
+
+def _children(ours: type) -> tuple[str, ...]:
+    return ("gate_proj", "up_proj", "down_proj") if issubclass(ours, GatedMLP) else ("gate_up_proj", "down_proj")
+
+
+def _activation(ours: type) -> str:
+    return _TANH_GELU if issubclass(ours, LigerGEGLUMLP) else _SILU
+
+
+def _computed_in_python(activation: Any) -> bool:
+    """GELUTanh has a variant that rounds at every step."""
+    return inspect.ismethod(getattr(activation, "act", None))
+
+
+# ---- classes, for models that are built later ------------------------------------------------------------------------
+
+
+class _OrStock(type):
+    """The class of our MLPs as they stand in a modelling module: a call builds Hugging Face's own instead where the
+    config asks for an activation that ours has not. What is built is an instance of one or the other."""
+
+    def __call__(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
+        ours, original, entry = cls.__bases__[0], cls._original, cls._entry  # type: ignore[attr-defined]
+        activation = getattr(config, entry, None) or getattr(config, "hidden_act", None)
+        if _NAMES.get(str(activation)) == _activation(ours):
+            return ours(config, *args, **kwargs)
+        warn(logger, "built-stock", name=original.__name__, activation=activation)
+        return original(config, *args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.__bases__)
+
+
+class _PatchedLayerNorm(type):
+    """torch's LayerNorm as it stands in torch.nn for the whole process: a call builds torch's own, with its defaults, and
+    patches that. Programs derive from it and ask for instances of it as of torch's."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "_stands_for" not in vars(cls):
+            return super().__call__(*args, **kwargs)
+        made = cls._stands_for(*args, **kwargs)  # type: ignore[attr-defined]
+        if made.weight is not None and made.weight.ndim == 1:
+            module_patches._patch_layer_norm_module(made)
+        return made
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        if "_stands_for" not in vars(cls):
+            return super().__instancecheck__(instance)
+        return isinstance(instance, cls._stands_for)  # type: ignore[attr-defined]
+
+
+def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:
+    """What replaces the class `name` of a modelling module."""
+    if issubclass(ours, LigerRMSNorm):
+        return ours
+    original = patching.original(modeling, name)
+    home = {"__module__": ours.__module__}
+    if issubclass(ours, LigerLayerNorm):
+        return _PatchedLayerNorm(name, (original,), {**home, "_stands_for": original})
+    return _OrStock(ours.__name__, (ours,), {**home, "_original": original, "_entry": kind.activation})

@@ -1,0 +1,76 @@
+"""Every warning that patching gives: each text once, under the name by which the troubleshooting page explains it."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+
+import torch
+from torch import nn
+
+MESSAGES = {
+    # which model
+    "no-model-type": "There is no model type: no Liger kernel is applied",
+    "unknown-model-type": "Model type {model_type!r} is not supported: no Liger kernel is applied",
+    "flag-not-available": "{flags}: not available for model type {model_type!r}, ignored",
+    "nothing-replaced": "{flag}=True replaced nothing in {modeling}",
+    "flag-unused": "{flag}=True replaced nothing in {modeling}: {reason}",
+    "experts-stock": "{flag}=True leaves {experts} alone: LigerExperts is not faster than these fused experts",
+    "part-not-supported": "{path} of {model} is not patched: model type {model_type!r} is not supported there",
+    "flag-of-no-part": "{flags}: no part of {model} has it, ignored",
+    # one module
+    "unexpected-class": "{path} of {model} is not patched: it is {found}, not {expected}",
+    "foreign-class-forward": "{path} of {model} is not patched: the forward of its class {found} has been replaced",
+    "other-activation": "{path} of {model} is not patched: its activation is {activation}",
+    "missing-child": "{path} of {model} is not patched: it has no {child}",
+    "built-stock": "{name} is built as Hugging Face's own: its activation is {activation}",
+    "wrapped-forward": "{model} keeps its own forward: {cause}. This module is not patched",
+    "epsilon-of-dtype": "{model} is not patched: its epsilon depends on the dtype of its input",
+    "no-vector-weight": "{model} is not patched: it has no weight of one dimension",
+    "use-kernels": (
+        "{model} has use_kernels set: the norms patched on this instance are lost when it next changes between train() "
+        "and eval(). Patch the class before the model is built instead."
+    ),
+    # the fused loss, when it is patched in
+    "not-a-causal-lm": (
+        "fused_linear_cross_entropy=True replaced nothing: {model} is not one of {expected}; its forward is left alone"
+    ),
+    "no-output-embeddings": (
+        "fused_linear_cross_entropy=True replaced nothing: {model} has no output embeddings; its forward is left alone"
+    ),
+    "own-forward": (
+        "fused_linear_cross_entropy=True replaced nothing: {model} has a forward of its own, which is left alone"
+    ),
+    "own-loss": (
+        "fused_linear_cross_entropy=True replaced nothing: the forward of {model} in this transformers computes its loss by "
+        "itself"
+    ),
+    "pretraining-tp": (
+        "fused_linear_cross_entropy=True replaced nothing: pretraining_tp is {tp}; the forward of {model} is left alone"
+    ),
+    # the fused loss, when it is run
+    "loss-not-fused": "The loss is not fused with the output head of {model}: {reason}.",
+    "skip-without-targets": "skip_logits is True, but labels and shift_labels are None: logits are computed",
+}
+
+_said: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+def _text(name: str, values: dict[str, object]) -> str:
+    return f"{MESSAGES[name].format(**values)} (docs/troubleshooting.md#{name})"
+
+
+def warn(logger: logging.Logger, name: str, /, **values: object) -> None:
+    """A WARNING with the text of that name, and where the documentation explains it."""
+    logger.warning(_text(name, values))
+
+
+def warn_once(logger: logging.Logger, module: nn.Module, name: str, /, **values: object) -> None:
+    """The same, once per module and text: a training loop comes by here at every step."""
+    if torch.compiler.is_compiling():
+        return
+    text = _text(name, values)
+    said = _said.setdefault(module, set())
+    if text not in said:
+        said.add(text)
+        logger.warning(text)

@@ -1,0 +1,6 @@
+"""Gemma 2 with the loss fused into the output projection."""
+
+from liger_kernel.transformers.model.fused_forward import LANGUAGE_MODEL, named_forward
+from liger_kernel.transformers.model_table import GEMMA2
+
+lce_forward = named_forward(GEMMA2.heads["Gemma2ForCausalLM"], LANGUAGE_MODEL)

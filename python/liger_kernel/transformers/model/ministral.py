@@ -1,0 +1,6 @@
+"""Ministral with the loss fused into the output projection."""
+
+from liger_kernel.transformers.model.fused_forward import LANGUAGE_MODEL, named_forward
+from liger_kernel.transformers.model_table import MINISTRAL
+
+lce_forward = named_forward(MINISTRAL.heads["MinistralForCausalLM"], LANGUAGE_MODEL)

@@ -1,0 +1,1 @@
+"""Pixtral is a vision tower: it has no loss to fuse."""

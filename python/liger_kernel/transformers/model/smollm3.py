@@ -1,0 +1,9 @@
+"""SmolLM3 with the loss fused into the output projection."""
+
+from liger_kernel.transformers.model.fused_forward import LANGUAGE_MODEL, named_forward
+from liger_kernel.transformers.model.lm_head import lce_maybe_trainable_lm_head
+from liger_kernel.transformers.model_table import SMOLLM3
+
+__all__ = ["lce_forward", "lce_maybe_trainable_lm_head"]
+
+lce_forward = named_forward(SMOLLM3.heads["SmolLM3ForCausalLM"], LANGUAGE_MODEL)

@@ -1,0 +1,138 @@
+"""Making one module compute as one of our classes.
+
+The functions that begin with `_` are also called by other packages, with any module: they ask nothing about its class.
+`patch_as` is what the rows use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from liger_kernel.transformers import patching, stock
+from liger_kernel.transformers.geglu import LigerGEGLUMLP
+from liger_kernel.transformers.layer_norm import LigerLayerNorm
+from liger_kernel.transformers.messages import warn
+from liger_kernel.transformers.rms_norm import LigerRMSNorm
+from liger_kernel.utils import loaded_class
+
+logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
+
+
+@dataclass(frozen=True)
+class MethodsOf:
+    """The methods of one of our modules: what it computes, and how it is printed."""
+
+    owner: type[nn.Module]
+
+    def methods(self, cls: type) -> Mapping[str, Callable[..., Any]]:
+        name = self.owner.__name__
+        methods = {"forward": self.owner.forward, "_get_name": lambda self: name}
+        if self.owner.extra_repr is not nn.Module.extra_repr:
+            methods["extra_repr"] = self.owner.extra_repr
+        return methods
+
+
+def _bind_method_to_module(module: nn.Module, method_name: str, new_method: Callable[..., Any]) -> bool:
+    """Bind `new_method` as `method_name` of this one instance, so that `revert_liger_kernel` can take it off again.
+
+    Over an accelerate hook the method is bound below the hook. Over any other `forward` that somebody else put on the
+    instance nothing is bound: False, and a WARNING.
+    """
+    return patching.bind(module, method_name, new_method) or _keeps_wrapper(module, method_name)
+
+
+def give_methods(module: nn.Module, patch: patching.Patch) -> bool:
+    """`patching.give_methods`, with a WARNING where it did nothing."""
+    return patching.give_methods(module, patch) or _keeps_wrapper(module, "forward")
+
+
+def _keeps_wrapper(module: nn.Module, name: str) -> bool:
+    if patching.holds_ours(module, name):
+        return True  # ours, with a wrapper over it since
+    cause = stock.cause_of_wrapper(module.__dict__.get(name))
+    warn(logger, "wrapped-forward", model=type(module).__name__, cause=cause)
+    return False
+
+
+def peft_copies(module: nn.Module) -> list[nn.Module] | None:
+    """The modules behind a PEFT ModulesToSaveWrapper, or None if `module` is not one."""
+    if not isinstance(module, loaded_class("peft.utils.other", "ModulesToSaveWrapper")):
+        return None
+    return [*module.modules_to_save.values(), module.original_module]
+
+
+def _patch_module(module: nn.Module, liger_module: type[nn.Module], **attributes: Any) -> bool:
+    """Make a module compute as `liger_module`, with these attributes, which its forward reads.
+
+    False, and a WARNING, if its forward may not be replaced (see `_bind_method_to_module`).
+    """
+    copies = peft_copies(module)
+    if copies is not None:
+        return all([_patch_module(copy, liger_module, **attributes) for copy in copies])
+    if not give_methods(module, MethodsOf(liger_module)):
+        return False
+    for name, value in attributes.items():
+        patching.set_on_instance(module, name, value)
+    return True
+
+
+def _own_epsilon(module: nn.Module, default: float) -> float | None:
+    """None: it is that of its input's dtype, as torch's RMSNorm has it."""
+    for name in ("variance_epsilon", "eps"):
+        value = getattr(module, name, None)
+        if value is not None:  # 0 is a value
+            return value
+    return None if isinstance(module, getattr(nn, "RMSNorm", ())) else default
+
+
+def _patch_norm(module: nn.Module, liger_module: type[nn.Module], eps: float, **attributes: Any) -> bool:
+    epsilon = _own_epsilon(module, eps)
+    if epsilon is None:
+        warn(logger, "epsilon-of-dtype", model=type(module).__name__)
+        return False
+    return _patch_module(module, liger_module, variance_epsilon=epsilon, **attributes)
+
+
+def _patch_rms_norm_module(
+    module: nn.Module,
+    offset: float = 0.0,
+    eps: float = 1e-6,
+    casting_mode: str = "llama",
+    in_place: bool = True,
+    row_mode: bool | None = None,
+) -> bool:
+    """Make a norm with a `weight` compute as `LigerRMSNorm`; False as in `_patch_module`.
+
+    Its own epsilon is kept; `eps` is for one that has none.
+    """
+    return _patch_norm(
+        module, LigerRMSNorm, eps, offset=offset, casting_mode=casting_mode, in_place=in_place, row_mode=row_mode
+    )
+
+
+def _patch_layer_norm_module(module: nn.Module, eps: float = 1e-6) -> bool:
+    """Make a norm compute as `LigerLayerNorm`. Its own epsilon is kept; `eps` is for one that has none.
+
+    False as in `_patch_module`, and for a norm without a weight or over several dimensions.
+    """
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.ndim != 1:
+        warn(logger, "no-vector-weight", model=type(module).__name__)
+        return False
+    size = getattr(module, "hidden_size", None) or getattr(module, "normalized_shape", None)
+    return _patch_norm(module, LigerLayerNorm, eps, hidden_size=size, impl=None, mode=None)
+
+
+def _patch_swiglu_module(module: nn.Module, liger_module: type[nn.Module]) -> bool:
+    """Make an MLP with the same projections compute as `liger_module`; False as in `_patch_module`."""
+    return _patch_module(module, liger_module)
+
+
+def _patch_geglu_module(module: nn.Module) -> bool:
+    """Make an MLP with the same projections compute as `LigerGEGLUMLP`; False as in `_patch_module`."""
+    return _patch_module(module, LigerGEGLUMLP)

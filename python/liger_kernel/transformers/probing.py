@@ -1,0 +1,267 @@
+"""Patching a model of a family that has no row, by what its modules do.
+
+A norm, a gated MLP, the rotary function and the forward are each compared with ours, values and gradients, before ours is
+put there: in fp32 within rounding, in bf16 bit for bit (the rotary function, which rounds less often than Hugging Face's,
+within rounding there too). What differs, or cannot be run, is left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from liger_kernel.transformers import module_patches, patching, rope, stock
+from liger_kernel.transformers.geglu import LigerGEGLUMLP
+from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss
+from liger_kernel.transformers.rows import Head
+from liger_kernel.transformers.swiglu import LigerBlockSparseTop2MLP, LigerPhi3SwiGLUMLP, LigerSwiGLUMLP
+
+logger = logging.getLogger(__name__)
+
+_NORMS = [(offset, casting) for offset in (0.0, 1.0) for casting in ("llama", "gemma")]
+_MLPS: dict[frozenset[str], tuple[type[nn.Module], ...]] = {
+    frozenset({"gate_proj", "up_proj", "down_proj"}): (LigerSwiGLUMLP, LigerGEGLUMLP),
+    frozenset({"gate_up_proj", "down_proj"}): (LigerPhi3SwiGLUMLP,),
+    frozenset({"w1", "w2", "w3"}): (LigerBlockSparseTop2MLP,),
+}
+_SMALL = {"narrow": 16, "wide": 24, "packed": 48}  # widths of an MLP's copy, to try
+
+
+def patch_by_behaviour(model: Any) -> dict[str, str]:
+    """What was done: path -> what stands there now. Revert it with `revert_liger_kernel`."""
+    done: dict[str, str] = {}
+    for path, module in list(model.named_modules()):
+        what = _try_norm(module) or _try_mlp(module)
+        if what is not None:
+            done[path] = what
+    done.update(_try_rope(model))
+    if _try_loss(model):
+        done["forward"] = "the loss fused into the output projection"
+    return done
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def _same(tolerance: float, one: Callable[..., Any], other: Callable[..., Any], inputs: list[torch.Tensor]) -> bool:
+    """Whether two functions have the same values and gradients. Without a tolerance: the same bits, of the values."""
+    results = []
+    for function in (one, other):
+        leaves = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+        outputs = function(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if not tolerance:
+            results.append([output.detach() for output in outputs])
+            continue
+        upstream = [torch.linspace(-1, 1, output.numel()).view(output.shape) for output in outputs]
+        gradients = torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)
+        results.append([*outputs, *(torch.zeros(()) if g is None else g for g in gradients)])
+    for a, b in zip(*results, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not (torch.equal(a, b) if not tolerance else torch.allclose(a, b, rtol=tolerance, atol=tolerance)):
+            return False
+    return True
+
+
+def _behaves(make: Callable[[torch.dtype], Any], in_bf16: float = 0.0) -> bool:
+    """Whether the two functions of `make(dtype)` -> (one, other, inputs) are the same in both dtypes. Whatever fails is not
+    the same."""
+    tolerances = {torch.float32: 1e-5, torch.bfloat16: in_bf16}
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return all(_same(tolerance, *make(dtype)) for dtype, tolerance in tolerances.items())
+    except Exception as error:
+        logger.debug("not probed: %s", error)
+        return False
+
+
+def _numbers(*shape: int) -> torch.Tensor:
+    """Of few bits, so that sums of squares round nowhere and bits tell formulas apart."""
+    return torch.randint(-12, 13, shape) / 4
+
+
+def _called(module: nn.Module, forward: Any, names: list[str]) -> Callable[..., Any]:
+    """`forward(module, x)` as a function of x and of the module's parameters of those names."""
+
+    def function(x: torch.Tensor, *values: torch.Tensor) -> Any:
+        given = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(_Caller(module, forward), {f"module.{n}": v for n, v in given.items()}, (x,))
+
+    return function
+
+
+class _Caller(nn.Module):
+    def __init__(self, module: nn.Module, function: Any) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(self.module, x)
+
+
+# ---- one module ------------------------------------------------------------------------------------------------------
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return not patching.is_ours(module.forward) and "forward" not in module.__dict__
+
+
+def _try_norm(module: nn.Module) -> str | None:
+    weight = module._parameters.get("weight")
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if module._modules or list(module._parameters) != ["weight"] or weight is None or not _is_plain(module):
+        return None
+    if weight.ndim != 1 or not isinstance(epsilon, float) or isinstance(module, nn.LayerNorm):
+        return None
+    for offset, casting in _NORMS:
+        if _behaves(functools.partial(_norm_pair, module, weight.shape[0], offset, casting)):
+            module_patches._patch_rms_norm_module(module, offset=offset, casting_mode=casting)
+            return f"LigerRMSNorm, offset {offset}, rounded as {casting}"
+    return None
+
+
+def _norm_pair(module: nn.Module, width: int, offset: float, casting: str, dtype: torch.dtype) -> Any:
+    weight = (torch.rand(width) + 0.5).to(dtype)
+    theirs = copy.copy(module)
+    theirs._parameters = {"weight": nn.Parameter(weight)}
+    ours = copy.copy(theirs)
+    module_patches._patch_rms_norm_module(ours, offset=offset, casting_mode=casting)
+    forwards = [_called(m, type(m).forward, ["weight"]) for m in (theirs, ours)]
+    return (*forwards, [_numbers(6, width).to(dtype), weight])
+
+
+def _try_mlp(module: nn.Module) -> str | None:
+    linears = {name for name, child in module._modules.items() if type(child) is nn.Linear}
+    others = [child for name, child in module._modules.items() if name not in linears]
+    if module._parameters or any(list(child.parameters()) for child in others if child is not None):
+        return None
+    for ours in _MLPS.get(frozenset(linears), ()):
+        if _is_plain(module) and _behaves(functools.partial(_mlp_pair, module, ours)):
+            module_patches._patch_swiglu_module(module, ours)
+            return ours.__name__
+    return None
+
+
+def _mlp_pair(module: nn.Module, ours: type[nn.Module], dtype: torch.dtype) -> Any:
+    """A copy with small projections, so that trying costs nothing however large the model is."""
+    small = copy.copy(module)
+    small._modules = {name: _small(name, child) for name, child in module._modules.items()}
+    small.to(dtype)
+    names = [name for name, _ in small.named_parameters()]
+    values = [parameter.detach() for parameter in small.parameters()]
+    forwards = [_called(small, forward, names) for forward in (type(module).forward, ours.forward)]
+    return (*forwards, [torch.randn(5, _SMALL["narrow"]).to(dtype), *values])
+
+
+def _small(name: str, child: Any) -> Any:
+    if type(child) is not nn.Linear:
+        return copy.deepcopy(child)
+    inner = _SMALL["packed" if name == "gate_up_proj" else "wide"]
+    sizes = (_SMALL["wide"], _SMALL["narrow"]) if name in ("down_proj", "w2") else (_SMALL["narrow"], inner)
+    return nn.Linear(*sizes, bias=child.bias is not None)
+
+
+# ---- the whole -------------------------------------------------------------------------------------------------------
+
+
+def _small_batch(model: Any) -> dict[str, torch.Tensor]:
+    ids = torch.arange(3, 11, device=model.device).remainder(model.config.get_text_config().vocab_size)[None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _run(model: Any, forward: Any = None, **options: Any) -> Any:
+    """The model's answer to a small batch, in evaluation, or None if it cannot be run so."""
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            batch = {**_small_batch(model), **options}
+            return model(**batch) if forward is None else forward(model, **batch)
+    except Exception as error:
+        logger.debug("not run: %s", error)
+        return None
+    finally:
+        model.train(training)
+
+
+def _modeling(model: Any) -> Any:
+    return sys.modules[stock.class_of(model).__module__]
+
+
+def _try_rope(model: Any) -> dict[str, str]:
+    """Ours beside theirs on the very arguments that the model gives them: the layout is in the call, not in the function."""
+    modeling, name = _modeling(model), "apply_rotary_pos_emb"
+    theirs = getattr(modeling, name, None)
+    if theirs is None or patching.is_ours(theirs):
+        return {}
+    calls: list[bool] = []
+
+    def both(q: Any, k: Any, cos: Any, sin: Any, *args: Any, **kwargs: Any) -> Any:
+        expected = theirs(q, k, cos, sin, *args, **kwargs)
+
+        def make(dtype: torch.dtype) -> Any:
+            tensors = [t.detach().cpu().to(dtype) for t in (q, k, cos, sin)]
+            return (
+                *(_of_q_and_k(f, tensors[2:], args, kwargs) for f in (theirs, rope.liger_rotary_pos_emb)),
+                tensors[:2],
+            )
+
+        calls.append(_behaves(make, in_bf16=2**-5))  # theirs rounds each product, ours the sum
+        return expected
+
+    setattr(modeling, name, both)
+    try:
+        ran = _run(model)
+    finally:
+        setattr(modeling, name, theirs)
+    if ran is None or not calls or not all(calls):
+        return {}
+    patching.replace(modeling, name, rope.liger_rotary_pos_emb)
+    return {f"{modeling.__name__}.{name}": "liger_rotary_pos_emb"}
+
+
+def _of_q_and_k(function: Any, angles: list[torch.Tensor], args: Any, kwargs: Any) -> Callable[..., Any]:
+    return lambda q, k: tuple(function(q, k, *angles, *args, **kwargs))
+
+
+def _try_loss(model: Any) -> bool:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    own = type(model)
+    base = getattr(model, "base_model_prefix", "")
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None or model._modules.get(base) is None or not _is_plain(model) or not asks_for_loss(own.forward):
+        return False
+    labels = _small_batch(model)["input_ids"]
+    expected = _run(model, labels=labels)
+    if type(expected) is not CausalLMOutputWithPast or expected.logits is None or expected.loss is None:
+        return False  # a forward that adds something of its own
+    patch = FusedForward(Head(base=base))
+    forward = patch.methods(own)["forward"]
+    logits: Any = _run(model, forward, labels=labels)
+    fused: Any = _run(model, forward, labels=labels, skip_logits=True)
+    if logits is None or fused is None or not torch.equal(logits.logits, expected.logits) or fused.logits is not None:
+        return False
+    tolerance = 1e-4 if head.weight.dtype is torch.float32 else 2e-2
+    if not torch.allclose(fused.loss.float(), expected.loss.float(), rtol=tolerance, atol=tolerance):
+        return False
+    return patching.give_methods(model, patch)
+
+
+def described(done: dict[str, str]) -> Iterator[str]:
+    """`done` with the layers of one kind told in one line."""
+    layers: dict[tuple[str, str], int] = {}
+    for path, what in done.items():
+        name = ".".join("*" if part.isdigit() else part for part in path.split("."))
+        layers[name, what] = layers.get((name, what), 0) + 1
+    for (name, what), count in layers.items():
+        yield f"{name}: {what}" + (f" ({count})" if count > 1 else "")

@@ -1,0 +1,1 @@
+"""Trainers over TRL's: none yet."""

@@ -1,0 +1,402 @@
+"""Nothing is replaced but what is stock: losses, forwards, modules and hooks of others train as they did."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+transformers = pytest.importorskip("transformers", reason="needs transformers")
+
+import tiny_llama  # noqa: E402
+from llama_patching import (  # noqa: E402
+    apply,
+    assert_close,
+    assert_same_step,
+    both_ways,
+    warnings_of,
+)
+from transformers.models.llama import modeling_llama  # noqa: E402
+
+from liger_kernel.transformers import (  # noqa: E402
+    LigerRMSNorm,
+    LigerSwiGLUMLP,
+    apply_liger_kernel_to_llama,
+    monkey_patch,
+    revert_liger_kernel,
+)
+
+pytestmark = pytest.mark.usefixtures("unpatched")
+
+
+def assert_as_stock(build, way, caplog, named=None, mode="train", **options):
+    """A step of the patched model is one of the stock model. `named`: the one warning holds this word; None: no warning."""
+    ids, labels = tiny_llama.batch()
+    stock = getattr(build(), mode)()
+    expected = tiny_llama.run(stock, input_ids=ids, labels=labels)
+    patched = getattr(apply(build, way), mode)()
+    step = tiny_llama.run(patched, input_ids=ids, labels=labels, **options)
+    assert_same_step(step, expected, 1e-4)
+    if named is None:
+        assert warnings_of(caplog) == []
+    else:
+        assert any(named in text for text in warnings_of(caplog)), warnings_of(caplog)
+    return step[0]
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+def ten_times(logits, labels, vocab_size, **kwargs):
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    return 10 * ForCausalLMLoss(logits, labels, vocab_size, **kwargs)
+
+
+def loss_is_set(monkeypatch):
+    model = tiny_llama.build()
+    model.loss_function = ten_times
+    return model
+
+
+def loss_type_is_set(monkeypatch):
+    from transformers.loss import loss_utils
+
+    monkeypatch.setitem(loss_utils.LOSS_MAPPING, "TenTimes", ten_times)
+    model = tiny_llama.build()
+    model.loss_type = "TenTimes"
+    return model
+
+
+class LossOfASubclass(transformers.LlamaForCausalLM):
+    @property
+    def loss_function(self):
+        return ten_times
+
+
+def loss_of_a_subclass(monkeypatch):
+    torch.manual_seed(0)
+    return LossOfASubclass(tiny_llama.config()).train()
+
+
+@both_ways
+@pytest.mark.parametrize("build", [loss_is_set, loss_type_is_set, loss_of_a_subclass])
+@pytest.mark.parametrize("evaluation", ["none", "trainer's"])
+def test_the_model_keeps_its_own_loss(build, way, evaluation, caplog, monkeypatch):
+    mode, options = ("train", {}) if evaluation == "none" else ("eval", {"skip_logits": True})
+    output = assert_as_stock(lambda: build(monkeypatch), way, caplog, "loss", mode, **options)
+    assert output.loss > 30 and output.logits is not None
+
+
+@both_ways
+def test_a_loss_of_few_parameters_is_called_as_stock_calls_it(way, caplog):
+    def build():
+        model = tiny_llama.build()
+        model.loss_function = lambda logits, labels, vocab_size: logits.square().mean() + vocab_size
+        return model
+
+    assert_as_stock(build, way, caplog, "loss")
+
+
+# ---- forwards --------------------------------------------------------------------------------------------------------
+
+
+class TwiceTheLoss(transformers.LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.loss = 2 * output.loss
+        return output
+
+
+@both_ways
+def test_a_subclass_keeps_its_forward(way, caplog):
+    def build():
+        torch.manual_seed(0)
+        return TwiceTheLoss(tiny_llama.config()).train()
+
+    assert_as_stock(build, way, caplog, "TwiceTheLoss" if way == "instance" else None)
+
+
+class Renamed(transformers.LlamaForCausalLM):
+    pass
+
+
+@both_ways
+def test_a_subclass_without_a_forward_is_fused(way, caplog):
+    def build():
+        torch.manual_seed(0)
+        return Renamed(tiny_llama.config()).train()
+
+    assert assert_as_stock(build, way, caplog).logits is None
+
+
+@both_ways
+def test_a_replaced_class_forward_stays(way, caplog, monkeypatch):
+    own = transformers.LlamaForCausalLM.forward
+
+    def forward(self, *args, **kwargs):
+        output = own(self, *args, **kwargs)
+        output.loss = 2 * output.loss
+        return output
+
+    forward.__wrapped__ = own  # as functools.wraps does
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", forward)
+    assert_as_stock(tiny_llama.build, way, caplog, "LlamaForCausalLM")
+
+
+# ---- modules ---------------------------------------------------------------------------------------------------------
+
+
+class OnePlusNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.linspace(-0.5, 0.5, 32)), 1e-6
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.module, name)
+
+    def forward(self, x):
+        return 3 * self.module(x)
+
+
+class TripledNorm(modeling_llama.LlamaRMSNorm):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class TripledMLP(modeling_llama.LlamaMLP):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class SquaredReLUMLP(modeling_llama.LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(self.gate_proj(x).relu().square() * self.up_proj(x))
+
+
+def other_activation(model):
+    mlp = model.model.layers[0].mlp
+    mlp.act_fn = nn.GELU()
+    return mlp
+
+
+class MLPWithoutDown(nn.Module):
+    """Its projections have names of their own, but for one."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.up_proj, self.out = nn.Linear(32, 56), nn.Linear(56, 32)
+
+    def forward(self, x):
+        return self.out(self.up_proj(x).relu())
+
+
+def norm(make):
+    def put(model):
+        model.model.norm = make(model)
+        return model.model.norm
+
+    return put
+
+
+def mlp(make):
+    def put(model):
+        model.model.layers[0].mlp = make(model)
+        return model.model.layers[0].mlp
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("put", "named"),
+    [
+        pytest.param(norm(lambda m: nn.LayerNorm(32)), "LayerNorm", id="layer norm"),
+        pytest.param(norm(lambda m: nn.Identity()), "Identity", id="identity"),
+        pytest.param(norm(lambda m: OnePlusNorm()), "OnePlusNorm", id="one plus"),
+        pytest.param(norm(lambda m: Wrapper(m.model.norm)), "Wrapper", id="wrapped"),
+        pytest.param(norm(lambda m: TripledNorm(32)), "TripledNorm", id="tripled norm"),
+        pytest.param(norm(lambda m: nn.RMSNorm(32, eps=None)), "RMSNorm", id="torch's"),
+        pytest.param(mlp(lambda m: TripledMLP(m.config)), "TripledMLP", id="tripled mlp"),
+        pytest.param(mlp(lambda m: SquaredReLUMLP(m.config)), "SquaredReLUMLP", id="squared relu"),
+        pytest.param(other_activation, "GELU", id="activation"),
+        pytest.param(mlp(lambda m: MLPWithoutDown(m.config)), "MLPWithoutDown", id="no down projection"),
+    ],
+)
+def test_other_modules_at_a_path_are_left_alone(put, named, caplog):
+    made = []
+
+    def build():
+        model = tiny_llama.build()
+        torch.manual_seed(9)
+        made.append(put(model))
+        return model
+
+    output = assert_as_stock(build, "instance", caplog, named)
+    assert output.logits is None  # the rest is patched
+    assert len(warnings_of(caplog)) == 1
+    stock, patched = made
+    assert type(patched) is type(stock) and patched.__dict__.keys() == stock.__dict__.keys()
+
+
+def test_a_replaced_norm_forward_stays(caplog, monkeypatch):
+    own = modeling_llama.LlamaRMSNorm.forward
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", lambda self, x: 2 * own(self, x))
+    assert_as_stock(tiny_llama.build, "instance", caplog, "LlamaRMSNorm")
+
+
+def test_the_epsilon_of_torchs_norm_is_its_dtypes():
+    """_patch_rms_norm_module is called by others, with any module."""
+    own = nn.RMSNorm(32, eps=None)
+    x = 1e-4 * torch.randn(3, 32)
+    expected = own(x)
+    monkey_patch._patch_rms_norm_module(own)
+    assert_close(own(x), expected)
+    with_own = nn.RMSNorm(32, eps=0.5)
+    expected = with_own(x)
+    monkey_patch._patch_rms_norm_module(with_own)
+    assert with_own.forward.__func__ is LigerRMSNorm.forward
+    assert_close(with_own(x), expected)
+
+
+# ---- activations and options of the config ---------------------------------------------------------------------------
+
+
+@both_ways
+def test_another_activation_is_not_patched(way, caplog):
+    assert_as_stock(lambda: tiny_llama.build(hidden_act="gelu"), way, caplog, "gelu" if way == "class" else "GELU")
+    with pytest.raises(ValueError, match="gelu"):
+        LigerSwiGLUMLP(tiny_llama.config(hidden_act="gelu"))
+
+
+@both_ways
+def test_pretraining_tp_leaves_the_loss_alone(way, caplog):
+    def build():
+        model = tiny_llama.build()
+        model.config.pretraining_tp = 2
+        return model
+
+    assert assert_as_stock(build, way, caplog, "pretraining_tp").logits is not None
+
+
+# ---- hooks and wrappers ----------------------------------------------------------------------------------------------
+
+
+def halve(module, args, output):
+    return output / 2
+
+
+def mask(module, args, output):
+    return output.index_fill(-1, torch.tensor([90, 91]), -1e4)
+
+
+@both_ways
+@pytest.mark.parametrize("hook", [halve, mask])
+def test_a_hook_of_the_head_sees_logits(hook, way, caplog):
+    def build():
+        model = tiny_llama.build()
+        model.lm_head.register_forward_hook(hook)
+        return model
+
+    assert assert_as_stock(build, way, caplog, "hook").logits is not None
+
+
+@both_ways
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_backward_hook_of_the_head_sees_logits(kind, way, caplog):
+    seen = []
+
+    def build():
+        model = tiny_llama.build()
+        getattr(model.lm_head, kind)(lambda module, *gradients: seen.append(gradients[-1][0].shape))
+        return model
+
+    assert_as_stock(build, way, caplog, "hook")
+    assert seen == [(2, 9, tiny_llama.VOCAB)] * 2
+
+
+@both_ways
+def test_a_global_hook_sees_logits(way, caplog):
+    seen = []
+
+    def hook(module, args, output):
+        if isinstance(module, nn.Linear) and module.out_features == tiny_llama.VOCAB:
+            seen.append(output.shape)
+            return output / 2
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        assert_as_stock(tiny_llama.build, way, caplog, "hook")
+    finally:
+        handle.remove()
+    assert seen == [(2, 9, tiny_llama.VOCAB)] * 2
+
+
+@both_ways
+def test_a_pre_hook_of_the_head_changes_its_input(way, caplog):
+    def build():
+        model = tiny_llama.build()
+        model.lm_head.register_forward_pre_hook(lambda module, args: (args[0] / 2,))
+        return model
+
+    assert assert_as_stock(build, way, caplog).logits is None
+
+
+def prepared(model):
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+    accelerate.state.AcceleratorState._reset_state(True)
+    return accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_mixed_precision_of_accelerate_is_fused(order, caplog):
+    ids, labels = tiny_llama.batch()
+    expected, expected_gradients = tiny_llama.run(prepared(tiny_llama.build()), input_ids=ids, labels=labels)
+    model = tiny_llama.build()
+    model = prepared(model) if order == "before" else model
+    before = dict(model.__dict__)
+    apply_liger_kernel_to_llama(model=model)
+    apply_liger_kernel_to_llama(model=model)
+    model = model if order == "before" else prepared(model)
+    output, gradients = tiny_llama.run(model, input_ids=ids, labels=labels)
+    assert output.logits is None and output.loss.dtype == torch.float32
+    assert_close(output.loss, expected.loss, 2e-2)
+    for name, gradient in expected_gradients.items():
+        assert_close(gradients[name], gradient, 5e-2)
+    assert warnings_of(caplog) == []
+    revert_liger_kernel(model)
+    if order == "before":
+        assert {n: v for n, v in model.__dict__.items() if "forward" in n} == {
+            n: v for n, v in before.items() if "forward" in n
+        }
+    assert tiny_llama.run(model, input_ids=ids, labels=labels)[0].logits is not None
+    unwrapped = __import__("accelerate").utils.extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    assert_close(unwrapped(input_ids=ids, labels=labels).loss, tiny_llama.build()(input_ids=ids, labels=labels).loss)
+
+
+def test_a_compiled_forward_is_named(caplog):
+    model = tiny_llama.build()
+    model.forward = torch.compile(model.forward, backend="eager")
+    apply_liger_kernel_to_llama(model=model)
+    assert len(warnings_of(caplog)) == 1 and "torch.compile" in warnings_of(caplog)[0]
+    assert "parallelism" not in warnings_of(caplog)[0]
+
+
+def test_an_unknown_wrapper_is_named(caplog):
+    model = tiny_llama.build()
+    own = model.forward
+    model.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    apply_liger_kernel_to_llama(model=model)
+    assert len(warnings_of(caplog)) == 1 and __name__ in warnings_of(caplog)[0]
