@@ -3,6 +3,7 @@
 BUILD ?= build/dev
 VENV ?= .venv
 PREFIX ?= /usr/local
+MODEL ?= llama
 JOBS ?= $(shell nproc)
 QUICK ?=
 STAGES ?=
@@ -62,8 +63,8 @@ clean: ## removes what was built, not .venv
 # ---- use -----------------------------------------------------------------------------------------------------------
 
 .PHONY: demo bench wheel install format
-demo: build $(SETUP) ## a Llama learns real text twice, stock and patched; table, build/demo/demo.png, build/demo/demo.json
-	$(NATIVE) $(PYTHON) examples/train_llama.py $(DEMO_ARGS)
+demo: build $(SETUP) ## a model learns real text twice, stock and patched; MODEL=llama|qwen3|gemma3|mistral|phi3; table, build/demo/demo.png
+	$(NATIVE) $(PYTHON) examples/train.py --model $(MODEL) $(DEMO_ARGS)
 
 bench: build $(SETUP) ## times against peers; results under bench/results/
 	$(NATIVE) $(PYTHON) bench/run.py $(BENCH_ARGS)

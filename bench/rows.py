@@ -86,6 +86,10 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.gelu(gate, approximate="tanh") * up
 
 
+def softmax(x: Tensor) -> Tensor:
+    return torch.softmax(x.float(), -1).to(x.dtype)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -143,6 +147,10 @@ def _gated_inputs(shape, dtype, device) -> Inputs:
     return Inputs([_normal(shape, dtype, device, s) for s in (1, 2)], [], [_normal(shape, dtype, device, 3)], rotated=2)
 
 
+def _softmax_inputs(shape, dtype, device) -> Inputs:
+    return Inputs([_normal(shape, dtype, device, 1)], upstream=[_normal(shape, dtype, device, 3)])
+
+
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
     return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
@@ -190,6 +198,7 @@ OPERATORS = {
     "rope": Operator(_rope_inputs, rope, "LigerRopeFunction", "rope", passes=4),
     "swiglu": Operator(_gated_inputs, swiglu, "LigerSiLUMulFunction", "swiglu", passes=8),
     "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
+    "softmax": Operator(_softmax_inputs, softmax, "LigerSoftmaxFunction", "softmax", passes=5),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -243,6 +252,8 @@ CUDA_ROWS = [
     Row("RoPE 4x4096, 32+8 heads x 128", "pointwise", "rope", (4, 4096, 32, 8, 128), bar_ms=0.166, bar_mb=321),
     Row("SwiGLU 16384x14336", "pointwise", "swiglu", (16384, 14336), bar_ms=0.869, bar_mb=1344),
     Row("GeGLU 16384x14336", "pointwise", "geglu", (16384, 14336), bar_ms=0.865, bar_mb=1344),
+    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096)),
+    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768)),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -280,6 +291,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"SwiGLU 2048x11008 {short}", "pointwise", "swiglu", (2048, 11008), dtype),
         Row(f"GeGLU 2048x2816 {short}", "pointwise", "geglu", (2048, 2816), dtype),
         Row(f"GeGLU 2048x11008 {short}", "pointwise", "geglu", (2048, 11008), dtype),
+        Row(f"Softmax 2048x4096 {short}", "pointwise", "softmax", (2048, 4096), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

@@ -16,6 +16,7 @@
 #include "tests/harness/finite_difference.h"
 #include "tests/harness/float_formats.h"
 #include "tests/harness/host_pool.h"
+#include "tests/harness/kept_runs.h"
 #include "tests/harness/modes.h"
 #include "tests/harness/random.h"
 
@@ -439,6 +440,47 @@ static void check_tools(void) {
     expect(fabs(slope - 6.75) < 1e-9 && x == 1.5, "the slope of a cube", "finite difference");
 }
 
+/* ---- runs that are kept ---- */
+
+static int references;
+
+static void counted_reference(const struct op_case *c, const struct op_types *types, double *const *t) {
+    references++;
+    reference(c, types, t);
+}
+
+/* What the reference gives for the first element of y after x[0] was moved by `by`. */
+static double first_expected(const struct op_cases *counting, const struct op_case *c, uint64_t seed, double by) {
+    const struct op_types types = {LIGER_F32, LIGER_F32, LIGER_I64};
+    struct op_run *run = op_run_new(NULL, counting, c, types, seed);
+    if (run == NULL) return NAN;
+    run->t[X][0] += by;
+    const double first = op_run_expect(run) ? run->expected[Y][0] : NAN;
+    op_run_free(run);
+    return first;
+}
+
+static void check_kept_runs(void) {
+    struct op_cases counting = op;
+    counting.reference = counted_reference;
+    kept_runs_begin(1 << 20);
+    const double first = first_expected(&counting, &cases[0], 1, 0);
+    expect(first_expected(&counting, &cases[0], 1, 0) == first && references == 1, "the same again is known", "kept");
+    expect(first_expected(&counting, &cases[0], 1, 1) == first + 2 && references == 2, "other values are not", "kept");
+    expect(first_expected(&counting, &cases[0], 2, 0) != first && references == 3, "nor is another seed", "kept");
+    struct op_case shorter = cases[0]; /* its address says nothing */
+    expect(first_expected(&counting, &shorter, 1, 0) == first && references == 3, "a copy of a case is", "kept");
+    shorter.size[0]--;
+    first_expected(&counting, &shorter, 1, 0);
+    expect(references == 4, "a case that was changed is not", "kept");
+    const struct run_kind one = {&counting, cases[0], .seed = 1}, other = {&counting, shorter, .seed = 1};
+    expect(kept_run_find(&one) == kept_run_find(&one) && kept_run_find(&one) != kept_run_find(&other),
+           "a case that was changed has a place of its own", "kept");
+    kept_runs_end();
+    expect(first_expected(&counting, &cases[0], 1, 0) == first && references == 5, "nothing is kept after the end",
+           "kept");
+}
+
 /* ---- streams: on a GPU, a copy that does what no operator may ---- */
 
 #ifdef LIGER_HAS_CUDA
@@ -509,6 +551,7 @@ int main(void) {
     }
     check_formats();
     check_tools();
+    check_kept_runs();
     for (int m = 0; m < test_mode_count; m++)
         expect(failures(&setup, test_modes[m].name, HEALTHY) == 0, "the healthy operator passes", test_modes[m].name);
     expect(failures(&setup, "history", HEALTHY) == 0, "the healthy operator passes", "history");

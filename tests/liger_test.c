@@ -13,6 +13,7 @@
 #include "liger/core/context_state.h"
 #include "tests/core_checks.h"
 #include "tests/harness/host_pool.h"
+#include "tests/harness/kept_runs.h"
 #include "tests/harness/modes.h"
 #include "tests/harness/op_list.h"
 
@@ -227,6 +228,7 @@ static bool parse(int count, char **words, struct options *options) {
 }
 
 /* Memory of large cases stays with the process: a third of a run would go into getting the same pages again. */
+enum { KEPT_BYTES = 1 << 29 };
 static void keep_pages(void) {
 #ifdef __GLIBC__
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
@@ -245,11 +247,13 @@ int main(int count, char **words) {
     if (options.list) return 0;
     report.times = options.times;
     keep_pages();
+    kept_runs_begin((size_t)KEPT_BYTES);
     const bool core_only = is(options.op, "core");
     if (is(options.backend, "cuda") && !core_only) run_cuda(&options, &report);
     else if (!is(options.backend, "cuda") && !is(options.backend, "cpu")) return usage("no such --backend");
     else if (!core_only && run_cpu(&options, &report) != 0) return 2;
     if (op_wanted(options.op, "core") && is(options.mode, "all")) core_checks(&report);
+    kept_runs_end();
     report_reasons(&report);
     printf("%d passed, %d failed\n", report.passed, report.failed);
     return report.failed > 0 || report.passed == 0;

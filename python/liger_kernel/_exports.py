@@ -67,6 +67,11 @@ OPERATORS = {
         "liger_rotary_pos_emb",
         "liger_rope",
     ),
+    "softmax": Exports(
+        "LigerSoftmaxFunction softmax_backward softmax_forward",
+        "LigerSoftmax",
+        "liger_softmax",
+    ),
     "swiglu": Exports(
         "LigerFusedGateUpSiLUMulFunction LigerSiLUMulFunction swiglu_backward swiglu_forward "
         "swiglu_fused_gate_up_backward swiglu_fused_gate_up_forward",

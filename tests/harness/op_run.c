@@ -9,6 +9,7 @@
 
 #include "tests/harness/call_image.h"
 #include "tests/harness/float_formats.h"
+#include "tests/harness/kept_runs.h"
 #include "tests/harness/random.h"
 
 void op_run_draw(const struct tensor_spec *spec, int64_t count, double *values, struct random_stream stream) {
@@ -85,29 +86,43 @@ struct op_run *op_run_new(liger_context *context, const struct op_cases *op, con
     return op_run_new_in(RANGE_USUAL, context, op, c, types, seed);
 }
 
+static bool give_memory(struct op_run *run, enum op_range range) {
+    run->op->describe(&run->c, run->spec);
+    for (int i = 0; i < run->op->tensor_count; i++) {
+        budgets_of(range, &run->spec[i]);
+        if (run->spec[i].absent) continue;
+        run->count[i] = op_tensor_count(&run->spec[i]);
+        run->t[i] = calloc((size_t)run->count[i] + 1, sizeof(double));
+        if (run->t[i] == NULL) return false;
+    }
+    return true;
+}
+
+static void draw_inputs(struct op_run *run, enum op_range range, uint64_t seed) {
+    for (int i = 0; i < run->op->tensor_count; i++)
+        if (run->t[i] != NULL && run->spec[i].role != ROLE_OUT) draw_input(run, i, range, seed);
+    if (run->op->prepare == NULL) return;
+    run->op->prepare(&run->c, &run->types, run->t);
+    round_inputs(run);
+}
+
 struct op_run *op_run_new_in(enum op_range range, liger_context *context, const struct op_cases *op,
                              const struct op_case *c, struct op_types types, uint64_t seed) {
+    const struct run_kind kind = {op, *c, types, range, seed};
     struct op_run *run = calloc(1, sizeof *run);
     if (run == NULL) return NULL;
     run->context = context;
     run->op = op;
     run->c = *c;
     run->types = types;
-    op->describe(c, run->spec);
-    for (int i = 0; i < op->tensor_count; i++) {
-        budgets_of(range, &run->spec[i]);
-        if (run->spec[i].absent) continue;
-        run->count[i] = op_tensor_count(&run->spec[i]);
-        run->t[i] = calloc((size_t)run->count[i] + 1, sizeof(double));
-        if (run->t[i] == NULL) {
-            op_run_free(run);
-            return NULL;
-        }
-        if (run->spec[i].role != ROLE_OUT) draw_input(run, i, range, seed);
+    run->kept = kept_run_find(&kind);
+    if (!give_memory(run, range)) {
+        op_run_free(run);
+        return NULL;
     }
-    if (op->prepare == NULL) return run;
-    op->prepare(&run->c, &run->types, run->t);
-    round_inputs(run);
+    if (kept_run_inputs(run)) return run;
+    draw_inputs(run, range, seed);
+    kept_run_keep_inputs(run);
     return run;
 }
 
@@ -150,17 +165,21 @@ static bool with_outputs(const struct op_run *run, double **outputs, double **t)
 bool op_run_expect(struct op_run *run) {
     double *t[OP_MAX_TENSORS], magnitude[OP_MAX_TENSORS] = {0};
     if (!with_outputs(run, run->expected, t)) return false;
+    if (kept_run_outputs(run, KEPT_EXPECTED, run->expected)) return true;
     run->op->reference(&run->c, &run->types, t);
     if (run->op->magnitudes != NULL) run->op->magnitudes(&run->c, &run->types, t, magnitude);
     for (int i = 0; i < run->op->tensor_count; i++)
         if (magnitude[i] > 0) run->spec[i].magnitude = magnitude[i];
+    kept_run_keep_outputs(run, KEPT_EXPECTED, run->expected);
     return true;
 }
 
 bool op_run_naive(struct op_run *run) {
     double *t[OP_MAX_TENSORS];
     if (!with_outputs(run, run->naive, t)) return false;
+    if (kept_run_outputs(run, KEPT_NAIVE, run->naive)) return true;
     run->op->naive(&run->c, &run->types, t);
+    kept_run_keep_outputs(run, KEPT_NAIVE, run->naive);
     return true;
 }
 

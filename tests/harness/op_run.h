@@ -7,6 +7,8 @@
 #include "tests/harness/op_cases.h"
 #include "tests/harness/random.h"
 
+struct kept_run; /* see kept_runs.h */
+
 struct op_run {
     liger_context *context;
     const struct op_cases *op;
@@ -17,6 +19,7 @@ struct op_run {
     double *t[OP_MAX_TENSORS];        /* NULL = absent */
     double *expected[OP_MAX_TENSORS]; /* outputs of op_run_expect */
     double *naive[OP_MAX_TENSORS];    /* outputs of op_run_naive */
+    struct kept_run *kept;            /* what is known of such a run already, or NULL */
     const char *not_applicable;       /* set by op_run_not_applicable */
     char text[512];
 };

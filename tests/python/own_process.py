@@ -5,14 +5,24 @@ with torch's operators alone as well: a thread of autograd lets go of its last o
 (pytorch/pytorch#38230). So a program ends here instead: the device is idle, everything is printed, then os._exit.
 
 A program is `FILE ARGUMENT ...`, `-c CODE ARGUMENT ...` or `-m MODULE ARGUMENT ...`, as after `python`.
+
+Importing torch is most of what such a process does, so it is done once: a template imports torch and nothing else, and each
+program begins as a fork of it, with an environment of its own. What torch itself reads from the environment needs a fresh
+interpreter, and gets one.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import runpy
+import select
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import traceback
 import types
@@ -21,13 +31,31 @@ import types
 def start(*program: object, **environment: str) -> subprocess.Popen:
     """The process, its two streams as pipes of text. It finds the modules that this process finds."""
     path = os.pathsep.join(filter(None, sys.path))
+    ours = all(name.startswith("LIGER_") or name == "PYTHONPATH" for name in environment)
+    way = [sys.executable, "-S", __file__, "--fork-of", template()] if ours else [sys.executable, __file__]
     return subprocess.Popen(
-        [sys.executable, __file__, *map(str, program)],
+        [*way, *map(str, program)],
         env={**os.environ, "PYTHONPATH": path, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@functools.cache
+def template() -> str:
+    """The address of this process's template, which ends with it: its input is a pipe from here."""
+    address = os.path.join(tempfile.mkdtemp(prefix="liger-template-"), "socket")
+    path = os.pathsep.join(filter(None, sys.path))
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--template", address],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"ready\n", "the template of the tests' processes does not start"
+    template.process = process
+    return address
 
 
 def run(*program: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
@@ -44,6 +72,69 @@ def output(*program: object, **options) -> str:
     done = run(*program, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+# ---- the template ----------------------------------------------------------------------------------------------------
+
+
+def be_template(address: str) -> None:
+    import torch  # noqa: F401
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who look after a program are waited for by nobody
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            look_after(client)
+        client.close()
+    os.remove(address)
+    os.rmdir(os.path.dirname(address))
+
+
+def look_after(client: socket.socket) -> None:
+    """Forks the program that the client asks for, tells the client how it ended, and ends it if the client is gone."""
+    length, streams, _, _ = socket.recv_fds(client, 8, 2)
+    asked = json.loads(client.makefile("rb").read(int.from_bytes(length, "little")))
+    program = os.fork()
+    if program == 0:
+        client.close()
+        for ours, theirs in zip((1, 2), streams, strict=True):
+            os.dup2(theirs, ours)
+            os.close(theirs)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        os.chdir(asked["folder"])
+        sys.path[1:1] = filter(None, asked["environment"]["PYTHONPATH"].split(os.pathsep))
+        leave(main(asked["words"]))
+    for stream in streams:
+        os.close(stream)
+    end = os.pidfd_open(program)
+    if end not in select.select([end, client], [], [])[0]:
+        os.kill(program, signal.SIGKILL)
+    _, status = os.waitpid(program, 0)
+    try:
+        client.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "little", signed=True))
+    finally:
+        os._exit(0)
+
+
+def be_fork_of(address: str, words: list[str]) -> None:
+    """Stands for the program: gives it this process's streams and environment, and ends as it ends."""
+    asked = json.dumps({"words": words, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        socket.send_fds(server, [len(asked).to_bytes(8, "little")], [1, 2])
+        server.sendall(asked)
+        status = int.from_bytes(server.recv(8), "little", signed=True)
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
 
 
 # ---- in the process --------------------------------------------------------------------------------------------------
@@ -93,4 +184,9 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    if sys.argv[1] == "--template":
+        be_template(sys.argv[2])
+    elif sys.argv[1] == "--fork-of":
+        be_fork_of(sys.argv[2], sys.argv[3:])
+    else:
+        leave(main(sys.argv[1:]))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import own_process
 import pytest
@@ -62,6 +64,38 @@ def test_the_device_is_waited_for():
     broken = "def broken(index): raise RuntimeError('a fault of the device')\ntorch.cuda.synchronize = broken\n"
     done = own_process.run("-c", IN_USE + broken)
     assert done.returncode == 1 and "a fault of the device" in done.stderr
+
+
+ENVIRONMENT = "import ctypes, os; getenv = ctypes.CDLL(None).getenv; getenv.restype = ctypes.c_char_p\n"
+
+
+def test_an_environment_of_its_own():
+    code = ENVIRONMENT + "print(os.environ.get('LIGER_TEST'), getenv(b'LIGER_TEST'))"
+    assert own_process.output("-c", code, LIGER_TEST="one") == "one b'one'\n"
+    assert own_process.output("-c", code) == "None None\n"
+
+
+def test_a_fork_unless_torch_reads_the_environment():
+    code = "import sys; print('torch' in sys.modules, 'liger_kernel' in sys.modules, 'pytest' in sys.modules)"
+    assert own_process.output("-c", code, LIGER_TEST="one") == "True False False\n"
+    assert own_process.output("-c", code, OMP_NUM_THREADS="1") == "False False False\n"
+
+
+def test_a_signal_is_seen():
+    done = own_process.run("-c", "import os; print('before', flush=True); os.abort()")
+    assert (done.returncode, done.stdout) == (-signal.SIGABRT, "before\n")
+
+
+def test_a_process_that_is_killed_leaves_nothing_behind():
+    with own_process.start("-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)") as process:
+        program = int(process.stdout.readline())
+        assert program != process.pid
+        process.kill()
+    for _ in range(500):
+        if not pathlib.Path(f"/proc/{program}").exists():
+            return
+        time.sleep(0.02)
+    pytest.fail("the program outlives the process that stands for it")
 
 
 @pytest.mark.parametrize(("fact", "status", "workers"), [("False", 1, ""), ("True", 0, "-n1")])

@@ -59,16 +59,20 @@ MESSAGES = {
 _said: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
+def _text(name: str, values: dict[str, object]) -> str:
+    return f"{MESSAGES[name].format(**values)} (docs/troubleshooting.md#{name})"
+
+
 def warn(logger: logging.Logger, name: str, /, **values: object) -> None:
-    """A WARNING with the text of that name."""
-    logger.warning(MESSAGES[name].format(**values))
+    """A WARNING with the text of that name, and where the documentation explains it."""
+    logger.warning(_text(name, values))
 
 
 def warn_once(logger: logging.Logger, module: nn.Module, name: str, /, **values: object) -> None:
     """The same, once per module and text: a training loop comes by here at every step."""
     if torch.compiler.is_compiling():
         return
-    text = MESSAGES[name].format(**values)
+    text = _text(name, values)
     said = _said.setdefault(module, set())
     if text not in said:
         said.add(text)

@@ -1,9 +1,9 @@
-"""A Llama learns the Python standard library twice: with Hugging Face's own layers, and with Liger's.
+"""A model learns the Python standard library twice: with Hugging Face's own layers, and with Liger's.
 
 `make demo` runs it. The text is the source of this interpreter's standard library; a BPE tokenizer is trained on it; then
 the same model, with the same seed and the same batches, takes the same number of AdamW steps in two processes of which the
-second calls `apply_liger_kernel_to_llama()` first. Nothing else differs. The results: a table, build/demo/demo.png and
-build/demo/demo.json.
+second calls `apply_liger_kernel_to_llama()` first, or that of another family. Nothing else differs. The results: a table,
+build/demo/demo.png and build/demo/demo.json (of another model than a Llama demo-<model>.png and .json).
 """
 
 from __future__ import annotations
@@ -24,6 +24,18 @@ VOCAB = 32000
 SEED = 20
 MB = 1 << 20
 NAMES = {"stock": "stock Hugging Face", "patched": "with Liger"}
+
+# Families: what they are called, their class, their function `apply_liger_kernel_to_...`, and what their configs need
+# beside the sizes below.
+HEADS_OF_64 = {"head_dim": 64}
+OWN_TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+MODELS = {
+    "llama": ("Llama", "LlamaForCausalLM", "llama", {}),
+    "qwen3": ("Qwen3", "Qwen3ForCausalLM", "qwen3", {**HEADS_OF_64, **OWN_TOKENS}),
+    "gemma3": ("Gemma 3", "Gemma3ForCausalLM", "gemma3_text", {**HEADS_OF_64, "query_pre_attn_scalar": 64}),
+    "mistral": ("Mistral", "MistralForCausalLM", "mistral", {}),
+    "phi3": ("Phi-3", "Phi3ForCausalLM", "phi3", OWN_TOKENS),
+}
 
 # What is trained where. The small model is made of the parts of a large one, so that two runs of it fit into a few
 # minutes of two cores. The learning rate rises over the first `warmup` steps and then stays.
@@ -138,24 +150,31 @@ def tell(**event) -> None:
     print(json.dumps(event), flush=True)
 
 
-def train(which: str, device: str, preset: dict, tokens: Path, launched: float) -> None:
+def make_model(family: str, sizes: dict):
+    import transformers
+
+    _, name, _, others = MODELS[family]
+    cls = getattr(transformers, name)
+    return cls(cls.config_class(vocab_size=VOCAB, **sizes, **others, use_cache=False))
+
+
+def train(which: str, family: str, device: str, preset: dict, tokens: Path, launched: float) -> None:
     """The training loop that both runs share; events go to stdout, one JSON object a line."""
     import gc
 
     import numpy
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     if which == "patched":
-        from liger_kernel.transformers import apply_liger_kernel_to_llama
+        import liger_kernel.transformers
 
-        apply_liger_kernel_to_llama()
+        getattr(liger_kernel.transformers, f"apply_liger_kernel_to_{MODELS[family][2]}")()
 
     torch.manual_seed(SEED)
     dtype = getattr(torch, preset["dtype"])
     with torch.device(device):
         torch.set_default_dtype(dtype)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, **preset["model"], use_cache=False))
+        model = make_model(family, preset["model"])
         torch.set_default_dtype(torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=preset["lr"], betas=(0.9, 0.95), fused=True)
 
@@ -206,10 +225,10 @@ def find_device(wanted: str) -> tuple[str, dict[str, str]]:
     facts = _native.report()
     library = facts["library"]
     if "CPU" not in facts:  # then the reason stands in its place
-        sys.exit(f"train_llama: {library}")
+        sys.exit(f"train: {library}")
     usable = torch.cuda.is_available() and "GPU 0" in facts and not facts["GPU 0"].startswith("not usable")
     if wanted == "cuda" and not usable:
-        sys.exit(f"train_llama: no usable GPU: {facts.get('GPU 0', facts.get('CUDA', 'torch sees none'))}")
+        sys.exit(f"train: no usable GPU: {facts.get('GPU 0', facts.get('CUDA', 'torch sees none'))}")
     device = "cuda" if usable and wanted != "cpu" else "cpu"
     label = "GPU 0" if device == "cuda" else "CPU"
     said = {
@@ -225,9 +244,9 @@ def find_device(wanted: str) -> tuple[str, dict[str, str]]:
     return device, {key: value for key, value in said.items() if value}
 
 
-def run(which: str, device: str, preset: dict, tokens: Path, progress, task) -> dict:
+def run(which: str, family: str, device: str, preset: dict, tokens: Path, progress, task) -> dict:
     """Starts one process and follows it; returns what demo.json holds of it."""
-    command = [sys.executable, __file__, "--run", which, "--device", device, "--tokens", str(tokens)]
+    command = [sys.executable, __file__, "--run", which, "--model", family, "--device", device, "--tokens", str(tokens)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     losses, seconds, ended = [], [], {}
     with tempfile.TemporaryFile("w+") as errors:
@@ -258,7 +277,7 @@ def run(which: str, device: str, preset: dict, tokens: Path, progress, task) -> 
                 ended.update(event)
         if process.wait() or "startup_s" not in ended:
             errors.seek(0)
-            sys.exit(f"train_llama: the {which} run failed ({process.returncode}):\n{errors.read()[-4000:]}")
+            sys.exit(f"train: the {which} run failed ({process.returncode}):\n{errors.read()[-4000:]}")
     later = sorted(seconds[1:])
     return {
         "tokens_per_s": preset["batch"] * preset["seq"] / later[len(later) // 2],
@@ -369,27 +388,29 @@ def demo(options) -> None:
         for which, task in tasks.items():
             progress.start_task(task)
             progress.update(task, state="starting")
-            result[which] = run(which, device, preset, tokens, progress, task)
+            result[which] = run(which, options.model, device, preset, tokens, progress, task)
             progress.stop_task(task)
 
     pairs = zip(result["stock"]["losses"], result["patched"]["losses"], strict=True)
     result["largest_loss_difference"] = max(abs(a - b) for a, b in pairs)
     millions = result["stock"]["parameters"] / 1e6
     result["title"] = (
-        f"Llama, {millions:,.0f} M parameters, {preset['dtype']}, on {facts['device']} ({facts['kernels']})"
+        f"{MODELS[options.model][0]}, {millions:,.0f} M parameters, {preset['dtype']}, on {facts['device']} ({facts['kernels']})"
     )
     result["subtitle"] = (
         f"{preset['steps']} AdamW steps of {preset['batch']} x {preset['seq']} tokens of the Python standard library's "
         f"source; vocabulary {VOCAB:,}; torch {facts['torch']}; liger {facts['library']}"
     )
-    draw(result, folder / "demo.png")
-    (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
+    stem = "demo" if options.model == "llama" else f"demo-{options.model}"
+    draw(result, folder / f"{stem}.png")
+    (folder / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     show_table(console, result)
-    console.print(f"{folder / 'demo.png'} and demo.json written; {time.time() - started:.0f} s in all")
+    console.print(f"{folder / stem}.png and {stem}.json written; {time.time() - started:.0f} s in all")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="llama")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
@@ -401,7 +422,14 @@ def main() -> None:
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        train(options.run, options.device, json.loads(options.preset), Path(options.tokens), float(options.launched))
+        train(
+            options.run,
+            options.model,
+            options.device,
+            json.loads(options.preset),
+            Path(options.tokens),
+            float(options.launched),
+        )
     else:
         demo(options)
 
