@@ -10,11 +10,13 @@ import ast
 import importlib.util
 import pathlib
 import re
+import runpy
 import string
 
 import own_process
 import pytest
 
+from liger_kernel._exports import FAMILIES
 from liger_kernel.transformers.messages import MESSAGES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -57,6 +59,13 @@ def test_no_block_is_forgotten():
     for page in PAGES:
         text = page.read_text()
         assert len(re.findall(r"^ *```+ *py", text, re.MULTILINE)) == len(BLOCK.findall(text)), page.name
+
+
+def test_the_demo_has_the_families_that_are_named():
+    demo = runpy.run_path(str(ROOT / "examples" / "train.py"))
+    assert "MODEL=" + ", ".join(demo["MODELS"]) + ";" in (ROOT / "Makefile").read_text()
+    for _, _, family, _ in demo["MODELS"].values():
+        assert family in FAMILIES
 
 
 # ---- links -----------------------------------------------------------------------------------------------------------
