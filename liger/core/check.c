@@ -8,6 +8,12 @@
 /* Byte counts of anything up to this many elements fit into 64 bits. */
 static const int64_t most_elements = INT64_MAX / 16;
 
+/* a·b <= most, for a and b of 0 or more; a division would cost more than all else that is asked of a size. */
+static bool product_within(int64_t a, int64_t b, int64_t most) {
+    int64_t product;
+    return !__builtin_mul_overflow(a, b, &product) && product <= most;
+}
+
 liger_status liger_check_sizes(const liger_tensor *tensor, const char *what) {
     LIGER_REQUIRE(tensor->ndim >= 0 && tensor->ndim <= LIGER_MAX_DIMS, LIGER_ERR_SHAPE,
                   "%s has %d dimensions, but 0 to %d are supported", what, tensor->ndim, LIGER_MAX_DIMS);
@@ -16,14 +22,14 @@ liger_status liger_check_sizes(const liger_tensor *tensor, const char *what) {
         const int64_t size = tensor->shape[d], stride = tensor->stride[d];
         LIGER_REQUIRE(size >= 0, LIGER_ERR_SHAPE, "%s: shape[%d] is %lld, but sizes are 0 or more", what, d,
                       (long long)size);
-        LIGER_REQUIRE(size <= 1 || elements <= most_elements / size, LIGER_ERR_SHAPE,
+        LIGER_REQUIRE(size <= 1 || product_within(elements, size, most_elements), LIGER_ERR_SHAPE,
                       "%s: with shape[%d] = %lld it has more than %lld elements", what, d, (long long)size,
                       (long long)most_elements);
         elements *= size > 1 ? size : 1;
         if (size <= 1) continue;
         const bool far = stride > most_elements || stride < -most_elements;
         const int64_t distance = stride < 0 ? -(far ? 0 : stride) : stride;
-        LIGER_REQUIRE(!far && distance <= (most_elements - reach) / (size - 1), LIGER_ERR_LAYOUT,
+        LIGER_REQUIRE(!far && product_within(distance, size - 1, most_elements - reach), LIGER_ERR_LAYOUT,
                       "%s: with stride[%d] = %lld it spans more than %lld elements", what, d, (long long)stride,
                       (long long)most_elements);
         reach += distance * (size - 1);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "liger/core/check.h"
+#include "liger/core/dtype.h"
 #include "liger/core/overlap.h"
 
 /* ---- the args struct -------------------------------------------------------------------------------------------- */
@@ -126,9 +127,9 @@ static bool any_given(const struct door_call *call, uint32_t tensors) {
 }
 
 /* Whether the rule has nothing to check: the argument is absent, and may be. */
-static bool is_skipped(const struct door_call *call, const struct door_rule *rule, uint32_t needs) {
+static bool is_skipped(const struct door_call *call, const struct door_rule *rule) {
     if (is_given(call, rule->at)) return false;
-    if (call->query && !(needs >> rule->at & 1)) return true;
+    if (call->query && !(call->needs >> rule->at & 1)) return true;
     return rule->optional && !any_given(call, rule->with);
 }
 
@@ -165,14 +166,15 @@ static liger_status check_rank(const liger_tensor *tensor, const char *what, int
 /* A size of the tensor against the number that the rule gives it, which is bound if it was not. */
 static liger_status check_size(struct door_call *call, const char *what, uint16_t size, int d, int64_t value) {
     const int number = size & (DOOR_SOME - 1);
-    const int64_t factor = size >> 8 ? size >> 8 : 1;
+    const int64_t factor = size >> 8 ? size >> 8 : 1; /* rarely more, and a division is dear */
     LIGER_REQUIRE(value > 0 || !(size & DOOR_SOME), LIGER_ERR_SHAPE, "%s.shape[%d] is 0, but must be 1 or more", what,
                   d);
     if (!(call->bound >> number & 1)) {
-        LIGER_REQUIRE(value % factor == 0, LIGER_ERR_SHAPE, "%s: shape[%d] is %lld, but must be a multiple of %lld",
-                      what, d, (long long)value, (long long)factor);
+        LIGER_REQUIRE(factor == 1 || value % factor == 0, LIGER_ERR_SHAPE,
+                      "%s: shape[%d] is %lld, but must be a multiple of %lld", what, d, (long long)value,
+                      (long long)factor);
         call->bound |= 1u << number;
-        call->size[number] = value / factor;
+        call->size[number] = factor == 1 ? value : value / factor;
     }
     LIGER_REQUIRE(value == call->size[number] * factor, LIGER_ERR_SHAPE, "%s: shape[%d] is %lld, but must be %lld",
                   what, d, (long long)value, (long long)(call->size[number] * factor));
@@ -209,17 +211,18 @@ static liger_status check_like(const struct door_call *call, const struct door_r
 }
 
 static liger_status check_shape(struct door_call *call, const struct door_rule *rule, const liger_tensor *tensor) {
-    const int64_t elements = liger_tensor_elements(tensor);
+    int64_t elements;
     switch (rule->shape.kind) {
         case DOOR_FOLDED: return check_folded(call, rule, tensor);
         case DOOR_DIMS: return check_dims(call, rule, tensor);
         case DOOR_LIKE: return check_like(call, rule, tensor);
         case DOOR_ELEMENT:
+            elements = liger_tensor_elements(tensor);
             LIGER_REQUIRE(elements == 1, LIGER_ERR_SHAPE, "%s has %lld elements, but must have 1", rule->what,
                           (long long)elements);
             return LIGER_OK;
         case DOOR_ELEMENT_OR:
-            if (elements == 1 && tensor->ndim <= 1) return LIGER_OK;
+            if (tensor->ndim <= 1 && liger_tensor_elements(tensor) == 1) return LIGER_OK;
             LIGER_TRY(check_rank(tensor, rule->what, 1, NULL));
             return check_size(call, rule->what, rule->shape.size[0], 0, tensor->shape[0]);
         case DOOR_OWN_SHAPE: return rule->fits(call, tensor, rule->what);
@@ -251,16 +254,15 @@ static liger_status lower(const struct door_rule *rule, const liger_tensor *tens
 
 /* A GPU's access to an element that is not aligned ends the process's use of the device. */
 static liger_status check_alignment(const liger_tensor *tensor, const char *what) {
-    const size_t past = (uintptr_t)tensor->data % liger_dtype_size(tensor->dtype);
+    const size_t size = dtype_size(tensor->dtype), past = (uintptr_t)tensor->data & (size - 1); /* a power of two */
     LIGER_REQUIRE(past == 0 || liger_tensor_elements(tensor) == 0, LIGER_ERR_LAYOUT,
-                  "%s: data lies %zu bytes past a multiple of its elements' %zu", what, past,
-                  liger_dtype_size(tensor->dtype));
+                  "%s: data lies %zu bytes past a multiple of its elements' %zu", what, past, size);
     return LIGER_OK;
 }
 
-static liger_status check_tensor(struct door_call *call, const struct door_rule *rule, uint32_t needs, void *problem) {
+static liger_status check_tensor(struct door_call *call, const struct door_rule *rule, void *problem) {
     const liger_tensor *tensor = door_tensor(call->args, rule->at);
-    if (is_skipped(call, rule, needs)) return LIGER_OK;
+    if (is_skipped(call, rule)) return LIGER_OK;
     LIGER_TRY(liger_check_sizes(tensor, rule->what));
     LIGER_REQUIRE(!call->query || is_given(call, rule->at), LIGER_ERR_ARGUMENT, "%s is required, but its dtype is NONE",
                   rule->what);
@@ -276,12 +278,12 @@ static liger_status check_tensor(struct door_call *call, const struct door_rule 
     return lower(rule, tensor, problem);
 }
 
-static liger_status check_rules(struct door_call *call, uint32_t needs, void *problem) {
+static liger_status check_rules(struct door_call *call, void *problem) {
     for (int i = 0; i < call->door->count; i++) {
         const struct door_rule *rule = &call->door->rules[i];
         const char *field = (const char *)call->args + rule->offset;
         switch (rule->kind) {
-            case DOOR_TENSOR: LIGER_TRY(check_tensor(call, rule, needs, problem)); break;
+            case DOOR_TENSOR: LIGER_TRY(check_tensor(call, rule, problem)); break;
             case DOOR_RESERVED: LIGER_TRY(check_reserved(rule, field)); break;
             case DOOR_CHECK: LIGER_TRY(rule->check(call)); break;
             case DOOR_WORKSPACE: break; /* when all sizes are known */
@@ -384,7 +386,7 @@ liger_status door_enter(struct door_call *call, const struct door *door, liger_c
     LIGER_REQUIRE(context != NULL, LIGER_ERR_ARGUMENT, "%s: context is NULL", door->function);
     LIGER_TRY(import(door, given, args));
     begin(call, door, context, args, false);
-    LIGER_TRY(check_rules(call, 0, problem));
+    LIGER_TRY(check_rules(call, problem));
     return check_memory(call, problem);
 }
 
@@ -392,7 +394,8 @@ liger_status door_query(struct door_call *call, const struct door *door, liger_c
                         void *args, uint32_t needs) {
     LIGER_TRY(import(door, given, args));
     begin(call, door, context, args, true);
-    return check_rules(call, needs, NULL);
+    call->needs = needs;
+    return check_rules(call, NULL);
 }
 
 liger_status door_workspace(const struct door *door, liger_context *context, const void *given, void *args,

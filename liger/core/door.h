@@ -123,6 +123,7 @@ struct door_call {
     const liger_context *context;
     const void *args; /* of door->size bytes, whatever the caller's size was */
     bool query;       /* about sizes: strides and addresses do not matter, a tensor is there if it has a dtype */
+    uint32_t needs;   /* tensors that the answer depends on */
     liger_dtype t;
     uint32_t present; /* tensors */
     uint32_t bound;   /* sizes */

@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "liger/core/tensor.h"
+#include "liger/core/dtype.h"
 
 /* From the first byte that a view touches to one past the last; both 0 if it touches none. Inline, because a door asks for
  * every pair of its arguments, and nearly all of them lie apart. */
@@ -22,7 +22,7 @@ static inline struct byte_span liger_byte_span(const liger_tensor *tensor) {
         if (reach < 0) low += reach;
         else high += reach;
     }
-    const int64_t size = (int64_t)liger_dtype_size(tensor->dtype);
+    const int64_t size = (int64_t)dtype_size(tensor->dtype);
     const struct byte_span span = {(uintptr_t)tensor->data + (uintptr_t)(low * size),
                                    (uintptr_t)tensor->data + (uintptr_t)((high + 1) * size)};
     return span;

@@ -47,10 +47,25 @@ extern "C" {
 #endif
 
 /* The number of rows and columns: product of all dimensions but the last, and the last. A 0-d tensor is 1 x 1. */
-int64_t liger_tensor_rows(const liger_tensor *tensor);
-int64_t liger_tensor_cols(const liger_tensor *tensor);
-int64_t liger_tensor_elements(const liger_tensor *tensor);
-bool liger_same_shape(const liger_tensor *a, const liger_tensor *b);
+static inline int64_t liger_tensor_rows(const liger_tensor *tensor) {
+    int64_t rows = 1;
+    for (int d = 0; d + 1 < tensor->ndim; d++) rows *= tensor->shape[d];
+    return rows;
+}
+static inline int64_t liger_tensor_cols(const liger_tensor *tensor) {
+    return tensor->ndim ? tensor->shape[tensor->ndim - 1] : 1;
+}
+static inline int64_t liger_tensor_elements(const liger_tensor *tensor) {
+    int64_t elements = 1;
+    for (int d = 0; d < tensor->ndim; d++) elements *= tensor->shape[d];
+    return elements;
+}
+static inline bool liger_same_shape(const liger_tensor *a, const liger_tensor *b) {
+    if (a->ndim != b->ndim) return false;
+    for (int d = 0; d < a->ndim; d++)
+        if (a->shape[d] != b->shape[d]) return false;
+    return true;
+}
 
 /* Folds the leading dimensions. LAYOUT, naming `what`, if the last dimension is not contiguous or the leading ones need
  * more than two strides. */

@@ -4,23 +4,11 @@
 #include <string.h>
 
 #include "liger/core/check.h"
+#include "liger/core/dtype.h"
 #include "liger/core/fail.h"
 #include "liger/core/rows.h"
 
-size_t liger_dtype_size(int dtype) {
-    switch ((liger_dtype)dtype) {
-        case LIGER_F32:
-        case LIGER_I32: return 4;
-        case LIGER_F16:
-        case LIGER_BF16: return 2;
-        case LIGER_I64: return 8;
-        case LIGER_U8:
-        case LIGER_I8:
-        case LIGER_BOOL: return 1;
-        case LIGER_DTYPE_NONE: break;
-    }
-    return 0;
-}
+size_t liger_dtype_size(int dtype) { return dtype_size(dtype); }
 
 const char *liger_dtype_name(int dtype) {
     switch ((liger_dtype)dtype) {
@@ -50,27 +38,6 @@ liger_tensor liger_tensor_contiguous(void *data, int dtype, int ndim, const int6
         stride *= shape[d];
     }
     return tensor;
-}
-
-int64_t liger_tensor_elements(const liger_tensor *tensor) {
-    int64_t elements = 1;
-    for (int d = 0; d < tensor->ndim; d++) elements *= tensor->shape[d];
-    return elements;
-}
-
-int64_t liger_tensor_cols(const liger_tensor *tensor) { return tensor->ndim ? tensor->shape[tensor->ndim - 1] : 1; }
-
-int64_t liger_tensor_rows(const liger_tensor *tensor) {
-    int64_t rows = 1;
-    for (int d = 0; d + 1 < tensor->ndim; d++) rows *= tensor->shape[d];
-    return rows;
-}
-
-bool liger_same_shape(const liger_tensor *a, const liger_tensor *b) {
-    if (a->ndim != b->ndim) return false;
-    for (int d = 0; d < a->ndim; d++)
-        if (a->shape[d] != b->shape[d]) return false;
-    return true;
 }
 
 liger_status liger_fold_rows(const liger_tensor *tensor, const char *what, liger_rows *rows) {

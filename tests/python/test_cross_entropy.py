@@ -295,7 +295,7 @@ def test_errors(device):
         LigerCrossEntropyFunction.apply(logits, target, *arguments(), 1)
     with pytest.raises(ValueError, match="target.*16.*17"):
         LigerCrossEntropyFunction.apply(logits, target[:16], *arguments())
-    with pytest.raises(ValueError, match="logits has 3 dimensions.*2"):
+    with pytest.raises(ValueError, match="_input has 3 dimensions.*2"):
         LigerCrossEntropyFunction.apply(logits[None], target, *arguments())
     with pytest.raises(ValueError, match="target"):
         LigerCrossEntropyFunction.apply(logits, target.float(), *arguments())

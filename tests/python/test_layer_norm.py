@@ -122,5 +122,5 @@ def test_errors(device):
     for weight, bias in ((ones[:7], ones), (ones, ones[:7]), (ones[:7], ones[:7])):
         with pytest.raises(ValueError, match=r"^Incompatible dimensions.*8.*7"):
             LigerLayerNormFunction.apply(x, weight, bias, EPS)
-    with pytest.raises(ValueError, match="x is torch.float64.*float32, float16 and bfloat16"):
+    with pytest.raises(ValueError, match=r"\bX is torch.float64.*float32, float16 and bfloat16"):
         LigerLayerNormFunction.apply(x.double(), ones, ones, EPS)

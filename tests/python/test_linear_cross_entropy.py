@@ -8,6 +8,7 @@ import reference
 import torch
 from reference import DTYPES, assert_close
 
+from liger_kernel import _native
 from liger_kernel._native import Wish
 from liger_kernel.ops.fused_linear_cross_entropy import (
     LigerFusedLinearCrossEntropyFunction,
@@ -222,6 +223,7 @@ def test_out_of_range_target(device):
 
 SEVERAL_CHUNKS = """
 import os, sys, torch
+from liger_kernel import _native
 from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as F
 torch.manual_seed(0)
 device = sys.argv[1]
@@ -305,7 +307,7 @@ def test_errors(device):
         (lambda: apply(x[:, :20], weight, target, bias), "20.*24|24.*20"),
         (lambda: apply(x, weight, target[:30], bias), "target.*30.*37"),
         (lambda: apply(x, weight, target, bias[:100]), "bias.*100.*131"),
-        (lambda: apply(x[None], weight, target, bias), "x.*3.*2"),
+        (lambda: apply(x[None], weight, target, bias), "_input.*3.*2"),
         (lambda: apply(x, weight, target, ce_weight=torch.ones(7, device=device)), "7.*131"),
         (lambda: apply(x, weight, target, reduction="avg"), "avg"),
         (lambda: apply(x, weight, target, label_smoothing=-1.0), r"label_smoothing.*-1.*\[0, 1\]"),
@@ -315,3 +317,19 @@ def test_errors(device):
         with pytest.raises(ValueError, match=message) as caught:
             call()
         assert isinstance(caught.value, AssertionError)
+
+
+def test_a_question_about_scratch_is_refused_as_the_call_would_be():
+    x, weight, target = torch.randn(3, 8), torch.randn(5, 8), torch.zeros(3, dtype=torch.int64)
+    options = (-100, 0.0, 0.0, 0.0, 1, 0, 0)
+
+    def ask(x, target, logits):
+        given = (x, weight, None, target, None, None, logits, *(None,) * 8)
+        return _native.linear_cross_entropy_forward_workspace(*given, *options, None)
+
+    assert ask(x, target, torch.empty(2, 5)) > 0
+    assert ask(x[:0], target[:0], None) >= 0  # no rows need no logits
+    with pytest.raises(ValueError, match="logits is required, but its dtype is NONE"):
+        ask(x, target, None)
+    with pytest.raises(ValueError, match="1 or more rows"):
+        ask(x, target, torch.empty(0, 5))

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from test_operators import CASES, Case, leaves, on, upstreams
-from test_operators_in_torch import operator_arguments
+from test_operators_in_torch import gradient_arguments, operator_arguments
 from test_operators_transformed import close, formula, of_trained, total, trained
 from torch import Tensor
 
@@ -148,6 +148,43 @@ def test_an_operator_refuses_tangents(case, device, how, call):
         transform((first,), (torch.ones_like(first),))
     with forward_ad.dual_level():  # without a tangent it is a call like any other
         assert torch.equal(function(first)[0], function(first)[0])
+
+
+@pytest.mark.parametrize("how", ["jvp", "forward level", "compiled jvp"])
+@pytest.mark.parametrize("call", ["operator", "torch.ops"])
+def test_a_derivative_refuses_tangents(case, device, how, call):
+    """Of each of its tensors alone."""
+    derivative = case.function.operator.derivative
+    if derivative is None:
+        pytest.skip("its gradients come from the operator itself")
+    given = gradient_arguments(case, on(device, case.make(5)))
+    callee = derivative if call == "operator" else derivative.traced
+    for position, value in enumerate(given):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+
+        def function(x, position=position):
+            return (first_result(callee(*given[:position], x, *given[position + 1 :])),)
+
+        transform = TRANSFORMS[how.removeprefix("compiled ")](function)
+        if how.startswith("compiled"):
+            torch._dynamo.reset()
+            transform = torch.compile(transform, backend="eager")
+        with pytest.raises(RuntimeError, match=REFUSED.format(derivative.name)):
+            transform((value,), (torch.ones_like(value),))
+        with forward_ad.dual_level():
+            assert torch.equal(function(value)[0], function(value)[0])
+
+
+def test_a_derivative_called_directly_has_none(case, device):
+    derivative = case.function.operator.derivative
+    if derivative is None:
+        pytest.skip("its gradients come from the operator itself")
+    dy, *rest = gradient_arguments(case, on(device, case.make(5)))
+    found = first_result(derivative.traced(dy.clone().requires_grad_(dy.is_floating_point()), *rest))
+    if dy.is_floating_point():
+        with pytest.raises(RuntimeError, match="second derivatives are not provided"):
+            found.sum().backward()
 
 
 def test_a_helper_refuses_tangents(device):

@@ -22,7 +22,7 @@ from llama_patching import (  # noqa: E402
 
 from liger_kernel.transformers import apply_liger_kernel_to_llama, revert_liger_kernel  # noqa: E402
 from liger_kernel.transformers import functional as liger_functional  # noqa: E402
-from liger_kernel.transformers.model import loss_utils  # noqa: E402
+from liger_kernel.transformers.model import causal_lm, loss_utils  # noqa: E402
 from liger_kernel.transformers.model.fused_forward import (  # noqa: E402
     LANGUAGE_MODEL,
     fused_forward,
@@ -298,10 +298,13 @@ def compiled_step(model, **inputs):
     return tiny_llama.run(torch.compile(model, fullgraph=True, backend="aot_eager"), **inputs)
 
 
-def test_compiles_without_graph_breaks(device):
+@pytest.mark.parametrize("hooked", [False, True])
+def test_compiles_without_graph_breaks(device, hooked):
     model = tiny_llama.build(device)
     ids, labels = tiny_llama.batch(device)
     apply_liger_kernel_to_llama(model=model)
+    if hooked:
+        model.lm_head.register_forward_pre_hook(lambda module, args: None)
     expected_step = tiny_llama.run(model, input_ids=ids, labels=labels)
     try:
         output, gradients = compiled_step(model, input_ids=ids, labels=labels)
@@ -317,8 +320,9 @@ def test_compiles_without_graph_breaks(device):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_engine_softcap_and_multiplier(device, bias):
+def test_engine_softcap_and_multiplier(device, bias, monkeypatch):
     """What other families hand to the engine, shown on Llama."""
+    monkeypatch.setattr(causal_lm, "_applies", lambda model_class, name: True)
     _, model = pair(device)
     if bias:
         give_bias(model)

@@ -112,12 +112,12 @@ def test_errors_name_the_argument_and_both_numbers(device):
         LigerRMSNormFunction.apply(x, None, EPS, 0.0, "float")
     with pytest.raises(AssertionError, match="Invalid casting mode.*7"):
         LigerRMSNormFunction.apply(x, None, EPS, 0.0, 7)
-    with pytest.raises(AssertionError, match=r"weight.*9.*8") as caught:
+    with pytest.raises(AssertionError, match=r"\bW: .*9.*8") as caught:
         LigerRMSNormFunction.apply(x, torch.ones(9, device=device), EPS)
     assert isinstance(caught.value, ValueError)
-    with pytest.raises(ValueError, match=r"residual.*7.*8"):
+    with pytest.raises(ValueError, match=r"\bR: .*7.*8"):
         LigerFusedAddRMSNormFunction.apply(x, x[:, :7], x[0], EPS)
-    with pytest.raises(ValueError, match="residual"):
+    with pytest.raises(ValueError, match=r"\bR is"):
         LigerFusedAddRMSNormFunction.apply(x, x.half(), x[0], EPS)
     with pytest.raises(ValueError, match="float64.*float32, float16 and bfloat16"):
         LigerRMSNormFunction.apply(x.double(), None, EPS)

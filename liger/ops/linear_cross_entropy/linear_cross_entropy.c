@@ -34,12 +34,13 @@ static liger_status check_weight(struct door_call *call) {
     return LIGER_OK;
 }
 
-/* No rows need no logits. */
+/* No rows need no logits, and a question whose answer does not depend on them either. */
 static liger_status check_logits(struct door_call *call) {
     const liger_tensor *logits = door_tensor(call->args, DOOR_AT(DOOR, logits));
-    if (call->query || call->size[ROWS] == 0) return LIGER_OK;
-    LIGER_REQUIRE(door_has(call, BIT(logits)), LIGER_ERR_ARGUMENT, "%s: logits is required, but its data is NULL",
-                  call->door->function);
+    const bool matter = !call->query || (call->needs & BIT(logits)) != 0;
+    if (!matter || call->size[ROWS] == 0) return LIGER_OK;
+    LIGER_REQUIRE(door_has(call, BIT(logits)), LIGER_ERR_ARGUMENT, "%s: logits is required, but its %s",
+                  call->door->function, call->query ? "dtype is NONE" : "data is NULL");
     LIGER_REQUIRE(call->size[CHUNK] > 0, LIGER_ERR_SHAPE,
                   "%s: logits must be [chunk, vocab] with 1 or more rows, but has %d dimensions and %lld rows",
                   call->door->function, logits->ndim, (long long)call->size[CHUNK]);

@@ -112,6 +112,12 @@ static size_t bytes_of(const liger_tensor *tensor) {
 
 static int is_wish(PyObject *object) { return (PyObject *)Py_TYPE(object) == torch.wish; }
 
+static PyObject *quick_of(binding_call *call) {
+    if (!call->looked_for_quick) call->quick = torch_quick_empty(call->device);
+    call->looked_for_quick = 1;
+    return call->quick;
+}
+
 static int make(binding_call *call, int index, liger_tensor *tensor) {
     const long number = PyLong_AsLong(call->argv[index]);
     const enum wish wish = (enum wish)(number / 16);
@@ -125,7 +131,7 @@ static int make(binding_call *call, int index, liger_tensor *tensor) {
     const liger_tensor *given = source < FOLLOWED ? call->followed[source] : NULL;
     if (given == NULL || wish >= SCRATCH || (wish == HEADS && given->ndim != 4))
         return refuse(call, "%s cannot be made in the likeness of %s", call->names[index], call->names[source]);
-    PyObject *made = results_make(wish, call->argv[source], call->device, given, tensor);
+    PyObject *made = results_make(wish, call->argv[source], call->device, quick_of(call), given, tensor);
     if (made == NULL) return 0;
     call->made[call->made_count++] = made;
     if (!take_data(call, index, made, tensor)) return 0;
@@ -186,7 +192,7 @@ int binding_scratch(binding_call *call, size_t needed, void **data, size_t *byte
     if (needed == 0) return 1;
     PyObject *const like = call->argv[call->device_argument];
     if (!is_exact(like)) return refuse(call, "there is no tensor that says where scratch belongs");
-    call->scratch = results_make_bytes(like, call->device, needed + ALIGNMENT);
+    call->scratch = results_make_bytes(like, call->device, quick_of(call), needed + ALIGNMENT);
     if (call->scratch == NULL || !take_int64(ask_data_ptr(call->scratch), &address)) return 0;
     *data = (void *)(((uintptr_t)address + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     *bytes = needed;

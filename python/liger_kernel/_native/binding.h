@@ -32,6 +32,8 @@ typedef struct binding_call {
     const liger_tensor *followed[FOLLOWED]; /* the first arguments, for results made in their likeness */
     PyObject *made[MAX_MADE];
     int made_count;
+    int looked_for_quick; /* torch_quick_empty() of the device, asked once, at the first wish */
+    PyObject *quick;
     int wants_scratch;
     PyObject *scratch;
 } binding_call;

@@ -51,7 +51,7 @@ static PyObject *sizes_of(const int64_t *sizes, int count) {
 
 /* New memory of the shape, strides and dtype of `tensor`, from the quick function or else from torch.empty_strided: of all
  * the public ways that name a dtype and a device it costs the least, half of new_empty's. */
-static PyObject *new_by(PyObject *quick, PyObject *like, int32_t device, const liger_tensor *tensor) {
+static PyObject *new_strided(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *tensor) {
     const int dtype = known(tensor->dtype);
     PyObject *shape = sizes_of(tensor->shape, tensor->ndim), *stride = sizes_of(tensor->stride, tensor->ndim);
     PyObject *options = quick != NULL ? NULL : options_of(like, device, dtype), *arguments = NULL;
@@ -62,42 +62,39 @@ static PyObject *new_by(PyObject *quick, PyObject *like, int32_t device, const l
     return call_with(quick != NULL ? quick : torch.empty_strided, arguments, options);
 }
 
-static PyObject *new_strided(PyObject *like, int32_t device, const liger_tensor *tensor) {
-    return new_by(torch_quick_empty(device), like, device, tensor);
-}
-
 /* The same in the likeness of `like`; `kept`: its own strides, which empty_like gives without being told. */
-static PyObject *new_like(PyObject *like, int32_t device, const liger_tensor *tensor, int kept) {
-    PyObject *const quick = torch_quick_empty(device);
+static PyObject *new_like(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *tensor, int kept) {
     if (quick == NULL && kept) return call_with(torch.empty_like, PyTuple_Pack(1, like), NULL);
-    return new_by(quick, like, device, tensor);
+    return new_strided(like, device, quick, tensor);
 }
 
-static PyObject *new_rows(PyObject *like, int32_t device, const liger_tensor *given, liger_tensor *tensor) {
+static PyObject *new_rows(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
+                          liger_tensor *tensor) {
     *tensor = *given;
     const int was = make_contiguous(tensor);
-    return new_like(like, device, tensor, was);
+    return new_like(like, device, quick, tensor, was);
 }
 
 /* No dimensions, or one of the source's rows. */
-static PyObject *new_values(PyObject *like, int32_t device, const liger_tensor *given, liger_tensor *tensor,
-                            int per_row, int dtype) {
+static PyObject *new_values(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
+                            liger_tensor *tensor, int per_row, int dtype) {
     *tensor = (liger_tensor){.dtype = dtype, .ndim = per_row, .shape = {1}, .stride = {1}};
     for (int i = 0; per_row && i < given->ndim - 1; i++) tensor->shape[0] *= given->shape[i];
-    return new_strided(like, device, tensor);
+    return new_strided(like, device, quick, tensor);
 }
 
-PyObject *results_make_bytes(PyObject *like, int32_t device, size_t bytes) {
+PyObject *results_make_bytes(PyObject *like, int32_t device, PyObject *quick, size_t bytes) {
     const liger_tensor tensor = {.dtype = LIGER_U8, .ndim = 1, .shape = {(int64_t)bytes}, .stride = {1}};
-    return new_strided(like, device, &tensor);
+    return new_strided(like, device, quick, &tensor);
 }
 
-static PyObject *new_heads(PyObject *like, int32_t device, const liger_tensor *given, liger_tensor *tensor) {
+static PyObject *new_heads(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
+                           liger_tensor *tensor) {
     *tensor = *given;
     const int64_t heads = given->shape[1], seq = given->shape[2], dim = given->shape[3];
     const int64_t strides[4] = {seq * heads * dim, dim, heads * dim, 1};
     memcpy(tensor->stride, strides, sizeof strides);
-    return new_like(like, device, tensor,
+    return new_like(like, device, quick, tensor,
                     memcmp(given->stride, strides, sizeof strides) == 0); /* dense: they are kept */
 }
 
@@ -109,15 +106,15 @@ void results_ask_huge(void *data, size_t bytes) {
     if (data != NULL && begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
 }
 
-PyObject *results_make(enum wish wish, PyObject *like, int32_t device, const liger_tensor *given,
+PyObject *results_make(enum wish wish, PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
                        liger_tensor *tensor) {
     switch (wish) {
-        case LIKE: return new_rows(like, device, given, tensor);
-        case HEADS: return new_heads(like, device, given, tensor);
-        case PER_ROW: return new_values(like, device, given, tensor, 1, LIGER_F32);
-        case PER_ROW_SAME: return new_values(like, device, given, tensor, 1, known(given->dtype));
-        case PER_ROW_I64: return new_values(like, device, given, tensor, 1, LIGER_I64);
-        case SCALAR: return new_values(like, device, given, tensor, 0, LIGER_F32);
-        default: return new_values(like, device, given, tensor, 0, known(given->dtype));
+        case LIKE: return new_rows(like, device, quick, given, tensor);
+        case HEADS: return new_heads(like, device, quick, given, tensor);
+        case PER_ROW: return new_values(like, device, quick, given, tensor, 1, LIGER_F32);
+        case PER_ROW_SAME: return new_values(like, device, quick, given, tensor, 1, known(given->dtype));
+        case PER_ROW_I64: return new_values(like, device, quick, given, tensor, 1, LIGER_I64);
+        case SCALAR: return new_values(like, device, quick, given, tensor, 0, LIGER_F32);
+        default: return new_values(like, device, quick, given, tensor, 0, known(given->dtype));
     }
 }

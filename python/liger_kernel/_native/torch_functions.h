@@ -82,10 +82,12 @@ static inline PyObject *ask_is_cuda(PyObject *t) {
                         : PyObject_GetAttr(t, torch.name_is_cuda);
 }
 
-/* results.c: makes the tensor of a wish in the likeness of `like`, which is `given`. Its data is not looked up. */
-PyObject *results_make(enum wish wish, PyObject *like, int32_t device, const liger_tensor *given, liger_tensor *tensor);
+/* results.c: makes the tensor of a wish in the likeness of `like`, which is `given`, by what torch_quick_empty() answers for
+ * the device. Its data is not looked up. */
+PyObject *results_make(enum wish wish, PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
+                       liger_tensor *tensor);
 /* A uint8 tensor on the device of `like`. */
-PyObject *results_make_bytes(PyObject *like, int32_t device, size_t bytes);
+PyObject *results_make_bytes(PyObject *like, int32_t device, PyObject *quick, size_t bytes);
 /* Asks the system for huge pages; a hint. */
 void results_ask_huge(void *data, size_t bytes);
 

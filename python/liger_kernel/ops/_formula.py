@@ -21,16 +21,16 @@ def require_shape(operator: str, name: str, tensor: Tensor | None, shape: tuple)
         raise LigerArgumentError(f"{operator}: {name} has shape {tuple(tensor.shape)}, but must have {tuple(shape)}")
 
 
-def check_by_roles(operator: Any, given: tuple) -> None:
+def check_by_roles(operator: Any, words: dict[str, str], given: tuple) -> None:
     """Rows are of one shape, and a parameter has an element for each of their columns."""
     tensors = [(a, value) for a, value in zip(operator.inputs, given) if a.is_tensor and value is not None]
     first = tensors[0][1]
     for argument, value in tensors:
         if argument.prepare in (rows, wide_rows):
-            require_shape(operator.name, argument.name, value, first.shape)
+            require_shape(operator.name, words[argument.name], value, first.shape)
         elif argument.prepare is parameter:
-            require_shape(operator.name, argument.name, value, first.shape[-1:])
-    require_float(operator.name, **{a.name: v for a, v in tensors if a.prepare in (rows, wide_rows, parameter)})
+            require_shape(operator.name, words[argument.name], value, first.shape[-1:])
+    require_float(operator.name, **{words[a.name]: v for a, v in tensors if a.prepare in (rows, wide_rows, parameter)})
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,7 @@ _DISABLED = _disabled_names()
 
 
 class _WithoutGradient:
-    """Stands for the autograd context when nobody asks for a gradient."""
+    """Stands for the autograd context when nobody asks for a gradient. What is set on it goes with it."""
 
     needs_input_grad = (False,) * 32
 
@@ -91,25 +92,30 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
     held: tuple[str, ...] = ()  # the other tensors of the public form
     reuses: tuple[bool, ...] = ()  # which gradients may be written over the saved tensor whose gradient they are
 
-    remember: Callable[..., None] | None = (
-        None  # called after the tensors are saved, for what only the public form tells
-    )
+    # further options for `gradients`, from the public arguments: what they alone tell
+    remembered: Callable[..., tuple] | None = None
 
     parameters: dict[str, inspect.Parameter]  # of the public form
+    defaults: tuple  # of each, and `empty` where there is none
     differentiable: tuple[int, ...]  # positions of `gradients` among them
+    words: dict[str, str]  # what the operator or the library calls an argument -> what its callers call it
     _plain_torch = False
     _direct: Callable[..., Any]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        signature = inspect.signature(cls.torch_forward)
-        cls.parameters = dict(signature.parameters)
+        cls.parameters = dict(inspect.signature(cls.torch_forward).parameters)
+        cls.defaults = tuple(p.default for p in cls.parameters.values())
         cls.differentiable = tuple(list(cls.parameters).index(name) for name in cls.gradients)
+        cls.words = dict(zip([a.name for a in cls.operator.inputs if a.is_tensor], cls.parameters))
+        if "eps" in cls.parameters:
+            cls.words["epsilon"] = "eps"
         cls.names = cls.names or cls.operator.name
         cls._plain_torch = not _DISABLED.isdisjoint(cls.names.split())
         cls._direct = staticmethod(super(torch.autograd.Function, cls).apply)  # type: ignore[misc]  # no stub
         if "forward" not in vars(cls):
-            cls.forward = staticmethod(_derived_forward(cls, signature))  # type: ignore[method-assign]
+            cls.forward = staticmethod(_derived_forward(cls))  # type: ignore[method-assign]
+        _show_signature(cls.forward, cls.parameters)
         if "backward" not in vars(cls):
             cls.backward = staticmethod(_derived_backward(cls))  # type: ignore[method-assign]
 
@@ -133,9 +139,19 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
                 with torch.profiler.record_function(f"liger::{cls.operator.name}"):
                     return cls.forward(_WithoutGradient(), *args)
             return cls.forward(_WithoutGradient(), *args)
-        except (AttributeError, TypeError):
+        except LigerArgumentError as error:
+            cls.require(*args)
+            raise LigerArgumentError(cls._in_callers_words(str(error))) from None
+        except (AttributeError, TypeError) as error:
             cls._refuse_what_is_no_tensor(args)
+            if str(error).startswith(cls.operator.name):
+                raise TypeError(cls._in_callers_words(str(error))) from None
             raise
+
+    @classmethod
+    def complete(cls, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The public arguments with what was left out."""
+        return args + cls.defaults[len(args) :]
 
     @classmethod
     def _needs_gradient(cls, args: tuple[Any, ...]) -> bool:
@@ -152,8 +168,15 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
                 raise TypeError(f"{cls.__name__}: {name} must be a torch.Tensor, not {kind}") from None
 
     @classmethod
+    def _in_callers_words(cls, text: str) -> str:
+        """An error of the library or of the operator, which have names of their own for the arguments."""
+        known = "|".join(cls.words)
+        return re.sub(rf"\b({known})\b(?=:|\.| is | has | must | overlaps)", lambda m: cls.words[m[1]], text)
+
+    @classmethod
     def compiled(cls, *args: Any) -> Any:
         """What torch.compile sees: the operator itself, with the derivative that torch knows of it."""
+        cls.require(*args)
         results = cls.operator.traced(*cls.arguments(*args))
         public = len(cls.operator.upstreams)
         return results if isinstance(results, Tensor) else results[0] if public == 1 else results[:public]
@@ -163,10 +186,15 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
         """The operator's arguments from the public ones."""
         raise NotImplementedError
 
+    @staticmethod
+    def require(*args: Any) -> None:
+        """What is refused in words of the Function's own; asked where the library has refused, or is not there to."""
+
     @classmethod
     def check(cls, *args: Any) -> None:
         """Refuses what the library would, before the formula runs."""
-        check_by_roles(cls.operator, cls.arguments(*args))
+        cls.require(*args)
+        check_by_roles(cls.operator, cls.words, cls.arguments(*args))
 
     @staticmethod
     def torch_forward(*args: Any) -> Any:
@@ -179,33 +207,63 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
         return tensor
 
 
-def _derived_forward(cls: type[LigerFunction], signature: inspect.Signature) -> Callable[..., Any]:
-    """In one frame what operator.now() and operator.save() do: it is what a call costs."""
-    operator, arguments, eager, call = cls.operator, cls.arguments, cls.operator.eager, cls.operator.now
-    saved_of, options_of, remember = operator._saved_of, operator._options_of, cls.remember
-    single, public = len(operator.results) == 1, len(operator.upstreams)
+_FORWARD = """
+def forward({parameters}):
+    {given} = _arguments({names})
+    try:
+        {results} = _eager({given}) if _native.is_usual() else _now({given})
+    except _LigerArgumentError:
+        {results} = _now({given})
+    ctx.options = ({options}{remembered})
+    ctx.to_save = ({saved})
+    {unused}
+    return {public}
+"""
 
-    def forward(ctx: Any, *args: Any) -> Any:
-        given = arguments(*args)
-        try:
-            results = eager(*given) if _native.is_usual() else call(*given)
-        except LigerArgumentError:
-            results = call(*given)
-        known = (*given, results) if single else given + results
-        ctx.options = options_of(known)
-        ctx.save_for_backward(*saved_of(known))
-        if remember is not None:
-            remember(ctx, *args)
-        if single:
-            return results
-        if public == 1:
-            return results[0]
-        ctx.set_materialize_grads(False)  # None stands for the upstream of what nobody used
-        return results[:public]
 
-    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    forward.__signature__ = signature.replace(parameters=[context, *cls.parameters.values()])  # type: ignore[attr-defined]
+def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
+    """What operator.now() and operator.save() do, with every argument and result by its name and autograd's context by its
+    attributes: the source is written here, because tuples that are taken apart and put together again, and methods, would
+    take a third of a call's time in Python. `save_for_backward` and `set_materialize_grads` are these assignments too."""
+    operator = cls.operator
+    assert operator.derivative is not None
+    given, results = [a.name for a in operator.inputs], [f"result_{r.name}" for r in operator.results]
+    known = given + results
+    public = results[: len(operator.upstreams)]
+    source = _FORWARD.format(
+        parameters=", ".join(["ctx", *map(_as_source, cls.parameters.values())]),
+        names=", ".join(cls.parameters),
+        given="".join(f"{name}, " for name in given),
+        results=", ".join(results),
+        options="".join(f"{known[i]}, " for i in operator.options),
+        remembered=f"*_remembered({', '.join(cls.parameters)})" if cls.remembered else "",
+        saved="".join(f"{known[i]}, " for i in operator.saved),
+        unused="ctx.materialize_grads = False" if len(public) > 1 else "",  # None is the upstream of what nobody used
+        public=", ".join(public),
+    )
+    names = {
+        "_arguments": cls.arguments,
+        "_eager": operator.eager,
+        "_now": operator.now,
+        "_native": _native,
+        "_LigerArgumentError": LigerArgumentError,
+        "_remembered": cls.remembered,
+        "_defaults": {name: p.default for name, p in cls.parameters.items()},
+    }
+    exec(compile(source, f"<forward of {cls.__name__}>", "exec"), names)
+    forward: Any = names["forward"]
+    forward.__module__, forward.__qualname__ = cls.__module__, f"{cls.__qualname__}.forward"
     return forward
+
+
+def _show_signature(forward: Any, parameters: dict[str, inspect.Parameter]) -> None:
+    """To whoever looks, the public form."""
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = inspect.Signature([context, *parameters.values()])
+
+
+def _as_source(parameter: inspect.Parameter) -> str:
+    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}=_defaults[{parameter.name!r}]"
 
 
 def _derived_backward(cls: type[LigerFunction]) -> Callable[..., Any]:

@@ -334,12 +334,14 @@ class Operator:
         saved = [a.name for a in derivative.inputs if a.is_tensor and a.name not in upstreams]
         options = [a.name for a in derivative.inputs if not a.is_tensor]
         self.saved = tuple(known.index(name) for name in saved)
-        self._saved_of, self._options_of = _pick(self.saved), _pick([known.index(name) for name in options])
+        self.options = tuple(known.index(name) for name in options)
+        self._saved_of, self._options_of = _pick(self.saved), _pick(self.options)
         pool = [upstreams[i] for i in self.upstreams] + saved + options
         self._in_order = _pick([pool.index(name) for name in names])
         if not self.differentiable:
             self.differentiable = tuple(self.positions[r.name.removeprefix("d")] for r in derivative.results)
         self.register_derivative()
+        derivative.refuse_derivatives()
         return derivative
 
     def register_derivative(self) -> None:
@@ -350,6 +352,14 @@ class Operator:
             setup_context=lambda ctx, inputs, output: self.setup_context(ctx, inputs, output),
             lib=_Watched(),  # type: ignore[arg-type]  # of a library it is only asked to register the kernel
         )
+
+    def refuse_derivatives(self) -> None:
+        """A derivative of a derivative is refused where torch would leave it out, in reverse and in forward mode."""
+
+        def refuse(ctx: Any, *upstreams: Tensor | None) -> None:
+            raise RuntimeError(f"liger::{self.name}: second derivatives are not provided")
+
+        torch.library.register_autograd(f"liger::{self.name}", refuse, lib=_Watched())  # type: ignore[arg-type]
 
     def save(self, ctx: Any, given: tuple, results: tuple) -> None:
         known = given + results

@@ -16,6 +16,9 @@ from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, 
 from liger_kernel.ops.scale import free_of_others, scale, scaled_gradient
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+_environment = getattr(
+    os.environb, "_data", os.environb
+)  # a look at what is not set takes a microsecond through os.environb
 
 
 def reduction_number(reduction: str) -> int:
@@ -24,9 +27,13 @@ def reduction_number(reduction: str) -> int:
     return REDUCTIONS[reduction]
 
 
-def check_flags(**flags: Any) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
+FLAGS = ("return_z_loss", "return_token_accuracy", "return_predicted_tokens")
+
+
+def check_flags(*flags: Any) -> None:
+    """Of FLAGS."""
+    for name, value in zip(FLAGS, flags):
+        if value is not False and value is not True:
             raise LigerArgumentError(f"{name} must be True or False, but is {value!r}")
 
 
@@ -41,14 +48,14 @@ def class_weights(weight: Tensor | None, vocab: int) -> Tensor | None:
     return weight.detach().float().contiguous()
 
 
-def check_targets_if_debugging(target: Tensor, vocab: int, ignore_index: int) -> None:
-    """LIGER_DEBUG=1: the check that CUDA calls leave out, because it waits for the device."""
-    if (
-        not getattr(target, "is_cuda", False)
-        or os.environb.get(b"LIGER_DEBUG") != b"1"
-        or torch.compiler.is_compiling()
-    ):
-        return
+def is_debugging(target: Tensor) -> bool:
+    """LIGER_DEBUG=1: also the check that CUDA calls leave out, because it waits for the device."""
+    if not getattr(target, "is_cuda", False) or torch.compiler.is_compiling():
+        return False
+    return _environment.get(b"LIGER_DEBUG") == b"1"
+
+
+def check_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
     wrong = (target != ignore_index) & ((target < 0) | (target >= vocab))
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
@@ -117,17 +124,36 @@ def cross_entropy_gradient(logits: Matrix, target: Tensor, weight: Tensor | None
 # ---- helpers and the Function -----------------------------------------------------------------------------------------
 
 
-def _numbers(
-    ignore_index: int, lse_square_scale: float, label_smoothing: float, reduction: str, softcap: float | None
+def _vocabulary(_input: Tensor) -> int:
+    if _input.dim() != 2:
+        raise LigerArgumentError(f"cross_entropy: _input has {_input.dim()} dimensions, but must have 2")
+    return _input.shape[1]
+
+
+def _operator_arguments(
+    _input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    lse_square_scale: float,
+    label_smoothing: float,
+    reduction: str,
+    softcap: float | None,
+    *flags: bool,
 ) -> tuple:
-    """The options as the operator takes them."""
-    number = reduction_number(reduction)
-    return ignore_index, float(lse_square_scale), float(label_smoothing), number, float(softcap or 0.0)
+    """The public arguments, checked, as the operator takes them."""
+    check_flags(*flags)
+    if weight is not None:
+        weight = class_weights(weight, _vocabulary(_input))
+    if is_debugging(target):
+        check_targets(target, _vocabulary(_input), ignore_index)
+    numbers = (float(lse_square_scale), float(label_smoothing), reduction_number(reduction), float(softcap or 0.0))
+    return (_input, target, weight, ignore_index, *numbers, *flags)
 
 
-def _in_forward(logits: Tensor, reduction: str = "mean") -> bool:
+def _in_forward(logits: Tensor, reduction: int) -> bool:
     """Is the gradient formed there? Not where an upstream must meet it before it is rounded."""
-    return reduction != "none" and logits.dtype is not torch.float16
+    return reduction != 0 and logits.dtype is not torch.float16
 
 
 def cross_entropy_forward(
@@ -150,25 +176,11 @@ def cross_entropy_forward(
     The gradient is that of the reduced loss (of each row's own loss with "none"), in memory of its own; where _input
     requires none it is _input itself. `form_gradient` overrides that decision.
     """
-    check_flags(
-        return_z_loss=return_z_loss,
-        return_token_accuracy=return_token_accuracy,
-        return_predicted_tokens=return_predicted_tokens,
-    )
-    vocab = _input.shape[-1]
-    weight = class_weights(weight, vocab)
-    check_targets_if_debugging(target, vocab, ignore_index)
+    flags = (return_z_loss, return_token_accuracy, return_predicted_tokens)
+    options = (ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
+    given = _operator_arguments(_input, target, weight, *options, *flags)
     wanted = _input.requires_grad if form_gradient is None else form_gradient
-    loss, z_loss, accuracy, predicted, dlogits = cross_entropy(
-        _input,
-        target,
-        weight,
-        *_numbers(ignore_index, lse_square_scale, label_smoothing, reduction, softcap),
-        return_z_loss,
-        return_token_accuracy,
-        return_predicted_tokens,
-        wanted,
-    )
+    loss, z_loss, accuracy, predicted, dlogits = cross_entropy(*given, wanted)
     return (
         loss,
         z_loss if return_z_loss else None,
@@ -210,35 +222,20 @@ class LigerCrossEntropyFunction(LigerFunction):
     held = ("target", "weight")
 
     @staticmethod
-    def forward(
-        ctx,
-        _input,
-        target,
-        weight,
-        ignore_index=-100,
-        lse_square_scale=0.0,
-        label_smoothing=0.0,
-        reduction="mean",
-        softcap=None,
-        return_z_loss=False,
-        return_token_accuracy=False,
-        return_predicted_tokens=False,
-    ):
-        options = (ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
-        flags = (return_z_loss, return_token_accuracy, return_predicted_tokens)
+    def forward(ctx, *args):
+        given = _operator_arguments(*LigerCrossEntropyFunction.complete(args))
         needed = ctx.needs_input_grad[0]
-        now = needed and _in_forward(_input, reduction)
-        *results, dlogits = cross_entropy_forward(_input, target, weight, *options, *flags, form_gradient=now)
+        now = needed and _in_forward(given[0], given[6])
+        loss, z_loss, accuracy, predicted, dlogits = cross_entropy.now(*given, now)
+        results = (loss, z_loss if given[8] else None, accuracy if given[9] else None, predicted if given[10] else None)
         if needed:
-            ctx.set_materialize_grads(False)
-            if any(flags):
+            ctx.materialize_grads = False
+            if given[8] or given[9] or given[10]:
                 ctx.mark_non_differentiable(*(r for r in results[1:] if r is not None))
-            ctx.options = None if now else _numbers(*options)
-            ctx.ignore_index = ignore_index
-            ctx.save_for_backward(
-                *((dlogits, target) if now else (_input, target, class_weights(weight, _input.shape[-1])))
-            )
-        return tuple(results)
+            ctx.options = None if now else given[3:8]
+            ctx.ignore_index = given[3]
+            ctx.to_save = (dlogits, given[1]) if now else given[:3]
+        return results
 
     @staticmethod
     def backward(ctx, dloss, *_others):
@@ -250,21 +247,19 @@ class LigerCrossEntropyFunction(LigerFunction):
             return (_formed(ctx, dloss), *nothing)
         return (*cross_entropy.gradients(ctx.saved_tensors, ctx.options, (dloss,), [True]), *nothing)
 
-    @staticmethod
-    def compiled(*args):
-        _input, target, weight, *rest = args
-        now = torch.is_grad_enabled() and _input.requires_grad and _in_forward(_input, *rest[3:4])
-        options = (*rest[:8], *(-100, 0.0, 0.0, "mean", None, False, False, False)[len(rest) :])
-        loss, *others, _ = cross_entropy_forward(_input, target, weight, *options, form_gradient=now)
+    @classmethod
+    def compiled(cls, *args):
+        args = cls.complete(args)
+        now = torch.is_grad_enabled() and args[0].requires_grad and _in_forward(args[0], reduction_number(args[6]))
+        loss, *others, _ = cross_entropy_forward(*args, form_gradient=now)
         return (loss, *(r if r is None else r.detach() for r in others))
 
     @classmethod
     def check(cls, *args):
         given, name = dict(zip(cls.parameters, args)), cls.operator.name
         logits = given["_input"]
-        if logits.dim() != 2:
-            raise LigerArgumentError(f"{name}: logits has {logits.dim()} dimensions, but must have 2")
-        require_float(name, logits=logits)
+        _vocabulary(logits)
+        require_float(name, _input=logits)
         check_losses(name, logits.shape, given["target"], given["weight"], given)
 
     @staticmethod
@@ -293,7 +288,7 @@ class LigerCrossEntropyFunction(LigerFunction):
 
 def check_losses(operator: str, shape: tuple, target: Tensor, class_weight: Tensor | None, given: dict) -> None:
     """What is refused of the public arguments that both losses have, for their formulas."""
-    check_flags(**{name: value for name, value in given.items() if name.startswith("return_")})
+    check_flags(*(given.get(name, False) for name in FLAGS))
     reduction_number(given.get("reduction", "mean"))
     require_shape(operator, "target", target, shape[:1])
     class_weights(class_weight, shape[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +19,9 @@ from liger_kernel.ops.cross_entropy import (
     ROWS,
     check_flags,
     check_losses,
-    check_targets_if_debugging,
+    check_targets,
     class_weights,
+    is_debugging,
     plain_cross_entropy,
     reduction_number,
 )
@@ -70,8 +71,7 @@ class _LinearCrossEntropy(Operator):
             with free_of_others(saved, free):
                 found = _scaled(dloss, [g if f else None for g, f in zip(saved, ctx.formed)], saved[3], ctx.options[0])
         elif dloss is not None:
-            upstream = dloss.float().contiguous()
-            found = self(*ctx.saved_tensors, upstream, *ctx.options, False, False, False, *needs)[4:]
+            found = _recomputed(ctx, dloss, needs)
         gradients: list = [None] * len(ctx.needs_input_grad)
         for position, gradient, need in zip(self.differentiable, found, needs):
             gradients[position] = gradient if need else None
@@ -118,6 +118,12 @@ def linear_cross_entropy(
 
 
 linear_cross_entropy.register_derivative()
+
+
+def _recomputed(ctx: Any, dloss: Tensor, needs: list) -> tuple:
+    """The gradients for one upstream value per row: the logits are made again."""
+    upstream = dloss.float().contiguous()
+    return linear_cross_entropy(*ctx.saved_tensors, upstream, *ctx.options, False, False, False, *needs)[4:]
 
 
 def _finished(
@@ -178,6 +184,42 @@ def _accept(ce_impl: str | None, ce_mode: str | None, chunk_mem_const: int) -> N
     _implementation.accept("fused_linear_cross_entropy", ce_impl, ce_mode)
 
 
+def _check_dimensions(x: Tensor, weight: Tensor) -> None:
+    for name, value in (("_input", x), ("weight", weight)):
+        if isinstance(value, Tensor) and value.dim() != 2:
+            raise LigerArgumentError(f"linear_cross_entropy: {name} has {value.dim()} dimensions, but must have 2")
+
+
+def _operator_arguments(
+    _input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    ce_weight: Tensor | None,
+    bias: Tensor | None,
+    ignore_index: int,
+    lse_square_scale: float,
+    label_smoothing: float,
+    reduction: str,
+    softcap: float | None,
+    accum_dtype: torch.dtype | None,
+    use_token_scaling: bool,
+) -> tuple[tuple, tuple]:
+    """The public arguments, checked, as the operator takes them: tensors and options."""
+    number = reduction_number(reduction)
+    _check_dimensions(_input, weight)
+    require_float("linear_cross_entropy", _input=_input, weight=weight, bias=bias)
+    dtype = _compute_dtype(_input, weight)
+    class_weight = class_weights(ce_weight, weight.shape[0])
+    if is_debugging(target):
+        check_targets(target, weight.shape[0], ignore_index)
+    numbers = (float(lse_square_scale), float(label_smoothing), number, float(softcap or 0.0))
+    options = (ignore_index, *numbers, bool(use_token_scaling), COMPUTE.index(dtype), accum_dtype is dtype)
+    return (_input, weight, target, bias, class_weight), options
+
+
+_OPERATOR_ARGUMENTS = tuple(inspect.signature(_operator_arguments).parameters)
+
+
 def fused_linear_cross_entropy_forward(
     _input: Tensor,
     weight: Tensor,
@@ -210,27 +252,17 @@ def fused_linear_cross_entropy_forward(
     chunk_mem_const as in the Function.
     """
     _accept(ce_impl, ce_mode, chunk_mem_const)
-    check_flags(
-        return_z_loss=return_z_loss,
-        return_token_accuracy=return_token_accuracy,
-        return_predicted_tokens=return_predicted_tokens,
-    )
-    number = reduction_number(reduction)
+    check_flags(return_z_loss, return_token_accuracy, return_predicted_tokens)
     need_dx = _input.requires_grad if compute_gradients is None else compute_gradients
     need_dweight = weight.requires_grad if weight_requires_grad is None else weight_requires_grad
     need_dbias = bias is not None and (bias.requires_grad if bias_requires_grad is None else bias_requires_grad)
-    require_float("linear_cross_entropy", x=_input, weight=weight, bias=bias)
-    dtype = _compute_dtype(_input, weight)
-    class_weight = class_weights(ce_weight, weight.shape[0])
-    check_targets_if_debugging(target, weight.shape[0], ignore_index)
-    upstream = token_grad_output.float().contiguous() if token_grad_output is not None else None
-    loss, *others = linear_cross_entropy(
-        _input, weight, target, bias, class_weight, upstream,
-        ignore_index, float(lse_square_scale), float(label_smoothing), number, float(softcap or 0.0),
-        bool(use_token_scaling), COMPUTE.index(dtype), accum_dtype is dtype,
-        return_z_loss, return_token_accuracy, return_predicted_tokens, need_dx, need_dweight, need_dbias,
+    tensors, options = _operator_arguments(
+        _input, weight, target, ce_weight, bias,
+        ignore_index, lse_square_scale, label_smoothing, reduction, softcap, accum_dtype, use_token_scaling,
     )  # fmt: skip
+    upstream = token_grad_output.float().contiguous() if token_grad_output is not None else None
     wanted = (return_z_loss, return_token_accuracy, return_predicted_tokens, need_dx, need_dweight, need_dbias)
+    loss, *others = linear_cross_entropy(*tensors, upstream, *options, *wanted)
     return (loss, *(other if want else None for other, want in zip(others, wanted)))
 
 
@@ -265,71 +297,31 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     held = ("target", "ce_weight")
 
     @staticmethod
-    def forward(
-        ctx,
-        _input,
-        weight,
-        target,
-        bias=None,
-        ce_weight=None,
-        ignore_index=-100,
-        lse_square_scale=0.0,
-        label_smoothing=0.0,
-        reduction="mean",
-        softcap=None,
-        return_z_loss=False,
-        accum_dtype=None,
-        use_token_scaling=False,
-        return_token_accuracy=False,
-        return_predicted_tokens=False,
-        ce_impl=None,
-        ce_mode=None,
-        chunk_mem_const=1,
-    ):
-        _accept(ce_impl, ce_mode, chunk_mem_const)
-        needs = ctx.needs_input_grad
-        now = reduction != "none"
-        ctx.bias_needed = bias is not None and needs[3]
-        loss, z_loss, accuracy, predicted, dx, dweight, dbias = fused_linear_cross_entropy_forward(
-            _input=_input,
-            weight=weight,
-            target=target,
-            ce_weight=ce_weight,
-            bias=bias,
-            ignore_index=ignore_index,
-            lse_square_scale=lse_square_scale,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            softcap=softcap,
-            return_z_loss=return_z_loss,
-            accum_dtype=accum_dtype,
-            use_token_scaling=use_token_scaling,
-            return_token_accuracy=return_token_accuracy,
-            return_predicted_tokens=return_predicted_tokens,
-            compute_gradients=now and needs[0],
-            weight_requires_grad=now and needs[1],
-            bias_requires_grad=now and ctx.bias_needed,
-        )
+    def forward(ctx, *args):
+        cls, needs = LigerFusedLinearCrossEntropyFunction, ctx.needs_input_grad
+        given = dict(zip(cls.parameters, cls.complete(args)))
+        bias = given["bias"]
+        ctx.needs = (needs[0], needs[1], bias is not None and needs[3])
+        ctx.formed = given["reduction"] != "none"
+        loss, z_loss, accuracy, predicted, *gradients = cls._forward(given, ctx.needs if ctx.formed else (False,) * 3)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(r for r in (z_loss, accuracy, predicted) if r is not None))
-        ctx.dtypes = (_input.dtype, weight.dtype, bias.dtype if bias is not None else None)
-        ctx.recompute = None
-        if now:
-            ctx.ignore_index = ignore_index
-            ctx.save_for_backward(dx, dweight, dbias, target)
+        ctx.dtypes = [None if t is None else t.dtype for t in (given["_input"], given["weight"], bias)]
+        ctx.ignore_index = given["ignore_index"]
+        if ctx.formed:
+            gradients.append(given["target"])
         else:
-            ctx.recompute = {
-                "ignore_index": ignore_index,
-                "lse_square_scale": lse_square_scale,
-                "label_smoothing": label_smoothing,
-                "reduction": reduction,
-                "softcap": softcap,
-                "accum_dtype": accum_dtype,
-                "use_token_scaling": use_token_scaling,
-            }
-            ctx.autocast = (_input.device.type, _autocast_dtype(_input.device.type))
-            ctx.save_for_backward(_input, weight, target, bias, ce_weight)
+            gradients, ctx.options = _operator_arguments(*(given[name] for name in _OPERATOR_ARGUMENTS))
+        ctx.save_for_backward(*gradients)
         return loss, z_loss, accuracy, predicted
+
+    @staticmethod
+    def _forward(given: dict, needs: tuple) -> tuple:
+        """The helper, with the decision whose gradients are formed."""
+        of_x, of_weight, of_bias = needs
+        return fused_linear_cross_entropy_forward(
+            **given, compute_gradients=of_x, weight_requires_grad=of_weight, bias_requires_grad=of_bias
+        )
 
     @staticmethod
     def backward(ctx, dloss, *_others):
@@ -337,26 +329,22 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         count = len(ctx.needs_input_grad)
         if dloss is None:
             return (None,) * count
-        if ctx.recompute is None:
+        if ctx.formed:
             saved, free = take_saved(ctx)
             with free_of_others(saved, free):
                 gradients = _scaled(dloss, saved, saved[3], ctx.ignore_index)
         else:
-            gradients = _recompute(ctx, dloss)
-        dx, dweight, dbias = (None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes))
+            gradients = _recomputed(ctx, dloss, ctx.needs)
+        wanted = zip(gradients, ctx.dtypes, ctx.needs)
+        dx, dweight, dbias = (g.to(dtype) if g is not None and need else None for g, dtype, need in wanted)
         return (dx, dweight, None, dbias, *(None,) * 14)[:count]
 
     @classmethod
     def compiled(cls, *args):
         given = dict(zip(cls.parameters, args))
         now = torch.is_grad_enabled() and given.get("reduction", "mean") != "none"
-        bias = given.get("bias")
-        results = fused_linear_cross_entropy_forward(
-            **given,
-            compute_gradients=now and given["_input"].requires_grad,
-            weight_requires_grad=now and given["weight"].requires_grad,
-            bias_requires_grad=now and bias is not None and bias.requires_grad,
-        )
+        heads = (given["_input"], given["weight"], given.get("bias"))
+        results = cls._forward(given, tuple(now and t is not None and t.requires_grad for t in heads))
         return (results[0], *(r if r is None else r.detach() for r in results[1:4]))
 
     @classmethod
@@ -364,9 +352,8 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         given = dict(zip(cls.parameters, args))
         _accept(given.get("ce_impl"), given.get("ce_mode"), given.get("chunk_mem_const", 1))
         name, x, weight, bias = cls.operator.name, given["_input"], given["weight"], given.get("bias")
-        require_float(name, x=x, weight=weight, bias=bias)
-        if x.dim() != 2 or weight.dim() != 2:
-            raise LigerArgumentError(f"{name}: x has {x.dim()} dimensions and weight {weight.dim()}, but must have 2")
+        require_float(name, _input=x, weight=weight, bias=bias)
+        _check_dimensions(x, weight)
         require_shape(name, "weight", weight, (weight.shape[0], x.shape[1]))
         require_shape(name, "bias", bias, weight.shape[:1])
         check_losses(name, (x.shape[0], weight.shape[0]), given["target"], given.get("ce_weight"), given)
@@ -402,29 +389,6 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
             accuracy if return_token_accuracy else None,
             predicted if return_predicted_tokens else None,
         )
-
-
-def _recompute(ctx: Any, dloss: Tensor) -> tuple:
-    """The gradients for one upstream value per row, under the autocast state of forward."""
-    _input, weight, target, bias, ce_weight = ctx.saved_tensors
-    device_type, dtype = ctx.autocast
-    state: Any = contextlib.nullcontext()
-    if dtype != _autocast_dtype(device_type):
-        state = torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)
-    with state:
-        results = fused_linear_cross_entropy_forward(
-            _input=_input.detach(),
-            weight=weight.detach(),
-            target=target,
-            ce_weight=ce_weight,
-            bias=bias,
-            token_grad_output=dloss,
-            compute_gradients=ctx.needs_input_grad[0],
-            weight_requires_grad=ctx.needs_input_grad[1],
-            bias_requires_grad=ctx.bias_needed,
-            **ctx.recompute,
-        )
-    return results[4:]
 
 
 __all__ = [

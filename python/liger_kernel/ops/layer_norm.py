@@ -76,8 +76,11 @@ class LigerLayerNormFunction(LigerFunction):
 
     @staticmethod
     def arguments(X, W, B, eps):
-        _check(X, W, B)
         return X, W, B, eps
+
+    @staticmethod
+    def require(X, W, B, eps):
+        _check(X, W, B)
 
     @staticmethod
     def torch_forward(X, W, B, eps):

@@ -33,7 +33,13 @@ def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
 def _rotary_size(x: Tensor, cos: Tensor, rotary: int) -> int:
     """Elements of a head that are rotated. Where `rotary` is 0, which says nothing: all but an odd last one, or what cos
     has columns for (partial rotary)."""
-    return rotary or min(x.shape[-1], cos.shape[-1]) & ~1
+    if rotary:
+        return rotary
+    try:
+        columns, dim = cos.shape[-1], x.shape[-1]
+    except IndexError:
+        raise LigerArgumentError("rope: an argument has no dimensions") from None
+    return (columns if columns < dim else dim) & ~1
 
 
 def _given_rotary(x: Tensor, cos: Tensor, rotary_dim: int | None) -> int:
@@ -80,10 +86,17 @@ def _check(q: Tensor, k: Tensor) -> None:
         raise LigerArgumentError(f"rope: q's heads have {q.shape[-1]} elements, but k's have {k.shape[-1]}")
 
 
+def _check_tables(cos: Tensor, sin: Tensor) -> None:
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dim() == 0:
+            raise LigerArgumentError(f"rope: {name} has no dimensions, but must be [1 or batch, seq, columns]")
+
+
 class _Rope(Operator):
     def prepared(self, *args: Any) -> tuple:
         q, k, cos, sin, rotary = args
         _check(q, k)
+        _check_tables(cos, sin)
         require_float("rope", q=q, k=k, cos=cos, sin=sin)
         return _rotate(_native.rope_forward, q, k, cos, sin, rotary)
 
@@ -188,13 +201,15 @@ class LigerRopeFunction(LigerFunction):
 
     @staticmethod
     def arguments(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
-        _require_heads_first(position_ids, unsqueeze_dim)
-        return q, k, cos, sin, _given_rotary(q, cos, rotary_dim)
+        if unsqueeze_dim != 1 or position_ids is not None:
+            _require_heads_first(position_ids, unsqueeze_dim)
+        return q, k, cos, sin, 0 if rotary_dim is None else _given_rotary(q, cos, rotary_dim)
 
     @classmethod
     def check(cls, *args):
         q, k, cos, sin, rotary = cls.arguments(*args)
         _check(q, k)
+        _check_tables(cos, sin)
         require_float("rope", q=q, k=k, cos=cos, sin=sin)
         half = _rotary_size(q, cos, rotary) // 2
         require_shape("rope", "k", k, (*q.shape[:1], k.shape[1], *q.shape[2:]))

@@ -144,6 +144,8 @@ def swiglu_packed_gradient(y: Rows, dc: Rows, dy: Made = Wish.LIKE) -> Any:
 
 
 def _check_even(y: Tensor) -> None:
+    if y.dim() == 0:
+        raise LigerArgumentError("swiglu: y has no dimensions, but gate and up lie in its last one")
     if y.shape[-1] % 2:
         raise LigerArgumentError(f"swiglu: the last dimension of y is {y.shape[-1]}, but gate and up need an even one")
 

@@ -54,6 +54,22 @@ def forward_is_own(cls: type, written: str) -> bool:
     return name == f"{written}.forward" and written_in(forward, written.partition(".")[0])
 
 
+def names_in(function: Any) -> tuple[Any, ...]:
+    """The attributes and constants that a function's own code names."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return () if code is None else (*code.co_names, *code.co_consts)
+
+
+def forward_names(cls: type, name: str) -> bool:
+    """Whether Hugging Face's own forward of a model's class names an attribute: releases differ in what they apply."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("transformers.models.") and "forward" in vars(base):
+            forward = patching.original(base, "forward")
+            if not patching.is_ours(forward):
+                return name in names_in(forward)
+    return False
+
+
 def cause_of_wrapper(forward: Any) -> str:
     """In words, who has put `forward` on an instance."""
     function = patching.function_of(forward)

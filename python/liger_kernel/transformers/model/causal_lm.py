@@ -64,7 +64,7 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     _require_as_many_targets(kept, kept is outputs[0], labels, shift_labels)
 
     targets = (labels, shift_labels)
-    softcap = getattr(config, head.softcap, None) if head.softcap else None
+    softcap = getattr(config, head.softcap, None) if head.softcap and _applies(type(model), head.softcap) else None
     multiplier = _at(model, head.multiplier) if head.multiplier else None
     projection = model.get_output_embeddings()
     logits = None
@@ -115,6 +115,11 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
 def _cache_name(model_class: Any) -> str:
     """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
     return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+
+
+@torch.compiler.assume_constant_result
+def _applies(model_class: Any, name: str) -> bool:
+    return stock.forward_names(model_class, name)
 
 
 @torch.compiler.assume_constant_result

@@ -6,14 +6,13 @@ by position. All forwards made here are one function with different signatures; 
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from liger_kernel.transformers import patching
+from liger_kernel.transformers import stock as stock_code
 from liger_kernel.transformers.model import causal_lm
 from liger_kernel.transformers.rows import Head
 
@@ -37,22 +36,14 @@ class FusedForward:
         return {"forward": forward if patching.is_ours(forward) else fused_forward(self.head, forward)}
 
 
-def _names_in(forward: Callable[..., Any]) -> tuple[Any, ...]:
-    """The attributes and constants that a function's own code names."""
-    code = getattr(inspect.unwrap(forward), "__code__", None)
-    return () if code is None else (*code.co_names, *code.co_consts)
-
-
 def asks_for_loss(forward: Callable[..., Any]) -> bool:
     """Whether a forward takes its loss from the model's loss_function, as the fused one does."""
-    return patching.is_ours(forward) or "loss_function" in _names_in(forward)
+    return patching.is_ours(forward) or "loss_function" in stock_code.names_in(forward)
 
 
 def fused_forward(head: Head, stock: Callable[..., Any]) -> Callable[..., Any]:
     """A forward with the parameters of `stock`, and the keyword `skip_logits`."""
     signature = inspect.signature(stock)
-    if isinstance(stock, types.FunctionType) and head.softcap not in _names_in(stock):
-        head = dataclasses.replace(head, softcap="")  # some releases do not apply it, so they do not train with it
     if "skip_logits" not in signature.parameters:
         parameters = list(signature.parameters.values())
         last = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)

@@ -184,7 +184,7 @@ class _Redirection:
     """Stands in a head's `forward` while a thread needs another computation there; calls of other threads pass through."""
 
     lock = threading.Lock()
-    pending = threading.local()  # .by_head: id of the head -> what this thread's next call of it computes
+    pending = threading.local()  # id of the head -> what this thread's next call of it computes
 
     def __init__(self, head: nn.Module, slot: str) -> None:
         self.head, self.slot, self.own, self.users = head, slot, head.__dict__.get(slot), 0
@@ -199,8 +199,7 @@ class _Redirection:
 
     @classmethod
     def enter(cls, head: nn.Module) -> _Redirection:
-        # accelerate keeps the innermost forward under another name and its own in `forward`
-        slot = "_old_forward" if "_old_forward" in head.__dict__ else "forward"
+        slot = _slot(head)
         with cls.lock:
             standing = head.__dict__.get(slot)
             if not isinstance(standing, cls):
@@ -211,16 +210,32 @@ class _Redirection:
     def leave(self) -> None:
         with self.lock:
             self.users -= 1
-            if self.users:
-                return
-            if self.own is None:
-                self.head.__dict__.pop(self.slot, None)
-            else:
-                self.head.__dict__[self.slot] = self.own
+            if not self.users:
+                _put_back(self.head, self.slot, self.own)
+
+
+def _slot(head: nn.Module) -> str:
+    """accelerate keeps the innermost forward under another name, and its own in `forward`."""
+    return "_old_forward" if "_old_forward" in head.__dict__ else "forward"
+
+
+def _put_back(head: nn.Module, slot: str, own: Any) -> None:
+    if own is None:
+        head.__dict__.pop(slot, None)
+    else:
+        head.__dict__[slot] = own
 
 
 def _call_instead_of_forward(head: nn.Module, replacement: Callable[[torch.Tensor], Any], argument: torch.Tensor):
     """`head(argument)` with the innermost forward replaced for this one call of this thread."""
+    if torch.compiler.is_compiling():  # one thread traces, and it cannot trace locks
+        slot = _slot(head)
+        own = head.__dict__.get(slot)
+        head.__dict__[slot] = replacement
+        try:
+            return head(argument)
+        finally:
+            _put_back(head, slot, own)
     redirection = _Redirection.enter(head)
     pending, key = redirection.pending.__dict__, str(id(head))
     pending[key] = replacement

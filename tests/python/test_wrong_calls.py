@@ -1,0 +1,56 @@
+"""What is wrong with a call is said in words, and in the names that the caller has written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_operators import CASES, on
+from torch import Tensor
+
+from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerLayerNormFunction, LigerRMSNormFunction
+
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def with_one(args, position, value):
+    return [value if i == position else a for i, a in enumerate(args)]
+
+
+@every_case
+@pytest.mark.parametrize("plain_torch", [False, True])
+def test_tensors_without_dimensions(case, device, monkeypatch, plain_torch):
+    """An operator or its formula that asks for a last dimension, or for the first, says that there is none."""
+    monkeypatch.setattr(case.function, "_plain_torch", plain_torch)
+    args = on(device, case.make(5))
+    for position, value in enumerate(args):
+        if isinstance(value, Tensor):
+            single = value.reshape(-1)[0]
+            with pytest.raises(ValueError, match="dimension|shape"):
+                case(*with_one(args, position, single.detach()))
+
+
+def test_halves_without_dimensions(device):
+    for apply in (LigerFusedGateUpSiLUMulFunction.apply, torch.compile(LigerFusedGateUpSiLUMulFunction.apply)):
+        with pytest.raises(Exception, match="y has no dimensions") as caught:
+            apply(torch.tensor(1.0, device=device))
+        assert not isinstance(caught.value, IndexError)
+
+
+@every_case
+@pytest.mark.parametrize("plain_torch", [False, True])
+def test_arguments_are_named_as_the_caller_names_them(case, device, monkeypatch, plain_torch):
+    monkeypatch.setattr(case.function, "_plain_torch", plain_torch)
+    args = on(device, case.make(5))
+    for position, (name, value) in enumerate(zip(case.function.parameters, args)):
+        if isinstance(value, Tensor) and value.is_floating_point() and name not in ("ce_weight",):
+            with pytest.raises(ValueError, match=rf": {name} is torch.float64"):
+                case(*with_one(args, position, value.double()))
+
+
+def test_numbers_are_named_too():
+    x, weight = torch.randn(2, 8), torch.ones(8)
+    for apply in (LigerRMSNormFunction.apply, lambda x, w, eps: LigerLayerNormFunction.apply(x, w, w, eps)):
+        with pytest.raises(ValueError, match="eps is -1, but must be 0 or more"):
+            apply(x, weight, -1.0)
+        with pytest.raises(TypeError, match="eps must be a float, not str"):
+            apply(x, weight, "1")
