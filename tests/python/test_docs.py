@@ -182,7 +182,7 @@ def test_a_warning_ends_with_its_paragraph(caplog, unpatched):
 
 # ---- options ---------------------------------------------------------------------------------------------------------
 
-READ = re.compile(r'(?:getenv|environment_flag|environb?\.get)\(\s*b?"(LIGER_\w+)"')
+READ = re.compile(r'(?:getenv|environment_flag|environ\w*\.get)\(\s*b?"(LIGER_\w+)"')
 
 
 def test_every_variable_is_explained():
