@@ -63,7 +63,7 @@ clean: ## removes what was built, not .venv
 # ---- use -----------------------------------------------------------------------------------------------------------
 
 .PHONY: demo bench wheel install format
-demo: build $(SETUP) ## a model learns real text twice, stock and patched; MODEL=llama|qwen3|gemma3|mistral|phi3; table, build/demo/demo.png
+demo: build $(SETUP) ## a model learns real text twice, stock and patched; MODEL=llama, qwen3, gemma3, mistral, phi3; table, build/demo/demo.png
 	$(NATIVE) $(PYTHON) examples/train.py --model $(MODEL) $(DEMO_ARGS)
 
 bench: build $(SETUP) ## times against peers; results under bench/results/
