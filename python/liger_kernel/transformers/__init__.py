@@ -41,9 +41,10 @@ def __getattr__(name: str) -> Any:
     if name == "monkey_patch":
         return importlib.import_module(_MONKEY_PATCH)
     home = importlib.import_module(_NEEDS_TRANSFORMERS.get(name, _MONKEY_PATCH))
-    if not hasattr(home, name):
+    by_type = getattr(home, "MODEL_TYPE_TO_APPLY_LIGER_FN", {}).get(name.removeprefix(_APPLY))  # also of text models
+    if not hasattr(home, name) and by_type is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(home, name)
+    return getattr(home, name, by_type)
 
 
 def __dir__() -> list[str]:
