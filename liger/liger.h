@@ -17,6 +17,7 @@
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rope/rope.h"
 #include "liger/ops/scale/scale.h"
+#include "liger/ops/softmax/softmax.h"
 #include "liger/ops/swiglu/swiglu.h"
 
 #endif

@@ -124,7 +124,10 @@ def skeletons_of(root: Path, backend: str) -> set[str]:
 
 def skeleton_problems(root: Path) -> Iterator[str]:
     rooms = [folder.name for folder in (root / "liger/ops").iterdir() if folder.is_dir() and folder.name != "gemm"]
-    named = re.compile(rf"\b(?:liger_)?(?:{'|'.join(rooms)})_\w+")
+    # a slot, a problem, a struct of arguments, a kernel; `softmax_state` is the vocabulary's own
+    named = re.compile(
+        rf"\b(?:liger_)?(?:{'|'.join(rooms)})_(?:\w+_)?(?:forward|backward|problem|args|cuda|cpu|door)\w*"
+    )
     for backend, does in DOES.items():
         for file in sorted((root / "liger" / backend).iterdir()):
             found = named.search(NOT_CODE.sub(" ", file.read_text()))

@@ -199,6 +199,45 @@ struct exchange {
     }
 };
 
+/* ---- formulas ------------------------------------------------------------------------------------------------------- */
+
+/* A formula for which every row is read, and all that is known of one is in its slot, inherits what it need not say. */
+struct every_row {
+    struct batch {};
+    struct state {
+        int key;
+    };
+    template <typename P>
+    static __device__ __forceinline__ batch batch_of(const P &) {
+        return {};
+    }
+    template <typename P>
+    static __device__ __forceinline__ int key(const P &, int64_t) {
+        return 0;
+    }
+    template <typename P>
+    static __device__ __forceinline__ state state_of(const P &, int, int key) {
+        return {key};
+    }
+    template <typename P, typename S>
+    static __device__ __forceinline__ state state_of(const P &, int64_t, int64_t, const S &) {
+        return {0};
+    }
+    template <typename P, typename A>
+    static __device__ __forceinline__ void skip(const P &, const A &, int64_t) {}
+    template <typename P>
+    static __device__ __forceinline__ bool skip(const P &, int64_t, int64_t) {
+        return false;
+    }
+    template <typename P>
+    static __device__ __forceinline__ bool writes(const P &) {
+        return true;
+    }
+    template <typename P, typename S, typename F>
+    static __device__ __forceinline__ void finish(const P &, const batch &, int64_t, const state &, const S &,
+                                                  const F &) {}
+};
+
 } // namespace vocab_rows
 
 #endif

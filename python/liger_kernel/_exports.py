@@ -57,6 +57,11 @@ OPERATORS = {
         "LigerLayerNorm",
         "liger_layer_norm",
     ),
+    "qwen2vl_mrope": Exports(
+        "LigerQwen2VLMRopeFunction qwen2vl_mrope_backward qwen2vl_mrope_forward",
+        "",
+        "liger_qwen2vl_mrope",
+    ),
     "rms_norm": Exports(
         "LigerRMSNormFunction rms_norm_backward rms_norm_forward",
         "LigerRMSNorm LigerRMSNormForMuseGlimmer LigerRMSNormForMuseGlimmerTextCentered",
@@ -66,6 +71,11 @@ OPERATORS = {
         "LigerRopeFunction rope_backward rope_forward",
         "liger_rotary_pos_emb",
         "liger_rope",
+    ),
+    "softmax": Exports(
+        "LigerSoftmaxFunction softmax_backward softmax_forward",
+        "LigerSoftmax",
+        "liger_softmax",
     ),
     "swiglu": Exports(
         "LigerFusedGateUpSiLUMulFunction LigerSiLUMulFunction swiglu_backward swiglu_forward "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
+import transformers
 
 VOCAB = 97
 
@@ -62,7 +64,8 @@ SIGLIP = dict(
 QWEN_VISION = dict(
     depth=2, hidden_size=32, out_hidden_size=32, intermediate_size=40, num_heads=4, patch_size=4, hidden_act="silu"
 )
-SECTIONS = dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1]))
+_ROPE = "rope_parameters" if int(transformers.__version__.partition(".")[0]) >= 5 else "rope_scaling"
+SECTIONS = {_ROPE: dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1])}
 QWEN_TOKENS = dict(image_token_id=IMAGE, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
 
 # row -> (class, changes to TEXT, or a config with a text_config). A word after the row's name: another class of it.
@@ -81,7 +84,10 @@ MODELS = {
     "qwen3_5": ("Qwen3_5ForCausalLM", LINEAR_ATTENTION),
     "phi3": ("Phi3ForCausalLM", dict(partial_rotary_factor=0.5)),
     "gemma": ("GemmaForCausalLM", dict(head_dim=8, hidden_act="gelu_pytorch_tanh")),
-    "gemma2": ("Gemma2ForCausalLM", dict(GEMMA, sliding_window=4, final_logit_softcapping=3.0)),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        dict(GEMMA, sliding_window=4, final_logit_softcapping=3.0, attn_implementation="eager"),
+    ),
     "gemma3_text": ("Gemma3ForCausalLM", dict(GEMMA, sliding_window=4, final_logit_softcapping=3.0)),
     "gemma4_text": (
         "Gemma4ForCausalLM",
@@ -248,8 +254,6 @@ SEES = {
 
 def build(name, seed=0, **changes):
     """The row's model, its norms' weights random, or None if the installed transformers has no such class."""
-    import transformers
-
     class_name, options = MODELS[name]
     cls = getattr(transformers, class_name, None)
     if cls is None:
@@ -273,7 +277,10 @@ def images(name, inputs, seed):
     inputs["input_ids"][:, 1 : 1 + count] = IMAGE
     if "labels" in inputs:
         inputs["labels"][:, 1 : 1 + count] = -100
+    takes = inspect.signature(getattr(transformers, MODELS[name][0]).forward).parameters
     for key, value in described.items():
+        if key not in takes:
+            continue  # releases differ
         if value == IMAGE:
             inputs[key] = (inputs["input_ids"] == IMAGE).long()
         elif isinstance(value, tuple):

@@ -6,6 +6,7 @@
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "liger/ops/cross_entropy/cross_entropy_cases.h"
 #include "liger/ops/cross_entropy/cross_entropy_ref.h"
+#include "tests/harness/float_formats.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
@@ -173,11 +174,7 @@ static struct cross_entropy_ref reference_of(const struct op_case *c, double *co
     return (struct cross_entropy_ref){
         .rows = c->size[ROWS],
         .vocab = c->size[VOCAB],
-        .ignore_index = -100,
-        .label_smoothing = (float)c->scalar[SMOOTHING],
-        .lse_square_scale = (float)c->scalar[Z_SCALE],
-        .softcap = (float)c->scalar[SOFTCAP],
-        .reduction = cross_entropy_reduction(c),
+        CROSS_ENTROPY_OPTIONS_OF(c),
         .upstream_by_row = (c->flags & REDUCTION) == NONE,
         .logits = t[LOGITS],
         .target = t[TARGET],
@@ -210,15 +207,13 @@ static void naive_backward(const struct op_case *c, const struct op_types *types
 }
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    double total = 0, one = 0;
-    for (int64_t r = 0; r < (cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? c->size[ROWS] : 1); r++) {
-        double rows[64] = {0};
-        struct cross_entropy_ref ref = reference_of(c, t);
-        ref.dlogits = NULL;
-        ref.loss = cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? rows : &one;
-        cross_entropy_reference(&ref);
-        total += t[UPSTREAM][r] * (cross_entropy_reduction(c) == LIGER_REDUCTION_NONE ? rows[r] : one);
-    }
+    double loss[64] = {0}, total = 0;
+    struct cross_entropy_ref ref = reference_of(c, t);
+    ref.dlogits = NULL;
+    ref.loss = loss;
+    cross_entropy_reference(&ref);
+    for (int64_t r = 0; r < ((c->flags & REDUCTION) == NONE ? c->size[ROWS] : 1); r++)
+        total += t[UPSTREAM][r] * loss[r];
     return total;
 }
 
@@ -301,10 +296,6 @@ static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESUL
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
 
-static double unit_of(const struct op_run *run) {
-    return run->types.t == LIGER_F32 ? 0x1p-24 : run->types.t == LIGER_F16 ? 0x1p-11 : 0x1p-8;
-}
-
 /* Without z-loss and soft cap a shift of the logits changes nothing, so the gradient has no component along it. */
 static const char *rows_sum_to_zero(struct op_run *run) {
     const int64_t vocab = run->c.size[VOCAB];
@@ -317,8 +308,8 @@ static const char *rows_sum_to_zero(struct op_run *run) {
             sum += run->t[DLOGITS][r * vocab + j];
             magnitude += fabs(run->t[DLOGITS][r * vocab + j]);
         }
-        const double limit =
-            magnitude * (unit_of(run) + 64 * 0x1p-24) + (double)vocab * (run->types.t == LIGER_F16 ? 0x1p-25 : 0);
+        const double limit = magnitude * (format_unit(run->types.t) + 64 * 0x1p-24) +
+                             (double)vocab * (run->types.t == LIGER_F16 ? 0x1p-25 : 0);
         if (!(fabs(sum) <= limit))
             return op_run_text(run, "row %lld of dlogits sums to %g, allowed is %g", (long long)r, sum, limit);
     }
@@ -350,7 +341,7 @@ static const char *target_out_of_range(struct op_run *run) {
 
 /* One element of a row whose values are the largest and smallest that a dtype has: what all rows are like, in turn. */
 static double extreme_logit(liger_dtype t, int64_t row, int64_t j) {
-    const double most = t == LIGER_F32 ? 0x1.fffffep127 : t == LIGER_BF16 ? 0x1.fep127 : 65504;
+    const double most = format_largest(t);
     switch (row % 7) {
         case 0: return -most;
         case 1: return most;
@@ -366,14 +357,15 @@ static double extreme_logit(liger_dtype t, int64_t row, int64_t j) {
 static const char *extreme_logits(struct op_run *run) {
     const int64_t rows = run->c.size[ROWS], vocab = run->c.size[VOCAB];
     const bool none = (run->c.flags & REDUCTION) == NONE, mean = (run->c.flags & REDUCTION) == MEAN;
-    if (run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0 || run->c.scalar[SMOOTHING] != 0) return NULL;
-    if (run->c.flags & (WEIGHTED | SCALED)) return NULL;
+    if (run->c.scalar[Z_SCALE] != 0 || run->c.scalar[SOFTCAP] != 0 || run->c.scalar[SMOOTHING] != 0 ||
+        run->c.flags & (WEIGHTED | SCALED))
+        return op_run_not_applicable(run, "extreme logits: what is right is worked out for the loss without options");
     for (int64_t r = 0; r < rows; r++) {
         run->t[TARGET][r] = 0;
         for (int64_t j = 0; j < vocab; j++) run->t[LOGITS][r * vocab + j] = extreme_logit(run->types.t, r, j);
     }
     if (op_run_call(run) != LIGER_OK) return "the call failed";
-    const double share = mean ? 1.0 / (double)rows : 1, near = 2 * unit_of(run) + 64 * 0x1p-24;
+    const double share = mean ? 1.0 / (double)rows : 1, near = 2 * format_unit(run->types.t) + 64 * 0x1p-24;
     double total = 0;
     for (int64_t r = 0; r < rows; r++) {
         const double *x = run->t[LOGITS] + r * vocab;

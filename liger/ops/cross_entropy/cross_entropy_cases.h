@@ -28,6 +28,12 @@ const char *cross_entropy_target_out_of_range(struct op_run *run, int target, in
      (to)->lse_square_scale = (float)(c)->scalar[Z_SCALE], (to)->softcap = (float)(c)->scalar[SOFTCAP],                \
      (to)->reduction = cross_entropy_reduction(c))
 
+/* The same, as members of a cross_entropy_ref. */
+#define CROSS_ENTROPY_OPTIONS_OF(c)                                                                                    \
+    .ignore_index = -100, .label_smoothing = (float)(c)->scalar[SMOOTHING],                                            \
+    .lse_square_scale = (float)(c)->scalar[Z_SCALE], .softcap = (float)(c)->scalar[SOFTCAP],                           \
+    .reduction = cross_entropy_reduction(c)
+
 /* A result's shape depends on the reduction, which no rule says. */
 #define CROSS_ENTROPY_RESULT_PROVOCATIONS(loss, z_loss, accuracy)                                                      \
     {"loss of rows", OP_VECTOR(loss, 5), LIGER_ERR_SHAPE, {": loss has 5 elements", "must have 1"}},                   \

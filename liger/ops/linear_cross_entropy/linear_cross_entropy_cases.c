@@ -171,11 +171,7 @@ static struct linear_cross_entropy_ref reference_of(const struct op_case *c, con
             {
                 .rows = c->size[ROWS],
                 .vocab = c->size[VOCAB],
-                .ignore_index = -100,
-                .label_smoothing = (float)c->scalar[SMOOTHING],
-                .lse_square_scale = (float)c->scalar[Z_SCALE],
-                .softcap = (float)c->scalar[SOFTCAP],
-                .reduction = cross_entropy_reduction(c),
+                CROSS_ENTROPY_OPTIONS_OF(c),
                 .token_scaling = has(c, TOKEN),
                 .upstream_by_row = has(c, BY_ROW),
                 .target = t[TARGET],
@@ -444,7 +440,8 @@ static const char *advised_chunk(struct op_run *run) {
 /* Every chunk passes over all of dweight: few rows on a large head are one chunk, if memory allows. In f32 a small head's
  * logits cost at most 10 % of its gradients and 16 MB. */
 static const char *chunks_of_a_cpu(struct op_run *run) {
-    if (liger_context_device(run->context) != LIGER_DEVICE_CPU || run->context->loss_workspace_bytes) return NULL;
+    if (liger_context_device(run->context) != LIGER_DEVICE_CPU || run->context->loss_workspace_bytes)
+        return op_run_not_applicable(run, "chunks of a CPU: on a GPU, and where there is a budget, others are right");
     if (chunk_advised(run, 256, 2048, 128256) != 256) return "256 x 2048 x 128256 passes over dweight more than once";
     if (run->types.t != LIGER_F32) return NULL;
     const int64_t gradients = (1024 + 32000) * 1024 * 4, chunk = chunk_advised(run, 1024, 1024, 32000);

@@ -13,6 +13,7 @@ from liger_kernel import _exports
 from liger_kernel.utils import _is_installed
 
 _MONKEY_PATCH = "liger_kernel.transformers.monkey_patch"
+_APPLY = "apply_liger_kernel_to_"
 
 _OFFERED = _exports.homes(__name__, "modules")
 _NEEDS_TRANSFORMERS = {
@@ -21,7 +22,7 @@ _NEEDS_TRANSFORMERS = {
     "_apply_liger_kernel_to_instance": _MONKEY_PATCH,
     "apply_liger_kernel": _MONKEY_PATCH,
     "revert_liger_kernel": _MONKEY_PATCH,
-    **{f"apply_liger_kernel_to_{family}": _MONKEY_PATCH for family in _exports.FAMILIES},
+    **{f"{_APPLY}{family}": _MONKEY_PATCH for family in _exports.FAMILIES},
 }
 
 
@@ -33,13 +34,16 @@ def is_transformers_available() -> bool:
 def __getattr__(name: str) -> Any:
     if name == "functional":
         return importlib.import_module(f"{__name__}.functional")
-    if name not in _NEEDS_TRANSFORMERS and name != "monkey_patch":
+    if name not in _NEEDS_TRANSFORMERS and name != "monkey_patch" and not name.startswith(_APPLY):
         return _exports.find(__name__, name, _OFFERED)
     if not is_transformers_available():
         raise ImportError(f"{__name__}.{name} needs the package transformers, which is not installed")
     if name == "monkey_patch":
         return importlib.import_module(_MONKEY_PATCH)
-    return getattr(importlib.import_module(_NEEDS_TRANSFORMERS[name]), name)
+    home = importlib.import_module(_NEEDS_TRANSFORMERS.get(name, _MONKEY_PATCH))
+    if not hasattr(home, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ from liger_kernel.transformers.messages import warn
 from liger_kernel.transformers.module_patches import logger
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rows import Kind, Row
+from liger_kernel.transformers.swiglu import LigerBlockSparseTop2MLP, LigerPhi3SwiGLUMLP
 
 _SILU, _TANH_GELU = "SiLU", "tanh GELU"
 _NAMES = {"silu": _SILU, "swish": _SILU, "gelu_pytorch_tanh": _TANH_GELU}  # in configs
@@ -24,6 +25,11 @@ _CLASSES = {
     "transformers.activations.SiLUActivation": _SILU,
     "transformers.activations.PytorchGELUTanh": _TANH_GELU,
     "transformers.activations.GELUTanh": _TANH_GELU,
+}
+_PROJECTIONS: dict[type, tuple[str, ...]] = {
+    GatedMLP: ("gate_proj", "up_proj", "down_proj"),
+    LigerPhi3SwiGLUMLP: ("gate_up_proj", "down_proj"),
+    LigerBlockSparseTop2MLP: ("w1", "w2", "w3"),
 }
 
 
@@ -83,7 +89,8 @@ def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str])
         )
     if issubclass(ours, LigerLayerNorm):
         return module_patches._patch_layer_norm_module(module)
-    missing = [name for name in _children(ours) if not isinstance(getattr(module, name, None), nn.Module)]
+    projections = next(names for base, names in _PROJECTIONS.items() if issubclass(ours, base))
+    missing = [name for name in projections if not isinstance(getattr(module, name, None), nn.Module)]
     if missing:
         warn(logger, "missing-child", child=missing[0], **where)
         return False
@@ -92,10 +99,6 @@ def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str])
         warn(logger, "other-activation", activation=type(activation).__name__, **where)
         return False
     return module_patches._patch_module(module, ours)
-
-
-def _children(ours: type) -> tuple[str, ...]:
-    return ("gate_proj", "up_proj", "down_proj") if issubclass(ours, GatedMLP) else ("gate_up_proj", "down_proj")
 
 
 def _activation(ours: type) -> str:
@@ -115,6 +118,8 @@ class _OrStock(type):
     config asks for an activation that ours has not. What is built is an instance of one or the other."""
 
     def __call__(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
+        if "_original" not in vars(cls):  # somebody has derived from it
+            return super().__call__(config, *args, **kwargs)
         ours, original, entry = cls.__bases__[0], cls._original, cls._entry  # type: ignore[attr-defined]
         activation = getattr(config, entry, None) or getattr(config, "hidden_act", None)
         if _NAMES.get(str(activation)) == _activation(ours):
@@ -123,6 +128,8 @@ class _OrStock(type):
         return original(config, *args, **kwargs)
 
     def __instancecheck__(cls, instance: Any) -> bool:
+        if "_original" not in vars(cls):
+            return super().__instancecheck__(instance)
         return isinstance(instance, cls.__bases__)
 
 

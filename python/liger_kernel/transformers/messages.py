@@ -50,6 +50,9 @@ MESSAGES = {
     ),
     # the fused loss, when it is run
     "loss-not-fused": "The loss is not fused with the output head of {model}: {reason}.",
+    "attention-not-eager": (
+        "{model} is trained with {attention} attention; for this family attn_implementation='eager' is recommended"
+    ),
     "skip-without-targets": "skip_logits is True, but labels and shift_labels are None: logits are computed",
 }
 

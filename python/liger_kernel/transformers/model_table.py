@@ -169,7 +169,7 @@ GEMMA2 = Row(
     "gemma2",
     "gemma2.modeling_gemma2",
     (norms({"Gemma2RMSNorm": LigerRMSNormForGemma2}, *SANDWICH), geglu({"Gemma2MLP": LigerGEGLUMLP}, MLP)),
-    {"Gemma2ForCausalLM": CAPPED},
+    {"Gemma2ForCausalLM": Head(softcap="final_logit_softcapping", eager=True)},
     flags=GEGLU_FLAGS,
 )
 GEMMA3_TEXT = Row(

@@ -37,6 +37,7 @@ class Head:
     multiplier   an attribute of the model by which logits are multiplied before that
     output       the class of the result, in `model.output_classes`
     router_loss  whether a load-balancing loss is added where router logits are asked for
+    eager        whether the family should be trained with eager attention, which caps its scores
     """
 
     base: str = "model"
@@ -45,6 +46,7 @@ class Head:
     multiplier: str = ""
     output: str = "LigerCausalLMOutputWithPast"
     router_loss: bool = False
+    eager: bool = False
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     skip_logits, return_dict = given.pop("skip_logits", None), given.pop("return_dict", None)
     base, config = _at(model, head.base), _at(model.config, head.config)
     loss_kwargs = {name: value for name, value in given.items() if name not in named}
+    if head.eager and model.training and model.config._attn_implementation != "eager":
+        attention = model.config._attn_implementation
+        warn_once(logger, model, "attention-not-eager", model=type(model).__name__, attention=attention)
     if labels is not None and _takes_labels(type(base)):
         given["labels"] = labels  # its masks may depend on them
     if head.router_loss:

@@ -1,0 +1,197 @@
+/* softmax_cuda.cu - softmax on CUDA: two formulas for the kernels of cuda/vocab_rows.cuh. Forward reads one row and writes
+ * one, backward reads two: at the speed of memory as long as a row fits into the shared memory of a cluster. */
+#include "liger/core/kernel_table.h"
+#include "liger/cuda/launch.cuh"
+#include "liger/cuda/vocab_rows_resident.cuh"
+#include "liger/cuda/vocab_rows_streamed.cuh"
+#include "liger/ops/softmax/softmax_problem.h"
+
+namespace {
+
+/* ---- forward ------------------------------------------------------------------------------------------------------ */
+
+template <typename T>
+struct forward_row : vocab_rows::every_row {
+    using type = T;
+    using problem = softmax_forward_problem;
+    using slot = softmax_state;
+    enum { INPUTS = 1, VECTORS = 4, LEAST_THREADS = 128, MOST_THREADS = 1024 };
+    using part = vocab_rows::row_part<T, VECTORS>;
+
+    static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
+    static __device__ __forceinline__ const T *input(const problem &p, int, int64_t r) {
+        return row_at<const T>(p.x, r);
+    }
+    static __device__ __forceinline__ slot empty() { return softmax_empty(); }
+
+    template <typename P>
+    static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
+                                                      state &) {
+        part x;
+        x.load(at, stage);
+        const float max = softmax_max(x.max());
+        return {max, x.sum(softmax_unit_of(max))};
+    }
+    template <typename P, typename L>
+    static __device__ __forceinline__ void second_half(const problem &p, const batch &, const P &at, int64_t r,
+                                                       const uint4 *stage, const state &, const slot &all, L loaded) {
+        part x;
+        x.load(at, stage);
+        loaded();
+        const softmax_unit unit = softmax_unit_of(all.max);
+        const float share = 1.0f / all.sum;
+        vocab_rows::write_part<VECTORS>(row_at<T>(p.y, r), at,
+                                        [&](int k) { return softmax_term(x.value(k), unit) * share; });
+    }
+
+    struct facts {
+        softmax_unit unit;
+        float share;
+        T *y;
+    };
+    template <int N>
+    static __device__ __forceinline__ void push(const problem &, const state &, slot &s,
+                                                const vocab_rows::packs<T, N, 1> &raw, int64_t) {
+        float x[N], most = -FLT_MAX;
+        unpack(raw.of[0], x);
+#pragma unroll
+        for (int k = 0; k < N; k++) most = fmaxf(most, x[k]);
+        const float max = fmaxf(s.max, most);
+        const softmax_unit unit = softmax_unit_of(max);
+        s.sum *= softmax_rescale(s.max, unit);
+        s.max = max;
+#pragma unroll
+        for (int k = 0; k < N; k++) s.sum += softmax_term(x[k], unit);
+    }
+    static __device__ __forceinline__ facts facts_of(const problem &p, const batch &, int64_t r, const state &,
+                                                     const slot &s) {
+        return {softmax_unit_of(s.max), 1.0f / s.sum, row_at<T>(p.y, r)};
+    }
+    template <int N>
+    static __device__ __forceinline__ void write(const problem &, const facts &f, const vocab_rows::packs<T, N, 1> &raw,
+                                                 int64_t i) {
+        float x[N];
+        unpack(raw.of[0], x);
+#pragma unroll
+        for (int k = 0; k < N; k++) x[k] = softmax_term(x[k], f.unit) * f.share;
+        pack<T, N> out;
+        repack(x, out);
+        vocab_rows::store_anywhere(f.y + i, out);
+    }
+};
+
+/* ---- backward ----------------------------------------------------------------------------------------------------- */
+
+/* Σ y · dy. */
+struct dot {
+    float sum, unused;
+};
+__device__ __forceinline__ dot merge(dot a, dot b) { return {a.sum + b.sum, 0.0f}; }
+__device__ __forceinline__ dot warp_merge(dot a) { return {warp_sum(a.sum), 0.0f}; }
+
+/* Half the vectors of forward: two rows share the shared memory. */
+template <typename T>
+struct backward_row : vocab_rows::every_row {
+    using type = T;
+    using problem = softmax_backward_problem;
+    using slot = dot;
+    enum { INPUTS = 2, VECTORS = 2, LEAST_THREADS = 128, MOST_THREADS = 1024 };
+    using part = vocab_rows::row_part<T, VECTORS>;
+
+    static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
+    static __device__ __forceinline__ const T *input(const problem &p, int k, int64_t r) {
+        return row_at<const T>(k == 0 ? p.dy : p.y, r);
+    }
+    static __device__ __forceinline__ slot empty() { return {0.0f, 0.0f}; }
+
+    template <typename P>
+    static __device__ __forceinline__ void load(const P &at, const uint4 *stage, part &dy, part &y) {
+        dy.load(at, stage, vocab_rows::ZERO);
+        y.load(at, vocab_rows::input_stage<backward_row>(at, stage, 1), vocab_rows::ZERO);
+    }
+    template <typename P>
+    static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
+                                                      state &) {
+        part dy, y;
+        load(at, stage, dy, y);
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int k = 0; k < part::COUNT; k++) sum[k % 4] += y.value(k) * dy.value(k);
+        return {(sum[0] + sum[1]) + (sum[2] + sum[3]), 0.0f};
+    }
+    template <typename P, typename L>
+    static __device__ __forceinline__ void second_half(const problem &p, const batch &, const P &at, int64_t r,
+                                                       const uint4 *stage, const state &, const slot &all, L loaded) {
+        part dy, y;
+        load(at, stage, dy, y);
+        loaded();
+        vocab_rows::write_part<VECTORS>(row_at<T>(p.dx, r), at,
+                                        [&](int k) { return y.value(k) * (dy.value(k) - all.sum); });
+    }
+
+    struct facts {
+        float sum;
+        T *dx;
+    };
+    template <int N>
+    static __device__ __forceinline__ void push(const problem &, const state &, slot &s,
+                                                const vocab_rows::packs<T, N, 2> &raw, int64_t) {
+        float dy[N], y[N], part = 0.0f;
+        unpack(raw.of[0], dy);
+        unpack(raw.of[1], y);
+#pragma unroll
+        for (int k = 0; k < N; k++) part += y[k] * dy[k];
+        s.sum += part;
+    }
+    static __device__ __forceinline__ facts facts_of(const problem &p, const batch &, int64_t r, const state &,
+                                                     const slot &s) {
+        return {s.sum, row_at<T>(p.dx, r)};
+    }
+    template <int N>
+    static __device__ __forceinline__ void write(const problem &, const facts &f, const vocab_rows::packs<T, N, 2> &raw,
+                                                 int64_t i) {
+        float dy[N], y[N];
+        unpack(raw.of[0], dy);
+        unpack(raw.of[1], y);
+#pragma unroll
+        for (int k = 0; k < N; k++) y[k] *= dy[k] - f.sum;
+        pack<T, N> out;
+        repack(y, out);
+        vocab_rows::store_anywhere(f.dx + i, out);
+    }
+};
+
+template <typename F>
+liger_status run(liger_context *context, const typename F::problem &p, bool packable, const char *op,
+                 liger_stream stream) {
+    bool done = false;
+    LIGER_TRY(cuda_status(vocab_rows::launch_resident<F>(context, p, packable, (cudaStream_t)stream, &done), op));
+    if (!done) vocab_rows::launch_streamed<F>(p, (cudaStream_t)stream);
+    return launched(context, op, stream);
+}
+
+} // namespace
+
+extern "C" liger_status softmax_forward_cuda(liger_context *context, const softmax_forward_problem *problem,
+                                             liger_stream stream) {
+    const softmax_forward_problem &p = *problem;
+    LIGER_ON_DEVICE(context, "softmax_forward");
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable =
+        p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) && rows_are_packable(p.y, element);
+    liger_status status = LIGER_OK;
+    LIGER_FOR_FLOAT(p.dtype, T, status = run<forward_row<T>>(context, p, packable, "softmax_forward", stream))
+    return status;
+}
+
+extern "C" liger_status softmax_backward_cuda(liger_context *context, const softmax_backward_problem *problem,
+                                              liger_stream stream) {
+    const softmax_backward_problem &p = *problem;
+    LIGER_ON_DEVICE(context, "softmax_backward");
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.dy, element) &&
+                          rows_are_packable(p.y, element) && rows_are_packable(p.dx, element);
+    liger_status status = LIGER_OK;
+    LIGER_FOR_FLOAT(p.dtype, T, status = run<backward_row<T>>(context, p, packable, "softmax_backward", stream))
+    return status;
+}
