@@ -95,14 +95,25 @@ def replace(owner: Any, name: str, new: Any) -> bool:
 def restore_all() -> None:
     """Undo every `replace` that still stands."""
     while _replacements:
-        record = _replacements.pop()
-        owner = record.owner()
-        if owner is None or getattr(owner, record.name, Absent) is not record.ours:
-            continue
-        if record.original is Absent:
-            delattr(owner, record.name)
-        else:
-            setattr(owner, record.name, record.original)
+        _undo(_replacements.pop())
+
+
+def restore(owner: Any, name: str) -> None:
+    """Undo one of them."""
+    record = _record_of(owner, name)
+    if record is not None:
+        _replacements[:] = [other for other in _replacements if other is not record]
+        _undo(record)
+
+
+def _undo(record: _Replacement) -> None:
+    owner = record.owner()
+    if owner is None or getattr(owner, record.name, Absent) is not record.ours:
+        return
+    if record.original is Absent:
+        delattr(owner, record.name)
+    else:
+        setattr(owner, record.name, record.original)
 
 
 # ---- the class of one nn.Module --------------------------------------------------------------------------------------
