@@ -340,6 +340,87 @@ def test_warnings_are_given_once(caplog):
     assert len(warnings_of(caplog)) == 1
 
 
+def hooked(mlp):
+    mlp.act_fn.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def hooked_before(mlp):
+    mlp.act_fn.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+
+def own_forward(mlp):
+    mlp.act_fn.forward = torch.relu
+
+
+def replaced(mlp):
+    mlp.act_fn = nn.ReLU()
+
+
+def replaced_by_a_function(mlp):
+    del mlp.act_fn
+    mlp.act_fn = torch.relu
+
+
+CHANGES = [hooked, hooked_before, own_forward, replaced, replaced_by_a_function]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_activation_is_not_patched(change, caplog):
+    def build():
+        model = tiny_llama.build()
+        change(model.model.layers[0].mlp)
+        return model
+
+    assert_as_stock(build, "instance", caplog, "activation")
+    assert len(warnings_of(caplog)) == 1
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("way", "change"), [*[("instance", change) for change in CHANGES], ("class", replaced)])
+def test_an_activation_that_is_changed_later_is_called(way, change, again, caplog):
+    ids, labels = tiny_llama.batch()
+    models = [tiny_llama.build(), apply(tiny_llama.build, way)]
+    for model in models:
+        change(model.model.layers[0].mlp)
+    if again and way == "instance":
+        apply_liger_kernel_to_llama(model=models[1])
+    expected, step = (tiny_llama.run(model, input_ids=ids, labels=labels) for model in models)
+    assert_same_step(step, expected, 1e-4)
+    if way == "instance":
+        revert_liger_kernel(models[1])
+        assert "_liger_activation" not in models[1].model.layers[0].mlp.__dict__
+
+
+@pytest.mark.parametrize(("way", "part"), [("class", "all"), ("instance", "all"), ("instance", "norm")])
+def test_a_model_of_another_dtype_computes_as_stock(way, part):
+    """Its rotary embedding has the dtype of the queries; without it, what stands on this model."""
+    ids, labels = tiny_llama.batch()
+    steps = []
+    for patch in (False, True):
+        revert_liger_kernel()
+        if patch and way == "class":
+            apply_liger_kernel_to_llama(rope=False)
+        model = tiny_llama.build()
+        if patch and way == "instance":
+            apply_liger_kernel_to_llama(model=model, rope=False)
+        (model if part == "all" else model.model.norm).double()
+        if part == "norm":
+            model.lm_head.double()
+        steps.append(tiny_llama.run(model, input_ids=ids, labels=labels))
+    assert_same_step(steps[1], steps[0])
+    if part == "all" and way == "instance":
+        for name, gradient in steps[0][1].items():
+            assert torch.equal(steps[1][1][name], gradient), name
+
+
+def test_layer_norms_of_another_dtype():
+    for make in (lambda: nn.LayerNorm(8), lambda: nn.LayerNorm(8, bias=False)):
+        own, x = make().double(), torch.randn(3, 8, dtype=torch.float64)
+        expected = own(x)
+        monkey_patch._patch_layer_norm_module(own)
+        assert torch.equal(own(x), expected)
+
+
 # ---- hooks and wrappers ----------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from liger_kernel.transformers import module_patches, patching, stock
-from liger_kernel.transformers.gated_mlp import GatedMLP
+from liger_kernel.transformers.gated_mlp import GatedMLP, is_bare
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.layer_norm import LigerLayerNorm
 from liger_kernel.transformers.messages import warn_once
@@ -98,6 +98,10 @@ def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str])
     activation = getattr(module, "act_fn", getattr(module, "activation_fn", None))
     if _CLASSES.get(stock.full_name(type(activation))) != _activation(ours) or _computed_in_python(activation):
         warn_once(logger, module, "other-activation", activation=type(activation).__name__, **where)
+        return False
+    if not is_bare(activation):
+        named = f"{type(activation).__name__} with hooks or a forward of its own"
+        warn_once(logger, module, "other-activation", activation=named, **where)
         return False
     return module_patches._patch_module(module, ours)
 

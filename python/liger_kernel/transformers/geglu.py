@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from liger_kernel.ops import LigerGELUMulFunction
-from liger_kernel.transformers.gated_mlp import GatedMLP
+from liger_kernel.transformers.gated_mlp import GatedMLP, gated
 
 
 class LigerGEGLUMLP(GatedMLP):
@@ -18,7 +18,7 @@ class LigerGEGLUMLP(GatedMLP):
         super().__init__(config)
 
     def forward(self, x):
-        return self.down_proj(LigerGELUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(gated(self, LigerGELUMulFunction, self.gate_proj(x), self.up_proj(x)))
 
 
 class LigerGEGLUMLPForGemma4(LigerGEGLUMLP):

@@ -13,6 +13,8 @@ from torch import nn
 
 from liger_kernel import _implementation
 from liger_kernel.ops import LigerLayerNormFunction
+from liger_kernel.ops._operator import LigerArgumentError
+from liger_kernel.transformers.other_dtypes import as_stock, is_other
 
 
 class LigerLayerNorm(nn.Module):
@@ -55,7 +57,13 @@ class LigerLayerNorm(nn.Module):
     def forward(self, hidden_states: Any) -> Any:
         _implementation.accept("layer_norm", getattr(self, "impl", None), getattr(self, "mode", None))
         # torch's own class may have neither weight nor bias
-        return LigerLayerNormFunction.apply(hidden_states, self.weight, self.bias, self.variance_epsilon)
+        args = (hidden_states, self.weight, self.bias, self.variance_epsilon)
+        try:
+            return LigerLayerNormFunction.apply(*args)
+        except LigerArgumentError:
+            if not is_other(*args[:3]):
+                raise
+        return as_stock(self, LigerLayerNormFunction, *args)
 
     def extra_repr(self):
         impl, mode = getattr(self, "impl", None), getattr(self, "mode", None)

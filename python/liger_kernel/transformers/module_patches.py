@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from liger_kernel.transformers import patching, stock
+from liger_kernel.transformers.gated_mlp import seen_activation
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.layer_norm import LigerLayerNorm
 from liger_kernel.transformers.messages import warn_once
@@ -76,7 +77,7 @@ def _patch_module(module: nn.Module, liger_module: type[nn.Module], **attributes
         return all([_patch_module(copy, liger_module, **attributes) for copy in copies])
     if not give_methods(module, MethodsOf(liger_module)):
         return False
-    for name, value in attributes.items():
+    for name, value in {**attributes, **seen_activation(module)}.items():
         patching.set_on_instance(module, name, value)
     return True
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from liger_kernel.ops import LigerRMSNormFunction
+from liger_kernel.ops._operator import LigerArgumentError
+from liger_kernel.transformers.other_dtypes import as_stock, is_other
 
 
 class LigerRMSNorm(nn.Module):
@@ -47,7 +49,7 @@ class LigerRMSNorm(nn.Module):
         self.row_mode = row_mode
 
     def forward(self, hidden_states):
-        return LigerRMSNormFunction.apply(
+        args = (
             hidden_states,
             getattr(self, "weight", None),
             self.variance_epsilon,
@@ -56,6 +58,12 @@ class LigerRMSNorm(nn.Module):
             getattr(self, "in_place", True),
             getattr(self, "row_mode", None),
         )
+        try:
+            return LigerRMSNormFunction.apply(*args)
+        except LigerArgumentError:
+            if not is_other(*args[:2]):
+                raise
+        return as_stock(self, LigerRMSNormFunction, *args)
 
     def extra_repr(self):
         weight = getattr(self, "weight", None)

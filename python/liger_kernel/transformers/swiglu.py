@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
-from liger_kernel.transformers.gated_mlp import GatedMLP
+from liger_kernel.transformers.gated_mlp import GatedMLP, gated
 
 
 def _require_silu(activation: str) -> None:
@@ -29,7 +29,7 @@ class _SwiGLUMLP(GatedMLP):
         super().__init__(config, intermediate_size, bias)
 
     def forward(self, x):
-        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(gated(self, LigerSiLUMulFunction, self.gate_proj(x), self.up_proj(x)))
 
 
 def _has_bias(config: Any) -> bool:
@@ -79,8 +79,10 @@ class LigerFalconH1SwiGLUMLP(_SwiGLUMLP):
     def forward(self, x):
         gate, up = self.gate_proj(x), self.up_proj(x)
         if getattr(self.down_proj, "bias", None) is None:  # the multiplier commutes with the projection
-            return self.down_proj(LigerSiLUMulFunction.apply(gate, up, self.gate_multiplier, self.down_multiplier))
-        return self.down_proj(LigerSiLUMulFunction.apply(gate, up, self.gate_multiplier)) * self.down_multiplier
+            return self.down_proj(
+                gated(self, LigerSiLUMulFunction, gate, up, self.gate_multiplier, self.down_multiplier)
+            )
+        return self.down_proj(gated(self, LigerSiLUMulFunction, gate, up, self.gate_multiplier)) * self.down_multiplier
 
 
 class LigerBlockSparseTop2MLP(nn.Module):
@@ -96,7 +98,7 @@ class LigerBlockSparseTop2MLP(nn.Module):
         self.w3 = nn.Linear(self.hidden_dim, self.ffn_dim, bias=False)
 
     def forward(self, x):
-        return self.w2(LigerSiLUMulFunction.apply(self.w1(x), self.w3(x)))
+        return self.w2(gated(self, LigerSiLUMulFunction, self.w1(x), self.w3(x)))
 
 
 class LigerPhi3SwiGLUMLP(nn.Module):
@@ -112,7 +114,7 @@ class LigerPhi3SwiGLUMLP(nn.Module):
         self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
 
     def forward(self, x):
-        return self.down_proj(LigerFusedGateUpSiLUMulFunction.apply(self.gate_up_proj(x)))
+        return self.down_proj(gated(self, LigerFusedGateUpSiLUMulFunction, self.gate_up_proj(x)))
 
 
 class LigerExperts(nn.Module):
