@@ -191,7 +191,9 @@ def cross_entropy_forward(
 
 
 def cross_entropy_backward(_input: Tensor, grad_output: Tensor) -> Tensor:
-    """The gradient that cross_entropy_forward formed, times a scalar or one value per row."""
+    """The gradient that cross_entropy_forward formed, times a scalar or one value per row. It does not know the targets: an
+    upstream that is infinite or NaN makes NaN of the zeros of ignored rows too, which the Function's own backward leaves
+    zeros."""
     if grad_output.dim() == 0:
         return scaled_gradient(_input, grad_output)
     return (_input.float() * grad_output.float().unsqueeze(1)).to(_input.dtype)

@@ -143,9 +143,13 @@ def _finished(
 
 
 def _scaled(upstream: Tensor, gradients: Sequence[Tensor | None], target: Tensor | None, ignore_index: int) -> list:
-    """The gradients of x, whose rows are those of `target`, weight and bias, times the upstream scalar."""
-    rows = (target, None, None)
-    return [None if g is None else scaled_gradient(g, upstream, t, ignore_index) for g, t in zip(gradients, rows)]
+    """The gradients of x, whose rows are those of `target`, weight and bias, times the upstream scalar. Of the latter two
+    each is as one row, which is ignored if all rows are: its label is how many are not."""
+    valid = None
+    if target is not None and any(g is not None for g in gradients[1:3]):
+        valid = target.ne(ignore_index).sum(0, keepdim=True)
+    labels = ((target, ignore_index), (valid, 0), (valid, 0))
+    return [None if g is None else scaled_gradient(g, upstream, *told) for g, told in zip(gradients, labels)]
 
 
 def _normaliser(counts: Tensor, weighted: bool) -> Tensor:
@@ -270,7 +274,8 @@ def fused_linear_cross_entropy_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients that forward formed, times the upstream scalar. Where a backward pass has found that nobody else
-    can see them they are scaled in their own memory, else in new memory."""
+    can see them they are scaled in their own memory, else in new memory. It does not know the targets: an upstream that is
+    infinite or NaN makes NaN of the zeros of ignored rows too, which the Function's own backward leaves zeros."""
     dx, dweight, dbias = _scaled(grad_output, (grad_input, grad_weight, grad_bias), None, 0)
     return dx, dweight, dbias
 
