@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from liger_kernel import _implementation, _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import fresh, matrix, require_float, take_saved
+from liger_kernel.ops._memory import fresh, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
     ROWS,
@@ -61,7 +61,10 @@ class _LinearCrossEntropy(Operator):
         ctx.set_materialize_grads(False)
         ctx.formed = options[-3:] if options[3] != 0 else (False,) * 3
         ctx.options = options[:8]
-        ctx.save_for_backward(*((*output[4:], target) if any(ctx.formed) else (x, weight, target, bias, class_weight)))
+        if any(ctx.formed):
+            ctx.save_for_backward(*output[4:], kept_labels(target))
+        else:
+            ctx.save_for_backward(x, weight, target, bias, class_weight)
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         dloss, needs = upstreams[0], [ctx.needs_input_grad[i] for i in self.differentiable]
@@ -290,7 +293,9 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     Gradients of weight and bias accumulate in f32 (or in `accum_dtype`) and are rounded once. With "mean" and "sum" they
     are formed in forward; with "none" backward makes the logits again and multiplies each row by its own upstream.
     Under autocast the products run in its dtype, for CPU tensors too. Rows that are ignored have a gradient of 0, but are
-    part of the products: a NaN or Inf in such a row of _input reaches weight's gradient, as in an unfused head.
+    part of the products: a NaN or Inf in such a row of _input reaches weight's gradient, as in an unfused head. What comes
+    from above does not reach them: backward reads the labels again, so they must not be changed in place before it
+    (RuntimeError, as in torch's own loss).
     ce_impl and ce_mode name an implementation of the inner loss and change nothing; chunk_mem_const, a positive integer
     (ValueError), is a hint that is not needed: the size of a chunk is chosen by its cost.
     """
@@ -314,7 +319,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         ctx.dtypes = [None if t is None else t.dtype for t in (given["_input"], given["weight"], bias)]
         ctx.ignore_index = given["ignore_index"]
         if ctx.formed:
-            gradients.append(given["target"])
+            gradients.append(kept_labels(given["target"]))
         else:
             gradients, ctx.options = _operator_arguments(*(given[name] for name in _OPERATOR_ARGUMENTS))
         ctx.save_for_backward(*gradients)
