@@ -46,7 +46,10 @@ def test_what_is_not_its_memory_is_refused(device, which):
     ("change", "error", "words"),
     [
         ({"x": [1.0]}, TypeError, "x must be a torch.Tensor or None, not list"),
-        ({"x": torch.ones(4, 8, dtype=torch.float64)}, ValueError, "x is torch.float64"),
+        ({"x": torch.ones(4, 8, dtype=torch.float64)}, ValueError, "x is torch.float64, but float32, float16"),
+        ({"x": torch.ones(4, 8, dtype=torch.uint8)}, ValueError, "x is torch.uint8, but float32, float16"),
+        ({"x": torch.ones(4, 8, dtype=torch.int64)}, ValueError, "x is torch.int64, but float32, float16"),
+        ({"y": torch.full((4, 8), 7.0).half()}, ValueError, "y is torch.float16, but "),
         ({"x": torch.ones(1, 1, 1, 1, 1, 4, 8)}, ValueError, "x has 7 dimensions, but at most 6"),
         ({"weight": torch.ones(9)}, AssertionError, "weight"),
         ({"weight": torch.empty(8, device="meta")}, _native.LigerArgumentError, "weight has no memory"),
