@@ -31,7 +31,7 @@ PROCESSES = {
     "quack": ("quack",),
 }
 # These write over their inputs, which are made afresh before every call.
-OVERWRITES = {("reference", op) for op in ("cross_entropy", "geglu", "rope", "swiglu")}
+OVERWRITES = {("reference", op) for op in ("cross_entropy", "geglu", "mrope", "rope", "swiglu")}
 
 
 LOSSES = ("cross_entropy", "linear_cross_entropy", "gemm")

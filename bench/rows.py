@@ -17,6 +17,7 @@ from torch import Tensor
 
 EPSILON = 1e-6
 IGNORE = -100
+MROPE_SECTION = [16, 24, 24]  # of the 64 pairs of a head of 128
 
 
 @dataclass
@@ -76,6 +77,11 @@ def _rotate_half(x: Tensor) -> Tensor:
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return q * cos + _rotate_half(q) * sin, k * cos + _rotate_half(k) * sin
+
+
+def mrope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    sections = MROPE_SECTION * 2
+    return rope(q, k, *(torch.cat([m[i % 3] for i, m in enumerate(t.split(sections, -1))], -1) for t in (cos, sin)))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -139,6 +145,14 @@ def _rope_inputs(shape, dtype, device) -> Inputs:
     return Inputs([q, k], [angle.cos().to(dtype), angle.sin().to(dtype)], up, rotated=2)
 
 
+def _mrope_inputs(shape, dtype, device) -> Inputs:
+    """Other angles for each of the three positions of each token."""
+    made = _rope_inputs(shape, dtype, device)
+    batch, seq, _, _, dim = shape
+    angle = _normal((3, batch, seq, dim // 2), torch.float32, device, 5, 10.0).repeat(1, 1, 1, 2)
+    return Inputs(made.diff, [angle.cos().to(dtype), angle.sin().to(dtype)], made.upstream, rotated=2)
+
+
 def _gated_inputs(shape, dtype, device) -> Inputs:
     return Inputs([_normal(shape, dtype, device, s) for s in (1, 2)], [], [_normal(shape, dtype, device, 3)], rotated=2)
 
@@ -188,6 +202,7 @@ OPERATORS = {
         _layer_norm_inputs, layer_norm, "LigerLayerNormFunction", "layer_norm", (EPSILON,), passes=5
     ),
     "rope": Operator(_rope_inputs, rope, "LigerRopeFunction", "rope", passes=4),
+    "mrope": Operator(_mrope_inputs, mrope, "LigerQwen2VLMRopeFunction", "qwen2vl_mrope", (MROPE_SECTION,), passes=4),
     "swiglu": Operator(_gated_inputs, swiglu, "LigerSiLUMulFunction", "swiglu", passes=8),
     "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
     "cross_entropy": Operator(
@@ -225,7 +240,7 @@ class Row:
         """Bytes that must move and operations of the products, forward and backward."""
         size = 4 if self.dtype == "float32" else 2
         operator = OPERATORS[self.op]
-        if self.op == "rope":
+        if self.op in ("rope", "mrope"):
             batch, seq, heads, kv_heads, dim = self.shape
             elements = batch * seq * (heads + kv_heads) * dim
         else:
@@ -241,6 +256,7 @@ CUDA_ROWS = [
     Row("add+RMSNorm 16384x4096", "norm", "add_rms_norm", (16384, 4096), intermediate=True, bar_ms=0.268, bar_mb=390),
     Row("LayerNorm 16384x4096", "norm", "layer_norm", (16384, 4096), bar_ms=0.171, bar_mb=262),
     Row("RoPE 4x4096, 32+8 heads x 128", "pointwise", "rope", (4, 4096, 32, 8, 128), bar_ms=0.166, bar_mb=321),
+    Row("M-RoPE 4x4096, 32+8 heads x 128", "pointwise", "mrope", (4, 4096, 32, 8, 128)),
     Row("SwiGLU 16384x14336", "pointwise", "swiglu", (16384, 14336), bar_ms=0.869, bar_mb=1344),
     Row("GeGLU 16384x14336", "pointwise", "geglu", (16384, 14336), bar_ms=0.865, bar_mb=1344),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
@@ -276,6 +292,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"LayerNorm 2048x1024 {short}", "norm", "layer_norm", (2048, 1024), dtype),
         Row(f"LayerNorm 2048x4096 {short}", "norm", "layer_norm", (2048, 4096), dtype),
         Row(f"RoPE 2x1024, 16+8 heads x 64 {short}", "pointwise", "rope", (2, 1024, 16, 8, 64), dtype),
+        Row(f"M-RoPE 2x512, 16+8 heads x 128 {short}", "pointwise", "mrope", (2, 512, 16, 8, 128), dtype),
         Row(f"SwiGLU 2048x2816 {short}", "pointwise", "swiglu", (2048, 2816), dtype),
         Row(f"SwiGLU 2048x11008 {short}", "pointwise", "swiglu", (2048, 11008), dtype),
         Row(f"GeGLU 2048x2816 {short}", "pointwise", "geglu", (2048, 2816), dtype),

@@ -57,6 +57,11 @@ OPERATORS = {
         "LigerLayerNorm",
         "liger_layer_norm",
     ),
+    "qwen2vl_mrope": Exports(
+        "LigerQwen2VLMRopeFunction qwen2vl_mrope_backward qwen2vl_mrope_forward",
+        "",
+        "liger_qwen2vl_mrope",
+    ),
     "rms_norm": Exports(
         "LigerRMSNormFunction rms_norm_backward rms_norm_forward",
         "LigerRMSNorm LigerRMSNormForMuseGlimmer LigerRMSNormForMuseGlimmerTextCentered",

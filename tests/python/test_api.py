@@ -173,6 +173,7 @@ NORM = dict(eps=1e-6, offset=0.0, casting_mode="llama", init_fn="ones", in_place
         ),
         (F.liger_swiglu, dict(a=..., b=...)),
         (F.liger_rope, dict(q=..., k=..., cos=..., sin=..., **ROPE)),
+        (F.liger_qwen2vl_mrope, dict(q=..., k=..., cos=..., sin=..., mrope_section=..., unsqueeze_dim=1)),
     ],
 )
 def test_signatures(function, expected):

@@ -50,7 +50,7 @@ def test_heads_lie_in_the_order_of_projections(device, batch, heads, seq, layout
         layout(torch.randn(batch, 1, seq, 8, device=device)),
     )
     angles = torch.zeros(1, seq, 8, device=device)
-    made = _native.rope_forward(q, k, angles + 1, angles, Wish.HEADS, Wish.HEADS[1], 8, 0)
+    made = _native.rope_forward(q, k, angles + 1, angles, Wish.HEADS, Wish.HEADS[1], 8, 0, 0, 0, 0)
     for given, out in zip((q, k), made):
         h = given.shape[1]
         assert out.stride() == (seq * h * 8, 8, h * 8, 1) and torch.equal(out, given)
@@ -136,7 +136,7 @@ def test_values_of_rows_and_of_all(device, reduction):
 def test_heads_of_three_dimensions_are_refused():
     q = torch.randn(4, 3, 8)
     with pytest.raises(_native.LigerArgumentError, match="q_out cannot be made in the likeness of q"):
-        _native.rope_forward(q, q, q, q, Wish.HEADS, Wish.HEADS[1], 8, 0)
+        _native.rope_forward(q, q, q, q, Wish.HEADS, Wish.HEADS[1], 8, 0, 0, 0, 0)
 
 
 def test_without_the_quick_way_to_memory(device):

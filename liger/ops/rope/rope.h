@@ -19,6 +19,7 @@ extern "C" {
  *   k        in    [batch, k_heads, seq, dim]   T         likewise; absent, together with k_out: q only
  *   cos, sin in    [batch or 1, seq, >= h] or [seq, >= h]   both T or both f32; last dimension contiguous; only the
  *                  first h columns are read; a batch of 1, two dimensions or a batch stride of 0 serve every batch
+ *                  with sections: [3, batch or 1, seq, >= h], three planes of angles
  *   q_out    out   as q   may be q itself (the very same view)
  *   k_out    out   as k   may be k itself; any other overlap is LIGER_ERR_LAYOUT
  *                         (heads of q and k side by side in one fused projection do not overlap)
@@ -26,6 +27,9 @@ extern "C" {
  *   T is f32, f16 or bf16. rotary is even, 0 <= rotary <= dim; elements [rotary, dim) pass through unchanged.
  *   operand_dtype: 0, or the float dtype that q and k are rounded to after the load (a caller whose tables were made in
  *   a narrower dtype than q passes them widened to f32, and their dtype here); what passes through is not rounded.
+ *   temporal, height, width: all 0, or sections of the h columns, whose sum is h, for positions with three coordinates
+ *   (M-RoPE): the first `temporal` columns of cos and sin are those of plane 0, the next `height` those of plane 1, the
+ *   last `width` those of plane 2.
  *   Arithmetic in f32: two products and their sum, each rounded to f32 (no fused multiply-add), so that every backend
  *   gives the same bits; rounded once to T at the store.
  *   Edges: an empty q and k succeed and nothing is done; NaN and Inf propagate within their pair.
@@ -42,6 +46,9 @@ typedef struct liger_rope_forward_args {
     int64_t rotary;
     int32_t operand_dtype; /* liger_dtype; 0: no rounding after the load */
     int32_t reserved;      /* 0 */
+    int64_t temporal;      /* sections of the columns; all 0: none */
+    int64_t height;
+    int64_t width;
 } liger_rope_forward_args;
 
 #define LIGER_ROPE_FORWARD_ARGS_INIT                                                                                   \
@@ -68,6 +75,9 @@ typedef struct liger_rope_backward_args {
     int64_t rotary;
     int32_t operand_dtype; /* liger_dtype; 0: no rounding after the load */
     int32_t reserved;      /* 0 */
+    int64_t temporal;      /* sections of the columns; all 0: none */
+    int64_t height;
+    int64_t width;
 } liger_rope_backward_args;
 
 #define LIGER_ROPE_BACKWARD_ARGS_INIT                                                                                  \

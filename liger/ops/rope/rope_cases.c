@@ -11,6 +11,7 @@
  * k that the gradients do not depend on; they stand behind the tensors of the call. */
 enum { Q, K, COS, SIN, Q_OUT, K_OUT, FORWARD_TENSORS, LOSS_Q = FORWARD_TENSORS, LOSS_K, BACKWARD_TENSORS };
 enum { BATCH, SEQ, Q_HEADS, K_HEADS, DIM, ROTARY, TABLE_BATCH /* 0: two dimensions */, COS_COLS, SIN_COLS, OPERAND };
+enum { TEMPORAL = OPERAND + 1, HEIGHT, WIDTH /* all 0: no sections */ };
 enum {
     TRANSPOSED = 1, /* [batch, seq, heads, dim] memory, as projections write it */
     NO_K = 2,
@@ -35,6 +36,10 @@ static struct tensor_spec heads_spec(const struct op_case *c, const char *name, 
     return spec;
 }
 
+static int64_t planes(const struct op_case *c) {
+    return c->size[TEMPORAL] + c->size[HEIGHT] + c->size[WIDTH] > 0 ? 3 : 1;
+}
+
 static struct tensor_spec table_spec(const struct op_case *c, const char *name, int cols) {
     struct tensor_spec spec = {.name = name,
                                .role = ROLE_IN,
@@ -48,6 +53,13 @@ static struct tensor_spec table_spec(const struct op_case *c, const char *name, 
         spec.ndim = 2;
         spec.shape[0] = c->size[SEQ];
         spec.shape[1] = c->size[cols];
+    }
+    if (planes(c) > 1) {
+        spec.ndim = 4;
+        spec.shape[0] = planes(c);
+        spec.shape[1] = c->size[TABLE_BATCH];
+        spec.shape[2] = c->size[SEQ];
+        spec.shape[3] = c->size[cols];
     }
     return spec;
 }
@@ -74,6 +86,7 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     if (c->flags & BENCH) spec[LOSS_Q].absent = spec[LOSS_K].absent = true;
 }
 
+/* Of one plane. */
 static int64_t table_rows(const struct op_case *c) {
     return (c->size[TABLE_BATCH] ? c->size[TABLE_BATCH] : 1) * c->size[SEQ];
 }
@@ -81,7 +94,7 @@ static int64_t table_rows(const struct op_case *c) {
 /* The tables hold the cosine and the sine of one angle. */
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    for (int64_t row = 0; row < table_rows(c); row++)
+    for (int64_t row = 0; row < planes(c) * table_rows(c); row++)
         for (int64_t i = 0; i < c->size[ROTARY] / 2; i++) {
             double *at = t[COS] + row * c->size[COS_COLS] + i, angle = *at;
             *at = cos(angle);
@@ -99,6 +112,9 @@ static struct rope_ref ref_of(const struct op_case *c, const struct op_types *ty
         .table_batch = c->size[TABLE_BATCH] ? c->size[TABLE_BATCH] : 1,
         .cos_cols = c->size[COS_COLS],
         .sin_cols = c->size[SIN_COLS],
+        .temporal = c->size[TEMPORAL],
+        .height = c->size[HEIGHT],
+        .plane_rows = planes(c) > 1 ? table_rows(c) : 0,
         .operand = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : (liger_dtype)c->size[OPERAND],
         .inverse = inverse,
     };
@@ -117,7 +133,9 @@ static void reference_backward(const struct op_case *c, const struct op_types *t
 }
 
 /* The fields of both structs that are no tensors have the same names. */
-#define FILL(to) (to)->rotary = c->size[ROTARY], (to)->operand_dtype = (int32_t)c->size[OPERAND]
+#define FILL(to)                                                                                                       \
+    (to)->rotary = c->size[ROTARY], (to)->operand_dtype = (int32_t)c->size[OPERAND],                                   \
+    (to)->temporal = c->size[TEMPORAL], (to)->height = c->size[HEIGHT], (to)->width = c->size[WIDTH]
 static void forward_options(const struct op_case *c, void *args) { FILL((liger_rope_forward_args *)args); }
 static void backward_options(const struct op_case *c, void *args) { FILL((liger_rope_backward_args *)args); }
 OP_DOOR(rope_forward, forward_options)
@@ -139,11 +157,27 @@ static const struct op_case cases[] = {
     {.label = "one token, 33+1 heads", .size = {1, 1, 33, 1, 128, 128, 1, 128, 129}, .flags = TRANSPOSED},
     {.label = "131 tokens, one head", .size = {1, 131, 1, 0, 32, 32, 1, 32, 40}, .flags = NO_K},
     {.label = "wide head", .size = {1, 2, 2, 1, 1100, 1040, 1, 520, 536}},
+    {.label = "sections of whole vectors",
+     .size = {2, 5, 4, 2, 128, 128, 2, 128, 128, 0, 16, 24, 24},
+     .flags = TRANSPOSED},
+    {.label = "sections of odd widths", .size = {2, 3, 2, 1, 64, 64, 1, 64, 72, 0, 11, 3, 18}},
+    {.label = "sections, wider tables", .size = {3, 4, 3, 2, 32, 32, 3, 40, 48, 0, 4, 8, 4}, .flags = TRANSPOSED},
+    {.label = "sections, partial rotation", .size = {2, 3, 2, 1, 80, 48, 2, 48, 40, 0, 8, 8, 8}},
+    {.label = "sections, odd head size", .size = {1, 7, 2, 1, 37, 36, 1, 38, 54, 0, 5, 6, 7}, .flags = TRANSPOSED},
+    {.label = "an empty first section", .size = {1, 3, 2, 2, 33, 32, 1, 32, 32, 0, 0, 8, 8}},
+    {.label = "the first section alone", .size = {1, 3, 2, 0, 32, 32, 1, 32, 32, 0, 16, 0, 0}, .flags = NO_K},
+    {.label = "the last section alone", .size = {1, 3, 2, 2, 32, 32, 1, 32, 32, 0, 0, 0, 16}},
+    {.label = "sections, rounded to bf16", .size = {1, 5, 2, 2, 32, 32, 1, 32, 40, LIGER_BF16, 8, 4, 4}},
+    {.label = "sections, no sequence", .size = {2, 0, 2, 2, 16, 16, 1, 16, 16, 0, 2, 3, 3}, .edge = true},
     {.label = "no batch", .size = {0, 5, 2, 2, 16, 16, 1, 16, 16}, .edge = true},
     {.label = "no sequence", .size = {2, 0, 2, 2, 16, 16, 1, 16, 16}, .edge = true},
     {.label = "no k heads", .size = {2, 3, 2, 0, 16, 16, 1, 16, 16}, .edge = true},
     {.label = "head size 1", .size = {2, 3, 2, 1, 1, 0, 1, 1, 2}, .edge = true},
     {.label = "2x512, 16+8 heads", .size = {2, 512, 16, 8, 64, 64, 1, 64, 64}, .flags = TRANSPOSED, .large = true},
+    {.label = "2x512, sections",
+     .size = {2, 512, 16, 8, 64, 64, 2, 64, 64, 0, 8, 12, 12},
+     .flags = TRANSPOSED,
+     .large = true},
 };
 
 /* ---- errors: what no rule of a door says ------------------------------------------------------------------------ */
@@ -164,6 +198,41 @@ static const struct op_case cases[] = {
 
 static const struct op_provocation forward_provocations[] = {PROVOCATIONS("rope_forward")};
 static const struct op_provocation backward_provocations[] = {PROVOCATIONS("rope_backward")};
+
+/* Tables with planes in the place of the first case's, all planes in the same memory. */
+static void give_planes(struct op_call *call, int64_t count) {
+    for (int i = COS; i <= SIN; i++) {
+        liger_tensor *table = &call->t[i];
+        for (int d = table->ndim++; d > 0; d--) {
+            table->shape[d] = table->shape[d - 1];
+            table->stride[d] = table->stride[d - 1];
+        }
+        table->shape[0] = count;
+        table->stride[0] = 0;
+    }
+}
+static void give_two(struct op_call *call) { give_planes(call, 2); }
+static void give_three(struct op_call *call) { give_planes(call, 3); }
+static void give_three_batches(struct op_call *call) {
+    give_planes(call, 3);
+    call->t[COS].shape[1] = 3;
+}
+/* With ten columns of the first: a sum that is 8 in 64 bits. */
+static void give_very_many(struct op_call *call) {
+    give_planes(call, 3);
+    call->c.size[HEIGHT] = call->c.size[WIDTH] = INT64_MAX;
+}
+
+/* Of either function. */
+static const struct op_provocation section_provocations[] = {
+    {"sections without planes", OP_SIZE(TEMPORAL, 8), LIGER_ERR_SHAPE, {": cos", "3 dimensions", "4"}},
+    {"planes without sections", {CHANGES_NOTHING}, LIGER_ERR_SHAPE, {": cos", "4 dimensions", "3"}, give_three},
+    {"two planes", OP_SIZE(TEMPORAL, 8), LIGER_ERR_SHAPE, {": cos", "shape[0] is 2", "3"}, give_two},
+    {"planes for three batches", OP_SIZE(WIDTH, 8), LIGER_ERR_SHAPE, {": cos", "3", "batch of 2"}, give_three_batches},
+    {"too few columns", OP_SIZE(HEIGHT, 7), LIGER_ERR_ARGUMENT, {": temporal", "0, 7 and 0", "= 8"}, give_three},
+    {"too many columns", OP_SIZE(WIDTH, 9), LIGER_ERR_ARGUMENT, {": temporal", "0, 0 and 9", "= 8"}, give_three},
+    {"2^64 + 8 columns", OP_SIZE(TEMPORAL, 10), LIGER_ERR_ARGUMENT, {": temporal", "10", "= 8"}, give_very_many},
+};
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
 
@@ -264,6 +333,11 @@ static const struct op_case bench[] = {
      .flags = TRANSPOSED | BENCH,
      .dtypes = 1u << LIGER_BF16,
      .large = true},
+    {.label = "4x4096, 32+8 heads of 128, sections",
+     .size = {4, 4096, 32, 8, 128, 128, 4, 128, 128, 0, 16, 24, 24},
+     .flags = TRANSPOSED | BENCH,
+     .dtypes = 1u << LIGER_BF16,
+     .large = true},
     {.label = "2x1024, 16+8 heads of 64", .size = {2, 1024, 16, 8, 64, 64, 1, 64, 64}, .flags = TRANSPOSED | BENCH},
 };
 
@@ -278,6 +352,7 @@ const struct op_cases rope_forward_cases = {
     .no_naive = OP_NO_SUMS,
     .no_loss = OP_IS_FORWARD,
     OP_PROVOCATIONS(forward_provocations),
+    OP_MORE_PROVOCATIONS(section_provocations),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
     .bytes = bytes,
@@ -295,6 +370,7 @@ const struct op_cases rope_backward_cases = {
     .loss = loss,
     OP_GRADIENTS(gradients),
     OP_PROVOCATIONS(backward_provocations),
+    OP_MORE_PROVOCATIONS(section_provocations),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
     .bytes = bytes,

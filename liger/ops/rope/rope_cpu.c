@@ -11,11 +11,11 @@
 /* Below this many bytes a second thread costs more than it brings. */
 enum { BYTES_PER_CHUNK = 32 << 10 };
 
-/* `in` and `out` are one head of one token; cos and sin that token's angles. */
+/* `pairs` columns of one head of one token, and their partners; cos and sin are these columns' angles. */
 LIGER_TEMPLATE void rotate_head(liger_dtype t, liger_dtype tt, bool inverse, const struct rope_problem *p,
-                                const void *in, void *out, const void *cos, const void *sin) {
+                                int64_t pairs, const void *in, void *out, const void *cos, const void *sin) {
     const int64_t half = p->half;
-    V_FOR_EACH(i, n, half, {
+    V_FOR_EACH(i, n, pairs, {
         v_f32 low = v_load_n(t, in, i, n);
         v_f32 high = v_load_n(t, in, half + i, n);
         const v_f32 c = v_load_n(tt, cos, i, n);
@@ -33,16 +33,18 @@ LIGER_TEMPLATE void rotate_head(liger_dtype t, liger_dtype tt, bool inverse, con
     });
 }
 
-/* All heads of one token of q or k. */
+/* The columns that have their angles in one plane, of all heads of one token of q or k; with the first of them what passes
+ * through. */
 LIGER_TEMPLATE void rotate_heads(liger_dtype t, liger_dtype tt, bool inverse, const struct rope_problem *p,
                                  struct rope_heads in, struct rope_heads out, int64_t heads, int64_t batch, int64_t s,
-                                 const void *cos, const void *sin) {
+                                 int plane, const void *cos, const void *sin) {
     const int64_t element = (int64_t)liger_dtype_size(t), rotated = 2 * p->half;
-    const char *x = (const char *)in.data + (batch * in.batch_stride + s * in.seq_stride) * element;
-    char *y = (char *)out.data + (batch * out.batch_stride + s * out.seq_stride) * element;
+    const int64_t first = p->first[plane], pairs = p->first[plane + 1] - first;
+    const char *x = (const char *)in.data + (batch * in.batch_stride + s * in.seq_stride + first) * element;
+    char *y = (char *)out.data + (batch * out.batch_stride + s * out.seq_stride + first) * element;
     for (int64_t head = 0; head < heads; head++) {
-        rotate_head(t, tt, inverse, p, x, y, cos, sin);
-        if (rotated < p->dim && x != y)
+        rotate_head(t, tt, inverse, p, pairs, x, y, cos, sin);
+        if (rotated < p->dim && x != y && plane == 0)
             memcpy(y + rotated * element, x + rotated * element, (size_t)((p->dim - rotated) * element));
         x += in.head_stride * element;
         y += out.head_stride * element;
@@ -52,13 +54,16 @@ LIGER_TEMPLATE void rotate_heads(liger_dtype t, liger_dtype tt, bool inverse, co
 LIGER_TEMPLATE void rotate_tokens(liger_dtype t, liger_dtype tt, bool inverse, const struct rope_problem *p,
                                   int64_t begin, int64_t end) {
     const int64_t element = (int64_t)liger_dtype_size(tt);
-    for (int64_t token = begin; token < end; token++) {
-        const int64_t batch = token / p->seq, s = token % p->seq;
-        const char *cos = (const char *)p->cos + (batch * p->cos_batch_stride + s * p->cos_seq_stride) * element;
-        const char *sin = (const char *)p->sin + (batch * p->sin_batch_stride + s * p->sin_seq_stride) * element;
-        rotate_heads(t, tt, inverse, p, p->q, p->q_out, p->q_heads, batch, s, cos, sin);
-        rotate_heads(t, tt, inverse, p, p->k, p->k_out, p->k_heads, batch, s, cos, sin);
-    }
+    for (int64_t token = begin; token < end; token++)
+        for (int plane = 0; plane < p->planes; plane++) {
+            const int64_t batch = token / p->seq, s = token % p->seq, first = p->first[plane];
+            const int64_t cos_at = plane * p->cos_plane_stride + batch * p->cos_batch_stride + s * p->cos_seq_stride;
+            const int64_t sin_at = plane * p->sin_plane_stride + batch * p->sin_batch_stride + s * p->sin_seq_stride;
+            const char *cos = (const char *)p->cos + (cos_at + first) * element;
+            const char *sin = (const char *)p->sin + (sin_at + first) * element;
+            rotate_heads(t, tt, inverse, p, p->q, p->q_out, p->q_heads, batch, s, plane, cos, sin);
+            rotate_heads(t, tt, inverse, p, p->k, p->k_out, p->k_heads, batch, s, plane, cos, sin);
+        }
 }
 
 LIGER_TEMPLATE void rotate_as(bool inverse, const struct rope_problem *p, int64_t begin, int64_t end) {

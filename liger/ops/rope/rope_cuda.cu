@@ -5,6 +5,8 @@
  * angles, need twice the registers and took 5 % longer; walking tokens with the next one's loads on the way took more.)
  * Threads count through the packs of a head, its heads and the tokens of a batch, first of q and then of k.
  *
+ * A pack has its angles in one plane: where a section is not of whole packs, a thread takes single elements.
+ *
  * Forward and backward differ in the sign of sin. Products and sum are separate instructions, as on the CPU: the same bits. */
 #include "liger/cuda/divide.cuh"
 #include "liger/cuda/launch.cuh"
@@ -28,20 +30,31 @@ struct geometry {
     unsigned pairs;
 };
 
+/* What a kernel is compiled for: forward, backward, either with operands rounded to a narrower dtype first, and any of these
+ * with a plane of angles for each section of a head. */
+enum variant { FORWARD, INVERSE, ROUNDED, SECTIONS };
+
 /* As loaded: they are widened after the head's loads have been issued, so that one latency covers both. */
 template <typename TT, int N>
 struct angles {
     pack<TT, N> cos, sin;
 };
 
-template <typename TT, int N>
+template <typename TT, int N, variant V>
 __device__ __forceinline__ angles<TT, N> load_angles(const rope_problem &p, int64_t batch, int64_t s, int64_t i) {
-    return {load_shared<TT, N>((const TT *)p.cos + batch * p.cos_batch_stride + s * p.cos_seq_stride + i),
-            load_shared<TT, N>((const TT *)p.sin + batch * p.sin_batch_stride + s * p.sin_seq_stride + i)};
+    const TT *cos = (const TT *)p.cos + batch * p.cos_batch_stride + s * p.cos_seq_stride + i;
+    const TT *sin = (const TT *)p.sin + batch * p.sin_batch_stride + s * p.sin_seq_stride + i;
+    if (V == SECTIONS) {
+        const int64_t plane = (i >= p.first[1]) + (i >= p.first[2]);
+        cos += plane * p.cos_plane_stride, sin += plane * p.sin_plane_stride;
+    }
+    return {load_shared<TT, N>(cos), load_shared<TT, N>(sin)};
 }
 
-/* What a kernel is compiled for: forward, backward, or either with operands rounded to a narrower dtype first. */
-enum variant { FORWARD, INVERSE, ROUNDED };
+__device__ __forceinline__ void round_operands(const rope_problem &p, float &a, float &b) {
+    a = round_to_dtype(p.operand_dtype, a);
+    b = round_to_dtype(p.operand_dtype, b);
+}
 
 /* The two packs become their rotation. */
 template <typename T, typename TT, int N, variant V>
@@ -52,13 +65,14 @@ __device__ __forceinline__ void rotate(const rope_problem &p, const angles<TT, N
     unpack(by.sin, sin);
     unpack(low, a);
     unpack(high, b);
+    if (V == SECTIONS && p.operand_dtype != LIGER_F32) { /* seldom: one branch around all of it */
+#pragma unroll
+        for (int k = 0; k < N; k++) round_operands(p, a[k], b[k]);
+    }
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        if (V == ROUNDED) {
-            a[k] = round_to_dtype(p.operand_dtype, a[k]);
-            b[k] = round_to_dtype(p.operand_dtype, b[k]);
-        }
-        const float s = V == INVERSE || (V == ROUNDED && p.inverse) ? -sin[k] : sin[k], first = a[k];
+        if (V == ROUNDED) round_operands(p, a[k], b[k]);
+        const float s = V == INVERSE || (V >= ROUNDED && p.inverse) ? -sin[k] : sin[k], first = a[k];
         a[k] = __fsub_rn(__fmul_rn(first, cos[k]), __fmul_rn(b[k], s));
         b[k] = __fadd_rn(__fmul_rn(b[k], cos[k]), __fmul_rn(first, s));
     }
@@ -81,7 +95,7 @@ __device__ __forceinline__ void rotate_side(const rope_problem &p, const geometr
     if (item < g.pairs) {
         in += item * N, out += item * N;
         pack<T, N> low = load_pack<T, N>(in), high = load_pack<T, N>(in + p.half);
-        rotate<T, TT, N, V>(p, load_angles<TT, N>(p, blockIdx.y, s, item * N), low, high);
+        rotate<T, TT, N, V>(p, load_angles<TT, N, V>(p, blockIdx.y, s, item * N), low, high);
         store_pack<T, N>(out, low);
         store_pack<T, N>(out + p.half, high);
     } else if (in != out) {
@@ -104,11 +118,14 @@ bool heads_are_packable(const rope_heads &x, size_t element) {
 
 bool is_packable(const rope_problem &p) {
     const size_t element = liger_dtype_size(p.dtype), angle = liger_dtype_size(p.table_dtype);
-    const int64_t tables = p.cos_batch_stride | p.cos_seq_stride | p.sin_batch_stride | p.sin_seq_stride;
-    return (p.half * element) % PACK_BYTES == 0 && (p.dim * element) % PACK_BYTES == 0 &&
-           heads_are_packable(p.q, element) && heads_are_packable(p.k, element) &&
-           heads_are_packable(p.q_out, element) && heads_are_packable(p.k_out, element) && pointer_is_packable(p.cos) &&
-           pointer_is_packable(p.sin) && (uintptr_t)(tables * (int64_t)angle) % PACK_BYTES == 0;
+    const int64_t tables = p.cos_plane_stride | p.cos_batch_stride | p.cos_seq_stride | p.sin_plane_stride |
+                           p.sin_batch_stride | p.sin_seq_stride;
+    const int64_t sections = p.first[1] | p.first[2];
+    return (sections * element) % PACK_BYTES == 0 && (p.half * element) % PACK_BYTES == 0 &&
+           (p.dim * element) % PACK_BYTES == 0 && heads_are_packable(p.q, element) &&
+           heads_are_packable(p.k, element) && heads_are_packable(p.q_out, element) &&
+           heads_are_packable(p.k_out, element) && pointer_is_packable(p.cos) && pointer_is_packable(p.sin) &&
+           (uintptr_t)(tables * (int64_t)angle) % PACK_BYTES == 0;
 }
 
 int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
@@ -140,7 +157,8 @@ void launch_part(const rope_problem &p, int64_t pairs, int64_t items, cudaStream
     const geometry g = {side_of(p.q, p.q_out, p.seq, p.q_heads, items), side_of(p.k, p.k_out, p.seq, p.k_heads, items),
                         divide_by((unsigned)items), (unsigned)pairs};
     const dim3 grid(g.q.blocks + g.k.blocks, (unsigned)p.batch);
-    if (p.operand_dtype != LIGER_F32) rope_kernel<T, TT, N, ROUNDED><<<grid, THREADS, 0, stream>>>(p, g);
+    if (p.planes > 1) rope_kernel<T, TT, N, SECTIONS><<<grid, THREADS, 0, stream>>>(p, g);
+    else if (p.operand_dtype != LIGER_F32) rope_kernel<T, TT, N, ROUNDED><<<grid, THREADS, 0, stream>>>(p, g);
     else if (p.inverse) rope_kernel<T, TT, N, INVERSE><<<grid, THREADS, 0, stream>>>(p, g);
     else rope_kernel<T, TT, N, FORWARD><<<grid, THREADS, 0, stream>>>(p, g);
 }

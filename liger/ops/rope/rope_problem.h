@@ -22,8 +22,12 @@ struct rope_problem {
     int64_t batch, seq, dim, half; /* 0 <= 2·half <= dim */
     int64_t q_heads, k_heads;      /* k_heads may be 0; then k and k_out are not to be looked at */
     struct rope_heads q, k, q_out, k_out;
-    const void *cos, *sin;                                                      /* [batch, seq, half] */
+    const void *cos, *sin;                                                      /* [planes, batch, seq, half] */
     int64_t cos_batch_stride, cos_seq_stride, sin_batch_stride, sin_seq_stride; /* batch strides may be 0 */
+    /* Columns [first[n], first[n + 1]) have their angles in plane n of cos and sin: of one, or of three. */
+    int planes;
+    int64_t first[4]; /* 0, half, half, half where there is one */
+    int64_t cos_plane_stride, sin_plane_stride;
 };
 
 struct rope_forward_problem {

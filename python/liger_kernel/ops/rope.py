@@ -17,12 +17,13 @@ from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import NATIVE_DTYPE, heads, new_heads, require_float
 from liger_kernel.ops._operator import Heads, LigerArgumentError, Made, Operator, Wish
 
+NO_SECTIONS = (0, 0, 0)
+
 
 def _angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
     """cos and sin in a dtype that the kernel takes next to `dtype`, and the dtype code to which operands are rounded."""
     if cos.dtype is not sin.dtype:
         cos = cos.to(sin.dtype)
-    cos, sin = _without_heads(cos), _without_heads(sin)
     rounding = 0
     if sin.dtype is not dtype and sin.dtype is not torch.float32:
         rounding = NATIVE_DTYPE[sin.dtype]
@@ -54,76 +55,93 @@ def _without_heads(table: Tensor) -> Tensor:
     return table.squeeze(1) if table.dim() == 4 and table.shape[1] == 1 else table
 
 
-def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
+def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor, rotary: int, sections: tuple) -> Tensor:
     rotary = _rotary_size(x, cos, rotary)
     cos, sin, rounding = _angles(cos, sin, x.dtype)
     out = new_heads(x)
-    function(heads(x), None, cos, sin, out, None, rotary, rounding)
+    function(heads(x), None, cos, sin, out, None, rotary, rounding, *sections)
     return out
 
 
-def _rotate(function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor, rotary: int) -> tuple:
+def _rotate(
+    function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor, rotary: int, *sections: int
+) -> tuple:
+    if not sections:
+        cos, sin, sections = _without_heads(cos), _without_heads(sin), NO_SECTIONS
     if q is None or k is None or q.dtype is not k.dtype:
-        return tuple(None if x is None else _rotate_one(function, x, cos, sin, rotary) for x in (q, k))
+        return tuple(None if x is None else _rotate_one(function, x, cos, sin, rotary, sections) for x in (q, k))
     rotary = _rotary_size(q, cos, rotary)
     cos, sin, rounding = _angles(cos, sin, q.dtype)
     q_out, k_out = new_heads(q), new_heads(k)
-    function(heads(q), heads(k), cos, sin, q_out, k_out, rotary, rounding)
+    function(heads(q), heads(k), cos, sin, q_out, k_out, rotary, rounding, *sections)
     return q_out, k_out
 
 
-def _check(q: Tensor, k: Tensor) -> None:
+def check_heads(operator: str, q: Tensor, k: Tensor) -> None:
     if q.dim() != 4 or k.dim() != 4:
         name, x = ("q", q) if q.dim() != 4 else ("k", k)
-        raise LigerArgumentError(f"rope: {name} has {x.dim()} dimensions, but must be [batch, heads, seq, dim]")
+        raise LigerArgumentError(f"{operator}: {name} has {x.dim()} dimensions, but must be [batch, heads, seq, dim]")
     if q.shape[-1] != k.shape[-1]:
-        raise LigerArgumentError(f"rope: q's heads have {q.shape[-1]} elements, but k's have {k.shape[-1]}")
+        raise LigerArgumentError(f"{operator}: q's heads have {q.shape[-1]} elements, but k's have {k.shape[-1]}")
 
 
-class _Rope(Operator):
+class Rotation(Operator):
+    """Of q and k by the angles in cos and sin, the first half of a head against its second: rotary, and sections if any."""
+
     def prepared(self, *args: Any) -> tuple:
-        q, k, cos, sin, rotary = args
-        _check(q, k)
-        require_float("rope", q=q, k=k, cos=cos, sin=sin)
-        return _rotate(_native.rope_forward, q, k, cos, sin, rotary)
+        q, k, cos, sin, *_ = args
+        check_heads(self.name, q, k)
+        require_float(self.name, q=q, k=k, cos=cos, sin=sin)
+        return _rotate(_native.rope_forward, *args)
 
     def gradients(self, saved: tuple, options: tuple, upstreams: tuple, needs: list) -> tuple:
         """Only what is asked for and has an upstream; the gradient of an output that nobody used is zero, which is None."""
         given = [up if need else None for up, need in zip(upstreams, needs)]
         if all(up is None for up in given):
             return None, None
-        return tuple(g if up is not None else None for g, up in zip(rope_gradient(*saved, *given, *options), given))
+        assert self.derivative is not None
+        found = self.derivative(*saved, *given, *options)
+        return tuple(g if up is not None else None for g, up in zip(found, given))
 
 
-@_Rope
+@Rotation
 def rope(q: Heads, k: Heads, cos: Tensor, sin: Tensor, rotary: int,
          q_out: Made = Wish.HEADS, k_out: Made = Wish.HEADS[1]) -> Any:  # fmt: skip
-    return _native.rope_forward(q, k, cos, sin, q_out, k_out, _rotary_size(q, cos, rotary), 0)
+    return _native.rope_forward(q, k, cos, sin, q_out, k_out, _rotary_size(q, cos, rotary), 0, 0, 0, 0)
 
 
-class _RopeGradient(Operator):
+class RotationGradient(Operator):
     def prepared(self, *args: Any) -> tuple:
-        cos, sin, dq_out, dk_out, rotary = args
-        return _rotate(_native.rope_backward, dq_out, dk_out, cos, sin, rotary)
+        cos, sin, dq_out, dk_out, *options = args
+        return _rotate(_native.rope_backward, dq_out, dk_out, cos, sin, *options)
 
 
-@functools.partial(rope.gradient, kind=_RopeGradient)
-def rope_gradient(cos: Tensor, sin: Tensor, dq_out: Heads | None, dk_out: Heads | None, rotary: int,
-                  dq: Made = Wish.HEADS[2], dk: Made = Wish.HEADS[3]) -> Any:  # fmt: skip
+def rotate_back(
+    cos: Tensor, sin: Tensor, dq_out: Tensor | None, dk_out: Tensor | None, rotary: int, *sections: int
+) -> tuple:
     """The gradient of an absent upstream is absent too."""
     if dq_out is None or dk_out is None:
         one: Any = dk_out if dq_out is None else dq_out
-        made = _native.rope_backward(one, None, cos, sin, Wish.HEADS, None, _rotary_size(one, cos, rotary), 0)
+        made = _native.rope_backward(one, None, cos, sin, Wish.HEADS, None, rotary, 0, *sections)
         return (made, None) if dk_out is None else (None, made)
-    rotary = _rotary_size(dq_out, cos, rotary)
-    return _native.rope_backward(dq_out, dk_out, cos, sin, Wish.HEADS, Wish.HEADS[1], rotary, 0)
+    return _native.rope_backward(dq_out, dk_out, cos, sin, Wish.HEADS, Wish.HEADS[1], rotary, 0, *sections)
+
+
+@functools.partial(rope.gradient, kind=RotationGradient)
+def rope_gradient(cos: Tensor, sin: Tensor, dq_out: Heads | None, dk_out: Heads | None, rotary: int,
+                  dq: Made = Wish.HEADS[2], dk: Made = Wish.HEADS[3]) -> Any:  # fmt: skip
+    one: Any = dk_out if dq_out is None else dq_out
+    return rotate_back(cos, sin, dq_out, dk_out, _rotary_size(one, cos, rotary), *NO_SECTIONS)
+
+
+def require_heads_first(operator: str, unsqueeze_dim: int) -> None:
+    if unsqueeze_dim != 1:
+        raise LigerArgumentError(f"{operator}: unsqueeze_dim is {unsqueeze_dim}, but must be 1")
 
 
 def _require_heads_first(position_ids: Any, unsqueeze_dim: int) -> None:
-    if isinstance(position_ids, int):  # newer transformers pass unsqueeze_dim as the fifth argument
-        unsqueeze_dim = position_ids
-    if unsqueeze_dim != 1:
-        raise LigerArgumentError(f"rope: unsqueeze_dim is {unsqueeze_dim}, but must be 1")
+    """Newer transformers pass unsqueeze_dim as the fifth argument."""
+    require_heads_first("rope", position_ids if isinstance(position_ids, int) else unsqueeze_dim)
 
 
 def _three_dimensional(table: Tensor) -> Tensor:
@@ -160,7 +178,7 @@ def rope_backward(
     return rope_gradient(cos, sin, dq, dk, _given_rotary(dq, cos, rotary_dim))
 
 
-def _rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
+def rotated_half(x: Tensor, cos: Tensor, sin: Tensor, rotary: int) -> Tensor:
     """One tensor in plain torch: x1·c - x2·s and x2·c + x1·s in f32 over the first `rotary` elements."""
     half = rotary // 2
     wide = x.to(sin.dtype).float()
@@ -194,7 +212,7 @@ class LigerRopeFunction(LigerFunction):
     @classmethod
     def check(cls, *args):
         q, k, cos, sin, rotary = cls.arguments(*args)
-        _check(q, k)
+        check_heads("rope", q, k)
         require_float("rope", q=q, k=k, cos=cos, sin=sin)
         half = _rotary_size(q, cos, rotary) // 2
         require_shape("rope", "k", k, (*q.shape[:1], k.shape[1], *q.shape[2:]))
@@ -206,4 +224,4 @@ class LigerRopeFunction(LigerFunction):
     def torch_forward(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
         _require_heads_first(position_ids, unsqueeze_dim)
         rotary = _rotary_size(q, cos, _given_rotary(q, cos, rotary_dim))
-        return _rotated_half(q, cos, sin, rotary), _rotated_half(k, cos, sin, rotary)
+        return rotated_half(q, cos, sin, rotary), rotated_half(k, cos, sin, rotary)
