@@ -6,7 +6,6 @@ fused: with a head that is more than a projection, or a loss that is not Hugging
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from typing import Any
@@ -111,7 +110,7 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
 @torch.compiler.assume_constant_result
 def _cache_name(model_class: Any) -> str:
     """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
-    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+    return "cache" if "cache" in stock.parameters_of(model_class.forward) else "past_key_values"
 
 
 @torch.compiler.assume_constant_result
@@ -121,7 +120,7 @@ def _applies(model_class: Any, name: str) -> bool:
 
 @torch.compiler.assume_constant_result
 def _takes_labels(model_class: Any) -> bool:
-    return "labels" in inspect.signature(model_class.forward).parameters
+    return "labels" in stock.parameters_of(model_class.forward)
 
 
 def _with_one_cache(model_class: type, given: dict[str, Any]) -> dict[str, Any]:
