@@ -17,7 +17,6 @@ PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT / "python"))
 
 from liger_kernel.transformers import model_table  # noqa: E402
-from liger_kernel.transformers import rope as rotary  # noqa: E402
 from liger_kernel.transformers.rows import Head, Kind, Row  # noqa: E402
 
 INTRODUCTION = """\
@@ -74,8 +73,7 @@ def where(row: Row, kind: Kind) -> str:
 def lines(row: Row) -> Iterator[tuple[str, str, str, str]]:
     """(flag, what, becomes, where)"""
     for rope in row.rope:
-        ours = ROPE[rope.ours] if hasattr(rotary, rope.ours) else f"left alone: no operator for {ROPE[rope.ours]} yet"
-        yield "rope", code(rope.attribute), ours, code(row.module)
+        yield "rope", code(rope.attribute), ROPE[rope.ours], code(row.module)
     for kind in row.kinds:
         for name, ours in kind.classes.items():
             yield kind.flag, code(bare(name)), code(ours.__name__), where(row, kind)

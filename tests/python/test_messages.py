@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="needs transformers")
 import liger_kernel.transformers as lk  # noqa: E402
 from liger_kernel.transformers.messages import MESSAGES  # noqa: E402
 
-SOURCES = [path.read_text() for path in pathlib.Path(lk.__file__).parent.rglob("*.py")]
+SOURCES = [path.read_text() for path in pathlib.Path(lk.__file__).parent.rglob("*.py") if path.name != "messages.py"]
 CALL = re.compile(r'warn(?:_once)?\(\s*logger,\s*(?:module,\s*|model,\s*)?"([a-z-]+)"(.*?)\)\n', re.S)
 
 
@@ -24,7 +24,7 @@ def test_each_text_is_used_and_each_use_has_a_text():
 
 def test_no_other_place_warns():
     for source in SOURCES:
-        assert not re.search(r"logger\.warning\((?!MESSAGES|text)", source)
+        assert "logger.warning(" not in source
 
 
 def test_values_of_texts_are_given():

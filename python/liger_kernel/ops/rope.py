@@ -17,7 +17,6 @@ from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import NATIVE_DTYPE, heads, new_heads, require_float
 from liger_kernel.ops._operator import Heads, LigerArgumentError, Made, Operator, Wish
 
-
 NO_SECTIONS = (0, 0, 0)
 
 

@@ -15,7 +15,8 @@ from liger_kernel.utils import _is_installed
 _MONKEY_PATCH = "liger_kernel.transformers.monkey_patch"
 _APPLY = "apply_liger_kernel_to_"
 
-_OFFERED = _exports.homes(__name__, "modules")
+_NOT_BY_STAR = {"LigerExperts": f"{__name__}.swiglu"}  # as the interface has it
+_OFFERED = {**_exports.homes(__name__, "modules"), **_NOT_BY_STAR}
 _NEEDS_TRANSFORMERS = {
     "AutoLigerKernelForCausalLM": "liger_kernel.transformers.auto_model",
     "_apply_liger_kernel": _MONKEY_PATCH,
@@ -41,15 +42,16 @@ def __getattr__(name: str) -> Any:
     if name == "monkey_patch":
         return importlib.import_module(_MONKEY_PATCH)
     home = importlib.import_module(_NEEDS_TRANSFORMERS.get(name, _MONKEY_PATCH))
-    if not hasattr(home, name):
+    by_type = getattr(home, "MODEL_TYPE_TO_APPLY_LIGER_FN", {}).get(name.removeprefix(_APPLY))  # also of text models
+    if not hasattr(home, name) and by_type is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(home, name)
+    return getattr(home, name, by_type)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_OFFERED, *_NEEDS_TRANSFORMERS, "functional", "monkey_patch"})
 
 
-__all__ = [*sorted(_OFFERED), "is_transformers_available"]  # noqa: PLE0604
+__all__ = [*sorted(_OFFERED.keys() - _NOT_BY_STAR.keys()), "is_transformers_available"]  # noqa: PLE0604
 if is_transformers_available():
     __all__ += sorted(_NEEDS_TRANSFORMERS)  # noqa: PLE0604

@@ -12,7 +12,6 @@ from liger_kernel.transformers import (
     model_table,
     module_patches,
     patching,
-    rope,
     stock,
     torch_cross_entropy,
 )
@@ -93,13 +92,9 @@ def _modeling(row: Row) -> Any:
 
 
 def _replace_rope(row: Row, modeling: Any) -> bool:
-    """Whichever of the row's functions this release has. One that we have not yet is left alone."""
-    found = False
-    for kind in row.rope:
-        ours = getattr(rope, kind.ours, None)
-        if hasattr(modeling, kind.attribute):
-            found = ours is None or patching.replace(modeling, kind.attribute, ours) or found
-    return found
+    """Whichever of the row's functions this release has."""
+    ours = [getattr(importlib.import_module(f"liger_kernel.transformers.{kind.file}"), kind.ours) for kind in row.rope]
+    return any([patching.replace(modeling, kind.attribute, f) for kind, f in zip(row.rope, ours, strict=True)])
 
 
 def _replace_cross_entropy(row: Row, modeling: Any) -> bool:

@@ -114,10 +114,7 @@ def _apply_function(row: Row) -> Callable[..., None]:
 
 
 _APPLY = [(row, _apply_function(row)) for row in model_table.ROWS]
-# Also by their other model types: programs look functions up by the type in a config.
-globals().update(
-    {f"apply_liger_kernel_to_{name}": function for row, function in _APPLY for name in (*row.types, row.name)}
-)
+globals().update({function.__name__: function for _, function in _APPLY})
 
 
 # ---- by model type ---------------------------------------------------------------------------------------------------

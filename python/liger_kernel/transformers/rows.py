@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Rope:
-    """How a family rotates queries and keys: an attribute of its modelling module, and the name of our function."""
+    """How a family rotates queries and keys: an attribute of its modelling module, and the name and file of our function."""
 
     attribute: str
     ours: str
+    file: str = "rope"
 
 
 HALF_SPLIT = (Rope("apply_rotary_pos_emb", "liger_rotary_pos_emb"),)
@@ -23,7 +24,7 @@ HALF_WIDTH = (Rope("apply_rotary_pos_emb", "liger_rotary_pos_emb_gpt_oss"),)  # 
 IMAGES = (Rope("apply_rotary_pos_emb", "rotary_pos_emb_of_images"),)  # one table for all, and no axis for the batch
 VISION = Rope("apply_rotary_pos_emb_vision", "liger_rotary_pos_emb_vision")  # queries and keys [S, H, D]
 # Three planes of cos and sin, which newer releases merge before they rotate.
-SECTIONS = (*HALF_SPLIT, Rope("apply_multimodal_rotary_pos_emb", "liger_multimodal_rotary_pos_emb"))
+SECTIONS = (*HALF_SPLIT, Rope("apply_multimodal_rotary_pos_emb", "liger_multimodal_rotary_pos_emb", "qwen2vl_mrope"))
 NO_ROPE: tuple[Rope, ...] = ()
 
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import sys
+import weakref
 from typing import Any
 
 from torch import nn
@@ -52,6 +53,17 @@ def forward_is_own(cls: type, written: str) -> bool:
     inner = inspect.unwrap(forward) if callable(forward) else None
     name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', '')}"
     return name == f"{written}.forward" and written_in(forward, written.partition(".")[0])
+
+
+_parameters: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def parameters_of(function: Any) -> frozenset[str]:
+    """The names of a function's parameters, looked up once: a forward is asked at every step."""
+    names = _parameters.get(function)
+    if names is None:
+        names = _parameters[function] = frozenset(inspect.signature(function).parameters)
+    return names
 
 
 def names_in(function: Any) -> tuple[Any, ...]:

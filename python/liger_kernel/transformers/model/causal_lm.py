@@ -6,7 +6,6 @@ fused: with a head that is more than a projection, or a loss that is not Hugging
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from typing import Any
@@ -52,9 +51,8 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     skip_logits, return_dict = given.pop("skip_logits", None), given.pop("return_dict", None)
     base, config = _at(model, head.base), _at(model.config, head.config)
     loss_kwargs = {name: value for name, value in given.items() if name not in named}
-    if head.eager and model.training and model.config._attn_implementation != "eager":
-        attention = model.config._attn_implementation
-        warn_once(logger, model, "attention-not-eager", model=type(model).__name__, attention=attention)
+    if head.eager and model.training:
+        _advise_eager(model)
     if labels is not None and _takes_labels(type(base)):
         given["labels"] = labels  # its masks may depend on them
     if head.router_loss:
@@ -66,22 +64,17 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     kept = _keep(outputs[0], logits_to_keep)
     _require_as_many_targets(kept, kept is outputs[0], labels, shift_labels)
 
-    targets = (labels, shift_labels)
     softcap = getattr(config, head.softcap, None) if head.softcap and _applies(type(model), head.softcap) else None
     multiplier = _at(model, head.multiplier) if head.multiplier else None
-    projection = model.get_output_embeddings()
-    logits = None
+    projection, targets = model.get_output_embeddings(), (labels, shift_labels)
+    logits = result = None
     if _decide_skip(model, skip_logits, has_targets) and _fusible(model, projection):
-        result = lm_head.head_loss(
-            projection,
-            kept,
-            kept.shape[-1],
-            *targets,
-            **{**loss_kwargs, "final_logit_softcapping": softcap, "multiplier": multiplier},
-        )
+        changes = {"final_logit_softcapping": softcap, "multiplier": multiplier}
+        result = lm_head.head_loss(projection, kept, kept.shape[-1], *targets, **{**loss_kwargs, **changes})
     else:
         logits = _logits(projection, kept, multiplier, softcap)
-        result = _loss_of_logits(model, logits, *targets, loss_kwargs) if has_targets else None
+        if has_targets:
+            result = _loss_of_logits(model, logits, *targets, loss_kwargs)
     loss, _, token_accuracy, predicted_tokens = loss_utils.unpack_cross_entropy_result(result)
 
     aux_loss = None
@@ -117,7 +110,7 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
 @torch.compiler.assume_constant_result
 def _cache_name(model_class: Any) -> str:
     """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
-    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+    return "cache" if "cache" in stock.parameters_of(model_class.forward) else "past_key_values"
 
 
 @torch.compiler.assume_constant_result
@@ -127,7 +120,7 @@ def _applies(model_class: Any, name: str) -> bool:
 
 @torch.compiler.assume_constant_result
 def _takes_labels(model_class: Any) -> bool:
-    return "labels" in inspect.signature(model_class.forward).parameters
+    return "labels" in stock.parameters_of(model_class.forward)
 
 
 def _with_one_cache(model_class: type, given: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +175,12 @@ def _decide_skip(model: nn.Module, skip_logits: bool | None, has_targets: bool) 
         warn_once(logger, model, "skip-without-targets")
         return False
     return bool(skip_logits)
+
+
+def _advise_eager(model: Any) -> None:
+    attention = model.config._attn_implementation
+    if attention != "eager":
+        warn_once(logger, model, "attention-not-eager", model=type(model).__name__, attention=attention)
 
 
 def _has_own_loss(model: Any) -> bool:
