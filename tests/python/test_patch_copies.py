@@ -44,6 +44,8 @@ COPIES = {
     "copy.copy": copy.copy,
     "copy.deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "pickle 0": lambda model: pickle.loads(pickle.dumps(model, 0)),
+    "pickle 1": lambda model: pickle.loads(pickle.dumps(model, 1)),
     "torch.save": saved_and_loaded,
 }
 

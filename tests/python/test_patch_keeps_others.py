@@ -291,6 +291,55 @@ def test_pretraining_tp_leaves_the_loss_alone(way, caplog):
     assert assert_as_stock(build, way, caplog, "pretraining_tp").logits is not None
 
 
+def test_a_class_derived_after_the_patch_keeps_its_forward(caplog):
+    """It derives from Hugging Face's own class, whatever the activation."""
+    for activation in ("silu", "gelu"):
+
+        def build(activation=activation):
+            class Tripled(modeling_llama.LlamaMLP):
+                def forward(self, x):
+                    return 3 * super().forward(x)
+
+            class ByName(modeling_llama.LlamaMLP):
+                def __init__(self, config):
+                    modeling_llama.LlamaMLP.__init__(self, config)
+
+                def forward(self, x):
+                    return modeling_llama.LlamaMLP.forward(self, x)
+
+            model = tiny_llama.build(hidden_act=activation)
+            for layer, cls in zip(model.model.layers, (Tripled, ByName), strict=True):
+                stock, layer.mlp = layer.mlp.state_dict(), cls(model.config).train()
+                layer.mlp.load_state_dict(stock)
+                assert type(layer.mlp) is cls and isinstance(layer.mlp, modeling_llama.LlamaMLP)
+                assert issubclass(cls, modeling_llama.LlamaMLP)
+            return model
+
+        assert_as_stock(build, "class", caplog, None if activation == "silu" else "gelu")
+
+
+def test_what_a_patched_class_has_built_is_an_instance_of_it():
+    before = tiny_llama.build().model.layers[0].mlp
+    apply_liger_kernel_to_llama()
+    for activation in ("silu", "gelu"):
+        assert isinstance(tiny_llama.build(hidden_act=activation).model.layers[0].mlp, modeling_llama.LlamaMLP)
+    assert isinstance(before, modeling_llama.LlamaMLP) and not isinstance(nn.Linear(1, 1), modeling_llama.LlamaMLP)
+
+
+def test_warnings_are_given_once(caplog):
+    """Not by every layer, and not by every train() of a Trainer."""
+    model = tiny_llama.build(hidden_act="gelu")
+    model.model.norm = nn.LayerNorm(32)
+    model.config.pretraining_tp = 2
+    for _ in range(3):
+        apply_liger_kernel_to_llama(model=model)
+    assert len(warnings_of(caplog)) == len(set(warnings_of(caplog))) == 4  # each MLP is one, by its path
+    caplog.clear()
+    apply_liger_kernel_to_llama()
+    tiny_llama.build(hidden_act="gelu")
+    assert len(warnings_of(caplog)) == 1
+
+
 # ---- hooks and wrappers ----------------------------------------------------------------------------------------------
 
 

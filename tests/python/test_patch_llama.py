@@ -142,6 +142,18 @@ def test_instance_revert_is_exact_and_idempotent():
     assert instance_state(model) == before
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_value_that_the_user_has_set_since_is_not_put_back(again):
+    model = tiny_llama.build()
+    apply_liger_kernel_to_llama(model=model)
+    model.model.norm.variance_epsilon = 1e-3
+    if again:
+        apply_liger_kernel_to_llama(model=model)
+    revert_liger_kernel(model)
+    assert model.model.norm.variance_epsilon == 1e-3
+    assert "offset" not in model.model.norm.__dict__
+
+
 def test_revert_of_an_instance_leaves_the_others():
     one, two = tiny_llama.build(), tiny_llama.build()
     apply_liger_kernel_to_llama(model=one)

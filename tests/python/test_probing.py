@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from torch import nn
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
+import tiny_llama  # noqa: E402
 import tiny_models  # noqa: E402
 from llama_patching import assert_same_step, warnings_of  # noqa: E402
 from tiny_llama import run  # noqa: E402
+from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
 
 from liger_kernel.transformers import apply_liger_kernel, patching, revert_liger_kernel  # noqa: E402
 
@@ -27,6 +31,8 @@ def build(class_name, **changes):
     return cls(cls.config_class(**{**tiny_models.TEXT, **changes})).train()
 
 
+HYBRID = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=4)
+
 # class -> (changes to the config, what must have been done: (MLPs, norms, rotary embedding, loss))
 FAMILIES = {
     "SeedOssForCausalLM": (dict(head_dim=8, residual_dropout=0.0, attention_dropout=0.0), (2, 5, True, True)),
@@ -38,6 +44,16 @@ FAMILIES = {
     "GPT2LMHeadModel": (
         dict(n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
         (0, 0, False, False),
+    ),
+    # Norms with a gate are left alone.
+    "Mamba2ForCausalLM": (
+        dict(num_heads=8, head_dim=8, state_size=8, n_groups=1, expand=2, chunk_size=4),
+        (0, 3, False, False),
+    ),
+    "BambaForCausalLM": (dict(attn_layer_indices=[1], **HYBRID), (2, 5, True, True)),
+    "GraniteMoeHybridForCausalLM": (
+        dict(layer_types=["mamba", "attention"], num_local_experts=0, shared_intermediate_size=40, **HYBRID),
+        (0, 5, False, False),
     ),
 }
 
@@ -110,6 +126,104 @@ def test_norms_are_told_apart(make, expected):
     model.model.norm = make(model.model.norm)
     assert apply_liger_kernel(model).get("model.norm") == expected
     assert patching.is_ours(model.model.norm.forward) == (expected is not None)
+
+
+class TwiceInTraining(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) * (2 if self.training else 1)
+
+
+class DropsInTraining(RoundsLate):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 1e-6, self.training)
+
+
+class SometimesTwice(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) * (2 if self.training and random.random() < 1e-6 else 1)
+
+
+class WithAnOption(RoundsLate):
+    def forward(self, x, gate=None):
+        return super().forward(x if gate is None else x * gate)
+
+
+@pytest.mark.parametrize("make", [TwiceInTraining, DropsInTraining, SometimesTwice, WithAnOption])
+def test_a_norm_that_does_more_in_training_or_for_another_argument_is_left_alone(make):
+    model = build("SeedOssForCausalLM", head_dim=8).eval()
+    model.model.norm = make(model.model.norm).eval()
+    assert "model.norm" not in apply_liger_kernel(model)
+
+
+def test_an_mlp_that_drops_in_training_is_left_alone():
+    model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.5, attention_dropout=0.0).eval()
+    done = apply_liger_kernel(model)
+    assert not any("MLP" in what for what in done.values()) and done["model.norm"].startswith("LigerRMSNorm")
+
+
+class ByKeyword(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.inner = RoundsLate(norm)
+
+    def forward(self, x):
+        return self.inner(x=x)
+
+
+def test_what_breaks_the_model_is_taken_back():
+    model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.0, attention_dropout=0.0)
+    model.model.norm = ByKeyword(model.model.norm)
+    expected = run(model, **tiny_models.batch())
+    done = apply_liger_kernel(model)
+    assert "model.norm.inner" not in done and "model.layers.0.input_layernorm" in done and FUSED in done.values()
+    assert_same_step(run(model, **tiny_models.batch()), expected, 1e-4)
+
+
+class OfNoFamily(transformers.LlamaConfig):
+    model_type = "of_no_family"
+
+
+class OwnLoss(transformers.LlamaForCausalLM):
+    config_class = OfNoFamily
+    dropout = log_z = 0.0
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits, loss = self.lm_head(nn.functional.dropout(hidden, self.dropout, self.training)), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            if self.log_z:
+                loss = loss + self.log_z * logits.float().logsumexp(-1).square().mean()
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+class DropsBeforeTheHead(OwnLoss):
+    dropout = 0.5
+
+
+class AddsLogZ(OwnLoss):
+    log_z = 3e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("cls", "fused"), [(OwnLoss, True), (DropsBeforeTheHead, False), (AddsLogZ, False)])
+def test_a_forward_that_does_more_is_not_fused(cls, fused, dtype):
+    options = {name: value for name, value in tiny_llama.config().to_dict().items() if name != "model_type"}
+    model = cls(OfNoFamily(**options)).to(dtype).train()
+    assert (FUSED in apply_liger_kernel(model).values()) == fused
+
+
+def test_trying_leaves_modes_buffers_and_random_numbers_as_they_were():
+    model = build("SeedOssForCausalLM", head_dim=8)
+    model.model.layers[0].eval()
+    model.model.register_buffer("calls", torch.zeros(()))
+    model.model.register_forward_pre_hook(lambda module, args: module.calls.add_(1) and None)
+    modes = {path: module.training for path, module in model.named_modules()}
+    states = torch.get_rng_state(), random.getstate()
+    apply_liger_kernel(model)
+    assert {path: module.training for path, module in model.named_modules()} == modes
+    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
+    assert model.model.calls == 0
 
 
 def test_a_model_that_cannot_be_run_keeps_its_forward_and_rotary_embedding():

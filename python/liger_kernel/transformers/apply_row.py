@@ -16,7 +16,7 @@ from liger_kernel.transformers import (
     torch_cross_entropy,
 )
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
-from liger_kernel.transformers.messages import warn
+from liger_kernel.transformers.messages import warn, warn_once
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss, fused_forward
 from liger_kernel.transformers.module_patches import logger
 from liger_kernel.transformers.rows import Kind, Row
@@ -35,16 +35,16 @@ def apply_row(row: Row, model: Any, given: Mapping[str, bool | None]) -> None:
     _check_call(row, model, flags)
     for flag, reason in row.alone.items():
         if flags.get(flag):
-            warn(logger, "flag-unused", flag=flag, modeling=row.module, reason=reason)
+            warn_once(logger, model, "flag-unused", flag=flag, modeling=row.module, reason=reason)
     if row.experts and given.get("swiglu"):
-        warn(logger, "experts-stock", flag="swiglu", experts=row.experts)
+        warn_once(logger, model, "experts-stock", flag="swiglu", experts=row.experts)
     found = Found()
     _apply(row, model, flags, found)
     for flag in row.flags:
         if flags[flag] and flag not in row.alone and flag not in found and not (row.experts and flag == "swiglu"):
-            warn(logger, "nothing-replaced", flag=flag, modeling=row.module)
+            warn_once(logger, model, "nothing-replaced", flag=flag, modeling=row.module)
     if model is not None and (unknown := [flag for flag in given if flags[flag] and flag not in found.asked]):
-        warn(logger, "flag-of-no-part", flags=", ".join(unknown), model=type(model).__name__)
+        warn_once(logger, model, "flag-of-no-part", flags=", ".join(unknown), model=type(model).__name__)
 
 
 class Found(set[str]):
@@ -170,7 +170,7 @@ def _apply_to_instance(row: Row, model: Any, flags: Mapping[str, bool], found: F
         _fuse_loss(row, model)
         found.add(FLCE)  # or it has been said why not
     if flags.get("rms_norm") and getattr(model, "use_kernels", False) is True:
-        warn(logger, "use-kernels", model=name)
+        warn_once(logger, model, "use-kernels", model=name)
     base = base_of(row, model)
     for kind in row.kinds:
         start = text_of(row, base) if not kind.part else base._modules.get(kind.part)
@@ -181,7 +181,7 @@ def _apply_to_instance(row: Row, model: Any, flags: Mapping[str, bool], found: F
             model_type = getattr(getattr(part, "config", None), "model_type", None)
             part_row = model_table.row_of_part(model_type)
             if part_row is None:
-                warn(logger, "part-not-supported", path=place, model=name, model_type=model_type)
+                warn_once(logger, model, "part-not-supported", path=place, model=name, model_type=model_type)
             else:
                 _apply(part_row, part, _part_flags(part_row, flags), found)
 
@@ -203,14 +203,14 @@ def _fuse_loss(row: Row, model: Any) -> None:
     described = {"model": type(model).__name__}
     tp = getattr(model.config, "pretraining_tp", 1)
     if name is None:
-        warn(logger, "not-a-causal-lm", expected=", ".join(row.heads), **described)
+        warn_once(logger, model, "not-a-causal-lm", expected=", ".join(row.heads), **described)
     elif model.get_output_embeddings() is None:
-        warn(logger, "no-output-embeddings", **described)
+        warn_once(logger, model, "no-output-embeddings", **described)
     elif not stock.forward_is_own(type(model), f"{row.module}.{name}"):
-        warn(logger, "own-forward", **described)
+        warn_once(logger, model, "own-forward", **described)
     elif not asks_for_loss(type(model).forward):
-        warn(logger, "own-loss", **described)
+        warn_once(logger, model, "own-loss", **described)
     elif tp > 1:
-        warn(logger, "pretraining-tp", tp=tp, **described)
+        warn_once(logger, model, "pretraining-tp", tp=tp, **described)
     else:
         module_patches.give_methods(model, FusedForward(row.heads[name]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from liger_kernel.transformers import module_patches, patching, stock
 from liger_kernel.transformers.gated_mlp import GatedMLP
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.layer_norm import LigerLayerNorm
-from liger_kernel.transformers.messages import warn
+from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.module_patches import logger
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rows import Kind, Row
@@ -71,10 +72,10 @@ def _patch_if_expected(row: Row, kind: Kind, module: nn.Module, where: Mapping[s
     ours = kind.classes.get(name)
     if ours is None:
         expected = " or ".join(name.rpartition(".")[2] for name in kind.classes)
-        warn(logger, "unexpected-class", found=cls.__name__, expected=expected, **where)
+        warn_once(logger, module, "unexpected-class", found=cls.__name__, expected=expected, **where)
         return False
     if not stock.forward_is_own(cls, stock.full_name(cls)):
-        warn(logger, "foreign-class-forward", found=cls.__name__, **where)
+        warn_once(logger, module, "foreign-class-forward", found=cls.__name__, **where)
         return False
     return patch_as(module, ours, where)
 
@@ -92,11 +93,11 @@ def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str])
     projections = next(names for base, names in _PROJECTIONS.items() if issubclass(ours, base))
     missing = [name for name in projections if not isinstance(getattr(module, name, None), nn.Module)]
     if missing:
-        warn(logger, "missing-child", child=missing[0], **where)
+        warn_once(logger, module, "missing-child", child=missing[0], **where)
         return False
     activation = getattr(module, "act_fn", getattr(module, "activation_fn", None))
     if _CLASSES.get(stock.full_name(type(activation))) != _activation(ours) or _computed_in_python(activation):
-        warn(logger, "other-activation", activation=type(activation).__name__, **where)
+        warn_once(logger, module, "other-activation", activation=type(activation).__name__, **where)
         return False
     return module_patches._patch_module(module, ours)
 
@@ -114,23 +115,29 @@ def _computed_in_python(activation: Any) -> bool:
 
 
 class _OrStock(type):
-    """The class of our MLPs as they stand in a modelling module: a call builds Hugging Face's own instead where the
-    config asks for an activation that ours has not. What is built is an instance of one or the other."""
+    """The class of our MLPs as they stand in a modelling module: a call builds ours, or Hugging Face's own where the config
+    asks for an activation that ours has not. What is built is an instance of one or the other; who derives from this class
+    derives from Hugging Face's own."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
+        if "_stands_for" in namespace:
+            return super().__new__(mcs, name, bases, namespace)
+        own = tuple(base._stands_for if isinstance(base, mcs) else base for base in bases)  # type: ignore[attr-defined]
+        return types.new_class(name, own, kwargs, exec_body=lambda body: body.update(namespace))
 
     def __call__(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
-        if "_original" not in vars(cls):  # somebody has derived from it
-            return super().__call__(config, *args, **kwargs)
-        ours, original, entry = cls.__bases__[0], cls._original, cls._entry  # type: ignore[attr-defined]
+        ours, original, entry = cls.__bases__[0], cls._stands_for, cls._entry  # type: ignore[attr-defined]
         activation = getattr(config, entry, None) or getattr(config, "hidden_act", None)
         if _NAMES.get(str(activation)) == _activation(ours):
             return ours(config, *args, **kwargs)
-        warn(logger, "built-stock", name=original.__name__, activation=activation)
+        warn_once(logger, cls, "built-stock", name=original.__name__, activation=activation)
         return original(config, *args, **kwargs)
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        if "_original" not in vars(cls):
-            return super().__instancecheck__(instance)
-        return isinstance(instance, cls.__bases__)
+        return isinstance(instance, (*cls.__bases__, cls._stands_for))  # type: ignore[attr-defined]
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, (*cls.__bases__, cls._stands_for))  # type: ignore[attr-defined]
 
 
 class _PatchedLayerNorm(type):
@@ -159,4 +166,5 @@ def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:
     home = {"__module__": ours.__module__}
     if issubclass(ours, LigerLayerNorm):
         return _PatchedLayerNorm(name, (original,), {**home, "_stands_for": original})
-    return _OrStock(ours.__name__, (ours,), {**home, "_original": original, "_entry": kind.activation})
+    own = {"__init__": original.__init__, "forward": original.forward}  # called by name, in derived classes
+    return _OrStock(ours.__name__, (ours,), {**home, **own, "_stands_for": original, "_entry": kind.activation})

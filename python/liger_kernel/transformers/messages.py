@@ -56,7 +56,7 @@ MESSAGES = {
     "skip-without-targets": "skip_logits is True, but labels and shift_labels are None: logits are computed",
 }
 
-_said: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+_said: weakref.WeakKeyDictionary[nn.Module | type, set[str]] = weakref.WeakKeyDictionary()
 
 
 def _text(name: str, values: dict[str, object]) -> str:
@@ -68,12 +68,14 @@ def warn(logger: logging.Logger, name: str, /, **values: object) -> None:
     logger.warning(_text(name, values))
 
 
-def warn_once(logger: logging.Logger, module: nn.Module, name: str, /, **values: object) -> None:
-    """The same, once per module and text: a training loop comes by here at every step."""
+def warn_once(logger: logging.Logger, about: nn.Module | type | None, name: str, /, **values: object) -> None:
+    """The same, once per module or class and text: a training loop comes by at every step, a Trainer at every train()."""
+    if about is None:
+        return warn(logger, name, **values)
     if torch.compiler.is_compiling():
         return
     text = _text(name, values)
-    said = _said.setdefault(module, set())
+    said = _said.setdefault(about, set())
     if text not in said:
         said.add(text)
         logger.warning(text)

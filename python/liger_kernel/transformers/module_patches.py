@@ -16,7 +16,7 @@ from torch import nn
 from liger_kernel.transformers import patching, stock
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.layer_norm import LigerLayerNorm
-from liger_kernel.transformers.messages import warn
+from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.utils import loaded_class
 
@@ -55,7 +55,7 @@ def _keeps_wrapper(module: nn.Module, name: str) -> bool:
     if patching.holds_ours(module, name):
         return True  # ours, with a wrapper over it since
     cause = stock.cause_of_wrapper(module.__dict__.get(name))
-    warn(logger, "wrapped-forward", model=type(module).__name__, cause=cause)
+    warn_once(logger, module, "wrapped-forward", model=type(module).__name__, cause=cause)
     return False
 
 
@@ -93,7 +93,7 @@ def _own_epsilon(module: nn.Module, default: float) -> float | None:
 def _patch_norm(module: nn.Module, liger_module: type[nn.Module], eps: float, **attributes: Any) -> bool:
     epsilon = _own_epsilon(module, eps)
     if epsilon is None:
-        warn(logger, "epsilon-of-dtype", model=type(module).__name__)
+        warn_once(logger, module, "epsilon-of-dtype", model=type(module).__name__)
         return False
     return _patch_module(module, liger_module, variance_epsilon=epsilon, **attributes)
 
@@ -122,7 +122,7 @@ def _patch_layer_norm_module(module: nn.Module, eps: float = 1e-6) -> bool:
     """
     weight = getattr(module, "weight", None)
     if weight is None or weight.ndim != 1:
-        warn(logger, "no-vector-weight", model=type(module).__name__)
+        warn_once(logger, module, "no-vector-weight", model=type(module).__name__)
         return False
     size = getattr(module, "hidden_size", None) or getattr(module, "normalized_shape", None)
     return _patch_norm(module, LigerLayerNorm, eps, hidden_size=size, impl=None, mode=None)

@@ -95,14 +95,25 @@ def replace(owner: Any, name: str, new: Any) -> bool:
 def restore_all() -> None:
     """Undo every `replace` that still stands."""
     while _replacements:
-        record = _replacements.pop()
-        owner = record.owner()
-        if owner is None or getattr(owner, record.name, Absent) is not record.ours:
-            continue
-        if record.original is Absent:
-            delattr(owner, record.name)
-        else:
-            setattr(owner, record.name, record.original)
+        _undo(_replacements.pop())
+
+
+def restore(owner: Any, name: str) -> None:
+    """Undo one of them."""
+    record = _record_of(owner, name)
+    if record is not None:
+        _replacements[:] = [other for other in _replacements if other is not record]
+        _undo(record)
+
+
+def _undo(record: _Replacement) -> None:
+    owner = record.owner()
+    if owner is None or getattr(owner, record.name, Absent) is not record.ours:
+        return
+    if record.original is Absent:
+        delattr(owner, record.name)
+    else:
+        setattr(owner, record.name, record.original)
 
 
 # ---- the class of one nn.Module --------------------------------------------------------------------------------------
@@ -125,7 +136,7 @@ def _patched(cls: type, patch: Patch) -> type:
     made: Any = type(cls)(cls.__name__, (cls,), {**named, **patch.methods(cls), _PATCH: patch})
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        reduced = super(made, self).__reduce_ex__(protocol)
+        reduced = super(made, self).__reduce_ex__(max(protocol, 2))  # the old protocols name the class
         if type(self) is not made or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return reduced
         return (_new, (cls, patch), *reduced[2:])
@@ -199,10 +210,17 @@ def set_on_instance(module: nn.Module, name: str, value: Any) -> None:
     if name not in record:
         record[name] = (Absent if is_ours(current) else current, value)
     else:
-        original, _ = record[name]
-        foreign = callable(current) and current is not Absent and not is_ours(inspect.unwrap(function_of(current)))
+        original, ours = record[name]
+        foreign = (
+            current is not Absent and not _same(current, ours) and not is_ours(inspect.unwrap(function_of(current)))
+        )
         record[name] = (current if foreign else original, value)
     module.__dict__[name] = value
+
+
+def _same(current: Any, ours: Any) -> bool:
+    """Whether what we have put on an instance, or a copy of it, is still there."""
+    return current is ours or (type(current) is type(ours) and bool(current == ours))
 
 
 def holds_ours(module: nn.Module, name: str = "forward") -> bool:
@@ -234,7 +252,7 @@ def restore_instance(module: nn.Module) -> None:
     record = module.__dict__.pop(_RECORD, {})
     for name, (original, ours) in record.items():
         current = module.__dict__.get(name, Absent)
-        if current is not Absent and (current == ours or not callable(current)):
+        if _same(current, ours):
             _put_back(module, name, original)
     if is_ours(module.__dict__.get("_old_forward")):
         # accelerate has moved our forward aside, and expects something to call there

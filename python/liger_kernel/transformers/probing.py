@@ -1,15 +1,19 @@
 """Patching a model of a family that has no row, by what its modules do.
 
 A norm, a gated MLP, the rotary function and the forward are each compared with ours, values and gradients, before ours is
-put there: in fp32 within rounding, in bf16 bit for bit (the rotary function, which rounds less often than Hugging Face's,
-within rounding there too). What differs, or cannot be run, is left alone.
+put there, in evaluation and in training: in fp32 within rounding, in bf16 bit for bit (the rotary function, which rounds
+less often than Hugging Face's, within rounding there too). What differs, draws random numbers, or cannot be run, is left
+alone; what breaks the model as a whole is taken back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import inspect
 import logging
+import random
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,31 +35,47 @@ _MLPS: dict[frozenset[str], tuple[type[nn.Module], ...]] = {
     frozenset({"gate_up_proj", "down_proj"}): (LigerPhi3SwiGLUMLP,),
     frozenset({"w1", "w2", "w3"}): (LigerBlockSparseTop2MLP,),
 }
+_IN_MODES = [(False, 0), (True, 1), (True, 2), (True, 3)]  # (training, seed): what is random must show
 _SMALL = {"narrow": 16, "wide": 24, "packed": 48}  # widths of an MLP's copy, to try
 
 
 def patch_by_behaviour(model: Any) -> dict[str, str]:
     """What was done: path -> what stands there now. Revert it with `revert_liger_kernel`."""
     done: dict[str, str] = {}
-    for path, module in list(model.named_modules()):
-        what = _try_norm(module) or _try_mlp(module)
-        if what is not None:
-            done[path] = what
-    done.update(_try_rope(model))
+    before = _answers(model)
+    for modules in _by_class(model):
+        patched = {path: what for path, module in modules.items() if (what := _try_norm(module) or _try_mlp(module))}
+        if patched and not _answers_alike(model, before):
+            for path in patched:
+                patching.restore_instance(modules[path])
+        else:
+            done.update(patched)
+    done.update(_try_rope(model, before))
     if _try_loss(model):
         done["forward"] = "the loss fused into the output projection"
     return done
+
+
+def _by_class(model: Any) -> list[dict[str, nn.Module]]:
+    classes: dict[type, dict[str, nn.Module]] = {}
+    for path, module in model.named_modules():
+        classes.setdefault(type(module), {})[path] = module
+    return list(classes.values())
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
 
 
 def _same(tolerance: float, one: Callable[..., Any], other: Callable[..., Any], inputs: list[torch.Tensor]) -> bool:
-    """Whether two functions have the same values and gradients. Without a tolerance: the same bits, of the values."""
+    """Whether two functions have the same values and gradients, and draw no random numbers. Without a tolerance: the same
+    bits, of the values."""
     results = []
     for function in (one, other):
         leaves = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+        torchs, pythons = torch.get_rng_state(), random.getstate()
         outputs = function(*leaves)
+        if not torch.equal(torchs, torch.get_rng_state()) or pythons != random.getstate():
+            return False
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if not tolerance:
             results.append([output.detach() for output in outputs])
@@ -71,17 +91,36 @@ def _same(tolerance: float, one: Callable[..., Any], other: Callable[..., Any], 
     return True
 
 
-def _behaves(make: Callable[[torch.dtype], Any], in_bf16: float = 0.0) -> bool:
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers from a known state here, and from where they were afterwards."""
+    cuda = torch.cuda.is_initialized()
+    pythons = random.getstate()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+
+
+def _behaves(make: Callable[[torch.dtype], Any], in_bf16: float = 0.0, seed: int = 0) -> bool:
     """Whether the two functions of `make(dtype)` -> (one, other, inputs) are the same in both dtypes. Whatever fails is not
     the same."""
     tolerances = {torch.float32: 1e-5, torch.bfloat16: in_bf16}
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.enable_grad(), _seeded(seed):
             return all(_same(tolerance, *make(dtype)) for dtype, tolerance in tolerances.items())
     except Exception as error:
         logger.debug("not probed: %s", error)
         return False
+
+
+def _behaves_in_modes(make: Callable[[bool, torch.dtype], Any]) -> bool:
+    return all(_behaves(functools.partial(make, training), seed=seed) for training, seed in _IN_MODES)
 
 
 def _numbers(*shape: int) -> torch.Tensor:
@@ -115,24 +154,33 @@ def _is_plain(module: nn.Module) -> bool:
     return not patching.is_ours(module.forward) and "forward" not in module.__dict__
 
 
+def _takes_one_argument(module: nn.Module) -> bool:
+    """Another one (the gate of a gated norm) would do something, or be missing."""
+    parameters = [*inspect.signature(type(module).forward).parameters.values()][1:]
+    return [p.kind for p in parameters] == [inspect.Parameter.POSITIONAL_OR_KEYWORD]
+
+
 def _try_norm(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if module._modules or list(module._parameters) != ["weight"] or weight is None or not _is_plain(module):
         return None
+    if not _takes_one_argument(module):
+        return None
     if weight.ndim != 1 or not isinstance(epsilon, float) or isinstance(module, nn.LayerNorm):
         return None
     for offset, casting in _NORMS:
-        if _behaves(functools.partial(_norm_pair, module, weight.shape[0], offset, casting)):
+        if _behaves_in_modes(functools.partial(_norm_pair, module, weight.shape[0], offset, casting)):
             module_patches._patch_rms_norm_module(module, offset=offset, casting_mode=casting)
             return f"LigerRMSNorm, offset {offset}, rounded as {casting}"
     return None
 
 
-def _norm_pair(module: nn.Module, width: int, offset: float, casting: str, dtype: torch.dtype) -> Any:
+def _norm_pair(module: nn.Module, width: int, offset: float, casting: str, training: bool, dtype: torch.dtype) -> Any:
     weight = (torch.rand(width) + 0.5).to(dtype)
     theirs = copy.copy(module)
-    theirs._parameters = {"weight": nn.Parameter(weight)}
+    theirs._parameters, theirs._buffers = {"weight": nn.Parameter(weight)}, copy.deepcopy(module._buffers)
+    theirs.training = training
     ours = copy.copy(theirs)
     module_patches._patch_rms_norm_module(ours, offset=offset, casting_mode=casting)
     forwards = [_called(m, type(m).forward, ["weight"]) for m in (theirs, ours)]
@@ -145,17 +193,19 @@ def _try_mlp(module: nn.Module) -> str | None:
     if module._parameters or any(list(child.parameters()) for child in others if child is not None):
         return None
     for ours in _MLPS.get(frozenset(linears), ()):
-        if _is_plain(module) and _behaves(functools.partial(_mlp_pair, module, ours)):
+        plain = _is_plain(module) and _takes_one_argument(module)
+        if plain and _behaves_in_modes(functools.partial(_mlp_pair, module, ours)):
             module_patches._patch_swiglu_module(module, ours)
             return ours.__name__
     return None
 
 
-def _mlp_pair(module: nn.Module, ours: type[nn.Module], dtype: torch.dtype) -> Any:
+def _mlp_pair(module: nn.Module, ours: type[nn.Module], training: bool, dtype: torch.dtype) -> Any:
     """A copy with small projections, so that trying costs nothing however large the model is."""
     small = copy.copy(module)
     small._modules = {name: _small(name, child) for name, child in module._modules.items()}
-    small.to(dtype)
+    small._buffers = copy.deepcopy(module._buffers)
+    small.to(dtype).train(training)
     names = [name for name, _ in small.named_parameters()]
     values = [parameter.detach() for parameter in small.parameters()]
     forwards = [_called(small, forward, names) for forward in (type(module).forward, ours.forward)]
@@ -178,26 +228,62 @@ def _small_batch(model: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _run(model: Any, forward: Any = None, **options: Any) -> Any:
-    """The model's answer to a small batch, in evaluation, or None if it cannot be run so."""
-    training = model.training
+@contextlib.contextmanager
+def _in_mode(model: Any, training: bool, seed: int) -> Iterator[None]:
+    """All of a model in training or evaluation, with its activations kept; nothing of it is changed afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    checkpointed = [module for module, _ in modes if getattr(module, "gradient_checkpointing", False) is True]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        model.eval()
-        with torch.no_grad():
+        for module, _ in modes:
+            module.training = training
+        for module in checkpointed:
+            module.gradient_checkpointing = False
+        with _seeded(seed), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module in checkpointed:
+            module.gradient_checkpointing = True
+        for buffer, value in buffers:
+            if buffer.device.type != "meta" and not torch.equal(buffer, value):
+                buffer.data.copy_(value)
+
+
+def _run(model: Any, forward: Any = None, training: bool = False, seed: int = 0, **options: Any) -> Any:
+    """The model's answer to a small batch, or None if it cannot be run so."""
+    try:
+        with _in_mode(model, training, seed):
             batch = {**_small_batch(model), **options}
             return model(**batch) if forward is None else forward(model, **batch)
     except Exception as error:
         logger.debug("not run: %s", error)
         return None
-    finally:
-        model.train(training)
+
+
+def _answers(model: Any) -> list[torch.Tensor | None]:
+    """In evaluation and in training."""
+    answers = [_run(model, training=training) for training in (False, True)]
+    return [None if answer is None else answer[0] for answer in answers]
+
+
+def _answers_alike(model: Any, before: list[torch.Tensor | None]) -> bool:
+    """Whether the model as a whole still answers as before. Rounding adds up over its layers."""
+    for expected, actual in zip(before, _answers(model), strict=True):
+        if expected is None:
+            continue
+        tolerance = 1e-3 if expected.dtype is torch.float32 else 5e-2
+        if actual is None or not (actual - expected).norm() <= tolerance * expected.norm():
+            return False
+    return True
 
 
 def _modeling(model: Any) -> Any:
     return sys.modules[stock.class_of(model).__module__]
 
 
-def _try_rope(model: Any) -> dict[str, str]:
+def _try_rope(model: Any, before: list[torch.Tensor | None]) -> dict[str, str]:
     """Ours beside theirs on the very arguments that the model gives them: the layout is in the call, not in the function."""
     modeling, name = _modeling(model), "apply_rotary_pos_emb"
     theirs = getattr(modeling, name, None)
@@ -226,6 +312,9 @@ def _try_rope(model: Any) -> dict[str, str]:
     if ran is None or not calls or not all(calls):
         return {}
     patching.replace(modeling, name, rope.liger_rotary_pos_emb)
+    if not _answers_alike(model, before):
+        patching.restore(modeling, name)
+        return {}
     return {f"{modeling.__name__}.{name}": "liger_rotary_pos_emb"}
 
 
@@ -234,27 +323,35 @@ def _of_q_and_k(function: Any, angles: list[torch.Tensor], args: Any, kwargs: An
 
 
 def _try_loss(model: Any) -> bool:
-    from transformers.modeling_outputs import CausalLMOutputWithPast
-
     own = type(model)
     base = getattr(model, "base_model_prefix", "")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None or model._modules.get(base) is None or not _is_plain(model) or not asks_for_loss(own.forward):
         return False
-    labels = _small_batch(model)["input_ids"]
-    expected = _run(model, labels=labels)
-    if type(expected) is not CausalLMOutputWithPast or expected.logits is None or expected.loss is None:
-        return False  # a forward that adds something of its own
     patch = FusedForward(Head(base=base))
     forward = patch.methods(own)["forward"]
-    logits: Any = _run(model, forward, labels=labels)
-    fused: Any = _run(model, forward, labels=labels, skip_logits=True)
-    if logits is None or fused is None or not torch.equal(logits.logits, expected.logits) or fused.logits is not None:
-        return False
-    tolerance = 1e-4 if head.weight.dtype is torch.float32 else 2e-2
-    if not torch.allclose(fused.loss.float(), expected.loss.float(), rtol=tolerance, atol=tolerance):
+    if not all(_is_its_loss(model, head, forward, training, seed) for training, seed in _IN_MODES):
         return False
     return patching.give_methods(model, patch)
+
+
+def _is_its_loss(model: Any, head: Any, forward: Any, training: bool, seed: int) -> bool:
+    """Whether our forward says what the model's own does: of logits and the loss of logits the same bits, of the fused loss
+    within rounding."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    options: dict[str, Any] = {"training": training, "seed": seed, "labels": _small_batch(model)["input_ids"]}
+    expected = _run(model, **options)
+    if type(expected) is not CausalLMOutputWithPast or expected.logits is None or expected.loss is None:
+        return False  # a forward that adds something of its own
+    logits: Any = _run(model, forward, skip_logits=False, **options)
+    fused: Any = _run(model, forward, skip_logits=True, **options)
+    if logits is None or fused is None or fused.logits is not None:
+        return False
+    if not torch.equal(logits.logits, expected.logits) or not torch.equal(logits.loss, expected.loss):
+        return False
+    tolerance = 1e-4 if head.weight.dtype is torch.float32 else 2e-2
+    return torch.allclose(fused.loss.float(), expected.loss.float(), rtol=tolerance, atol=tolerance)
 
 
 def described(done: dict[str, str]) -> Iterator[str]:
