@@ -17,6 +17,7 @@ from liger_kernel.transformers import (
 )
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
 from liger_kernel.transformers.messages import warn
+from liger_kernel.transformers.model.causal_lm import projection_of
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss, fused_forward
 from liger_kernel.transformers.module_patches import logger
 from liger_kernel.transformers.rows import Kind, Row
@@ -204,7 +205,7 @@ def _fuse_loss(row: Row, model: Any) -> None:
     tp = getattr(model.config, "pretraining_tp", 1)
     if name is None:
         warn(logger, "not-a-causal-lm", expected=", ".join(row.heads), **described)
-    elif model.get_output_embeddings() is None:
+    elif projection_of(model, row.heads[name]) is None:
         warn(logger, "no-output-embeddings", **described)
     elif not stock.forward_is_own(type(model), f"{row.module}.{name}"):
         warn(logger, "own-forward", **described)
