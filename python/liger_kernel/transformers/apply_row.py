@@ -76,7 +76,7 @@ class WrongModel(TypeError, ValueError):
 def _apply(row: Row, model: Any, flags: Mapping[str, bool], found: Found) -> None:
     found.asked.update(row.flags)
     modeling = _modeling(row)
-    if flags.get("rope") and _replace_rope(row, modeling):
+    if flags.get("rope") and (_keeps_rope(row, model) or _replace_rope(row, modeling)):
         found.add("rope")
     if flags.get("cross_entropy") and _replace_cross_entropy(row, modeling):
         found.add("cross_entropy")
@@ -90,6 +90,17 @@ def _modeling(row: Row) -> Any:
     """As `from package import name` finds it now, which may be a substitute for the module in sys.modules."""
     package, _, name = row.module.rpartition(".")
     return getattr(importlib.import_module(package), name, None) or importlib.import_module(row.module)
+
+
+def _keeps_rope(row: Row, model: Any) -> bool:
+    """Whether the rotation is left as it is because a rotary module of `model` is not the family's own: the tables that
+    others make may have halves that differ, of which ours reads the first. A warning names it."""
+    modules = [] if model is None or not row.rope else model.named_modules()
+    for path, module in modules:
+        if path.rpartition(".")[2] == "rotary_emb" and not stock.is_own(module, row.module):
+            warn(logger, "foreign-rotary", path=path, model=type(model).__name__, found=type(module).__name__)
+            return True
+    return False
 
 
 def _replace_rope(row: Row, modeling: Any) -> bool:

@@ -54,6 +54,16 @@ def forward_is_own(cls: type, written: str) -> bool:
     return name == f"{written}.forward" and written_in(forward, written.partition(".")[0])
 
 
+def is_own(module: nn.Module, modeling: str) -> bool:
+    """Whether a module is of a class of that modelling module and computes what the class says."""
+    cls = class_of(module)
+    return (
+        cls.__module__ == modeling
+        and forward_is_own(cls, full_name(cls))
+        and not patching._is_wrapper(module, patching._slot(module))
+    )
+
+
 def names_in(function: Any) -> tuple[Any, ...]:
     """The attributes and constants that a function's own code names."""
     code = getattr(inspect.unwrap(function), "__code__", None)

@@ -190,7 +190,9 @@ def _loss_obstacle(model: Any) -> str | None:
         name = getattr(model.loss_function, "__qualname__", type(model.loss_function).__name__)
         return f"its loss_function is {name}, not Hugging Face's causal-LM loss"
     replaced = _replaced_in_loss()
-    return f"{replaced}, which Hugging Face's causal-LM loss calls, has been replaced" if replaced else None
+    if replaced is not None:
+        return f"{replaced}, which Hugging Face's causal-LM loss calls, has been replaced"
+    return None
 
 
 @torch.compiler.assume_constant_result

@@ -140,7 +140,7 @@ def _weight_obstacle(head: Any) -> str | None:
     return None
 
 
-def _stored_weight(head: Any) -> torch.Tensor:
+def _stored_weight(head: Any) -> Any:
     """The weight, or what a parametrization computes it from: to read that is to compute it, and may change its state."""
     if not parametrize.is_parametrized(head, "weight"):
         return head.weight
