@@ -37,7 +37,6 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel._native import LigerArgumentError, Wish
 from liger_kernel.ops._memory import (
-    PLAIN,
     absent,
     fresh,
     heads,
