@@ -148,6 +148,7 @@ static void words(struct report *report, liger_context *context) {
 typedef struct liger_plain_args {
     size_t size;
     liger_tensor x, weight, y, sums;
+    int64_t first;
     float scale;
     int32_t reserved;
     void *workspace;
@@ -164,6 +165,7 @@ static const struct door_rule plain_rules[] = {
     {ARG(weight), IN,  T_OR_F32,   VECTOR(COLS),             CONTIGUOUS, OPTIONAL},
     {ARG(y),      OUT, T,          LIKE(x),                  LAST, MAY_BE(x)},
     {ARG(sums),   OUT, DTYPE(F32), VECTOR(ROWS),             CONTIGUOUS},
+    {INT64(first)},
     {FLOAT(scale), BETWEEN(0, 1)},
     {RESERVED(reserved)},
     {WORKSPACE(one_page, x)},
@@ -248,6 +250,7 @@ static void older_callers(struct report *report) {
                                   offsetof(liger_plain_args, weight),
                                   offsetof(liger_plain_args, y),
                                   offsetof(liger_plain_args, sums),
+                                  offsetof(liger_plain_args, first),
                                   offsetof(liger_plain_args, scale),
                                   offsetof(liger_plain_args, reserved),
                                   offsetof(liger_plain_args, workspace),

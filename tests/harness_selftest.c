@@ -476,6 +476,15 @@ static void check_kept_runs(void) {
     const struct run_kind one = {&counting, cases[0], .seed = 1}, other = {&counting, shorter, .seed = 1};
     expect(kept_run_find(&one) == kept_run_find(&one) && kept_run_find(&one) != kept_run_find(&other),
            "a case that was changed has a place of its own", "kept");
+    struct op_run *without =
+        op_run_new(NULL, &counting, &cases[0], (struct op_types){LIGER_F32, LIGER_F32, LIGER_I64}, 1);
+    if (without != NULL) {
+        double *x = without->t[X], *y[OP_MAX_TENSORS] = {NULL};
+        without->t[X] = NULL;
+        expect(!kept_run_outputs(without, KEPT_EXPECTED, y), "nor is a run that lacks an input", "kept");
+        without->t[X] = x;
+    }
+    op_run_free(without);
     kept_runs_end();
     expect(first_expected(&counting, &cases[0], 1, 0) == first && references == 5, "nothing is kept after the end",
            "kept");

@@ -1,8 +1,9 @@
 /* norm_partials.h - how many partial rows the parameters' gradients of a norm are summed in. Internal.
  *
  * Fixed by the shape and the device, never by the number of threads, and asked for by the caller as workspace. A GPU has one
- * for each block of its backward kernel (liger/cuda/row_norm.cuh), and as many blocks as its multiprocessors hold: a block
- * has a thread for every 16 bytes of a row, or several rows share one. */
+ * for each block of its backward kernel (liger/cuda/row_norm_backward.cuh), and about as many blocks as its
+ * multiprocessors hold: a thread has 16 bytes of a narrow row, of which a block has several, and twice that or more of
+ * a wider one, with twice the registers. */
 #ifndef LIGER_CORE_NORM_PARTIALS_H
 #define LIGER_CORE_NORM_PARTIALS_H
 
@@ -11,7 +12,7 @@
 enum {
     NORM_CPU_PARTIALS = 64,
     NORM_CPU_ROWS = 32,                 /* for each of them, at least */
-    NORM_MULTIPROCESSOR_THREADS = 1024, /* of the backward kernel: 64 registers each */
+    NORM_MULTIPROCESSOR_THREADS = 1024, /* of 64 registers each; half as many have 128 */
     NORM_SHARED_BLOCK = 512,            /* threads of a block that several rows share: those of at most 512 bytes */
     NORM_MOST_BLOCKS = 8                /* of a multiprocessor */
 };

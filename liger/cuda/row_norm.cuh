@@ -26,7 +26,7 @@
  *     scale(p, c, w)           the weights of a pack
  *     terms(facts, dy, w, x, g)    g = dy·w; x becomes what the sums and dx need of it
  *     SUMS, PARTIALS, gather(p, facts, dy, g, x, sums, partial)   adds to sums over the row and over rows
- *     pull_of(facts, means), dx_of(facts, pull, g, x)        from the sums, divided by cols
+ *     pull, pull_of(facts, means), dx_of(facts, pull, g, x)  what a row's sums, divided by cols, have to say to its dx
  *     gathers(p, i)            is the i-th partial row asked for?
  */
 #ifndef LIGER_CUDA_ROW_NORM_CUH

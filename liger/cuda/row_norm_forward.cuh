@@ -25,7 +25,9 @@ struct warp_values {
     int count;
 };
 
-__device__ __forceinline__ float first_lanes_sum(float x, int lanes) { return warp_sum(threadIdx.x % WARP < lanes ? x : 0.0f); }
+__device__ __forceinline__ float first_lanes_sum(float x, int lanes) {
+    return warp_sum(threadIdx.x % WARP < lanes ? x : 0.0f);
+}
 
 /* All sums are of differences, to a value of the row and then to the warp's mean: nothing cancels, whatever the row's offset,
  * and a row of one value has variance 0. fold(f) is the last s = f(s, values) over the packs of this thread, from 0. */

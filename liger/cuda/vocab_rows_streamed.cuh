@@ -43,6 +43,7 @@ struct packs {
 template <typename F, typename V>
 __device__ __forceinline__ void walk(const typename F::problem &p, int64_t r, V visit) {
     using T = typename F::type;
+    static_assert(F::INPUTS >= 1 && F::INPUTS <= 4, "packs in flight are shared by the inputs");
     constexpr int N = pack_size<T>, UNROLL = 4 / F::INPUTS;
     const T *row[F::INPUTS];
     bool alike = true; /* as far behind a boundary */

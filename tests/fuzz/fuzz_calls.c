@@ -251,7 +251,10 @@ static void change(struct prepared *p, const struct door_entry *function, struct
         case 3: p->args[sizeof size + choose(choices, (int64_t)(size - sizeof size))] ^= 1 << choose(choices, 8); break;
         default: change_tensor(p, choices); break;
     }
-    if (size != function->door->size) memcpy(p->args, &size, sizeof size);
+    if (size == function->door->size) return;
+    memcpy(p->args, &size, sizeof size);
+    /* What an older caller's struct does not have is absent, to the library and to what is asked below of its tensors. */
+    if (size >= sizeof size && size < function->door->size) memset(p->args + size, 0, function->door->size - size);
 }
 
 /* ---- what the call did ---- */

@@ -92,7 +92,8 @@ void kept_run_keep_inputs(const struct op_run *run) {
 static bool inputs_unchanged(const struct op_run *run) {
     bool same = run->kept != NULL && run->kept->has_inputs && same_case(&run->c, &run->kept->kind.c);
     for (int i = 0; same && i < run->op->tensor_count; i++)
-        same = !is_input(run, i) || memcmp(run->t[i], run->kept->inputs[i], bytes_of(run, i)) == 0;
+        same = is_input(run, i) == (run->kept->inputs[i] != NULL) &&
+               (!is_input(run, i) || memcmp(run->t[i], run->kept->inputs[i], bytes_of(run, i)) == 0);
     return same;
 }
 

@@ -26,25 +26,41 @@ import tempfile
 import textwrap
 import traceback
 import types
+from collections.abc import Mapping
+from typing import NamedTuple
 
 
 def start(*program: object, **environment: str) -> subprocess.Popen:
     """The process, its two streams as pipes of text. It finds the modules that this process finds."""
     path = os.pathsep.join(filter(None, sys.path))
-    ours = all(name.startswith("LIGER_") or name == "PYTHONPATH" for name in environment)
-    way = [sys.executable, "-S", __file__, "--fork-of", template()] if ours else [sys.executable, __file__]
+    whole = {**os.environ, "PYTHONPATH": path, **environment}
+    way = [sys.executable, __file__]
+    if _of_torch(whole) == template().environment:
+        way = [sys.executable, "-S", __file__, "--fork-of", template().address]
     return subprocess.Popen(
         [*way, *map(str, program)],
-        env={**os.environ, "PYTHONPATH": path, **environment},
+        env=whole,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
+def _of_torch(environment: Mapping[str, str]) -> dict[str, str]:
+    """What an interpreter, or torch when it is imported, may have read: all but what says which test this is."""
+    later = ("LIGER_", "PYTEST_CURRENT_TEST", "PYTHONPATH")
+    return {name: value for name, value in environment.items() if not name.startswith(later)}
+
+
+class Template(NamedTuple):
+    process: subprocess.Popen
+    address: str
+    environment: dict[str, str]
+
+
 @functools.cache
-def template() -> str:
-    """The address of this process's template, which ends with it: its input is a pipe from here."""
+def template() -> Template:
+    """This process's template, which ends with it: its input is a pipe from here."""
     address = os.path.join(tempfile.mkdtemp(prefix="liger-template-"), "socket")
     path = os.pathsep.join(filter(None, sys.path))
     process = subprocess.Popen(
@@ -54,8 +70,7 @@ def template() -> str:
         stdout=subprocess.PIPE,
     )
     assert process.stdout.readline() == b"ready\n", "the template of the tests' processes does not start"
-    template.process = process
-    return address
+    return Template(process, address, _of_torch(os.environ))
 
 
 def run(*program: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
@@ -130,7 +145,10 @@ def be_fork_of(address: str, words: list[str]) -> None:
         server.connect(address)
         socket.send_fds(server, [len(asked).to_bytes(8, "little")], [1, 2])
         server.sendall(asked)
-        status = int.from_bytes(server.recv(8), "little", signed=True)
+        answer = server.recv(8, socket.MSG_WAITALL)
+    if len(answer) != 8:
+        sys.exit("nobody can say how the program ended: the process that looked after it is gone")
+    status = int.from_bytes(answer, "little", signed=True)
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 
 import pytest
@@ -96,6 +97,12 @@ def test_names_of_the_sizes():
         assert (module.num_experts, module.intermediate_dim, module.hidden_dim) == (3, 7, 13)
     with pytest.raises(ValueError, match="gelu"):
         LigerExperts(types.SimpleNamespace(hidden_act="gelu"))
+
+
+def test_where_it_is_found():
+    package = importlib.import_module("liger_kernel.transformers")
+    assert package.LigerExperts is LigerExperts and "LigerExperts" in dir(package)
+    assert "LigerExperts" not in package.__all__
 
 
 def test_the_same_bits(device):

@@ -131,7 +131,7 @@ def test_generation_gives_the_same_tokens(name, way):
     assert torch.equal(apply(name, way, build).eval().generate(**inputs, **options), expected)
 
 
-@pytest.mark.parametrize("name", sorted(n for n, row in ROWS.items() if any(h.router_loss for h in row.heads.values())))
+@pytest.mark.parametrize("name", ["gpt_oss", "mixtral", "qwen3_moe", "qwen3_next"])
 @both_ways
 def test_router_losses_are_filled_as_stock_fills_them(name, way):
     build = builder(name)

@@ -11,6 +11,7 @@ from reference import DTYPES, assert_close
 from liger_kernel import _native
 from liger_kernel._native import Wish
 from liger_kernel.ops.fused_linear_cross_entropy import (
+    COMPUTE,
     LigerFusedLinearCrossEntropyFunction,
     fused_linear_cross_entropy_backward,
     fused_linear_cross_entropy_forward,
@@ -205,6 +206,35 @@ def test_no_factor_reaches_ignored_rows(device, dtype, classes, upstream):
     assert (x.grad[target == -100] == 0).all()
     for gradient in (x.grad[target != -100], weight.grad):
         assert bool(gradient.isfinite().all()) is finite and bool(gradient.isfinite().any()) is finite
+
+
+@pytest.mark.parametrize("way", ["eager", "compiled", "operator"])
+@pytest.mark.parametrize("upstream", [float("inf"), float("-inf"), float("nan"), 3.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_upstream_reaches_a_batch_of_ignored_rows(device, dtype, reduction, upstream, way):
+    """Nothing of the weight and the bias has a part in such a loss: their gradients are zeros, as x's are."""
+    x = torch.randn(5, 16, dtype=dtype, device=device, requires_grad=True)
+    weight = torch.randn(9, 16, dtype=dtype, device=device, requires_grad=True)
+    bias = torch.randn(9, dtype=dtype, device=device, requires_grad=True)
+    given = (x, weight, torch.full((5,), -100, device=device), bias)
+    factor = torch.tensor(upstream, device=device)
+    options = (None, -100, 0.0, 0.0, reduction)
+    if way == "operator":
+        numbers = (-100, 0.0, 0.0, ["mean", "sum"].index(reduction) + 1, 0.0, False, COMPUTE.index(dtype), False)
+        torch.ops.liger.linear_cross_entropy(
+            x, weight, given[2], bias, None, None, *numbers, False, False, False, True, True, True
+        )[0].backward(factor)
+    elif way == "compiled":
+        torch.compiler.reset()
+        head = torch.compile(
+            lambda *given: LigerFusedLinearCrossEntropyFunction.apply(*given, *options)[0], backend="aot_eager"
+        )
+        head(*given).backward(factor)
+    else:
+        LigerFusedLinearCrossEntropyFunction.apply(*given, *options)[0].backward(factor)
+    for t in (x, weight, bias):
+        assert torch.equal(t.grad, torch.zeros_like(t))
 
 
 def test_out_of_range_target(device):

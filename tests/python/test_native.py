@@ -46,7 +46,10 @@ def test_what_is_not_its_memory_is_refused(device, which):
     ("change", "error", "words"),
     [
         ({"x": [1.0]}, TypeError, "x must be a torch.Tensor or None, not list"),
-        ({"x": torch.ones(4, 8, dtype=torch.float64)}, ValueError, "x is torch.float64"),
+        ({"x": torch.ones(4, 8, dtype=torch.float64)}, ValueError, "x is torch.float64, but float32, float16"),
+        ({"x": torch.ones(4, 8, dtype=torch.uint8)}, ValueError, "x is torch.uint8, but float32, float16"),
+        ({"x": torch.ones(4, 8, dtype=torch.int64)}, ValueError, "x is torch.int64, but float32, float16"),
+        ({"y": torch.full((4, 8), 7.0).half()}, ValueError, "y is torch.float16, but "),
         ({"x": torch.ones(1, 1, 1, 1, 1, 4, 8)}, ValueError, "x has 7 dimensions, but at most 6"),
         ({"weight": torch.ones(9)}, AssertionError, "weight"),
         ({"weight": torch.empty(8, device="meta")}, _native.LigerArgumentError, "weight has no memory"),
@@ -247,6 +250,78 @@ def test_names_are_plain_attributes_after_the_first_use():
     assert _native.rms_norm_forward is vars(_native)["rms_norm_forward"]
     with pytest.raises(AttributeError, match="has no no_such_operator"):
         _native.no_such_operator  # noqa: B018
+
+
+FIRST_USE = """
+    import sys, warnings, torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    with torch._subclasses.FakeTensorMode():
+        torch.ones(2)  # a first one may fork, and then the library is there already
+    from liger_kernel import _native
+
+    found, importing = [], _native._import_binding
+
+    class Watched:
+        '''The binding, and what it is told of torch.'''
+
+        def __init__(self, module):
+            self.__dict__.update({name: getattr(module, name) for name in dir(module)})
+            self.tell = self.__dict__.pop("setup")
+
+        def setup(self, *told):
+            sample, quick = told[7], told[-1]
+            assert type(sample) is torch.Tensor and not sample.is_meta and sample.data_ptr() != 0
+            found.append((sample.shape, sample.stride(), [f is not None for f in quick]))
+            return self.tell(*told)
+
+    _native._import_binding = lambda folder: Watched(importing(folder))
+
+    class Seen:
+        calls = 0
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            Seen.calls += 1
+            return function(*args, **kwargs or {})
+
+    class Dispatch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            Seen.calls += 1
+            return function(*args, **kwargs or {})
+
+    def load(x):
+        assert not found
+        before = Seen.calls
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            _native.load()
+        assert found and Seen.calls == before
+        return x + 1
+
+    x, way = torch.ones(2), sys.argv[1]
+    if way == "none":
+        load(x)
+    elif way == "trace":
+        torch.jit.trace(load, x, check_trace=False)
+    elif way in ("grad", "vmap"):
+        getattr(torch.func, way)(lambda x: load(x).sum())(x[None] if way == "vmap" else x)
+    else:
+        mode = {"fake": torch._subclasses.FakeTensorMode, "functions": Functions, "dispatch": Dispatch}[way]()
+        with mode:
+            load(torch.ones(2))
+            torch.ones(2)
+        assert way == "fake" or Seen.calls > 0
+    print(found, _native.is_usual())
+"""
+
+
+@pytest.mark.parametrize("way", ["trace", "fake", "dispatch", "functions", "grad", "vmap"])
+def test_first_use_anywhere(way):
+    """What the binding finds of torch does not depend on where it is used first, and it is found unseen."""
+    found = own_process.output("-c", FIRST_USE, way)
+    assert found == own_process.output("-c", FIRST_USE, "none") and found.endswith("True\n")
 
 
 def test_modes_and_transforms_are_seen():

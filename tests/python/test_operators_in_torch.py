@@ -13,6 +13,7 @@ from test_operators import CASES, Case, angles, leaves, on, same, upstreams
 from torch import Tensor
 
 from liger_kernel.ops._operator import TABLE
+from liger_kernel.ops.scale import scale
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
@@ -90,6 +91,17 @@ def test_opcheck_of_a_part(device):
             -100,
         ),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", ["helper", "operator", "compiled"])
+def test_scale_needs_no_labels(device, way, dtype):
+    """Two arguments are enough, wherever the call is made: of what the library takes, and of what is to be prepared."""
+    x, factor = torch.randn(4, 6, device=device), torch.tensor(3.0, dtype=dtype, device=device)
+    call = {"helper": scale, "operator": torch.ops.liger.scale}.get(
+        way, torch.compile(lambda x, f: torch.ops.liger.scale(x, f), backend="aot_eager")
+    )
+    assert torch.equal(call(x.t()[1:], factor), x.t()[1:] * 3.0)
 
 
 def test_every_registered_operator_is_described():

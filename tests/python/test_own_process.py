@@ -81,6 +81,20 @@ def test_a_fork_unless_torch_reads_the_environment():
     assert own_process.output("-c", code, OMP_NUM_THREADS="1") == "False False False\n"
 
 
+def test_what_the_test_has_set_is_not_lost(monkeypatch):
+    """torch looks at some names when it is imported: a fork would be too late."""
+    assert own_process.output("-c", "import sys; print('torch' in sys.modules)") == "True\n"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code = "import sys; print('torch' in sys.modules); import torch; print(torch.get_num_threads())"
+    assert own_process.output("-c", code) == "False\n1\n"
+
+
+def test_an_end_that_nobody_has_seen_is_a_failure():
+    """Whoever looks after the program may be killed before the program is."""
+    done = own_process.run("-c", "import os; os.kill(os.getppid(), 9); raise SystemExit(3)")
+    assert done.returncode == 1 and "how the program ended" in done.stderr
+
+
 def test_a_signal_is_seen():
     done = own_process.run("-c", "import os; print('before', flush=True); os.abort()")
     assert (done.returncode, done.stdout) == (-signal.SIGABRT, "before\n")

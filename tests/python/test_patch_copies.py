@@ -100,15 +100,17 @@ def test_a_replica_runs_its_own_weights():
         assert_close(replica(input_ids=ids, labels=labels).loss, stock(input_ids=ids, labels=labels).loss)
 
 
-def test_data_parallel_equals_one_gpu():
-    if torch.cuda.device_count() < 2:
+def test_data_parallel_equals_one_gpu(device):
+    if device.type != "cuda" or torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     ids, labels = tiny_llama.batch("cuda", rows=4, ignored=-1)  # as many targets in each half
     expected = tiny_llama.run(patched().cuda(), input_ids=ids, labels=labels)
     model = patched().cuda()
     parallel = torch.nn.DataParallel(model)
     model.zero_grad(set_to_none=True)
-    loss = parallel(input_ids=ids, labels=labels).loss.mean()
+    output = parallel(input_ids=ids, labels=labels, use_cache=False)
+    assert output.logits is None and output.loss.shape == (2,)
+    loss = output.loss.mean()
     loss.backward()
     assert_close(loss, expected[0].loss)
     for name, gradient in tiny_llama.gradients(model).items():

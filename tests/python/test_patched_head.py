@@ -11,11 +11,19 @@ import own_process
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 pytest.importorskip("transformers", reason="needs transformers")
 
 import tiny_llama  # noqa: E402
-from llama_patching import assert_close, assert_trains_alike, is_fused, pair, warnings_of  # noqa: E402
+from llama_patching import (  # noqa: E402
+    assert_close,
+    assert_same_step,
+    assert_trains_alike,
+    is_fused,
+    pair,
+    warnings_of,
+)
 
 from liger_kernel.transformers import (  # noqa: E402
     LigerRMSNorm,
@@ -189,6 +197,112 @@ def test_peft_lora_on_the_head_materialises(caplog):
     assert len(warnings_of(caplog)) == 1 and "PEFT" in warnings_of(caplog)[0]
     revert_liger_kernel(model)
     assert not is_fused(model.get_base_model())
+
+
+class Counted(nn.Module):
+    """A parametrization with a state: each evaluation gives another weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, weight):
+        self.count += 1
+        return weight * (1 + 0.1 * self.count)
+
+
+class Dropped(nn.Module):
+    def forward(self, weight):
+        return nn.functional.dropout(weight, 0.3, self.training)
+
+
+@pytest.mark.parametrize("parametrization", [Counted, Dropped])
+def test_a_parametrized_weight_is_evaluated_once_a_step(parametrization):
+    stock, patched = pair()
+    ids, labels = tiny_llama.batch()
+    steps = []
+    for model in (stock, patched):
+        parametrize.register_parametrization(model.lm_head, "weight", parametrization())
+        torch.manual_seed(4)
+        steps.append([tiny_llama.run(model, input_ids=ids, labels=labels) for _ in range(2)])
+    for expected, step in zip(*steps, strict=True):
+        assert_same_step(step, expected, 1e-4)
+    assert step[0].logits is None
+
+
+def of_linears(hook):
+    """The hook, for heads and what they are wrapped in alone."""
+
+    def hooked(module, args, *output):
+        inner = lm_head.unwrap_peft(module)
+        if isinstance(inner, nn.Linear) and inner.out_features == tiny_llama.VOCAB:
+            return hook(module, args, *output)
+
+    return hooked
+
+
+@pytest.mark.parametrize("kind", ["forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_global_hooks_run_as_with_stock(kind, wrapped):
+    if wrapped:
+        stock, patched = peft_pair()
+    else:
+        stock, patched = pair()
+    seen = []
+
+    @of_linears
+    def hook(module, args, *output):
+        seen.append(type(module).__name__)
+        return (args[0] * 2,) if kind == "forward_pre_hook" else None
+
+    handle = getattr(nn.modules.module, f"register_module_{kind}")(hook)
+    try:
+        assert_trains_alike(patched, stock, 1e-4)
+    finally:
+        handle.remove()
+    assert seen and seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+
+
+def peft_pair():
+    """(stock, patched), both with a trained copy of the head."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    models = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        models.append(peft.get_peft_model(tiny_llama.build(), config).train())
+    apply_liger_kernel_to_llama(model=models[1])
+    return models
+
+
+def hooked_before(head):
+    head.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+
+def hooked_before_inside(head):
+    lm_head.unwrap_peft(head).register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+
+def hooked_behind(head):
+    head.register_forward_hook(lambda module, args, output: output / 2)
+
+
+def with_another_forward(head):
+    own = head.forward
+    head.forward = lambda x, *args, **kwargs: 2 * own(x, *args, **kwargs)
+
+
+@pytest.mark.parametrize("change", [hooked_before, hooked_before_inside, hooked_behind, with_another_forward])
+def test_what_stands_on_the_wrapper_of_a_trained_copy_runs(change, caplog):
+    models = peft_pair()
+    for model in models:
+        change(model.get_base_model().lm_head)
+    output, _ = assert_trains_alike(models[1], models[0], 1e-4)
+    fused = change in (hooked_before, hooked_before_inside)
+    assert (output.logits is None) is fused
+    assert len(warnings_of(caplog)) == (not fused)
+    for model in models:
+        assert "_Redirection" not in repr(model.get_base_model().lm_head.__dict__)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")

@@ -190,6 +190,8 @@ def test_errors(device, transformed):
         with pytest.raises(ValueError, match=rf"mrope_section is \[{', '.join(map(str, section))}\].* 4, half"):
             call(q, q, cos, sin, section)
     for tables in (
+        (cos[0, 0, 0, 0], sin),
+        (cos, sin[0, 0, 0, 0]),
         (cos[0], sin[0]),
         (cos[:2], sin[:2]),
         (cos, sin[:, :1, :2]),
@@ -199,6 +201,8 @@ def test_errors(device, transformed):
     ):
         with pytest.raises(ValueError, match="cos|sin"):
             call(q, q, *tables, [1, 2, 1])
+    with pytest.raises(ValueError, match="q has 0 dimensions"):
+        call(q[0, 0, 0, 0], q, cos, sin, [1, 2, 1])
     with pytest.raises(ValueError, match="q has 3 dimensions"):
         call(q[0], q, cos, sin, [1, 2, 1])
     with pytest.raises(ValueError, match="8 elements, but k's have 4"):

@@ -18,7 +18,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,6 +90,22 @@ def _cuda_functions() -> tuple[Callable[[int], int], Callable[[], int]]:
     )
 
 
+@contextlib.contextmanager
+def _untransformed() -> Iterator[None]:
+    """Torch as it is without the modes, traces and transforms that may be on where the library is used first: what it finds
+    of torch is for good."""
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    trace = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
+            yield
+    finally:
+        torch._C._set_tracing_state(trace)
+
+
 def _quick_functions() -> tuple[Any, Any]:
     """What torch's own generated code makes memory with, on the CPU and on the current GPU, in a third of empty_strided's
     time: (shape, stride, dtype) -> tensor. None where this torch has none, or it does not do that."""
@@ -151,6 +167,19 @@ def load() -> ModuleType:
             f"(make build) and point LIGER_NATIVE_DIR at the build folder."
         )
         raise LigerError(_failure) from error
+    with _untransformed():
+        _set_up(module)
+    for name in dir(module):
+        if not name.startswith("_") and name != "setup":
+            globals()[name] = getattr(module, name)
+    _binding = module
+    return module
+
+
+def _set_up(module: ModuleType) -> None:
+    """Tells the binding what there is of torch."""
+    import torch
+
     dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8)
     module.setup(
         torch._C.TensorBase,
@@ -167,11 +196,6 @@ def load() -> ModuleType:
         _quick_functions(),
     )
     _watch_dispatch(module)
-    for name in dir(module):
-        if not name.startswith("_") and name != "setup":
-            globals()[name] = getattr(module, name)
-    _binding = module
-    return module
 
 
 def _load_before_fork() -> None:

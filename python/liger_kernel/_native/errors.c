@@ -41,32 +41,41 @@ static PyObject *exception_of(liger_status status) {
 /* The library's words for a dtype that it does not have, and for those that it has. */
 static const char unknown_dtype[] = "unknown dtype";
 static const char *const dtype_words[][2] = {
-    {"f32", "float32"}, {"f16", "float16"}, {"bf16", "bfloat16"}, {"i32", "int32"}, {"i64", "int64"},
+    {"f32", "float32"}, {"f16", "float16"}, {"bf16", "bfloat16"}, {"i32", "int32"}, {"i64", "int64"}, {"u8", "uint8"},
 };
 
-/* `text` says "x is unknown dtype, but f32, f16 and bf16 are supported" of one of the arguments: what torch would say.
- * NULL without an exception: it says nothing of the kind. */
-static PyObject *with_torch_dtypes(const binding_call *call, const char *text) {
+/* `text` may say "x is unknown dtype, but ..." of one of the arguments: then with the dtype that torch has for it. */
+static PyObject *with_known_dtype(const binding_call *call, const char *text) {
     const char *place = strstr(text, unknown_dtype);
-    PyObject *dtype = NULL, *words = NULL;
+    PyObject *dtype = NULL;
     for (int i = 0; place != NULL && call->names[i] != NULL; i++) {
         const size_t length = strlen(call->names[i]);
         if (place - text < (ptrdiff_t)length + 4 || strncmp(place - 4 - length, call->names[i], length) != 0) continue;
         dtype = ask_dtype(call->argv[i]);
         break;
     }
-    if (dtype == NULL) return NULL;
-    PyObject *before = PyUnicode_FromStringAndSize(text, place - text);
+    if (dtype == NULL) return PyErr_Occurred() ? NULL : PyUnicode_FromString(text);
+    PyObject *before = PyUnicode_FromStringAndSize(text, place - text), *words = NULL;
     if (before != NULL) words = PyUnicode_FromFormat("%U%S%s", before, dtype, place + sizeof unknown_dtype - 1);
     Py_XDECREF(before), Py_DECREF(dtype);
+    return words;
+}
+
+/* `words`, which it takes over, with torch's word for every dtype behind `lead`. */
+static PyObject *with_torch_words(PyObject *words, const char *lead, const char *torch_lead) {
     for (size_t i = 0; words != NULL && i < sizeof dtype_words / sizeof *dtype_words; i++) {
-        PyObject *all = PyUnicode_FromFormat(" %s", dtype_words[i][0]),
-                 *by = PyUnicode_FromFormat(" %s", dtype_words[i][1]);
+        PyObject *all = PyUnicode_FromFormat("%s%s", lead, dtype_words[i][0]),
+                 *by = PyUnicode_FromFormat("%s%s", torch_lead, dtype_words[i][1]);
         PyObject *next = all == NULL || by == NULL ? NULL : PyUnicode_Replace(words, all, by, -1);
         Py_XDECREF(all), Py_XDECREF(by), Py_DECREF(words);
         words = next;
     }
     return words;
+}
+
+/* "x is f64, but f32, f16 and bf16 are supported", as torch would say it. */
+static PyObject *with_torch_dtypes(const binding_call *call, const char *text) {
+    return with_torch_words(with_torch_words(with_known_dtype(call, text), " is ", " is torch."), " ", " ");
 }
 
 /* Most messages begin with the function's name already, or with its operator's. */

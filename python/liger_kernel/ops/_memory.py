@@ -34,6 +34,23 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return all(t is None or (type(t) in PLAIN and not t.is_meta and not t.is_neg()) for t in tensors)
 
 
+def only_memory(value: Any) -> Any:
+    """Of a subclass, its memory."""
+    if isinstance(value, Tensor) and type(value) not in PLAIN:
+        with torch._C.DisableTorchFunctionSubclass():
+            return value.as_subclass(Tensor)
+    return value
+
+
+def kept_labels(target: Tensor) -> Tensor:
+    """The labels as backward is to find them, whatever they are to others: of a subclass that is memory the memory, of those
+    that autograd does not save, because their changes are not counted, a copy."""
+    if target.is_inference():
+        with torch.inference_mode(False):
+            target = target.clone()
+    return only_memory(target) if type(target).__torch_dispatch__ is Tensor.__torch_dispatch__ else target
+
+
 def graph_is_kept() -> bool:
     """Will this backward be run again? Unknown counts as yes."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)

@@ -37,7 +37,6 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel._native import LigerArgumentError, Wish
 from liger_kernel.ops._memory import (
-    PLAIN,
     absent,
     fresh,
     heads,
@@ -45,6 +44,7 @@ from liger_kernel.ops._memory import (
     matrix,
     new_heads,
     new_rows,
+    only_memory,
     parameter,
     require_float,
     rows,
@@ -86,10 +86,15 @@ class _Argument(typing.NamedTuple):
     name: str
     type: str  # as in a schema
     prepare: Callable[..., Tensor] | None
+    default: Any
 
     @property
     def is_tensor(self) -> bool:
         return self.type.startswith("Tensor")
+
+    @property
+    def schema(self) -> str:
+        return f"{self.type} {self.name}" + ("" if self.default is inspect.Parameter.empty else f"={self.default}")
 
 
 class _Result(typing.NamedTuple):
@@ -101,13 +106,13 @@ class _Result(typing.NamedTuple):
 _SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int", bool: "bool"}
 
 
-def _argument(name: str, hint: Any) -> _Argument:
+def _argument(name: str, hint: Any, default: Any) -> _Argument:
     optional = type(None) in typing.get_args(hint)
     if optional:
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     prepare = hint.__metadata__[0] if typing.get_origin(hint) is Annotated else None
     base = typing.get_args(hint)[0] if prepare else hint
-    return _Argument(name, _SCHEMA_TYPES[base] + "?" * optional, prepare)
+    return _Argument(name, _SCHEMA_TYPES[base] + "?" * optional, prepare, default)
 
 
 _DTYPES = {Wish.PER_ROW: torch.float32, Wish.SCALAR: torch.float32, Wish.PER_ROW_I64: torch.int64}
@@ -129,14 +134,6 @@ def _pick(positions: Sequence[int]) -> Callable[[tuple], tuple]:
     if len(positions) > 1:
         return operator.itemgetter(*positions)
     return (lambda known: (known[positions[0]],)) if positions else lambda known: ()
-
-
-def _only_memory(value: Any) -> Any:
-    """Inside the dispatcher a subclass has had its say: what is left of it is its memory."""
-    if isinstance(value, Tensor) and type(value) not in PLAIN:
-        with torch._C.DisableTorchFunctionSubclass():
-            return value.as_subclass(Tensor)
-    return value
 
 
 def _refuse_tangents(operator: str, args: tuple) -> None:
@@ -179,11 +176,13 @@ class Operator:
         self._mixed: Callable[..., Any] | None = None
         hints = typing.get_type_hints(function, include_extras=True)
         parameters = inspect.signature(function).parameters.values()
-        self.inputs = [_argument(p.name, hints[p.name]) for p in parameters if p.default is p.empty]
-        wishes = [p for p in parameters if p.default is not p.empty and p.default.kind != Wish.SCRATCH.kind]
+        self.inputs = [_argument(p.name, hints[p.name], p.default) for p in parameters if type(p.default) is not Wish]
+        wishes = [p for p in parameters if type(p.default) is Wish and p.default.kind != Wish.SCRATCH.kind]
         self.results = [_Result(p.name, p.default, hints[p.name] is Asked) for p in wishes]
         self.asked = [r for r in self.results if r.asked]
         assert self.results == [r for r in self.results if not r.asked] + self.asked, "what is always made comes first"
+        optional = [a for a in self.inputs if a.default is not inspect.Parameter.empty]
+        assert not (optional and self.asked), "flags stand behind all arguments"
         self._made, self._asked = [r.wish for r in self.results if not r.asked], [r.wish for r in self.asked]
         self.positions = {argument.name: i for i, argument in enumerate(self.inputs)}
         if not self.asked and type(self).eager is Operator.eager:
@@ -192,7 +191,7 @@ class Operator:
         TABLE[self.name] = self
 
     def schema(self) -> str:
-        arguments = [f"{a.type} {a.name}" for a in self.inputs] + [f"bool need_{r.name}" for r in self.asked]
+        arguments = [a.schema for a in self.inputs] + [f"bool need_{r.name}" for r in self.asked]
         results = ["Tensor"] * len(self.results)
         answer = results[0] if len(results) == 1 else f"({', '.join(results)})"
         return f"{self.name}({', '.join(arguments)}) -> {answer}"
@@ -238,7 +237,7 @@ class Operator:
 
     def prepared(self, *args: Any) -> Any:
         """The same with every tensor brought to what the library takes; what it still refuses is an error in words."""
-        given = args[: len(self.inputs)]
+        given = self._complete(args)
         dtypes = {v.dtype for a, v in zip(self.inputs, given) if a.prepare is wide_rows and v is not None}
         widened = (a.prepare in (wide_rows, parameter) for a in self.inputs)
         require_float(self.name, **{a.name: v for a, v, wide in zip(self.inputs, given, widened) if wide})
@@ -256,6 +255,10 @@ class Operator:
         made = [m if m is None or r.wish.kind != Wish.LIKE.kind else m.to(given[r.wish.source].dtype)
                 for r, m in zip(self.results, made)]  # fmt: skip
         return tuple(made) if len(made) > 1 else made[0]
+
+    def _complete(self, args: tuple) -> tuple:
+        """The arguments without the flags, with the defaults of those that are not given."""
+        return args[: len(self.inputs)] + tuple(a.default for a in self.inputs[len(args) :])
 
     def _prepare(self, given: tuple, dtype: torch.dtype) -> list:
         """Each tensor alone, by what it is to the operator."""
@@ -297,7 +300,7 @@ class Operator:
         """The values, called by the dispatcher, which wants a tensor for every result."""
         if _forward_ad._current_level >= 0:
             _refuse_tangents(self.name, args)
-        args = tuple(map(_only_memory, args))
+        args = tuple(map(only_memory, args))  # inside the dispatcher a subclass has had its say
         try:
             results = self.eager(*args)
         except LigerArgumentError:
@@ -313,7 +316,7 @@ class Operator:
 
     def fake(self, *args: Any) -> Any:
         """Empty tensors of the right shape, dtype and strides."""
-        given = args[: len(self.inputs)]
+        given = self._complete(args)
         flags, likes = iter(args[len(self.inputs) :]), self.likes(*given)
         made = []
         for result in self.results:

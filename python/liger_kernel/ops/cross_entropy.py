@@ -11,7 +11,7 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import require_float, take_saved
+from liger_kernel.ops._memory import kept_labels, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
 from liger_kernel.ops.scale import free_of_others, scale, scaled_gradient
 
@@ -92,7 +92,7 @@ class _CrossEntropy(Operator):
         super().setup_context(ctx, inputs, output)
         if ctx.formed:
             ctx.ignore_index = inputs[3]
-            ctx.save_for_backward(output[-1], inputs[1])
+            ctx.save_for_backward(output[-1], kept_labels(inputs[1]))
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         if not ctx.formed or upstreams[0] is None:
@@ -191,7 +191,9 @@ def cross_entropy_forward(
 
 
 def cross_entropy_backward(_input: Tensor, grad_output: Tensor) -> Tensor:
-    """The gradient that cross_entropy_forward formed, times a scalar or one value per row."""
+    """The gradient that cross_entropy_forward formed, times a scalar or one value per row. It does not know the targets: an
+    upstream that is infinite or NaN makes NaN of the zeros of ignored rows too, which the Function's own backward leaves
+    zeros."""
     if grad_output.dim() == 0:
         return scaled_gradient(_input, grad_output)
     return (_input.float() * grad_output.float().unsqueeze(1)).to(_input.dtype)
@@ -214,7 +216,9 @@ class LigerCrossEntropyFunction(LigerFunction):
 
     _input [BT, V], target [BT] int32 or int64, weight [V] class weights or None. Row losses and sums are f32, the result
     has _input's dtype. The logits are never changed. With "mean" or "sum" the gradient is formed in forward; with "none",
-    and in float16, where the upstream must meet it before it is rounded, it is formed in backward.
+    and in float16, where the upstream must meet it before it is rounded, it is formed in backward. What comes from above
+    does not reach rows that are ignored: backward reads the labels again, so they must not be changed in place before it
+    (RuntimeError, as in torch's own loss).
     """
 
     operator = cross_entropy
@@ -234,7 +238,7 @@ class LigerCrossEntropyFunction(LigerFunction):
                 ctx.mark_non_differentiable(*(r for r in results[1:] if r is not None))
             ctx.options = None if now else given[3:8]
             ctx.ignore_index = given[3]
-            ctx.to_save = (dlogits, given[1]) if now else given[:3]
+            ctx.to_save = (dlogits, kept_labels(given[1])) if now else given[:3]
         return results
 
     @staticmethod

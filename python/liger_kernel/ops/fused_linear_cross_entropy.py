@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from liger_kernel import _implementation, _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import fresh, matrix, require_float, take_saved
+from liger_kernel.ops._memory import fresh, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
     ROWS,
@@ -61,7 +61,10 @@ class _LinearCrossEntropy(Operator):
         ctx.set_materialize_grads(False)
         ctx.formed = options[-3:] if options[3] != 0 else (False,) * 3
         ctx.options = options[:8]
-        ctx.save_for_backward(*((*output[4:], target) if any(ctx.formed) else (x, weight, target, bias, class_weight)))
+        if any(ctx.formed):
+            ctx.save_for_backward(*output[4:], kept_labels(target))
+        else:
+            ctx.save_for_backward(x, weight, target, bias, class_weight)
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         dloss, needs = upstreams[0], [ctx.needs_input_grad[i] for i in self.differentiable]
@@ -143,9 +146,13 @@ def _finished(
 
 
 def _scaled(upstream: Tensor, gradients: Sequence[Tensor | None], target: Tensor | None, ignore_index: int) -> list:
-    """The gradients of x, whose rows are those of `target`, weight and bias, times the upstream scalar."""
-    rows = (target, None, None)
-    return [None if g is None else scaled_gradient(g, upstream, t, ignore_index) for g, t in zip(gradients, rows)]
+    """The gradients of x, whose rows are those of `target`, weight and bias, times the upstream scalar. Of the latter two
+    each is as one row, which is ignored if all rows are: its label is how many are not."""
+    valid = None
+    if target is not None and any(g is not None for g in gradients[1:3]):
+        valid = target.ne(ignore_index).sum(0, keepdim=True)
+    labels = ((target, ignore_index), (valid, 0), (valid, 0))
+    return [None if g is None else scaled_gradient(g, upstream, *told) for g, told in zip(gradients, labels)]
 
 
 def _normaliser(counts: Tensor, weighted: bool) -> Tensor:
@@ -270,7 +277,8 @@ def fused_linear_cross_entropy_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients that forward formed, times the upstream scalar. Where a backward pass has found that nobody else
-    can see them they are scaled in their own memory, else in new memory."""
+    can see them they are scaled in their own memory, else in new memory. It does not know the targets: an upstream that is
+    infinite or NaN makes NaN of the zeros of ignored rows too, which the Function's own backward leaves zeros."""
     dx, dweight, dbias = _scaled(grad_output, (grad_input, grad_weight, grad_bias), None, 0)
     return dx, dweight, dbias
 
@@ -285,7 +293,9 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     Gradients of weight and bias accumulate in f32 (or in `accum_dtype`) and are rounded once. With "mean" and "sum" they
     are formed in forward; with "none" backward makes the logits again and multiplies each row by its own upstream.
     Under autocast the products run in its dtype, for CPU tensors too. Rows that are ignored have a gradient of 0, but are
-    part of the products: a NaN or Inf in such a row of _input reaches weight's gradient, as in an unfused head.
+    part of the products: a NaN or Inf in such a row of _input reaches weight's gradient, as in an unfused head. What comes
+    from above does not reach them: backward reads the labels again, so they must not be changed in place before it
+    (RuntimeError, as in torch's own loss).
     ce_impl and ce_mode name an implementation of the inner loss and change nothing; chunk_mem_const, a positive integer
     (ValueError), is a hint that is not needed: the size of a chunk is chosen by its cost.
     """
@@ -309,7 +319,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         ctx.dtypes = [None if t is None else t.dtype for t in (given["_input"], given["weight"], bias)]
         ctx.ignore_index = given["ignore_index"]
         if ctx.formed:
-            gradients.append(given["target"])
+            gradients.append(kept_labels(given["target"]))
         else:
             gradients, ctx.options = _operator_arguments(*(given[name] for name in _OPERATOR_ARGUMENTS))
         ctx.save_for_backward(*gradients)

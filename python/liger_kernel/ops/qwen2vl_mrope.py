@@ -23,6 +23,7 @@ from liger_kernel.ops.rope import (
     Rotation,
     RotationGradient,
     check_heads,
+    check_tables,
     require_heads_first,
     rotate_back,
     rotated_half,
@@ -44,6 +45,8 @@ def qwen2vl_mrope_gradient(cos: Tensor, sin: Tensor, dq_out: Heads | None, dk_ou
 
 def _rotary_and_sections(x: Tensor, mrope_section: Sequence[int]) -> tuple[int, int, int, int]:
     """Elements of a head that are rotated, all but an odd last one, and how many of their pairs belong to each position."""
+    if x.dim() != 4:
+        check_heads("qwen2vl_mrope", x, x)
     pairs = x.shape[-1] // 2
     if len(mrope_section) != 3 or sum(mrope_section) != pairs or min(mrope_section) < 0:
         raise LigerArgumentError(
@@ -99,6 +102,7 @@ class LigerQwen2VLMRopeFunction(LigerFunction):
         q, k, cos, sin, rotary, *_ = cls.arguments(*args)
         name = cls.operator.name
         check_heads(name, q, k)
+        check_tables(name, cos, sin)
         require_float(name, q=q, k=k, cos=cos, sin=sin)
         require_shape(name, "k", k, (*q.shape[:1], k.shape[1], *q.shape[2:]))
         for its, table in (("cos", cos), ("sin", sin)):

@@ -16,7 +16,9 @@ from liger_kernel.ops._operator import Made, Operator, Single, Wish
 
 
 @Operator
-def scale(x: Tensor, factor: Single, target: Tensor | None, ignore_index: int, y: Made = Wish.LIKE) -> Any:
+def scale(
+    x: Tensor, factor: Single, target: Tensor | None = None, ignore_index: int = -100, y: Made = Wish.LIKE
+) -> Any:  # fmt: skip
     return _native.scale(x, factor, y, target, ignore_index)
 
 
@@ -47,7 +49,7 @@ def scaled_gradient(saved: Tensor, upstream: Tensor, target: Tensor | None = Non
     In its own memory where the backward pass has found that nobody else can see it, and then nothing is moved when the
     upstream is 1. Else in new memory.
     """
-    if id(saved) not in _free.places or not is_plain(saved, upstream):
+    if id(saved) not in _free.places or not is_plain(saved, upstream, target):
         return scale(saved, upstream, target, ignore_index)
     _native.scale(saved, upstream.float(), saved, target if target is None else target.contiguous(), ignore_index)
     return saved

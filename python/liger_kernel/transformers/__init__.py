@@ -15,7 +15,8 @@ from liger_kernel.utils import _is_installed
 _MONKEY_PATCH = "liger_kernel.transformers.monkey_patch"
 _APPLY = "apply_liger_kernel_to_"
 
-_OFFERED = _exports.homes(__name__, "modules")
+_NOT_BY_STAR = {"LigerExperts": f"{__name__}.swiglu"}  # as the interface has it
+_OFFERED = {**_exports.homes(__name__, "modules"), **_NOT_BY_STAR}
 _NEEDS_TRANSFORMERS = {
     "AutoLigerKernelForCausalLM": "liger_kernel.transformers.auto_model",
     "_apply_liger_kernel": _MONKEY_PATCH,
@@ -51,6 +52,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_OFFERED, *_NEEDS_TRANSFORMERS, "functional", "monkey_patch"})
 
 
-__all__ = [*sorted(_OFFERED), "is_transformers_available"]  # noqa: PLE0604
+__all__ = [*sorted(_OFFERED.keys() - _NOT_BY_STAR.keys()), "is_transformers_available"]  # noqa: PLE0604
 if is_transformers_available():
     __all__ += sorted(_NEEDS_TRANSFORMERS)  # noqa: PLE0604

@@ -16,7 +16,12 @@ from liger_kernel.transformers import (
     torch_cross_entropy,
 )
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
+<<<<<<< HEAD
 from liger_kernel.transformers.messages import warn, warn_once
+=======
+from liger_kernel.transformers.messages import warn
+from liger_kernel.transformers.model.causal_lm import projection_of
+>>>>>>> h-mend9b
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss, fused_forward
 from liger_kernel.transformers.module_patches import logger
 from liger_kernel.transformers.rows import Kind, Row
@@ -75,7 +80,7 @@ class WrongModel(TypeError, ValueError):
 def _apply(row: Row, model: Any, flags: Mapping[str, bool], found: Found) -> None:
     found.asked.update(row.flags)
     modeling = _modeling(row)
-    if flags.get("rope") and _replace_rope(row, modeling):
+    if flags.get("rope") and (_keeps_rope(row, model) or _replace_rope(row, modeling)):
         found.add("rope")
     if flags.get("cross_entropy") and _replace_cross_entropy(row, modeling):
         found.add("cross_entropy")
@@ -89,6 +94,17 @@ def _modeling(row: Row) -> Any:
     """As `from package import name` finds it now, which may be a substitute for the module in sys.modules."""
     package, _, name = row.module.rpartition(".")
     return getattr(importlib.import_module(package), name, None) or importlib.import_module(row.module)
+
+
+def _keeps_rope(row: Row, model: Any) -> bool:
+    """Whether the rotation is left as it is because a rotary module of `model` is not the family's own: the tables that
+    others make may have halves that differ, of which ours reads the first. A warning names it."""
+    modules = [] if model is None or not row.rope else model.named_modules()
+    for path, module in modules:
+        if path.rpartition(".")[2] == "rotary_emb" and not stock.is_own(module, row.module):
+            warn(logger, "foreign-rotary", path=path, model=type(model).__name__, found=type(module).__name__)
+            return True
+    return False
 
 
 def _replace_rope(row: Row, modeling: Any) -> bool:
@@ -203,9 +219,15 @@ def _fuse_loss(row: Row, model: Any) -> None:
     described = {"model": type(model).__name__}
     tp = getattr(model.config, "pretraining_tp", 1)
     if name is None:
+<<<<<<< HEAD
         warn_once(logger, model, "not-a-causal-lm", expected=", ".join(row.heads), **described)
     elif model.get_output_embeddings() is None:
         warn_once(logger, model, "no-output-embeddings", **described)
+=======
+        warn(logger, "not-a-causal-lm", expected=", ".join(row.heads), **described)
+    elif projection_of(model, row.heads[name]) is None:
+        warn(logger, "no-output-embeddings", **described)
+>>>>>>> h-mend9b
     elif not stock.forward_is_own(type(model), f"{row.module}.{name}"):
         warn_once(logger, model, "own-forward", **described)
     elif not asks_for_loss(type(model).forward):

@@ -23,6 +23,9 @@ MESSAGES = {
     "foreign-class-forward": "{path} of {model} is not patched: the forward of its class {found} has been replaced",
     "other-activation": "{path} of {model} is not patched: its activation is {activation}",
     "missing-child": "{path} of {model} is not patched: it has no {child}",
+    "foreign-rotary": (
+        "apply_rotary_pos_emb is not replaced: {path} of {model} ({found}) is not, or is no longer, the family's own"
+    ),
     "built-stock": "{name} is built as Hugging Face's own: its activation is {activation}",
     "wrapped-forward": "{model} keeps its own forward: {cause}. This module is not patched",
     "epsilon-of-dtype": "{model} is not patched: its epsilon depends on the dtype of its input",

@@ -482,7 +482,7 @@ QWEN3_VL = Row(
     text="language_model",
     model_types=("qwen3_vl", "qwen3_vl_text"),
     accepts=("Qwen3VLForConditionalGeneration", "Qwen3VLModel", "Qwen3VLTextModel"),
-    alone={"swiglu": "its MLPs are left alone"},
+    alone={"swiglu": "not offered for its MLPs, as the interface has it"},
 )
 
 ROWS = (

@@ -7,6 +7,47 @@ import torch
 from liger_kernel.ops import LigerRopeFunction
 
 
+def needs_gradient(cos: torch.Tensor, sin: torch.Tensor) -> bool:
+    """Whether the angles are trained. The operator gives them no gradient and reads one column for each pair; then the
+    formula is computed in torch operations, with every column."""
+    return (cos.requires_grad or sin.requires_grad) and torch.is_grad_enabled()
+
+
+def rotated_by_formula(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `rotary` elements of each head of q and k by differentiable torch operations; tables as the operator
+    takes them."""
+    tables = []
+    for table in (cos, sin):
+        table = table.unsqueeze(1) if table.dim() == 3 else table
+        half = table[..., : rotary // 2]
+        tables.append(torch.cat((half, half), -1) if table.shape[-1] < rotary else table[..., :rotary])
+    return _rotated(q, *tables), _rotated(k, *tables)
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    rotary = cos.shape[-1]
+    wide, half = x[..., :rotary].float(), rotary // 2
+    turned = torch.cat((-wide[..., half:], wide[..., :half]), -1)
+    return torch.cat(((wide * cos.float() + turned * sin.float()).to(x.dtype), x[..., rotary:]), -1)
+
+
+def _rotate(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    unsqueeze_dim: int = 1,
+    rotary_dim: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if needs_gradient(cos, sin):
+        *_, rotary = LigerRopeFunction.arguments(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+        return rotated_by_formula(q, k, cos, sin, rotary or min(cos.shape[-1], q.shape[-1]) & ~1)
+    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+
+
 def liger_rotary_pos_emb(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -21,7 +62,8 @@ def liger_rotary_pos_emb(
     The first half of the rotated part pairs with its second half; the tail of each head passes through. `rotary_dim` is
     the width of that part (ValueError unless it is even, at most D, and cos has a column for each pair); None takes
     min(C, D), which is wrong for tables that are not duplicated (C = D / 2): see `liger_rotary_pos_emb_gpt_oss`.
-    Results have the dtype of q and of k; q and k are left as they are. `position_ids` is ignored. `unsqueeze_dim` must
+    Results have the dtype of q and of k; q and k are left as they are. cos and sin get a gradient if they require one, at
+    the cost of the formula in torch operations. `position_ids` is ignored. `unsqueeze_dim` must
     be 1 (ValueError): heads in front of the sequence is the only layout. Newer transformers pass it in the fifth place,
     so an int there is taken for it.
     """
@@ -31,21 +73,21 @@ def liger_rotary_pos_emb(
         raise ValueError(
             f"liger_rotary_pos_emb: unsqueeze_dim is {unsqueeze_dim}, but only 1 (B, H, S, D) is supported"
         )
-    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+    return _rotate(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
 
 
 def liger_rotary_pos_emb_gpt_oss(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for GPT-OSS: whole heads are rotated, and cos and sin have one column for each pair (D / 2 of them)."""
-    return LigerRopeFunction.apply(q, k, cos, sin, None, 1, q.shape[-1])
+    return _rotate(q, k, cos, sin, None, 1, q.shape[-1])
 
 
 def liger_rotary_pos_emb_vision(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for vision towers: q, k [S, H, D] and cos, sin [S, D], rotated in fp32, results in q's and k's dtype."""
-    q_rotated, k_rotated = LigerRopeFunction.apply(
+    q_rotated, k_rotated = _rotate(
         q.float().unsqueeze(0).transpose(1, 2),
         k.float().unsqueeze(0).transpose(1, 2),
         cos.float().unsqueeze(0),
@@ -61,7 +103,7 @@ def rotary_pos_emb_of_images(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for Pixtral, whose cos and sin [S, D] have no axis for the batch; `unsqueeze_dim` gives them one."""
-    return LigerRopeFunction.apply(q, k, cos, sin)
+    return _rotate(q, k, cos, sin)
 
 
 def liger_rope(q, k, cos, sin, position_ids=None, unsqueeze_dim: int = 1, rotary_dim: int | None = None):

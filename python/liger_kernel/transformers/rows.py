@@ -33,6 +33,7 @@ class Head:
     """How a causal-LM class comes from its base model's hidden states to the loss. Paths are dotted, "" is the model.
 
     base         the base model
+    projection   the module that makes logits of hidden states
     config       the config of the text model, below the model's own
     softcap      an entry of that config: logits become c · tanh(logits / c)
     multiplier   an attribute of the model by which logits are multiplied before that
@@ -42,6 +43,7 @@ class Head:
     """
 
     base: str = "model"
+    projection: str = "lm_head"
     config: str = ""
     softcap: str = ""
     multiplier: str = ""

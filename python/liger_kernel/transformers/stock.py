@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import sys
+import weakref
 from typing import Any
 
 from torch import nn
@@ -54,20 +55,86 @@ def forward_is_own(cls: type, written: str) -> bool:
     return name == f"{written}.forward" and written_in(forward, written.partition(".")[0])
 
 
+<<<<<<< HEAD
+_parameters: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def parameters_of(function: Any) -> frozenset[str]:
+    """The names of a function's parameters, looked up once: a forward is asked at every step."""
+    names = _parameters.get(function)
+    if names is None:
+        names = _parameters[function] = frozenset(inspect.signature(function).parameters)
+    return names
+=======
+def is_own(module: nn.Module, modeling: str) -> bool:
+    """Whether a module is of a class of that modelling module and computes what the class says."""
+    cls = class_of(module)
+    return (
+        cls.__module__ == modeling
+        and forward_is_own(cls, full_name(cls))
+        and not patching._is_wrapper(module, patching._slot(module))
+    )
+>>>>>>> h-mend9b
+
+
 def names_in(function: Any) -> tuple[Any, ...]:
     """The attributes and constants that a function's own code names."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return () if code is None else (*code.co_names, *code.co_consts)
 
 
-def forward_names(cls: type, name: str) -> bool:
-    """Whether Hugging Face's own forward of a model's class names an attribute: releases differ in what they apply."""
+def _spelled_in(function: Any) -> set[Any]:
+    """The constants alone, keywords of calls among them: compilers gather those of one call in a tuple, or do not."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    constants = () if code is None else code.co_consts
+    return {name for constant in constants for name in (constant if isinstance(constant, tuple) else (constant,))}
+
+
+def _own_forward(cls: type) -> Any:
+    """Hugging Face's own forward of a model's class, or None."""
     for base in cls.__mro__:
         if base.__module__.startswith("transformers.models.") and "forward" in vars(base):
             forward = patching.original(base, "forward")
             if not patching.is_ours(forward):
-                return name in names_in(forward)
-    return False
+                return forward
+    return None
+
+
+def forward_names(cls: type, name: str) -> bool:
+    """Whether Hugging Face's own forward of a model's class names an attribute: releases differ in what they apply."""
+    return name in names_in(_own_forward(cls))
+
+
+def forward_spells(cls: type, keyword: str) -> bool:
+    """Whether that forward gives an argument of a call by this keyword."""
+    return keyword in _spelled_in(_own_forward(cls))
+
+
+# ---- the loss --------------------------------------------------------------------------------------------------------
+
+
+def _causal_lm_loss() -> Any:
+    """Hugging Face's causal-LM loss, also if something else goes by its name now."""
+    from transformers.loss import loss_utils
+
+    candidates = (loss_utils.ForCausalLMLoss, *loss_utils.LOSS_MAPPING.values())
+    named = (f for f in candidates if getattr(f, "__name__", "") == "ForCausalLMLoss")
+    return next((f for f in named if written_in(f, "transformers")), None)
+
+
+CAUSAL_LM_LOSS = _causal_lm_loss()
+
+
+def replaced_in_loss() -> str | None:
+    """The name of a function that CAUSAL_LM_LOSS calls and that somebody has replaced, if any."""
+    reduced = CAUSAL_LM_LOSS.__globals__.get("fixed_cross_entropy")
+    if not written_in(reduced, "transformers"):
+        return "fixed_cross_entropy"
+    computed = nn.functional.cross_entropy
+    return None if patching.is_ours(computed) or written_in(computed, "torch") else "torch.nn.functional.cross_entropy"
+
+
+# ---- wrappers --------------------------------------------------------------------------------------------------------
 
 
 def cause_of_wrapper(forward: Any) -> str:

@@ -6,7 +6,6 @@ fused: with a head that is more than a projection, or a loss that is not Hugging
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from typing import Any
@@ -21,21 +20,9 @@ from liger_kernel.transformers.rows import Head
 
 logger = logging.getLogger(__name__)
 
-# What a fused loss is given by the model itself. Keyword arguments of these names are nobody's: a base model would hand
-# `softcap` on to its attention, and the loss would receive `target` twice.
+# What a loss of ours, or Hugging Face's, is given by the model itself. There keyword arguments of these names are nobody's
+# and ignored: attention would refuse `softcap`, the loss receive `target` twice. To another loss they may mean something.
 _SET_HERE = frozenset({"input", "weight", "target", "reduction", "softcap"})
-
-
-def _own_loss() -> Any:
-    """Hugging Face's causal-LM loss, also if something else goes by its name now."""
-    from transformers.loss import loss_utils as theirs
-
-    candidates = (theirs.ForCausalLMLoss, *theirs.LOSS_MAPPING.values())
-    named = (f for f in candidates if getattr(f, "__name__", "") == "ForCausalLMLoss")
-    return next((f for f in named if stock.written_in(f, "transformers")), None)
-
-
-_OWN_LOSS = _own_loss()
 
 
 def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) -> Any:
@@ -47,11 +34,13 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     token_accuracy?, predicted_tokens?) if return_dict is false. ValueError if skip_logits is true in training without
     targets, or if the kept positions and the targets differ in number.
     """
-    given = {name: value for name, value in given.items() if value is not None and name not in _SET_HERE}
+    if not _SET_HERE.isdisjoint(given) and _loss_obstacle(model) is None:
+        given = {name: value for name, value in given.items() if name not in _SET_HERE}
+    loss_kwargs = {name: value for name, value in given.items() if name not in named}
+    given = _present(given)
     labels, logits_to_keep = given.pop("labels", None), given.pop("logits_to_keep", 0)
     skip_logits, return_dict = given.pop("skip_logits", None), given.pop("return_dict", None)
     base, config = _at(model, head.base), _at(model.config, head.config)
-    loss_kwargs = {name: value for name, value in given.items() if name not in named}
     if head.eager and model.training:
         _advise_eager(model)
     if labels is not None and _takes_labels(type(base)):
@@ -67,11 +56,11 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
 
     softcap = getattr(config, head.softcap, None) if head.softcap and _applies(type(model), head.softcap) else None
     multiplier = _at(model, head.multiplier) if head.multiplier else None
-    projection, targets = model.get_output_embeddings(), (labels, shift_labels)
+    projection, targets = projection_of(model, head), (labels, shift_labels)
     logits = result = None
     if _decide_skip(model, skip_logits, has_targets) and _fusible(model, projection):
         changes = {"final_logit_softcapping": softcap, "multiplier": multiplier}
-        result = lm_head.head_loss(projection, kept, kept.shape[-1], *targets, **{**loss_kwargs, **changes})
+        result = lm_head.head_loss(projection, kept, kept.shape[-1], *targets, **{**_present(loss_kwargs), **changes})
     else:
         logits = _logits(projection, kept, multiplier, softcap)
         if has_targets:
@@ -93,6 +82,12 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     return (*first, logits, *outputs[1:], *last)
 
 
+def projection_of(model: Any, head: Head) -> Any:
+    """The module that the family's own forward calls for its logits, which get_output_embeddings need not be."""
+    found = getattr(model, head.projection, None)
+    return model.get_output_embeddings() if found is None else found
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -100,6 +95,10 @@ def _at(owner: Any, path: str) -> Any:
     for name in path.split(".") if path else ():
         owner = getattr(owner, name)
     return owner
+
+
+def _present(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
@@ -111,7 +110,7 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
 @torch.compiler.assume_constant_result
 def _cache_name(model_class: Any) -> str:
     """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
-    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+    return "cache" if "cache" in stock.parameters_of(model_class.forward) else "past_key_values"
 
 
 @torch.compiler.assume_constant_result
@@ -121,7 +120,7 @@ def _applies(model_class: Any, name: str) -> bool:
 
 @torch.compiler.assume_constant_result
 def _takes_labels(model_class: Any) -> bool:
-    return "labels" in inspect.signature(model_class.forward).parameters
+    return "labels" in stock.parameters_of(model_class.forward)
 
 
 def _with_one_cache(model_class: type, given: dict[str, Any]) -> dict[str, Any]:
@@ -184,15 +183,27 @@ def _advise_eager(model: Any) -> None:
         warn_once(logger, model, "attention-not-eager", model=type(model).__name__, attention=attention)
 
 
-def _has_own_loss(model: Any) -> bool:
-    return model.loss_function is _OWN_LOSS
+def _loss_obstacle(model: Any) -> str | None:
+    """What computes the model's loss, if not Hugging Face's causal-LM loss."""
+    if model.loss_function is not stock.CAUSAL_LM_LOSS:
+        name = getattr(model.loss_function, "__qualname__", type(model.loss_function).__name__)
+        return f"its loss_function is {name}, not Hugging Face's causal-LM loss"
+    replaced = _replaced_in_loss()
+    if replaced is not None:
+        return f"{replaced}, which Hugging Face's causal-LM loss calls, has been replaced"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _replaced_in_loss() -> str | None:
+    return stock.replaced_in_loss()
 
 
 def _obstacle(model: Any, head: nn.Module | None) -> str | None:
     """Why the loss cannot be fused, or None if it can."""
-    if not _has_own_loss(model):
-        name = getattr(model.loss_function, "__qualname__", type(model.loss_function).__name__)
-        return f"its loss_function is {name}, not Hugging Face's causal-LM loss"
+    reason = _loss_obstacle(model)
+    if reason is not None:
+        return reason
     if getattr(model.config, "pretraining_tp", 1) > 1:
         return f"pretraining_tp is {model.config.pretraining_tp}"
     return lm_head.obstacle(head)
@@ -217,11 +228,23 @@ def _logits(head: nn.Module, kept: torch.Tensor, multiplier: float | None, softc
 
 def _loss_of_logits(model: Any, logits, labels, shift_labels, loss_kwargs: dict[str, Any]) -> Any:
     """What the model's own loss says; with options of the fused loss that it does not know, our cross entropy."""
-    if _has_own_loss(model) and loss_utils.asks_for_options(loss_kwargs):
-        return loss_utils.loss_of_logits(logits, labels, shift_labels=shift_labels, **loss_kwargs)
+    if loss_utils.asks_for_options(loss_kwargs) and _loss_obstacle(model) is None:
+        return loss_utils.loss_of_logits(logits, labels, shift_labels=shift_labels, **_present(loss_kwargs))
     if shift_labels is not None:
         loss_kwargs = {**loss_kwargs, "shift_labels": shift_labels.contiguous()}  # transformers takes a view
-    return model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
+    arguments = {"logits": logits, "labels": labels, "vocab_size": model.config.get_text_config().vocab_size}
+    by_position = [arguments.pop(name) for name in _given_by_position(type(model))]
+    return model.loss_function(*by_position, **arguments, **loss_kwargs)
+
+
+@torch.compiler.assume_constant_result
+def _given_by_position(model_class: Any) -> tuple[str, ...]:
+    """Which arguments the family's own forward gives to a loss by position: a custom loss may name them as it likes."""
+    if not stock.forward_names(model_class, "loss_function") or stock.forward_spells(model_class, "labels"):
+        return ()
+    return (
+        ("logits", "labels") if stock.forward_spells(model_class, "vocab_size") else ("logits", "labels", "vocab_size")
+    )
 
 
 def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -9,6 +9,7 @@ not fused at all: its logits are materialised.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from liger_kernel.transformers import stock
 from liger_kernel.transformers.fsdp import _FSDPForwardRedirection
@@ -25,6 +27,7 @@ from liger_kernel.utils import loaded_class
 # Their hooks move, gather and release weights, and hand on what the head returns, be it logits or a loss.
 _KNOWN_HOOKS = ("accelerate.", "deepspeed.", "torch.distributed.")
 _HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ALL_HOOKS = ("_forward_pre_hooks", *_HOOKS)
 
 _FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -64,8 +67,8 @@ def _foreign_forward(head: nn.Module) -> Any:
     """Somebody's own forward that stands on the instance, or None; accelerate's is known, and looked through."""
     slot = "_old_forward" if hasattr(head, "_hf_hook") else "forward"
     forward = head.__dict__.get(slot)
-    ours = isinstance(forward, _Redirection) or getattr(forward, "__func__", None) is nn.Linear.forward
-    return None if ours else forward
+    known = isinstance(forward, _Redirection) or getattr(forward, "__func__", None) is type(head).forward
+    return None if known else forward
 
 
 def obstacle(head: Any) -> str | None:
@@ -73,9 +76,11 @@ def obstacle(head: Any) -> str | None:
     if head is None:
         return "the model has no output head"
     inner = unwrap_peft(head)
-    hooked = _hook_obstacle(head) or _hook_obstacle(inner)
-    if hooked is not None:
-        return hooked
+    reason = _hook_obstacle(head) or _hook_obstacle(inner)
+    if reason is None and inner is not head:
+        reason = _wrapper_obstacle(head, inner)
+    if reason is not None:
+        return reason
     if _is_fsdp1(inner):  # its parameters are views of a flat one, which need not be there yet
         inner = unwrap_peft(inner.module)
         return _hook_obstacle(inner) or _class_obstacle(inner)
@@ -89,6 +94,16 @@ def _hook_obstacle(head: nn.Module) -> str | None:
             home = _home_of(hook)
             if not home.startswith(_KNOWN_HOOKS):
                 return f"a hook of {home.rstrip('.') or type(hook).__name__} is registered on its output or gradients"
+    return None
+
+
+def _wrapper_obstacle(wrapper: nn.Module, inner: nn.Module) -> str | None:
+    """Of PEFT's wrapper, which is to hand on its input, and what comes out of the module that it runs."""
+    forward = _foreign_forward(wrapper)
+    if forward is not None:
+        return stock.cause_of_wrapper(forward)
+    if _is_fsdp1(inner) and not _is_quiet(wrapper):
+        return "a hook is registered on PEFT's wrapper of a module that FSDP has wrapped"
     return None
 
 
@@ -113,7 +128,7 @@ def _class_obstacle(head: nn.Module) -> str | None:
 
 
 def _weight_obstacle(head: Any) -> str | None:
-    weight = head.weight
+    weight = _stored_weight(head)
     if weight.dtype not in _FUSED_DTYPES:
         return f"its weight is {weight.dtype} (quantised?)"
     if _is_sharded(weight):
@@ -125,13 +140,26 @@ def _weight_obstacle(head: Any) -> str | None:
     return None
 
 
+def _stored_weight(head: Any) -> Any:
+    """The weight, or what a parametrization computes it from: to read that is to compute it, and may change its state."""
+    if not parametrize.is_parametrized(head, "weight"):
+        return head.weight
+    parameters = head.parametrizations["weight"]
+    return next(itertools.chain(parameters.parameters(), parameters.buffers()))
+
+
+def _is_quiet(module: nn.Module) -> bool:
+    """Whether nothing waits for the module to be called."""
+    return "forward" not in module.__dict__ and not any(
+        getattr(module, name) or getattr(nn.modules.module, f"_global{name}") for name in _ALL_HOOKS
+    )
+
+
 def _is_bare(head: nn.Module) -> bool:
     """Whether the weight is here in full and nothing waits for the head to be called."""
     return (
         type(head) is nn.Linear
-        and "forward" not in head.__dict__
-        and not (head._forward_pre_hooks or head._forward_hooks)
-        and not (head._backward_pre_hooks or head._backward_hooks)
+        and _is_quiet(head)
         and not _is_sharded(head.weight)
         and not _is_deepspeed(head.weight)
         and head.weight.device.type != "meta"
@@ -226,35 +254,38 @@ def _put_back(head: nn.Module, slot: str, own: Any) -> None:
         head.__dict__[slot] = own
 
 
-def _call_instead_of_forward(head: nn.Module, replacement: Callable[[torch.Tensor], Any], argument: torch.Tensor):
-    """`head(argument)` with the innermost forward replaced for this one call of this thread."""
+def _call_instead_of_forward(
+    outer: nn.Module, head: nn.Module, replacement: Callable[[torch.Tensor], Any], argument: torch.Tensor
+):
+    """`outer(argument)`, which is `head` or calls it, with the head's innermost forward replaced for this one call of this
+    thread."""
     if torch.compiler.is_compiling():  # one thread traces, and it cannot trace locks
         slot = _slot(head)
         own = head.__dict__.get(slot)
         head.__dict__[slot] = replacement
         try:
-            return head(argument)
+            return outer(argument)
         finally:
             _put_back(head, slot, own)
     redirection = _Redirection.enter(head)
     pending, key = redirection.pending.__dict__, str(id(head))
     pending[key] = replacement
     try:
-        return head(argument)
+        return outer(argument)
     finally:
         pending.pop(key, None)
         redirection.leave()
 
 
-def _loss_inside(head: nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any):
-    """The loss as the output of `head(hidden_states)`, so that hooks and wrappers of the head do their work."""
+def _loss_inside(outer: nn.Module, head: nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any):
+    """The loss as the output of `outer(hidden_states)`, so that hooks and wrappers of the head do their work."""
     results: list[Any] = []
 
     def loss(inputs: torch.Tensor) -> torch.Tensor:
         results.append(loss_utils.unpack_cross_entropy_result(_loss_of(head, inputs, *args, **kwargs)))
         return results[0][0]
 
-    output = _call_instead_of_forward(head, loss, hidden_states)
+    output = _call_instead_of_forward(outer, head, loss, hidden_states)
     exact, z_loss, token_accuracy, predicted_tokens = results[0]
     if output.dtype != exact.dtype:  # mixed precision casts what leaves the unit; the value need not suffer
         output = output.to(exact.dtype)
@@ -274,13 +305,13 @@ def head_loss(
 
     The head must have no `obstacle`. RuntimeError, naming the cause, if its weight is not there in full when needed.
     """
-    head = unwrap_peft(head)
+    outer, head = head, unwrap_peft(head)
     arguments = (hidden_states, hidden_size, labels, shift_labels)
     if _is_fsdp1(head):
         return _FSDPForwardRedirection()(head, _loss_of, head.module, *arguments, **loss_kwargs)
-    if _is_bare(head):
+    if _is_bare(head) and (outer is head or _is_quiet(outer)):
         return _loss_of(head, *arguments, **loss_kwargs)
-    return _loss_inside(head, *arguments, **loss_kwargs)
+    return _loss_inside(outer, head, *arguments, **loss_kwargs)
 
 
 def lce_maybe_trainable_lm_head(self, hidden_states, hidden_size, labels, shift_labels, **loss_kwargs):
