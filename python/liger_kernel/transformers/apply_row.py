@@ -16,12 +16,8 @@ from liger_kernel.transformers import (
     torch_cross_entropy,
 )
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
-<<<<<<< HEAD
 from liger_kernel.transformers.messages import warn, warn_once
-=======
-from liger_kernel.transformers.messages import warn
 from liger_kernel.transformers.model.causal_lm import projection_of
->>>>>>> h-mend9b
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss, fused_forward
 from liger_kernel.transformers.module_patches import logger
 from liger_kernel.transformers.rows import Kind, Row
@@ -102,7 +98,9 @@ def _keeps_rope(row: Row, model: Any) -> bool:
     modules = [] if model is None or not row.rope else model.named_modules()
     for path, module in modules:
         if path.rpartition(".")[2] == "rotary_emb" and not stock.is_own(module, row.module):
-            warn(logger, "foreign-rotary", path=path, model=type(model).__name__, found=type(module).__name__)
+            warn_once(
+                logger, model, "foreign-rotary", path=path, model=type(model).__name__, found=type(module).__name__
+            )
             return True
     return False
 
@@ -219,15 +217,9 @@ def _fuse_loss(row: Row, model: Any) -> None:
     described = {"model": type(model).__name__}
     tp = getattr(model.config, "pretraining_tp", 1)
     if name is None:
-<<<<<<< HEAD
         warn_once(logger, model, "not-a-causal-lm", expected=", ".join(row.heads), **described)
-    elif model.get_output_embeddings() is None:
-        warn_once(logger, model, "no-output-embeddings", **described)
-=======
-        warn(logger, "not-a-causal-lm", expected=", ".join(row.heads), **described)
     elif projection_of(model, row.heads[name]) is None:
-        warn(logger, "no-output-embeddings", **described)
->>>>>>> h-mend9b
+        warn_once(logger, model, "no-output-embeddings", **described)
     elif not stock.forward_is_own(type(model), f"{row.module}.{name}"):
         warn_once(logger, model, "own-forward", **described)
     elif not asks_for_loss(type(model).forward):

@@ -55,7 +55,6 @@ def forward_is_own(cls: type, written: str) -> bool:
     return name == f"{written}.forward" and written_in(forward, written.partition(".")[0])
 
 
-<<<<<<< HEAD
 _parameters: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
@@ -65,7 +64,8 @@ def parameters_of(function: Any) -> frozenset[str]:
     if names is None:
         names = _parameters[function] = frozenset(inspect.signature(function).parameters)
     return names
-=======
+
+
 def is_own(module: nn.Module, modeling: str) -> bool:
     """Whether a module is of a class of that modelling module and computes what the class says."""
     cls = class_of(module)
@@ -74,7 +74,6 @@ def is_own(module: nn.Module, modeling: str) -> bool:
         and forward_is_own(cls, full_name(cls))
         and not patching._is_wrapper(module, patching._slot(module))
     )
->>>>>>> h-mend9b
 
 
 def names_in(function: Any) -> tuple[Any, ...]:
