@@ -164,9 +164,9 @@ class _PatchedLayerNorm(type):
 
 def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:
     """What replaces the class `name` of a modelling module."""
-    if issubclass(ours, LigerRMSNorm):
-        return ours
     original = patching.original(modeling, name)
+    if issubclass(ours, LigerRMSNorm) or original is patching.Absent:  # this release has no such class
+        return ours
     home = {"__module__": ours.__module__}
     if issubclass(ours, LigerLayerNorm):
         return _PatchedLayerNorm(name, (original,), {**home, "_stands_for": original})
