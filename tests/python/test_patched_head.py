@@ -241,6 +241,7 @@ def of_linears(hook):
     return hooked
 
 
+@pytest.mark.filterwarnings("ignore:.*[Bb]ackward hook")  # torch's, of the hook on modules whose output is no tensor
 @pytest.mark.parametrize("kind", ["forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook"])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_global_hooks_run_as_with_stock(kind, wrapped):
