@@ -200,6 +200,10 @@ void mode_property(const struct mode_setup *setup, const struct op_cases *op, st
     for (int k = 0; k < op->property_count; k++) {
         current_property = &op->properties[k];
         meant_something = 0;
+        if (current_property->of_a_cpu && liger_context_device(setup->context) != LIGER_DEVICE_CPU) {
+            report_not_applicable(report, "property: it is of a CPU");
+            continue;
+        }
         modes_for_each_drawn(setup, op, report, modes_ordinary, property_case);
         if (meant_something == 0) report_fail(report, "%s: applies to no case at all", current_property->label);
     }

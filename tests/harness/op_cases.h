@@ -181,6 +181,7 @@ struct op_property {
      * it means nothing for this run, but one at least it must mean something for. The run stands for one case with inputs
      * drawn, nothing expected; the driver calls it for every case that is neither edge nor large. */
     const char *(*check)(struct op_run *run);
+    bool of_a_cpu; /* means nothing on a GPU */
 };
 
 struct op_cases {

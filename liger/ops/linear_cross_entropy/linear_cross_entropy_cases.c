@@ -440,8 +440,8 @@ static const char *advised_chunk(struct op_run *run) {
 /* Every chunk passes over all of dweight: few rows on a large head are one chunk, if memory allows. In f32 a small head's
  * logits cost at most 10 % of its gradients and 16 MB. */
 static const char *chunks_of_a_cpu(struct op_run *run) {
-    if (liger_context_device(run->context) != LIGER_DEVICE_CPU || run->context->loss_workspace_bytes)
-        return op_run_not_applicable(run, "chunks of a CPU: on a GPU, and where there is a budget, others are right");
+    if (run->context->loss_workspace_bytes)
+        return op_run_not_applicable(run, "chunks of a CPU: where there is a budget, others are right");
     if (chunk_advised(run, 256, 2048, 128256) != 256) return "256 x 2048 x 128256 passes over dweight more than once";
     if (run->types.t != LIGER_F32) return NULL;
     const int64_t gradients = (1024 + 32000) * 1024 * 4, chunk = chunk_advised(run, 1024, 1024, 32000);
@@ -453,7 +453,7 @@ static const struct op_property forward_properties[] = {
     {"a target out of range", forward_target_out_of_range},
     {"chunks of any size", any_chunk},
     {"the advised chunk", advised_chunk},
-    {"chunks of a CPU", chunks_of_a_cpu},
+    {"chunks of a CPU", chunks_of_a_cpu, .of_a_cpu = true},
 };
 static const struct op_property backward_properties[] = {
     {"a target out of range", backward_target_out_of_range},

@@ -98,12 +98,12 @@ def _untransformed() -> Iterator[None]:
     from torch.utils._python_dispatch import _disable_current_modes
 
     trace = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         with _disable_current_modes(), torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
             yield
     finally:
-        torch._C._set_tracing_state(trace)
+        torch._C._set_tracing_state(trace)  # type: ignore[attr-defined]
 
 
 def _quick_functions() -> tuple[Any, Any]:
@@ -157,7 +157,7 @@ def load() -> ModuleType:
         return _binding
     if _failure is not None:
         raise LigerError(_failure)
-    import torch  # first: the library borrows torch's threads and matrix products, and looks for what is loaded
+    import torch  # noqa: F401  # first: the library borrows torch's threads and matrix products, and looks for what is loaded
 
     try:
         module = _import_binding(_folder())
