@@ -149,10 +149,11 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
         }
     }
     /* The parameters of the first pack are on their way while the row is reduced, the others' one pack ahead of their use;
-     * for wide ones there are not the registers: they come when they are used. */
+     * where there are not the registers for it, they come when they are used. */
     typename F::template parameters<N> columns[NV];
+    constexpr bool AHEAD = !F::WIDE && sizeof columns <= 64;
     const bool has_parameters = F::has_parameters(p);
-    if (!F::WIDE && has_parameters) columns[0].load(p, within(0));
+    if (AHEAD && has_parameters) columns[0].load(p, within(0));
     const auto fold = [&](auto f) {
         float sum = 0;
 #pragma unroll
@@ -176,9 +177,9 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
     const auto store_all = [&](auto complete) {
 #pragma unroll
         for (int k = 0; k < NV; k++) {
-            if (F::WIDE && column(k) >= cols) continue;
-            if (F::WIDE && has_parameters) columns[k].load(p, column(k));
-            if (!F::WIDE && has_parameters && k + 1 < NV) columns[k + 1].load(p, within(k + 1));
+            if (!AHEAD && column(k) >= cols) continue;
+            if (!AHEAD && has_parameters) columns[k].load(p, column(k));
+            if (AHEAD && has_parameters && k + 1 < NV) columns[k + 1].load(p, within(k + 1));
             float values[N];
             unpack(row[k], values);
             F::template apply<decltype(complete)::value>(p, statistics, columns[k], values);
