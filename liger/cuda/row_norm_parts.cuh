@@ -11,8 +11,9 @@ namespace row_norm {
 
 /* What the kernels are cut for. */
 enum {
-    RESIDENT = NORM_MULTIPROCESSOR_THREADS, /* threads of a multiprocessor of 64 registers each; half as many have 128 */
-    BLOCK = 512                             /* threads of a block, at most; of the loop kernels */
+    RESIDENT =
+        NORM_MULTIPROCESSOR_THREADS, /* threads of a multiprocessor of 64 registers each; half as many have 128 */
+    BLOCK = 512                      /* threads of a block, at most; of the loop kernels */
 };
 
 } // namespace row_norm
