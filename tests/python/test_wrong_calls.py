@@ -57,3 +57,15 @@ def test_numbers_are_named_too():
             apply(x, weight, -1.0)
         with pytest.raises(TypeError, match="eps must be a float, not str"):
             apply(x, weight, "1")
+
+
+def test_what_is_no_model_is_said_in_words():
+    pytest.importorskip("transformers", reason="needs transformers")
+    from liger_kernel.transformers import apply_liger_kernel, apply_liger_kernel_to_qwen3
+
+    with pytest.raises(TypeError, match="apply_liger_kernel_to_qwen3.*nonsense.*it takes rope"):
+        apply_liger_kernel_to_qwen3(nonsense=True)
+    with pytest.raises(TypeError, match="apply_liger_kernel_to_qwen3: model must be a Hugging Face model, but Linear"):
+        apply_liger_kernel_to_qwen3(model=torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="apply_liger_kernel: model must be a Hugging Face model, but int"):
+        apply_liger_kernel(3)

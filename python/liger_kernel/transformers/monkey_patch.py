@@ -87,6 +87,12 @@ _MEANING = {
 }
 
 
+def _require_model(function: str, model: Any) -> None:
+    """One of Hugging Face's, perhaps in a wrapper that shows its configuration."""
+    if not hasattr(model, "config"):
+        raise TypeError(f"{function}: model must be a Hugging Face model, but {type(model).__name__} has no config")
+
+
 def _apply_function(row: Row) -> Callable[..., None]:
     """`apply_liger_kernel_to_<name>`, with the row's flags as its parameters."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -97,8 +103,13 @@ def _apply_function(row: Row) -> Callable[..., None]:
     signature = inspect.Signature(parameters)
 
     def apply_liger_kernel(*args: Any, **kwargs: Any) -> None:
-        given = dict(signature.bind(*args, **kwargs).arguments)
+        try:
+            given = dict(signature.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise TypeError(f"apply_liger_kernel_to_{row.name}() {error}; it takes {', '.join(defaults)}") from None
         given.update(given.pop("kwargs", {}))
+        if given.get("model") is not None:
+            _require_model(f"apply_liger_kernel_to_{row.name}", given["model"])
         apply_row(row, given.pop("model", None), given)
 
     apply_liger_kernel.__signature__ = signature  # type: ignore[attr-defined]
@@ -169,6 +180,7 @@ def apply_liger_kernel(model: Any) -> dict[str, str]:
     from liger_kernel.transformers import probing
 
     model = unwrap(model)
+    _require_model("apply_liger_kernel", model)
     if getattr(getattr(model, "config", None), "model_type", None) in MODEL_TYPE_TO_APPLY_LIGER_FN:
         _apply_liger_kernel_to_instance(model)
         done = {path: module._get_name() for path, module in model.named_modules() if patching.is_ours(module.forward)}
