@@ -1,7 +1,5 @@
 /* results.c - the tensors that a call makes itself, in the likeness of its first arguments. */
-#define _DEFAULT_SOURCE /* madvise */
 #include <string.h>
-#include <sys/mman.h>
 
 #include "torch_functions.h"
 
@@ -96,14 +94,6 @@ static PyObject *new_heads(PyObject *like, int32_t device, PyObject *quick, cons
     memcpy(tensor->stride, strides, sizeof strides);
     return new_like(like, device, quick, tensor,
                     memcmp(given->stride, strides, sizeof strides) == 0); /* dense: they are kept */
-}
-
-/* Large host memory straight from the system has page faults that cost more than the arithmetic that fills it: pages of
- * 2 MB have 512 times fewer. A hint: whether it was taken makes no difference to anything but time. */
-void results_ask_huge(void *data, size_t bytes) {
-    const uintptr_t page = 2u << 20, begin = ((uintptr_t)data + page - 1) / page * page;
-    const uintptr_t end = ((uintptr_t)data + bytes) / page * page;
-    if (data != NULL && begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
 }
 
 PyObject *results_make(enum wish wish, PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
