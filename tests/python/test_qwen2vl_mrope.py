@@ -65,6 +65,13 @@ SECTIONS = {
 }
 
 
+def test_heads_without_pairs_pass_through(device):
+    q = torch.randn(2, 3, 5, 1, device=device).requires_grad_()
+    out, _ = LigerQwen2VLMRopeFunction.apply(q, q, *planes(2, 5, 1, device=device), [0, 0, 0])
+    out.sum().backward()
+    assert torch.equal(out, q) and torch.equal(q.grad, torch.ones_like(q))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads_q, heads_k", [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("dim", SECTIONS)
