@@ -229,7 +229,13 @@ def _operator_arguments(
     if is_debugging(target):
         check_targets(target, weight.shape[0], ignore_index)
     numbers = (float(lse_square_scale), float(label_smoothing), number, float(softcap or 0.0))
-    options = (ignore_index, *numbers, bool(use_token_scaling), COMPUTE.index(dtype), _accumulates_in(accum_dtype, dtype))
+    options = (
+        ignore_index,
+        *numbers,
+        bool(use_token_scaling),
+        COMPUTE.index(dtype),
+        _accumulates_in(accum_dtype, dtype),
+    )
     return (_input, weight, target, bias, class_weight), options
 
 
