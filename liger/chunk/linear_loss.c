@@ -43,8 +43,10 @@ static int64_t cpu_logits_bytes(int64_t element, int64_t rows, int64_t hidden, i
     const int64_t allowed = larger(cached, larger(gradients / 10 + (16 << 20), gradients / 100 * 15));
     const int64_t few = rows_of_bytes(cached, vocab * element, CPU_STEP);
     const int64_t many = rows_of_bytes(allowed, vocab * element, CPU_STEP);
-    const int64_t per_chunk = hidden * (2 * element + 2 * (int64_t)sizeof(float)), in_memory = 5 * rows * element;
-    return (rows + many - 1) / many * per_chunk + in_memory < (rows + few - 1) / few * per_chunk ? allowed : cached;
+    const double per_chunk = (double)hidden * (double)(2 * element + 2 * (int64_t)sizeof(float)); /* rows without end */
+    const double in_memory = 5.0 * (double)rows * (double)element;
+    const double in_many = (double)((rows + many - 1) / many), in_few = (double)((rows + few - 1) / few);
+    return in_many * per_chunk + in_memory < in_few * per_chunk ? allowed : cached;
 }
 
 int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,

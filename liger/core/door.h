@@ -156,6 +156,13 @@ static inline bool door_has(const struct door_call *call, uint32_t tensors) { re
 static inline const liger_tensor *door_tensor(const void *args, int at) {
     return (const liger_tensor *)((const char *)args + sizeof(size_t)) + at;
 }
+/* What most problems begin with: T, and a matrix of the sizes 1 and 2. False: there is nothing in it. */
+static inline bool door_matrix(const struct door_call *call, liger_dtype *dtype, int64_t *rows, int64_t *cols) {
+    *dtype = call->t;
+    *rows = call->size[1];
+    *cols = call->size[2];
+    return *rows > 0 && *cols > 0;
+}
 /* The value of a size of a rule; it must be bound. */
 static inline int64_t door_size(const struct door_call *call, uint16_t size) {
     const int64_t factor = size >> 8;

@@ -21,8 +21,7 @@ struct alignas(16) moments_share {
 
 /* A value among those of this warp, and how many there are. */
 struct warp_values {
-    float lead;
-    int count;
+    float lead, count;
 };
 
 __device__ __forceinline__ float first_lanes_sum(float x, int lanes) {
@@ -34,7 +33,7 @@ __device__ __forceinline__ float first_lanes_sum(float x, int lanes) {
 template <typename FOLD>
 __device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, float per_col, moments_share *slots,
                                               int warps) {
-    moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, (float)of.count};
+    moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, of.count};
     const float differences = fold([&](float so_far, const auto &x) {
         float sum = 0;
         for (const float value : x) sum += value - mine.origin;
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
         int packs = 0;
 #pragma unroll
         for (int k = 0; k < NV; k++) packs += warp_packs(cols / N, k * (int)blockDim.x);
-        return warp_values{__shfl_sync(0xffffffffu, to_f32(row[0].value[0]), 0), packs * N};
+        return warp_values{__shfl_sync(0xffffffffu, to_f32(row[0].value[0]), 0), (float)(packs * N)};
     };
     const auto statistics = F::measure(p, statistics_of(fold, values, slots, cols));
     if (threadIdx.x == 0) F::keep(p, r, statistics);
@@ -200,7 +199,7 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
     __shared__ typename F::shares slots[2][MAX_WARPS];
     int phase = 0;
     const int64_t packs = p.cols / N;
-    const int in_turn = (int)(packs / blockDim.x) * WARP + warp_packs((int)(packs % blockDim.x), 0);
+    const int64_t in_turn = packs / blockDim.x * WARP + warp_packs((int)(packs % blockDim.x), 0);
     for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x, phase ^= 1) {
         const T *x = row_at<T>(p.x, r), *row = x;
         bool adds = false, again = false;
@@ -224,7 +223,7 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
         };
         const auto values = [&] {
             const int64_t c = threadIdx.x / WARP * WARP;
-            return warp_values{c < packs ? to_f32(x[c * N]) : 0.0f, in_turn * N};
+            return warp_values{c < packs ? to_f32(x[c * N]) : 0.0f, (float)(in_turn * N)};
         };
         const auto statistics = F::measure(p, statistics_of(fold, values, slots[phase], p.cols));
         if (threadIdx.x == 0) F::keep(p, r, statistics);

@@ -10,6 +10,8 @@
 #ifndef LIGER_CUDA_VOCAB_ROWS_CUH
 #define LIGER_CUDA_VOCAB_ROWS_CUH
 
+#include <type_traits>
+
 #include "liger/cuda/cluster.cuh"
 #include "liger/cuda/pack.cuh"
 #include "liger/cuda/softmax_state.cuh"
@@ -33,15 +35,6 @@ struct place {
     __device__ __forceinline__ bool has(int j) const { return first + j * THREADS < end; }
 };
 
-template <typename A, typename B>
-struct same {
-    static constexpr bool value = false;
-};
-template <typename A>
-struct same<A, A> {
-    static constexpr bool value = true;
-};
-
 /* Two values in one register, for a packed maximum: half the instructions. */
 template <typename T>
 struct pair_of;
@@ -56,9 +49,9 @@ struct pair_of<bf16> {
 
 /* What is read behind the end of a row, as often as it fits into 32 bits: -inf, of which a softmax has nothing; or 0. */
 template <typename T>
-constexpr uint32_t MINUS_INFINITY = sizeof(T) == 4         ? 0xff800000u
-                                    : same<T, bf16>::value ? 0xff80ff80u
-                                                           : 0xfc00fc00u;
+constexpr uint32_t MINUS_INFINITY = sizeof(T) == 4            ? 0xff800000u
+                                    : std::is_same_v<T, bf16> ? 0xff80ff80u
+                                                              : 0xfc00fc00u;
 constexpr uint32_t ZERO = 0;
 
 /* The largest value of a pack. NaN is left to the sum. */

@@ -14,7 +14,7 @@ int64_t gated_count(const struct op_case *c) {
     return count;
 }
 
-struct tensor_spec gated_tensor(const struct op_case *c, const char *name, enum tensor_role role) {
+static struct tensor_spec gated_tensor(const struct op_case *c, const char *name, enum tensor_role role) {
     struct tensor_spec spec = {.name = name,
                                .role = role,
                                .kind = KIND_T,
@@ -24,6 +24,32 @@ struct tensor_spec gated_tensor(const struct op_case *c, const char *name, enum 
                                .specials = role == ROLE_IN};
     for (int d = 0; d < spec.ndim; d++) spec.shape[d] = c->size[GATED_COLS - spec.ndim + 1 + d];
     return spec;
+}
+
+static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
+    spec[GATED_GATE] = gated_tensor(c, "gate", ROLE_IN);
+    spec[GATED_GATE].spread = 3;
+    spec[GATED_GATE].ranges = OP_EVERY_RANGE;
+    spec[GATED_UP] = gated_tensor(c, "up", ROLE_IN);
+    spec[GATED_UP].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
+    spec[GATED_UP].huge = 0x1p30; /* f32: gate · up may overflow, dy · up may not */
+}
+
+void gated_describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_inputs(c, spec);
+    spec[GATED_Y] = gated_tensor(c, "y", ROLE_OUT);
+}
+
+void gated_describe_backward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_inputs(c, spec);
+    spec[GATED_UP].ranges |= 1u << RANGE_TINY;
+    spec[GATED_DY] = gated_tensor(c, "dy", ROLE_IN);
+    spec[GATED_DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
+    spec[GATED_DY].huge = 0x1p30;
+    spec[GATED_DGATE] = gated_tensor(c, "dgate", ROLE_OUT);
+    spec[GATED_DGATE].absent = c->flags & GATED_NO_DGATE;
+    spec[GATED_DUP] = gated_tensor(c, "dup", ROLE_OUT);
+    spec[GATED_DUP].absent = c->flags & GATED_NO_DUP;
 }
 
 void gated_prepare(const struct op_case *c, const struct op_types *types, double *const *t) {

@@ -17,6 +17,12 @@ def unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
+def apart(terms: int, sides: int = 2) -> float:
+    """How far f32 sums of so many terms may be from each other, in parts of the sum of the terms' magnitudes: each rounds once
+    for each of them. One side: from the exact sum."""
+    return sides * terms * unit(torch.float32)
+
+
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, roundings: float, terms: int = 1) -> None:
     """Each element is within `roundings` roundings to `dtype` plus the error of f32 sums of `terms` terms.
 

@@ -8,7 +8,12 @@ import torch
 from reference import DTYPES, assert_close
 
 from liger_kernel._native import Wish
-from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction, cross_entropy_backward, cross_entropy_forward
+from liger_kernel.ops.cross_entropy import (
+    LigerCrossEntropyFunction,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    plain_cross_entropy,
+)
 
 OPTIONS = {
     "plain": {},
@@ -299,3 +304,29 @@ def test_errors(device):
         LigerCrossEntropyFunction.apply(logits[None], target, *arguments())
     with pytest.raises(ValueError, match="target"):
         LigerCrossEntropyFunction.apply(logits, target.float(), *arguments())
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e8, 1e37])
+def test_the_formula_is_as_good_at_a_large_common_offset(offset):
+    """It is what torch.func, torch.jit.trace and LIGER_DISABLE run."""
+    rows = torch.full((2, 4), offset)
+    rows[1, 2] = rows[1, 0] = 2 * offset if offset < 1e37 else -offset
+    target = torch.tensor([1, 2])
+    logits, twin = rows.clone().requires_grad_(), rows.double().requires_grad_()
+    for options in ((0.0, 0.0), (0.0, 0.1)):
+        loss, *_ = LigerCrossEntropyFunction.torch_forward(logits, target, None, -100, *options, "none")
+        expected = torch.nn.functional.cross_entropy(twin, target, reduction="none", label_smoothing=options[1])
+        torch.testing.assert_close(loss.double(), expected, rtol=4 * reference.unit(torch.float32), atol=0)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        (exact,) = torch.autograd.grad(expected.sum(), twin)
+        torch.testing.assert_close(gradient.double(), exact, rtol=0, atol=4 * reference.unit(torch.float32))
+
+
+def test_the_formula_knows_no_default_dtype():
+    logits, target = torch.randn(3, 5), torch.tensor([0, 1, 4])
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = plain_cross_entropy(logits, target, None, -100, 0.1, 0.1, "mean", 3.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [r.dtype for r in results] == [torch.float32, torch.float32, torch.float32, torch.int64]

@@ -7,7 +7,7 @@ import pathlib
 import own_process
 import pytest
 import torch
-from reference import DTYPES
+from reference import DTYPES, apart
 from test_operators import CASES, on, run, upstreams
 from torch import Tensor
 
@@ -161,7 +161,8 @@ def test_losses_in_torch_at_the_edges(device, in_torch, kind, edge, reduction, s
             both.pop()  # meets 1/0 after the products: rows that are ignored are NaN too
         if kind != "logits":  # whose loss is f32: a head of ones gives both the same logits
             loss, its = both[0]
-            assert loss.dtype is torch.float32 and torch.allclose(loss, its, rtol=1e-5, atol=1e-6, equal_nan=True)
+            most = apart(vocab + rows)
+            assert loss.dtype is torch.float32 and torch.allclose(loss, its, rtol=most, atol=most, equal_nan=True)
         for ours, torchs in both:
             assert ours.dtype is torchs.dtype and ours.shape == torchs.shape
             close = 4 * torch.finfo(dtype).eps

@@ -1,4 +1,5 @@
-"""More rows or heads than 32 bits count. Needs `--device cuda` and a GPU of 80 GB or more, for LayerNorm 96."""
+"""More rows or heads than 32 bits count. Needs `--device cuda` and a GPU of 80 GB or more, for LayerNorm and
+cross entropy 96."""
 
 from __future__ import annotations
 
@@ -97,6 +98,23 @@ def test_parameters_of_layer_norm_hear_of_more_than_2_to_the_32_rows(vast):
     ops.LigerLayerNormFunction.apply(rows_of(x), *few, 0.5).backward(dy_few)
     for one, expected in zip(parameters, few):
         assert_same_sums(one.grad, expected.grad, len(SEEN))
+
+
+def test_cross_entropy_of_more_than_2_to_the_32_rows(vast):
+    """Logits, their gradient, labels and row losses: 69 GB. All rows but those that are compared are ignored, so that the loss
+    is theirs."""
+    logits = filled(torch.empty(ROWS, 2, dtype=torch.bfloat16, device=vast))
+    target = torch.full((ROWS,), -100, dtype=torch.int32, device=vast)
+    for i, r in enumerate(SEEN):
+        target[r] = i % 2
+    few, labels = rows_of(logits).requires_grad_(), rows_of(target)
+    found = ops.LigerCrossEntropyFunction.apply(logits.requires_grad_(), target, None)[0]
+    expected = ops.LigerCrossEntropyFunction.apply(few, labels, None)[0]
+    found.backward()
+    expected.backward()
+    assert torch.equal(rows_of(logits.grad), few.grad) and few.grad.abs().min() > 0
+    assert torch.count_nonzero(logits.grad) == 2 * len(SEEN)
+    torch.testing.assert_close(found, expected, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
 
 
 def test_swiglu_of_more_than_2_to_the_32_strided_rows(huge):

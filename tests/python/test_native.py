@@ -291,6 +291,10 @@ FIRST_USE = """
             Seen.calls += 1
             return function(*args, **kwargs or {})
 
+    class Handler(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return load(*args) if "neg" in str(function) else function(*args, **kwargs or {})
+
     def load(x):
         assert not found
         before = Seen.calls
@@ -305,6 +309,12 @@ FIRST_USE = """
         load(x)
     elif way == "trace":
         torch.jit.trace(load, x, check_trace=False)
+    elif way == "handler":
+        with Handler():
+            torch.neg(x)
+    elif way == "handler in a trace":
+        with Handler():
+            torch.jit.trace(torch.neg, x, check_trace=False)
     elif way in ("grad", "vmap"):
         getattr(torch.func, way)(lambda x: load(x).sum())(x[None] if way == "vmap" else x)
     else:
@@ -317,11 +327,30 @@ FIRST_USE = """
 """
 
 
-@pytest.mark.parametrize("way", ["trace", "fake", "dispatch", "functions", "grad", "vmap"])
+WAYS = ["trace", "fake", "dispatch", "functions", "grad", "vmap", "handler", "handler in a trace"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_first_use_anywhere(way):
     """What the binding finds of torch does not depend on where it is used first, and it is found unseen."""
     found = own_process.output("-c", FIRST_USE, way)
     assert found == own_process.output("-c", FIRST_USE, "none") and found.endswith("True\n")
+
+
+FIRST_COMPILED = """
+    import torch
+    from liger_kernel.ops import LigerSoftmaxFunction
+
+    x = torch.randn(3, 5)
+    y = torch.compile(LigerSoftmaxFunction.apply, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(y, x.softmax(-1))
+    print("done")
+"""
+
+
+def test_first_use_in_a_compiled_model_that_is_only_evaluated():
+    """torch runs its first call of a custom operator in a mode of its own."""
+    assert own_process.output("-c", FIRST_COMPILED) == "done\n"
 
 
 def test_modes_and_transforms_are_seen():

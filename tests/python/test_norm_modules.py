@@ -16,6 +16,7 @@ from torch import nn
 
 import liger_kernel.transformers as lk
 import liger_kernel.transformers.functional as F
+from liger_kernel.ops import LigerFusedAddRMSNormFunction
 
 
 def reference_norm(x, weight, eps=1e-6, offset=0.0):
@@ -213,3 +214,15 @@ def test_stock_layer_norms_are_patched_with_and_without_a_bias(device, unpatched
         assert "LigerLayerNorm" not in repr(stock) and "impl" not in stock.__dict__
     for other in (nn.LayerNorm(HIDDEN, elementwise_affine=False), nn.LayerNorm((3, HIDDEN))):
         assert not unpatched._patch_layer_norm_module(other) and "forward" not in other.__dict__
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fused_add_without_a_weight(device, compiled):
+    torch._dynamo.reset()
+    function = LigerFusedAddRMSNormFunction
+    apply = torch.compile(function.apply, backend="aot_eager", fullgraph=True) if compiled else function.apply
+    x, residual = (torch.randn(3, HIDDEN, device=device, requires_grad=True) for _ in range(2))
+    found, expected = apply(x, residual, None, 1e-6), function.torch_forward(x, residual, None, 1e-6)
+    gradients = [torch.autograd.grad(y.square().sum() + total.sum(), (x, residual)) for y, total in (found, expected)]
+    for one, other in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        assert_close(one, other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import reference
+import test_rope
 import torch
 from operator_case import Case
 from reference import DTYPES, assert_close
@@ -36,21 +36,10 @@ OWED = [
 
 
 def check(q, k, cos, sin, section, roundings=1.0):
-    """roundings to the coarsest dtype involved: the store, and the operands where sin is coarser than q or k."""
-    q, k = q.requires_grad_(), k.requires_grad_()
-    results = LigerQwen2VLMRopeFunction.apply(q, k, cos, sin, section)
-    upstream = [torch.randn_like(r) for r in results]
-    torch.autograd.backward(results, upstream)
-    tables = [merged(t.cpu().double(), section).repeat(1, 1, 2) for t in (cos.to(sin.dtype), sin)]
-    for given, result, up in zip((q, k), results, upstream):
-        (twin,) = reference.twins(given)
-        expected = reference.rope(twin, *tables)
-        expected.backward(up.cpu().double())
-        assert result.transpose(1, 2).is_contiguous()
-        coarser = max(given.dtype, sin.dtype, key=reference.unit)
-        for actual, exact in ((result, expected), (given.grad, twin.grad)):
-            assert actual.dtype is given.dtype
-            assert_close(actual, exact, coarser, roundings)
+    def apply(*args):
+        return LigerQwen2VLMRopeFunction.apply(*args, section)
+
+    test_rope.check(q, k, cos, sin, roundings, apply, lambda table: merged(table, section).repeat(1, 1, 2))
 
 
 # Whole packs and odd ones, an empty section in each place, one section alone, an odd head.
@@ -63,6 +52,13 @@ SECTIONS = {
     8: [0, 0, 4],
     7: [1, 1, 1],
 }
+
+
+def test_heads_without_pairs_pass_through(device):
+    q = torch.randn(2, 3, 5, 1, device=device).requires_grad_()
+    out, _ = LigerQwen2VLMRopeFunction.apply(q, q, *planes(2, 5, 1, device=device), [0, 0, 0])
+    out.sum().backward()
+    assert torch.equal(out, q) and torch.equal(q.grad, torch.ones_like(q))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -81,26 +77,14 @@ def test_shapes_of_cos(device, batch, columns):
     check(q, k, *planes(batch, 5, columns, device=device), [2, 1, 1])
 
 
-@pytest.mark.parametrize(
-    "q_dtype, k_dtype, cos_dtype, sin_dtype",
-    [
-        (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32),
-        (torch.float32, torch.float32, torch.bfloat16, torch.bfloat16),
-        (torch.bfloat16, torch.float16, torch.float32, torch.float32),
-        (torch.float16, torch.float16, torch.bfloat16, torch.bfloat16),
-        (torch.float32, torch.bfloat16, torch.float32, torch.float16),
-    ],
-)
-def test_mixed_dtypes(device, q_dtype, k_dtype, cos_dtype, sin_dtype):
-    q, k = torch.randn(2, 2, 5, 16, device=device).to(q_dtype), torch.randn(2, 1, 5, 16, device=device).to(k_dtype)
-    cos, sin = planes(1, 5, 16, device=device)
-    check(q, k, cos.to(cos_dtype), sin.to(sin_dtype), [2, 3, 3], roundings=3)
+@pytest.mark.parametrize("dtypes", test_rope.MIXED_DTYPES, ids=str)
+def test_mixed_dtypes(device, dtypes):
+    check(*test_rope.of_dtypes(dtypes, 16, *planes(1, 5, 16, device=device)), [2, 3, 3], roundings=3)
 
 
 def test_strides(device):
     """Slices of one projection; tables that are slices, expanded over the batch, transposed, or the planes innermost."""
-    packed = torch.randn(2, 5, 6, 8, device=device)
-    q, k = packed[:, :, :4].transpose(1, 2), packed[:, :, 4:5].transpose(1, 2)
+    q, k = test_rope.sliced_heads(device)
     cos, sin = planes(1, 9, 16, device=device)
     for laid_out in (
         lambda t: t[:, :, 2:7, :8],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import own_process
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -385,6 +386,29 @@ def test_the_counts_are_known_here():
     assert REUSES or torch.__version__ < (2, 11)
 
 
+DEBUGGED = """
+    import sys
+    from liger_kernel.ops import _memory
+
+    def look(frame, event, argument):
+        frame.f_locals  # what it answers is held as long as the frame is
+        return look
+
+    def counts():
+        return _memory._lone_references()
+
+    sys.settrace(look)
+    seen = counts()
+    sys.settrace(None)
+    print(seen is None, counts() == _memory._references((_memory.torch.empty(1),))[0])
+"""
+
+
+def test_the_counts_are_not_found_out_in_a_debugger():
+    """They would be those of a tensor that the debugger holds too, and a tensor that somebody else holds would look free."""
+    assert own_process.output("-c", DEBUGGED) == "True True\n"
+
+
 @pytest.mark.parametrize("blind", [(0,), (0, 1), (2,), (3,)])
 def test_counts_that_miss_a_holder_forbid_reuse(device, monkeypatch, blind):
     """Zeros in their place mean that a holder is not seen, and memory is never taken. In newer torch the object's count
@@ -393,7 +417,7 @@ def test_counts_that_miss_a_holder_forbid_reuse(device, monkeypatch, blind):
     monkeypatch.setattr(
         operator, "_references", lambda t: [tuple(0 if i in blind else n for i, n in enumerate(c)) for c in real(t)]
     )
-    operator._lone_references.cache_clear()
+    operator._measured.cache_clear()
     try:
         assert operator._lone_references() is None
         graph = Graph(device)
@@ -402,14 +426,14 @@ def test_counts_that_miss_a_holder_forbid_reuse(device, monkeypatch, blind):
         graph.check()
     finally:
         monkeypatch.undo()
-        operator._lone_references.cache_clear()
+        operator._measured.cache_clear()
 
 
 @pytest.mark.parametrize("missing", ["_storage_Use_Count", "_get_current_graph_task_keep_graph"])
 def test_an_older_torch_never_reuses(device, packed, monkeypatch, missing):
     place = torch._C if missing == "_storage_Use_Count" else torch._C._autograd
     monkeypatch.delattr(place, missing, raising=REUSES)
-    operator._lone_references.cache_clear()
+    operator._measured.cache_clear()
     try:
         graph = Graph(device, packed=packed)
         graph.function(*graph.take()).sum().backward()
@@ -417,7 +441,7 @@ def test_an_older_torch_never_reuses(device, packed, monkeypatch, missing):
         graph.check()
     finally:
         monkeypatch.undo()
-        operator._lone_references.cache_clear()
+        operator._measured.cache_clear()
 
 
 def test_memory_of_a_backward_pass(device):

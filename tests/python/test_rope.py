@@ -15,16 +15,17 @@ def angles(*shape, device="cpu"):
     return theta.cos(), theta.sin()
 
 
-def check(q, k, cos, sin, roundings=1.0):
-    """roundings to the coarsest dtype involved: the store, and the operands where sin is coarser than q or k."""
+def check(q, k, cos, sin, roundings=1.0, apply=LigerRopeFunction.apply, as_rope=lambda table: table):
+    """roundings to the coarsest dtype involved: the store, and the operands where sin is coarser than q or k. as_rope: what
+    RoPE has in the place of one of apply's tables."""
     q, k = q.requires_grad_(), k.requires_grad_()
-    results = LigerRopeFunction.apply(q, k, cos, sin)
+    results = apply(q, k, cos, sin)
     upstream = [torch.randn_like(r) for r in results]
     torch.autograd.backward(results, upstream)
-    cos64, sin64 = cos.to(sin.dtype).cpu().double(), sin.cpu().double()
+    tables = [as_rope(table.cpu().double()) for table in (cos.to(sin.dtype), sin)]
     for given, result, up in zip((q, k), results, upstream):
         (twin,) = reference.twins(given)
-        expected = reference.rope(twin, cos64, sin64)
+        expected = reference.rope(twin, *tables)
         expected.backward(up.cpu().double())
         assert result.transpose(1, 2).is_contiguous()
         coarser = max(given.dtype, sin.dtype, key=reference.unit)
@@ -56,26 +57,37 @@ def test_partial_rotary_passes_the_rest_through(device):
     assert torch.equal(out[..., 8], q[..., 8])
 
 
-@pytest.mark.parametrize(
-    "q_dtype, k_dtype, cos_dtype, sin_dtype",
-    [
-        (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32),
-        (torch.float32, torch.float32, torch.bfloat16, torch.bfloat16),
-        (torch.bfloat16, torch.float16, torch.float32, torch.float32),
-        (torch.float16, torch.float16, torch.bfloat16, torch.bfloat16),
-        (torch.float32, torch.bfloat16, torch.float32, torch.float16),
-    ],
-)
-def test_mixed_dtypes(device, q_dtype, k_dtype, cos_dtype, sin_dtype):
-    q, k = torch.randn(2, 2, 5, 8, device=device).to(q_dtype), torch.randn(2, 1, 5, 8, device=device).to(k_dtype)
-    cos, sin = angles(1, 5, 8, device=device)
-    check(q, k, cos.to(cos_dtype), sin.to(sin_dtype), roundings=3)
+# Of q, k, cos and sin.
+MIXED_DTYPES = [
+    (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32),
+    (torch.float32, torch.float32, torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float16, torch.float32, torch.float32),
+    (torch.float16, torch.float16, torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.bfloat16, torch.float32, torch.float16),
+]
+
+
+def of_dtypes(dtypes, dim, cos, sin):
+    """Heads, and the given tables, each of its own dtype."""
+    device = cos.device
+    heads = torch.randn(2, 2, 5, dim, device=device), torch.randn(2, 1, 5, dim, device=device)
+    return [t.to(dtype) for t, dtype in zip((*heads, cos, sin), dtypes, strict=True)]
+
+
+def sliced_heads(device):
+    """Slices of one projection."""
+    packed = torch.randn(2, 5, 6, 8, device=device)
+    return packed[:, :, :4].transpose(1, 2), packed[:, :, 4:5].transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtypes", MIXED_DTYPES, ids=str)
+def test_mixed_dtypes(device, dtypes):
+    check(*of_dtypes(dtypes, 8, *angles(1, 5, 8, device=device)), roundings=3)
 
 
 def test_strides(device):
     """Slices of one projection, cos and sin as slices of a longer table, and a transposed table."""
-    packed = torch.randn(2, 5, 6, 8, device=device)
-    q, k = packed[:, :, :4].transpose(1, 2), packed[:, :, 4:5].transpose(1, 2)
+    q, k = sliced_heads(device)
     cos, sin = angles(1, 9, 16, device=device)
     check(q.detach(), k.detach(), cos[:, 2:7, :8], sin[:, 2:7, :8])
     cos, sin = (a.t() for a in angles(8, 5, device=device))

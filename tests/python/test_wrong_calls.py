@@ -7,7 +7,14 @@ import torch
 from test_operators import CASES, on
 from torch import Tensor
 
-from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerLayerNormFunction, LigerRMSNormFunction
+from liger_kernel.ops import (
+    LigerFusedGateUpSiLUMulFunction,
+    LigerFusedLinearCrossEntropyFunction,
+    LigerLayerNormFunction,
+    LigerQwen2VLMRopeFunction,
+    LigerRMSNormFunction,
+    LigerRopeFunction,
+)
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -50,6 +57,64 @@ def test_arguments_are_named_as_the_caller_names_them(case, device, monkeypatch,
                 case(*with_one(args, position, value.double()))
 
 
+def tensors_of(case, args):
+    """(position, the caller's name, the tensor)"""
+    named = enumerate(zip(case.function.parameters, args))
+    return [(i, name, value) for i, (name, value) in named if isinstance(value, Tensor)]
+
+
+@every_case
+def test_a_tensor_without_memory_beside_others(case, device):
+    """As a weight that nobody has loaded: torch calls what is to make empty results then."""
+    args = on(device, case.make(5))
+    tensors = tensors_of(case, args)
+    for position, name, value in tensors[1:]:
+        with pytest.raises(ValueError, match=rf": {name} is on meta, but {tensors[0][1]} is on {device.type}"):
+            case(*with_one(args, position, value.to("meta")))
+    if len(tensors) > 1:
+        with pytest.raises(ValueError, match=rf" is on {device.type}.*, but {tensors[0][1]} is on meta"):
+            case(*with_one(args, 0, args[0].to("meta")))
+
+
+@every_case
+def test_two_devices_are_refused_while_torch_compiles(case):
+    """Shapes are all that is looked at then, so that this needs no GPU."""
+    with torch._subclasses.FakeTensorMode() as mode:
+        args = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in case.make(5)]
+        for position, name, value in tensors_of(case, args)[1:]:
+            elsewhere = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+            with pytest.raises(ValueError, match=rf": {name} is on cuda:0, but .* is on cpu"):
+                case(*with_one(args, position, elsewhere))
+
+
+@every_case
+def test_what_has_no_rows_in_memory(case, device):
+    args = on(device, case.make(5))
+    for position, name, value in tensors_of(case, args):
+        with pytest.raises(ValueError, match=f": {name} is torch.sparse_coo, but must be strided"):
+            case(*with_one(args, position, value.detach().to_sparse()))
+
+
+def test_what_must_be_there():
+    q, angle = torch.randn(1, 2, 3, 8), torch.randn(1, 3, 8)
+    with pytest.raises(TypeError, match="LigerRopeFunction: cos must be a torch.Tensor, not NoneType"):
+        LigerRopeFunction.apply(q, q, None, angle)
+    with pytest.raises(ValueError, match="rotary_dim is 4.0, but must be even"):
+        LigerRopeFunction.apply(q, q, angle, angle, None, 1, 4.0)
+    planes = angle.expand(3, 1, 3, 8)
+    for sections in (None, 4, [1.0, 1.0, 2.0], [2, 2], torch.tensor([1, 1, 2])):
+        with pytest.raises(ValueError, match="mrope_section is .*, but must be three numbers of pairs"):
+            LigerQwen2VLMRopeFunction.apply(q, q, planes, planes, sections)
+
+
+def test_an_accumulator_that_there_is_not():
+    x, weight, target = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 4])
+    for wrong in (torch.float64, "bfloat16"):
+        given = (None, None, -100, 0.0, 0.0, "mean", None, False, wrong)
+        with pytest.raises(ValueError, match=f"accum_dtype is {wrong}, but None, float32, float16 and bfloat16"):
+            LigerFusedLinearCrossEntropyFunction.apply(x, weight, target, *given)
+
+
 def test_numbers_are_named_too():
     x, weight = torch.randn(2, 8), torch.ones(8)
     for apply in (LigerRMSNormFunction.apply, lambda x, w, eps: LigerLayerNormFunction.apply(x, w, w, eps)):
@@ -57,6 +122,8 @@ def test_numbers_are_named_too():
             apply(x, weight, -1.0)
         with pytest.raises(TypeError, match="eps must be a float, not str"):
             apply(x, weight, "1")
+    with pytest.raises(ValueError, match=r"Invalid casting mode: \['llama'\]"):
+        LigerRMSNormFunction.apply(x, weight, 1.0, 0.0, ["llama"])
 
 
 def test_what_is_no_model_is_said_in_words():

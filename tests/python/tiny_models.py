@@ -5,24 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 
+import tiny_llama
 import torch
 import transformers
+from tiny_llama import VOCAB
 
-VOCAB = 97
-
-TEXT = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=56,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    initializer_range=0.2,  # far enough from uniform that a wrong loss cannot hide behind log(vocab)
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+TEXT = dict(tiny_llama.SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 GEMMA = dict(head_dim=8, query_pre_attn_scalar=8)
 
 MOE = dict(num_experts_per_tok=2, moe_intermediate_size=24, router_aux_loss_coef=0.1)
@@ -301,9 +289,6 @@ def inputs_of(name, seed=1, labels=True, length=9):
 
 
 def batch(rows=2, length=9, seed=1, ignored=2):
-    """Token ids and labels: the first `ignored` positions of the first row are masked out."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, IMAGE, (rows, length), generator=generator)
-    labels = ids.clone()
-    labels[0, : ignored + 1] = -100
+    """As tiny_llama's, of tokens that have no meaning of their own."""
+    ids, labels = tiny_llama.batch("cpu", rows, length, seed, ignored, tokens=(3, IMAGE))
     return {"input_ids": ids, "labels": labels}

@@ -1,7 +1,7 @@
 /* geglu.c - the door of GeGLU: what its functions take, and the problem that a kernel gets. */
 #include "liger/ops/geglu/geglu.h"
 
-#include "liger/core/door_rules.h"
+#include "liger/core/gated_door.h"
 #include "liger/ops/geglu/geglu_problem.h"
 
 enum { ROWS = 1, COLS };
@@ -9,9 +9,7 @@ enum { ROWS = 1, COLS };
 /* clang-format off */
 #define DOOR geglu_forward, geglu_forward_problem
 static const struct door_rule forward_rules[] = {
-    {ARG(gate),  IN,  FLOAT_T, FOLDED(ROWS, COLS), TO_ROWS(gate)},
-    {ARG(up),    IN,  T,       LIKE(gate),         TO_ROWS(up)},
-    {ARG(y),     OUT, T,       LIKE(gate),         TO_ROWS(y), MAY_BE(gate, up)},
+    GATED_FORWARD,
     {INT32(activation_dtype), NONE_OR_FLOAT},
     {RESERVED(reserved)},
 };
@@ -19,11 +17,7 @@ static const struct door_rule forward_rules[] = {
 
 #define DOOR geglu_backward, geglu_backward_problem
 static const struct door_rule backward_rules[] = {
-    {ARG(gate),  IN,  FLOAT_T, FOLDED(ROWS, COLS), TO_ROWS(gate)},
-    {ARG(up),    IN,  T,       LIKE(gate),         TO_ROWS(up)},
-    {ARG(dy),    IN,  T,       LIKE(gate),         TO_ROWS(dy)},
-    {ARG(dgate), OUT, T,       LIKE(gate),         TO_ROWS(dgate), OPTIONAL, MAY_BE(dy, gate)},
-    {ARG(dup),   OUT, T,       LIKE(gate),         TO_ROWS(dup),   OPTIONAL, MAY_BE(dy, up)},
+    GATED_BACKWARD,
 };
 #undef DOOR
 /* clang-format on */
@@ -36,11 +30,8 @@ liger_status liger_geglu_forward(liger_context *context, const liger_geglu_forwa
     struct geglu_forward_problem problem;
     struct door_call call;
     LIGER_TRY(door_enter(&call, &geglu_forward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     problem.activation_dtype = args.activation_dtype ? (liger_dtype)args.activation_dtype : call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0 || problem.cols == 0) return LIGER_OK;
     liger_rows *const views[] = {&problem.gate, &problem.up, &problem.y};
     liger_join_rows(&problem.rows, &problem.cols, views, 3);
     return context->kernels->geglu_forward(context, &problem, stream);
@@ -51,10 +42,7 @@ liger_status liger_geglu_backward(liger_context *context, const liger_geglu_back
     struct geglu_backward_problem problem = {.dgate = {.data = NULL}};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &geglu_backward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0 || problem.cols == 0) return LIGER_OK;
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     if (problem.dgate.data == NULL && problem.dup.data == NULL) return LIGER_OK;
     liger_rows *const views[] = {&problem.dy, &problem.gate, &problem.up, &problem.dgate, &problem.dup};
     liger_join_rows(&problem.rows, &problem.cols, views, 5);

@@ -11,65 +11,44 @@ enum { GATE = GATED_GATE, UP, Y, FORWARD_TENSORS };
 enum { DY = GATED_DY, DGATE, DUP, BACKWARD_TENSORS };
 enum { ACTIVATION = GATED_SIZES };
 enum { COARSER }; /* scalar: how many times gelu's dtype is coarser than T, if it is */
-enum { NO_DGATE = 1, NO_DUP = 2, EXTREME = GATED_EXTREME };
-
-static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
-    spec[GATE] = gated_tensor(c, "gate", ROLE_IN);
-    spec[GATE].spread = 3;
-    spec[GATE].ranges = OP_EVERY_RANGE;
-    spec[UP] = gated_tensor(c, "up", ROLE_IN);
-    spec[UP].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
-    spec[UP].huge = 0x1p30; /* f32: gate · up may overflow, dy · up may not */
-}
 
 static const struct op_case cases[] = {
-    {.label = "3x7x37", .size = {3, 3, 7, 37}},
-    {.label = "one element", .size = {1, 0, 0, 1}},
+    GATED_CASES(),
     {.label = "5x130", .size = {2, 0, 5, 130}},
-    {.label = "long row", .size = {1, 0, 0, 40007}},
-    {.label = "aligned 6x2x512", .size = {3, 6, 2, 512}},
-    {.label = "many narrow rows", .size = {2, 0, 1031, 8}},
-    {.label = "columns of one", .size = {3, 4, 9, 1}},
     {.label = "gelu kept in f32", .size = {2, 0, 7, 96, LIGER_F32}},
     {.label = "gelu in f16", .size = {2, 0, 7, 97, LIGER_F16}, .dtypes = 1u << LIGER_F16 | 1u << LIGER_BF16},
     {.label = "gelu in f16", .size = {2, 0, 7, 97, LIGER_F16}, .scalar = {0x1p13}, .dtypes = 1u << LIGER_F32},
     {.label = "gelu in bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .dtypes = 1u << LIGER_BF16},
     {.label = "gelu in bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .scalar = {0x1p3}, .dtypes = 1u << LIGER_F16},
     {.label = "gelu in bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .scalar = {0x1p16}, .dtypes = 1u << LIGER_F32},
-    {.label = "no dgate", .size = {2, 0, 3, 40}, .flags = NO_DGATE},
-    {.label = "no dup", .size = {2, 0, 3, 40}, .flags = NO_DUP},
-    {.label = "nothing asked for", .size = {2, 0, 3, 40}, .flags = NO_DGATE | NO_DUP, .edge = true},
-    {.label = "no rows", .size = {2, 0, 0, 40}, .edge = true},
-    {.label = "no columns", .size = {3, 2, 3, 0}, .edge = true},
-    {.label = "saturated", .size = {2, 0, 5, 61}, .flags = EXTREME, .edge = true},
-    {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .large = true},
+    {.label = "no dgate", .size = {2, 0, 3, 40}, .flags = GATED_NO_DGATE},
+    {.label = "no dup", .size = {2, 0, 3, 40}, .flags = GATED_NO_DUP},
 };
 
-/* Bytes: every tensor once; in the bench none is absent. */
-static const struct op_case bench[] = {
-    {.label = "16384x14336", .size = {2, 0, 16384, 14336}, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "2048x2816", .size = {2, 0, 2048, 2816}},
-    {.label = "2048x11008", .size = {2, 0, 2048, 11008}},
-};
+static const struct op_case bench[] = {GATED_BENCH()};
 
-/* Beyond -10 what tanh lacks to -1 leaves f32 before it leaves double: times an infinite factor that is NaN here and infinite
- * there. */
-static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
-    gated_prepare(c, types, t);
-    for (int64_t i = 0; i < gated_count(c) && !(c->flags & EXTREME); i++)
-        if (t[GATE][i] < -9.5 && t[GATE][i] > -20) t[GATE][i] = -9.5;
+/* Gates below `least` that are not extremes become `least`: further out 1 + tanh is 0 in f32 before it is in double, and times
+ * an infinite factor that is NaN here and infinite there. */
+static void bound_gates(const struct op_case *c, double *gate, double least) {
+    for (int64_t i = 0; i < gated_count(c) && !(c->flags & GATED_EXTREME); i++)
+        if (gate[i] < least && gate[i] > -20) gate[i] = least;
 }
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
-    describe_inputs(c, spec);
-    spec[Y] = gated_tensor(c, "y", ROLE_OUT);
+    gated_describe_forward(c, spec);
     /* A gelu that lies between two values of its dtype may be rounded to the other one: 2u of it, where the sum in it cancels
      * in one of a few hundred. Then the rounding of the product. */
     spec[Y].relative = 1.05 + 2 * fmax(1, c->scalar[COARSER]);
     spec[Y].absolute = 16; /* f32: ½·a·(1 + tanh) keeps the error of tanh, 3u, also where the sum cancels */
     spec[Y].steps = 25;    /* two roundings of gelu, times |up| <= 6 */
+}
+
+/* Forward takes the sum as it stands. */
+static void prepare_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    gated_prepare(c, types, t);
+    bound_gates(c, t[GATE], -5);
 }
 
 static void forward_options(const struct op_case *c, void *args) {
@@ -98,7 +77,7 @@ const struct op_cases geglu_forward_cases = {
     .tensor_count = FORWARD_TENSORS,
     .describe = describe_forward,
     OP_CASES(cases),
-    .prepare = prepare,
+    .prepare = prepare_forward,
     .call = call_geglu_forward,
     .reference = reference_forward,
     .no_naive = OP_NO_SUMS,
@@ -110,21 +89,19 @@ const struct op_cases geglu_forward_cases = {
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
-    describe_inputs(c, spec);
-    spec[UP].ranges |= 1u << RANGE_TINY;
-    spec[DY] = gated_tensor(c, "dy", ROLE_IN);
-    spec[DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
-    spec[DY].huge = 0x1p30;
+    gated_describe_backward(c, spec);
     spec[UP].specials = spec[DY].specials = false; /* inf times a slope of 1e-39, which is 0 in f32, would be NaN */
-    spec[DGATE] = gated_tensor(c, "dgate", ROLE_OUT);
-    spec[DGATE].absent = c->flags & NO_DGATE;
-    spec[DGATE].relative = 2.05; /* of dy · up, and at the store */
-    spec[DGATE].absolute = 24;   /* f32: exponential, sum, quotient, products, as SwiGLU's */
-    spec[DUP] = gated_tensor(c, "dup", ROLE_OUT);
-    spec[DUP].absent = c->flags & NO_DUP;
+    spec[DGATE].relative = 2.05;                   /* of dy · up, and at the store */
+    spec[DGATE].absolute = 24;                     /* f32: exponential, sum, quotient, products, as SwiGLU's */
     spec[DUP].relative = 3.05;
     spec[DUP].absolute = 16;
     spec[DGATE].steps = spec[DUP].steps = 25; /* two roundings of gelu, times |dy| <= 6 */
+}
+
+/* Backward takes it from e^(-2|u|). */
+static void prepare_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    gated_prepare(c, types, t);
+    bound_gates(c, t[GATE], -9.5);
 }
 
 OP_DOOR(geglu_backward, NULL)
@@ -173,7 +150,7 @@ const struct op_cases geglu_backward_cases = {
     .tensor_count = BACKWARD_TENSORS,
     .describe = describe_backward,
     OP_CASES(cases),
-    .prepare = prepare,
+    .prepare = prepare_backward,
     .call = call_geglu_backward,
     .reference = reference_backward,
     .no_naive = OP_NO_SUMS,

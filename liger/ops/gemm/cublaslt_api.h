@@ -27,6 +27,10 @@ enum {
     LT_PREF_MIN_ALIGNMENT_C_BYTES = 7,
     LT_PREF_MIN_ALIGNMENT_D_BYTES = 8,
     LT_REDUCTION_COMPUTE_TYPE = 2,
+
+    LT_INVALID_VALUE = 7, /* statuses */
+    LT_ARCH_MISMATCH = 8,
+    LT_NOT_SUPPORTED = 15,
 };
 
 typedef struct lt_algo {

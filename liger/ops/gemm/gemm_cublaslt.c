@@ -196,7 +196,7 @@ static int plan_choose(struct plan *plan, lt_handle handle) {
     if (!status)
         status = call->heuristic(handle, plan->desc, plan->b, plan->a, plan->c, plan->c, preference, 1, &best, &found);
     if (preference) call->preference_destroy(preference);
-    if (!status && found == 0) status = 15; /* CUBLAS_STATUS_NOT_SUPPORTED */
+    if (!status && found == 0) status = LT_NOT_SUPPORTED;
     if (!status) {
         plan->algo = best.algo;
         plan->workspace_bytes = best.workspace_bytes;
@@ -204,18 +204,32 @@ static int plan_choose(struct plan *plan, lt_handle handle) {
     return status;
 }
 
+/* A product that cuBLASLt does not have, now or later. Anything else, as no memory for a description, may be over the next
+ * time: to take the plain kernel from then on would give a shape other bits for what once happened. */
+static bool is_refusal(int status) {
+    return status == LT_INVALID_VALUE || status == LT_ARCH_MISMATCH || status == LT_NOT_SUPPORTED;
+}
+
 /* The plan for a shape, made at first sight; the oldest makes room. The caller holds the lock. */
-static struct plan *plan_for(struct cublaslt *lt, const struct gemm_problem *p) {
+static liger_status plan_for(struct cublaslt *lt, const struct gemm_problem *p, const struct plan **plan) {
     const struct plan_key key = key_of(p);
     for (int i = 0; i < lt->plans; i++)
-        if (memcmp(&lt->plan[i].key, &key, sizeof key) == 0) return &lt->plan[i];
+        if (memcmp(&lt->plan[i].key, &key, sizeof key) == 0) return *plan = &lt->plan[i], LIGER_OK;
     struct plan *made = &lt->plan[lt->next];
     plan_close(made);
     made->key = key;
-    made->refused = plan_describe(made) != 0 || plan_choose(made, lt->handle) != 0;
+    int status = plan_describe(made);
+    if (!status) status = plan_choose(made, lt->handle);
+    made->refused = is_refusal(status);
+    if (status && !made->refused) {
+        plan_close(made);
+        return liger_fail(LIGER_ERR_CUDA, "gemm: cuBLASLt has no plan for m=%lld n=%lld k=%lld: status %d",
+                          (long long)p->m, (long long)p->n, (long long)p->k, status);
+    }
     lt->next = (lt->next + 1) % PLANS;
     if (lt->plans < PLANS) lt->plans++;
-    return made;
+    *plan = made;
+    return LIGER_OK;
 }
 
 /* ---- the product ------------------------------------------------------------------------------------------------ */
@@ -259,10 +273,10 @@ liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p,
     LIGER_TRY(open_handle(context, &lt));
     const float one = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
     pthread_mutex_lock(&lt->lock); /* until the launch: another thread's new plan may take this one's place */
-    const struct plan *plan = plan_for(lt, p);
-    liger_status status = LIGER_OK;
-    *refused = plan->refused;
-    if (!plan->refused) {
+    const struct plan *plan = NULL;
+    liger_status status = plan_for(lt, p, &plan);
+    *refused = status == LIGER_OK && plan->refused;
+    if (status == LIGER_OK && !plan->refused) {
         const int error =
             library.call.matmul(lt->handle, plan->desc, &one, p->b, plan->b, p->a, plan->a, &beta, p->c, plan->c, p->c,
                                 plan->c, &plan->algo, p->workspace, plan->workspace_bytes, stream);

@@ -45,11 +45,8 @@ liger_status liger_layer_norm_forward(liger_context *context, const liger_layer_
     struct layer_norm_forward_problem problem = {.weight = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &layer_norm_forward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     problem.weight_dtype = parameter_dtype(&args.weight, &args.bias);
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0) return LIGER_OK;
     return context->kernels->layer_norm_forward(context, &problem, stream);
 }
 
@@ -86,13 +83,11 @@ liger_status liger_layer_norm_backward(liger_context *context, const liger_layer
     struct layer_norm_backward_problem problem = {.weight = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &layer_norm_backward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.weight_dtype = parameter_dtype(&args.weight, NULL);
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    problem.partials = partials_of(&call);
+    const bool some = door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols);
     const bool parameters = problem.dweight != NULL || problem.dbias != NULL;
-    if (!parameters && (problem.dx.data == NULL || problem.rows == 0)) return LIGER_OK;
+    problem.weight_dtype = parameter_dtype(&args.weight, NULL);
+    problem.partials = partials_of(&call);
+    if (!parameters && (problem.dx.data == NULL || !some)) return LIGER_OK;
     return context->kernels->layer_norm_backward(context, &problem, stream);
 }
 

@@ -421,12 +421,13 @@ static int64_t chunk_advised(struct op_run *run, int64_t rows, int64_t hidden, i
  * cost at most 48 MB, or 15 % of the gradients. */
 static const char *advised_chunk(struct op_run *run) {
     static const int64_t shapes[][3] = {{1, 64, 32000},       {100, 64, 1000},     {100000, 64, 128256},
-                                        {70000, 4096, 32000}, {1000, 8, 10000000}, {4096, 4096, 128256}};
+                                        {70000, 4096, 32000}, {1000, 8, 10000000}, {4096, 4096, 128256},
+                                        {INT64_MAX / 16, 1, 5}}; /* nobody has the memory, but a question needs none */
     const int64_t size = (int64_t)liger_dtype_size((int)run->types.t);
     const int64_t step = liger_context_device(run->context) == LIGER_DEVICE_CPU ? 16 : 128;
     for (int k = 0; k < OP_COUNT(shapes); k++) {
         const int64_t rows = shapes[k][0], hidden = shapes[k][1], vocab = shapes[k][2];
-        const int64_t part = (rows + vocab) * hidden * size * 15 / 100, least = 48 << 20;
+        const int64_t part = (rows + vocab) * hidden * size / 100 * 15, least = 48 << 20;
         const int64_t given = run->context->loss_workspace_bytes, budget = given ? given : part > least ? part : least;
         const int64_t chunk = chunk_advised(run, rows, hidden, vocab);
         const bool fits = chunk * vocab * size <= budget || chunk == step;

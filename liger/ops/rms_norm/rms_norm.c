@@ -49,13 +49,11 @@ const struct door add_rms_norm_forward_door = DOOR_OF(add_rms_norm_forward, add_
 static liger_status run_forward(liger_context *context, const struct door_call *call,
                                 struct rms_norm_forward_problem *problem, liger_stream stream) {
     const bool none = problem->casting == LIGER_CAST_NONE;
-    problem->dtype = call->t;
+    problem->function = call->door->function;
+    if (!door_matrix(call, &problem->dtype, &problem->rows, &problem->cols)) return LIGER_OK;
     if (problem->weight == NULL) problem->weight_dtype = call->t;
-    problem->rows = call->size[ROWS];
-    problem->cols = call->size[COLS];
     if (none) problem->epsilon = f32_round_to(call->t, problem->epsilon);
     if (none) problem->offset = f32_round_to(call->t, problem->offset);
-    if (problem->rows == 0) return LIGER_OK;
     return context->kernels->rms_norm_forward(context, problem, stream);
 }
 
@@ -124,12 +122,11 @@ const struct door add_rms_norm_backward_door = DOOR_OF(add_rms_norm_backward, ad
 
 static liger_status run_backward(liger_context *context, const struct door_call *call,
                                  struct rms_norm_backward_problem *problem, liger_stream stream) {
-    problem->dtype = call->t;
+    const bool some = door_matrix(call, &problem->dtype, &problem->rows, &problem->cols);
+    problem->function = call->door->function;
     if (problem->weight == NULL) problem->weight_dtype = LIGER_F32;
-    problem->rows = call->size[ROWS];
-    problem->cols = call->size[COLS];
     problem->partials = partials_of(call);
-    if (problem->dweight == NULL && (problem->dx.data == NULL || problem->rows == 0)) return LIGER_OK;
+    if (problem->dweight == NULL && (problem->dx.data == NULL || !some)) return LIGER_OK;
     return context->kernels->rms_norm_backward(context, problem, stream);
 }
 

@@ -124,26 +124,26 @@ cudaError_t launch_backward(const liger_context *context, const rms_norm_backwar
 extern "C" liger_status rms_norm_forward_cuda(liger_context *context, const rms_norm_forward_problem *problem,
                                               liger_stream stream) {
     const rms_norm_forward_problem &p = *problem;
-    LIGER_ON_DEVICE(context, "rms_norm_forward");
+    LIGER_ON_DEVICE(context, p.function);
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
                           rows_are_packable(p.y, element) && rows_are_packable(p.residual, element) &&
                           rows_are_packable(p.sum, element) && pointer_is_packable(p.weight);
     LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.weight_dtype, T, TW,
                                launch_forward<T, TW>(p, packable, (cudaStream_t)stream));
-    return launched(context, "rms_norm_forward", stream);
+    return launched(context, p.function, stream);
 }
 
 extern "C" liger_status rms_norm_backward_cuda(liger_context *context, const rms_norm_backward_problem *problem,
                                                liger_stream given) {
     const rms_norm_backward_problem &p = *problem;
     const cudaStream_t stream = (cudaStream_t)given;
-    LIGER_ON_DEVICE(context, "rms_norm_backward");
+    LIGER_ON_DEVICE(context, p.function);
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
                           rows_are_packable(p.dy, element) && rows_are_packable(p.dx, element) &&
                           rows_are_packable(p.dsum, element) && pointer_is_packable(p.weight);
-    return row_norm::run_backward(context, p, {{p.dweight, NULL}, p.weight_dtype}, "rms_norm_backward", stream, [&] {
+    return row_norm::run_backward(context, p, {{p.dweight, NULL}, p.weight_dtype}, p.function, stream, [&] {
         cudaError_t error = cudaSuccess;
         LIGER_FOR_FLOAT(p.dtype, T, error = launch_backward<T>(context, p, packable, stream));
         return error;

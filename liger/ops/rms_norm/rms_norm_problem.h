@@ -19,6 +19,7 @@ struct rms_norm_forward_problem {
     const void *weight;       /* or NULL */
     float *rstd;              /* or NULL */
     float epsilon, offset;    /* already rounded to dtype where casting asks for it */
+    const char *function;     /* which of the two was called, for messages */
 };
 
 struct rms_norm_backward_problem {
@@ -33,6 +34,7 @@ struct rms_norm_backward_problem {
     float offset;
     int64_t partials; /* norm_partials() */
     float *workspace; /* [partials, cols]; NULL without dweight */
+    const char *function;
 };
 
 #endif

@@ -170,8 +170,8 @@ liger_status launch(const rope_problem &p, const char *op, cudaStream_t stream) 
     const int64_t pairs = p.half / N, items = pairs + (p.dim - 2 * p.half) / N;
     const int64_t most = MOST_DIVIDENDS / 2, all = p.q_heads > p.k_heads ? p.q_heads : p.k_heads;
     if (all * items == 0) return LIGER_OK;
-    LIGER_REQUIRE(items <= most, LIGER_ERR_UNSUPPORTED,
-                  "%s: q.shape[3] is %lld, but a head may have %lld pairs at most", op, (long long)p.dim,
+    LIGER_REQUIRE(p.dim <= most, LIGER_ERR_UNSUPPORTED,
+                  "%s: q.shape[3] is %lld, but a head may have %lld elements at most", op, (long long)p.dim,
                   (long long)most);
     const int64_t heads = at_most(all, most / items), tokens = most / (heads * items);
     for (int64_t batch = 0; batch < p.batch; batch += MAX_GRID_Y)

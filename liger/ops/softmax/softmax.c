@@ -32,10 +32,7 @@ liger_status liger_softmax_forward(liger_context *context, const liger_softmax_f
     struct softmax_forward_problem problem;
     struct door_call call;
     LIGER_TRY(door_enter(&call, &softmax_forward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0 || problem.cols == 0) return LIGER_OK;
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     return context->kernels->softmax_forward(context, &problem, stream);
 }
 
@@ -45,9 +42,6 @@ liger_status liger_softmax_backward(liger_context *context, const liger_softmax_
     struct softmax_backward_problem problem;
     struct door_call call;
     LIGER_TRY(door_enter(&call, &softmax_backward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0 || problem.cols == 0) return LIGER_OK;
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     return context->kernels->softmax_backward(context, &problem, stream);
 }

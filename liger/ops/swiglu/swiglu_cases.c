@@ -9,22 +9,11 @@ enum { GATE = GATED_GATE, UP, Y, FORWARD_TENSORS };
 enum { DY = GATED_DY, DGATE, DUP, BACKWARD_TENSORS };
 enum { ACTIVATION = GATED_SIZES };
 enum { GATE_MULTIPLIER, DOWN_MULTIPLIER };
-enum { NO_DGATE = 1, NO_DUP = 2, EXTREME = GATED_EXTREME };
-
-static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
-    spec[GATE] = gated_tensor(c, "gate", ROLE_IN);
-    spec[GATE].spread = 3;
-    spec[GATE].ranges = OP_EVERY_RANGE;
-    spec[UP] = gated_tensor(c, "up", ROLE_IN);
-    spec[UP].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
-    spec[UP].huge = 0x1p30; /* f32: gate · up may overflow, dy · up may not */
-}
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
-    describe_inputs(c, spec);
-    spec[Y] = gated_tensor(c, "y", ROLE_OUT);
+    gated_describe_forward(c, spec);
     /* A silu that lies between two values of T may be rounded to the other one: 2u. Then the roundings of the product
      * (u), and of the second product (the first one may be off by 4u, and u). f32: exponential, sum, quotient: 8u. */
     spec[Y].relative = c->scalar[DOWN_MULTIPLIER] != 1 ? 5.05 : 3.05;
@@ -48,25 +37,19 @@ static void reference_forward(const struct op_case *c, const struct op_types *ty
 
 /* Multipliers are exact in f32, so that f32 and double mean the same function. */
 static const struct op_case cases[] = {
-    {.label = "3x7x37", .size = {3, 3, 7, 37}, .scalar = {1, 1}},
-    {.label = "one element", .size = {1, 0, 0, 1}, .scalar = {1, 1}},
+    GATED_CASES(.scalar = {1, 1}),
     {.label = "multipliers 5x130", .size = {2, 0, 5, 130}, .scalar = {0.75, 1.25}},
     {.label = "negative multipliers", .size = {2, 0, 4, 24}, .scalar = {-0.5, -2}},
-    {.label = "long row", .size = {1, 0, 0, 40007}, .scalar = {1, 1}},
-    {.label = "aligned 6x2x512", .size = {3, 6, 2, 512}, .scalar = {1, 1}},
-    {.label = "many narrow rows", .size = {2, 0, 1031, 8}, .scalar = {1, 1}},
-    {.label = "columns of one", .size = {3, 4, 9, 1}, .scalar = {1, 1}},
     {.label = "silu kept in f32", .size = {2, 0, 7, 96, LIGER_F32}, .scalar = {1, 1}},
     {.label = "silu rounded to f16", .size = {2, 0, 7, 97, LIGER_F16}, .scalar = {1, 1.25}},
     {.label = "silu rounded to bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .scalar = {0.75, 1}},
-    {.label = "no dgate", .size = {2, 0, 3, 40}, .scalar = {1, 1.25}, .flags = NO_DGATE},
-    {.label = "no dup", .size = {2, 0, 3, 40}, .scalar = {1, 1.25}, .flags = NO_DUP},
-    {.label = "nothing asked for", .size = {2, 0, 3, 40}, .scalar = {1, 1}, .flags = NO_DGATE | NO_DUP, .edge = true},
-    {.label = "no rows", .size = {2, 0, 0, 40}, .scalar = {1, 1}, .edge = true},
-    {.label = "no columns", .size = {3, 2, 3, 0}, .scalar = {1, 1}, .edge = true},
-    {.label = "saturated", .size = {2, 0, 5, 61}, .scalar = {1, 1}, .flags = EXTREME, .edge = true},
-    {.label = "saturated, multipliers", .size = {2, 0, 5, 61}, .scalar = {0.75, 0.5}, .flags = EXTREME, .edge = true},
-    {.label = "1000x4104", .size = {2, 0, 1000, 4104}, .scalar = {1, 1}, .large = true},
+    {.label = "no dgate", .size = {2, 0, 3, 40}, .scalar = {1, 1.25}, .flags = GATED_NO_DGATE},
+    {.label = "no dup", .size = {2, 0, 3, 40}, .scalar = {1, 1.25}, .flags = GATED_NO_DUP},
+    {.label = "saturated, multipliers",
+     .size = {2, 0, 5, 61},
+     .scalar = {0.75, 0.5},
+     .flags = GATED_EXTREME,
+     .edge = true},
 };
 
 static const char *rounds_like_operators(struct op_run *run) {
@@ -81,12 +64,7 @@ static const struct op_property forward_properties[] = {
     {"rounds like the separate operators", rounds_like_operators},
 };
 
-/* Bytes: every tensor once; in the bench none is absent. */
-static const struct op_case bench[] = {
-    {.label = "16384x14336", .size = {2, 0, 16384, 14336}, .scalar = {1, 1}, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "2048x2816", .size = {2, 0, 2048, 2816}, .scalar = {1, 1}},
-    {.label = "2048x11008", .size = {2, 0, 2048, 11008}, .scalar = {1, 1}},
-};
+static const struct op_case bench[] = {GATED_BENCH(.scalar = {1, 1})};
 
 const struct op_cases swiglu_forward_cases = {
     .name = "swiglu_forward",
@@ -105,17 +83,9 @@ const struct op_cases swiglu_forward_cases = {
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
-    describe_inputs(c, spec);
-    spec[UP].ranges |= 1u << RANGE_TINY;
-    spec[DY] = gated_tensor(c, "dy", ROLE_IN);
-    spec[DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
-    spec[DY].huge = 0x1p30;
-    spec[DGATE] = gated_tensor(c, "dgate", ROLE_OUT);
-    spec[DGATE].absent = c->flags & NO_DGATE;
+    gated_describe_backward(c, spec);
     spec[DGATE].relative = 1.05;
     spec[DGATE].absolute = 24; /* f32 steps: sigmoid 6u, products 6u; 1 - s loses up to 17u·s before s is 1 */
-    spec[DUP] = gated_tensor(c, "dup", ROLE_OUT);
-    spec[DUP].absent = c->flags & NO_DUP;
     spec[DUP].relative = 1.05;
     spec[DUP].absolute = 8;
     spec[DGATE].steps = spec[DUP].steps = 25; /* two roundings of silu, times |dy · down_multiplier| <= 12 */

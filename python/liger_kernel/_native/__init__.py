@@ -91,19 +91,31 @@ def _cuda_functions() -> tuple[Callable[[int], int], Callable[[], int]]:
 
 
 @contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Without torch.jit.trace, which records a look at a shape and warns of what is decided by it. Inside a dispatch mode's
+    handler nothing is recorded, and torch does not let anybody touch what is on."""
+    import torch
+
+    trace = torch._C._get_tracing_state()
+    is_open = trace is not None and not torch._C._dispatch_tls_is_dispatch_key_excluded("Tracer")
+    if is_open:
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # no stub
+    try:
+        yield
+    finally:
+        if is_open:
+            torch._C._set_tracing_state(trace)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
 def _untransformed() -> Iterator[None]:
     """Torch as it is without the modes, traces and transforms that may be on where the library is used first: what it finds
     of torch is for good."""
     import torch
     from torch.utils._python_dispatch import _disable_current_modes
 
-    trace = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
-    try:
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
-            yield
-    finally:
-        torch._C._set_tracing_state(trace)  # type: ignore[attr-defined]
+    with untraced(), _disable_current_modes(), torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
+        yield
 
 
 def _quick_functions() -> tuple[Any, Any]:

@@ -5,14 +5,12 @@ torch's operations broadcast and promote where the C library refuses, and give g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from liger_kernel._native import LigerArgumentError
+from liger_kernel._native import LigerArgumentError, untraced
 from liger_kernel.ops._memory import parameter, require_float, rows, wide_rows
 
 
@@ -33,21 +31,10 @@ def check_by_roles(operator: Any, words: dict[str, str], given: tuple) -> None:
     require_float(operator.name, **{words[a.name]: v for a, v in tensors if a.prepare in (rows, wide_rows, parameter)})
 
 
-@contextmanager
-def _not_traced() -> Iterator[None]:
-    """torch.jit.trace records a look at a shape, and warns of what is decided by it."""
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # no stub
-    try:
-        yield
-    finally:
-        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
-
-
 def formula(function: Any, args: tuple) -> Any:
     """`torch_forward` of what the operator would take; what is only `held` gets no gradient."""
     if torch.jit.is_tracing():
-        with _not_traced():
+        with untraced():
             function.check(*args)
     else:
         function.check(*args)

@@ -142,9 +142,9 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
         except LigerArgumentError as error:
             cls.require(*args)
             raise LigerArgumentError(cls._in_callers_words(str(error))) from None
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, RuntimeError) as error:
             cls._refuse_what_is_no_tensor(args)
-            if str(error).startswith(cls.operator.name):
+            if isinstance(error, TypeError) and str(error).startswith(cls.operator.name):
                 raise TypeError(cls._in_callers_words(str(error))) from None
             raise
 
@@ -162,10 +162,17 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
 
     @classmethod
     def _refuse_what_is_no_tensor(cls, args: tuple[Any, ...]) -> None:
+        """Nor one with rows in memory."""
+        required = {cls.words[a.name] for a in cls.operator.inputs if a.type == "Tensor"}
         for name, value in zip(cls.parameters, args):
-            if name in cls.gradients + cls.held and value is not None and not isinstance(value, Tensor):
+            if name not in cls.gradients + cls.held or (value is None and name not in required):
+                continue
+            if not isinstance(value, Tensor):
                 kind = type(value).__name__
                 raise TypeError(f"{cls.__name__}: {name} must be a torch.Tensor, not {kind}") from None
+            if value.layout is not torch.strided or value.is_nested:
+                kind = "nested" if value.is_nested else value.layout
+                raise LigerArgumentError(f"{cls.__name__}: {name} is {kind}, but must be strided") from None
 
     @classmethod
     def _in_callers_words(cls, text: str) -> str:

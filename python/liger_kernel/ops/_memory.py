@@ -80,9 +80,16 @@ def _references(tensors: tuple) -> list[tuple[int, ...]]:
     return counts
 
 
-@functools.cache
 def _lone_references() -> tuple[int, ...] | None:
-    """The counts of a tensor that only its tuple holds; None if they cannot be had, or miss one kind of holder."""
+    """The counts of a tensor that only its tuple holds; None if they cannot be had, or miss one kind of holder. They are for
+    good: not to be found out while a debugger looks, which may hold all that it sees."""
+    if _measured.cache_info().currsize == 0 and (sys.gettrace() or sys.getprofile()):
+        return None
+    return _measured()
+
+
+@functools.cache
+def _measured() -> tuple[int, ...] | None:
     try:
         with torch.enable_grad():
             tensors = tuple(torch.empty(1, device="cpu") for _ in range(5))

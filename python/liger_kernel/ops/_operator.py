@@ -200,7 +200,7 @@ class Operator:
         _library.define(self.schema())
         for key in ("CPU", "CUDA"):
             _library.impl(self.name, self._run, key)
-        torch.library.register_fake(f"liger::{self.name}", lambda *args: self.fake(*args), lib=_library)
+        torch.library.register_fake(f"liger::{self.name}", self._fake, lib=_library)
         self.traced = getattr(torch.ops.liger, self.name).default
 
     # ---- the call
@@ -313,6 +313,16 @@ class Operator:
         like = args[result.wish.source]
         like = args[0] if like is None else like
         return absent(args[0], _DTYPES.get(result.wish[0], like.dtype))
+
+    def _fake(self, *args: Any) -> Any:
+        """torch comes here too where one tensor of a call is meta and the others are not: what it made then would be memory
+        that nobody writes."""
+        given = [(a.name, v.device) for a, v in zip(self.inputs, args) if a.is_tensor and v is not None]
+        first, device = given[0]
+        for name, other in given[1:]:
+            if other != device:
+                raise LigerArgumentError(f"{self.name}: {name} is on {other}, but {first} is on {device}")
+        return self.fake(*args)
 
     def fake(self, *args: Any) -> Any:
         """Empty tensors of the right shape, dtype and strides."""

@@ -22,7 +22,7 @@ _environment = getattr(
 
 
 def reduction_number(reduction: str) -> int:
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise LigerArgumentError(f"reduction is {reduction!r}, but must be one of {list(REDUCTIONS)}")
     return REDUCTIONS[reduction]
 
@@ -307,13 +307,18 @@ def plain_cross_entropy(logits, target, weight, ignore_index, lse_square_scale, 
     x = torch.where(valid[:, None], x, 0.0)  # ignored rows may hold anything
     count = valid.sum()
     safe, vocab = torch.where(valid, target, 0).long(), x.shape[1]
-    lse = torch.logsumexp(x, -1)
-    w = torch.ones(vocab, device=x.device) if weight is None else weight.float()
-    loss = w[safe] * (lse - x.gather(1, safe[:, None]).squeeze(1))
+    offset = x.detach().amax(-1, keepdim=True)  # of a row in common: only the z-loss is to see it
+    offset = torch.where(offset.isfinite(), offset, 0.0)
+    x = x - offset
+    log_sum = torch.logsumexp(x, -1)
+    w = torch.ones(vocab, dtype=x.dtype, device=x.device) if weight is None else weight.float()
+    loss = w[safe] * (log_sum - x.gather(1, safe[:, None]).squeeze(1))
     if label_smoothing:  # a logit of -inf is part of the smoothing sum, but 0 times it is not
-        smooth = label_smoothing / vocab * (w * (lse[:, None] - x)).sum(-1)
+        smooth = label_smoothing / vocab * (w * (log_sum[:, None] - x)).sum(-1)
         loss = (1 - label_smoothing) * loss + smooth
-    z = lse_square_scale * lse**2
+    z = torch.zeros_like(log_sum)
+    if lse_square_scale:
+        z = lse_square_scale * (log_sum + offset.squeeze(-1)) ** 2
     if reduction == "mean":
         divisor = count if weight is None else (w[safe] * valid).sum()
         loss = loss / torch.where(count == 0, 1.0, divisor.float())  # weights that sum to 0 are a mean of nothing: NaN

@@ -37,14 +37,14 @@ class _AddRMSNorm(Operator):
 
 
 @_AddRMSNorm
-def add_rms_norm(x: Rows, residual: Rows, weight: Weight, eps: float, offset: float, casting: int,
+def add_rms_norm(x: Rows, residual: Rows, weight: Weight | None, eps: float, offset: float, casting: int,
                  y: Made = Wish.LIKE, total: Made = Wish.LIKE, rstd: Made = Wish.PER_ROW) -> Any:  # fmt: skip
     return _native.add_rms_norm_forward(x, residual, weight, y, total, rstd, eps, offset, NATIVE_CASTING[casting])
 
 
 @add_rms_norm.gradient
-def add_rms_norm_gradient(dy: Rows, dtotal: Rows | None, total: Rows, weight: Weight, rstd: Tensor, offset: float,
-                          casting: int, dx: Asked = Wish.LIKE[2], dweight: Asked = Wish.LIKE[3],
+def add_rms_norm_gradient(dy: Rows, dtotal: Rows | None, total: Rows, weight: Weight | None, rstd: Tensor,
+                          offset: float, casting: int, dx: Asked = Wish.LIKE[2], dweight: Asked = Wish.LIKE[3],
                           scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
     casting = NATIVE_CASTING[casting]
     return _native.add_rms_norm_backward(dy, dtotal, total, weight, rstd, dx, dweight, offset, casting, scratch)
@@ -74,7 +74,7 @@ def fused_add_rms_norm_backward(
     needs_dw: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(dX, dR, dW or None) from what fused_add_rms_norm_forward returned; needs_dw None asks for dW."""
-    needed = needs_dw is not False
+    needed = W is not None and needs_dw is not False
     dx, dweight = add_rms_norm_gradient(
         dY, dS_out, S.view(dY.shape), W, RSTD.float(), offset, casting_number(casting_mode), True, needed
     )
@@ -84,7 +84,7 @@ def fused_add_rms_norm_backward(
 class LigerFusedAddRMSNormFunction(LigerFunction):
     """`apply(X, R, W, eps, offset=0.0, casting_mode="llama", in_place=False)` -> (Y, S).
 
-    S = X + R, rounded to X's dtype; Y = RMSNorm(S) as LigerRMSNormFunction. X and R [..., H] of one dtype, W [H].
+    S = X + R, rounded to X's dtype; Y = RMSNorm(S) as LigerRMSNormFunction. X and R [..., H] of one dtype, W [H] or None.
     The gradient of X and R is RMSNorm's gradient at S plus the upstream of S, in two tensors.
     """
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from liger_kernel import _implementation, _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import fresh, kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._memory import FLOATS, fresh, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
     ROWS,
@@ -184,6 +184,15 @@ def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, weight.dtype) if dtype is None else dtype
 
 
+def _accumulates_in(accum_dtype: torch.dtype | None, dtype: torch.dtype) -> bool:
+    """Is each chunk's part of a parameter's gradient to be rounded to the products' dtype? Where another is asked for they
+    are summed in f32."""
+    if accum_dtype is not None and accum_dtype not in FLOATS:
+        supported = "None, float32, float16 and bfloat16 are supported"
+        raise LigerArgumentError(f"linear_cross_entropy: accum_dtype is {accum_dtype}, but {supported}")
+    return accum_dtype is dtype
+
+
 def _accept(ce_impl: str | None, ce_mode: str | None, chunk_mem_const: int) -> None:
     """What is there for callers of other implementations: looked at, and without effect."""
     if isinstance(chunk_mem_const, bool) or not isinstance(chunk_mem_const, int) or chunk_mem_const < 1:
@@ -220,7 +229,13 @@ def _operator_arguments(
     if is_debugging(target):
         check_targets(target, weight.shape[0], ignore_index)
     numbers = (float(lse_square_scale), float(label_smoothing), number, float(softcap or 0.0))
-    options = (ignore_index, *numbers, bool(use_token_scaling), COMPUTE.index(dtype), accum_dtype is dtype)
+    options = (
+        ignore_index,
+        *numbers,
+        bool(use_token_scaling),
+        COMPUTE.index(dtype),
+        _accumulates_in(accum_dtype, dtype),
+    )
     return (_input, weight, target, bias, class_weight), options
 
 

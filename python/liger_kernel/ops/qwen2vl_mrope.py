@@ -8,7 +8,7 @@ It is RoPE whose pairs take their angles from the plane of one of the three posi
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -48,12 +48,14 @@ def _rotary_and_sections(x: Tensor, mrope_section: Sequence[int]) -> tuple[int, 
     if x.dim() != 4:
         check_heads("qwen2vl_mrope", x, x)
     pairs = x.shape[-1] // 2
-    if len(mrope_section) != 3 or sum(mrope_section) != pairs or min(mrope_section) < 0:
+    sections = [*mrope_section] if isinstance(mrope_section, Iterable) else []
+    whole = len(sections) == 3 and all(isinstance(n, (int, torch.SymInt)) for n in sections)
+    if not whole or sum(sections) != pairs or min(sections) < 0:
         raise LigerArgumentError(
-            f"qwen2vl_mrope: mrope_section is {list(mrope_section)}, but must be three numbers of pairs (temporal, height, "
+            f"qwen2vl_mrope: mrope_section is {mrope_section!r}, but must be three numbers of pairs (temporal, height, "
             f"width) that add up to {pairs}, half the head size"
         )
-    temporal, height, width = mrope_section
+    temporal, height, width = sections
     return 2 * pairs, temporal, height, width
 
 

@@ -47,7 +47,7 @@ def _given_rotary(x: Tensor, cos: Tensor, rotary_dim: int | None) -> int:
     """`rotary_dim` as the operator takes it, which is the only way to say that cos has one column for each pair."""
     if rotary_dim is None:
         return 0
-    if not 0 < rotary_dim <= x.shape[-1] or rotary_dim % 2:
+    if not isinstance(rotary_dim, (int, torch.SymInt)) or not 0 < rotary_dim <= x.shape[-1] or rotary_dim % 2:
         raise LigerArgumentError(f"rope: rotary_dim is {rotary_dim}, but must be even and in (0, {x.shape[-1]}]")
     if cos.shape[-1] < rotary_dim // 2:
         raise LigerArgumentError(
@@ -72,8 +72,9 @@ def _rotate_one(function: Any, x: Tensor, cos: Tensor, sin: Tensor, rotary: int,
 def _rotate(
     function: Any, q: Tensor | None, k: Tensor | None, cos: Tensor, sin: Tensor, rotary: int, *sections: int
 ) -> tuple:
-    if not sections:
-        cos, sin, sections = _without_heads(cos), _without_heads(sin), NO_SECTIONS
+    if not any(sections):  # one plane of angles, or three for heads that have no pairs
+        cos, sin = (_without_heads(table[0] if sections else table) for table in (cos, sin))
+        sections = NO_SECTIONS
     if q is None or k is None or q.dtype is not k.dtype:
         return tuple(None if x is None else _rotate_one(function, x, cos, sin, rotary, sections) for x in (q, k))
     rotary = _rotary_size(q, cos, rotary)
