@@ -155,6 +155,61 @@ def test_a_norm_that_does_more_in_training_or_for_another_argument_is_left_alone
     assert "model.norm" not in apply_liger_kernel(model)
 
 
+class Clamps(RoundsLate):
+    """A guard against values that a 16-bit float cannot hold."""
+
+    def forward(self, x):
+        return super().forward(x.clamp(-1e3, 1e3))
+
+
+class EpsilonBehindTheRoot(Halved):
+    """It shows only where the input is small."""
+
+    def forward(self, x):
+        wide = x.float()
+        return (self.weight.float() * wide / (wide.pow(2).mean(-1, keepdim=True).sqrt() + 1e-6)).to(x.dtype)
+
+
+class ScaledByANumber(Halved):
+    scale = 1.0
+
+    def forward(self, x):
+        scale = self.scale * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (self.weight.float() * x.float() * scale).to(x.dtype)
+
+
+@pytest.mark.parametrize("make", [Clamps, EpsilonBehindTheRoot, ScaledByANumber])
+def test_a_norm_that_differs_for_other_values_is_left_alone(make):
+    model = build("SeedOssForCausalLM", head_dim=8)
+    model.model.norm = make(model.model.norm)
+    assert "model.norm" not in apply_liger_kernel(model)
+
+
+class ClampsTheGate(nn.Module):
+    def __init__(self, mlp):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, x):
+        return self.down_proj(nn.functional.silu(self.gate_proj(x).clamp(max=10.0)) * self.up_proj(x))
+
+
+class WithALimit(ClampsTheGate):
+    limit = None
+
+    def forward(self, x):
+        gate = self.gate_proj(x)
+        return self.down_proj(nn.functional.silu(gate if self.limit is None else gate.clamp(max=self.limit)) * self.up_proj(x))
+
+
+@pytest.mark.parametrize("make", [ClampsTheGate, WithALimit])
+def test_an_mlp_with_a_limit_is_left_alone(make):
+    model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.0, attention_dropout=0.0)
+    model.model.layers[0].mlp = make(model.model.layers[0].mlp)
+    done = apply_liger_kernel(model)
+    assert "model.layers.0.mlp" not in done and done["model.layers.1.mlp"] == "LigerSwiGLUMLP"
+
+
 def test_an_mlp_that_drops_in_training_is_left_alone():
     model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.5, attention_dropout=0.0).eval()
     done = apply_liger_kernel(model)
@@ -211,6 +266,55 @@ def test_a_forward_that_does_more_is_not_fused(cls, fused, dtype):
     options = {name: value for name, value in tiny_llama.config().to_dict().items() if name != "model_type"}
     model = cls(OfNoFamily(**options)).to(dtype).train()
     assert (FUSED in apply_liger_kernel(model).values()) == fused
+
+
+class CapsLogits(OwnLoss):
+    """Those of a model that is not trained yet are far below."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits, loss = self.lm_head(hidden).clamp(-1e4, 1e4), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+class WithANumber(OwnLoss):
+    """As Bamba has one."""
+
+    z_loss_coefficient = 0.0
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            if self.z_loss_coefficient > 0:
+                loss = loss + self.z_loss_coefficient * helper(logits)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+def helper(logits):
+    return logits.float().logsumexp(-1).square().mean()
+
+
+class WithANumberOfTheConfig(OwnLoss):
+    """As GraniteSWA and HyperCLOVA X have one."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits, loss = self.lm_head(hidden) * self.config.logits_scaling, None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+@pytest.mark.parametrize("cls", [CapsLogits, WithANumber, WithANumberOfTheConfig])
+def test_a_forward_that_may_do_more_later_is_not_fused(cls):
+    options = {name: value for name, value in tiny_llama.config().to_dict().items() if name != "model_type"}
+    model = cls(OfNoFamily(**options, logits_scaling=1.0)).train()
+    done = apply_liger_kernel(model)
+    assert FUSED not in done.values() and "model.norm" in done
 
 
 def test_trying_leaves_modes_buffers_and_random_numbers_as_they_were():

@@ -157,7 +157,29 @@ def unpatched(cls: type) -> type:
     if not hasattr(cls, _PATCH):
         return cls
     own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    return type(cls)(cls.__name__, tuple(unpatched(base) for base in cls.__bases__), own)
+    cell = types.CellType()  # what `super()` without arguments asks for the class that it stands in
+    made = type(cls)(
+        cls.__name__, tuple(map(unpatched, cls.__bases__)), {name: _moved(value, cls, cell) for name, value in own.items()}
+    )
+    cell.cell_contents = made
+    return made
+
+
+def _moved(value: Any, cls: type, cell: types.CellType) -> Any:
+    """`value`; if it is a function that was written in the body of `cls`, written in that of the class in `cell`."""
+    free = value.__code__.co_freevars if isinstance(value, types.FunctionType) else ()
+    if "__class__" not in free or value.__closure__[free.index("__class__")].cell_contents is not cls:
+        return value
+    closure = tuple(cell if name == "__class__" else old for name, old in zip(free, value.__closure__, strict=True))
+    made = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, closure)
+    made.__kwdefaults__ = value.__kwdefaults__
+    made.__dict__.update(value.__dict__)
+    return made
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Whether this instance's class was made here, or derived from one that was."""
+    return hasattr(type(module), _PATCH)
 
 
 def give_methods(module: nn.Module, patch: Patch) -> bool:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import sys
+import types
 import weakref
 from typing import Any
 
@@ -64,6 +65,17 @@ def parameters_of(function: Any) -> frozenset[str]:
     if names is None:
         names = _parameters[function] = frozenset(inspect.signature(function).parameters)
     return names
+
+
+def is_somebody_elses(value: Any) -> bool:
+    """Of what stands under a name of a modelling module: whether it is a function or class that neither transformers nor
+    torch wrote, or a class with another forward. Whatever else there is (a test's double, a kernel from the hub) is not."""
+    if isinstance(value, types.FunctionType):
+        return not written_in(value, "transformers")
+    if not isinstance(value, type):
+        return False
+    name = full_name(value)
+    return not name.startswith(("transformers.", "torch.")) or not forward_is_own(value, name)
 
 
 def is_own(module: nn.Module, modeling: str) -> bool:
@@ -131,6 +143,13 @@ def replaced_in_loss() -> str | None:
         return "fixed_cross_entropy"
     computed = nn.functional.cross_entropy
     return None if patching.is_ours(computed) or written_in(computed, "torch") else "torch.nn.functional.cross_entropy"
+
+
+def replaced_in_projection() -> str | None:
+    """The name of a function that an nn.Linear computes with and that somebody has replaced, if any."""
+    if not written_in(nn.Linear.forward, "torch"):
+        return "torch.nn.Linear.forward"
+    return None if isinstance(nn.functional.linear, types.BuiltinFunctionType) else "torch.nn.functional.linear"
 
 
 # ---- wrappers --------------------------------------------------------------------------------------------------------
