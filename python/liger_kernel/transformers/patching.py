@@ -145,6 +145,17 @@ def _patched(cls: type, patch: Patch) -> type:
     return made
 
 
+# (path of its owner below the module, name, value): a number that a stock forward reads and ours does not
+Numbers = tuple[tuple[str, str, Any], ...]
+
+
+def have_changed(module: nn.Module, numbers: Numbers) -> bool:
+    for path, name, value in numbers:
+        if getattr(getattr(module, path) if path else module, name, value) != value:
+            return True
+    return False
+
+
 def _new(cls: type, patch: Patch) -> Any:
     made: Any = _patched(cls, patch)
     return made.__new__(made)
