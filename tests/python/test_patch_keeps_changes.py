@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import warnings
 
@@ -84,6 +85,13 @@ def with_another_forward_of_the_norm(monkeypatch):
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", lambda self, x: 3 * own(self, x))
 
 
+def with_an_option_of_the_rotation(monkeypatch):
+    def scaled(q, k, cos, sin, unsqueeze_dim=1, scale=1.0, own=modeling_llama.apply_rotary_pos_emb):
+        return own(q, k, scale * cos, sin, unsqueeze_dim)
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", functools.partial(scaled, scale=2.0))
+
+
 def with_another_rotation(monkeypatch):
     own = modeling_llama.apply_rotary_pos_emb
     monkeypatch.setattr(
@@ -99,6 +107,7 @@ def with_another_rotation(monkeypatch):
         (with_another_mlp, "ScaledMLP"),
         (with_another_forward_of_the_norm, "LlamaRMSNorm"),
         (with_another_rotation, "apply_rotary_pos_emb"),
+        (with_an_option_of_the_rotation, "apply_rotary_pos_emb"),
     ],
 )
 def test_what_somebody_has_put_in_the_modelling_module_stays(change, named, way, caplog, monkeypatch):
@@ -195,6 +204,18 @@ def test_a_replaced_projection_is_called(owner, name, way, caplog, monkeypatch):
     assert any(name in text for text in warnings_of(caplog))
 
 
+def test_a_projection_of_deepspeed_is_fused(monkeypatch):
+    """It replaces the function for ZeRO-3."""
+    own = nn.functional.linear
+
+    def linear(input, weight, bias=None):
+        return own(input, weight, bias)
+
+    linear.__module__ = "deepspeed.runtime.zero.linear"
+    monkeypatch.setattr(nn.functional, "linear", linear)
+    assert assert_as_stock("instance").logits is None
+
+
 class CalledTwice(nn.Linear):
     def __call__(self, x):
         return 2 * super().__call__(x)
@@ -228,7 +249,9 @@ def accelerates_hooks(*hooks):
 
     def change(model):
         made = [Halved() if hook == "somebody's" else hook_classes.ModelHook() for hook in hooks]
-        hook_classes.add_hook_to_module(model.lm_head, made[0] if len(made) == 1 else hook_classes.SequentialHook(*made))
+        hook_classes.add_hook_to_module(
+            model.lm_head, made[0] if len(made) == 1 else hook_classes.SequentialHook(*made)
+        )
 
     return change
 

@@ -206,7 +206,9 @@ class WithALimit(ClampsTheGate):
 
     def forward(self, x):
         gate = self.gate_proj(x)
-        return self.down_proj(nn.functional.silu(gate if self.limit is None else gate.clamp(max=self.limit)) * self.up_proj(x))
+        return self.down_proj(
+            nn.functional.silu(gate if self.limit is None else gate.clamp(max=self.limit)) * self.up_proj(x)
+        )
 
 
 def with_a_scale(model):

@@ -47,7 +47,9 @@ class MethodsOf:
         return methods
 
 
-def _while_unchanged(numbers: patching.Numbers, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+def _while_unchanged(
+    numbers: patching.Numbers, ours: Callable[..., Any], stock: Callable[..., Any]
+) -> Callable[..., Any]:
     def forward(self: nn.Module, x: Any) -> Any:
         return (stock if patching.have_changed(self, numbers) else ours)(self, x)
 
@@ -84,7 +86,11 @@ def peft_copies(module: nn.Module) -> list[nn.Module] | None:
 
 
 def _patch_module(
-    module: nn.Module, liger_module: type[nn.Module], epsilon: str = "", numbers: patching.Numbers = (), **attributes: Any
+    module: nn.Module,
+    liger_module: type[nn.Module],
+    epsilon: str = "",
+    numbers: patching.Numbers = (),
+    **attributes: Any,
 ) -> bool:
     """Make a module compute as `liger_module`, with these attributes, which its forward reads; the others as in `MethodsOf`.
 

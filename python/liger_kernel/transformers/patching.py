@@ -167,11 +167,9 @@ def unpatched(cls: type) -> type:
         return unpatched(cls.__bases__[0])
     if not hasattr(cls, _PATCH):
         return cls
-    own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     cell = types.CellType()  # what `super()` without arguments asks for the class that it stands in
-    made = type(cls)(
-        cls.__name__, tuple(map(unpatched, cls.__bases__)), {name: _moved(value, cls, cell) for name, value in own.items()}
-    )
+    own = {n: _moved(v, cls, cell) for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
+    made = type(cls)(cls.__name__, tuple(map(unpatched, cls.__bases__)), own)
     cell.cell_contents = made
     return made
 

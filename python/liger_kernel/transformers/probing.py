@@ -141,13 +141,12 @@ def _behaves_in_modes(make: Callable[[bool, torch.dtype], Any]) -> bool:
 
 def _numbers_read(module: nn.Module, *known: str) -> patching.Numbers:
     """The numbers, or None in their place, that a module's forward reads of the module or its config, but those known."""
-    names = {name: None for name in stock.names_in(type(module).forward) if isinstance(name, str)}
-    return tuple(
-        (path, name, value)
-        for name in names
-        for path, owner in (("", module), ("config", getattr(module, "config", None)))
-        if name not in known and name not in _OF_NO_EFFECT and isinstance(value := getattr(owner, name, ()), _NUMBERS)
-    )
+    names = {name for name in stock.names_in(type(module).forward) if isinstance(name, str)}
+    found = []
+    for name in names - _OF_NO_EFFECT - {*known}:
+        own = inspect.getattr_static(module, name, ())  # a property may do something
+        found += [("", name, own), ("config", name, getattr(getattr(module, "config", None), name, ()))]
+    return tuple(sorted((each for each in found if isinstance(each[2], _NUMBERS)), key=lambda each: each[:2]))
 
 
 def _numbers(*shape: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers.other_dtypes import is_compiling, is_other
 
 
-def rotated_by_operator(function: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any):
+def rotated_by_operator(function: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args):
     """`function.apply(q, k, cos, sin, *args)`; None where the formula has to be computed in torch operations, with every
     column: for angles that are trained, to which the operator gives no gradient, and for dtypes that the library has not."""
     if (cos.requires_grad or sin.requires_grad) and torch.is_grad_enabled():

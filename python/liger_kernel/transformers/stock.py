@@ -70,7 +70,9 @@ def parameters_of(function: Any) -> frozenset[str]:
 def is_somebody_elses(value: Any) -> bool:
     """Of what stands under a name of a modelling module: whether it is a function or class that neither transformers nor
     torch wrote, or a class with another forward. Whatever else there is (a test's double, a kernel from the hub) is not."""
-    if isinstance(value, types.FunctionType):
+    if isinstance(value, functools.partial):
+        value = value.func
+    if isinstance(value, (types.FunctionType, types.MethodType, types.BuiltinFunctionType)):
         return not written_in(value, "transformers")
     if not isinstance(value, type):
         return False
@@ -146,10 +148,14 @@ def replaced_in_loss() -> str | None:
 
 
 def replaced_in_projection() -> str | None:
-    """The name of a function that an nn.Linear computes with and that somebody has replaced, if any."""
-    if not written_in(nn.Linear.forward, "torch"):
-        return "torch.nn.Linear.forward"
-    return None if isinstance(nn.functional.linear, types.BuiltinFunctionType) else "torch.nn.functional.linear"
+    """The name of a function that an nn.Linear computes with and that somebody has replaced, if any. DeepSpeed's for ZeRO-3
+    saves memory, and computes the same."""
+    named = {"torch.nn.Linear.forward": nn.Linear.forward, "torch.nn.functional.linear": nn.functional.linear}
+    for name, function in named.items():
+        known = isinstance(function, types.BuiltinFunctionType) or written_in(function, "torch")
+        if not known and not str(getattr(function, "__module__", "")).startswith("deepspeed."):
+            return name
+    return None
 
 
 # ---- wrappers --------------------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 # What a loss of ours, or Hugging Face's, is given by the model itself. There keyword arguments of these names are nobody's
 # and ignored: attention would refuse `softcap`, the loss receive `target` twice. To another loss they may mean something.
-# What the decorators of the stock forwards take out of its keywords: no loss is given it.
-_OF_THE_CALL = frozenset({"return_dict", "past_key_values", "cache"})
 _SET_HERE = frozenset({"input", "weight", "target", "reduction", "softcap"})
+# What the decorators of a stock forward take out of its keywords: no loss is given it.
+_OF_THE_CALL = frozenset({"return_dict", "past_key_values", "cache"})
 
 
 def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) -> Any:
@@ -133,7 +133,9 @@ def _with_one_cache(model_class: type, given: dict[str, Any]) -> dict[str, Any]:
     if old is not None and new is not None:
         raise ValueError("past_key_values and cache are two names of the same thing: give one of them")
     cache = old if new is None else new
-    return given if cache is None else {**given, _cache_name(model_class, "past_key_values" if new is None else "cache"): cache}
+    if cache is None:
+        return given
+    return {**given, _cache_name(model_class, "past_key_values" if new is None else "cache"): cache}
 
 
 def _keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

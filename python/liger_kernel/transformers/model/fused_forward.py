@@ -71,7 +71,12 @@ def named_forward(head: Head, parameters: str, name: str = "lce_forward") -> Cal
 
 
 def _with_signature(
-    head: Head, signature: inspect.Signature, name: str, qualified: str, stock: Any = None, numbers: patching.Numbers = ()
+    head: Head,
+    signature: inspect.Signature,
+    name: str,
+    qualified: str,
+    stock: Any = None,
+    numbers: patching.Numbers = (),
 ) -> Callable[..., Any]:
     by_position = tuple(
         p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
