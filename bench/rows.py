@@ -96,6 +96,10 @@ def softmax(x: Tensor) -> Tensor:
     return torch.softmax(x.float(), -1).to(x.dtype)
 
 
+def embedding(weight: Tensor, indices: Tensor) -> Tensor:
+    return F.embedding(indices, weight)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -165,6 +169,13 @@ def _softmax_inputs(shape, dtype, device) -> Inputs:
     return Inputs([_normal(shape, dtype, device, 1)], upstream=[_normal(shape, dtype, device, 3)])
 
 
+def _embedding_inputs(shape, dtype, device) -> Inputs:
+    tokens, hidden, vocab = shape
+    indices = torch.randint(vocab, (tokens,), generator=torch.Generator(device=device).manual_seed(5), device=device)
+    upstream = _normal((tokens, hidden), dtype, device, 3)
+    return Inputs([_normal((vocab, hidden), dtype, device, 1)], [indices], [upstream], rotated=0)
+
+
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
     return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
@@ -214,6 +225,7 @@ OPERATORS = {
     "swiglu": Operator(_gated_inputs, swiglu, "LigerSiLUMulFunction", "swiglu", passes=8),
     "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
     "softmax": Operator(_softmax_inputs, softmax, "LigerSoftmaxFunction", "softmax", passes=5),
+    "embedding": Operator(_embedding_inputs, embedding, "LigerEmbeddingFunction", "experimental.embedding", passes=1),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -252,6 +264,9 @@ class Row:
         if self.op in ("rope", "mrope"):
             batch, seq, heads, kv_heads, dim = self.shape
             elements = batch * seq * (heads + kv_heads) * dim
+        elif self.op == "embedding":
+            tokens, hidden, vocab = self.shape
+            elements = (3 * tokens + vocab) * hidden
         else:
             elements = self.shape[0] * self.shape[1]
         return operator.passes * size * float(elements), operator.products * 2.0 * math.prod(self.shape)
@@ -270,6 +285,14 @@ CUDA_ROWS = [
     Row("GeGLU 16384x14336", "pointwise", "geglu", (16384, 14336), bar_ms=0.865, bar_mb=1344),
     Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096)),
     Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768)),
+    Row(
+        "Embedding 16384x4096, V=128256",
+        "pointwise",
+        "embedding",
+        (16384, 4096, 128256),
+        bar_ms=0.363,
+        bar_mb=1132,
+    ),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -309,6 +332,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"GeGLU 2048x2816 {short}", "pointwise", "geglu", (2048, 2816), dtype),
         Row(f"GeGLU 2048x11008 {short}", "pointwise", "geglu", (2048, 11008), dtype),
         Row(f"Softmax 2048x4096 {short}", "pointwise", "softmax", (2048, 4096), dtype),
+        Row(f"Embedding 2048x1024, V=32000 {short}", "pointwise", "embedding", (2048, 1024, 32000), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]
