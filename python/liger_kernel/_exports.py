@@ -32,6 +32,11 @@ class Exports:
 
 
 OPERATORS = {
+    "attn_res": Exports(
+        "LigerAttnResFunction attn_res_backward attn_res_forward",
+        "",
+        "liger_attn_res",
+    ),
     "cross_entropy": Exports(
         "LigerCrossEntropyFunction cross_entropy_backward cross_entropy_forward",
         "LigerCrossEntropyLoss",
@@ -59,6 +64,11 @@ OPERATORS = {
         "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
         "LigerLayerNorm",
         "liger_layer_norm",
+    ),
+    "modulated_rms_norm": Exports(
+        "LigerModulatedRMSNormFunction modulated_rms_norm_backward modulated_rms_norm_forward",
+        "LigerModulatedRMSNorm",
+        "liger_modulated_rms_norm",
     ),
     "qwen2vl_mrope": Exports(
         "LigerQwen2VLMRopeFunction qwen2vl_mrope_backward qwen2vl_mrope_forward",
