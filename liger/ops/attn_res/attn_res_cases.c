@@ -86,6 +86,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     /* What a score is off by, every alpha is; and of x̂ a rounding or two may fall on the other side. */
     spec[H] = matrix(c, "h", ROLE_OUT, false);
     spec[H].relative = 1.01, spec[H].absolute = 24 + cols / 16, spec[H].inner = 1;
+    spec[H].steps = (double)c->size[BLOCKS] / 2; /* each addition is off by half a step */
     spec[ALPHA] = per_row(c, "alpha", ROLE_OUT);
     spec[ALPHA].relative = 1, spec[ALPHA].absolute = 24 + cols / 16, spec[ALPHA].inner = 1;
     spec[RSTD] = per_row(c, "rstd", ROLE_OUT);

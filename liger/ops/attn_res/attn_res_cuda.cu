@@ -1,5 +1,6 @@
-/* attn_res_cuda.cu - attn_res on the GPU. A block has a row of all blocks of the model at a time: it is read from memory once,
- * and again from L1 or L2, which the grid is small enough for. */
+/* attn_res_cuda.cu - attn_res on the GPU. A block of threads has a row of all blocks of the model at a time: each warp takes
+ * another block of the model, so that many loads are on their way and no warp waits for others until all scores are there. The
+ * row is read from memory once, and again from L1 or L2, which the grid is small enough for. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
@@ -8,13 +9,7 @@
 
 namespace {
 
-enum { MOST_THREADS = 512 };
-
-/* A row's packs, two or more to a thread, but for short rows. */
-static int threads_for(int64_t packs) {
-    const int64_t half = (packs + 1) / 2;
-    return half < 64 ? 64 : half < MOST_THREADS ? round_up_to_warp(half) : (int)MOST_THREADS;
-}
+enum { THREADS = 256, WARPS = THREADS / WARP };
 
 /* query · norm */
 template <typename T, int N, typename P>
@@ -37,26 +32,22 @@ __device__ __forceinline__ void round_normals(liger_dtype dtype, int32_t to, flo
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
-/* Two sets of slots take turns: what one barrier guards is not written before the next. */
-struct exchange {
-    float slots[2][2][MAX_WARPS];
-};
-
-/* ⟨query, k⟩ of one block of the model. */
+/* ⟨query, k⟩ of one block of the model, by one warp. */
 template <typename T, int N>
-__device__ __forceinline__ float score_of(const attn_res_forward_problem &p, int64_t row, exchange &shared) {
+__device__ __forceinline__ void score_of(const attn_res_forward_problem &p, int64_t row) {
     const T *v = row_at<T>(p.v, row);
-    const int warps = (int)blockDim.x / WARP;
-    float squares[1] = {0}, dot[1] = {0};
-    for (int64_t c = threadIdx.x * N; c < p.cols; c += blockDim.x * N) {
+    const int lane = threadIdx.x % WARP;
+    float squares = 0, dot = 0;
+#pragma unroll 4
+    for (int64_t c = lane * N; c < p.cols; c += WARP * N) {
         float x[N];
         unpack(load_pack<T, N>(v + c), x);
 #pragma unroll
-        for (int i = 0; i < N; i++) squares[0] = fmaf(x[i], x[i], squares[0]);
+        for (int i = 0; i < N; i++) squares = fmaf(x[i], x[i], squares);
     }
-    group_sums(squares, shared.slots[0], 0, warps);
-    const float rstd = 1.0f / sqrtf(squares[0] / (float)p.cols + p.epsilon);
-    for (int64_t c = threadIdx.x * N; c < p.cols; c += blockDim.x * N) {
+    const float rstd = 1.0f / sqrtf(warp_sum(squares) / (float)p.cols + p.epsilon);
+#pragma unroll 2
+    for (int64_t c = lane * N; c < p.cols; c += WARP * N) {
         float x[N], u[N];
         unpack(load_pack<T, N>(v + c), x);
         load_u<T, N>(p, c, u);
@@ -64,28 +55,27 @@ __device__ __forceinline__ float score_of(const attn_res_forward_problem &p, int
         for (int i = 0; i < N; i++) x[i] *= rstd;
         round_normals<T>(p.dtype, p.normal_dtype, x);
 #pragma unroll
-        for (int i = 0; i < N; i++) dot[0] = fmaf(u[i], x[i], dot[0]);
+        for (int i = 0; i < N; i++) dot = fmaf(u[i], x[i], dot);
     }
-    group_sums(dot, shared.slots[1], 0, warps);
-    if (threadIdx.x == 0) p.rstd[row] = rstd, p.alpha[row] = dot[0];
-    return dot[0];
+    dot = warp_sum(dot);
+    if (lane == 0) p.rstd[row] = rstd, p.alpha[row] = dot;
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(MOST_THREADS) mix(const __grid_constant__ attn_res_forward_problem p) {
-    __shared__ exchange shared;
+__global__ void __launch_bounds__(THREADS, ATTN_RES_BLOCKS) mix(const __grid_constant__ attn_res_forward_problem p) {
+    const int64_t end = p.blocks * p.rows;
     for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x) {
-        const int64_t end = p.blocks * p.rows;
-        float most = -INFINITY, total = 0;
-        for (int64_t row = r; row < end; row += p.rows) {
-            const float score = score_of<T, N>(p, row, shared), next = fmaxf(most, score);
-            total = total * expf(most - next) + expf(score - next);
-            most = next;
-        }
+        for (int64_t block = threadIdx.x / WARP; block < p.blocks; block += WARPS)
+            score_of<T, N>(p, block * p.rows + r);
         __syncthreads(); /* the scores are there for all threads */
+        float most = -INFINITY, total = 0;
+        for (int64_t row = r; row < end; row += p.rows)
+            most = fmaxf(most, p.alpha[row]); /* a NaN is found in the sum */
+        for (int64_t row = r; row < end; row += p.rows) total += expf(p.alpha[row] - most);
         const float share = 1.0f / total;
-        for (int64_t c = threadIdx.x * N; c < p.cols; c += blockDim.x * N) {
+        for (int64_t c = threadIdx.x * N; c < p.cols; c += THREADS * N) {
             float sum[N] = {};
+#pragma unroll 4
             for (int64_t row = r; row < end; row += p.rows) {
                 const float alpha = expf(p.alpha[row] - most) * share;
                 float x[N];
@@ -98,7 +88,7 @@ __global__ void __launch_bounds__(MOST_THREADS) mix(const __grid_constant__ attn
             store_pack<T, N>(row_at<T>(p.h, r) + c, out);
         }
         __syncthreads(); /* nobody reads scores any more */
-        for (int64_t block = threadIdx.x; block < p.blocks; block += blockDim.x) {
+        for (int64_t block = threadIdx.x; block < p.blocks; block += THREADS) {
             float &alpha = p.alpha[block * p.rows + r];
             alpha = expf(alpha - most) * share;
         }
@@ -107,26 +97,27 @@ __global__ void __launch_bounds__(MOST_THREADS) mix(const __grid_constant__ attn
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
-/* ⟨dh, v⟩ and mean(u·x̂) of one block of the model, for all threads after the next barrier. */
+/* ⟨dh, v⟩ and mean(u·x̂) of one block of the model, by one warp. */
 template <typename T, int N>
-__device__ __forceinline__ void dots_of(const attn_res_backward_problem &p, const T *dh, int64_t row,
-                                        float (*slots)[MAX_WARPS]) {
+__device__ __forceinline__ void dots_of(const attn_res_backward_problem &p, const T *dh, int64_t row) {
     const T *v = row_at<T>(p.v, row);
     const float rstd = p.rstd[row];
-    float sums[2] = {};
-    for (int64_t c = threadIdx.x * N; c < p.cols; c += blockDim.x * N) {
+    const int lane = threadIdx.x % WARP;
+    float along = 0, mean = 0;
+#pragma unroll 2
+    for (int64_t c = lane * N; c < p.cols; c += WARP * N) {
         float x[N], up[N], u[N];
         unpack(load_pack<T, N>(v + c), x);
         unpack(load_pack<T, N>(dh + c), up);
         load_u<T, N>(p, c, u);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            sums[0] = fmaf(up[i], x[i], sums[0]);
-            sums[1] = fmaf(u[i], x[i] * rstd, sums[1]);
+            along = fmaf(up[i], x[i], along);
+            mean = fmaf(u[i], x[i] * rstd, mean);
         }
     }
-    group_sums(sums, slots, 0, (int)blockDim.x / WARP);
-    if (threadIdx.x == 0) p.workspace[row] = sums[0], p.workspace[p.blocks * p.rows + row] = sums[1] / (float)p.cols;
+    along = warp_sum(along), mean = warp_sum(mean) / (float)p.cols;
+    if (lane == 0) p.workspace[row] = along, p.workspace[p.blocks * p.rows + row] = mean;
 }
 
 /* A pack of dv of one block of the model, and its part of Σ ds·x̂. v is read before dv is written: they may be one. */
@@ -152,22 +143,23 @@ __device__ __forceinline__ void backward_pack(const attn_res_backward_problem &p
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(MOST_THREADS) backward_rows(const __grid_constant__ attn_res_backward_problem p) {
-    __shared__ exchange shared;
+__global__ void __launch_bounds__(THREADS, ATTN_RES_BLOCKS)
+    backward_rows(const __grid_constant__ attn_res_backward_problem p) {
     const int64_t end = p.blocks * p.rows;
     float *all =
         p.workspace + attn_res_sums(p.blocks, p.rows) + blockIdx.x * p.cols; /* each thread has its own columns of it */
-    int phase = 0;
     for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x) {
         const T *dh = row_at<T>(p.dh, r);
         float total = 0;
-        for (int64_t row = r; row < end; row += p.rows, phase ^= 1) dots_of<T, N>(p, dh, row, shared.slots[phase]);
+        for (int64_t block = threadIdx.x / WARP; block < p.blocks; block += WARPS)
+            dots_of<T, N>(p, dh, block * p.rows + r);
         __syncthreads();
         for (int64_t row = r; row < end; row += p.rows) total = fmaf(p.alpha[row], p.workspace[row], total);
-        for (int64_t c = threadIdx.x * N; c < p.cols; c += blockDim.x * N) {
+        for (int64_t c = threadIdx.x * N; c < p.cols; c += THREADS * N) {
             float up[N], u[N], sum[N] = {};
             unpack(load_pack<T, N>(dh + c), up);
             load_u<T, N>(p, c, u);
+#pragma unroll 2
             for (int64_t row = r; row < end; row += p.rows) backward_pack<T, N>(p, row, c, total, up, u, sum);
             pack<float, N> out = {};
             if (r != blockIdx.x) out = load_pack<float, N>(all + c);
@@ -201,11 +193,11 @@ __global__ void __launch_bounds__(1024) finish_columns(const __grid_constant__ a
 template <typename T, int N>
 void launch_forward(const liger_context *context, const attn_res_forward_problem &p, cudaStream_t stream) {
     const unsigned grid = (unsigned)attn_res_units(context->multiprocessors, p.rows);
-    mix<T, N><<<grid, threads_for(p.cols / N), 0, stream>>>(p);
+    mix<T, N><<<grid, THREADS, 0, stream>>>(p);
 }
 template <typename T, int N>
 void launch_backward(const attn_res_backward_problem &p, cudaStream_t stream) {
-    backward_rows<T, N><<<(unsigned)p.units, threads_for(p.cols / N), 0, stream>>>(p);
+    backward_rows<T, N><<<(unsigned)p.units, THREADS, 0, stream>>>(p);
 }
 
 } // namespace

@@ -33,7 +33,7 @@ LIGER_HOST_DEVICE static inline int64_t attn_res_sums(int64_t blocks, int64_t ro
 
 /* Who add up rows: chunks on the CPU, on a GPU blocks, few enough that what they have read once is still in L2 when they read
  * it again. */
-enum { ATTN_RES_CPU_UNITS = 64, ATTN_RES_CPU_ROWS = 8, ATTN_RES_BLOCKS = 2 };
+enum { ATTN_RES_CPU_UNITS = 64, ATTN_RES_CPU_ROWS = 8, ATTN_RES_BLOCKS = 3 };
 static inline int64_t attn_res_units(int32_t multiprocessors, int64_t rows) {
     const int64_t most = multiprocessors ? (int64_t)multiprocessors * ATTN_RES_BLOCKS : (int64_t)ATTN_RES_CPU_UNITS;
     const int64_t useful = multiprocessors ? rows : (rows + ATTN_RES_CPU_ROWS - 1) / ATTN_RES_CPU_ROWS;
