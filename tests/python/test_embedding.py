@@ -138,3 +138,18 @@ def test_module(device):
     torch.testing.assert_close(module.weight.grad, torchs.weight.grad)
     assert not module.weight.grad[9].any()
     assert repr(module) == "LigerEmbedding(11, 24, padding_idx=9)"
+
+
+@pytest.mark.parametrize("rows, cols", [(2**31 + 8, 1), (2**31 // 4096 + 5, 4096)])
+def test_more_than_2_to_the_31(device, rows, cols):
+    """Rows, and elements."""
+    if device.type != "cuda" or torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip("needs --device cuda and 20 GB of free memory")
+    weight = torch.zeros(rows, cols, dtype=torch.bfloat16, device=device)
+    weight[-5:].normal_()
+    indices = torch.tensor([rows - 1, 3, rows - 2, rows - 1, rows - 5], device=device)
+    y = LigerEmbeddingFunction.apply(weight.requires_grad_(), indices)
+    assert torch.equal(y, weight.detach()[indices])
+    (dweight,) = torch.autograd.grad(y, weight, torch.ones_like(y))
+    assert dweight[-5:, 0].tolist() == [1, 0, 0, 1, 2] and dweight[3].eq(1).all()
+    assert not dweight[4:4000].any() and not dweight[-4000:-5].any() and not dweight[2**18 : 2**18 + 4000].any()

@@ -127,3 +127,21 @@ def test_module_and_function(device):
     )
     with pytest.raises(AssertionError, match="init_fn"):
         LigerModulatedRMSNorm(24, init_fn="random")
+
+
+def test_more_than_2_to_the_31_elements(device):
+    """The last group's rows get what they get alone."""
+    if device.type != "cuda" or torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs --device cuda and 24 GB of free memory")
+    rows, cols = 2**30 // 8192 + 5, 8192
+    x = torch.zeros(2, rows, cols, dtype=torch.bfloat16, device=device)
+    x[:, -4:].normal_()
+    w, scale, shift = (torch.randn(s, dtype=torch.bfloat16, device=device) for s in (cols, (2, cols), (2, cols)))
+    found = []
+    for group in (slice(0, 2), slice(1, 2)):
+        given = x[group].clone().requires_grad_()
+        y = LigerModulatedRMSNormFunction.apply(given, w, scale[group], shift[group], 1e-6)
+        (dx,) = torch.autograd.grad(y, given, torch.ones_like(y))
+        found.append((y[-1, -4:].detach().clone(), dx[-1, -4:].clone()))
+        del y, dx
+    assert all(torch.equal(a, b) for a, b in zip(*found)) and found[0][1].any()
