@@ -6,7 +6,7 @@
  *   summed    (vocab_rows_summed.cuh)    nothing is written but a few numbers a row
  *
  * What threads find out of their parts of a row is a slot, with empty(), merge() and warp_merge(); it is merged in a fixed
- * order, so that the bits never change. Here is what the three share: rows, parts of rows in registers, and the exchange. */
+ * order, so that the bits never change. Here is what they share: rows, parts of rows in registers, and the exchange. */
 #ifndef LIGER_CUDA_VOCAB_ROWS_CUH
 #define LIGER_CUDA_VOCAB_ROWS_CUH
 
@@ -133,9 +133,11 @@ __device__ __forceinline__ void write_part(T *row, const P &at, F value) {
     row += at.first * (int64_t)N;
 #pragma unroll
     for (int j = 0; j < VECTORS; j++) {
-        pack<T, N> out;
+        float values[N];
 #pragma unroll
-        for (int k = 0; k < N; k++) out.value[k] = from_f32<T>(value(j * N + k));
+        for (int k = 0; k < N; k++) values[k] = value(j * N + k);
+        pack<T, N> out;
+        repack(values, out);
         if (at.has(j)) store_pack(row + j * at.step * N, out);
     }
 }

@@ -240,7 +240,7 @@ cudaError_t launch_resident(const liger_context *context, const typename F::prob
     if (s.clusters > 1) return launch_shape<F, F::MOST_THREADS, true>(context, p, s, stream, done);
     if constexpr (F::LEAST_THREADS <= 128)
         if (s.threads == 128) return launch_shape<F, 128, false>(context, p, s, stream, done);
-    if constexpr (F::MOST_THREADS > 512)
+    if constexpr (F::LEAST_THREADS <= 512 && F::MOST_THREADS > 512)
         if (s.threads == 512) return launch_shape<F, 512, false>(context, p, s, stream, done);
     return launch_shape<F, F::MOST_THREADS, false>(context, p, s, stream, done);
 }
