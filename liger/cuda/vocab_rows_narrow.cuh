@@ -9,13 +9,16 @@
  * The formula F:
  *   type, problem                      the type of the rows; `rows` of them
  *   VECTORS, INPUTS                    of 16 bytes: a lane's share of a row, and how many rows are read at once
+ *   NARROW_THREADS                     a multiprocessor holds so many, which share its registers
  *   BEYOND                             what is read behind the end of a row
  *   cols(p), input(p, k, r)            the k-th input's row r; all rows are aligned to 16 bytes
  *   slot, empty(), merge, warp_merge   what is exchanged
+ *   second_slot                        see one_exchange
  *   kept<V>                            what a thread keeps besides its vectors, or instead of them
  *   sum_up(x, kept)                    a thread's slot from its parts x[INPUTS] of the rows. An output may overwrite an input
  *                                      afterwards: every thread has its part in registers by then
- *   write_out(p, at, r, x, kept, all)  the second half: all is the slot of the whole row */
+ *   write_out(p, at, r, x, kept, all)  the second half: all is the slot of the whole row. With further exchanges:
+ *                                      (..., part, again) */
 #ifndef LIGER_CUDA_VOCAB_ROWS_NARROW_CUH
 #define LIGER_CUDA_VOCAB_ROWS_NARROW_CUH
 
@@ -24,8 +27,8 @@
 
 namespace vocab_rows {
 
-/* Vectors of a row, at most; threads of a multiprocessor, of 64 registers each; rows of one warp in a block. */
-enum { NARROW_VECTORS = 1024, NARROW_THREADS = 1024, NARROW_WARP_ROWS = 4 };
+/* Vectors of a row, at most; rows of one warp in a block. */
+enum { NARROW_VECTORS = 1024, NARROW_WARP_ROWS = 4 };
 
 /* What the warps of a block tell each other, by its barrier: a set of places for every other time, so that nobody writes
  * where another may still read. */
@@ -36,13 +39,19 @@ struct block_exchange {
 
     __device__ __forceinline__ S all(S mine, S empty) {
         mine = warp_merge(mine);
-        if (warps == 1) return mine;
+        return warps == 1 ? mine : warp_merge(shared_out(mine, empty));
+    }
+    /* What comes to this lane: of one warp its own, of more what one of them has. */
+    __device__ __forceinline__ S part(S mine, S empty) {
+        return warps == 1 ? mine : shared_out(warp_merge(mine), empty);
+    }
+    __device__ __forceinline__ S shared_out(S of_warp, S empty) {
         const int lane = threadIdx.x % WARP;
         S *const here = slots + turn * warps;
         turn ^= 1;
-        if (lane == 0) here[threadIdx.x / WARP] = mine;
+        if (lane == 0) here[threadIdx.x / WARP] = of_warp;
         __syncthreads();
-        return warp_merge(lane < warps ? here[lane] : empty);
+        return lane < warps ? here[lane] : empty;
     }
 };
 
@@ -51,10 +60,11 @@ template <int V>
 constexpr int narrow_block = V == 1 ? NARROW_WARP_ROWS *WARP : NARROW_VECTORS / V;
 
 template <typename F, int V>
-__global__ void __launch_bounds__(narrow_block<V>, NARROW_THREADS / narrow_block<V>)
+__global__ void __launch_bounds__(narrow_block<V>, F::NARROW_THREADS / narrow_block<V>)
     narrow_kernel(const __grid_constant__ typename F::problem p) {
     using T = typename F::type;
-    __shared__ typename F::slot slots[2 * narrow_block<V> / WARP];
+    constexpr int PLACES = 2 * narrow_block<V> / WARP;
+    __shared__ typename F::slot slots[PLACES];
     const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (i >= p.rows) return; /* of several rows in a block none meets a barrier */
     const int64_t r = from_the_end(p.rows, i);
@@ -63,10 +73,17 @@ __global__ void __launch_bounds__(narrow_block<V>, NARROW_THREADS / narrow_block
     row_part<T, V> x[F::INPUTS];
 #pragma unroll
     for (int k = 0; k < F::INPUTS; k++) x[k].load(at, (const uint4 *)F::input(p, k, r) + at.first, F::BEYOND);
-    block_exchange<typename F::slot> exchanged = {slots, (int)blockDim.x / WARP, 0};
+    const int warps = (int)blockDim.x / WARP;
+    block_exchange<typename F::slot> exchanged = {slots, warps, 0};
     typename F::template kept<V> kept;
-    const typename F::slot all = exchanged.all(F::sum_up(x, kept), F::empty());
-    F::write_out(p, at, r, x, kept, all);
+    const typename F::slot mine = F::sum_up(x, kept);
+    if constexpr (has_more_exchanges<F>) {
+        __shared__ typename F::second_slot second_slots[PLACES];
+        block_exchange<typename F::second_slot> again = {second_slots, warps, 0};
+        F::write_out(p, at, r, x, kept, exchanged.part(mine, F::empty()), again);
+    } else {
+        F::write_out(p, at, r, x, kept, exchanged.all(mine, F::empty()));
+    }
 }
 
 template <typename F, int V>

@@ -1,10 +1,7 @@
 /* softmax_cuda.cu - softmax on CUDA: two formulas for the kernels of cuda/vocab_rows.cuh. Forward reads one row and writes
  * one, backward reads two: at the speed of memory as long as a row fits into registers or the shared memory of a cluster. */
 #include "liger/core/kernel_table.h"
-#include "liger/cuda/launch.cuh"
-#include "liger/cuda/vocab_rows_narrow.cuh"
-#include "liger/cuda/vocab_rows_resident.cuh"
-#include "liger/cuda/vocab_rows_streamed.cuh"
+#include "liger/cuda/vocab_rows_launch.cuh"
 #include "liger/ops/softmax/softmax_problem.h"
 
 namespace {
@@ -16,7 +13,7 @@ struct forward_row : vocab_rows::every_row {
     using type = T;
     using problem = softmax_forward_problem;
     using slot = softmax_state;
-    enum { INPUTS = 1, VECTORS = 4, LEAST_THREADS = 512, MOST_THREADS = 1024 };
+    enum { INPUTS = 1, VECTORS = 4, LEAST_THREADS = 512, MOST_THREADS = 1024, NARROW_THREADS = 1024 };
     using part = vocab_rows::row_part<T, VECTORS>;
 
     static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
@@ -120,7 +117,7 @@ struct backward_row : vocab_rows::every_row {
     using type = T;
     using problem = softmax_backward_problem;
     using slot = dot;
-    enum { INPUTS = 2, VECTORS = 2, LEAST_THREADS = 1024, MOST_THREADS = 1024 };
+    enum { INPUTS = 2, VECTORS = 2, LEAST_THREADS = 1024, MOST_THREADS = 1024, NARROW_THREADS = 1024 };
     template <int V>
     using part = vocab_rows::row_part<T, V>;
 
@@ -201,16 +198,6 @@ struct backward_row : vocab_rows::every_row {
     }
 };
 
-template <typename F>
-liger_status run(liger_context *context, const typename F::problem &p, bool packable, const char *op,
-                 liger_stream stream) {
-    bool done = vocab_rows::launch_narrow<F>(p, packable, (cudaStream_t)stream);
-    if (done) return launched(context, op, stream);
-    LIGER_TRY(cuda_status(vocab_rows::launch_resident<F>(context, p, packable, (cudaStream_t)stream, &done), op));
-    if (!done) vocab_rows::launch_streamed<F>(p, (cudaStream_t)stream);
-    return launched(context, op, stream);
-}
-
 } // namespace
 
 extern "C" liger_status softmax_forward_cuda(liger_context *context, const softmax_forward_problem *problem,
@@ -221,7 +208,8 @@ extern "C" liger_status softmax_forward_cuda(liger_context *context, const softm
     const bool packable =
         p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) && rows_are_packable(p.y, element);
     liger_status status = LIGER_OK;
-    LIGER_FOR_FLOAT(p.dtype, T, status = run<forward_row<T>>(context, p, packable, "softmax_forward", stream))
+    LIGER_FOR_FLOAT(p.dtype, T,
+                    status = vocab_rows::launch_rows<forward_row<T>>(context, p, packable, "softmax_forward", stream))
     return status;
 }
 
@@ -233,6 +221,7 @@ extern "C" liger_status softmax_backward_cuda(liger_context *context, const soft
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.dy, element) &&
                           rows_are_packable(p.y, element) && rows_are_packable(p.dx, element);
     liger_status status = LIGER_OK;
-    LIGER_FOR_FLOAT(p.dtype, T, status = run<backward_row<T>>(context, p, packable, "softmax_backward", stream))
+    LIGER_FOR_FLOAT(p.dtype, T,
+                    status = vocab_rows::launch_rows<backward_row<T>>(context, p, packable, "softmax_backward", stream))
     return status;
 }
