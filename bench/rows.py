@@ -110,6 +110,14 @@ def embedding(weight: Tensor, indices: Tensor) -> Tensor:
     return F.embedding(indices, weight)
 
 
+def sparsemax(x: Tensor) -> Tensor:
+    wide = x.float()
+    z = wide.sort(-1, descending=True).values
+    sums, count = z.cumsum(-1), torch.arange(1, x.shape[-1] + 1, device=x.device)
+    size = (1 + count * z > sums).sum(-1, keepdim=True)
+    return (wide - (sums.gather(-1, size - 1) - 1) / size).clamp(min=0).to(x.dtype)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -259,6 +267,8 @@ OPERATORS = {
     "softmax": Operator(_softmax_inputs, softmax, "LigerSoftmaxFunction", "softmax", passes=5),
     "attn_res": Operator(_attn_res_inputs, attn_res, "LigerAttnResFunction", "attn_res", (EPSILON,), passes=3),
     "embedding": Operator(_embedding_inputs, embedding, "LigerEmbeddingFunction", "experimental.embedding", passes=1),
+    # of random rows backward reads next to nothing
+    "sparsemax": Operator(_softmax_inputs, sparsemax, "LigerSparsemaxFunction", "sparsemax", (-1,), passes=3),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -320,8 +330,6 @@ CUDA_ROWS = [
     Row("M-RoPE 4x4096, 32+8 heads x 128", "pointwise", "mrope", (4, 4096, 32, 8, 128)),
     Row("SwiGLU 16384x14336", "pointwise", "swiglu", (16384, 14336), bar_ms=0.869, bar_mb=1344),
     Row("GeGLU 16384x14336", "pointwise", "geglu", (16384, 14336), bar_ms=0.865, bar_mb=1344),
-    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096)),
-    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768)),
     Row("AttnRes 8 of 8192x4096", "norm", "attn_res", (8, 8192, 4096)),
     Row(
         "Embedding 16384x4096, V=128256",
@@ -331,6 +339,10 @@ CUDA_ROWS = [
         bar_ms=0.363,
         bar_mb=1132,
     ),
+    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096), bar_ms=0.166, bar_mb=256),
+    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768), bar_ms=0.636, bar_mb=1024),
+    Row("Sparsemax 4096x4096 fp32", "pointwise", "sparsemax", (4096, 4096), "float32", bar_ms=0.086, bar_mb=132),
+    Row("Sparsemax 4096x32768 fp32", "pointwise", "sparsemax", (4096, 32768), "float32", bar_ms=0.56, bar_mb=1042),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -373,6 +385,8 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"Softmax 2048x4096 {short}", "pointwise", "softmax", (2048, 4096), dtype),
         Row(f"AttnRes 8 of 512x1024 {short}", "norm", "attn_res", (8, 512, 1024), dtype),
         Row(f"Embedding 2048x1024, V=32000 {short}", "pointwise", "embedding", (2048, 1024, 32000), dtype),
+        Row(f"Sparsemax 1024x4096 {short}", "pointwise", "sparsemax", (1024, 4096), dtype),
+        Row(f"Sparsemax 256x32768 {short}", "pointwise", "sparsemax", (256, 32768), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

@@ -21,6 +21,7 @@
 #include "liger/ops/rope/rope.h"
 #include "liger/ops/scale/scale.h"
 #include "liger/ops/softmax/softmax.h"
+#include "liger/ops/sparsemax/sparsemax.h"
 #include "liger/ops/swiglu/swiglu.h"
 
 #endif

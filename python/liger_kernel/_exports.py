@@ -90,6 +90,11 @@ OPERATORS = {
         "LigerSoftmax",
         "liger_softmax",
     ),
+    "sparsemax": Exports(
+        "LigerSparsemaxFunction",
+        "LigerSparsemax",
+        "liger_sparsemax",
+    ),
     "swiglu": Exports(
         "LigerFusedGateUpSiLUMulFunction LigerSiLUMulFunction swiglu_backward swiglu_forward "
         "swiglu_fused_gate_up_backward swiglu_fused_gate_up_forward",

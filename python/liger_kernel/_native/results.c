@@ -81,6 +81,15 @@ static PyObject *new_values(PyObject *like, int32_t device, PyObject *quick, con
     return new_strided(like, device, quick, tensor);
 }
 
+/* A bit for each element, row by row. */
+static PyObject *new_bits(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
+                          liger_tensor *tensor) {
+    const int64_t words = ((given->ndim > 0 ? given->shape[given->ndim - 1] : 1) + 31) / 32;
+    *tensor = (liger_tensor){.dtype = LIGER_I32, .ndim = 2, .shape = {1, words}, .stride = {words, 1}};
+    for (int i = 0; i < given->ndim - 1; i++) tensor->shape[0] *= given->shape[i];
+    return new_strided(like, device, quick, tensor);
+}
+
 PyObject *results_make_bytes(PyObject *like, int32_t device, PyObject *quick, size_t bytes) {
     const liger_tensor tensor = {.dtype = LIGER_U8, .ndim = 1, .shape = {(int64_t)bytes}, .stride = {1}};
     return new_strided(like, device, quick, &tensor);
@@ -104,6 +113,7 @@ PyObject *results_make(enum wish wish, PyObject *like, int32_t device, PyObject 
         case PER_ROW: return new_values(like, device, quick, given, tensor, 1, LIGER_F32);
         case PER_ROW_SAME: return new_values(like, device, quick, given, tensor, 1, known(given->dtype));
         case PER_ROW_I64: return new_values(like, device, quick, given, tensor, 1, LIGER_I64);
+        case PER_ROW_BITS: return new_bits(like, device, quick, given, tensor);
         case SCALAR: return new_values(like, device, quick, given, tensor, 0, LIGER_F32);
         default: return new_values(like, device, quick, given, tensor, 0, known(given->dtype));
     }
