@@ -96,6 +96,10 @@ def softmax(x: Tensor) -> Tensor:
     return torch.softmax(x.float(), -1).to(x.dtype)
 
 
+def relu_squared(x: Tensor) -> Tensor:
+    return torch.square(torch.relu(x))
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -214,6 +218,7 @@ OPERATORS = {
     "swiglu": Operator(_gated_inputs, swiglu, "LigerSiLUMulFunction", "swiglu", passes=8),
     "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
     "softmax": Operator(_softmax_inputs, softmax, "LigerSoftmaxFunction", "softmax", passes=5),
+    "relu_squared": Operator(_softmax_inputs, relu_squared, "LigerReLUSquaredFunction", "relu_squared", passes=5),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -270,6 +275,7 @@ CUDA_ROWS = [
     Row("GeGLU 16384x14336", "pointwise", "geglu", (16384, 14336), bar_ms=0.865, bar_mb=1344),
     Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096)),
     Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768)),
+    Row("ReLU² 16384x14336", "pointwise", "relu_squared", (16384, 14336)),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -309,6 +315,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"GeGLU 2048x2816 {short}", "pointwise", "geglu", (2048, 2816), dtype),
         Row(f"GeGLU 2048x11008 {short}", "pointwise", "geglu", (2048, 11008), dtype),
         Row(f"Softmax 2048x4096 {short}", "pointwise", "softmax", (2048, 4096), dtype),
+        Row(f"ReLU² 2048x11008 {short}", "pointwise", "relu_squared", (2048, 11008), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

@@ -62,6 +62,11 @@ OPERATORS = {
         "",
         "liger_qwen2vl_mrope",
     ),
+    "relu_squared": Exports(
+        "LigerReLUSquaredFunction relu_squared_backward relu_squared_forward",
+        "LigerReLUSquared",
+        "liger_relu_squared",
+    ),
     "rms_norm": Exports(
         "LigerRMSNormFunction rms_norm_backward rms_norm_forward",
         "LigerRMSNorm LigerRMSNormForMuseGlimmer LigerRMSNormForMuseGlimmerTextCentered",
