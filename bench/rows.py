@@ -100,6 +100,10 @@ def relu_squared(x: Tensor) -> Tensor:
     return torch.square(torch.relu(x))
 
 
+def dyt(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return gamma * torch.tanh(alpha * x) + beta
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -169,6 +173,12 @@ def _softmax_inputs(shape, dtype, device) -> Inputs:
     return Inputs([_normal(shape, dtype, device, 1)], upstream=[_normal(shape, dtype, device, 3)])
 
 
+def _dyt_inputs(shape, dtype, device) -> Inputs:
+    x, gamma, beta = _layer_norm_inputs(shape, dtype, device).diff
+    alpha = torch.full((1,), 0.5, dtype=dtype, device=device)
+    return Inputs([x, alpha, gamma, beta], upstream=[_normal(shape, dtype, device, 3)])
+
+
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
     return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
@@ -219,6 +229,7 @@ OPERATORS = {
     "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
     "softmax": Operator(_softmax_inputs, softmax, "LigerSoftmaxFunction", "softmax", passes=5),
     "relu_squared": Operator(_softmax_inputs, relu_squared, "LigerReLUSquaredFunction", "relu_squared", passes=5),
+    "dyt": Operator(_dyt_inputs, dyt, "LigerDyTFunction", "dyt", passes=5),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -276,6 +287,7 @@ CUDA_ROWS = [
     Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096)),
     Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768)),
     Row("ReLU² 16384x14336", "pointwise", "relu_squared", (16384, 14336)),
+    Row("DyT 16384x4096", "norm", "dyt", (16384, 4096)),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -316,6 +328,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"GeGLU 2048x11008 {short}", "pointwise", "geglu", (2048, 11008), dtype),
         Row(f"Softmax 2048x4096 {short}", "pointwise", "softmax", (2048, 4096), dtype),
         Row(f"ReLU² 2048x11008 {short}", "pointwise", "relu_squared", (2048, 11008), dtype),
+        Row(f"DyT 2048x4096 {short}", "norm", "dyt", (2048, 4096), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

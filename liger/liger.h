@@ -11,6 +11,7 @@
 #include "liger/core/version.h"
 
 #include "liger/ops/cross_entropy/cross_entropy.h"
+#include "liger/ops/dyt/dyt.h"
 #include "liger/ops/geglu/geglu.h"
 #include "liger/ops/layer_norm/layer_norm.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"

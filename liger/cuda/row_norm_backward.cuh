@@ -14,13 +14,6 @@ enum {
     COUNTABLE_ROWS = 1 << 30 /* rows and a few steps more are an int */
 };
 
-/* N parameters of type T or f32 as floats. */
-template <typename T, int N>
-__device__ __forceinline__ void load_parameters(const void *parameters, liger_dtype dtype, int64_t c, float (&out)[N]) {
-    if (sizeof(T) < sizeof(float) && dtype != LIGER_F32) unpack(load_shared<T, N>((const T *)parameters + c), out);
-    else unpack(load_shared<float, N>((const float *)parameters + c), out);
-}
-
 /* ---- the parameters' gradients in registers --------------------------------------------------------------------- */
 
 /* A block: packs of a row per thread, threads per row, rows at once. */
@@ -297,23 +290,13 @@ struct gradients {
     liger_dtype dtype;
 };
 
-/* 32 columns a block: 32 fixed interleaved sums, then those in order. Block y takes the y-th gradient. */
+/* Block y takes the y-th gradient. */
 static __global__ void __launch_bounds__(1024)
     add_partials(const float *partials, int count, int64_t cols, const gradients out) {
     __shared__ float sums[32][33];
-    const int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
     void *const to = blockIdx.y == 0 ? out.to[0] : out.to[1];
     if (to == NULL) return;
-    partials += blockIdx.y * (count * cols);
-    float sum = 0;
-    wait_for_previous_kernel();
-    if (c < cols)
-        for (int r = threadIdx.y; r < count; r += 32) sum += partials[(int64_t)r * cols + c];
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    const float total = warp_sum(sums[threadIdx.x][threadIdx.y]); /* transposed: warp y owns column y */
-    const int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.y;
-    if (threadIdx.x == 0 && column < cols) store_as(to, out.dtype, column, total);
+    add_partial_columns(sums, partials + blockIdx.y * (count * cols), count, cols, to, out.dtype);
 }
 
 /* ---- launches --------------------------------------------------------------------------------------------------- */

@@ -35,6 +35,11 @@ OPERATORS = {
         "LigerCrossEntropyLoss",
         "liger_cross_entropy",
     ),
+    "dyt": Exports(
+        "LigerDyTFunction",
+        "LigerDyT",
+        "liger_dyt",
+    ),
     "fused_add_rms_norm": Exports(
         "LigerFusedAddRMSNormFunction fused_add_rms_norm_backward fused_add_rms_norm_forward",
         "LigerFusedAddRMSNorm",
