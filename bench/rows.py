@@ -104,6 +104,10 @@ def dyt(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return gamma * torch.tanh(alpha * x) + beta
 
 
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.group_norm(x, 32, weight, bias, EPSILON)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -179,6 +183,12 @@ def _dyt_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, alpha, gamma, beta], upstream=[_normal(shape, dtype, device, 3)])
 
 
+def _group_norm_inputs(shape, dtype, device) -> Inputs:
+    """512 channels, 32 groups."""
+    x, dy = (_normal(shape, dtype, device, seed).view(shape[0], 512, -1) for seed in (1, 3))
+    return Inputs([x, *_layer_norm_inputs((1, 512), dtype, device).diff[1:]], upstream=[dy])
+
+
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
     return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
@@ -230,6 +240,9 @@ OPERATORS = {
     "softmax": Operator(_softmax_inputs, softmax, "LigerSoftmaxFunction", "softmax", passes=5),
     "relu_squared": Operator(_softmax_inputs, relu_squared, "LigerReLUSquaredFunction", "relu_squared", passes=5),
     "dyt": Operator(_dyt_inputs, dyt, "LigerDyTFunction", "dyt", passes=5),
+    "group_norm": Operator(
+        _group_norm_inputs, group_norm, "LigerGroupNormFunction", "group_norm", (512, 32, EPSILON), passes=5
+    ),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -288,6 +301,9 @@ CUDA_ROWS = [
     Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768)),
     Row("ReLU² 16384x14336", "pointwise", "relu_squared", (16384, 14336)),
     Row("DyT 16384x4096", "norm", "dyt", (16384, 4096)),
+    Row("GroupNorm 16x512x64x64 by 32", "norm", "group_norm", (16, 512 * 64 * 64)),
+    Row("GroupNorm 64x512x16x16 by 32", "norm", "group_norm", (64, 512 * 16 * 16)),
+    Row("GroupNorm 1x512x512x512 by 32", "norm", "group_norm", (1, 512 * 512 * 512)),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -329,6 +345,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"Softmax 2048x4096 {short}", "pointwise", "softmax", (2048, 4096), dtype),
         Row(f"ReLU² 2048x11008 {short}", "pointwise", "relu_squared", (2048, 11008), dtype),
         Row(f"DyT 2048x4096 {short}", "norm", "dyt", (2048, 4096), dtype),
+        Row(f"GroupNorm 4x512x64x64 by 32 {short}", "norm", "group_norm", (4, 512 * 64 * 64), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

@@ -13,6 +13,7 @@
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "liger/ops/dyt/dyt.h"
 #include "liger/ops/geglu/geglu.h"
+#include "liger/ops/group_norm/group_norm.h"
 #include "liger/ops/layer_norm/layer_norm.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/relu_squared/relu_squared.h"

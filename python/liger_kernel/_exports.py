@@ -57,6 +57,11 @@ OPERATORS = {
         "LigerGEGLUMLP",
         "liger_geglu",
     ),
+    "group_norm": Exports(
+        "LigerGroupNormFunction group_norm_backward group_norm_forward",
+        "",
+        "liger_group_norm",
+    ),
     "layer_norm": Exports(
         "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
         "LigerLayerNorm",
