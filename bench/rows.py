@@ -108,6 +108,15 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.group_norm(x, 32, weight, bias, EPSILON)
 
 
+def poly_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def normal(z: Tensor) -> Tensor:
+        return z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + EPSILON)
+
+    wide = x.float()
+    y = weight[0] * normal(wide**3) + weight[1] * normal(wide**2) + weight[2] * normal(wide) + bias
+    return y.to(x.dtype)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -189,6 +198,11 @@ def _group_norm_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, *_layer_norm_inputs((1, 512), dtype, device).diff[1:]], upstream=[dy])
 
 
+def _poly_norm_inputs(shape, dtype, device) -> Inputs:
+    weight, bias = (torch.full(size, value, dtype=dtype, device=device) for size, value in (((3,), 1 / 3), ((), 1.0)))
+    return Inputs([_normal(shape, dtype, device, 1), weight, bias], upstream=[_normal(shape, dtype, device, 3)])
+
+
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
     return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
@@ -243,6 +257,7 @@ OPERATORS = {
     "group_norm": Operator(
         _group_norm_inputs, group_norm, "LigerGroupNormFunction", "group_norm", (512, 32, EPSILON), passes=5
     ),
+    "poly_norm": Operator(_poly_norm_inputs, poly_norm, "LigerPolyNormFunction", "poly_norm", (EPSILON,), passes=5),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -304,6 +319,7 @@ CUDA_ROWS = [
     Row("GroupNorm 16x512x64x64 by 32", "norm", "group_norm", (16, 512 * 64 * 64)),
     Row("GroupNorm 64x512x16x16 by 32", "norm", "group_norm", (64, 512 * 16 * 16)),
     Row("GroupNorm 1x512x512x512 by 32", "norm", "group_norm", (1, 512 * 512 * 512)),
+    Row("PolyNorm 16384x4096", "norm", "poly_norm", (16384, 4096)),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -346,6 +362,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"ReLU² 2048x11008 {short}", "pointwise", "relu_squared", (2048, 11008), dtype),
         Row(f"DyT 2048x4096 {short}", "norm", "dyt", (2048, 4096), dtype),
         Row(f"GroupNorm 4x512x64x64 by 32 {short}", "norm", "group_norm", (4, 512 * 64 * 64), dtype),
+        Row(f"PolyNorm 2048x4096 {short}", "norm", "poly_norm", (2048, 4096), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

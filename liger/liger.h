@@ -16,6 +16,7 @@
 #include "liger/ops/group_norm/group_norm.h"
 #include "liger/ops/layer_norm/layer_norm.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "liger/ops/poly_norm/poly_norm.h"
 #include "liger/ops/relu_squared/relu_squared.h"
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rope/rope.h"

@@ -21,13 +21,24 @@ struct row_statistics {
     float per_col;
 
     template <typename TERM>
-    __device__ __forceinline__ float sum(TERM term) const {
-        float total[1] = {fold([&](float sum, const auto &x) {
+    __device__ __forceinline__ float of_thread(TERM term) const {
+        return fold([&](float sum, const auto &x) {
             for (const float value : x) sum = term(sum, value);
             return sum;
-        })};
+        });
+    }
+    template <typename TERM>
+    __device__ __forceinline__ float sum(TERM term) const {
+        float total[1] = {of_thread(term)};
         group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps);
         return total[0];
+    }
+    /* Several, in one exchange. */
+    template <typename... TERMS>
+    __device__ __forceinline__ void sums(float (&total)[sizeof...(TERMS)], TERMS... terms) const {
+        int i = 0;
+        ((total[i++] = of_thread(terms)), ...);
+        group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps);
     }
     __device__ __forceinline__ moments centred() const { return moments_of(fold, values(), per_col, slots, warps); }
 };

@@ -67,6 +67,11 @@ OPERATORS = {
         "LigerLayerNorm",
         "liger_layer_norm",
     ),
+    "poly_norm": Exports(
+        "LigerPolyNormFunction poly_norm_backward poly_norm_forward",
+        "LigerPolyNorm",
+        "liger_poly_norm",
+    ),
     "qwen2vl_mrope": Exports(
         "LigerQwen2VLMRopeFunction qwen2vl_mrope_backward qwen2vl_mrope_forward",
         "",

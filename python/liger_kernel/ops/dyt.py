@@ -5,33 +5,24 @@ J. Zhu, X. Chen, K. He, Y. LeCun, Z. Liu: Transformers without Normalization (20
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops import _memory
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish
-
-
-def _element(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Prepared as a weight, but of one element."""
-    return _memory.parameter(tensor, dtype)
-
-
-Element = Annotated[Tensor, _element]
+from liger_kernel.ops._operator import Asked, Constants, LigerArgumentError, Made, Operator, Rows, Weight, Wish
 
 
 @Operator
-def dyt(x: Rows, alpha: Element, gamma: Weight, beta: Weight | None, y: Made = Wish.LIKE) -> Any:
+def dyt(x: Rows, alpha: Constants, gamma: Weight, beta: Weight | None, y: Made = Wish.LIKE) -> Any:
     return _native.dyt_forward(x, alpha, gamma, beta, y)
 
 
 @dyt.gradient
-def dyt_gradient(dy: Rows, x: Rows, alpha: Element, gamma: Weight, beta: Weight | None,
+def dyt_gradient(dy: Rows, x: Rows, alpha: Constants, gamma: Weight, beta: Weight | None,
                  dx: Asked = Wish.LIKE[1], dalpha: Asked = Wish.LIKE[2], dgamma: Asked = Wish.LIKE[3],
                  dbeta: Asked = Wish.LIKE[4], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
     """The library makes the gradient of beta in gamma's dtype. Where theirs are two it makes both in f32, which is what they

@@ -13,8 +13,8 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._memory import new_rows, require_float
-from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Weight, Wish
+from liger_kernel.ops._memory import require_float
+from liger_kernel.ops._operator import Asked, KeepsStatistics, LigerArgumentError, Made, Weight, Wish
 
 
 def _statistics(x: Tensor, groups: int) -> Tensor:
@@ -22,12 +22,9 @@ def _statistics(x: Tensor, groups: int) -> Tensor:
     return x.new_empty((2, x.shape[0] * groups), dtype=torch.float32)
 
 
-class _GroupNorm(Operator):
-    def _new(self, wish: Wish, likes: tuple, ready: list) -> Tensor:
-        return _statistics(ready[0], ready[3]) if wish.kind == Wish.PER_ROW.kind else super()._new(wish, likes, ready)
-
-    def fake(self, *args: Any) -> Any:
-        return new_rows(args[0]), _statistics(args[0], args[3])
+class _GroupNorm(KeepsStatistics):
+    def statistics(self, *given: Any) -> Tensor:
+        return _statistics(given[0], given[3])
 
 
 @_GroupNorm
