@@ -118,6 +118,27 @@ def sparsemax(x: Tensor) -> Tensor:
     return (wide - (sums.gather(-1, size - 1) - 1) / size).clamp(min=0).to(x.dtype)
 
 
+def relu_squared(x: Tensor) -> Tensor:
+    return torch.square(torch.relu(x))
+
+
+def dyt(x: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return gamma * torch.tanh(alpha * x) + beta
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.group_norm(x, 32, weight, bias, EPSILON)
+
+
+def poly_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def normal(z: Tensor) -> Tensor:
+        return z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + EPSILON)
+
+    wide = x.float()
+    y = weight[0] * normal(wide**3) + weight[1] * normal(wide**2) + weight[2] * normal(wide) + bias
+    return y.to(x.dtype)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -208,6 +229,23 @@ def _embedding_inputs(shape, dtype, device) -> Inputs:
     return Inputs([_normal((vocab, hidden), dtype, device, 1)], [indices], [upstream], rotated=0)
 
 
+def _dyt_inputs(shape, dtype, device) -> Inputs:
+    x, gamma, beta = _layer_norm_inputs(shape, dtype, device).diff
+    alpha = torch.full((1,), 0.5, dtype=dtype, device=device)
+    return Inputs([x, alpha, gamma, beta], upstream=[_normal(shape, dtype, device, 3)])
+
+
+def _group_norm_inputs(shape, dtype, device) -> Inputs:
+    """512 channels, 32 groups."""
+    x, dy = (_normal(shape, dtype, device, seed).view(shape[0], 512, -1) for seed in (1, 3))
+    return Inputs([x, *_layer_norm_inputs((1, 512), dtype, device).diff[1:]], upstream=[dy])
+
+
+def _poly_norm_inputs(shape, dtype, device) -> Inputs:
+    weight, bias = (torch.full(size, value, dtype=dtype, device=device) for size, value in (((3,), 1 / 3), ((), 1.0)))
+    return Inputs([_normal(shape, dtype, device, 1), weight, bias], upstream=[_normal(shape, dtype, device, 3)])
+
+
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
     return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
@@ -269,6 +307,12 @@ OPERATORS = {
     "embedding": Operator(_embedding_inputs, embedding, "LigerEmbeddingFunction", "experimental.embedding", passes=1),
     # of random rows backward reads next to nothing
     "sparsemax": Operator(_softmax_inputs, sparsemax, "LigerSparsemaxFunction", "sparsemax", (-1,), passes=3),
+    "relu_squared": Operator(_softmax_inputs, relu_squared, "LigerReLUSquaredFunction", "relu_squared", passes=5),
+    "dyt": Operator(_dyt_inputs, dyt, "LigerDyTFunction", "dyt", passes=5),
+    "group_norm": Operator(
+        _group_norm_inputs, group_norm, "LigerGroupNormFunction", "group_norm", (512, 32, EPSILON), passes=5
+    ),
+    "poly_norm": Operator(_poly_norm_inputs, poly_norm, "LigerPolyNormFunction", "poly_norm", (EPSILON,), passes=5),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -339,10 +383,16 @@ CUDA_ROWS = [
         bar_ms=0.363,
         bar_mb=1132,
     ),
-    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096), bar_ms=0.166, bar_mb=256),
-    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768), bar_ms=0.636, bar_mb=1024),
     Row("Sparsemax 4096x4096 fp32", "pointwise", "sparsemax", (4096, 4096), "float32", bar_ms=0.086, bar_mb=132),
     Row("Sparsemax 4096x32768 fp32", "pointwise", "sparsemax", (4096, 32768), "float32", bar_ms=0.56, bar_mb=1042),
+    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096), bar_ms=0.166, bar_mb=256),
+    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768), bar_ms=0.636, bar_mb=1024),
+    Row("ReLU² 16384x14336", "pointwise", "relu_squared", (16384, 14336)),
+    Row("DyT 16384x4096", "norm", "dyt", (16384, 4096)),
+    Row("GroupNorm 16x512x64x64 by 32", "norm", "group_norm", (16, 512 * 64 * 64)),
+    Row("GroupNorm 64x512x16x16 by 32", "norm", "group_norm", (64, 512 * 16 * 16)),
+    Row("GroupNorm 1x512x512x512 by 32", "norm", "group_norm", (1, 512 * 512 * 512)),
+    Row("PolyNorm 16384x4096", "norm", "poly_norm", (16384, 4096)),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -387,6 +437,10 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"Embedding 2048x1024, V=32000 {short}", "pointwise", "embedding", (2048, 1024, 32000), dtype),
         Row(f"Sparsemax 1024x4096 {short}", "pointwise", "sparsemax", (1024, 4096), dtype),
         Row(f"Sparsemax 256x32768 {short}", "pointwise", "sparsemax", (256, 32768), dtype),
+        Row(f"ReLU² 2048x11008 {short}", "pointwise", "relu_squared", (2048, 11008), dtype),
+        Row(f"DyT 2048x4096 {short}", "norm", "dyt", (2048, 4096), dtype),
+        Row(f"GroupNorm 4x512x64x64 by 32 {short}", "norm", "group_norm", (4, 512 * 64 * 64), dtype),
+        Row(f"PolyNorm 2048x4096 {short}", "norm", "poly_norm", (2048, 4096), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

@@ -14,7 +14,8 @@ enum {
     NORM_CPU_ROWS = 32,                 /* for each of them, at least */
     NORM_MULTIPROCESSOR_THREADS = 1024, /* of 64 registers each; half as many have 128 */
     NORM_SHARED_BLOCK = 512,            /* threads of a block that several rows share: those of at most 512 bytes */
-    NORM_MOST_BLOCKS = 8                /* of a multiprocessor */
+    NORM_MOST_BLOCKS = 8,               /* of a multiprocessor */
+    NORM_TOTALS_OF_A_PARTIAL = 16       /* rows that a block has at once, at most: each has its sums over everything */
 };
 
 /* multiprocessors: 0 on the CPU. */

@@ -1,10 +1,6 @@
 /* gated.cuh - the kernels of gated activations, y = f(gate) · up: element-wise and memory-bound, so that nothing matters but
- * many loads on their way.
- *
- * A thread moves one pack per tensor, in 32 registers: a multiprocessor then holds all the threads that it can. Tensors in
- * one piece come as one long row; rows with gaps add a second grid dimension. What is left of a row behind its last whole
- * pack is done one element at a time. Inputs are read before outputs are written and never through the read-only cache,
- * because an output may be an input.
+ * many loads on their way; elementwise.cuh runs them. Inputs are read before outputs are written and never through the
+ * read-only cache, because an output may be an input.
  *
  * An operator brings its formula F, over the N values of a pack:
  *   F::forward_problem     rows, cols, dtype, activation_dtype, gate, up, y
@@ -18,13 +14,9 @@
 #include <type_traits>
 
 #include "liger/cuda/approx.cuh"
-
-#include "liger/cuda/launch.cuh"
-#include "liger/cuda/pack.cuh"
+#include "liger/cuda/elementwise.cuh"
 
 namespace gated {
-
-enum { THREADS = 256, MAX_GRID_Y = 65535 };
 
 /* N neighbouring elements of one row: a pack or one element. ROUNDS_TO_T: the activation is rounded to T, which then is
  * known when compiling. */
@@ -76,48 +68,6 @@ struct backward_body {
     }
 };
 
-/* The thread behind a row's last pack does what is left of the row. */
-template <typename BODY, int N>
-__device__ __forceinline__ void run_pack(const typename BODY::problem &p, int64_t r, int64_t c) {
-    const int64_t packs = p.cols / N;
-    if (c < packs) BODY::template run<N>(p, r, c * N);
-    if constexpr (N > 1) {
-        if (c != packs) return;
-        for (int64_t i = packs * N; i < p.cols; i++) BODY::template run<1>(p, r, i);
-    }
-}
-
-template <typename BODY, int N>
-__global__ void __launch_bounds__(THREADS) flat_kernel(const __grid_constant__ typename BODY::problem p) {
-    run_pack<BODY, N>(p, 0, (int64_t)blockIdx.x * THREADS + threadIdx.x);
-}
-template <typename BODY, int N>
-__global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ typename BODY::problem p) {
-    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows; r += (int64_t)gridDim.y * blockDim.y)
-        run_pack<BODY, N>(p, r, c);
-}
-
-/* Narrow rows share a block. */
-template <typename BODY, int N>
-void launch(const typename BODY::problem &p, cudaStream_t stream) {
-    const int64_t items = p.cols / N + (p.cols % N != 0);
-    if (p.rows == 1) {
-        flat_kernel<BODY, N><<<grid_size(items, THREADS), THREADS, 0, stream>>>(p);
-        return;
-    }
-    unsigned x = THREADS;
-    while (x > 1 && (int64_t)x / 2 >= items) x /= 2;
-    const dim3 block(x, THREADS / x), grid(grid_size(items, x), grid_size(p.rows, block.y, MAX_GRID_Y));
-    rows_kernel<BODY, N><<<grid, block, 0, stream>>>(p);
-}
-
-template <typename BODY, typename T>
-void launch_widest(const typename BODY::problem &p, bool packable, cudaStream_t stream) {
-    if (packable) launch<BODY, pack_size<T>>(p, stream);
-    else launch<BODY, 1>(p, stream);
-}
-
 template <typename F>
 liger_status run_forward(const liger_context *context, const typename F::forward_problem &p, const char *op,
                          liger_stream stream) {
@@ -127,8 +77,8 @@ liger_status run_forward(const liger_context *context, const typename F::forward
         rows_are_packable(p.gate, element) && rows_are_packable(p.up, element) && rows_are_packable(p.y, element);
     LIGER_FOR_FLOAT(p.dtype, T,
                     if (p.activation_dtype == p.dtype)
-                        launch_widest<forward_body<F, T, true>, T>(p, packable, (cudaStream_t)stream);
-                    else launch_widest<forward_body<F, T, false>, T>(p, packable, (cudaStream_t)stream));
+                        elementwise::launch<forward_body<F, T, true>, T>(p, packable, (cudaStream_t)stream);
+                    else elementwise::launch<forward_body<F, T, false>, T>(p, packable, (cudaStream_t)stream));
     return launched(context, op, stream);
 }
 
@@ -140,7 +90,7 @@ liger_status run_backward(const liger_context *context, const typename F::backwa
     const bool packable = rows_are_packable(p.dy, element) && rows_are_packable(p.gate, element) &&
                           rows_are_packable(p.up, element) && rows_are_packable(p.dgate, element) &&
                           rows_are_packable(p.dup, element);
-    LIGER_FOR_FLOAT(p.dtype, T, launch_widest<backward_body<F, T>, T>(p, packable, (cudaStream_t)stream));
+    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch<backward_body<F, T>, T>(p, packable, (cudaStream_t)stream));
     return launched(context, op, stream);
 }
 

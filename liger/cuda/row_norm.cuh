@@ -14,8 +14,8 @@
  *     ADDS                     p.residual is added on the way in, the sum goes to p.sum; loop kernels look whether it is there
  *     TWO_PACKS                rows of at most so many packs have two to a thread
  *     WIDE                     the parameters are of a wider type than the rows
- *     shares, measure(p, row)  the statistics of a row: from row.sum(f), Σ by s = f(s, x), with shares = float, or from
- *                              row.centred() with shares = moments_share
+ *     shares, measure(p, row)  the statistics of a row: from row.sum(f), Σ by s = f(s, x), with shares = float, from
+ *                              row.sums(to, f, ...) with a float for each, or from row.centred() with shares = moments_share
  *     keep(p, r, statistics)
  *     has_parameters(p), has_all_parameters(p), parameters<N>: load(p, r, c)
  *     apply<ALL>(p, statistics, parameters, x)               x becomes y; ALL: all parameters are there
@@ -28,6 +28,9 @@
  *     SUMS, PARTIALS, gather(p, facts, dy, g, x, sums, partial)   adds to sums over the row and over rows
  *     pull, pull_of(facts, means), dx_of(facts, pull, g, x)  what a row's sums, divided by cols, have to say to its dx
  *     gathers(p, i)            is the i-th partial row asked for?
+ *     TOTALS                   how many elements are sums over everything; if any, the workspace is theirs behind the partial
+ *                              rows: add_totals(facts, sums, totals) adds what a row's sums have to say to them, and
+ *                              totals_of(p) says where they go
  *
  *   Where rows come in groups with parameters of their own (row_norm_grouped.cuh), problem has plan too, B adds up two sums
  *   over rows, ADDS nothing, has no gathers, and

@@ -17,6 +17,16 @@ enum {
 using ::load_parameters;
 using ::store_parameters;
 
+/* Arrays of a formula's sums have one element at least. */
+constexpr int some(int count) { return count > 0 ? count : 1; }
+
+/* Elements that are sums over everything, up to four. */
+struct totals_to {
+    void *to[4]; /* or NULL */
+    int at[4];
+    liger_dtype dtype;
+};
+
 /* ---- the parameters' gradients in registers --------------------------------------------------------------------- */
 
 /* A block: packs of a row per thread, threads per row, rows at once. */
@@ -123,7 +133,7 @@ __device__ __forceinline__ void store_dx(const typename B::facts &facts, const t
 /* One partial row per block; where several groups share a block, their sums are added in order. */
 template <typename B, int RUNG, int N>
 __device__ __forceinline__ void store_partial(const typename B::problem &p, int which, float *combine,
-                                              const float (&sums)[LADDER[RUNG].packs][B::PARTIALS][N]) {
+                                              const float (&sums)[LADDER[RUNG].packs][some(B::PARTIALS)][N]) {
     constexpr rung R = LADDER[RUNG];
     float *partial = p.workspace + (which * p.partials + blockIdx.x) * p.cols;
     float *target = R.groups == 1 ? partial : combine + threadIdx.y * p.cols;
@@ -147,6 +157,16 @@ __device__ __forceinline__ void store_partial(const typename B::problem &p, int 
     }
 }
 
+/* Every thread of a row has its totals: the first one stores them as the i-th of `count`. */
+template <typename B>
+__device__ __forceinline__ void store_totals(const typename B::problem &p, int i, int count,
+                                             const float (&totals)[B::TOTALS]) {
+    float *to = p.workspace + B::PARTIALS * p.partials * p.cols + i;
+    if (threadIdx.x > 0 || p.workspace == NULL) return;
+#pragma unroll
+    for (int k = 0; k < B::TOTALS; k++) to[k * count] = totals[k];
+}
+
 /* Sizes are known when compiling, because addresses computed from blockDim cost a tenth to a fifth of the time. A thread's
  * columns never change, so that it keeps their weights in registers; and what it has made of a row while the row is
  * reduced, where there are registers for that too. */
@@ -164,7 +184,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
     row_pipeline<B, RUNG> rows(memory, group);
     const int count = (int)p.rows, step = gridDim.x * R.groups, first = blockIdx.x * R.groups;
     const float per_col = 1.0f / (float)cols;
-    float partial[NV][B::PARTIALS][N] = {}, scale[NV][N];
+    float partial[NV][some(B::PARTIALS)][N] = {}, totals[some(B::TOTALS)] = {}, scale[NV][N];
 #pragma unroll
     for (int k = 0; k < NV; k++) {
         const int c = (threadIdx.x + k * R.threads) * N;
@@ -196,9 +216,11 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
 #pragma unroll
             for (int i = 0; i < B::SUMS; i++) sums[i] += part[i];
         }
-        if (p.dx.data == NULL) continue;
+        if (B::TOTALS == 0 && p.dx.data == NULL) continue;
         group_sums(sums, slots[phase], group * WARPS, WARPS);
         if (!live) continue;
+        if constexpr (B::TOTALS > 0) B::add_totals(facts, sums, totals);
+        if (B::TOTALS > 0 && p.dx.data == NULL) continue;
 #pragma unroll
         for (int i = 0; i < B::SUMS; i++) sums[i] *= per_col;
         const typename B::pull pull = B::pull_of(facts, sums);
@@ -215,6 +237,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
 #pragma unroll
     for (int i = 0; i < B::PARTIALS; i++)
         if (B::gathers(p, i)) store_partial<B, RUNG, N>(p, i, (float *)memory, partial);
+    if constexpr (B::TOTALS > 0) store_totals<B>(p, blockIdx.x * R.groups + group, gridDim.x * R.groups, totals);
 }
 
 /* ---- rows of any width and alignment ---------------------------------------------------------------------------- */
@@ -227,6 +250,8 @@ __global__ void __launch_bounds__(BLOCK, at_most_blocks(BLOCKS, BLOCK))
     int phase = 0;
     const int64_t packs = p.cols / N;
     const float per_col = 1.0f / (float)p.cols;
+    float totals[some(B::TOTALS)] = {};
+    if (B::TOTALS > 0) let_next_kernel_start();
     for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x, phase ^= 1) {
         const T *dy_row = row_at<T>(p.dy, r), *x_row = row_at<T>(p.x, r);
         const typename B::facts facts = B::facts_of(p, r);
@@ -236,13 +261,15 @@ __global__ void __launch_bounds__(BLOCK, at_most_blocks(BLOCKS, BLOCK))
 #pragma unroll
             for (int i = 0; i < N; i++) { /* one by one: 32 registers do not hold three packs as floats */
                 const float dy_i[1] = {to_f32(dy.value[i])};
-                float x_i[1] = {to_f32(x.value[i])}, scale[1], g[1], nowhere[B::PARTIALS][1] = {};
+                float x_i[1] = {to_f32(x.value[i])}, scale[1], g[1], nowhere[some(B::PARTIALS)][1] = {};
                 B::scale(p, r, c * N + i, scale);
                 B::terms(facts, dy_i, scale, x_i, g);
                 B::gather(p, facts, dy_i, g, x_i, sums, nowhere);
             }
         }
         group_sums(sums, slots[phase], 0, (int)blockDim.x / WARP);
+        if constexpr (B::TOTALS > 0) B::add_totals(facts, sums, totals);
+        if (B::TOTALS > 0 && p.dx.data == NULL) continue;
 #pragma unroll
         for (int i = 0; i < B::SUMS; i++) sums[i] *= per_col;
         const typename B::pull pull = B::pull_of(facts, sums);
@@ -263,6 +290,7 @@ __global__ void __launch_bounds__(BLOCK, at_most_blocks(BLOCKS, BLOCK))
             store_pack<T, N>(row_at<T>(p.dx, r) + c * N, dx);
         }
     }
+    if constexpr (B::TOTALS > 0) store_totals<B>(p, blockIdx.x, gridDim.x, totals);
 }
 
 /* One thread per column and partial row: rows block, block + partials, ... */
@@ -271,7 +299,7 @@ __global__ void __launch_bounds__(COLUMN_BLOCK) backward_loop_partials(const __g
     using T = typename B::type;
     const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= p.cols) return;
-    float partial[B::PARTIALS][1] = {};
+    float partial[some(B::PARTIALS)][1] = {};
     const float scale[1] = {0};
     for (int64_t r = blockIdx.y; r < p.rows; r += gridDim.y) {
         const typename B::facts facts = B::facts_of(p, r);
@@ -293,23 +321,26 @@ struct gradients {
     liger_dtype dtype;
 };
 
-/* 32 columns a block: 32 fixed interleaved sums, then those in order. Block y takes the y-th gradient. */
+/* Block y takes the y-th gradient. */
 static __global__ void __launch_bounds__(1024)
     add_partials(const float *partials, int count, int64_t cols, const gradients out) {
     __shared__ float sums[32][33];
-    const int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
     void *const to = blockIdx.y == 0 ? out.to[0] : out.to[1];
     if (to == NULL) return;
-    partials += blockIdx.y * (count * cols);
-    float sum = 0;
+    add_partial_columns(sums, partials + blockIdx.y * (count * cols), count, cols, to, out.dtype);
+}
+
+/* A block for each total: fixed interleaved sums, one a thread, then those in order. */
+static __global__ void __launch_bounds__(COLUMN_BLOCK)
+    add_totals(const float *partials, int count, const totals_to out) {
+    __shared__ float slots[1][MAX_WARPS];
+    const int k = blockIdx.x;
+    float sum[1] = {};
+    if (out.to[k] == NULL) return;
     wait_for_previous_kernel();
-    if (c < cols)
-        for (int r = threadIdx.y; r < count; r += 32) sum += partials[(int64_t)r * cols + c];
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    const float total = warp_sum(sums[threadIdx.x][threadIdx.y]); /* transposed: warp y owns column y */
-    const int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.y;
-    if (threadIdx.x == 0 && column < cols) store_as(to, out.dtype, column, total);
+    for (int i = threadIdx.x; i < count; i += COLUMN_BLOCK) sum[0] += partials[k * count + i];
+    group_sums(sum, slots, 0, COLUMN_BLOCK / WARP);
+    if (threadIdx.x == 0) store_as(out.to[k], out.dtype, out.at[k], sum[0]);
 }
 
 /* ---- launches --------------------------------------------------------------------------------------------------- */
@@ -321,6 +352,17 @@ int rung_of(const liger_context *context, const P &p, bool packable, bool adds) 
     return choose_rung(dynamic_shared_of(context), p.cols / pack_size<T>, adds ? 3 : 2);
 }
 
+template <typename B>
+cudaError_t launch_totals(const liger_context *context, const typename B::problem &p, int count, cudaStream_t stream) {
+    if constexpr (B::TOTALS > 0) {
+        const float *partials = p.workspace + B::PARTIALS * p.partials * p.cols;
+        if (p.workspace == NULL) return cudaSuccess;
+        return launch_next(context, add_totals, dim3(B::TOTALS), dim3(COLUMN_BLOCK), stream, partials, count,
+                           B::totals_of(p));
+    }
+    return cudaSuccess;
+}
+
 template <typename B, int RUNG>
 cudaError_t launch_rung(const liger_context *context, const typename B::problem &p, cudaStream_t stream) {
     constexpr rung R = LADDER[RUNG];
@@ -328,7 +370,7 @@ cudaError_t launch_rung(const liger_context *context, const typename B::problem 
     const cudaError_t error = allow_shared_memory<backward_registers<B, RUNG>>(context, shared);
     if (error != cudaSuccess) return error;
     backward_registers<B, RUNG><<<(unsigned)p.partials, dim3(R.threads, R.groups), shared, stream>>>(p);
-    return cudaSuccess;
+    return launch_totals<B>(context, p, (int)p.partials * R.groups, stream);
 }
 
 template <typename B>
@@ -346,17 +388,20 @@ cudaError_t launch_backward_registers(const liger_context *context, const typena
 }
 
 template <typename B>
-cudaError_t launch_backward_loop(const typename B::problem &p, bool packable, cudaStream_t stream) {
+cudaError_t launch_backward_loop(const liger_context *context, const typename B::problem &p, bool packable,
+                                 cudaStream_t stream) {
     bool gathers = false;
     for (int i = 0; i < B::PARTIALS; i++) gathers = gathers || B::gathers(p, i);
-    if (gathers) {
-        const dim3 grid(grid_size(p.cols, COLUMN_BLOCK), (unsigned)p.partials);
-        backward_loop_partials<B><<<grid, COLUMN_BLOCK, 0, stream>>>(p);
-    }
-    const unsigned grid = grid_size(p.rows, 1);
-    if (p.dx.data && packable) backward_loop_dx<B, pack_size<typename B::type>><<<grid, BLOCK, 0, stream>>>(p);
-    else if (p.dx.data) backward_loop_dx<B, 1><<<grid, BLOCK, 0, stream>>>(p);
-    return cudaSuccess;
+    if constexpr (B::PARTIALS > 0)
+        if (gathers) {
+            const dim3 grid(grid_size(p.cols, COLUMN_BLOCK), (unsigned)p.partials);
+            backward_loop_partials<B><<<grid, COLUMN_BLOCK, 0, stream>>>(p);
+        }
+    const bool walks = p.dx.data || B::TOTALS > 0;
+    const unsigned grid = B::TOTALS > 0 ? grid_size(p.rows, 1, p.partials * LOOP_BLOCKS) : grid_size(p.rows, 1);
+    if (walks && packable) backward_loop_dx<B, pack_size<typename B::type>><<<grid, BLOCK, 0, stream>>>(p);
+    else if (walks) backward_loop_dx<B, 1><<<grid, BLOCK, 0, stream>>>(p);
+    return launch_totals<B>(context, p, (int)grid, stream);
 }
 
 /* Without rows the gradients of parameters are zeros, and there is nothing else. */

@@ -2,6 +2,7 @@
 #ifndef LIGER_CUDA_ROW_NORM_FORWARD_CUH
 #define LIGER_CUDA_ROW_NORM_FORWARD_CUH
 
+#include "liger/cuda/moments.cuh"
 #include "liger/cuda/row_norm_parts.cuh"
 
 namespace row_norm {
@@ -9,58 +10,6 @@ namespace row_norm {
 enum { FORWARD_PACKS = 4 * BLOCK }; /* of a row in registers, at most */
 
 /* ---- statistics: one exchange between the warps of a row -------------------------------------------------------- */
-
-/* The row's mean is `mean` + `missing`, which f32 cannot hold in one number where the row has a large common offset. */
-struct moments {
-    float mean, missing, variance;
-};
-/* Of a warp: its mean is origin + rest, its squares are about that mean. */
-struct alignas(16) moments_share {
-    float origin, rest, squares, count;
-};
-
-/* A value among those of this warp, and how many there are. */
-struct warp_values {
-    float lead, count;
-};
-
-__device__ __forceinline__ float first_lanes_sum(float x, int lanes) {
-    return warp_sum(threadIdx.x % WARP < lanes ? x : 0.0f);
-}
-
-/* All sums are of differences, to a value of the row and then to the warp's mean: nothing cancels, whatever the row's offset,
- * and a row of one value has variance 0. fold(f) is the last s = f(s, values) over the packs of this thread, from 0. */
-template <typename FOLD>
-__device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, float per_col, moments_share *slots,
-                                              int warps) {
-    moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, of.count};
-    const float differences = fold([&](float so_far, const auto &x) {
-        float sum = 0;
-        for (const float value : x) sum += value - mine.origin;
-        return so_far + sum;
-    });
-    mine.rest = of.count > 0 ? warp_sum(differences) / mine.count : 0.0f;
-    const float mean = mine.origin + mine.rest, missing = mine.rest - (mean - mine.origin);
-    const float squares_of_thread = fold([&](float so_far, const auto &x) {
-        float sum = 0;
-        for (const float value : x) sum = fmaf(value - mean, value - mean, sum);
-        return so_far + sum;
-    });
-    mine.squares = fmaf(-mine.count * missing, missing, warp_sum(squares_of_thread));
-    const int lane = threadIdx.x % WARP;
-    float origin = mine.origin;
-    if (warps > 1) {
-        if (lane == 0) slots[threadIdx.x / WARP] = mine;
-        __syncthreads();
-        origin = slots[0].origin;
-        mine = slots[lane < warps ? lane : 0];
-    }
-    const float from_origin = (mine.origin - origin) + mine.rest;
-    const float rest = warps > 1 ? first_lanes_sum(mine.count * from_origin, warps) * per_col : from_origin;
-    const float apart = from_origin - rest, squares = fmaf(mine.count * apart, apart, mine.squares);
-    const float variance = (warps > 1 ? first_lanes_sum(squares, warps) : squares) * per_col, whole = origin + rest;
-    return {whole, rest - (whole - origin), variance < 0.0f ? 0.0f : variance}; /* NaN is not less than 0 */
-}
 
 /* What a formula may ask of a row, once: values() is asked for only where it is needed. */
 template <typename FOLD, typename V, typename S>
@@ -72,13 +21,24 @@ struct row_statistics {
     float per_col;
 
     template <typename TERM>
-    __device__ __forceinline__ float sum(TERM term) const {
-        float total[1] = {fold([&](float sum, const auto &x) {
+    __device__ __forceinline__ float of_thread(TERM term) const {
+        return fold([&](float sum, const auto &x) {
             for (const float value : x) sum = term(sum, value);
             return sum;
-        })};
+        });
+    }
+    template <typename TERM>
+    __device__ __forceinline__ float sum(TERM term) const {
+        float total[1] = {of_thread(term)};
         group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps);
         return total[0];
+    }
+    /* Several, in one exchange. */
+    template <typename... TERMS>
+    __device__ __forceinline__ void sums(float (&total)[sizeof...(TERMS)], TERMS... terms) const {
+        int i = 0;
+        ((total[i++] = of_thread(terms)), ...);
+        group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps);
     }
     __device__ __forceinline__ moments centred() const { return moments_of(fold, values(), per_col, slots, warps); }
 };
@@ -86,12 +46,6 @@ template <typename FOLD, typename V, typename S>
 __device__ __forceinline__ row_statistics<FOLD, V, S> statistics_of(const FOLD &fold, const V &values, S *slots,
                                                                     int64_t cols) {
     return {fold, values, slots, (int)blockDim.x / WARP, 1.0f / (float)cols};
-}
-
-/* How many of the packs between `from` and `packs` a warp has, one a lane. */
-__device__ __forceinline__ int warp_packs(int packs, int from) {
-    const int left = packs - from - (int)threadIdx.x / WARP * WARP;
-    return left < 0 ? 0 : left > WARP ? WARP : left;
 }
 
 /* Whether all parameters are there, known when compiling. */

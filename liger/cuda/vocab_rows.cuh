@@ -168,7 +168,7 @@ struct nothing {};
  * received first. */
 template <typename S, int WARPS, bool CLUSTERED>
 struct exchange {
-    static_assert(sizeof(S) % 8 == 0 || same<S, nothing>::value, "sent in words of 8 bytes");
+    static_assert(sizeof(S) % 8 == 0 || std::is_same_v<S, nothing>, "sent in words of 8 bytes");
     S *slots;                 /* TURNS · clusters · WARPS */
     shared_barrier *barriers; /* TURNS */
     unsigned sent, received;
@@ -222,7 +222,7 @@ struct one_exchange {
     static constexpr int TOGETHER = 1; /* so many vectors of a row are not divided between blocks */
 };
 template <typename F>
-constexpr bool has_more_exchanges = !same<typename F::second_slot, nothing>::value;
+constexpr bool has_more_exchanges = !std::is_same_v<typename F::second_slot, nothing>;
 template <typename F>
 constexpr size_t second_size = has_more_exchanges<F> ? sizeof(typename F::second_slot) : 0;
 

@@ -43,6 +43,11 @@ OPERATORS = {
         "liger_cross_entropy",
     ),
     "experimental.embedding": Exports("LigerEmbeddingFunction", "", ""),
+    "dyt": Exports(
+        "LigerDyTFunction",
+        "LigerDyT",
+        "liger_dyt",
+    ),
     "fused_add_rms_norm": Exports(
         "LigerFusedAddRMSNormFunction fused_add_rms_norm_backward fused_add_rms_norm_forward",
         "LigerFusedAddRMSNorm",
@@ -60,6 +65,11 @@ OPERATORS = {
         "LigerGEGLUMLP",
         "liger_geglu",
     ),
+    "group_norm": Exports(
+        "LigerGroupNormFunction group_norm_backward group_norm_forward",
+        "",
+        "liger_group_norm",
+    ),
     "layer_norm": Exports(
         "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
         "LigerLayerNorm",
@@ -70,10 +80,20 @@ OPERATORS = {
         "LigerModulatedRMSNorm",
         "liger_modulated_rms_norm",
     ),
+    "poly_norm": Exports(
+        "LigerPolyNormFunction poly_norm_backward poly_norm_forward",
+        "LigerPolyNorm",
+        "liger_poly_norm",
+    ),
     "qwen2vl_mrope": Exports(
         "LigerQwen2VLMRopeFunction qwen2vl_mrope_backward qwen2vl_mrope_forward",
         "",
         "liger_qwen2vl_mrope",
+    ),
+    "relu_squared": Exports(
+        "LigerReLUSquaredFunction relu_squared_backward relu_squared_forward",
+        "LigerReLUSquared",
+        "liger_relu_squared",
     ),
     "rms_norm": Exports(
         "LigerRMSNormFunction rms_norm_backward rms_norm_forward",

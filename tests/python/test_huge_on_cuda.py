@@ -139,3 +139,48 @@ def test_rope_of_more_than_2_to_the_30_heads(huge):
         found_q, found_k = ops.LigerRopeFunction.apply(q, k, cos, sin)
         few_q, few_k = ops.LigerRopeFunction.apply(torch.stack([q[0, h] for h in seen])[None], k, cos, sin)
     assert torch.equal(torch.stack([found_q[0, h] for h in seen])[None], few_q) and torch.equal(found_k, few_k)
+
+
+def test_relu_squared_of_more_than_2_to_the_32_elements(huge):
+    x = filled(torch.empty(ROWS, 1, dtype=torch.bfloat16, device=huge))
+    found, few = ops.relu_squared_forward(x), rows_of(x)
+    assert torch.equal(rows_of(found), ops.relu_squared_forward(few))
+    assert torch.equal(rows_of(ops.relu_squared_backward(x, found)), ops.relu_squared_backward(few, rows_of(found)))
+
+
+def test_dyt_of_more_than_2_to_the_32_rows(huge):
+    x = filled(torch.empty(ROWS, 1, dtype=torch.bfloat16, device=huge))
+    few = rows_of(x).requires_grad_()
+    parameters = [torch.tensor([v], device=huge) for v in (0.5, 1.5, 0.25)]
+    found = ops.LigerDyTFunction.apply(x.requires_grad_(), *parameters)
+    expected = ops.LigerDyTFunction.apply(few, *parameters)
+    assert torch.equal(rows_of(found.detach()), expected)
+    found.backward(torch.ones_like(found))
+    expected.backward(torch.ones_like(expected))
+    assert torch.equal(rows_of(x.grad), few.grad) and few.grad.abs().max() > 0
+
+
+def test_poly_norm_of_more_than_2_to_the_32_rows(vast):
+    """x and y: 17 GB; three statistics a row: 52 GB."""
+    x = filled(torch.empty(ROWS, 1, dtype=torch.bfloat16, device=vast))
+    weight, bias = torch.tensor([0.5, 0.25, 1.0], device=vast), torch.tensor(0.5, device=vast)
+    with torch.no_grad():
+        found = ops.LigerPolyNormFunction.apply(x, weight, bias, 0.5)
+        assert torch.equal(rows_of(found), ops.LigerPolyNormFunction.apply(rows_of(x), weight, bias, 0.5))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2**28 + 8), (1, 4, 2**29 + 8)])
+def test_group_norm_of_more_than_2_to_the_31_elements(huge, shape):
+    """A group at a time is the same; of both shapes no sample, and of the second no group, is cut off at 32 bits."""
+    batch, channels, _ = shape
+    x = torch.empty(shape, dtype=torch.bfloat16, device=huge).normal_().requires_grad_()
+    weight, bias = torch.tensor([[0.5, 1.0, 1.5, 2.0], [0.0, 0.5, 1.0, 1.5]], device=huge)
+    found = ops.LigerGroupNormFunction.apply(x, weight, bias, channels, channels, 1e-6)
+    found.backward(found.detach())
+    for b in range(batch):
+        for c in range(channels):
+            part = x.detach()[b : b + 1, c : c + 1].requires_grad_()
+            expected = ops.LigerGroupNormFunction.apply(part, weight[c : c + 1], bias[c : c + 1], 1, 1, 1e-6)
+            expected.backward(expected.detach())
+            assert torch.equal(found.detach()[b : b + 1, c : c + 1], expected)
+            assert torch.equal(x.grad[b : b + 1, c : c + 1], part.grad)

@@ -1,29 +1,12 @@
 /* layer_norm_cpu.c - what LayerNorm does to a row on the CPU; cpu/norm.h makes its kernels, once per instruction set.
  *
  * Three passes over a row that stays in L1/L2 between them: the mean, the variance, the result. */
-#include "liger/cpu/simd.h"
+#include "liger/cpu/moments.h"
 #include "liger/ops/layer_norm/layer_norm_problem.h"
 
 #include <math.h>
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
-
-/* Means over a row: of x - centre, and of its square. */
-struct moments {
-    float first, second;
-};
-
-LIGER_TEMPLATE struct moments moments_of_row(liger_dtype t, const void *x, int64_t cols, float centre, bool second) {
-    v_f32 sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()}, squares[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
-    V_FOR_EACH_CHAIN(i, n, k, 4, cols, {
-        const v_f32 rest = v_first(v_sub(v_load_n(t, x, i, n), v_set(centre)), n);
-        sum[k] = v_add(sum[k], rest);
-        if (second) squares[k] = v_fma(rest, rest, squares[k]);
-    });
-    return (struct moments){.first = v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]))) / (float)cols,
-                            .second = v_sum(v_add(v_add(squares[0], squares[1]), v_add(squares[2], squares[3]))) /
-                                      (float)cols};
-}
 
 LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct layer_norm_forward_problem *p, const void *x,
                               void *y, v_f32 mean, v_f32 rstd) {
@@ -35,18 +18,13 @@ LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct layer_
     });
 }
 
-/* The sum of a row with a large common offset is off by some of the mean's last bits, which count where little else is left of
- * the row: what remains without the mean says by how much. */
 LIGER_TEMPLATE void forward_row(liger_dtype t, liger_dtype tw, const struct layer_norm_forward_problem *p, int64_t r) {
     const size_t element = f_size(t);
     const void *x = row_of(p->x, r, element);
-    const float rough = moments_of_row(t, x, p->cols, 0.0f, false).first;
-    const struct moments rest = moments_of_row(t, x, p->cols, rough, true);
-    const float mean = rough * rough > rest.second ? rough + rest.first : rough;
-    const float variance = rest.second - rest.first * rest.first;
-    const float rstd = 1.0f / sqrtf((variance < 0 ? 0 : variance) + p->epsilon); /* NaN is not less than 0 */
-    scale_row(t, tw, p, x, row_of(p->y, r, element), v_set(mean), v_set(rstd));
-    if (p->mean) p->mean[r] = mean;
+    const struct moments m = moments_of(t, x, p->cols);
+    const float rstd = 1.0f / sqrtf(m.variance + p->epsilon);
+    scale_row(t, tw, p, x, row_of(p->y, r, element), v_set(m.mean), v_set(rstd));
+    if (p->mean) p->mean[r] = m.mean;
     if (p->rstd) p->rstd[r] = rstd;
 }
 

@@ -60,6 +60,7 @@ struct backward {
     using problem = layer_norm_backward_problem;
     static constexpr bool ADDS = false;
     static constexpr int SUMS = 2, PARTIALS = 2; /* of dy·weight and its product with the normal; dweight and dbias */
+    static constexpr int TOTALS = 0;
     struct facts {
         float mean, rstd;
     };
@@ -114,7 +115,7 @@ template <typename T>
 cudaError_t launch_backward(const liger_context *context, const layer_norm_backward_problem &p, bool packable,
                             cudaStream_t stream) {
     const int rung = row_norm::rung_of<T>(context, p, packable, false);
-    if (rung < 0) return row_norm::launch_backward_loop<backward<T>>(p, packable, stream);
+    if (rung < 0) return row_norm::launch_backward_loop<backward<T>>(context, p, packable, stream);
     return row_norm::launch_backward_registers<backward<T>>(context, p, rung, stream);
 }
 

@@ -59,7 +59,7 @@ struct backward {
     using type = T;
     using problem = rms_norm_backward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int SUMS = 1, PARTIALS = 1;
+    static constexpr int SUMS = 1, PARTIALS = 1, TOTALS = 0;
     using facts = float; /* rstd */
     using pull = float;
 
@@ -114,7 +114,7 @@ cudaError_t launch_backward(const liger_context *context, const rms_norm_backwar
                             cudaStream_t stream) {
     const bool adds = p.dsum.data != NULL;
     const int rung = row_norm::rung_of<T>(context, p, packable, adds);
-    if (rung < 0) return row_norm::launch_backward_loop<backward<T, true>>(p, packable, stream);
+    if (rung < 0) return row_norm::launch_backward_loop<backward<T, true>>(context, p, packable, stream);
     if (adds) return row_norm::launch_backward_registers<backward<T, true>>(context, p, rung, stream);
     return row_norm::launch_backward_registers<backward<T, false>>(context, p, rung, stream);
 }

@@ -219,6 +219,11 @@ def parameter(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight if weight.is_contiguous() else weight.contiguous()
 
 
+def constants(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A parameter that all columns share; as the others."""
+    return parameter(tensor, dtype)
+
+
 def absent(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """What a traced operator answers in the place of a result that nobody asked for."""
     return torch.empty(0, dtype=dtype or like.dtype, device=like.device)

@@ -38,6 +38,7 @@ from liger_kernel import _native
 from liger_kernel._native import LigerArgumentError, Wish
 from liger_kernel.ops._memory import (
     absent,
+    constants,
     fresh,
     heads,
     is_plain,
@@ -57,6 +58,7 @@ from liger_kernel.ops._memory import (
 Rows = Annotated[Tensor, rows]  # [..., cols], leading dimensions that fold into at most two strides
 AnyRows = Annotated[Tensor, wide_rows]  # likewise; where an operator's are of several dtypes, all are widened to f32
 Weight = Annotated[Tensor, parameter]  # of the activations' dtype, or f32
+Constants = Annotated[Tensor, constants]  # likewise, but not one for each column
 Matrix = Annotated[Tensor, matrix]  # [rows, cols], rows that do not overlap
 Single = Annotated[Tensor, single]  # f32
 Heads = Annotated[Tensor, heads]  # [batch, heads, seq, dim] of any strides
@@ -247,12 +249,13 @@ class Operator:
         """The same with every tensor brought to what the library takes; what it still refuses is an error in words."""
         given = self._complete(args)
         dtypes = {v.dtype for a, v in zip(self.inputs, given) if a.prepare is wide_rows and v is not None}
-        widened = (a.prepare in (wide_rows, parameter) for a in self.inputs)
+        widened = (a.prepare in (wide_rows, parameter, constants) for a in self.inputs)
         require_float(self.name, **{a.name: v for a, v, wide in zip(self.inputs, given, widened) if wide})
         mixed = len(dtypes) > 1
         if mixed and self._mixed is not None:
             return self._mixed(*args)
-        parameters = {v.dtype for a, v in zip(self.inputs, given) if a.prepare is parameter and v is not None}
+        shared = (parameter, constants)
+        parameters = {v.dtype for a, v in zip(self.inputs, given) if a.prepare in shared and v is not None}
         ready = self._prepare(given, torch.float32 if mixed or len(parameters) > 1 else given[0].dtype)
         flags = iter(args[len(self.inputs) :])
         likes = self.likes(*given)
@@ -417,10 +420,25 @@ class Operator:
         return tuple([g if need else None for g, need in zip(derivative(*args, *needs), needs)])
 
 
+class KeepsStatistics(Operator):
+    """The second of its two results is f32, of a shape for which there is no wish: its description makes it itself."""
+
+    def statistics(self, *given: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _new(self, wish: Wish, likes: tuple, ready: list) -> Tensor:
+        return self.statistics(*ready) if wish.kind == Wish.PER_ROW.kind else super()._new(wish, likes, ready)
+
+    def fake(self, *args: Any) -> Any:
+        return new_rows(args[0]), self.statistics(*args)
+
+
 __all__ = [
     "TABLE",
     "Asked",
+    "Constants",
     "Heads",
+    "KeepsStatistics",
     "LigerArgumentError",
     "Made",
     "Operator",
