@@ -143,4 +143,4 @@ test-aarch64: $(TOOLS) ## cross build, reduced driver under emulation
 	@tools/system_packages.sh aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu qemu-aarch64=qemu-user
 	@test -f build/aarch64/build.ninja || cmake --preset aarch64
 	@cmake --build build/aarch64 -j $(JOBS)
-	qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/liger_test $(AARCH64_TEST)
+	LIGER_TEST_EMULATED=1 qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/liger_test $(AARCH64_TEST)

@@ -65,6 +65,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, T
     return rms_norm(total, weight), total
 
 
+def modulated_rms_norm(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    groups = x.view(scale.shape[0], -1, x.shape[1])
+    return (rms_norm(groups, weight) * (1 + scale[:, None]) + shift[:, None]).view(x.shape)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
 
@@ -94,6 +99,23 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def softmax(x: Tensor) -> Tensor:
     return torch.softmax(x.float(), -1).to(x.dtype)
+
+
+def attn_res(v: Tensor, query: Tensor, norm: Tensor) -> Tensor:
+    scores = torch.einsum("d,nbtd->nbt", query, rms_norm(v, norm))
+    return torch.einsum("nbt,nbtd->btd", scores.softmax(0), v)
+
+
+def embedding(weight: Tensor, indices: Tensor) -> Tensor:
+    return F.embedding(indices, weight)
+
+
+def sparsemax(x: Tensor) -> Tensor:
+    wide = x.float()
+    z = wide.sort(-1, descending=True).values
+    sums, count = z.cumsum(-1), torch.arange(1, x.shape[-1] + 1, device=x.device)
+    size = (1 + count * z > sums).sum(-1, keepdim=True)
+    return (wide - (sums.gather(-1, size - 1) - 1) / size).clamp(min=0).to(x.dtype)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -133,6 +155,12 @@ def _add_norm_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, more, weight], upstream=[*plain.upstream, _normal(tuple(shape), dtype, device, 6)], rotated=2)
 
 
+def _modulated_inputs(shape, dtype, device) -> Inputs:
+    """8 samples."""
+    plain = _norm_inputs(shape, dtype, device)
+    return Inputs([*plain.diff, *(_normal((8, shape[1]), dtype, device, s) for s in (7, 8))], upstream=plain.upstream)
+
+
 def _layer_norm_inputs(shape, dtype, device) -> Inputs:
     plain = _norm_inputs(shape, dtype, device)
     return Inputs([*plain.diff, _normal(shape[1:], dtype, device, 7, 0.1)], upstream=plain.upstream)
@@ -163,6 +191,21 @@ def _gated_inputs(shape, dtype, device) -> Inputs:
 
 def _softmax_inputs(shape, dtype, device) -> Inputs:
     return Inputs([_normal(shape, dtype, device, 1)], upstream=[_normal(shape, dtype, device, 3)])
+
+
+def _attn_res_inputs(shape, dtype, device) -> Inputs:
+    blocks, rows, hidden = shape
+    query = _normal((hidden,), dtype, device, 2, hidden**-0.5)
+    norm = 1 + _normal((hidden,), dtype, device, 4, 0.1)
+    v = _normal((blocks, 1, rows, hidden), dtype, device, 1)
+    return Inputs([v, query, norm], upstream=[_normal((1, rows, hidden), dtype, device, 3)])
+
+
+def _embedding_inputs(shape, dtype, device) -> Inputs:
+    tokens, hidden, vocab = shape
+    indices = torch.randint(vocab, (tokens,), generator=torch.Generator(device=device).manual_seed(5), device=device)
+    upstream = _normal((tokens, hidden), dtype, device, 3)
+    return Inputs([_normal((vocab, hidden), dtype, device, 1)], [indices], [upstream], rotated=0)
 
 
 def _loss_inputs(shape, dtype, device) -> Inputs:
@@ -206,6 +249,14 @@ OPERATORS = {
     "add_rms_norm": Operator(
         _add_norm_inputs, add_rms_norm, "LigerFusedAddRMSNormFunction", "fused_add_rms_norm", _CASTING, passes=8
     ),
+    "modulated_rms_norm": Operator(
+        _modulated_inputs,
+        modulated_rms_norm,
+        "LigerModulatedRMSNormFunction",
+        "modulated_rms_norm",
+        _CASTING,
+        passes=5,
+    ),
     "layer_norm": Operator(
         _layer_norm_inputs, layer_norm, "LigerLayerNormFunction", "layer_norm", (EPSILON,), passes=5
     ),
@@ -214,6 +265,10 @@ OPERATORS = {
     "swiglu": Operator(_gated_inputs, swiglu, "LigerSiLUMulFunction", "swiglu", passes=8),
     "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
     "softmax": Operator(_softmax_inputs, softmax, "LigerSoftmaxFunction", "softmax", passes=5),
+    "attn_res": Operator(_attn_res_inputs, attn_res, "LigerAttnResFunction", "attn_res", (EPSILON,), passes=3),
+    "embedding": Operator(_embedding_inputs, embedding, "LigerEmbeddingFunction", "experimental.embedding", passes=1),
+    # of random rows backward reads next to nothing
+    "sparsemax": Operator(_softmax_inputs, sparsemax, "LigerSparsemaxFunction", "sparsemax", (-1,), passes=3),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -252,6 +307,12 @@ class Row:
         if self.op in ("rope", "mrope"):
             batch, seq, heads, kv_heads, dim = self.shape
             elements = batch * seq * (heads + kv_heads) * dim
+        elif self.op == "attn_res":
+            blocks, rows, hidden = self.shape
+            elements = (blocks + 2 / 3) * rows * hidden  # v twice and its gradient; h and its gradient
+        elif self.op == "embedding":
+            tokens, hidden, vocab = self.shape
+            elements = (3 * tokens + vocab) * hidden
         else:
             elements = self.shape[0] * self.shape[1]
         return operator.passes * size * float(elements), operator.products * 2.0 * math.prod(self.shape)
@@ -263,13 +324,25 @@ CUDA_ROWS = [
     Row("RMSNorm 16384x8192", "norm", "rms_norm", (16384, 8192), bar_ms=0.332, bar_mb=521),
     Row("RMSNorm 16384x16384", "norm", "rms_norm", (16384, 16384), bar_ms=0.663, bar_mb=1034),
     Row("add+RMSNorm 16384x4096", "norm", "add_rms_norm", (16384, 4096), intermediate=True, bar_ms=0.268, bar_mb=390),
+    Row("modulated RMSNorm 16384x4096", "norm", "modulated_rms_norm", (16384, 4096)),
     Row("LayerNorm 16384x4096", "norm", "layer_norm", (16384, 4096), bar_ms=0.171, bar_mb=262),
     Row("RoPE 4x4096, 32+8 heads x 128", "pointwise", "rope", (4, 4096, 32, 8, 128), bar_ms=0.166, bar_mb=321),
     Row("M-RoPE 4x4096, 32+8 heads x 128", "pointwise", "mrope", (4, 4096, 32, 8, 128)),
     Row("SwiGLU 16384x14336", "pointwise", "swiglu", (16384, 14336), bar_ms=0.869, bar_mb=1344),
     Row("GeGLU 16384x14336", "pointwise", "geglu", (16384, 14336), bar_ms=0.865, bar_mb=1344),
-    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096)),
-    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768)),
+    Row("AttnRes 8 of 8192x4096", "norm", "attn_res", (8, 8192, 4096)),
+    Row(
+        "Embedding 16384x4096, V=128256",
+        "pointwise",
+        "embedding",
+        (16384, 4096, 128256),
+        bar_ms=0.363,
+        bar_mb=1132,
+    ),
+    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096), bar_ms=0.166, bar_mb=256),
+    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768), bar_ms=0.636, bar_mb=1024),
+    Row("Sparsemax 4096x4096 fp32", "pointwise", "sparsemax", (4096, 4096), "float32", bar_ms=0.086, bar_mb=132),
+    Row("Sparsemax 4096x32768 fp32", "pointwise", "sparsemax", (4096, 32768), "float32", bar_ms=0.56, bar_mb=1042),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -300,6 +373,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
     return [
         Row(f"RMSNorm 2048x1024 {short}", "norm", "rms_norm", (2048, 1024), dtype),
         Row(f"RMSNorm 2048x4096 {short}", "norm", "rms_norm", (2048, 4096), dtype),
+        Row(f"modulated RMSNorm 2048x1024 {short}", "norm", "modulated_rms_norm", (2048, 1024), dtype),
         Row(f"LayerNorm 2048x1024 {short}", "norm", "layer_norm", (2048, 1024), dtype),
         Row(f"LayerNorm 2048x4096 {short}", "norm", "layer_norm", (2048, 4096), dtype),
         Row(f"RoPE 2x1024, 16+8 heads x 64 {short}", "pointwise", "rope", (2, 1024, 16, 8, 64), dtype),
@@ -309,6 +383,10 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"GeGLU 2048x2816 {short}", "pointwise", "geglu", (2048, 2816), dtype),
         Row(f"GeGLU 2048x11008 {short}", "pointwise", "geglu", (2048, 11008), dtype),
         Row(f"Softmax 2048x4096 {short}", "pointwise", "softmax", (2048, 4096), dtype),
+        Row(f"AttnRes 8 of 512x1024 {short}", "norm", "attn_res", (8, 512, 1024), dtype),
+        Row(f"Embedding 2048x1024, V=32000 {short}", "pointwise", "embedding", (2048, 1024, 32000), dtype),
+        Row(f"Sparsemax 1024x4096 {short}", "pointwise", "sparsemax", (1024, 4096), dtype),
+        Row(f"Sparsemax 256x32768 {short}", "pointwise", "sparsemax", (256, 32768), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

@@ -17,7 +17,7 @@ add_custom_command(
   COMMAND "${CMAKE_COMMAND}" -E touch "${CMAKE_BINARY_DIR}/binding_ops.c"
   DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/tools/gen_binding.py" "${ops_def}" ${room_headers}
   COMMENT "Generating binding_ops.c" VERBATIM COMMAND_EXPAND_LISTS)
-set(binding_sources binding arguments contexts dispatch_word errors results torch_functions torch_threads)
+set(binding_sources binding arguments contexts dispatch_word errors host_memory results torch_functions torch_threads)
 list(TRANSFORM binding_sources REPLACE "(.+)" "${native_dir}/\\1.c")
 add_library(liger_binding MODULE ${binding_sources} "${CMAKE_BINARY_DIR}/binding_ops.c")
 target_compile_definitions(liger_binding PRIVATE Py_LIMITED_API=0x030A0000)

@@ -10,14 +10,18 @@
 #include "liger/core/tensor.h"
 #include "liger/core/version.h"
 
+#include "liger/ops/attn_res/attn_res.h"
 #include "liger/ops/cross_entropy/cross_entropy.h"
+#include "liger/ops/embedding/embedding.h"
 #include "liger/ops/geglu/geglu.h"
 #include "liger/ops/layer_norm/layer_norm.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "liger/ops/modulated_rms_norm/modulated_rms_norm.h"
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rope/rope.h"
 #include "liger/ops/scale/scale.h"
 #include "liger/ops/softmax/softmax.h"
+#include "liger/ops/sparsemax/sparsemax.h"
 #include "liger/ops/swiglu/swiglu.h"
 
 #endif

@@ -29,4 +29,25 @@ static inline int64_t norm_partials(int32_t multiprocessors, int64_t rows, int64
     return rows < most ? rows : most;
 }
 
+/* Rows that come in groups, each with parameters of its own, whose gradients are sums over the group. With few groups each is
+ * summed up in parts; with many a unit (a block of threads, a chunk) takes one group after the other. The workspace is
+ * [3, units, cols]: two sums of each part, and then what each group, or each unit, adds to the sums over all rows. */
+struct norm_groups {
+    int64_t groups, group_rows;
+    int64_t parts, part_rows; /* of a group */
+    int64_t units;
+};
+
+static inline struct norm_groups norm_groups_of(int32_t multiprocessors, int64_t rows, int64_t groups,
+                                                int64_t row_bytes) {
+    enum { NARROW = 2048 }; /* narrower rows have fewer threads, not fewer units */
+    const int64_t most = norm_partials(multiprocessors, rows, row_bytes < NARROW ? (int64_t)NARROW : row_bytes);
+    struct norm_groups plan = {groups, groups ? rows / groups : 0, 1, 0, 0};
+    if (groups > 0 && groups < most) plan.parts = most / groups;
+    if (plan.parts > plan.group_rows) plan.parts = plan.group_rows ? plan.group_rows : 1;
+    plan.part_rows = (plan.group_rows + plan.parts - 1) / plan.parts;
+    plan.units = plan.parts > 1 ? groups * plan.parts : groups < most ? groups : most;
+    return plan;
+}
+
 #endif

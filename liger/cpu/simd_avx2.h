@@ -33,6 +33,11 @@ LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) {
 }
 LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return _mm256_blendv_ps(no, yes, m); }
+LIGER_TEMPLATE uint32_t v_bits_of(v_mask m) { return (uint32_t)_mm256_movemask_ps(m); }
+LIGER_TEMPLATE v_mask v_mask_of(uint32_t bits) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), lane), lane));
+}
 
 LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return _mm256_loadu_ps(p); }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { _mm256_storeu_ps(p, x); }

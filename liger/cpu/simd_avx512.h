@@ -24,6 +24,8 @@ LIGER_TEMPLATE v_f32 v_round(v_f32 a) { return _mm512_roundscale_ps(a, _MM_FROUN
 LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) { return _mm512_scalef_ps(a, n); }
 LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return _mm512_mask_blend_ps(m, no, yes); }
+LIGER_TEMPLATE uint32_t v_bits_of(v_mask m) { return m; }
+LIGER_TEMPLATE v_mask v_mask_of(uint32_t bits) { return (v_mask)bits; }
 
 LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return _mm512_loadu_ps(p); }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { _mm512_storeu_ps(p, x); }

@@ -20,6 +20,11 @@ LIGER_TEMPLATE v_f32 v_fma(v_f32 a, v_f32 b, v_f32 c) { return a * b + c; }
 LIGER_TEMPLATE v_f32 v_fnma(v_f32 a, v_f32 b, v_f32 c) { return c - a * b; }
 LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return (v_mask)(a < b); }
 LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return (v_f32)(((v_mask)yes & m) | ((v_mask)no & ~m)); }
+LIGER_TEMPLATE uint32_t v_bits_of(v_mask m) { return (uint32_t)((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8)); }
+LIGER_TEMPLATE v_mask v_mask_of(uint32_t bits) {
+    const int32_t b = (int32_t)bits;
+    return (v_mask)(((v_mask){b & 1, b & 2, b & 4, b & 8}) != 0);
+}
 LIGER_TEMPLATE v_f32 v_max(v_f32 a, v_f32 b) { return v_select((v_mask)(a > b), a, b); }
 LIGER_TEMPLATE v_f32 v_min(v_f32 a, v_f32 b) { return v_select((v_mask)(a < b), a, b); }
 LIGER_TEMPLATE v_f32 v_abs(v_f32 a) { return (v_f32)((v_mask)a & (v_mask)v_set(f32_of_bits(0x7fffffffu))); }

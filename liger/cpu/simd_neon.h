@@ -18,6 +18,9 @@ LIGER_TEMPLATE v_f32 v_fma(v_f32 a, v_f32 b, v_f32 c) { return vfmaq_f32(c, a, b
 LIGER_TEMPLATE v_f32 v_fnma(v_f32 a, v_f32 b, v_f32 c) { return vfmsq_f32(c, a, b); }
 LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return vcltq_f32(a, b); }
 LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return vbslq_f32(m, yes, no); }
+LIGER_TEMPLATE v_mask lane_bits(void) { return (v_mask){1, 2, 4, 8}; }
+LIGER_TEMPLATE uint32_t v_bits_of(v_mask m) { return vaddvq_u32(vandq_u32(m, lane_bits())); }
+LIGER_TEMPLATE v_mask v_mask_of(uint32_t bits) { return vtstq_u32(vdupq_n_u32(bits), lane_bits()); }
 /* As on x86, b if either is NaN: vmaxq_f32 would return NaN always. */
 LIGER_TEMPLATE v_f32 v_max(v_f32 a, v_f32 b) { return v_select(vcgtq_f32(a, b), a, b); }
 LIGER_TEMPLATE v_f32 v_min(v_f32 a, v_f32 b) { return v_select(vcltq_f32(a, b), a, b); }

@@ -47,6 +47,11 @@ __device__ __forceinline__ int64_t index_at(const void *indices, liger_dtype dty
     return dtype == LIGER_I32 ? (int64_t)((const int32_t *)indices)[i] : ((const int64_t *)indices)[i];
 }
 
+/* The i-th of values whose dtype is known at run time only. */
+__device__ __forceinline__ float load_as(const void *from, liger_dtype dtype, int64_t i) {
+    if (dtype == LIGER_F32) return ((const float *)from)[i];
+    return dtype == LIGER_F16 ? to_f32(((const f16 *)from)[i]) : to_f32(((const bf16 *)from)[i]);
+}
 /* Stores x as the i-th of values whose dtype is known at run time only. */
 __device__ __forceinline__ void store_as(void *to, liger_dtype dtype, int64_t i, float x) {
     if (dtype == LIGER_F32) ((float *)to)[i] = x;

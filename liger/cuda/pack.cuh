@@ -100,6 +100,27 @@ __device__ __forceinline__ void round_all(float (&x)[N]) {
     }
 }
 
+/* N parameters of type T or f32 as floats. */
+template <typename T, int N>
+__device__ __forceinline__ void load_parameters(const void *parameters, liger_dtype dtype, int64_t c, float (&out)[N]) {
+    if (sizeof(T) < sizeof(float) && dtype != LIGER_F32) unpack(load_shared<T, N>((const T *)parameters + c), out);
+    else unpack(load_shared<float, N>((const float *)parameters + c), out);
+}
+
+/* N floats to parameters of type T or f32. */
+template <typename T, int N>
+__device__ __forceinline__ void store_parameters(void *parameters, liger_dtype dtype, int64_t c, const float (&x)[N]) {
+    if (sizeof(T) < sizeof(float) && dtype != LIGER_F32) {
+        pack<T, N> out;
+        repack(x, out);
+        store_pack<T, N>((T *)parameters + c, out);
+    } else {
+        pack<float, N> out;
+        repack(x, out);
+        store_pack<float, N>((float *)parameters + c, out);
+    }
+}
+
 template <typename T>
 __device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
     return (T *)rows.data + liger_row_offset(rows, r);

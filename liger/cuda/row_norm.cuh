@@ -17,22 +17,28 @@
  *     shares, measure(p, row)  the statistics of a row: from row.sum(f), Σ by s = f(s, x), with shares = float, or from
  *                              row.centred() with shares = moments_share
  *     keep(p, r, statistics)
- *     has_parameters(p), has_all_parameters(p), parameters<N>: load(p, c)
+ *     has_parameters(p), has_all_parameters(p), parameters<N>: load(p, r, c)
  *     apply<ALL>(p, statistics, parameters, x)               x becomes y; ALL: all parameters are there
  *
  *   Backward B: type, problem (rows, cols, dy, x, dx, partials, workspace)
  *     ADDS                     p.dsum is added to dx; as above
  *     facts, facts_of(p, r)    what forward has kept of a row
- *     scale(p, c, w)           the weights of a pack
+ *     scale(p, r, c, w)        the weights of a pack; the same for every row but where rows come in groups
  *     terms(facts, dy, w, x, g)    g = dy·w; x becomes what the sums and dx need of it
  *     SUMS, PARTIALS, gather(p, facts, dy, g, x, sums, partial)   adds to sums over the row and over rows
  *     pull, pull_of(facts, means), dx_of(facts, pull, g, x)  what a row's sums, divided by cols, have to say to its dx
  *     gathers(p, i)            is the i-th partial row asked for?
+ *
+ *   Where rows come in groups with parameters of their own (row_norm_grouped.cuh), problem has plan too, B adds up two sums
+ *   over rows, ADDS nothing, has no gathers, and
+ *     finish_group(p, group, c, sums, all, first)   a group's sums are complete: writes its gradients, and adds its part in
+ *                              the sums over all rows to `all`, where `first` says that nothing is there yet
  */
 #ifndef LIGER_CUDA_ROW_NORM_CUH
 #define LIGER_CUDA_ROW_NORM_CUH
 
 #include "liger/cuda/row_norm_backward.cuh"
 #include "liger/cuda/row_norm_forward.cuh"
+#include "liger/cuda/row_norm_grouped.cuh"
 
 #endif

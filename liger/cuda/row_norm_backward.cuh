@@ -14,12 +14,8 @@ enum {
     COUNTABLE_ROWS = 1 << 30 /* rows and a few steps more are an int */
 };
 
-/* N parameters of type T or f32 as floats. */
-template <typename T, int N>
-__device__ __forceinline__ void load_parameters(const void *parameters, liger_dtype dtype, int64_t c, float (&out)[N]) {
-    if (sizeof(T) < sizeof(float) && dtype != LIGER_F32) unpack(load_shared<T, N>((const T *)parameters + c), out);
-    else unpack(load_shared<float, N>((const float *)parameters + c), out);
-}
+using ::load_parameters;
+using ::store_parameters;
 
 /* ---- the parameters' gradients in registers --------------------------------------------------------------------- */
 
@@ -172,7 +168,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
 #pragma unroll
     for (int k = 0; k < NV; k++) {
         const int c = (threadIdx.x + k * R.threads) * N;
-        if (c < cols) B::scale(p, c, scale[k]);
+        if (c < cols) B::scale(p, 0, c, scale[k]);
     }
     let_next_kernel_start();
     int r = first + group, stage = 0, phase = 0;
@@ -223,8 +219,8 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
 
 /* ---- rows of any width and alignment ---------------------------------------------------------------------------- */
 
-template <typename B, int N>
-__global__ void __launch_bounds__(BLOCK, at_most_blocks(LOOP_BLOCKS, BLOCK))
+template <typename B, int N, int BLOCKS = LOOP_BLOCKS>
+__global__ void __launch_bounds__(BLOCK, at_most_blocks(BLOCKS, BLOCK))
     backward_loop_dx(const __grid_constant__ typename B::problem p) {
     using T = typename B::type;
     __shared__ float slots[2][B::SUMS][MAX_WARPS];
@@ -241,7 +237,7 @@ __global__ void __launch_bounds__(BLOCK, at_most_blocks(LOOP_BLOCKS, BLOCK))
             for (int i = 0; i < N; i++) { /* one by one: 32 registers do not hold three packs as floats */
                 const float dy_i[1] = {to_f32(dy.value[i])};
                 float x_i[1] = {to_f32(x.value[i])}, scale[1], g[1], nowhere[B::PARTIALS][1] = {};
-                B::scale(p, c * N + i, scale);
+                B::scale(p, r, c * N + i, scale);
                 B::terms(facts, dy_i, scale, x_i, g);
                 B::gather(p, facts, dy_i, g, x_i, sums, nowhere);
             }
@@ -257,7 +253,7 @@ __global__ void __launch_bounds__(BLOCK, at_most_blocks(LOOP_BLOCKS, BLOCK))
             for (int i = 0; i < N; i++) {
                 const float dy_i[1] = {to_f32(dx.value[i])};
                 float x_i[1] = {to_f32(x.value[i])}, scale[1], g[1];
-                B::scale(p, c * N + i, scale);
+                B::scale(p, r, c * N + i, scale);
                 B::terms(facts, dy_i, scale, x_i, g);
                 float value = B::dx_of(facts, pull, g[0], x_i[0]);
                 if constexpr (B::ADDS)

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
     typename F::template parameters<N> columns[NV];
     constexpr bool AHEAD = !F::WIDE && sizeof columns <= 64;
     const bool has_parameters = F::has_parameters(p);
-    if (AHEAD && has_parameters) columns[0].load(p, within(0));
+    if (AHEAD && has_parameters) columns[0].load(p, r, within(0));
     const auto fold = [&](auto f) {
         float sum = 0;
 #pragma unroll
@@ -177,8 +177,8 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
 #pragma unroll
         for (int k = 0; k < NV; k++) {
             if (!AHEAD && column(k) >= cols) continue;
-            if (!AHEAD && has_parameters) columns[k].load(p, column(k));
-            if (AHEAD && has_parameters && k + 1 < NV) columns[k + 1].load(p, within(k + 1));
+            if (!AHEAD && has_parameters) columns[k].load(p, r, column(k));
+            if (AHEAD && has_parameters && k + 1 < NV) columns[k + 1].load(p, r, within(k + 1));
             float values[N];
             unpack(row[k], values);
             F::template apply<decltype(complete)::value>(p, statistics, columns[k], values);
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
         for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
             pack<T, N> out = *(const pack<T, N> *)(row + c * N);
             typename F::template parameters<N> columns;
-            if (F::has_parameters(p)) columns.load(p, c * N);
+            if (F::has_parameters(p)) columns.load(p, r, c * N);
             float values[N];
             unpack(out, values);
             F::template apply<false>(p, statistics, columns, values);

@@ -6,7 +6,7 @@
  *   summed    (vocab_rows_summed.cuh)    nothing is written but a few numbers a row
  *
  * What threads find out of their parts of a row is a slot, with empty(), merge() and warp_merge(); it is merged in a fixed
- * order, so that the bits never change. Here is what the three share: rows, parts of rows in registers, and the exchange. */
+ * order, so that the bits never change. Here is what they share: rows, parts of rows in registers, and the exchange. */
 #ifndef LIGER_CUDA_VOCAB_ROWS_CUH
 #define LIGER_CUDA_VOCAB_ROWS_CUH
 
@@ -85,6 +85,15 @@ struct row_part {
             *(uint4 *)&vector[j] = at.has(j) ? stage[j * at.step] : make_uint4(beyond, beyond, beyond, beyond);
     }
     __device__ __forceinline__ float value(int k) const { return to_f32(vector[k / N].value[k % N]); }
+    /* What is made of these values is made again where it is used. Widened values, say, would else be kept over a loop, in
+     * registers of their own. */
+    __device__ __forceinline__ void forget() {
+#pragma unroll
+        for (int j = 0; j < VECTORS; j++) {
+            uint4 &raw = *(uint4 *)&vector[j];
+            asm volatile("" : "+r"(raw.x), "+r"(raw.y), "+r"(raw.z), "+r"(raw.w));
+        }
+    }
     /* For a target that is no part of the sum: its exponential is added where nothing can cancel. */
     __device__ __forceinline__ void remove(int k) {
 #pragma unroll
@@ -126,9 +135,11 @@ __device__ __forceinline__ void write_part(T *row, const P &at, F value) {
     row += at.first * (int64_t)N;
 #pragma unroll
     for (int j = 0; j < VECTORS; j++) {
-        pack<T, N> out;
+        float values[N];
 #pragma unroll
-        for (int k = 0; k < N; k++) out.value[k] = from_f32<T>(value(j * N + k));
+        for (int k = 0; k < N; k++) values[k] = value(j * N + k);
+        pack<T, N> out;
+        repack(values, out);
         if (at.has(j)) store_pack(row + j * at.step * N, out);
     }
 }
@@ -150,11 +161,14 @@ __device__ __forceinline__ int own_value(const P &at, int y) {
  * used again only after everybody has been seen behind it. */
 enum { TURNS = 4 };
 
+/* The slot of an exchange that is not made. */
+struct nothing {};
+
 /* All warps of a block or cluster tell each other what they found: one place per warp and turn. What is sent first is
  * received first. */
 template <typename S, int WARPS, bool CLUSTERED>
 struct exchange {
-    static_assert(sizeof(S) % 8 == 0, "sent in words of 8 bytes");
+    static_assert(sizeof(S) % 8 == 0 || same<S, nothing>::value, "sent in words of 8 bytes");
     S *slots;                 /* TURNS · clusters · WARPS */
     shared_barrier *barriers; /* TURNS */
     unsigned sent, received;
@@ -179,7 +193,8 @@ struct exchange {
             shared_barrier_arrive(barriers + turn);
         }
     }
-    __device__ __forceinline__ S receive(S empty) {
+    /* What has come to this lane: the lanes of a warp have received everything, each something else. */
+    __device__ __forceinline__ S receive_part(S empty) {
         const int lane = threadIdx.x % WARP, turn = received % TURNS, parity = received / TURNS % 2;
         const int count = (CLUSTERED ? cluster_size() : 1) * WARPS;
         const S *const here = slots + turn * count;
@@ -188,14 +203,31 @@ struct exchange {
         S all = lane < count ? here[lane] : empty;
 #pragma unroll 1
         for (int i = lane + WARP; i < count; i += WARP) all = merge(all, here[i]);
-        return warp_merge(all);
+        return all;
+    }
+    __device__ __forceinline__ S receive(S empty) { return warp_merge(receive_part(empty)); }
+    __device__ __forceinline__ S all(S mine, S empty) {
+        send(mine);
+        return receive(empty);
     }
 };
 
 /* ---- formulas ------------------------------------------------------------------------------------------------------- */
 
+/* What a formula inherits that is content with one exchange per row. Another says what further ones carry: its second half
+ * gets them as an argument, `again`, and calls again.all(slot, empty) as often as it likes, all threads as often as each
+ * other. Of the first exchange it gets what has come to its lane, and merges it itself. */
+struct one_exchange {
+    using second_slot = nothing;
+    static constexpr int TOGETHER = 1; /* so many vectors of a row are not divided between blocks */
+};
+template <typename F>
+constexpr bool has_more_exchanges = !same<typename F::second_slot, nothing>::value;
+template <typename F>
+constexpr size_t second_size = has_more_exchanges<F> ? sizeof(typename F::second_slot) : 0;
+
 /* A formula for which every row is read, and all that is known of one is in its slot, inherits what it need not say. */
-struct every_row {
+struct every_row : one_exchange {
     struct batch {};
     struct state {
         int key;

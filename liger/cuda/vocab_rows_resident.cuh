@@ -19,10 +19,12 @@
  *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
  *                                                  member is `key`
  *   slot, empty(), merge, warp_merge               what is exchanged: 8·n bytes
+ *   second_slot, TOGETHER                          see one_exchange
  *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
  *                                                  thread must have received all that it needs of other threads' values
  *                                                  before it sends, so they must enter the slot
- *   second_half(p, b, at, r, stage, state, all, loaded)   writes; loaded(): the stage has been read
+ *   second_half(p, b, at, r, stage, state, all, loaded)   writes; loaded(): the stage has been read. With further exchanges:
+ *                                                  (..., part, loaded, again)
  *   skip(p, at, r)                                 writes what a skipped row gets
  */
 #ifndef LIGER_CUDA_VOCAB_ROWS_RESIDENT_CUH
@@ -97,22 +99,29 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     resident_kernel(const __grid_constant__ typename F::problem p) {
     using T = typename F::type;
     using slot = typename F::slot;
+    using second_slot = typename F::second_slot;
     using state_type = typename F::state;
     constexpr int STAGE = F::INPUTS * F::VECTORS * THREADS;
     extern __shared__ uint4 shared[];
-    __shared__ shared_barrier barriers[TURNS];
+    __shared__ shared_barrier barriers[has_more_exchanges<F> ? 2 * TURNS : TURNS];
     __shared__ typename F::batch b; /* not in registers: there are none to spare */
     static_assert(sizeof barriers + sizeof b <= STATIC_SHARED, "beside its dynamic shared memory");
     const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
-    const int vectors = (int)(F::cols(p) / pack_size<T>), per_block = (vectors + clusters - 1) / clusters;
+    const int vectors = (int)(F::cols(p) / pack_size<T>);
+    const int per_block = ((vectors + clusters - 1) / clusters + F::TOGETHER - 1) / F::TOGETHER * F::TOGETHER;
     const int begin = rank * per_block, end = begin + per_block;
     const place<THREADS> at = {begin + (int)threadIdx.x, end < vectors ? end : vectors};
     const int step = (int)gridDim.x / clusters;
-    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {(slot *)(shared + RING * STAGE), barriers, 0, 0};
+    static_assert(F::VECTORS * THREADS % F::TOGETHER == 0, "a block's share of a row");
+    slot *const slots = (slot *)(shared + RING * STAGE);
+    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {slots, barriers, 0, 0};
+    exchange<second_slot, THREADS / WARP, CLUSTERED> again = {
+        (second_slot *)(slots + TURNS * clusters * (THREADS / WARP)), barriers + TURNS, 0, 0};
     uint4 *const stages = shared + threadIdx.x;
     if (threadIdx.x == 0) {
         b = F::batch_of(p);
         exchanged.init();
+        if constexpr (has_more_exchanges<F>) again.init();
     }
 
     const auto row_of = [&](int i) { return from_the_end(p.rows, i); };
@@ -133,8 +142,10 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
         uint4 *const other = stages + (stage ^ 1) * STAGE;
         const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, other); };
         if (i != start && before.key != SKIPPED) {
-            const slot all = exchanged.receive(F::empty());
-            F::second_half(p, b, at, row_of(i - step), other, before, all, fetch_coming);
+            const int64_t r = row_of(i - step);
+            const slot part = exchanged.receive_part(F::empty());
+            if constexpr (has_more_exchanges<F>) F::second_half(p, b, at, r, other, before, part, fetch_coming, again);
+            else F::second_half(p, b, at, r, other, before, warp_merge(part), fetch_coming);
         } else {
             fetch_coming();
             if (i != start) F::skip(p, at, row_of(i - step));
@@ -162,7 +173,7 @@ constexpr shape choose_shape(size_t available, bool clusters, int64_t vectors) {
     shape s = {1, block, 0};
     while (s.clusters < (clusters ? MAX_CLUSTER : 1) && threads > (int64_t)s.clusters * block) s.clusters++;
     s.shared = (size_t)RING * F::INPUTS * F::VECTORS * block * PACK_BYTES +
-               TURNS * sizeof(typename F::slot) * s.clusters * (block / WARP);
+               TURNS * (sizeof(typename F::slot) + second_size<F>)*s.clusters * (block / WARP);
     if (threads > (int64_t)s.clusters * block || s.shared > available) return {0, 0, 0};
     return s;
 }
@@ -238,9 +249,9 @@ cudaError_t launch_resident(const liger_context *context, const typename F::prob
         choose_shape<F>(dynamic_shared_of(context), context->cuda->clusters, F::cols(p) / pack_size<typename F::type>);
     if (s.clusters == 0) return cudaSuccess;
     if (s.clusters > 1) return launch_shape<F, F::MOST_THREADS, true>(context, p, s, stream, done);
-    if constexpr (F::LEAST_THREADS <= 128)
-        if (s.threads == 128) return launch_shape<F, 128, false>(context, p, s, stream, done);
-    if constexpr (F::MOST_THREADS > 512)
+    if constexpr (F::LEAST_THREADS < 512)
+        if (s.threads == F::LEAST_THREADS) return launch_shape<F, F::LEAST_THREADS, false>(context, p, s, stream, done);
+    if constexpr (F::LEAST_THREADS <= 512 && F::MOST_THREADS > 512)
         if (s.threads == 512) return launch_shape<F, 512, false>(context, p, s, stream, done);
     return launch_shape<F, F::MOST_THREADS, false>(context, p, s, stream, done);
 }

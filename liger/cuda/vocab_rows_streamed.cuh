@@ -17,6 +17,8 @@
  *   facts, facts_of(p, b, r, state, slot)     what has come out, for every thread
  *   writes(p), write(p, facts, packs, i)   the second walk
  *   finish(p, b, r, state, slot, facts)       by one thread, after all that was written
+ *   second_slot                       see one_exchange. With further exchanges: settle(p, r, part, again) instead of facts, write
+ *                                     and finish; it may walk() as often as it needs
  */
 #ifndef LIGER_CUDA_VOCAB_ROWS_STREAMED_CUH
 #define LIGER_CUDA_VOCAB_ROWS_STREAMED_CUH
@@ -88,36 +90,48 @@ __device__ __forceinline__ void store_anywhere(T *to, const pack<T, N> &out) {
     }
 }
 
-template <typename F, typename X>
+template <typename F, typename X, typename Y>
 __device__ __forceinline__ void streamed_row(const typename F::problem &p, const typename F::batch &b, int64_t r,
-                                             int64_t key, X &exchanged) {
+                                             int64_t key, X &exchanged, Y &again) {
     typename F::slot s = F::empty();
     const typename F::state state = F::state_of(p, r, key, s);
     walk<F>(p, r, [&](const auto &raw, int64_t i) { F::push(p, state, s, raw, i); });
     exchanged.send(s);
-    s = exchanged.receive(F::empty());
-    const typename F::facts facts = F::facts_of(p, b, r, state, s);
-    if (F::writes(p)) {
-        walk<F>(p, r, [&](const auto &raw, int64_t i) { F::write(p, facts, raw, i); });
-        __syncthreads(); /* what finish() replaces has been written */
+    s = exchanged.receive_part(F::empty());
+    if constexpr (has_more_exchanges<F>) {
+        F::settle(p, r, s, again);
+        return;
+    } else {
+        s = warp_merge(s);
+        const typename F::facts facts = F::facts_of(p, b, r, state, s);
+        if (F::writes(p)) {
+            walk<F>(p, r, [&](const auto &raw, int64_t i) { F::write(p, facts, raw, i); });
+            __syncthreads(); /* what finish() replaces has been written */
+        }
+        if (threadIdx.x == 0) F::finish(p, b, r, state, s, facts);
     }
-    if (threadIdx.x == 0) F::finish(p, b, r, state, s, facts);
 }
 
 template <typename F>
 __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __grid_constant__ typename F::problem p) {
     constexpr int WARPS = STREAMED_THREADS / WARP;
     using slot = typename F::slot;
+    using second_slot = typename F::second_slot;
     __shared__ slot slots[TURNS * WARPS];
-    __shared__ shared_barrier barriers[TURNS];
+    __shared__ second_slot second_slots[has_more_exchanges<F> ? TURNS * WARPS : 1];
+    __shared__ shared_barrier barriers[has_more_exchanges<F> ? 2 * TURNS : TURNS];
     exchange<slot, WARPS, false> exchanged = {slots, barriers, 0, 0};
-    if (threadIdx.x == 0) exchanged.init();
+    exchange<second_slot, WARPS, false> again = {second_slots, barriers + TURNS, 0, 0};
+    if (threadIdx.x == 0) {
+        exchanged.init();
+        if constexpr (has_more_exchanges<F>) again.init();
+    }
     __syncthreads();
     const typename F::batch b = F::batch_of(p);
     for (int64_t i = blockIdx.x; i < p.rows; i += gridDim.x) {
         const int64_t r = from_the_end(p.rows, i), key = F::key(p, r);
         if (F::skip(p, r, key)) continue;
-        streamed_row<F>(p, b, r, key, exchanged);
+        streamed_row<F>(p, b, r, key, exchanged, again);
     }
 }
 

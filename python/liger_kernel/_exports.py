@@ -21,6 +21,8 @@ class Exports:
     modules     in `liger_kernel.transformers.<operator>`: what stands in `liger_kernel.transformers` too
     functional  in the same file: what stands in `liger_kernel.transformers.functional` too
     disable     its other names in LIGER_DISABLE
+
+    Modules and functions of an operator in a folder of its own may be left out: they are offered there.
     """
 
     ops: str
@@ -30,11 +32,17 @@ class Exports:
 
 
 OPERATORS = {
+    "attn_res": Exports(
+        "LigerAttnResFunction attn_res_backward attn_res_forward",
+        "",
+        "liger_attn_res",
+    ),
     "cross_entropy": Exports(
         "LigerCrossEntropyFunction cross_entropy_backward cross_entropy_forward",
         "LigerCrossEntropyLoss",
         "liger_cross_entropy",
     ),
+    "experimental.embedding": Exports("LigerEmbeddingFunction", "", ""),
     "fused_add_rms_norm": Exports(
         "LigerFusedAddRMSNormFunction fused_add_rms_norm_backward fused_add_rms_norm_forward",
         "LigerFusedAddRMSNorm",
@@ -57,6 +65,11 @@ OPERATORS = {
         "LigerLayerNorm",
         "liger_layer_norm",
     ),
+    "modulated_rms_norm": Exports(
+        "LigerModulatedRMSNormFunction modulated_rms_norm_backward modulated_rms_norm_forward",
+        "LigerModulatedRMSNorm",
+        "liger_modulated_rms_norm",
+    ),
     "qwen2vl_mrope": Exports(
         "LigerQwen2VLMRopeFunction qwen2vl_mrope_backward qwen2vl_mrope_forward",
         "",
@@ -76,6 +89,11 @@ OPERATORS = {
         "LigerSoftmaxFunction softmax_backward softmax_forward",
         "LigerSoftmax",
         "liger_softmax",
+    ),
+    "sparsemax": Exports(
+        "LigerSparsemaxFunction",
+        "LigerSparsemax",
+        "liger_sparsemax",
     ),
     "swiglu": Exports(
         "LigerFusedGateUpSiLUMulFunction LigerSiLUMulFunction swiglu_backward swiglu_forward "
@@ -97,7 +115,8 @@ FAMILIES = tuple(
 
 def names_to_disable() -> frozenset[str]:
     """What LIGER_DISABLE may say."""
-    return frozenset(OPERATORS).union(*(row.disable.split() for row in OPERATORS.values()))
+    names = frozenset(operator.rpartition(".")[2] for operator in OPERATORS)
+    return names.union(*(row.disable.split() for row in OPERATORS.values()))
 
 
 def homes(folder: str, column: str) -> dict[str, str]:

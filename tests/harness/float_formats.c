@@ -106,7 +106,7 @@ static inline void store_float(struct format f, liger_dtype dtype, void *element
 }
 
 static void store_integer(liger_dtype dtype, void *element, double value) {
-    const int32_t i32 = isfinite(value) && fabs(value) < 0x1p31 ? (int32_t)value : 0;
+    const int32_t i32 = value >= -0x1p31 && value < 0x1p31 ? (int32_t)value : 0;
     const int64_t i64 = isfinite(value) && fabs(value) < 0x1p62 ? (int64_t)value : 0;
     if (dtype == LIGER_I32) memcpy(element, &i32, 4);
     if (dtype == LIGER_I64) memcpy(element, &i64, 8);

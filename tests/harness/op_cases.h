@@ -43,7 +43,8 @@ enum tensor_kind {
     KIND_WEIGHT, /* T or f32: the driver runs both */
     KIND_F32,
     KIND_INDEX, /* i64 or i32: the driver runs both */
-    KIND_I64    /* always i64 */
+    KIND_I64,   /* always i64 */
+    KIND_I32    /* always i32: words of bits */
 };
 
 /* Data beyond N(0, 1): mode range runs every ordinary case with each of these. */

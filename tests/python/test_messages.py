@@ -14,7 +14,7 @@ import liger_kernel.transformers as lk  # noqa: E402
 from liger_kernel.transformers.messages import MESSAGES  # noqa: E402
 
 SOURCES = [path.read_text() for path in pathlib.Path(lk.__file__).parent.rglob("*.py") if path.name != "messages.py"]
-CALL = re.compile(r'warn(?:_once)?\(\s*logger,\s*(?:module,\s*|model,\s*|cls,\s*)?"([a-z-]+)"(.*?)\)\n', re.S)
+CALL = re.compile(r'warn(?:_once)?\(\s*logger,\s*(?:(?:module|model|cls|owner|about),\s*)?"([a-z-]+)"(.*?)\)\n', re.S)
 
 
 def test_each_text_is_used_and_each_use_has_a_text():

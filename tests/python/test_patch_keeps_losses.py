@@ -93,6 +93,22 @@ def test_the_base_model_gets_every_keyword_then():
     assert all(options.keys() <= keywords for keywords in seen) and len(seen) == 2
 
 
+@both_ways
+@pytest.mark.parametrize("options", [{"return_dict": True}, {"past_key_values": None}, {"past_key_values": "new"}])
+def test_a_loss_is_not_given_what_the_stock_forward_keeps(options, way):
+    def build():
+        model = tiny_llama.build()
+        model.loss_function = lambda logits, labels, vocab_size: plain_loss(logits, labels, vocab_size)
+        return model
+
+    def one_step(model):
+        given = {n: transformers.DynamicCache(config=model.config) if v == "new" else v for n, v in options.items()}
+        return step(model, **given)
+
+    expected = one_step(build())
+    assert_same_step(one_step(apply(build, way)), expected, 1e-4)
+
+
 class Padded(transformers.LlamaForCausalLM):
     """Its head has columns for tokens that there are not."""
 

@@ -393,16 +393,15 @@ def test_an_activation_that_is_changed_later_is_called(way, change, again, caplo
 
 @pytest.mark.parametrize(("way", "part"), [("class", "all"), ("instance", "all"), ("instance", "norm")])
 def test_a_model_of_another_dtype_computes_as_stock(way, part):
-    """Its rotary embedding has the dtype of the queries; without it, what stands on this model."""
     ids, labels = tiny_llama.batch()
     steps = []
     for patch in (False, True):
         revert_liger_kernel()
         if patch and way == "class":
-            apply_liger_kernel_to_llama(rope=False)
+            apply_liger_kernel_to_llama()
         model = tiny_llama.build()
         if patch and way == "instance":
-            apply_liger_kernel_to_llama(model=model, rope=False)
+            apply_liger_kernel_to_llama(model=model)
         (model if part == "all" else model.model.norm).double()
         if part == "norm":
             model.lm_head.double()

@@ -22,7 +22,7 @@ from llama_patching import (  # noqa: E402
 
 from liger_kernel.transformers import apply_liger_kernel_to_llama, revert_liger_kernel  # noqa: E402
 from liger_kernel.transformers import functional as liger_functional  # noqa: E402
-from liger_kernel.transformers.model import causal_lm, loss_utils  # noqa: E402
+from liger_kernel.transformers.model import causal_lm, lm_head, loss_utils  # noqa: E402
 from liger_kernel.transformers.model.fused_forward import (  # noqa: E402
     LANGUAGE_MODEL,
     fused_forward,
@@ -299,7 +299,10 @@ def compiled_step(model, **inputs):
 
 
 @pytest.mark.parametrize("hooked", [False, True])
-def test_compiles_without_graph_breaks(device, hooked):
+@pytest.mark.parametrize("forgets", [None, False])
+def test_compiles_without_graph_breaks(device, hooked, forgets, monkeypatch):
+    if forgets is not None:  # as before torch 2.13
+        monkeypatch.setattr(lm_head, "_forgets_what_was_deleted", lambda: forgets)
     model = tiny_llama.build(device)
     ids, labels = tiny_llama.batch(device)
     apply_liger_kernel_to_llama(model=model)
@@ -317,6 +320,8 @@ def test_compiles_without_graph_breaks(device, hooked):
         raise cause
     gradients = {name.removeprefix("_orig_mod."): gradient for name, gradient in gradients.items()}
     assert_same_step((output, gradients), expected_step)
+    assert (output.logits is None) == (not hooked or lm_head._forgets_what_was_deleted())
+    assert "forward" not in model.lm_head.__dict__
 
 
 @pytest.mark.parametrize("bias", [False, True])

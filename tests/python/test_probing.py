@@ -155,6 +155,109 @@ def test_a_norm_that_does_more_in_training_or_for_another_argument_is_left_alone
     assert "model.norm" not in apply_liger_kernel(model)
 
 
+class Clamps(RoundsLate):
+    """A guard against values that a 16-bit float cannot hold."""
+
+    def forward(self, x):
+        return super().forward(x.clamp(-1e3, 1e3))
+
+
+class EpsilonBehindTheRoot(Halved):
+    """It shows only where the input is small."""
+
+    def forward(self, x):
+        wide = x.float()
+        return (self.weight.float() * wide / (wide.pow(2).mean(-1, keepdim=True).sqrt() + 1e-6)).to(x.dtype)
+
+
+@pytest.mark.parametrize("make", [Clamps, EpsilonBehindTheRoot])
+def test_a_norm_that_differs_for_other_values_is_left_alone(make):
+    model = build("SeedOssForCausalLM", head_dim=8)
+    model.model.norm = make(model.model.norm)
+    assert "model.norm" not in apply_liger_kernel(model)
+
+
+class ClampsTheGate(nn.Module):
+    def __init__(self, mlp):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, x):
+        return self.down_proj(nn.functional.silu(self.gate_proj(x).clamp(max=10.0)) * self.up_proj(x))
+
+
+def test_an_mlp_with_a_limit_is_left_alone():
+    model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.0, attention_dropout=0.0)
+    model.model.layers[0].mlp = ClampsTheGate(model.model.layers[0].mlp)
+    done = apply_liger_kernel(model)
+    assert "model.layers.0.mlp" not in done and done["model.layers.1.mlp"] == "LigerSwiGLUMLP"
+
+
+class ScaledByANumber(Halved):
+    scale = 1.0
+
+    def forward(self, x):
+        scale = self.scale * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (self.weight.float() * x.float() * scale).to(x.dtype)
+
+
+class WithALimit(ClampsTheGate):
+    limit = None
+
+    def forward(self, x):
+        gate = self.gate_proj(x)
+        return self.down_proj(
+            nn.functional.silu(gate if self.limit is None else gate.clamp(max=self.limit)) * self.up_proj(x)
+        )
+
+
+def with_a_scale(model):
+    model.model.norm = ScaledByANumber(model.model.norm)
+
+
+def set_scale(model):
+    model.model.norm.scale = 2.0
+
+
+def with_a_limit(model):
+    model.model.layers[0].mlp = WithALimit(model.model.layers[0].mlp)
+
+
+def set_limit(model):
+    model.model.layers[0].mlp.limit = 0.1
+
+
+def set_dropout(model):
+    for layer in model.model.layers:
+        layer.mlp.residual_dropout = 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "change"),
+    [
+        (with_a_scale, "model.norm", set_scale),
+        (with_a_limit, "model.layers.0.mlp", set_limit),
+        (lambda model: None, "model.layers.1.mlp", set_dropout),
+    ],
+)
+def test_a_number_of_a_module_that_is_set_later_counts(make, path, change):
+    models = [build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.0, attention_dropout=0.0) for _ in range(2)]
+    for model in models:
+        make(model)
+    assert path in apply_liger_kernel(models[1])
+    losses = []
+    for changed in (False, True):
+        steps = []
+        for model in models:
+            if changed:
+                change(model)
+            torch.manual_seed(3)
+            steps.append(run(model, **tiny_models.batch()))
+        assert_same_step(steps[1], steps[0], 1e-4)
+        losses.append(float(steps[0][0].loss))
+    assert losses[0] != losses[1]
+
+
 def test_an_mlp_that_drops_in_training_is_left_alone():
     model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.5, attention_dropout=0.0).eval()
     done = apply_liger_kernel(model)
@@ -211,6 +314,79 @@ def test_a_forward_that_does_more_is_not_fused(cls, fused, dtype):
     options = {name: value for name, value in tiny_llama.config().to_dict().items() if name != "model_type"}
     model = cls(OfNoFamily(**options)).to(dtype).train()
     assert (FUSED in apply_liger_kernel(model).values()) == fused
+
+
+class CapsLogits(OwnLoss):
+    """Those of a model that is not trained yet are far below."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits, loss = self.lm_head(hidden).clamp(-50, 50), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+class WithANumber(OwnLoss):
+    """As Bamba has one."""
+
+    z_loss_coefficient = 0.0
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            if self.z_loss_coefficient > 0:
+                loss = loss + self.z_loss_coefficient * helper(logits)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+def helper(logits):
+    return logits.float().logsumexp(-1).square().mean()
+
+
+class WithANumberOfTheConfig(OwnLoss):
+    """As GraniteSWA and HyperCLOVA X have one."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits, loss = self.lm_head(hidden) * self.config.logits_scaling, None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+def of_no_family(cls):
+    options = {name: value for name, value in tiny_llama.config().to_dict().items() if name != "model_type"}
+    torch.manual_seed(0)
+    return cls(OfNoFamily(**options, logits_scaling=1.0)).train()
+
+
+def test_a_forward_that_caps_its_logits_is_not_fused():
+    done = apply_liger_kernel(of_no_family(CapsLogits))
+    assert FUSED not in done.values() and "model.norm" in done
+
+
+def set_coefficient(model):
+    model.z_loss_coefficient = 0.1
+
+
+def set_scaling(model):
+    model.config.logits_scaling = 2.0
+
+
+@pytest.mark.parametrize(("cls", "change"), [(WithANumber, set_coefficient), (WithANumberOfTheConfig, set_scaling)])
+def test_a_number_that_is_set_later_counts(cls, change):
+    models = [of_no_family(cls), of_no_family(cls)]
+    assert FUSED in apply_liger_kernel(models[1]).values()
+    for changed in (False, True):
+        if changed:
+            for model in models:
+                change(model)
+        expected, step = (run(model, **tiny_models.batch()) for model in models)
+        assert_same_step(step, expected, 1e-4)
+        assert (step[0].logits is None) == (not changed)
 
 
 def test_trying_leaves_modes_buffers_and_random_numbers_as_they_were():

@@ -179,3 +179,19 @@ def test_a_refused_call_keeps_nothing():
         with pytest.raises(TypeError, match="epsilon"):
             _native.rms_norm_forward(y, None, Wish.LIKE, Wish.PER_ROW, None, 0.0, 0)
     assert live() <= before  # what other tests left behind may go meanwhile
+
+
+@pytest.mark.parametrize(
+    ("number", "features", "taken_back"),
+    [("0x0005", "011001" + "0" * 58, True), ("0x0005", "011000" + "0" * 58, False), ("0x0002", "1" * 64, False)],
+)
+def test_a_balloon_that_reports_free_pages(tmp_path, number, features, taken_back):
+    """Among devices that are none, or say less of themselves."""
+    for name, files in {"virtio0": {}, "virtio1": {"device": "0x0005\n"}, "virtio2": {"device": number + "\n"}}.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    (tmp_path / "virtio2" / "features").write_text(features + "\n")
+    _native.load()
+    assert _native.is_host_memory_taken_back(str(tmp_path)) is taken_back
+    assert _native.is_host_memory_taken_back(str(tmp_path / "none")) is False

@@ -35,6 +35,9 @@ def test_tensors_without_dimensions(case, device, monkeypatch, plain_torch):
             if case.name == "softmax":  # of a scalar it is 1, as torch's
                 assert case(*scalar)[0] == 1
                 continue
+            if case.name == "embedding" and position == 1:  # one row
+                assert case(*scalar)[0].dim() == 1
+                continue
             with pytest.raises(ValueError, match="dimension|shape"):
                 case(*scalar)
 

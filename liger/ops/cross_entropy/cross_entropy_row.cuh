@@ -42,7 +42,7 @@ __device__ __forceinline__ batch batch_of(const problem &p) {
 
 /* What every formula says of its rows. */
 template <typename T>
-struct logits_row {
+struct logits_row : vocab_rows::one_exchange {
     using type = T;
     using problem = cross_entropy::problem;
     using batch = cross_entropy::batch;

@@ -31,7 +31,7 @@ struct forward {
     template <int N>
     struct parameters {
         pack<TW, N> weight, bias;
-        __device__ __forceinline__ void load(const problem &p, int64_t c) {
+        __device__ __forceinline__ void load(const problem &p, int64_t, int64_t c) {
             if (p.weight) weight = load_shared<TW, N>((const TW *)p.weight + c);
             if (p.bias) bias = load_shared<TW, N>((const TW *)p.bias + c);
         }
@@ -70,7 +70,7 @@ struct backward {
     static __device__ __forceinline__ facts facts_of(const problem &p, int64_t r) { return {p.mean[r], p.rstd[r]}; }
 
     template <int N>
-    static __device__ __forceinline__ void scale(const problem &p, int64_t c, float (&weight)[N]) {
+    static __device__ __forceinline__ void scale(const problem &p, int64_t, int64_t c, float (&weight)[N]) {
         if (p.weight) row_norm::load_parameters<T>(p.weight, p.weight_dtype, c, weight);
 #pragma unroll
         for (int i = 0; i < N; i++) weight[i] = p.weight ? weight[i] : 1.0f;

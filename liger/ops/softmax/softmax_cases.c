@@ -29,12 +29,15 @@ static struct tensor_spec view(const struct op_case *c, const char *name, enum t
     return spec;
 }
 
-/* Widths: 1, odd, around the blocks of the CPU; on CUDA a block of each size, clusters, and what no cluster holds. */
+/* Widths: 1, odd, around the blocks of the CPU; on CUDA one warp, several and the most that registers hold, a block of each
+ * size, clusters, and what no cluster holds. */
 #define SHAPES                                                                                                         \
     {.label = "3x7x37", .size = {3, 3, 7, 37}}, {.label = "one element", .size = {1, 0, 0, 1}},                        \
         {.label = "one row", .size = {1, 0, 0, 40007}}, {.label = "6x2x512", .size = {3, 6, 2, 512}},                  \
-        {.label = "1031x8", .size = {2, 0, 1031, 8}}, {.label = "4x9x1", .size = {3, 4, 9, 1}},                        \
-        {.label = "9x1025", .size = {2, 0, 9, 1025}}, {.label = "300x4104", .size = {2, 0, 300, 4104}, .large = true}, \
+        {.label = "7x264", .size = {2, 0, 7, 264}}, {.label = "5x4096", .size = {2, 0, 5, 4096}},                      \
+        {.label = "3x8200", .size = {2, 0, 3, 8200}}, {.label = "1031x8", .size = {2, 0, 1031, 8}},                    \
+        {.label = "4x9x1", .size = {3, 4, 9, 1}}, {.label = "9x1025", .size = {2, 0, 9, 1025}},                        \
+        {.label = "300x4104", .size = {2, 0, 300, 4104}, .large = true},                                               \
         {.label = "7x32000", .size = {2, 0, 7, 32000}},                                                                \
         {.label = "3x128256", .size = {2, 0, 3, 128256}, .large = true},                                               \
         {.label = "3x300001", .size = {2, 0, 3, 300001}, .large = true},                                               \

@@ -1,9 +1,7 @@
 /* softmax_cuda.cu - softmax on CUDA: two formulas for the kernels of cuda/vocab_rows.cuh. Forward reads one row and writes
- * one, backward reads two: at the speed of memory as long as a row fits into the shared memory of a cluster. */
+ * one, backward reads two: at the speed of memory as long as a row fits into registers or the shared memory of a cluster. */
 #include "liger/core/kernel_table.h"
-#include "liger/cuda/launch.cuh"
-#include "liger/cuda/vocab_rows_resident.cuh"
-#include "liger/cuda/vocab_rows_streamed.cuh"
+#include "liger/cuda/vocab_rows_launch.cuh"
 #include "liger/ops/softmax/softmax_problem.h"
 
 namespace {
@@ -15,7 +13,7 @@ struct forward_row : vocab_rows::every_row {
     using type = T;
     using problem = softmax_forward_problem;
     using slot = softmax_state;
-    enum { INPUTS = 1, VECTORS = 4, LEAST_THREADS = 128, MOST_THREADS = 1024 };
+    enum { INPUTS = 1, VECTORS = 4, LEAST_THREADS = 512, MOST_THREADS = 1024, NARROW_THREADS = 1024 };
     using part = vocab_rows::row_part<T, VECTORS>;
 
     static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
@@ -42,6 +40,30 @@ struct forward_row : vocab_rows::every_row {
         const float share = 1.0f / all.sum;
         vocab_rows::write_part<VECTORS>(row_at<T>(p.y, r), at,
                                         [&](int k) { return softmax_term(x.value(k), unit) * share; });
+    }
+
+    /* In registers there is room for the terms: one exponential per element. They are relative to the thread's maximum, and
+     * one factor makes them shares of the row. */
+    template <int V>
+    struct kept {
+        float max, term[V * pack_size<T>];
+    };
+    static constexpr uint32_t BEYOND = vocab_rows::MINUS_INFINITY<T>;
+    template <int V>
+    static __device__ __forceinline__ slot sum_up(const vocab_rows::row_part<T, V> (&x)[1], kept<V> &own) {
+        own.max = softmax_max(x[0].max());
+        const softmax_unit unit = softmax_unit_of(own.max);
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int k = 0; k < x[0].COUNT; k++) sum[k % 4] += own.term[k] = softmax_term(x[0].value(k), unit);
+        return {own.max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
+    }
+    template <int V, typename P>
+    static __device__ __forceinline__ void write_out(const problem &p, const P &at, int64_t r,
+                                                     const vocab_rows::row_part<T, V> (&)[1], const kept<V> &own,
+                                                     const slot &all) {
+        const float share = softmax_rescale(own.max, softmax_unit_of(all.max)) / all.sum;
+        vocab_rows::write_part<V>(row_at<T>(p.y, r), at, [&](int k) { return own.term[k] * share; });
     }
 
     struct facts {
@@ -89,14 +111,15 @@ struct dot {
 __device__ __forceinline__ dot merge(dot a, dot b) { return {a.sum + b.sum, 0.0f}; }
 __device__ __forceinline__ dot warp_merge(dot a) { return {warp_sum(a.sum), 0.0f}; }
 
-/* Half the vectors of forward: two rows share the shared memory. */
+/* Half the vectors of forward: two rows share registers and shared memory. */
 template <typename T>
 struct backward_row : vocab_rows::every_row {
     using type = T;
     using problem = softmax_backward_problem;
     using slot = dot;
-    enum { INPUTS = 2, VECTORS = 2, LEAST_THREADS = 128, MOST_THREADS = 1024 };
-    using part = vocab_rows::row_part<T, VECTORS>;
+    enum { INPUTS = 2, VECTORS = 2, LEAST_THREADS = 1024, MOST_THREADS = 1024, NARROW_THREADS = 1024 };
+    template <int V>
+    using part = vocab_rows::row_part<T, V>;
 
     static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
     static __device__ __forceinline__ const T *input(const problem &p, int k, int64_t r) {
@@ -104,29 +127,43 @@ struct backward_row : vocab_rows::every_row {
     }
     static __device__ __forceinline__ slot empty() { return {0.0f, 0.0f}; }
 
+    template <int V>
+    struct kept {};
+    static constexpr uint32_t BEYOND = vocab_rows::ZERO;
+    template <int V>
+    static __device__ __forceinline__ slot sum_up(const part<V> (&of)[2], kept<V> &) {
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int k = 0; k < of[0].COUNT; k++) sum[k % 4] += of[1].value(k) * of[0].value(k);
+        return {(sum[0] + sum[1]) + (sum[2] + sum[3]), 0.0f};
+    }
+    template <int V, typename P>
+    static __device__ __forceinline__ void write_out(const problem &p, const P &at, int64_t r, const part<V> (&of)[2],
+                                                     const kept<V> &, const slot &all) {
+        vocab_rows::write_part<V>(row_at<T>(p.dx, r), at,
+                                  [&](int k) { return of[1].value(k) * (of[0].value(k) - all.sum); });
+    }
+
     template <typename P>
-    static __device__ __forceinline__ void load(const P &at, const uint4 *stage, part &dy, part &y) {
-        dy.load(at, stage, vocab_rows::ZERO);
-        y.load(at, vocab_rows::input_stage<backward_row>(at, stage, 1), vocab_rows::ZERO);
+    static __device__ __forceinline__ void load(const P &at, const uint4 *stage, part<VECTORS> (&of)[2]) {
+        of[0].load(at, stage, BEYOND);
+        of[1].load(at, vocab_rows::input_stage<backward_row>(at, stage, 1), BEYOND);
     }
     template <typename P>
     static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
                                                       state &) {
-        part dy, y;
-        load(at, stage, dy, y);
-        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-        for (int k = 0; k < part::COUNT; k++) sum[k % 4] += y.value(k) * dy.value(k);
-        return {(sum[0] + sum[1]) + (sum[2] + sum[3]), 0.0f};
+        part<VECTORS> of[2];
+        kept<VECTORS> nothing;
+        load(at, stage, of);
+        return sum_up(of, nothing);
     }
     template <typename P, typename L>
     static __device__ __forceinline__ void second_half(const problem &p, const batch &, const P &at, int64_t r,
                                                        const uint4 *stage, const state &, const slot &all, L loaded) {
-        part dy, y;
-        load(at, stage, dy, y);
+        part<VECTORS> of[2];
+        load(at, stage, of);
         loaded();
-        vocab_rows::write_part<VECTORS>(row_at<T>(p.dx, r), at,
-                                        [&](int k) { return y.value(k) * (dy.value(k) - all.sum); });
+        write_out(p, at, r, of, kept<VECTORS>{}, all);
     }
 
     struct facts {
@@ -161,15 +198,6 @@ struct backward_row : vocab_rows::every_row {
     }
 };
 
-template <typename F>
-liger_status run(liger_context *context, const typename F::problem &p, bool packable, const char *op,
-                 liger_stream stream) {
-    bool done = false;
-    LIGER_TRY(cuda_status(vocab_rows::launch_resident<F>(context, p, packable, (cudaStream_t)stream, &done), op));
-    if (!done) vocab_rows::launch_streamed<F>(p, (cudaStream_t)stream);
-    return launched(context, op, stream);
-}
-
 } // namespace
 
 extern "C" liger_status softmax_forward_cuda(liger_context *context, const softmax_forward_problem *problem,
@@ -180,7 +208,8 @@ extern "C" liger_status softmax_forward_cuda(liger_context *context, const softm
     const bool packable =
         p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) && rows_are_packable(p.y, element);
     liger_status status = LIGER_OK;
-    LIGER_FOR_FLOAT(p.dtype, T, status = run<forward_row<T>>(context, p, packable, "softmax_forward", stream))
+    LIGER_FOR_FLOAT(p.dtype, T,
+                    status = vocab_rows::launch_rows<forward_row<T>>(context, p, packable, "softmax_forward", stream))
     return status;
 }
 
@@ -192,6 +221,7 @@ extern "C" liger_status softmax_backward_cuda(liger_context *context, const soft
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.dy, element) &&
                           rows_are_packable(p.y, element) && rows_are_packable(p.dx, element);
     liger_status status = LIGER_OK;
-    LIGER_FOR_FLOAT(p.dtype, T, status = run<backward_row<T>>(context, p, packable, "softmax_backward", stream))
+    LIGER_FOR_FLOAT(p.dtype, T,
+                    status = vocab_rows::launch_rows<backward_row<T>>(context, p, packable, "softmax_backward", stream))
     return status;
 }

@@ -40,6 +40,7 @@ class Wish(int):
     PER_ROW: Wish  # one float32 for each row of the source
     PER_ROW_SAME: Wish  # one value of the source's dtype for each of its rows
     PER_ROW_I64: Wish
+    PER_ROW_BITS: Wish  # one bit for each element of a row, in words of int32: [rows, (cols + 31) // 32]
     SCALAR: Wish  # one float32, no dimensions
     SCALAR_SAME: Wish  # of the source's dtype
     SCRATCH: Wish  # a workspace as large as the call needs

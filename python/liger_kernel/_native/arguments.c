@@ -8,7 +8,7 @@
 #include "errors.h"
 #include "torch_functions.h"
 
-enum { HUGE_RESULT = 4 << 20, UNKNOWN_DTYPE = 1000 };
+enum { UNKNOWN_DTYPE = 1000 };
 
 /* Steals `number`. */
 static int take_int64(PyObject *number, int64_t *value) {
@@ -135,8 +135,7 @@ static int make(binding_call *call, int index, liger_tensor *tensor) {
     if (made == NULL) return 0;
     call->made[call->made_count++] = made;
     if (!take_data(call, index, made, tensor)) return 0;
-    const size_t bytes = bytes_of(tensor);
-    if (call->device == LIGER_DEVICE_CPU && bytes >= HUGE_RESULT) results_ask_huge(tensor->data, bytes);
+    if (call->device == LIGER_DEVICE_CPU) host_memory_ask_huge(tensor->data, bytes_of(tensor));
     return 1;
 }
 

@@ -71,8 +71,16 @@ static PyObject *ask_for_huge_pages(PyObject *self, PyObject *arguments) {
     (void)self;
     unsigned long long address, bytes;
     if (!PyArg_ParseTuple(arguments, "KK", &address, &bytes)) return NULL;
-    results_ask_huge((void *)(uintptr_t)address, (size_t)bytes);
+    host_memory_ask_huge((void *)(uintptr_t)address, (size_t)bytes);
     Py_RETURN_NONE;
+}
+
+/* is_host_memory_taken_back(folder): see host_memory.c; for reports */
+static PyObject *is_host_memory_taken_back(PyObject *self, PyObject *arguments) {
+    (void)self;
+    const char *folder;
+    if (!PyArg_ParseTuple(arguments, "s", &folder)) return NULL;
+    return PyBool_FromLong(host_memory_is_taken_back(folder));
 }
 
 static PyMethodDef fixed_methods[] = {
@@ -84,6 +92,7 @@ static PyMethodDef fixed_methods[] = {
     {"isa_names", isa_names, METH_NOARGS, NULL},
     {"context_facts", binding_context_facts, METH_O, NULL},
     {"ask_for_huge_pages", ask_for_huge_pages, METH_VARARGS, NULL},
+    {"is_host_memory_taken_back", is_host_memory_taken_back, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,7 +1,5 @@
 /* results.c - the tensors that a call makes itself, in the likeness of its first arguments. */
-#define _DEFAULT_SOURCE /* madvise */
 #include <string.h>
-#include <sys/mman.h>
 
 #include "torch_functions.h"
 
@@ -83,6 +81,15 @@ static PyObject *new_values(PyObject *like, int32_t device, PyObject *quick, con
     return new_strided(like, device, quick, tensor);
 }
 
+/* A bit for each element, row by row. */
+static PyObject *new_bits(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
+                          liger_tensor *tensor) {
+    const int64_t words = ((given->ndim > 0 ? given->shape[given->ndim - 1] : 1) + 31) / 32;
+    *tensor = (liger_tensor){.dtype = LIGER_I32, .ndim = 2, .shape = {1, words}, .stride = {words, 1}};
+    for (int i = 0; i < given->ndim - 1; i++) tensor->shape[0] *= given->shape[i];
+    return new_strided(like, device, quick, tensor);
+}
+
 PyObject *results_make_bytes(PyObject *like, int32_t device, PyObject *quick, size_t bytes) {
     const liger_tensor tensor = {.dtype = LIGER_U8, .ndim = 1, .shape = {(int64_t)bytes}, .stride = {1}};
     return new_strided(like, device, quick, &tensor);
@@ -98,14 +105,6 @@ static PyObject *new_heads(PyObject *like, int32_t device, PyObject *quick, cons
                     memcmp(given->stride, strides, sizeof strides) == 0); /* dense: they are kept */
 }
 
-/* Large host memory straight from the system has page faults that cost more than the arithmetic that fills it: pages of
- * 2 MB have 512 times fewer. A hint: whether it was taken makes no difference to anything but time. */
-void results_ask_huge(void *data, size_t bytes) {
-    const uintptr_t page = 2u << 20, begin = ((uintptr_t)data + page - 1) / page * page;
-    const uintptr_t end = ((uintptr_t)data + bytes) / page * page;
-    if (data != NULL && begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-}
-
 PyObject *results_make(enum wish wish, PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
                        liger_tensor *tensor) {
     switch (wish) {
@@ -114,6 +113,7 @@ PyObject *results_make(enum wish wish, PyObject *like, int32_t device, PyObject 
         case PER_ROW: return new_values(like, device, quick, given, tensor, 1, LIGER_F32);
         case PER_ROW_SAME: return new_values(like, device, quick, given, tensor, 1, known(given->dtype));
         case PER_ROW_I64: return new_values(like, device, quick, given, tensor, 1, LIGER_I64);
+        case PER_ROW_BITS: return new_bits(like, device, quick, given, tensor);
         case SCALAR: return new_values(like, device, quick, given, tensor, 0, LIGER_F32);
         default: return new_values(like, device, quick, given, tensor, 0, known(given->dtype));
     }

@@ -15,6 +15,7 @@ enum wish {
     PER_ROW, /* for each row of the source (its leading dimensions) one f32, */
     PER_ROW_SAME,
     PER_ROW_I64,
+    PER_ROW_BITS, /* for each row its elements' bits, in words of i32 */
     SCALAR, /* no dimensions; f32 or the source's dtype */
     SCALAR_SAME,
     SCRATCH, /* a workspace as large as the call needs */
@@ -88,7 +89,10 @@ PyObject *results_make(enum wish wish, PyObject *like, int32_t device, PyObject 
                        liger_tensor *tensor);
 /* A uint8 tensor on the device of `like`. */
 PyObject *results_make_bytes(PyObject *like, int32_t device, PyObject *quick, size_t bytes);
-/* Asks the system for huge pages; a hint. */
-void results_ask_huge(void *data, size_t bytes);
+
+/* host_memory.c: asks the system for huge pages for a large result, where they pay. */
+void host_memory_ask_huge(void *data, size_t bytes);
+/* Does a balloon among these devices (a folder as /sys/bus/virtio/devices) give back what is free? */
+int host_memory_is_taken_back(const char *virtio_devices);
 
 #endif

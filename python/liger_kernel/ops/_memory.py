@@ -186,13 +186,9 @@ def wide_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return rows(tensor.to(dtype))
 
 
-_HUGE = 4 << 20
-
-
 def fresh(tensor: Tensor) -> Tensor:
-    """The tensor itself, new and unwritten. A large one on the CPU is memory straight from the system, whose page faults
-    cost more than the arithmetic that fills it: huge pages have 512 times fewer."""
-    if not tensor.is_cuda and type(tensor) is Tensor and tensor.nbytes >= _HUGE:
+    """The tensor itself, new and unwritten; a large one on the CPU in huge pages, where they pay."""
+    if not tensor.is_cuda and type(tensor) is Tensor:
         _native.ask_for_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 

@@ -115,7 +115,12 @@ def _argument(name: str, hint: Any, default: Any) -> _Argument:
     return _Argument(name, _SCHEMA_TYPES[base] + "?" * optional, prepare, default)
 
 
-_DTYPES = {Wish.PER_ROW: torch.float32, Wish.SCALAR: torch.float32, Wish.PER_ROW_I64: torch.int64}
+_DTYPES = {
+    Wish.PER_ROW: torch.float32,
+    Wish.SCALAR: torch.float32,
+    Wish.PER_ROW_I64: torch.int64,
+    Wish.PER_ROW_BITS: torch.int32,
+}
 
 
 def _make(wish: Wish, like: Tensor) -> Tensor:
@@ -125,6 +130,9 @@ def _make(wish: Wish, like: Tensor) -> Tensor:
         return new_rows(like)
     if kind == Wish.HEADS:
         return new_heads(like)
+    if kind == Wish.PER_ROW_BITS:
+        cols = like.shape[-1] if like.dim() else 1
+        return like.new_empty((math.prod(like.shape[:-1]), (cols + 31) // 32), dtype=torch.int32)
     shape = (math.prod(like.shape[:-1]),) if kind in (Wish.PER_ROW, Wish.PER_ROW_SAME, Wish.PER_ROW_I64) else ()
     return like.new_empty(shape, dtype=_DTYPES.get(kind, like.dtype))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import kept_labels, require_float, take_saved
@@ -16,9 +16,6 @@ from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, 
 from liger_kernel.ops.scale import free_of_others, scale, scaled_gradient
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-_environment = getattr(
-    os.environb, "_data", os.environb
-)  # a look at what is not set takes a microsecond through os.environb
 
 
 def reduction_number(reduction: str) -> int:
@@ -46,13 +43,6 @@ def class_weights(weight: Tensor | None, vocab: int) -> Tensor | None:
     if weight.dim() != 1 or weight.shape[0] != vocab:
         raise LigerArgumentError(f"class weights have shape {tuple(weight.shape)}, but there are {vocab} classes")
     return weight.detach().float().contiguous()
-
-
-def is_debugging(target: Tensor) -> bool:
-    """LIGER_DEBUG=1: also the check that CUDA calls leave out, because it waits for the device."""
-    if not getattr(target, "is_cuda", False) or torch.compiler.is_compiling():
-        return False
-    return _environment.get(b"LIGER_DEBUG") == b"1"
 
 
 def check_targets(target: Tensor, vocab: int, ignore_index: int) -> None:

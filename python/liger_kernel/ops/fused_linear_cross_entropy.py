@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _implementation, _native
+from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import FLOATS, fresh, kept_labels, matrix, require_float, take_saved
@@ -21,7 +22,6 @@ from liger_kernel.ops.cross_entropy import (
     check_losses,
     check_targets,
     class_weights,
-    is_debugging,
     plain_cross_entropy,
     reduction_number,
 )

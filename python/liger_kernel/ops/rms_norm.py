@@ -74,6 +74,21 @@ def rms_norm_backward(
     return dx.view(dY.shape), dweight if needed else None
 
 
+def rms_norm_in_f32(X: Tensor, W: Tensor | None, eps: float, offset: float, casting: int) -> Tensor:
+    """From differentiable torch operations; not rounded at the end."""
+    x = X.float()
+    if casting == -1:
+        eps, offset = (torch.tensor(v, dtype=X.dtype, device="cpu").item() for v in (eps, offset))
+    rstd = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    normal = x * (rstd.to(X.dtype).float() if casting == -1 else rstd)
+    if W is None:
+        return normal
+    if casting == 0:
+        normal = normal.to(X.dtype).float()
+    scale = (W + offset).float() if casting == -1 else W.float() + offset
+    return normal * scale
+
+
 class LigerRMSNormFunction(LigerFunction):
     """`apply(X, W, eps, offset=0.0, casting_mode="llama", in_place=True, row_mode=None)` -> Y of X's shape and dtype.
 
@@ -92,14 +107,4 @@ class LigerRMSNormFunction(LigerFunction):
 
     @staticmethod
     def torch_forward(X, W, eps, offset=0.0, casting_mode="llama", in_place=True, row_mode=None):
-        casting, x = casting_number(casting_mode), X.float()
-        if casting == -1:
-            eps, offset = (torch.tensor(v, dtype=X.dtype, device="cpu").item() for v in (eps, offset))
-        rstd = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-        normal = x * (rstd.to(X.dtype).float() if casting == -1 else rstd)
-        if W is None:
-            return normal.to(X.dtype)
-        if casting == 0:
-            normal = normal.to(X.dtype).float()
-        scale = (W + offset).float() if casting == -1 else W.float() + offset
-        return (normal * scale).to(X.dtype)
+        return rms_norm_in_f32(X, W, eps, offset, casting_number(casting_mode)).to(X.dtype)

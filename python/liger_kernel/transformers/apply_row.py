@@ -16,7 +16,7 @@ from liger_kernel.transformers import (
     torch_cross_entropy,
 )
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
-from liger_kernel.transformers.messages import warn, warn_once
+from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.model.causal_lm import projection_of
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss, fused_forward
 from liger_kernel.transformers.module_patches import logger
@@ -34,18 +34,19 @@ def apply_row(row: Row, model: Any, given: Mapping[str, bool | None]) -> None:
     if model is not None:
         model = unwrap(model)
     _check_call(row, model, flags)
+    about = _modeling(row) if model is None else model
     for flag, reason in row.alone.items():
         if flags.get(flag):
-            warn_once(logger, model, "flag-unused", flag=flag, modeling=row.module, reason=reason)
+            warn_once(logger, about, "flag-unused", flag=flag, modeling=row.module, reason=reason)
     if row.experts and given.get("swiglu"):
-        warn_once(logger, model, "experts-stock", flag="swiglu", experts=row.experts)
+        warn_once(logger, about, "experts-stock", flag="swiglu", experts=row.experts)
     found = Found()
     _apply(row, model, flags, found)
     for flag in row.flags:
         if flags[flag] and flag not in row.alone and flag not in found and not (row.experts and flag == "swiglu"):
-            warn_once(logger, model, "nothing-replaced", flag=flag, modeling=row.module)
+            warn_once(logger, about, "nothing-replaced", flag=flag, modeling=row.module)
     if model is not None and (unknown := [flag for flag in given if flags[flag] and flag not in found.asked]):
-        warn_once(logger, model, "flag-of-no-part", flags=", ".join(unknown), model=type(model).__name__)
+        warn_once(logger, about, "flag-of-no-part", flags=", ".join(unknown), model=type(model).__name__)
 
 
 class Found(set[str]):
@@ -76,7 +77,7 @@ class WrongModel(TypeError, ValueError):
 def _apply(row: Row, model: Any, flags: Mapping[str, bool], found: Found) -> None:
     found.asked.update(row.flags)
     modeling = _modeling(row)
-    if flags.get("rope") and (_keeps_rope(row, model) or _replace_rope(row, modeling)):
+    if flags.get("rope") and (_keeps_rope(row, model) or _replace_rope(row, modeling, model)):
         found.add("rope")
     if flags.get("cross_entropy") and _replace_cross_entropy(row, modeling):
         found.add("cross_entropy")
@@ -105,10 +106,25 @@ def _keeps_rope(row: Row, model: Any) -> bool:
     return False
 
 
-def _replace_rope(row: Row, modeling: Any) -> bool:
-    """Whichever of the row's functions this release has."""
-    ours = [getattr(importlib.import_module(f"liger_kernel.transformers.{kind.file}"), kind.ours) for kind in row.rope]
-    return any([patching.replace(modeling, kind.attribute, f) for kind, f in zip(row.rope, ours, strict=True)])
+def _replace_rope(row: Row, modeling: Any, model: Any) -> bool:
+    """Whichever of the row's functions this release has, and nobody else has replaced."""
+    replaced = []
+    for kind in row.rope:
+        ours = getattr(importlib.import_module(f"liger_kernel.transformers.{kind.file}"), kind.ours)
+        stays = _stays(modeling, kind.attribute, modeling if model is None else model)
+        replaced.append(stays or patching.replace(modeling, kind.attribute, ours))
+    return any(replaced)
+
+
+def _stays(owner: Any, name: str, about: Any) -> bool:
+    """Whether somebody has put a function or class of his own under that name, or a forward into the class that stands
+    there. A warning names it."""
+    current = getattr(owner, name, None)
+    if patching.is_ours(current) or not stock.is_somebody_elses(current):
+        return False
+    found = getattr(current, "__qualname__", type(current).__name__)
+    warn_once(logger, about, "replaced-name", name=name, modeling=owner.__name__, found=f"{current.__module__}.{found}")
+    return True
 
 
 def _replace_cross_entropy(row: Row, modeling: Any) -> bool:
@@ -148,7 +164,8 @@ def _replace_classes(modeling: Any, kind: Kind) -> list[bool]:
     for path, ours in names.items():
         *owners, name = path.split(".")
         owner = functools.reduce(getattr, owners, modeling)
-        replaced.append(patching.replace(owner, name, expected.stand_in(owner, name, ours, kind)))
+        stays = _stays(owner, name, modeling)
+        replaced.append(stays or patching.replace(owner, name, expected.stand_in(owner, name, ours, kind)))
     return replaced
 
 
@@ -158,10 +175,10 @@ def _replace_forward(row: Row, owner: Any, name: str) -> bool:
     forward = patching.original(owner, "forward")
     if isinstance(owner, type):
         if not stock.forward_is_own(owner, f"{row.module}.{name}"):
-            warn(logger, "own-forward", model=name)
+            warn_once(logger, owner, "own-forward", model=name)
             return True
         if not asks_for_loss(forward):
-            warn(logger, "own-loss", model=name)
+            warn_once(logger, owner, "own-loss", model=name)
             return True
     return patching.replace(owner, "forward", fused_forward(row.heads[name], forward))
 

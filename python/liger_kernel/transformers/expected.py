@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
+from transformers.activations import ACT2FN
 
 from liger_kernel.transformers import module_patches, patching, stock
-from liger_kernel.transformers.gated_mlp import GatedMLP, is_bare
+from liger_kernel.transformers.gated_mlp import GatedMLP, is_bare, seen_activation
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.layer_norm import LigerLayerNorm
 from liger_kernel.transformers.messages import warn_once
@@ -20,7 +21,6 @@ from liger_kernel.transformers.rows import Kind, Row
 from liger_kernel.transformers.swiglu import LigerBlockSparseTop2MLP, LigerPhi3SwiGLUMLP
 
 _SILU, _TANH_GELU = "SiLU", "tanh GELU"
-_NAMES = {"silu": _SILU, "swish": _SILU, "gelu_pytorch_tanh": _TANH_GELU}  # in configs
 _CLASSES = {
     "torch.nn.modules.activation.SiLU": _SILU,
     "transformers.activations.SiLUActivation": _SILU,
@@ -64,8 +64,8 @@ def _patch_if_expected(row: Row, kind: Kind, module: nn.Module, where: Mapping[s
     if copies is not None:
         return all([_patch_if_expected(row, kind, copy, where) for copy in copies])
     cls = stock.class_of(module)
-    if patching.is_ours(cls):
-        return True
+    if patching.is_ours(cls) or (patching.is_patched(module) and patching.is_ours(type(module).forward)):
+        return True  # also below a class that somebody has derived from ours, for a parametrization
     name = cls.__name__ if cls.__module__.startswith("transformers.models.") else stock.full_name(cls)
     if name in row.alone:
         return None
@@ -95,19 +95,26 @@ def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str])
     if missing:
         warn_once(logger, module, "missing-child", child=missing[0], **where)
         return False
-    activation = getattr(module, "act_fn", getattr(module, "activation_fn", None))
-    if _CLASSES.get(stock.full_name(type(activation))) != _activation(ours) or _computed_in_python(activation):
-        warn_once(logger, module, "other-activation", activation=type(activation).__name__, **where)
-        return False
-    if not is_bare(activation):
-        named = f"{type(activation).__name__} with hooks or a forward of its own"
-        warn_once(logger, module, "other-activation", activation=named, **where)
+    other = _other_activation(getattr(module, "act_fn", getattr(module, "activation_fn", None)), ours)
+    if other is not None:
+        warn_once(logger, module, "other-activation", activation=other, **where)
         return False
     return module_patches._patch_module(module, ours)
 
 
 def _activation(ours: type) -> str:
     return _TANH_GELU if issubclass(ours, LigerGEGLUMLP) else _SILU
+
+
+def _other_activation(activation: Any, ours: type) -> str | None:
+    """None if it computes what ours computes, and nothing else; what it is otherwise."""
+    cls = type(activation)
+    name = stock.full_name(cls)
+    if _CLASSES.get(name) != _activation(ours) or _computed_in_python(activation):
+        return cls.__name__
+    if is_bare(activation) and stock.forward_is_own(cls, name):
+        return None
+    return f"{cls.__name__} with hooks or a forward of its own"
 
 
 def _computed_in_python(activation: Any) -> bool:
@@ -120,8 +127,8 @@ def _computed_in_python(activation: Any) -> bool:
 
 class _OrStock(type):
     """The class of our MLPs as they stand in a modelling module: a call builds ours, or Hugging Face's own where the config
-    asks for an activation that ours has not. What is built is an instance of one or the other; who derives from this class
-    derives from Hugging Face's own."""
+    asks for an activation that ours has not. What is built is an instance of one or the other, with the children and
+    parameters that Hugging Face's has; who derives from this class derives from Hugging Face's own."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
         if "_stands_for" in namespace:
@@ -132,10 +139,20 @@ class _OrStock(type):
     def __call__(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
         ours, original, entry = cls.__bases__[0], cls._stands_for, cls._entry  # type: ignore[attr-defined]
         activation = getattr(config, entry, None) or getattr(config, "hidden_act", None)
-        if _NAMES.get(str(activation)) == _activation(ours):
-            return ours(config, *args, **kwargs)
-        warn_once(logger, cls, "built-stock", name=original.__name__, activation=activation)
-        return original(config, *args, **kwargs)
+        made = ACT2FN[activation] if activation in ACT2FN else None
+        other = _other_activation(made, ours)
+        if other is not None:
+            warn_once(logger, cls, "built-stock", name=original.__name__, activation=f"{activation} ({other})")
+            return original(config, *args, **kwargs)
+        names = stock.names_in(original.__init__)
+        if getattr(config, "mlp_bias", False) and "mlp_bias" not in names:  # of another family, and ours would read it
+            mlp = original(config, *args, **kwargs)
+            module_patches._patch_module(mlp, ours)
+            return mlp
+        mlp = ours(config, *args, **kwargs)
+        setattr(mlp, "activation_fn" if "activation_fn" in names else "act_fn", made)
+        mlp.__dict__.update(seen_activation(mlp))
+        return mlp
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, (*cls.__bases__, cls._stands_for))  # type: ignore[attr-defined]
@@ -160,6 +177,11 @@ class _PatchedLayerNorm(type):
         if "_stands_for" not in vars(cls):
             return super().__instancecheck__(instance)
         return isinstance(instance, cls._stands_for)  # type: ignore[attr-defined]
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        if "_stands_for" not in vars(cls):
+            return super().__subclasscheck__(subclass)
+        return issubclass(subclass, cls._stands_for)  # type: ignore[attr-defined]
 
 
 def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:

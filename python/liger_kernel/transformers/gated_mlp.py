@@ -15,8 +15,9 @@ from torch import nn
 
 from liger_kernel.ops import LigerGELUMulFunction
 from liger_kernel.ops._operator import LigerArgumentError
-from liger_kernel.transformers.other_dtypes import is_other
+from liger_kernel.transformers.other_dtypes import is_compiling, is_other
 
+_modules = nn.modules.module
 _SEEN = "_liger_activation"  # the instance attribute: (name of the child, its class), as they were when it was patched
 
 
@@ -53,6 +54,16 @@ def is_bare(activation: Any) -> bool:
     )
 
 
+def _is_watched() -> bool:
+    """Whether a global hook waits for the call of any module."""
+    return bool(
+        _modules._global_forward_hooks
+        or _modules._global_forward_pre_hooks
+        or _modules._global_backward_hooks
+        or _modules._global_backward_pre_hooks
+    )
+
+
 def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
     """`function.apply(*args)`, or what stands for it where the activation of `mlp` is another one by now, or the dtype is
     not one of ours. `args`: gate and up, or both in one tensor, and multipliers."""
@@ -62,14 +73,15 @@ def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
         known = "act_fn" not in own["_modules"]
     else:
         activation = own["_modules"].get(seen[0])
-        known = activation.__class__ is seen[1] and is_bare(activation)
+        known = activation.__class__ is seen[1] and is_bare(activation) and not _is_watched()
     if not known:
         return _composed(getattr(mlp, "act_fn" if seen is None else seen[0]), *args)
-    try:
-        return function.apply(*args)
-    except LigerArgumentError:
-        if not is_other(args[0]):
-            raise
+    if not (is_compiling() and is_other(args[0])):  # a trace has no use for the error
+        try:
+            return function.apply(*args)
+        except LigerArgumentError:
+            if not is_other(args[0]):
+                raise
     return _composed(getattr(mlp, seen[0]) if seen else _PLAIN.get(function, nn.functional.silu), *args)
 
 

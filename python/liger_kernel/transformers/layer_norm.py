@@ -14,7 +14,7 @@ from torch import nn
 from liger_kernel import _implementation
 from liger_kernel.ops import LigerLayerNormFunction
 from liger_kernel.ops._operator import LigerArgumentError
-from liger_kernel.transformers.other_dtypes import as_stock, is_other
+from liger_kernel.transformers.other_dtypes import as_stock, is_compiling, is_other
 
 
 class LigerLayerNorm(nn.Module):
@@ -39,12 +39,19 @@ class LigerLayerNorm(nn.Module):
         super().__init__()
         assert init_fn in ("ones", "zeros"), f"init_fn must be 'ones' or 'zeros', got {init_fn!r}"
         self.hidden_size = hidden_size
-        self.eps = eps
         self.variance_epsilon = eps
         self.impl = backend if impl is None else impl
         self.mode = mode
         self.weight = nn.Parameter(torch.ones(hidden_size) if init_fn == "ones" else torch.zeros(hidden_size))
         self.bias = nn.Parameter(torch.randn(hidden_size) if bias else torch.zeros(hidden_size))
+
+    @property
+    def eps(self) -> float:
+        return self.variance_epsilon
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.variance_epsilon = value
 
     @property
     def backend(self) -> str | None:
@@ -58,11 +65,12 @@ class LigerLayerNorm(nn.Module):
         _implementation.accept("layer_norm", getattr(self, "impl", None), getattr(self, "mode", None))
         # torch's own class may have neither weight nor bias
         args = (hidden_states, self.weight, self.bias, self.variance_epsilon)
-        try:
-            return LigerLayerNormFunction.apply(*args)
-        except LigerArgumentError:
-            if not is_other(*args[:3]):
-                raise
+        if not (is_compiling() and is_other(*args[:3])):  # a trace has no use for the error
+            try:
+                return LigerLayerNormFunction.apply(*args)
+            except LigerArgumentError:
+                if not is_other(*args[:3]):
+                    raise
         return as_stock(self, LigerLayerNormFunction, *args)
 
     def extra_repr(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ MESSAGES = {
     "foreign-rotary": (
         "apply_rotary_pos_emb is not replaced: {path} of {model} ({found}) is not, or is no longer, the family's own"
     ),
+    "replaced-name": "{name} of {modeling} is not replaced: somebody has put {found} there, or into it",
     "built-stock": "{name} is built as Hugging Face's own: its activation is {activation}",
     "wrapped-forward": "{model} keeps its own forward: {cause}. This module is not patched",
     "epsilon-of-dtype": "{model} is not patched: its epsilon depends on the dtype of its input",
@@ -59,7 +61,7 @@ MESSAGES = {
     "skip-without-targets": "skip_logits is True, but labels and shift_labels are None: logits are computed",
 }
 
-_said: weakref.WeakKeyDictionary[nn.Module | type, set[str]] = weakref.WeakKeyDictionary()
+_said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 def _text(name: str, values: dict[str, object]) -> str:
@@ -71,10 +73,9 @@ def warn(logger: logging.Logger, name: str, /, **values: object) -> None:
     logger.warning(_text(name, values))
 
 
-def warn_once(logger: logging.Logger, about: nn.Module | type | None, name: str, /, **values: object) -> None:
-    """The same, once per module or class and text: a training loop comes by at every step, a Trainer at every train()."""
-    if about is None:
-        return warn(logger, name, **values)
+def warn_once(logger: logging.Logger, about: Any, name: str, /, **values: object) -> None:
+    """The same, once per text and what it is about, a module, a class or a modelling module: a training loop comes by at
+    every step, a Trainer at every train()."""
     if torch.compiler.is_compiling():
         return
     text = _text(name, values)
@@ -82,3 +83,9 @@ def warn_once(logger: logging.Logger, about: nn.Module | type | None, name: str,
     if text not in said:
         said.add(text)
         logger.warning(text)
+
+
+def forget_classes() -> None:
+    """Class patches have been undone: of the next ones all is said again."""
+    for about in [about for about in _said if not isinstance(about, nn.Module)]:
+        del _said[about]

@@ -26,16 +26,34 @@ logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
 
 @dataclass(frozen=True)
 class MethodsOf:
-    """The methods of one of our modules: what it computes, and how it is printed."""
+    """The methods of one of our modules: what it computes, and how it is printed. `epsilon`: the attribute of a norm that
+    ours is to read for its variance_epsilon. Once one of `numbers` is another, the stock forward runs."""
 
     owner: type[nn.Module]
+    epsilon: str = ""
+    numbers: patching.Numbers = ()
 
-    def methods(self, cls: type) -> Mapping[str, Callable[..., Any]]:
-        name = self.owner.__name__
-        methods = {"forward": self.owner.forward, "_get_name": lambda self: name}
+    def methods(self, cls: type) -> Mapping[str, Any]:
+        name, epsilon = self.owner.__name__, self.epsilon
+        methods: dict[str, Any] = {"forward": self.owner.forward, "_get_name": lambda self: name}
+        if self.numbers:
+            methods["forward"] = _while_unchanged(self.numbers, self.owner.forward, cls.forward)  # type: ignore[attr-defined]
+        if epsilon:
+            methods["variance_epsilon"] = property(
+                lambda self: getattr(self, epsilon), lambda self, value: setattr(self, epsilon, value)
+            )
         if self.owner.extra_repr is not nn.Module.extra_repr:
             methods["extra_repr"] = self.owner.extra_repr
         return methods
+
+
+def _while_unchanged(
+    numbers: patching.Numbers, ours: Callable[..., Any], stock: Callable[..., Any]
+) -> Callable[..., Any]:
+    def forward(self: nn.Module, x: Any) -> Any:
+        return (stock if patching.have_changed(self, numbers) else ours)(self, x)
+
+    return forward
 
 
 def _bind_method_to_module(module: nn.Module, method_name: str, new_method: Callable[..., Any]) -> bool:
@@ -67,36 +85,43 @@ def peft_copies(module: nn.Module) -> list[nn.Module] | None:
     return [*module.modules_to_save.values(), module.original_module]
 
 
-def _patch_module(module: nn.Module, liger_module: type[nn.Module], **attributes: Any) -> bool:
-    """Make a module compute as `liger_module`, with these attributes, which its forward reads.
+def _patch_module(
+    module: nn.Module,
+    liger_module: type[nn.Module],
+    epsilon: str = "",
+    numbers: patching.Numbers = (),
+    **attributes: Any,
+) -> bool:
+    """Make a module compute as `liger_module`, with these attributes, which its forward reads; the others as in `MethodsOf`.
 
     False, and a WARNING, if its forward may not be replaced (see `_bind_method_to_module`).
     """
     copies = peft_copies(module)
     if copies is not None:
-        return all([_patch_module(copy, liger_module, **attributes) for copy in copies])
-    if not give_methods(module, MethodsOf(liger_module)):
+        return all([_patch_module(copy, liger_module, epsilon, numbers, **attributes) for copy in copies])
+    if not give_methods(module, MethodsOf(liger_module, epsilon, numbers)):
         return False
     for name, value in {**attributes, **seen_activation(module)}.items():
         patching.set_on_instance(module, name, value)
     return True
 
 
-def _own_epsilon(module: nn.Module, default: float) -> float | None:
-    """None: it is that of its input's dtype, as torch's RMSNorm has it."""
-    for name in ("variance_epsilon", "eps"):
-        value = getattr(module, name, None)
-        if value is not None:  # 0 is a value
-            return value
-    return None if isinstance(module, getattr(nn, "RMSNorm", ())) else default
+def _name_of_epsilon(module: nn.Module) -> str | None:
+    """The attribute that has it; it may be set anew at any time. 0 is a value."""
+    patch = getattr(type(module), patching._PATCH, None)
+    known = getattr(patch, "epsilon", "")
+    names = (known,) if known else ("variance_epsilon", "eps")
+    return next((name for name in names if getattr(module, name, None) is not None), None)
 
 
 def _patch_norm(module: nn.Module, liger_module: type[nn.Module], eps: float, **attributes: Any) -> bool:
-    epsilon = _own_epsilon(module, eps)
-    if epsilon is None:
+    name = _name_of_epsilon(module)
+    if name is None and isinstance(module, getattr(nn, "RMSNorm", ())):
         warn_once(logger, module, "epsilon-of-dtype", model=type(module).__name__)
         return False
-    return _patch_module(module, liger_module, variance_epsilon=epsilon, **attributes)
+    if name is None:
+        attributes["variance_epsilon"] = eps
+    return _patch_module(module, liger_module, "" if name in (None, "variance_epsilon") else name, **attributes)
 
 
 def _patch_rms_norm_module(

@@ -9,6 +9,7 @@ from torch import nn
 
 from liger_kernel.transformers import patching
 
+is_compiling = torch.compiler.is_dynamo_compiling
 _OURS = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -145,6 +145,17 @@ def _patched(cls: type, patch: Patch) -> type:
     return made
 
 
+# (path of its owner below the module, name, value): a number that a stock forward reads and ours does not
+Numbers = tuple[tuple[str, str, Any], ...]
+
+
+def have_changed(module: nn.Module, numbers: Numbers) -> bool:
+    for path, name, value in numbers:
+        if getattr(getattr(module, path) if path else module, name, value) != value:
+            return True
+    return False
+
+
 def _new(cls: type, patch: Patch) -> Any:
     made: Any = _patched(cls, patch)
     return made.__new__(made)
@@ -156,8 +167,28 @@ def unpatched(cls: type) -> type:
         return unpatched(cls.__bases__[0])
     if not hasattr(cls, _PATCH):
         return cls
-    own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    return type(cls)(cls.__name__, tuple(unpatched(base) for base in cls.__bases__), own)
+    cell = types.CellType()  # what `super()` without arguments asks for the class that it stands in
+    own = {n: _moved(v, cls, cell) for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
+    made = type(cls)(cls.__name__, tuple(map(unpatched, cls.__bases__)), own)
+    cell.cell_contents = made
+    return made
+
+
+def _moved(value: Any, cls: type, cell: types.CellType) -> Any:
+    """`value`; if it is a function that was written in the body of `cls`, written in that of the class in `cell`."""
+    free = value.__code__.co_freevars if isinstance(value, types.FunctionType) else ()
+    if "__class__" not in free or value.__closure__[free.index("__class__")].cell_contents is not cls:
+        return value
+    closure = tuple(cell if name == "__class__" else old for name, old in zip(free, value.__closure__, strict=True))
+    made = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, closure)
+    made.__kwdefaults__ = value.__kwdefaults__
+    made.__dict__.update(value.__dict__)
+    return made
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Whether this instance's class was made here, or derived from one that was."""
+    return hasattr(type(module), _PATCH)
 
 
 def give_methods(module: nn.Module, patch: Patch) -> bool:

@@ -2,8 +2,9 @@
 
 A norm, a gated MLP, the rotary function and the forward are each compared with ours, values and gradients, before ours is
 put there, in evaluation and in training: in fp32 within rounding, in bf16 bit for bit (the rotary function, which rounds
-less often than Hugging Face's, within rounding there too). What differs, draws random numbers, or cannot be run, is left
-alone; what breaks the model as a whole is taken back.
+less often than Hugging Face's, within rounding there too). Small and large values show epsilons and limits. What differs,
+reads a number that ours does not, draws random numbers, or cannot be run, is left alone; what breaks the model as a whole
+is taken back. A forward may read such numbers as long as they stay what they were.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 import functools
 import inspect
 import logging
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +25,9 @@ from torch import nn
 
 from liger_kernel.transformers import module_patches, patching, rope, stock
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
+from liger_kernel.transformers.model.causal_lm import projection_of
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss
+from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rows import Head
 from liger_kernel.transformers.swiglu import LigerBlockSparseTop2MLP, LigerPhi3SwiGLUMLP, LigerSwiGLUMLP
 
@@ -36,6 +40,12 @@ _MLPS: dict[frozenset[str], tuple[type[nn.Module], ...]] = {
     frozenset({"w1", "w2", "w3"}): (LigerBlockSparseTop2MLP,),
 }
 _IN_MODES = [(False, 0), (True, 1), (True, 2), (True, 3)]  # (training, seed): what is random must show
+_SCALES = (1.0, 2.0**20)  # of what goes into an MLP
+_EPSILONS = ("variance_epsilon", "eps")
+_NUMBERS = (int, float, bool, type(None))
+_OF_NO_EFFECT = frozenset(
+    {"training", "vocab_size", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states"}
+)
 _SMALL = {"narrow": 16, "wide": 24, "packed": 48}  # widths of an MLP's copy, to try
 
 
@@ -86,9 +96,15 @@ def _same(tolerance: float, one: Callable[..., Any], other: Callable[..., Any], 
     for a, b in zip(*results, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
-        if not (torch.equal(a, b) if not tolerance else torch.allclose(a, b, rtol=tolerance, atol=tolerance)):
+        if not (torch.equal(a, b) if not tolerance else _close(a, b, tolerance)):
             return False
     return True
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    """Sums are as far apart as their largest terms."""
+    largest = float(b.detach().abs().max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, largest))
 
 
 @contextlib.contextmanager
@@ -121,6 +137,16 @@ def _behaves(make: Callable[[torch.dtype], Any], in_bf16: float = 0.0, seed: int
 
 def _behaves_in_modes(make: Callable[[bool, torch.dtype], Any]) -> bool:
     return all(_behaves(functools.partial(make, training), seed=seed) for training, seed in _IN_MODES)
+
+
+def _numbers_read(module: nn.Module, *known: str) -> patching.Numbers:
+    """The numbers, or None in their place, that a module's forward reads of the module or its config, but those known."""
+    names = {name for name in stock.names_in(type(module).forward) if isinstance(name, str)}
+    found = []
+    for name in names - _OF_NO_EFFECT - {*known}:
+        own = inspect.getattr_static(module, name, ())  # a property may do something
+        found += [("", name, own), ("config", name, getattr(getattr(module, "config", None), name, ()))]
+    return tuple(sorted((each for each in found if isinstance(each[2], _NUMBERS)), key=lambda each: each[:2]))
 
 
 def _numbers(*shape: int) -> torch.Tensor:
@@ -169,22 +195,31 @@ def _try_norm(module: nn.Module) -> str | None:
         return None
     if weight.ndim != 1 or not isinstance(epsilon, float) or isinstance(module, nn.LayerNorm):
         return None
+    scales = (1.0, 2.0 ** math.floor(math.log2(epsilon) / 2) if epsilon > 0 else 2.0**-10, 2.0**20)
     for offset, casting in _NORMS:
-        if _behaves_in_modes(functools.partial(_norm_pair, module, weight.shape[0], offset, casting)):
-            module_patches._patch_rms_norm_module(module, offset=offset, casting_mode=casting)
+        pair = functools.partial(_norm_pair, module, weight.shape[0], offset, casting)
+        if all(_behaves_in_modes(functools.partial(pair, scale)) for scale in scales):
+            _patch_norm(module, offset, casting)
             return f"LigerRMSNorm, offset {offset}, rounded as {casting}"
     return None
 
 
-def _norm_pair(module: nn.Module, width: int, offset: float, casting: str, training: bool, dtype: torch.dtype) -> Any:
+def _patch_norm(module: nn.Module, offset: float, casting: str) -> None:
+    numbers = _numbers_read(module, *_EPSILONS)
+    module_patches._patch_norm(module, LigerRMSNorm, 0.0, numbers=numbers, offset=offset, casting_mode=casting)
+
+
+def _norm_pair(
+    module: nn.Module, width: int, offset: float, casting: str, scale: float, training: bool, dtype: torch.dtype
+) -> Any:
     weight = (torch.rand(width) + 0.5).to(dtype)
     theirs = copy.copy(module)
     theirs._parameters, theirs._buffers = {"weight": nn.Parameter(weight)}, copy.deepcopy(module._buffers)
     theirs.training = training
     ours = copy.copy(theirs)
-    module_patches._patch_rms_norm_module(ours, offset=offset, casting_mode=casting)
+    _patch_norm(ours, offset, casting)
     forwards = [_called(m, type(m).forward, ["weight"]) for m in (theirs, ours)]
-    return (*forwards, [_numbers(6, width).to(dtype), weight])
+    return (*forwards, [(scale * _numbers(6, width)).to(dtype), weight])
 
 
 def _try_mlp(module: nn.Module) -> str | None:
@@ -194,13 +229,13 @@ def _try_mlp(module: nn.Module) -> str | None:
         return None
     for ours in _MLPS.get(frozenset(linears), ()):
         plain = _is_plain(module) and _takes_one_argument(module)
-        if plain and _behaves_in_modes(functools.partial(_mlp_pair, module, ours)):
-            module_patches._patch_swiglu_module(module, ours)
+        if plain and all(_behaves_in_modes(functools.partial(_mlp_pair, module, ours, scale)) for scale in _SCALES):
+            module_patches._patch_module(module, ours, numbers=_numbers_read(module))
             return ours.__name__
     return None
 
 
-def _mlp_pair(module: nn.Module, ours: type[nn.Module], training: bool, dtype: torch.dtype) -> Any:
+def _mlp_pair(module: nn.Module, ours: type[nn.Module], scale: float, training: bool, dtype: torch.dtype) -> Any:
     """A copy with small projections, so that trying costs nothing however large the model is."""
     small = copy.copy(module)
     small._modules = {name: _small(name, child) for name, child in module._modules.items()}
@@ -209,7 +244,7 @@ def _mlp_pair(module: nn.Module, ours: type[nn.Module], training: bool, dtype: t
     names = [name for name, _ in small.named_parameters()]
     values = [parameter.detach() for parameter in small.parameters()]
     forwards = [_called(small, forward, names) for forward in (type(module).forward, ours.forward)]
-    return (*forwards, [torch.randn(5, _SMALL["narrow"]).to(dtype), *values])
+    return (*forwards, [(scale * torch.randn(5, _SMALL["narrow"])).to(dtype), *values])
 
 
 def _small(name: str, child: Any) -> Any:
@@ -325,13 +360,20 @@ def _of_q_and_k(function: Any, angles: list[torch.Tensor], args: Any, kwargs: An
 def _try_loss(model: Any) -> bool:
     own = type(model)
     base = getattr(model, "base_model_prefix", "")
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    row = Head(base=base)
+    head = projection_of(model, row) if hasattr(model, "get_output_embeddings") else None
     if head is None or model._modules.get(base) is None or not _is_plain(model) or not asks_for_loss(own.forward):
         return False
-    patch = FusedForward(Head(base=base))
+    patch = FusedForward(row, _numbers_read(model))
     forward = patch.methods(own)["forward"]
-    if not all(_is_its_loss(model, head, forward, training, seed) for training, seed in _IN_MODES):
-        return False
+    for scale in (1.0, 2.0**8):
+        # what limits or caps logits shows where they are large
+        scaled = head.register_forward_pre_hook(lambda module, args, scale=scale: (args[0] * scale,))
+        try:
+            if not all(_is_its_loss(model, head, forward, training, seed) for training, seed in _IN_MODES):
+                return False
+        finally:
+            scaled.remove()
     return patching.give_methods(model, patch)
 
 

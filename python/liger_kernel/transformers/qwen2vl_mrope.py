@@ -24,10 +24,11 @@ def liger_multimodal_rotary_pos_emb(
     head take their angles from each (ValueError unless they add up to D / 2). Results have the dtype of q and of k; q and k
     are left as they are. `unsqueeze_dim` must be 1 (ValueError): heads in front of the sequence is the only layout.
     """
-    if rope.needs_gradient(cos, sin):
-        _, _, _, _, rotary, *_ = LigerQwen2VLMRopeFunction.arguments(q, k, cos, sin, mrope_section, unsqueeze_dim)
-        return rope.rotated_by_formula(q, k, _merged(cos, mrope_section), _merged(sin, mrope_section), rotary)
-    return LigerQwen2VLMRopeFunction.apply(q, k, cos, sin, mrope_section, unsqueeze_dim)
+    rotated = rope.rotated_by_operator(LigerQwen2VLMRopeFunction, q, k, cos, sin, mrope_section, unsqueeze_dim)
+    if rotated is not None:
+        return rotated
+    _, _, _, _, rotary, *_ = LigerQwen2VLMRopeFunction.arguments(q, k, cos, sin, mrope_section, unsqueeze_dim)
+    return rope.rotated_by_formula(q, k, _merged(cos, mrope_section), _merged(sin, mrope_section), rotary)
 
 
 def _merged(planes: torch.Tensor, mrope_section: Sequence[int]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from liger_kernel.ops import LigerRMSNormFunction
 from liger_kernel.ops._operator import LigerArgumentError
-from liger_kernel.transformers.other_dtypes import as_stock, is_other
+from liger_kernel.transformers.other_dtypes import as_stock, is_compiling, is_other
 
 
 class LigerRMSNorm(nn.Module):
@@ -48,6 +48,19 @@ class LigerRMSNorm(nn.Module):
         self.in_place = in_place
         self.row_mode = row_mode
 
+    @property
+    def eps(self) -> float:
+        """The other name that it has in Hugging Face's norms."""
+        return self.variance_epsilon
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.variance_epsilon = value
+
+    def _norm(self, x: torch.Tensor) -> torch.Tensor:
+        """For classes derived from one that this has replaced: Hugging Face's have it, and forwards of others call it."""
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
     def forward(self, hidden_states):
         args = (
             hidden_states,
@@ -58,11 +71,12 @@ class LigerRMSNorm(nn.Module):
             getattr(self, "in_place", True),
             getattr(self, "row_mode", None),
         )
-        try:
-            return LigerRMSNormFunction.apply(*args)
-        except LigerArgumentError:
-            if not is_other(*args[:2]):
-                raise
+        if not (is_compiling() and is_other(*args[:2])):  # a trace has no use for the error
+            try:
+                return LigerRMSNormFunction.apply(*args)
+            except LigerArgumentError:
+                if not is_other(*args[:2]):
+                    raise
         return as_stock(self, LigerRMSNormFunction, *args)
 
     def extra_repr(self):

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from liger_kernel.ops import LigerRopeFunction
+from liger_kernel.ops._operator import LigerArgumentError
+from liger_kernel.transformers.other_dtypes import is_compiling, is_other
 
 
-def needs_gradient(cos: torch.Tensor, sin: torch.Tensor) -> bool:
-    """Whether the angles are trained. The operator gives them no gradient and reads one column for each pair; then the
-    formula is computed in torch operations, with every column."""
-    return (cos.requires_grad or sin.requires_grad) and torch.is_grad_enabled()
+def rotated_by_operator(function: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args):
+    """`function.apply(q, k, cos, sin, *args)`; None where the formula has to be computed in torch operations, with every
+    column: for angles that are trained, to which the operator gives no gradient, and for dtypes that the library has not."""
+    if (cos.requires_grad or sin.requires_grad) and torch.is_grad_enabled():
+        return None
+    if is_compiling() and is_other(q, k, cos, sin):  # a trace has no use for the error
+        return None
+    try:
+        return function.apply(q, k, cos, sin, *args)
+    except LigerArgumentError:
+        if not is_other(q, k, cos, sin):
+            raise
+    return None
 
 
 def rotated_by_formula(
@@ -28,9 +41,10 @@ def rotated_by_formula(
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     rotary = cos.shape[-1]
-    wide, half = x[..., :rotary].float(), rotary // 2
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide, half = x[..., :rotary].to(dtype), rotary // 2
     turned = torch.cat((-wide[..., half:], wide[..., :half]), -1)
-    return torch.cat(((wide * cos.float() + turned * sin.float()).to(x.dtype), x[..., rotary:]), -1)
+    return torch.cat(((wide * cos.to(dtype) + turned * sin.to(dtype)).to(x.dtype), x[..., rotary:]), -1)
 
 
 def _rotate(
@@ -42,10 +56,11 @@ def _rotate(
     unsqueeze_dim: int = 1,
     rotary_dim: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if needs_gradient(cos, sin):
-        *_, rotary = LigerRopeFunction.arguments(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
-        return rotated_by_formula(q, k, cos, sin, rotary or min(cos.shape[-1], q.shape[-1]) & ~1)
-    return LigerRopeFunction.apply(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+    rotated = rotated_by_operator(LigerRopeFunction, q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+    if rotated is not None:
+        return rotated
+    *_, rotary = LigerRopeFunction.arguments(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+    return rotated_by_formula(q, k, cos, sin, rotary or min(cos.shape[-1], q.shape[-1]) & ~1)
 
 
 def liger_rotary_pos_emb(

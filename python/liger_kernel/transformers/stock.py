@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import sys
+import types
 import weakref
 from typing import Any
 
@@ -64,6 +65,19 @@ def parameters_of(function: Any) -> frozenset[str]:
     if names is None:
         names = _parameters[function] = frozenset(inspect.signature(function).parameters)
     return names
+
+
+def is_somebody_elses(value: Any) -> bool:
+    """Of what stands under a name of a modelling module: whether it is a function or class that neither transformers nor
+    torch wrote, or a class with another forward. Whatever else there is (a test's double, a kernel from the hub) is not."""
+    if isinstance(value, functools.partial):
+        value = value.func
+    if isinstance(value, (types.FunctionType, types.MethodType, types.BuiltinFunctionType)):
+        return not written_in(value, "transformers")
+    if not isinstance(value, type):
+        return False
+    name = full_name(value)
+    return not name.startswith(("transformers.", "torch.")) or not forward_is_own(value, name)
 
 
 def is_own(module: nn.Module, modeling: str) -> bool:
@@ -131,6 +145,17 @@ def replaced_in_loss() -> str | None:
         return "fixed_cross_entropy"
     computed = nn.functional.cross_entropy
     return None if patching.is_ours(computed) or written_in(computed, "torch") else "torch.nn.functional.cross_entropy"
+
+
+def replaced_in_projection() -> str | None:
+    """The name of a function that an nn.Linear computes with and that somebody has replaced, if any. DeepSpeed's for ZeRO-3
+    saves memory, and computes the same."""
+    named = {"torch.nn.Linear.forward": nn.Linear.forward, "torch.nn.functional.linear": nn.functional.linear}
+    for name, function in named.items():
+        known = isinstance(function, types.BuiltinFunctionType) or written_in(function, "torch")
+        if not known and not str(getattr(function, "__module__", "")).startswith("deepspeed."):
+            return name
+    return None
 
 
 # ---- wrappers --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # What a loss of ours, or Hugging Face's, is given by the model itself. There keyword arguments of these names are nobody's
 # and ignored: attention would refuse `softcap`, the loss receive `target` twice. To another loss they may mean something.
 _SET_HERE = frozenset({"input", "weight", "target", "reduction", "softcap"})
+# What the decorators of a stock forward take out of its keywords: no loss is given it.
+_OF_THE_CALL = frozenset({"return_dict", "past_key_values", "cache"})
 
 
 def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) -> Any:
@@ -36,7 +38,7 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     """
     if not _SET_HERE.isdisjoint(given) and _loss_obstacle(model) is None:
         given = {name: value for name, value in given.items() if name not in _SET_HERE}
-    loss_kwargs = {name: value for name, value in given.items() if name not in named}
+    loss_kwargs = {name: value for name, value in given.items() if name not in named and name not in _OF_THE_CALL}
     given = _present(given)
     labels, logits_to_keep = given.pop("labels", None), given.pop("logits_to_keep", 0)
     skip_logits, return_dict = given.pop("skip_logits", None), given.pop("return_dict", None)
@@ -108,9 +110,11 @@ def _config_flag(config: Any, name: str, given: bool | None) -> bool | None:
 
 
 @torch.compiler.assume_constant_result
-def _cache_name(model_class: Any) -> str:
-    """What a model's own forward calls the keys and values of earlier tokens. transformers 5.24 has renamed them."""
-    return "cache" if "cache" in stock.parameters_of(model_class.forward) else "past_key_values"
+def _cache_name(model_class: Any, otherwise: str) -> str:
+    """What a model's own forward calls the keys and values of earlier tokens, which transformers 5.24 has renamed;
+    `otherwise` for a wrapper's forward, which hands on what it is given."""
+    names = stock.parameters_of(model_class.forward)
+    return next((name for name in ("cache", "past_key_values") if name in names), otherwise)
 
 
 @torch.compiler.assume_constant_result
@@ -129,7 +133,9 @@ def _with_one_cache(model_class: type, given: dict[str, Any]) -> dict[str, Any]:
     if old is not None and new is not None:
         raise ValueError("past_key_values and cache are two names of the same thing: give one of them")
     cache = old if new is None else new
-    return given if cache is None else {**given, _cache_name(model_class): cache}
+    if cache is None:
+        return given
+    return {**given, _cache_name(model_class, "past_key_values" if new is None else "cache"): cache}
 
 
 def _keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

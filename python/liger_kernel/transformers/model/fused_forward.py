@@ -27,13 +27,14 @@ _SKIP_LOGITS = inspect.Parameter("skip_logits", inspect.Parameter.KEYWORD_ONLY, 
 
 @dataclass(frozen=True)
 class FusedForward:
-    """What an instance's class is patched with: see `patching.Patch`."""
+    """What an instance's class is patched with: see `patching.Patch`. Once one of `numbers` is another, the stock forward runs."""
 
     head: Head
+    numbers: patching.Numbers = ()
 
     def methods(self, cls: type) -> Mapping[str, Callable[..., Any]]:
         forward: Any = cls.forward  # type: ignore[attr-defined]
-        return {"forward": forward if patching.is_ours(forward) else fused_forward(self.head, forward)}
+        return {"forward": forward if patching.is_ours(forward) else fused_forward(self.head, forward, self.numbers)}
 
 
 def asks_for_loss(forward: Callable[..., Any]) -> bool:
@@ -41,14 +42,14 @@ def asks_for_loss(forward: Callable[..., Any]) -> bool:
     return patching.is_ours(forward) or "loss_function" in stock_code.names_in(forward)
 
 
-def fused_forward(head: Head, stock: Callable[..., Any]) -> Callable[..., Any]:
+def fused_forward(head: Head, stock: Callable[..., Any], numbers: patching.Numbers = ()) -> Callable[..., Any]:
     """A forward with the parameters of `stock`, and the keyword `skip_logits`."""
     signature = inspect.signature(stock)
     if "skip_logits" not in signature.parameters:
         parameters = list(signature.parameters.values())
         last = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
         signature = signature.replace(parameters=[*parameters[:last], _SKIP_LOGITS, *parameters[last:]])
-    return _with_signature(head, signature, "forward", getattr(stock, "__qualname__", "forward"))
+    return _with_signature(head, signature, "forward", getattr(stock, "__qualname__", "forward"), stock, numbers)
 
 
 def named_forward(head: Head, parameters: str, name: str = "lce_forward") -> Callable[..., Any]:
@@ -69,7 +70,14 @@ def named_forward(head: Head, parameters: str, name: str = "lce_forward") -> Cal
     return _with_signature(head, signature, name, name)
 
 
-def _with_signature(head: Head, signature: inspect.Signature, name: str, qualified: str) -> Callable[..., Any]:
+def _with_signature(
+    head: Head,
+    signature: inspect.Signature,
+    name: str,
+    qualified: str,
+    stock: Any = None,
+    numbers: patching.Numbers = (),
+) -> Callable[..., Any]:
     by_position = tuple(
         p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     )[1:]
@@ -83,6 +91,9 @@ def _with_signature(head: Head, signature: inspect.Signature, name: str, qualifi
         `ignore_index`, `label_smoothing`, `return_token_accuracy`, `return_predicted_tokens`, `accum_dtype`,
         `use_token_scaling`, and what the base model takes.
         """
+        if numbers and patching.have_changed(self, numbers):
+            kwargs.pop("skip_logits", None)
+            return stock(self, *args, **kwargs)
         if len(args) > len(by_position):
             raise TypeError(f"{qualified} takes {len(by_position)} positional arguments, but {len(args)} were given")
         for given in by_position[: len(args)]:

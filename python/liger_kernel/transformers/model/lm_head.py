@@ -84,17 +84,26 @@ def obstacle(head: Any) -> str | None:
     if _is_fsdp1(inner):  # its parameters are views of a flat one, which need not be there yet
         inner = unwrap_peft(inner.module)
         return _hook_obstacle(inner) or _class_obstacle(inner)
-    return _class_obstacle(inner) or _weight_obstacle(inner)
+    return _class_obstacle(inner) or _weight_obstacle(inner) or _trace_obstacle(head, inner)
 
 
 def _hook_obstacle(head: nn.Module) -> str | None:
     """A hook on the output may look at logits, or change them; one before the head runs before the fused loss too."""
-    for name in _HOOKS:
-        for hook in (*getattr(head, name).values(), *getattr(nn.modules.module, f"_global{name}").values()):
-            home = _home_of(hook)
-            if not home.startswith(_KNOWN_HOOKS):
-                return f"a hook of {home.rstrip('.') or type(hook).__name__} is registered on its output or gradients"
+    for hook in _hooks_of(head):
+        home = _home_of(hook)
+        if not home.startswith(_KNOWN_HOOKS):
+            return f"a hook of {home.rstrip('.') or type(hook).__name__} is registered on its output or gradients"
     return None
+
+
+def _hooks_of(head: nn.Module) -> list[Any]:
+    """Those behind its forward. accelerate's stand in an attribute; others may have derived from them."""
+    hooks = [hook for name in _HOOKS for hook in getattr(head, name).values()]
+    hooks += [hook for name in _HOOKS for hook in getattr(nn.modules.module, f"_global{name}").values()]
+    by_accelerate = head.__dict__.get("_hf_hook")
+    if by_accelerate is None:
+        return hooks
+    return hooks + [type(hook).post_forward for hook in (by_accelerate, *getattr(by_accelerate, "hooks", ()))]
 
 
 def _wrapper_obstacle(wrapper: nn.Module, inner: nn.Module) -> str | None:
@@ -121,10 +130,18 @@ def _class_obstacle(head: nn.Module) -> str | None:
         return f"it is wrapped by PEFT ({name})"
     if not isinstance(head, nn.Linear):
         return f"it is a {name}, not an nn.Linear"
-    if type(head).forward is not nn.Linear.forward:
+    if type(head).forward is not nn.Linear.forward or type(head).__call__ is not nn.Module.__call__:
         return f"its class {name} has a forward of its own"
+    replaced = _replaced_in_projection()
+    if replaced is not None:
+        return f"{replaced}, which computes its logits, has been replaced"
     wrapper = _foreign_forward(head)
     return None if wrapper is None else stock.cause_of_wrapper(wrapper)
+
+
+@torch.compiler.assume_constant_result
+def _replaced_in_projection() -> str | None:
+    return stock.replaced_in_projection()
 
 
 def _weight_obstacle(head: Any) -> str | None:
@@ -138,6 +155,19 @@ def _weight_obstacle(head: Any) -> str | None:
     elif type(weight) not in (torch.Tensor, nn.Parameter) and not _is_deepspeed(weight):
         return f"its weight is a {type(weight).__name__} (quantised?)"
     return None
+
+
+def _trace_obstacle(outer: nn.Module, head: nn.Module) -> str | None:
+    if not torch.compiler.is_compiling() or _is_read(outer, head) or _forgets_what_was_deleted():
+        return None
+    return "it has hooks, and this torch cannot trace their call around the fused loss"
+
+
+@torch.compiler.assume_constant_result
+def _forgets_what_was_deleted() -> bool:
+    """Whether the compiler knows that what a trace has put on a module and taken off again was never there. Before torch
+    2.13 it deletes a method of the class from the instance, each time that the compiled code has run."""
+    return hasattr(sys.modules.get("torch._dynamo.side_effects"), "AttrMutationKind")
 
 
 def _stored_weight(head: Any) -> Any:
@@ -164,6 +194,11 @@ def _is_bare(head: nn.Module) -> bool:
         and not _is_deepspeed(head.weight)
         and head.weight.device.type != "meta"
     )
+
+
+def _is_read(outer: nn.Module, head: nn.Module) -> bool:
+    """Whether the loss is computed outside the call of the head, which `outer` is or wraps."""
+    return _is_bare(head) and (outer is head or _is_quiet(outer))
 
 
 def _require_full_weight(head: Any, hidden_size: int) -> torch.Tensor:
@@ -217,13 +252,13 @@ class _Redirection:
     def __init__(self, head: nn.Module, slot: str) -> None:
         self.head, self.slot, self.own, self.users = head, slot, head.__dict__.get(slot), 0
 
-    def __call__(self, hidden_states: torch.Tensor) -> Any:
+    def __call__(self, input: torch.Tensor) -> Any:  # as nn.Linear's forward calls it
         replacement = self.pending.__dict__.pop(str(id(self.head)), None)
         if replacement is not None:
-            return replacement(hidden_states)
+            return replacement(input)
         if self.own is not None:
-            return self.own(hidden_states)
-        return type(self.head).forward(self.head, hidden_states)  # type: ignore[operator]
+            return self.own(input)
+        return type(self.head).forward(self.head, input)  # type: ignore[operator]
 
     @classmethod
     def enter(cls, head: nn.Module) -> _Redirection:
@@ -281,8 +316,8 @@ def _loss_inside(outer: nn.Module, head: nn.Module, hidden_states: torch.Tensor,
     """The loss as the output of `outer(hidden_states)`, so that hooks and wrappers of the head do their work."""
     results: list[Any] = []
 
-    def loss(inputs: torch.Tensor) -> torch.Tensor:
-        results.append(loss_utils.unpack_cross_entropy_result(_loss_of(head, inputs, *args, **kwargs)))
+    def loss(input: torch.Tensor) -> torch.Tensor:  # as nn.Linear's forward calls it
+        results.append(loss_utils.unpack_cross_entropy_result(_loss_of(head, input, *args, **kwargs)))
         return results[0][0]
 
     output = _call_instead_of_forward(outer, head, loss, hidden_states)
@@ -309,7 +344,7 @@ def head_loss(
     arguments = (hidden_states, hidden_size, labels, shift_labels)
     if _is_fsdp1(head):
         return _FSDPForwardRedirection()(head, _loss_of, head.module, *arguments, **loss_kwargs)
-    if _is_bare(head) and (outer is head or _is_quiet(outer)):
+    if _is_read(outer, head):
         return _loss_of(head, *arguments, **loss_kwargs)
     return _loss_inside(outer, head, *arguments, **loss_kwargs)
 

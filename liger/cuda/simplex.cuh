@@ -1,0 +1,110 @@
+/* simplex.cuh - the threshold tau of the nearest point of the simplex, y = max(x - tau, 0) with the sum 1, on CUDA: by Newton's
+ * method until the support stays as it is.
+ *
+ * Σ max(x - tau, 0) is convex and falls with tau: from any start a step leads to tau or below, and from there on steps only
+ * rise, so that the support only shrinks, and two supports of the same size are the same. What is below max x - 1 is never
+ * part of it, and tau of any part of a row is not above that of the whole: of some thirty large values it is a start from
+ * which the random rows of a vocabulary need two or three steps.
+ *
+ * The sum is of x - origin, which is exact for all that may be in a support: beyond 2 the origin is the maximum, where a
+ * difference of at most 1 loses nothing, below it is 0. A thread adds in two floats, threads are added in double. */
+#ifndef LIGER_CUDA_SIMPLEX_CUH
+#define LIGER_CUDA_SIMPLEX_CUH
+
+#include "liger/cuda/vocab_rows.cuh"
+
+namespace simplex {
+
+/* The largest value; +inf stands for one that is no number, or infinite. */
+struct maximum {
+    float max, unused;
+
+    __device__ __forceinline__ void take(float x) { max = x <= FLT_MAX ? fmaxf(max, x) : INFINITY; }
+};
+__device__ __forceinline__ maximum no_maximum() { return {-INFINITY, 0.0f}; }
+__device__ __forceinline__ maximum merge(maximum a, maximum b) { return {fmaxf(a.max, b.max), 0.0f}; }
+__device__ __forceinline__ maximum warp_merge(maximum a) { return {warp_max_ordered(a.max), 0.0f}; }
+
+/* Σ (x - origin) over the values above a threshold, and how many they are. */
+struct members {
+    double sum;
+    int64_t count;
+};
+__device__ __forceinline__ members no_members() { return {0.0, 0}; }
+__device__ __forceinline__ members merge(members a, members b) { return {a.sum + b.sum, a.count + b.count}; }
+__device__ __forceinline__ int64_t warp_count(int64_t count) {
+#if __CUDA_ARCH__ >= 800
+    if (!__any_sync(0xffffffffu, count >> 26 != 0)) return __reduce_add_sync(0xffffffffu, (unsigned)count);
+#endif
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        count += __shfl_xor_sync(0xffffffffu, (long long)count, offset);
+    return count;
+}
+__device__ __forceinline__ members warp_merge(members a) {
+    if (!__any_sync(0xffffffffu, a.count != 0)) return a; /* as in most warps of most rows */
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) a.sum += __shfl_xor_sync(0xffffffffu, a.sum, offset);
+    return {a.sum, warp_count(a.count)};
+}
+
+/* A thread's members, in two floats: what an addition has rounded away is added apart. */
+struct thread_members {
+    float sum = 0.0f, rounded = 0.0f;
+    uint32_t count = 0;
+
+    __device__ __forceinline__ void add(float d, int of = 1) {
+        const float next = sum + d, added = next - sum;
+        rounded += (sum - (next - added)) + (d - added);
+        sum = next;
+        count += of;
+    }
+    __device__ __forceinline__ members all() const { return {(double)sum + (double)rounded, count}; }
+};
+
+/* tau = origin + rest + lower; `above` is the largest float that is not above tau, so that x > tau is x > above. All of them
+ * NaN: the row has no tau. */
+struct threshold {
+    float above, origin, rest, lower;
+
+    __device__ __forceinline__ bool has(float x) const { return !(x <= above); }
+    __device__ __forceinline__ float y(float x) const {
+        const float y = ((x - origin) - rest) - lower;
+        return has(x) ? y < 0.0f ? 0.0f : y : 0.0f; /* NaN is not below 0 */
+    }
+};
+
+/* A start: three steps on one value of each lane, in f32. */
+__device__ __forceinline__ float start_below(float max, float of_lane) {
+    float above = __fadd_rd(max, -1.0f);
+#pragma unroll
+    for (int step = 0; step < 3; step++) {
+        const bool in = of_lane > above;
+        const int count = __popc(__ballot_sync(0xffffffffu, in));
+        const float sum = warp_sum(in ? of_lane - max : 0.0f);
+        above = __fadd_rd(max, (sum - 1.0f) / (float)count);
+    }
+    return above;
+}
+
+/* members_above(above, origin): this thread's. All threads of the row take part, with the same `max`; `start` is below it. */
+template <typename M, typename X>
+__device__ __forceinline__ threshold find_threshold(float max, float start, M members_above, X &again) {
+    if (fabsf(max) == INFINITY) return {NAN, NAN, NAN, NAN};
+    const float origin = fabsf(max) < 2.0f ? 0.0f : max;
+    float above = start;
+    double tau;
+    for (int64_t before = 0;;) {
+        const members all = again.all(members_above(above, origin), no_members());
+        tau = (all.sum - 1.0) / (double)all.count;
+        above = __double2float_rd(__dadd_rd((double)origin, tau));
+        if (all.count == before) break;
+        before = all.count;
+    }
+    const float rest = (float)tau;
+    return {above, origin, rest, (float)(tau - (double)rest)};
+}
+
+} // namespace simplex
+
+#endif

@@ -1,0 +1,191 @@
+/* embedding_cpu.c - embedding on the CPU, compiled once per instruction set.
+ *
+ * Forward copies rows. Backward sorts the tokens by row, which takes some microseconds, and then writes the table from top to
+ * bottom, each row once: threads share out the rows. */
+#include "liger/core/fail.h"
+#include "liger/core/kernel_table.h"
+#include "liger/cpu/parallel.h"
+#include "liger/cpu/simd.h"
+#include "liger/ops/embedding/embedding_problem.h"
+
+enum {
+    BYTES_PER_CHUNK = 64 << 10,
+    STREAM_BYTES = 64 << 20, /* an output that leaves the caches anyway is written past them */
+    BLOCK = 1024,            /* columns whose sums stay in the nearest cache */
+};
+
+/* Nothing is written where an index has no row. */
+static liger_status check_indices(const char *op, liger_dtype dtype, const void *indices, int64_t tokens,
+                                  int64_t vocab) {
+    for (int64_t i = 0; i < tokens; i++) {
+        const int64_t index = index_load(dtype, indices, i);
+        LIGER_REQUIRE(index >= 0 && index < vocab, LIGER_ERR_TARGET,
+                      "%s: indices[%lld] is %lld, which is out of bounds: it must be in [0, %lld)", op, (long long)i,
+                      (long long)index, (long long)vocab);
+    }
+    return LIGER_OK;
+}
+
+static int64_t rows_per_chunk(liger_dtype t, int64_t cols) {
+    return 1 + BYTES_PER_CHUNK / (cols * (int64_t)liger_dtype_size(t));
+}
+static bool streams(liger_dtype t, int64_t rows, int64_t cols) {
+    return rows * cols * (int64_t)liger_dtype_size(t) > STREAM_BYTES;
+}
+
+/* A row of whole cache lines, that is: what v_stream_two asks for. */
+static bool may_stream(const void *row, liger_dtype t, int64_t cols) {
+    return (uintptr_t)row % 64 == 0 && cols * (int64_t)liger_dtype_size(t) % 64 == 0;
+}
+
+/* Bits pass through f32 vectors unchanged, whatever they are: they are only moved. x == NULL: zeros. */
+static void stream_row(void *y, const void *x, int64_t bytes) {
+    V_FOR_EACH_TWO(i, n, bytes / (int64_t)sizeof(float), {
+        v_f32 two[2] = {v_zero(), v_zero()};
+        if (x) v_load_two(LIGER_F32, x, i, n, two);
+        v_stream_two(LIGER_F32, y, i, n, two);
+    });
+}
+
+static void copy_row(bool stream, liger_dtype t, void *y, const void *x, int64_t cols) {
+    const int64_t bytes = cols * (int64_t)liger_dtype_size(t);
+    if (stream && may_stream(y, t, cols)) stream_row(y, x, bytes);
+    else if (x) memcpy(y, x, (size_t)bytes);
+    else memset(y, 0, (size_t)bytes);
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+static void forward_chunk(void *argument, int64_t begin, int64_t end) {
+    const struct embedding_forward_problem *p = argument;
+    const size_t element = liger_dtype_size(p->dtype);
+    const bool stream = streams(p->dtype, p->tokens, p->cols);
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t index = index_load(p->index_dtype, p->indices, i);
+        const void *row = index == p->padding_index ? NULL : row_of(p->weight, index, element);
+        copy_row(stream, p->dtype, row_of(p->y, i, element), row, p->cols);
+    }
+    v_stream_end();
+}
+
+liger_status LIGER_CPU(embedding_forward)(liger_context *context, const struct embedding_forward_problem *problem,
+                                          liger_stream stream) {
+    (void)stream;
+    struct embedding_forward_problem p = *problem;
+    LIGER_TRY(check_indices("embedding_forward", p.index_dtype, p.indices, p.tokens, p.vocab));
+    liger_parallel_for(context, p.tokens, rows_per_chunk(p.dtype, p.cols), forward_chunk, &p);
+    return LIGER_OK;
+}
+
+/* ---- backward: keys in order ------------------------------------------------------------------------------------ */
+
+enum { DIGIT = 11, DIGITS = 1 << DIGIT };
+
+/* By one digit of the row, leaving those with the same one as they are. */
+static void sort_by_digit(const uint64_t *keys, uint64_t *sorted, int64_t count, int shift) {
+    int64_t place[DIGITS] = {0}, next = 0;
+    for (int64_t i = 0; i < count; i++) place[keys[i] >> shift & (DIGITS - 1)]++;
+    for (int d = 0; d < DIGITS; d++) {
+        const int64_t here = place[d];
+        place[d] = next;
+        next += here;
+    }
+    for (int64_t i = 0; i < count; i++) sorted[place[keys[i] >> shift & (DIGITS - 1)]++] = keys[i];
+}
+
+static const uint64_t *sorted_keys(const struct embedding_backward_problem *p) {
+    uint64_t *keys = p->workspace;
+    uint64_t *other = (uint64_t *)((char *)p->workspace + embedding_layout(p->tokens, p->cols).second);
+    for (int64_t i = 0; i < p->tokens; i++)
+        keys[i] = embedding_key(index_load(p->index_dtype, p->indices, i), i, p->vocab, p->padding_index);
+    for (int shift = 0; p->tokens > 1 && p->vocab >> shift > 0; shift += DIGIT) {
+        uint64_t *sorted = other;
+        sort_by_digit(keys, sorted, p->tokens, 32 + shift);
+        other = keys, keys = sorted;
+    }
+    return keys;
+}
+
+/* ---- backward: sums --------------------------------------------------------------------------------------------- */
+
+struct sums {
+    const struct embedding_backward_problem *p;
+    const uint64_t *keys;
+    float *parts;
+};
+
+/* Of `count` columns from `first` on, over some keys. */
+LIGER_TEMPLATE void sum_tokens(liger_dtype t, const struct sums *s, int64_t begin, int64_t end, int64_t first,
+                               int64_t count, float *sum) {
+    for (int64_t k = begin; k < end; k++) {
+        const char *dy = row_of(s->p->dy, embedding_token_of(s->keys[k]), f_size(t));
+        dy += first * (int64_t)f_size(t);
+        if (k == begin) V_FOR_EACH(i, n, count, v_store_n(LIGER_F32, sum, i, n, v_load_n(t, dy, i, n)));
+        else
+            V_FOR_EACH(i, n, count, {
+                const v_f32 so_far = v_load_n(LIGER_F32, sum, i, n);
+                v_store_n(LIGER_F32, sum, i, n, v_add(so_far, v_load_n(t, dy, i, n)));
+            });
+    }
+}
+
+static void sum_parts(const struct sums *s, struct embedding_pieces_of_row of, int64_t first, int64_t count,
+                      float *sum) {
+    for (int64_t k = of.first; k <= of.last; k++) {
+        const float *part = s->parts + (2 * k + (k == of.first ? of.odd : 0)) * s->p->cols + first;
+        V_FOR_EACH(i, n, count, {
+            const v_f32 so_far = k == of.first ? v_zero() : v_load_n(LIGER_F32, sum, i, n);
+            v_store_n(LIGER_F32, sum, i, n, v_add(so_far, v_load_n(LIGER_F32, part, i, n)));
+        });
+    }
+}
+
+LIGER_TEMPLATE void write_row(liger_dtype t, const struct sums *s, int64_t begin, int64_t end, void *out) {
+    float sum[BLOCK];
+    const struct embedding_pieces_of_row of = embedding_pieces_of(begin, end, s->p->piece_bits);
+    for (int64_t first = 0; first < s->p->cols; first += BLOCK) {
+        const int64_t count = s->p->cols - first < BLOCK ? s->p->cols - first : BLOCK;
+        if (of.first == of.last) sum_tokens(t, s, begin, end, first, count, sum);
+        else sum_parts(s, of, first, count, sum);
+        V_FOR_EACH(i, n, count, v_store_n(t, out, first + i, n, v_load_n(LIGER_F32, sum, i, n)));
+    }
+}
+
+static void part_chunk(void *argument, int64_t which, int64_t end) {
+    const struct sums *s = argument;
+    for (; which < end; which++) {
+        const struct embedding_part part =
+            embedding_part_of(s->keys, s->p->tokens, s->p->vocab, s->p->piece_bits, which);
+        float *sum = s->parts + which * s->p->cols;
+        if (part.begin < part.end)
+            LIGER_FOR_FLOAT(s->p->dtype, sum_tokens(LIGER_T, s, part.begin, part.end, 0, s->p->cols, sum))
+    }
+}
+
+static void row_chunk(void *argument, int64_t row, int64_t end) {
+    const struct sums *s = argument;
+    const struct embedding_backward_problem *p = s->p;
+    const size_t element = liger_dtype_size(p->dtype);
+    const bool stream = streams(p->dtype, p->vocab, p->cols);
+    int64_t key = embedding_first_of(s->keys, 0, p->tokens, row);
+    for (; row < end; row++) {
+        void *out = row_of(p->dweight, row, element);
+        const int64_t first = key;
+        while (key < p->tokens && embedding_row_of(s->keys[key]) == row) key++;
+        if (first == key) copy_row(stream, p->dtype, out, NULL, p->cols);
+        else LIGER_FOR_FLOAT(p->dtype, write_row(LIGER_T, s, first, key, out))
+    }
+    v_stream_end();
+}
+
+liger_status LIGER_CPU(embedding_backward)(liger_context *context, const struct embedding_backward_problem *p,
+                                           liger_stream stream) {
+    (void)stream;
+    LIGER_TRY(check_indices("embedding_backward", p->index_dtype, p->indices, p->tokens, p->vocab));
+    const size_t parts = embedding_layout(p->tokens, p->cols).parts;
+    struct sums sums = {p, sorted_keys(p), (float *)((char *)p->workspace + parts)};
+    const int64_t pieces = embedding_pieces(p->tokens, p->piece_bits);
+    if (pieces > 1) liger_parallel_for(context, 2 * pieces, 1, part_chunk, &sums);
+    liger_parallel_for(context, p->vocab, rows_per_chunk(p->dtype, p->cols), row_chunk, &sums);
+    return LIGER_OK;
+}

@@ -1,0 +1,347 @@
+/* embedding_cuda.cu - embedding on the GPU.
+ *
+ * Forward is a gather: bits are moved, several rows on their way at once. Backward writes the table once, at the speed of
+ * memory: 1.05 GB of the 1.18 GB that 16384 tokens of 8 KB and 128256 rows are. What goes before must be short: keys are
+ * sorted in tiles of shared memory, and each key then finds its place among 16 runs by looking into all of them at once, so
+ * that 16384 tokens take two kernels. No atomics: what is sorted has one order, and so have the sums. */
+#include "liger/core/kernel_table.h"
+#include "liger/cuda/launch.cuh"
+#include "liger/cuda/pack.cuh"
+#include "liger/cuda/reduce.cuh"
+#include "liger/ops/embedding/embedding_problem.h"
+
+namespace {
+
+enum { THREADS = 256, MOST_GRID_Y = 65535 };
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+enum { GATHERED = 4 }; /* rows of a thread that are on their way */
+
+/* A block's threads: `x` share out the words of a row, of which `y` rows are at work. */
+static dim3 block_for(int64_t words) {
+    if (words >= THREADS) { /* all parts of a row the same */
+        const int64_t parts = (words + THREADS - 1) / THREADS;
+        return dim3((unsigned)round_up_to_warp((words + parts - 1) / parts), 1);
+    }
+    unsigned x = 1;
+    while (x < words && x < WARP) x *= 2;
+    if (words > WARP) x = (unsigned)round_up_to_warp(words);
+    return dim3(x, THREADS / x);
+}
+
+struct gather_rows {
+    const void *indices;
+    liger_rows weight, y; /* strides in words */
+    int64_t tokens, vocab, words, padding;
+    liger_dtype index_dtype;
+    uint32_t nan; /* as many of them as fill a word */
+};
+
+template <typename W>
+__device__ __forceinline__ W filled(uint32_t bits) {
+    if constexpr (sizeof(W) == 16) return {bits, bits, bits, bits};
+    else return (W)bits;
+}
+
+template <typename W>
+__global__ void __launch_bounds__(THREADS) gather(const __grid_constant__ gather_rows p) {
+    const int64_t first = blockIdx.x * (int64_t)(blockDim.y * GATHERED) + threadIdx.y;
+    int64_t index[GATHERED];
+#pragma unroll
+    for (int k = 0; k < GATHERED; k++) {
+        const int64_t token = first + k * blockDim.y;
+        index[k] = token < p.tokens ? index_at(p.indices, p.index_dtype, token) : -1;
+    }
+    for (int64_t c = threadIdx.x; c < p.words; c += blockDim.x) {
+        W word[GATHERED];
+#pragma unroll
+        for (int k = 0; k < GATHERED; k++) {
+            const bool known = index[k] >= 0 && index[k] < p.vocab;
+            word[k] = filled<W>(known ? 0 : p.nan);
+            if (known && index[k] != p.padding) word[k] = row_at<W>(p.weight, index[k])[c];
+        }
+#pragma unroll
+        for (int k = 0; k < GATHERED; k++) {
+            const int64_t token = first + k * blockDim.y;
+            if (token < p.tokens) row_at<W>(p.y, token)[c] = word[k];
+        }
+    }
+}
+
+static liger_rows in_words(liger_rows rows, int64_t of_a_word) {
+    rows.inner_stride /= of_a_word, rows.outer_stride /= of_a_word;
+    return rows;
+}
+
+template <typename W>
+void launch_gather(const embedding_forward_problem &p, cudaStream_t stream) {
+    const int64_t of_a_word = (int64_t)(sizeof(W) / liger_dtype_size(p.dtype));
+    const uint32_t nan = p.dtype == LIGER_F32 ? 0x7fc00000u : p.dtype == LIGER_F16 ? 0x7e007e00u : 0x7fc07fc0u;
+    const gather_rows rows = {p.indices,
+                              in_words(p.weight, of_a_word),
+                              in_words(p.y, of_a_word),
+                              p.tokens,
+                              p.vocab,
+                              p.cols / of_a_word,
+                              p.padding_index,
+                              p.index_dtype,
+                              nan};
+    const dim3 block = block_for(rows.words);
+    gather<W><<<grid_size(p.tokens, block.y * GATHERED), block, 0, stream>>>(rows);
+}
+
+/* ---- backward: keys in order ------------------------------------------------------------------------------------ */
+
+enum { TILE = 1024, RUNS = 16 };
+
+/* Bitonic: every exchange of a step is independent of the others. */
+__global__ void __launch_bounds__(TILE / 2)
+    sort_tiles(const __grid_constant__ embedding_backward_problem p, uint64_t *sorted) {
+    __shared__ uint64_t key[TILE];
+    const int64_t begin = blockIdx.x * (int64_t)TILE;
+    let_next_kernel_start();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int i = threadIdx.x + half * (TILE / 2);
+        const int64_t token = begin + i;
+        key[i] = ~(uint64_t)0;
+        if (token < p.tokens)
+            key[i] = embedding_key(index_at(p.indices, p.index_dtype, token), token, p.vocab, p.padding_index);
+    }
+    for (int length = 2; length <= TILE; length *= 2) {
+        for (int step = length / 2; step > 0; step /= 2) {
+            __syncthreads();
+            const int low = 2 * (int)threadIdx.x - (int)(threadIdx.x & (step - 1)), high = low + step;
+            const uint64_t a = key[low], b = key[high];
+            if ((a > b) == ((low & length) == 0)) key[low] = b, key[high] = a;
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int i = threadIdx.x + half * (TILE / 2);
+        if (begin + i < p.tokens) sorted[begin + i] = key[i];
+    }
+}
+
+/* One thread a key: how many keys are before it in its own run, and in each of the others that are merged with it. No two
+ * are equal. `length` of a run is a power of two. */
+__global__ void __launch_bounds__(THREADS)
+    merge_runs(const uint64_t *keys, uint64_t *merged, int64_t count, int64_t length) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
+    if (i >= count) return;
+    const int64_t first = i / (length * RUNS) * (length * RUNS), own = (i - first) / length;
+    const uint64_t key = keys[i];
+    int64_t before[RUNS] = {};
+    for (int64_t step = length; step > 0; step /= 2) {
+#pragma unroll
+        for (int run = 0; run < RUNS; run++) {
+            const int64_t within = before[run] + step, last = first + run * length + within - 1;
+            if (within <= length && last < count && keys[last] < key) before[run] = within;
+        }
+    }
+    int64_t place = first;
+#pragma unroll
+    for (int run = 0; run < RUNS; run++) place += run == own ? (i - first) % length : before[run];
+    merged[place] = key;
+}
+
+/* ---- backward: sums --------------------------------------------------------------------------------------------- */
+
+struct sums_problem {
+    embedding_backward_problem p;
+    const uint64_t *keys;
+    float *parts;
+};
+
+/* Adds a pack of dy for each of the keys, in their order. */
+template <typename T, int N, int AHEAD>
+__device__ __forceinline__ void add_tokens(const liger_rows &rows, const uint64_t *key, const uint64_t *end, int64_t c,
+                                           float (&sum)[N]) {
+    for (; key < end; key += AHEAD) {
+        pack<T, N> dy[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (key + k < end) dy[k] = load_pack<T, N>(row_at<T>(rows, embedding_token_of(key[k])) + c);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            if (key + k >= end) break;
+            float values[N];
+            unpack(dy[k], values);
+#pragma unroll
+            for (int i = 0; i < N; i++) sum[i] += values[i];
+        }
+    }
+}
+
+enum { PART_THREADS = 64 };
+
+template <typename T, int N>
+__global__ void __launch_bounds__(PART_THREADS) sum_parts(const __grid_constant__ sums_problem s) {
+    __shared__ embedding_part part;
+    const int64_t which = blockIdx.x;
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    if (threadIdx.x == 0) part = embedding_part_of(s.keys, s.p.tokens, s.p.vocab, s.p.piece_bits, which);
+    __syncthreads();
+    if (part.begin == part.end) return;
+    const int64_t step = (int64_t)gridDim.y * PART_THREADS * N;
+    for (int64_t c = (blockIdx.y * (int64_t)PART_THREADS + threadIdx.x) * N; c < s.p.cols; c += step) {
+        float sum[N] = {};
+        add_tokens<T, N, 8>(s.p.dy, s.keys + part.begin, s.keys + part.end, c, sum);
+        pack<float, N> out;
+        repack(sum, out);
+        store_pack<float, N>(s.parts + which * s.p.cols + c, out);
+    }
+}
+
+/* All lanes of a warp look at once: a few rounds for any number of keys. */
+__device__ __forceinline__ int64_t first_of(const uint64_t *keys, int64_t count, int64_t row, int lane) {
+    int64_t begin = 0, end = count;
+    while (begin < end) {
+        const int64_t step = (end - begin + WARP - 1) / WARP, at = begin + lane * step;
+        const bool before = at < end && embedding_row_of(keys[at]) < row;
+        const int lanes = __popc(__ballot_sync(0xffffffffu, before)); /* of sorted keys these are the first lanes */
+        if (lanes == 0) return begin;
+        const int64_t next = begin + lanes * step;
+        begin += (lanes - 1) * step + 1;
+        end = next < end ? next : end;
+    }
+    return begin;
+}
+
+enum {
+    SUMMING_BLOCKS = 4, /* of a multiprocessor: 64 registers a thread */
+    ROWS_OF_A_LANE = 16,
+    MOST_ROWS = 512
+};
+
+/* Of a block, of whose threads `y` have a row each. */
+LIGER_HOST_DEVICE static inline int rows_of_block(unsigned y) {
+    return ROWS_OF_A_LANE * y < MOST_ROWS ? ROWS_OF_A_LANE * (int)y : (int)MOST_ROWS;
+}
+
+template <typename T, int N>
+__device__ __forceinline__ pack<T, N> sum_of_row(const sums_problem &s, int64_t begin, int64_t end, int64_t c) {
+    float sum[N] = {};
+    const embedding_pieces_of_row of = embedding_pieces_of(begin, end, s.p.piece_bits);
+    if (of.first == of.last) {
+        add_tokens<T, N, 4>(s.p.dy, s.keys + begin, s.keys + end, c, sum);
+    } else {
+        for (int64_t k = of.first; k <= of.last; k++) {
+            const int64_t which = 2 * k + (k == of.first ? of.odd : 0);
+            const pack<float, N> part = load_pack<float, N>(s.parts + which * s.p.cols + c);
+#pragma unroll
+            for (int i = 0; i < N; i++) sum[i] += part.value[i];
+        }
+    }
+    pack<T, N> out;
+    repack(sum, out);
+    return out;
+}
+
+/* A block writes some rows: where they begin among the keys it finds out once. Rows without tokens are written first: nobody
+ * waits for a store. */
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS, at_most_blocks(SUMMING_BLOCKS, THREADS))
+    sum_rows(const __grid_constant__ sums_problem s) {
+    __shared__ uint32_t begins[MOST_ROWS + 1];
+    __shared__ int64_t bound[2];
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+    const int most = rows_of_block(blockDim.y);
+    const int64_t first = blockIdx.x * (int64_t)most;
+    const int rows = (int)(s.p.vocab - first < most ? s.p.vocab - first : most);
+    wait_for_previous_kernel();
+    if (thread < WARP) {
+        const int64_t from = first_of(s.keys, s.p.tokens, first, thread);
+        const int64_t to = first_of(s.keys, s.p.tokens, first + rows, thread);
+        if (thread == 0) bound[0] = from, bound[1] = to;
+    }
+    __syncthreads();
+    for (int r = thread; r <= rows; r += threads)
+        begins[r] = (uint32_t)embedding_first_of(s.keys, bound[0], bound[1], first + r);
+    __syncthreads();
+    const int64_t step = (int64_t)gridDim.y * blockDim.x * N;
+    for (int64_t c = (blockIdx.y * (int64_t)blockDim.x + threadIdx.x) * N; c < s.p.cols; c += step) {
+        const pack<T, N> zeros = {};
+        for (int r = threadIdx.y; r < rows; r += blockDim.y)
+            if (begins[r] == begins[r + 1]) store_pack<T, N>(row_at<T>(s.p.dweight, first + r) + c, zeros);
+        if (bound[0] == bound[1]) continue;
+        for (int r = threadIdx.y; r < rows; r += blockDim.y)
+            if (begins[r] < begins[r + 1])
+                store_pack<T, N>(row_at<T>(s.p.dweight, first + r) + c,
+                                 sum_of_row<T, N>(s, begins[r], begins[r + 1], c));
+    }
+}
+
+/* ---- backward: launches ------------------------------------------------------------------------------------------ */
+
+/* The last argument is what has been sorted so far, and where. */
+cudaError_t sort_keys(const liger_context *context, const embedding_backward_problem &p, cudaStream_t stream,
+                      const uint64_t **sorted) {
+    uint64_t *keys = (uint64_t *)p.workspace;
+    uint64_t *other = (uint64_t *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).second);
+    cudaError_t error = cudaSuccess;
+    if (p.tokens > 0) sort_tiles<<<grid_size(p.tokens, TILE), TILE / 2, 0, stream>>>(p, keys);
+    for (int64_t length = TILE; length < p.tokens && error == cudaSuccess; length *= RUNS) {
+        error = launch_next(context, merge_runs, dim3(grid_size(p.tokens, THREADS)), dim3(THREADS), stream,
+                            (const uint64_t *)keys, other, p.tokens, length);
+        uint64_t *const merged = other;
+        other = keys, keys = merged;
+    }
+    *sorted = keys;
+    return error;
+}
+
+static unsigned grid_y(int64_t words, int64_t threads) { return grid_size(words, threads, MOST_GRID_Y); }
+
+template <typename T, int N>
+cudaError_t launch_sums(const liger_context *context, const sums_problem &s, cudaStream_t stream) {
+    const int64_t words = s.p.cols / N, pieces = embedding_pieces(s.p.tokens, s.p.piece_bits);
+    const dim3 block = block_for(words);
+    if (pieces > 1) {
+        const dim3 grid((unsigned)(2 * pieces), grid_y(words, PART_THREADS));
+        const cudaError_t error = launch_next(context, sum_parts<T, N>, grid, dim3(PART_THREADS), stream, s);
+        if (error != cudaSuccess) return error;
+    }
+    const dim3 grid(grid_size(s.p.vocab, rows_of_block(block.y)), grid_y(words, block.x));
+    return launch_next(context, sum_rows<T, N>, grid, block, stream, s);
+}
+
+} // namespace
+
+extern "C" liger_status embedding_forward_cuda(liger_context *context, const embedding_forward_problem *problem,
+                                               liger_stream given) {
+    const embedding_forward_problem &p = *problem;
+    const cudaStream_t stream = (cudaStream_t)given;
+    LIGER_ON_DEVICE(context, "embedding_forward");
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable =
+        p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.weight, element) && rows_are_packable(p.y, element);
+    if (packable) launch_gather<uint4>(p, stream);
+    else if (element == sizeof(float)) launch_gather<uint32_t>(p, stream);
+    else launch_gather<uint16_t>(p, stream);
+    return launched(context, "embedding_forward", given);
+}
+
+extern "C" liger_status embedding_backward_cuda(liger_context *context, const embedding_backward_problem *problem,
+                                                liger_stream given) {
+    const embedding_backward_problem &p = *problem;
+    const cudaStream_t stream = (cudaStream_t)given;
+    LIGER_ON_DEVICE(context, "embedding_backward");
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable =
+        p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.dy, element) && rows_are_packable(p.dweight, element);
+    sums_problem sums = {p, NULL, (float *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).parts)};
+    cudaError_t error = sort_keys(context, p, stream, &sums.keys);
+    if (error == cudaSuccess)
+        LIGER_FOR_FLOAT(p.dtype, T, {
+            error = packable ? launch_sums<T, pack_size<T>>(context, sums, stream)
+                             : launch_sums<T, 1>(context, sums, stream);
+        })
+    LIGER_TRY(cuda_status(error, "embedding_backward"));
+    return launched(context, "embedding_backward", given);
+}

@@ -1,0 +1,59 @@
+"""Sparsemax: the nearest point of the simplex, y = max(x - tau, 0) where tau makes the sum 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel import _native
+from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._operator import Made, Operator, Rows, Wish
+
+
+@Operator
+def sparsemax(x: Rows, y: Made = Wish.LIKE, support: Made = Wish.PER_ROW_BITS) -> Any:
+    return _native.sparsemax_forward(x, y, support)
+
+
+@sparsemax.gradient
+def sparsemax_gradient(dy: Rows, support: Tensor, dx: Made = Wish.LIKE) -> Any:
+    return _native.sparsemax_backward(dy, support, dx)
+
+
+def _sorted_formula(x: Tensor) -> Tensor:
+    """Over the last dimension. A shift of x shifts tau, and is nothing to a gradient."""
+    x = x - x.amax(-1, keepdim=True).detach()
+    z = x.sort(-1, descending=True).values
+    sums = z.cumsum(-1)
+    count = torch.arange(1, x.shape[-1] + 1, device=x.device)
+    size = (1 + count * z > sums).sum(-1, keepdim=True).clamp(min=1)
+    tau = (sums.gather(-1, size - 1) - 1) / size
+    return (x - tau).clamp(min=0)
+
+
+class LigerSparsemaxFunction(LigerFunction):
+    """`apply(x, dim)` -> y of x's shape and dtype. The support is exact, and saved as bits; arithmetic in f32, rounded once."""
+
+    operator = sparsemax
+    gradients = ("x",)
+
+    @classmethod
+    def apply(cls, *args):
+        """Along another dimension than the last: of x with that dimension moved to the end."""
+        x, dim = cls.complete(args)
+        last = (x.dim() or 1) - 1 if isinstance(x, Tensor) else dim
+        if dim in (-1, last):
+            return super().apply(x, -1)
+        return super().apply(x.movedim(dim, -1), -1).movedim(-1, dim)
+
+    @staticmethod
+    def arguments(x, dim):
+        return (x,)
+
+    @staticmethod
+    def torch_forward(x, dim):
+        if x.dim() == 0 or x.numel() == 0:
+            return x * 0 + 1
+        return _sorted_formula(x.float().movedim(dim, -1)).movedim(-1, dim).to(x.dtype)
