@@ -420,8 +420,8 @@ static int64_t chunk_advised(struct op_run *run, int64_t rows, int64_t hidden, i
 /* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. On a CPU without a budget they
  * cost at most 48 MB, or 15 % of the gradients. */
 static const char *advised_chunk(struct op_run *run) {
-    static const int64_t shapes[][3] = {{1, 64, 32000},       {100, 64, 1000},     {100000, 64, 128256},
-                                        {70000, 4096, 32000}, {1000, 8, 10000000}, {4096, 4096, 128256},
+    static const int64_t shapes[][3] = {{1, 64, 32000},        {100, 64, 1000},     {100000, 64, 128256},
+                                        {70000, 4096, 32000},  {1000, 8, 10000000}, {4096, 4096, 128256},
                                         {INT64_MAX / 16, 1, 5}}; /* nobody has the memory, but a question needs none */
     const int64_t size = (int64_t)liger_dtype_size((int)run->types.t);
     const int64_t step = liger_context_device(run->context) == LIGER_DEVICE_CPU ? 16 : 128;

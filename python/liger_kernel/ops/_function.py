@@ -171,7 +171,7 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
                 kind = type(value).__name__
                 raise TypeError(f"{cls.__name__}: {name} must be a torch.Tensor, not {kind}") from None
             if value.layout is not torch.strided or value.is_nested:
-                kind = "nested" if value.is_nested else value.layout
+                kind = "nested" if value.is_nested else str(value.layout)
                 raise LigerArgumentError(f"{cls.__name__}: {name} is {kind}, but must be strided") from None
 
     @classmethod
