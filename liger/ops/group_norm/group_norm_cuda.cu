@@ -381,9 +381,11 @@ cudaError_t launch_forward(const liger_context *context, const group_norm_forwar
     const int64_t rows = group_norm_rows(&p.shape);
     const bool aligned = pointer_is_packable(p.x) && pointer_is_packable(p.y);
     const bool packable = aligned && group_norm_cols(&p.shape) % N == 0;
-    if (p.cut.chunks == 1 && packable) return launch_held<T, N>(p, stream), cudaSuccess;
-    if (p.cut.chunks == 1 && group_norm_cols(&p.shape) <= GROUP_NORM_HELD)
-        return launch_held<T, 1>(p, stream), cudaSuccess;
+    if (p.cut.chunks == 1 && (packable || group_norm_cols(&p.shape) <= GROUP_NORM_HELD)) {
+        if (packable) launch_held<T, N>(p, stream);
+        else launch_held<T, 1>(p, stream);
+        return cudaSuccess;
+    }
     const unsigned grid = grid_size(rows * p.cut.chunks, 1);
     if (packable) chunk_kernel<T, N><<<grid, THREADS, 0, stream>>>(p);
     else chunk_kernel<T, 1><<<grid, THREADS, 0, stream>>>(p);
