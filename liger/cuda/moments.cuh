@@ -17,8 +17,7 @@ struct alignas(16) moments_share {
 
 /* A value among those of this warp, and how many there are. */
 struct warp_values {
-    float lead;
-    int count;
+    float lead, count;
 };
 
 __device__ __forceinline__ float first_lanes_sum(float x, int lanes) {
@@ -30,7 +29,7 @@ __device__ __forceinline__ float first_lanes_sum(float x, int lanes) {
 template <typename FOLD>
 __device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, float per_col, moments_share *slots,
                                               int warps) {
-    moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, (float)of.count};
+    moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, of.count};
     const float differences = fold([&](float so_far, const auto &x) {
         float sum = 0;
         for (const float value : x) sum += value - mine.origin;

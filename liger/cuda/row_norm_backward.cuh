@@ -14,11 +14,12 @@ enum {
     COUNTABLE_ROWS = 1 << 30 /* rows and a few steps more are an int */
 };
 
-using ::load_parameters;
-using ::store_parameters;
-
 /* Arrays of a formula's sums have one element at least. */
-constexpr int some(int count) { return count > 0 ? count : 1; }
+LIGER_HOST_DEVICE constexpr int some(int count) { return count > 0 ? count : 1; }
+
+/* Many sums need 64 registers. */
+template <typename B>
+constexpr int loop_blocks = B::SUMS > 2 ? LOOP_BLOCKS / 2 : (int)LOOP_BLOCKS;
 
 /* Elements that are sums over everything, up to four. */
 struct totals_to {
@@ -242,7 +243,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
 
 /* ---- rows of any width and alignment ---------------------------------------------------------------------------- */
 
-template <typename B, int N, int BLOCKS = LOOP_BLOCKS>
+template <typename B, int N, int BLOCKS = loop_blocks<B>>
 __global__ void __launch_bounds__(BLOCK, at_most_blocks(BLOCKS, BLOCK))
     backward_loop_dx(const __grid_constant__ typename B::problem p) {
     using T = typename B::type;
@@ -330,16 +331,17 @@ static __global__ void __launch_bounds__(1024)
     add_partial_columns(sums, partials + blockIdx.y * (count * cols), count, cols, to, out.dtype);
 }
 
-/* A block for each total: fixed interleaved sums, one a thread, then those in order. */
-static __global__ void __launch_bounds__(COLUMN_BLOCK)
-    add_totals(const float *partials, int count, const totals_to out) {
+/* A block for each total: fixed interleaved sums, one a thread, then those in order. A template: most norms need none. */
+template <int THREADS>
+__global__ void __launch_bounds__(THREADS)
+    add_totals(const float *partials, int count, const __grid_constant__ totals_to out) {
     __shared__ float slots[1][MAX_WARPS];
     const int k = blockIdx.x;
     float sum[1] = {};
     if (out.to[k] == NULL) return;
     wait_for_previous_kernel();
-    for (int i = threadIdx.x; i < count; i += COLUMN_BLOCK) sum[0] += partials[k * count + i];
-    group_sums(sum, slots, 0, COLUMN_BLOCK / WARP);
+    for (int i = threadIdx.x; i < count; i += THREADS) sum[0] += partials[k * count + i];
+    group_sums(sum, slots, 0, THREADS / WARP);
     if (threadIdx.x == 0) store_as(out.to[k], out.dtype, out.at[k], sum[0]);
 }
 
@@ -357,8 +359,8 @@ cudaError_t launch_totals(const liger_context *context, const typename B::proble
     if constexpr (B::TOTALS > 0) {
         const float *partials = p.workspace + B::PARTIALS * p.partials * p.cols;
         if (p.workspace == NULL) return cudaSuccess;
-        return launch_next(context, add_totals, dim3(B::TOTALS), dim3(COLUMN_BLOCK), stream, partials, count,
-                           B::totals_of(p));
+        return launch_next(context, add_totals<COLUMN_BLOCK>, dim3(B::TOTALS), dim3(COLUMN_BLOCK), stream, partials,
+                           count, B::totals_of(p));
     }
     return cudaSuccess;
 }

@@ -17,13 +17,6 @@ enum {
     BLOCK = 512                      /* threads of a block, at most; of the loop kernels */
 };
 
-/* N parameters of type T or f32 as floats. */
-template <typename T, int N>
-__device__ __forceinline__ void load_parameters(const void *parameters, liger_dtype dtype, int64_t c, float (&out)[N]) {
-    if (sizeof(T) < sizeof(float) && dtype != LIGER_F32) unpack(load_shared<T, N>((const T *)parameters + c), out);
-    else unpack(load_shared<float, N>((const float *)parameters + c), out);
-}
-
 /* Adds `count` partial rows. A block of 32 x 32 threads has 32 columns: 32 fixed interleaved sums, then those in order. */
 __device__ __forceinline__ void add_partial_columns(float (&sums)[32][33], const float *partials, int count,
                                                     int64_t cols, void *to, liger_dtype dtype) {

@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(THREADS, 4) forward_kernel(const __grid_consta
     if (!at.live) return;
     const float alpha = load_as(p.alpha, p.alpha_dtype, 0);
     float gamma[N], beta[N] = {};
-    row_norm::load_parameters<T>(p.gamma, p.weight_dtype, at.c, gamma);
-    if (p.beta) row_norm::load_parameters<T>(p.beta, p.weight_dtype, at.c, beta);
+    load_parameters<T>(p.gamma, p.weight_dtype, at.c, gamma);
+    if (p.beta) load_parameters<T>(p.beta, p.weight_dtype, at.c, beta);
     for (int64_t r = at.row; r < p.rows; r += FORWARD_ROWS * at.step) {
         pack<T, N> held[FORWARD_ROWS];
 #pragma unroll
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(THREADS, DYT_BLOCKS) backward_kernel(const __g
     const place<dyt_backward_problem, N> at(p);
     const float alpha = load_as(p.alpha, p.alpha_dtype, 0);
     float gamma[N], dgamma[N] = {}, dbeta[N] = {}, dalpha[1] = {};
-    if (at.live) row_norm::load_parameters<T>(p.gamma, p.weight_dtype, at.c, gamma);
+    if (at.live) load_parameters<T>(p.gamma, p.weight_dtype, at.c, gamma);
     let_next_kernel_start();
     for (int64_t r = at.row; at.live && r < p.rows; r += BACKWARD_ROWS * at.step) {
         pack<T, N> x_held[BACKWARD_ROWS], dy_held[BACKWARD_ROWS];

@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(HELD_THREADS, 2)
     int packs = 0;
 #pragma unroll
     for (int k = 0; k < NV; k++) packs += row_norm::warp_packs(cols / N, k * (int)blockDim.x);
-    const row_norm::warp_values of = {__shfl_sync(0xffffffffu, to_f32(row[0].x.value[0]), 0), packs * N};
+    const row_norm::warp_values of = {__shfl_sync(0xffffffffu, to_f32(row[0].x.value[0]), 0), (float)(packs * N)};
     const row_norm::moments m =
         row_norm::moments_of(fold, of, 1.0f / (float)cols, slots, NV == 1 ? 1 : (int)blockDim.x / WARP);
     const row_facts kept = facts_from(m.mean, m.missing, m.variance, p.epsilon);
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(THREADS) chunk_kernel(const __grid_constant__ 
     const int lead = threadIdx.x / WARP * WARP,
               in_turn = packs / THREADS * WARP + row_norm::warp_packs(packs % THREADS, 0);
     const float count = (float)packs * N;
-    const row_norm::warp_values of = {lead < packs ? to_f32(x[(int64_t)lead * N]) : 0.0f, in_turn * N};
+    const row_norm::warp_values of = {lead < packs ? to_f32(x[(int64_t)lead * N]) : 0.0f, (float)in_turn * N};
     const row_norm::moments m = row_norm::moments_of(fold, of, 1.0f / count, slots, WARPS);
     if (threadIdx.x == 0) *to = {m.mean, m.missing, m.variance * count, count};
 }
@@ -381,9 +381,11 @@ cudaError_t launch_forward(const liger_context *context, const group_norm_forwar
     const int64_t rows = group_norm_rows(&p.shape);
     const bool aligned = pointer_is_packable(p.x) && pointer_is_packable(p.y);
     const bool packable = aligned && group_norm_cols(&p.shape) % N == 0;
-    if (p.cut.chunks == 1 && packable) return launch_held<T, N>(p, stream), cudaSuccess;
-    if (p.cut.chunks == 1 && group_norm_cols(&p.shape) <= GROUP_NORM_HELD)
-        return launch_held<T, 1>(p, stream), cudaSuccess;
+    if (p.cut.chunks == 1 && (packable || group_norm_cols(&p.shape) <= GROUP_NORM_HELD)) {
+        if (packable) launch_held<T, N>(p, stream);
+        else launch_held<T, 1>(p, stream);
+        return cudaSuccess;
+    }
     const unsigned grid = grid_size(rows * p.cut.chunks, 1);
     if (packable) chunk_kernel<T, N><<<grid, THREADS, 0, stream>>>(p);
     else chunk_kernel<T, 1><<<grid, THREADS, 0, stream>>>(p);

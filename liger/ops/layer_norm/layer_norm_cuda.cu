@@ -72,7 +72,7 @@ struct backward {
 
     template <int N>
     static __device__ __forceinline__ void scale(const problem &p, int64_t, int64_t c, float (&weight)[N]) {
-        if (p.weight) row_norm::load_parameters<T>(p.weight, p.weight_dtype, c, weight);
+        if (p.weight) load_parameters<T>(p.weight, p.weight_dtype, c, weight);
 #pragma unroll
         for (int i = 0; i < N; i++) weight[i] = p.weight ? weight[i] : 1.0f;
     }

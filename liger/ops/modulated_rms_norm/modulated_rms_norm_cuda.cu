@@ -8,7 +8,7 @@ namespace {
 template <typename T, int N>
 __device__ __forceinline__ void load_plus(const void *parameters, liger_dtype dtype, int64_t c, float plus,
                                           float (&out)[N]) {
-    if (parameters) row_norm::load_parameters<T>(parameters, dtype, c, out);
+    if (parameters) load_parameters<T>(parameters, dtype, c, out);
 #pragma unroll
     for (int i = 0; i < N; i++) out[i] = parameters ? out[i] + plus : 1.0f;
 }
@@ -39,7 +39,7 @@ struct forward {
             const int64_t at = r / p.group_rows * p.cols + c;
             load_plus<T>(p.weight, p.weight_dtype, c, p.offset, weight);
             load_plus<T>(p.scale, p.scale_dtype, at, 1.0f, scale);
-            if (p.shift) row_norm::load_parameters<T>(p.shift, p.shift_dtype, at, shift);
+            if (p.shift) load_parameters<T>(p.shift, p.shift_dtype, at, shift);
         }
     };
     static __device__ __forceinline__ bool has_parameters(const problem &) { return true; }
@@ -70,7 +70,7 @@ struct backward {
     using type = T;
     using problem = modulated_rms_norm_backward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int SUMS = 1, PARTIALS = row_norm::GROUPED_SUMS;
+    static constexpr int SUMS = 1, PARTIALS = row_norm::GROUPED_SUMS, TOTALS = 0;
     using facts = float; /* rstd */
     using pull = float;
 
@@ -118,13 +118,13 @@ struct backward {
     static __device__ __forceinline__ void finish_group(const problem &p, int64_t group, int64_t c,
                                                         const float (&sums)[PARTIALS][N], float *all, bool first) {
         const int64_t at = group * p.cols + c;
-        if (p.dshift) row_norm::store_parameters<T>(p.dshift, p.shift_dtype, at, sums[1]);
+        if (p.dshift) store_parameters<T>(p.dshift, p.shift_dtype, at, sums[1]);
         if (p.dscale) {
             float weight[N];
             load_plus<T>(p.weight, p.weight_dtype, c, p.offset, weight);
 #pragma unroll
             for (int i = 0; i < N; i++) weight[i] *= sums[0][i];
-            row_norm::store_parameters<T>(p.dscale, p.scale_dtype, at, weight);
+            store_parameters<T>(p.dscale, p.scale_dtype, at, weight);
         }
         if (p.dweight) {
             float scale[N];

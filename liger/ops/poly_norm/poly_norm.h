@@ -44,7 +44,8 @@ LIGER_API liger_status liger_poly_norm_forward(liger_context *context, const lig
 
 /* liger_poly_norm_backward    the gradients of liger_poly_norm_forward
  *
- *   dx = Σ_p weight_p · p · x^(p-1) · rstd_p · (dy - x^p · rstd_p² · mean(dy · x^p)),  p = 3, 2, 1 for weight₀, weight₁, weight₂
+ *   with p = 3, 2, 1 for weight₀, weight₁, weight₂:
+ *   dx = Σ_p weight_p · p · x^(p-1) · rstd_p · (dy - x^p · rstd_p² · mean(dy · x^p))
  *   dweight_p = Σ dy · n(x^p)        dbias = Σ dy
  *
  *   dy       in    [..., cols]   T         the upstream gradient

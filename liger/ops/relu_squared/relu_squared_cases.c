@@ -1,5 +1,5 @@
-/* relu_squared_cases.c - shapes, tolerances and bench points of relu_squared; tests/harness/op_cases.h says what each member means. What
- * the door refuses, and which outputs may be inputs, the driver reads from its table. */
+/* relu_squared_cases.c - shapes, tolerances and bench points of the squared ReLU. What the door refuses, and which outputs may
+ * be inputs, the driver reads from its table. */
 #include "liger/ops/relu_squared/relu_squared.h"
 #include "liger/ops/relu_squared/relu_squared_ref.h"
 #include "tests/harness/op_cases.h"

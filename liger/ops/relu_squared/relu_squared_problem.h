@@ -1,6 +1,7 @@
 /* relu_squared_problem.h - what a backend sees: flat, checked, no views.
  *
- * Tensors that lie in one piece come as one long row: rows == 1. Every input of an element is read before an output of that element is written, because outputs may be inputs. */
+ * Tensors that lie in one piece come as one long row: rows == 1. Every input of an element is read before an output of that
+ * element is written, because outputs may be inputs. */
 #ifndef LIGER_OPS_RELU_SQUARED_PROBLEM_H
 #define LIGER_OPS_RELU_SQUARED_PROBLEM_H
 

@@ -68,7 +68,7 @@ struct backward {
     /* weight + offset, or ones. */
     template <int N>
     static __device__ __forceinline__ void scale(const problem &p, int64_t, int64_t c, float (&scale)[N]) {
-        if (p.weight) row_norm::load_parameters<T>(p.weight, p.weight_dtype, c, scale);
+        if (p.weight) load_parameters<T>(p.weight, p.weight_dtype, c, scale);
 #pragma unroll
         for (int i = 0; i < N; i++) scale[i] = p.weight ? scale[i] + p.offset : 1.0f;
     }
