@@ -16,7 +16,7 @@ enum wish {
     PER_ROW_SAME,
     PER_ROW_I64,
     PER_ROW_BITS, /* for each row its elements' bits, in words of i32 */
-    SCALAR, /* no dimensions; f32 or the source's dtype */
+    SCALAR,       /* no dimensions; f32 or the source's dtype */
     SCALAR_SAME,
     SCRATCH, /* a workspace as large as the call needs */
     WISHES
