@@ -70,16 +70,16 @@ static inline float float_below(float origin, double rest) {
     return (double)near > sum || ((double)near == sum && missing < 0) ? nextafterf(near, -INFINITY) : near;
 }
 
-/* Two supports of the same size, one of which holds the other, are the same. x - origin is exact for all that may be in one:
+/* `start` is below tau: supports only become smaller, so that it ends. Two of the same size, one of which holds the other, are the same. x - origin is exact for all that may be in one:
  * beyond 2 the origin is the maximum, where a difference of at most 1 loses nothing. */
 LIGER_TEMPLATE struct threshold find_threshold(liger_dtype t, const void *x, int64_t count, float max, float start) {
     const float origin = fabsf(max) < 2.0f ? 0.0f : max;
     float above = start;
-    for (int64_t before = 0;;) {
+    for (int64_t before = INT64_MAX;;) {
         const struct members all = members_above(t, x, count, above, origin);
         const double tau = (all.sum - 1) / (double)all.count;
         above = float_below(origin, tau);
-        if (all.count == before)
+        if (all.count >= before)
             return (struct threshold){above, origin, (float)tau, (float)(tau - (double)(float)tau)};
         before = all.count;
     }

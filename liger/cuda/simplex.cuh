@@ -74,7 +74,7 @@ struct threshold {
     }
 };
 
-/* A start: three steps on one value of each lane, in f32. */
+/* A start: three steps on one value of each lane, in f32, and a bit below for what they round. */
 __device__ __forceinline__ float start_below(float max, float of_lane) {
     float above = __fadd_rd(max, -1.0f);
 #pragma unroll
@@ -82,7 +82,7 @@ __device__ __forceinline__ float start_below(float max, float of_lane) {
         const bool in = of_lane > above;
         const int count = __popc(__ballot_sync(0xffffffffu, in));
         const float sum = warp_sum(in ? of_lane - max : 0.0f);
-        above = __fadd_rd(max, (sum - 1.0f) / (float)count);
+        above = __fadd_rd(max, (sum - 1.0f) / (float)count - 0x1p-14f);
     }
     return above;
 }
@@ -94,11 +94,11 @@ __device__ __forceinline__ threshold find_threshold(float max, float start, M me
     const float origin = fabsf(max) < 2.0f ? 0.0f : max;
     float above = start;
     double tau;
-    for (int64_t before = 0;;) {
+    for (int64_t before = INT64_MAX;;) {
         const members all = again.all(members_above(above, origin), no_members());
         tau = (all.sum - 1.0) / (double)all.count;
         above = __double2float_rd(__dadd_rd((double)origin, tau));
-        if (all.count == before) break;
+        if (all.count >= before) break; /* from a start below tau they only become fewer: it ends */
         before = all.count;
     }
     const float rest = (float)tau;

@@ -17,10 +17,7 @@ from liger_kernel.transformers.functional import liger_sparsemax
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = float("inf"), float("nan")
 
-OWED = [
-    Case("sparsemax", LigerSparsemaxFunction, lambda n: [torch.randn(2, n, HIDDEN), -1], (0,)),
-    Case("sparsemax_over_rows", LigerSparsemaxFunction, lambda n: [torch.randn(2, n, HIDDEN), 0], (0,)),
-]
+OWED = [Case("sparsemax", LigerSparsemaxFunction, lambda n: [torch.randn(2, n, HIDDEN), -1], (0,))]
 
 
 def bits(support, cols):
@@ -138,6 +135,20 @@ def test_any_dimension(device, dim):
     assert torch.equal(dx, right.movedim(-1, dim))
     with pytest.raises(IndexError, match="out of range"):
         LigerSparsemaxFunction.apply(x, 3)
+
+
+def test_another_dimension_where_torch_looks(device):
+    """What holds for the last dimension, from test_operators*.py, holds when it is moved there."""
+    x = torch.randn(5, 6, 7, device=device)
+    y = liger_sparsemax(x, 1)
+    compiled = torch.compile(liger_sparsemax, fullgraph=True, backend="aot_eager")
+    leaf = x.clone().requires_grad_()
+    found = compiled(leaf, 1)
+    found.backward(x)
+    expected = torch.autograd.functional.vjp(lambda z: liger_sparsemax(z, 1), x, x)[1]
+    assert torch.equal(found, y) and torch.equal(leaf.grad, expected)
+    assert torch.allclose(torch.func.vmap(lambda z: liger_sparsemax(z, 0))(x), y)
+    assert torch.allclose(torch.func.jvp(lambda z: liger_sparsemax(z, 1), (x,), (x,))[1], expected, atol=1e-6)
 
 
 def test_rows_without_tau(device):

@@ -61,7 +61,8 @@ LIGER_TEMPLATE void forward_row(liger_dtype t, int64_t cols, const void *x, void
         write_rows_without(t, cols, y, support);
         return;
     }
-    const float start = threshold_of_list(lanes, SIMPLEX_CHAINS * V_LANES, max, float_below(max, -1)).above;
+    /* a bit below, for what another order of the sums may round */
+    const float start = threshold_of_list(lanes, SIMPLEX_CHAINS * V_LANES, max, float_below(max, -1)).above - 0x1p-14f;
     const int64_t count = list_above(t, x, cols, start, list);
     const struct threshold tau =
         count >= 0 ? threshold_of_list(list, count, max, start) : find_threshold(t, x, cols, max, start);

@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS)
 
 template <typename T, int N>
 void launch_backward(const sparsemax_backward_problem &p, cudaStream_t stream) {
-    const int threads = p.cols / N <= WARP_ROW ? WARP : BACKWARD_THREADS, rows = BACKWARD_THREADS / threads;
+    const int threads = p.cols / N <= WARP_ROW ? (int)WARP : (int)BACKWARD_THREADS, rows = BACKWARD_THREADS / threads;
     backward_kernel<T, N><<<grid_size(p.rows, rows), dim3(threads, rows), 0, stream>>>(p);
 }
 
