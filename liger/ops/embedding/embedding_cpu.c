@@ -10,8 +10,10 @@
 
 enum {
     BYTES_PER_CHUNK = 64 << 10,
-    STREAM_BYTES = 64 << 20, /* an output that leaves the caches anyway is written past them */
-    BLOCK = 1024,            /* columns whose sums stay in the nearest cache */
+    /* An output that leaves the caches anyway is written past them: the gradient is next read by an optimizer. */
+    STREAM_Y = 64 << 20,
+    STREAM_GRADIENT = 16 << 20,
+    BLOCK = 1024, /* columns whose sums stay in the nearest cache */
 };
 
 /* Nothing is written where an index has no row. */
@@ -29,8 +31,8 @@ static liger_status check_indices(const char *op, liger_dtype dtype, const void 
 static int64_t rows_per_chunk(liger_dtype t, int64_t cols) {
     return 1 + BYTES_PER_CHUNK / (cols * (int64_t)liger_dtype_size(t));
 }
-static bool streams(liger_dtype t, int64_t rows, int64_t cols) {
-    return rows * cols * (int64_t)liger_dtype_size(t) > STREAM_BYTES;
+static bool streams(liger_dtype t, int64_t rows, int64_t cols, int64_t from) {
+    return rows * cols * (int64_t)liger_dtype_size(t) > from;
 }
 
 /* A row of whole cache lines, that is: what v_stream_two asks for. */
@@ -59,10 +61,12 @@ static void copy_row(bool stream, liger_dtype t, void *y, const void *x, int64_t
 static void forward_chunk(void *argument, int64_t begin, int64_t end) {
     const struct embedding_forward_problem *p = argument;
     const size_t element = liger_dtype_size(p->dtype);
-    const bool stream = streams(p->dtype, p->tokens, p->cols);
+    const bool stream = streams(p->dtype, p->tokens, p->cols, STREAM_Y);
     for (int64_t i = begin; i < end; i++) {
         const int64_t index = index_load(p->index_dtype, p->indices, i);
         const void *row = index == p->padding_index ? NULL : row_of(p->weight, index, element);
+        if (i + 1 < end) /* the processor finds out where a row goes on, but not where the next one begins */
+            __builtin_prefetch(row_of(p->weight, index_load(p->index_dtype, p->indices, i + 1), element));
         copy_row(stream, p->dtype, row_of(p->y, i, element), row, p->cols);
     }
     v_stream_end();
@@ -166,7 +170,7 @@ static void row_chunk(void *argument, int64_t row, int64_t end) {
     const struct sums *s = argument;
     const struct embedding_backward_problem *p = s->p;
     const size_t element = liger_dtype_size(p->dtype);
-    const bool stream = streams(p->dtype, p->vocab, p->cols);
+    const bool stream = streams(p->dtype, p->vocab, p->cols, STREAM_GRADIENT);
     int64_t key = embedding_first_of(s->keys, 0, p->tokens, row);
     for (; row < end; row++) {
         void *out = row_of(p->dweight, row, element);

@@ -255,10 +255,10 @@ __global__ void __launch_bounds__(THREADS, at_most_blocks(SUMMING_BLOCKS, THREAD
     const int64_t first = blockIdx.x * (int64_t)most;
     const int rows = (int)(s.p.vocab - first < most ? s.p.vocab - first : most);
     wait_for_previous_kernel();
-    if (thread < WARP) {
-        const int64_t from = first_of(s.keys, s.p.tokens, first, thread);
-        const int64_t to = first_of(s.keys, s.p.tokens, first + rows, thread);
-        if (thread == 0) bound[0] = from, bound[1] = to;
+    if (thread < 2 * WARP) { /* a warp for each bound */
+        const int64_t row = thread < WARP ? first : first + rows;
+        const int64_t found = first_of(s.keys, s.p.tokens, row, thread % WARP);
+        if (thread % WARP == 0) bound[thread / WARP] = found;
     }
     __syncthreads();
     for (int r = thread; r <= rows; r += threads)
