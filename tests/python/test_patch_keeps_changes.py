@@ -161,6 +161,16 @@ def test_a_replaced_forward_of_the_activations_class_is_called(way, caplog, monk
     assert any("activation" in text for text in warnings_of(caplog))
 
 
+@both_ways
+def test_a_forward_of_the_activations_class_that_is_replaced_later_is_called(way, monkeypatch):
+    def run(model):
+        with monkeypatch.context() as later:
+            later.setattr(type(ACT2FN["silu"]), "forward", lambda self, x: x.relu())
+            return step(model)
+
+    assert_as_stock(way, run=run)
+
+
 def hooked_by_name(model):
     """As those do who look at the activations of neurons."""
     model.model.layers[0].mlp.act_fn.register_forward_hook(lambda module, args, output: 2 * output)
