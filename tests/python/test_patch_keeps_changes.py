@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import types
 import warnings
 
 import pytest
@@ -121,6 +122,16 @@ def test_what_somebody_has_put_in_the_modelling_module_stays(change, named, way,
     assert dict(vars(modeling_llama)) == before
 
 
+def test_what_stands_in_a_substitute_for_the_modelling_module_is_replaced(monkeypatch):
+    names = ("LlamaRMSNorm", "LlamaMLP", "LlamaForCausalLM")
+    stubs = {name: type(name, (nn.Module,), {"forward": lambda self, x: x}) for name in names}
+    substitute = types.SimpleNamespace(apply_rotary_pos_emb=lambda q, k, cos, sin: (q, k), **stubs)
+    monkeypatch.setattr(transformers.models.llama, "modeling_llama", substitute)
+    apply_liger_kernel_to_llama()
+    assert substitute.LlamaRMSNorm is LigerRMSNorm and patching.is_ours(substitute.LlamaMLP)
+    assert patching.is_ours(substitute.apply_rotary_pos_emb)
+
+
 def test_a_class_derived_from_a_patched_norm_finds_what_the_stock_one_has():
     def build():
         class Doubled(modeling_gemma.GemmaRMSNorm):
@@ -159,6 +170,16 @@ def test_a_replaced_forward_of_the_activations_class_is_called(way, caplog, monk
     monkeypatch.setattr(type(ACT2FN["silu"]), "forward", lambda self, x: x.relu())
     assert_as_stock(way)
     assert any("activation" in text for text in warnings_of(caplog))
+
+
+@both_ways
+def test_a_forward_of_the_activations_class_that_is_replaced_later_is_called(way, monkeypatch):
+    def run(model):
+        with monkeypatch.context() as later:
+            later.setattr(type(ACT2FN["silu"]), "forward", lambda self, x: x.relu())
+            return step(model)
+
+    assert_as_stock(way, run=run)
 
 
 def hooked_by_name(model):

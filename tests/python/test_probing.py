@@ -254,7 +254,7 @@ def test_a_number_of_a_module_that_is_set_later_counts(make, path, change):
             torch.manual_seed(3)
             steps.append(run(model, **tiny_models.batch()))
         assert_same_step(steps[1], steps[0], 1e-4)
-        losses.append(float(steps[0][0].loss))
+        losses.append(steps[0][0].loss.item())
     assert losses[0] != losses[1]
 
 

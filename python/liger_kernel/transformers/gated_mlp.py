@@ -19,6 +19,7 @@ from liger_kernel.transformers.other_dtypes import is_compiling, is_other
 
 _modules = nn.modules.module
 _SEEN = "_liger_activation"  # the instance attribute: (name of the child, its class), as they were when it was patched
+_FORWARDS: dict[type, Any] = {}  # of the activations' classes, when an MLP was patched first
 
 
 class GatedMLP(nn.Module):
@@ -39,7 +40,11 @@ def seen_activation(mlp: nn.Module) -> dict[str, tuple[str, type]]:
     if _SEEN in mlp.__dict__:
         return {}
     name = next((name for name in ("act_fn", "activation_fn") if mlp._modules.get(name) is not None), None)
-    return {} if name is None else {_SEEN: (name, type(mlp._modules[name]))}
+    if name is None:
+        return {}
+    cls = type(mlp._modules[name])
+    _FORWARDS.setdefault(cls, cls.forward)
+    return {_SEEN: (name, cls)}
 
 
 def is_bare(activation: Any) -> bool:
@@ -64,6 +69,11 @@ def _is_watched() -> bool:
     )
 
 
+def _computes_as_seen(activation: Any) -> bool:
+    forward = activation.__class__.forward
+    return forward is _FORWARDS.get(activation.__class__, forward) and is_bare(activation) and not _is_watched()
+
+
 def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
     """`function.apply(*args)`, or what stands for it where the activation of `mlp` is another one by now, or the dtype is
     not one of ours. `args`: gate and up, or both in one tensor, and multipliers."""
@@ -73,7 +83,7 @@ def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
         known = "act_fn" not in own["_modules"]
     else:
         activation = own["_modules"].get(seen[0])
-        known = activation.__class__ is seen[1] and is_bare(activation) and not _is_watched()
+        known = activation.__class__ is seen[1] and _computes_as_seen(activation)
     if not known:
         return _composed(getattr(mlp, "act_fn" if seen is None else seen[0]), *args)
     if not (is_compiling() and is_other(args[0])):  # a trace has no use for the error
