@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(THREADS) chunk_kernel(const __grid_constant__ 
     const float count = (float)packs * N;
     const row_norm::warp_values of = {lead < packs ? to_f32(x[(int64_t)lead * N]) : 0.0f, (float)in_turn * N};
     const row_norm::moments m = row_norm::moments_of(fold, of, 1.0f / count, slots, WARPS);
-    if (threadIdx.x == 0) *to = {m.mean, m.missing, m.variance * count, count};
+    if (threadIdx.x == 0) *to = {m.mean, isfinite(m.mean) ? m.missing : 0.0f, m.variance * count, count};
 }
 
 /* A warp a row. */
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ 
     wait_for_previous_kernel();
     if (r >= rows) return;
     const moments_share *shares = (const moments_share *)p.workspace + r * chunks;
-    const float origin = shares[0].origin;
+    const float origin = isfinite(shares[0].origin) ? shares[0].origin : 0.0f; /* an infinite value has an infinite mean */
     float sum = 0, squares = 0;
     for (int i = lane; i < chunks; i += WARP) sum += shares[i].count * ((shares[i].origin - origin) + shares[i].rest);
     const float rest = warp_sum(sum) * per_col, mean = origin + rest, missing = rest - (mean - origin);

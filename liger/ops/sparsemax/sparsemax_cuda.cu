@@ -215,7 +215,8 @@ __global__ void __launch_bounds__(BACKWARD_THREADS)
             for (int k = 0; k < N; k++) sum += bits >> k & 1 ? value[k] : 0.0f;
             own.add(sum, __popc(bits));
         });
-        const support_sum all = exchanged.all({own.sum + own.rounded, own.count}, {0.0f, 0});
+        const float sum = isfinite(own.sum) ? own.sum + own.rounded : own.sum;
+        const support_sum all = exchanged.all({sum, own.count}, {0.0f, 0});
         const float mean = all.sum / (float)all.count;
         walk_support<T, N>(support, dy, p.cols, [&](uint32_t bits, const pack<T, N> &raw, int64_t c) {
             float value[N] = {};
