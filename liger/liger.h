@@ -12,6 +12,7 @@
 
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "liger/ops/geglu/geglu.h"
+#include "liger/ops/int2_matmul/int2_matmul.h"
 #include "liger/ops/layer_norm/layer_norm.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/rms_norm/rms_norm.h"

@@ -21,6 +21,8 @@ class Exports:
     modules     in `liger_kernel.transformers.<operator>`: what stands in `liger_kernel.transformers` too
     functional  in the same file: what stands in `liger_kernel.transformers.functional` too
     disable     its other names in LIGER_DISABLE
+
+    Modules and functions of an operator in a folder of its own may be left out: they are offered there.
     """
 
     ops: str
@@ -35,6 +37,7 @@ OPERATORS = {
         "LigerCrossEntropyLoss",
         "liger_cross_entropy",
     ),
+    "experimental.mm_int8int2": Exports("", "", "", "int2_matmul"),
     "fused_add_rms_norm": Exports(
         "LigerFusedAddRMSNormFunction fused_add_rms_norm_backward fused_add_rms_norm_forward",
         "LigerFusedAddRMSNorm",
@@ -97,7 +100,8 @@ FAMILIES = tuple(
 
 def names_to_disable() -> frozenset[str]:
     """What LIGER_DISABLE may say."""
-    return frozenset(OPERATORS).union(*(row.disable.split() for row in OPERATORS.values()))
+    names = frozenset(operator.rpartition(".")[2] for operator in OPERATORS)
+    return names.union(*(row.disable.split() for row in OPERATORS.values()))
 
 
 def homes(folder: str, column: str) -> dict[str, str]:

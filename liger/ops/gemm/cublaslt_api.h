@@ -14,8 +14,11 @@ enum {
 
     LT_R_32F = 0,
     LT_R_16F = 2,
+    LT_R_8I = 3,
+    LT_R_32I = 10,
     LT_R_16BF = 14,
     LT_COMPUTE_32F = 68,
+    LT_COMPUTE_32I = 72,
 
     LT_DESC_TRANSA = 3,
     LT_DESC_TRANSB = 4,
@@ -27,6 +30,8 @@ enum {
     LT_PREF_MIN_ALIGNMENT_C_BYTES = 7,
     LT_PREF_MIN_ALIGNMENT_D_BYTES = 8,
     LT_REDUCTION_COMPUTE_TYPE = 2,
+
+    LT_NOT_SUPPORTED = 15, /* a status */
 };
 
 typedef struct lt_algo {

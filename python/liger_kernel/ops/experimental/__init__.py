@@ -1,0 +1,1 @@
+"""Operators whose interface may still change."""
