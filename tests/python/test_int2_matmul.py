@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from liger_kernel.ops.experimental import mm_int8int2
-from liger_kernel.ops.experimental.mm_int8int2 import int2_matmul, pack_weights, torch_matmul, unpack_weights
+from liger_kernel.ops.experimental.mm_int8int2 import int2_matmul, pack_weights, unpack_weights
 from liger_kernel.transformers.experimental import matmul
 
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -102,7 +102,7 @@ def test_values(device, shape):
     c = matmul(a, b)
     assert c.dtype is torch.int32 and c.shape == (m, n) and c.is_contiguous() and c.device == a.device
     assert torch.equal(c, expected(a, b))
-    assert torch.equal(torch_matmul(a, b), c)
+    assert torch.equal(mm_int8int2._Formula.torch_forward(a, b), c)
 
 
 def test_packed_weights(device):
@@ -208,6 +208,11 @@ def test_the_library_names_dtypes_as_torch_does(device):
         int2_matmul(a.to(torch.uint8), b)
     with pytest.raises(ValueError, match=r"int2_matmul: b is torch.bool, but must be uint8"):
         int2_matmul(a, b.bool())
+    with pytest.raises(ValueError, match=r"int2_matmul: b: shape\[0\] is 15, but must be 16"):
+        torch.ops.liger.int2_matmul(a, b[:-1])
+    for one, other in ((a[0], b), (a, b[0]), (a[0, 0], b), (a, b[0, 0])):
+        with pytest.raises(ValueError, match="dimensions, but must have 2"):
+            torch.ops.liger.int2_matmul(one, other)
 
 
 # ---- inside torch's machinery ------------------------------------------------------------------------------------------

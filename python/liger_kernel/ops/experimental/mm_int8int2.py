@@ -14,30 +14,16 @@ from liger_kernel.ops._function import _DISABLED
 from liger_kernel.ops._operator import LigerArgumentError, Made, Operator, Wish, fresh, is_transformed
 
 _PLAIN_TORCH = not _DISABLED.isdisjoint(("int2_matmul", "mm_int8int2"))
-_is_compiling = torch.compiler.is_dynamo_compiling
-
-
-def _check_sizes(a: Tensor, b: Tensor) -> None:
-    for name, tensor in (("a", a), ("b", b)):
-        if tensor.dim() != 2:
-            raise LigerArgumentError(f"matmul: {name} has {tensor.dim()} dimensions, but must have 2")
-    if a.shape[1] != 4 * b.shape[0]:
-        raise LigerArgumentError(
-            f"matmul: a has {a.shape[1]} columns, but b has {b.shape[0]} rows of four weights, which are {4 * b.shape[0]}"
-        )
 
 
 class _Int2Matmul(Operator):
-    """Of integers, which have no gradient. The result is like neither argument."""
+    """Of integers, which have no gradient. The result is like neither argument; what their sizes are, the library checks."""
 
     def likes(self, a: Tensor, b: Tensor) -> tuple:
-        _check_sizes(a, b)
-        return (a.new_empty(1, dtype=torch.int32).expand(a.shape[0], b.shape[1]),)
+        return (a.new_empty(1, dtype=torch.int32).expand(a.shape[:-1] + b.shape[1:]),)
 
     def eager(self, a: Tensor, b: Tensor) -> Tensor:
-        _check_sizes(a, b)
-        c = torch.empty((a.shape[0], b.shape[1]), dtype=torch.int32, device=a.device)
-        return self.function(a, b, fresh(c))
+        return self.function(a, b, fresh(torch.empty(a.shape[:-1] + b.shape[1:], dtype=torch.int32, device=a.device)))
 
     def prepared(self, a: Tensor, b: Tensor) -> Tensor:
         return self.eager(a.contiguous(), b.contiguous())
@@ -53,9 +39,8 @@ def _check_weights(name: str, weights: Tensor, bits: int) -> None:
     if bits != 2:
         raise LigerArgumentError(f"{name}: bits is {bits}, but must be 2")
     if weights.dim() == 0 or weights.is_floating_point() or weights.is_complex():
-        raise LigerArgumentError(
-            f"{name}: the weights are {weights.dim()}-dimensional {weights.dtype}, but must be integers of one or more"
-        )
+        what = f"{weights.dim()}-dimensional {weights.dtype}"
+        raise LigerArgumentError(f"{name}: the weights are {what}, but must be integers of one dimension or more")
 
 
 def pack_weights(intweights: Tensor, bits: int = 2) -> Tensor:
@@ -77,35 +62,38 @@ def pack_weights(intweights: Tensor, bits: int = 2) -> Tensor:
 def unpack_weights(packed: Tensor, bits: int = 2) -> Tensor:
     """uint8 [R, ...], of any strides -> int32 [4R, ...]: what `pack_weights` was given, from -1 to 2."""
     _check_weights("unpack_weights", packed, bits)
-    return torch.cat([(packed >> 2 * i) & 3 for i in range(4)]).to(torch.int32) - 1
-
-
-def _check_arguments(a: Tensor, b: Tensor) -> None:
-    for name, tensor, dtype in (("a", a, torch.int8), ("b", b, torch.uint8)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"matmul: {name} must be a torch.Tensor, not {type(tensor).__name__}")
-        if tensor.dtype is not dtype:
-            raise LigerArgumentError(f"matmul: {name} is {tensor.dtype}, but must be {dtype}")
-    if a.device != b.device:
-        raise LigerArgumentError(f"matmul: b is on {b.device}, but a is on {a.device}")
-    _check_sizes(a, b)
-    if not a.is_contiguous():
-        raise LigerArgumentError(f"matmul: a has strides {a.stride()}, but must be contiguous")
-
-
-def torch_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The same from torch's operations: products and sums of float64, exact below 2^53, wrap around as those of int32 do."""
-    return (a.double() @ unpack_weights(b).double()).to(torch.int64).to(torch.int32)
+    return torch.cat([packed >> 2 * i & 3 for i in range(4)]).to(torch.int32) - 1
 
 
 class _Formula:
+    """The same from torch's operations: sums of float64, exact below 2^53, wrap around as those of int32 do."""
+
     held = ()
-    check = staticmethod(_check_arguments)
-    torch_forward = staticmethod(torch_matmul)
+
+    @staticmethod
+    def check(a: Tensor, b: Tensor) -> None:
+        for name, tensor, dtype in (("a", a, torch.int8), ("b", b, torch.uint8)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"matmul: {name} must be a torch.Tensor, not {type(tensor).__name__}")
+            if tensor.dim() != 2:
+                raise LigerArgumentError(f"matmul: {name} has {tensor.dim()} dimensions, but must have 2")
+            if tensor.dtype is not dtype:
+                raise LigerArgumentError(f"matmul: {name} is {tensor.dtype}, but must be {dtype}")
+        if a.device != b.device:
+            raise LigerArgumentError(f"matmul: b is on {b.device}, but a is on {a.device}")
+        if a.shape[1] != 4 * b.shape[0]:
+            sizes = f"a has {a.shape[1]} columns, but b has {b.shape[0]} rows of four weights"
+            raise LigerArgumentError(f"matmul: {sizes}, which are {4 * b.shape[0]}")
+        if not a.is_contiguous():
+            raise LigerArgumentError(f"matmul: a has strides {a.stride()}, but must be contiguous")
+
+    @staticmethod
+    def torch_forward(a: Tensor, b: Tensor) -> Tensor:
+        return (a.double() @ unpack_weights(b).double()).to(torch.int64).to(torch.int32)
 
 
 def _runs_in_torch() -> bool:
-    if _is_compiling():  # in a way that dynamo can trace
+    if torch.compiler.is_dynamo_compiling():  # in a way that dynamo can trace
         return _PLAIN_TORCH or torch._C._are_functorch_transforms_active() or _forward_ad._current_level >= 0
     return _PLAIN_TORCH or is_transformed()
 
@@ -118,5 +106,5 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """
     if _runs_in_torch():
         return formula(_Formula, (a, b))
-    _check_arguments(a, b)
+    _Formula.check(a, b)
     return int2_matmul(a, b)
