@@ -72,7 +72,8 @@ def _import(name: str):
 def _function(op: str, sums: torch.dtype | None = None):
     """The Function of the package `liger_kernel` that this process's path leads to, ours or the reference."""
     operator = rows.OPERATORS[op]
-    apply = getattr(_import(f"liger_kernel.ops.{operator.module}"), operator.function).apply
+    found = getattr(_import(f"liger_kernel.ops.{operator.module}"), operator.function)
+    apply = getattr(found, "apply", found)
     options = operator.options if sums is None else (*operator.options, sums)
     if op in LOSSES:  # the first of several results
         return lambda *inputs: apply(*inputs, *options)[0]

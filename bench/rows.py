@@ -139,6 +139,13 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
+def int2_matmul(a: Tensor, b: Tensor) -> Tensor:
+    weights = torch.cat([(b >> 2 * i & 3).to(torch.int8) - 1 for i in range(4)])
+    if a.shape[0] <= 16:  # fewer than torch's product of int8 takes on a GPU; sums below 2^24 are exact
+        return (a.float() @ weights.float()).int()
+    return torch._int_mm(a, weights)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -246,6 +253,14 @@ def _poly_norm_inputs(shape, dtype, device) -> Inputs:
     return Inputs([_normal(shape, dtype, device, 1), weight, bias], upstream=[_normal(shape, dtype, device, 3)])
 
 
+def _int2_inputs(shape, dtype, device) -> Inputs:
+    rows, inner, cols = shape
+    generator = torch.Generator(device=device).manual_seed(1)
+    a = torch.randint(-128, 128, (rows, inner), generator=generator, dtype=torch.int8, device=device)
+    b = torch.randint(0, 256, (inner // 4, cols), generator=generator, dtype=torch.uint8, device=device)
+    return Inputs([], [a, b], rotated=0)
+
+
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
     return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
@@ -263,7 +278,8 @@ class Operator:
     """What a row of this operator needs, in one place.
 
     inputs    makes its inputs; plain: the formula on them
-    function  the autograd Function of `liger_kernel.ops.<module>`, in our package and in the reference
+    function  the autograd Function of `liger_kernel.ops.<module>`, in our package and in the reference; or a plain function of
+              what has no gradient
     options   what `apply` gets after the tensors (a loss with sums to choose: their dtype besides)
     passes    how often a tensor of the row's shape is read or written, forward and backward
     products  how often rows x hidden x vocabulary multiplications and additions are made
@@ -313,6 +329,7 @@ OPERATORS = {
         _group_norm_inputs, group_norm, "LigerGroupNormFunction", "group_norm", (512, 32, EPSILON), passes=5
     ),
     "poly_norm": Operator(_poly_norm_inputs, poly_norm, "LigerPolyNormFunction", "poly_norm", (EPSILON,), passes=5),
+    "int2_matmul": Operator(_int2_inputs, int2_matmul, "matmul", "experimental.mm_int8int2", products=1),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -385,14 +402,16 @@ CUDA_ROWS = [
     ),
     Row("Sparsemax 4096x4096 fp32", "pointwise", "sparsemax", (4096, 4096), "float32", bar_ms=0.086, bar_mb=132),
     Row("Sparsemax 4096x32768 fp32", "pointwise", "sparsemax", (4096, 32768), "float32", bar_ms=0.56, bar_mb=1042),
-    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096), bar_ms=0.166, bar_mb=256),
-    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768), bar_ms=0.636, bar_mb=1024),
     Row("ReLU² 16384x14336", "pointwise", "relu_squared", (16384, 14336)),
     Row("DyT 16384x4096", "norm", "dyt", (16384, 4096)),
     Row("GroupNorm 16x512x64x64 by 32", "norm", "group_norm", (16, 512 * 64 * 64)),
     Row("GroupNorm 64x512x16x16 by 32", "norm", "group_norm", (64, 512 * 16 * 16)),
     Row("GroupNorm 1x512x512x512 by 32", "norm", "group_norm", (1, 512 * 512 * 512)),
     Row("PolyNorm 16384x4096", "norm", "poly_norm", (16384, 4096)),
+    Row("Softmax 16384x4096", "pointwise", "softmax", (16384, 4096), bar_ms=0.166, bar_mb=256),
+    Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768), bar_ms=0.636, bar_mb=1024),
+    Row("int2 x int8 4096x4096x14336", "int2", "int2_matmul", (4096, 4096, 14336), "int8", bar_ms=0.40, bar_mb=282),
+    Row("int2 x int8 1x4096x14336", "int2", "int2_matmul", (1, 4096, 14336), "int8"),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -450,6 +469,7 @@ CPU_ROWS = [
     *_cpu_rows("float32", "fp32"),
     Row("FLCE 256x2048x128256 fp32", "flce", "linear_cross_entropy", (256, 2048, 128256), "float32"),
     *_cpu_rows("bfloat16", "bf16"),
+    Row("int2 x int8 410x4096x1434", "int2", "int2_matmul", (410, 4096, 1434), "int8"),
     Row("GEMM 1024x4096x8192 bf16", "gemm", "gemm", (1024, 4096, 8192), "bfloat16"),
 ]
 

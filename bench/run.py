@@ -156,8 +156,10 @@ def show(name: str, record: dict) -> None:
         if "full" in r:
             f = r["full"]
             text += f"   full {f['ms']:9.3f} ({f['p20']:.3f}..{f['p80']:.3f})   {r['full_mb']:8.1f} MB"
-        if "wall_ms" in r:
-            text += f"   wall {r['wall_ms']:8.3f}   host {r['host_us']:6.1f} us"
+        else:
+            text += f"   {r['forward_mb']:8.1f} MB"
+        text += f"   wall {r['wall_ms']:8.3f}" if "wall_ms" in r else ""
+        text += f"   host {r['host_us']:6.1f} us" if "host_us" in r else ""
         text += f"   first call {r['first_call_s']:6.3f} s   error {max(r['errors'].values()):.1e}"
         print(text + ("" if r["right"] else "   WRONG"), flush=True)
 

@@ -29,6 +29,11 @@ def time_of(record: dict | None) -> float | None:
     return (record.get("full") or record["forward"])["ms"]
 
 
+def memory_of(record: dict) -> float | None:
+    """Of forward and backward; of forward where there is no more."""
+    return record.get("full_mb", record.get("forward_mb"))
+
+
 def floor_ms(row: dict) -> float | None:
     """What this run's own ceilings allow."""
     ceilings = row["ceilings"]
@@ -60,11 +65,9 @@ def table(result: dict, device: str) -> list[str]:
         if device == "cuda":
             cells.append(f"{100 * floor / mine:.0f} %" if floor and mine else "-")
         cells += [number(peers[p]) for p in shown]
-        memory = [
-            row["providers"][p]["full_mb"] for p in shown if row["providers"].get(p, {}).get("full_mb") is not None
-        ]
+        memory = [mb for p in shown if (mb := memory_of(row["providers"].get(p, {}))) is not None]
         cells.append(f"x {best / mine:.2f}" if best and mine else "-")
-        cells += [number(ours.get("full_mb")), number(min(memory, default=None))]
+        cells += [number(memory_of(ours)), number(min(memory, default=None))]
         if device == "cuda":
             cells.append(number(ours.get("host_us")))
         lines.append("| " + " | ".join(cells) + " |")

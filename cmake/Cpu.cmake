@@ -1,8 +1,8 @@
 # Cpu.cmake - the CPU kernels and their table, once per instruction set.
 #
 # Each set is an object library compiled with -DLIGER_CPU_ISA=<isa> and the set's flags; the rest of the library is
-# compiled for the baseline, so that nothing but a table's kernels needs the set. avx512bf16 and amx replace only gemm:
-# their tables take the rest from avx512.
+# compiled for the baseline, so that nothing but a table's kernels needs the set. avx512bf16 and amx replace only the matrix
+# products (gemm, int2_matmul): their tables take the rest from avx512.
 include(CheckCCompilerFlag)
 
 set(avx512_flags -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
@@ -11,8 +11,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(isa_flags_base)
   set(isa_flags_avx2 -mavx2 -mfma -mf16c)
   set(isa_flags_avx512 ${avx512_flags})
-  set(isa_flags_avx512bf16 ${avx512_flags} -mavx512bf16)
-  set(isa_flags_amx ${avx512_flags} -mavx512bf16 -mamx-tile -mamx-bf16)
+  set(isa_flags_avx512bf16 ${avx512_flags} -mavx512bf16 -mavx512vnni)
+  set(isa_flags_amx ${avx512_flags} -mavx512bf16 -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set(LIGER_ISAS base neon)
   set(isa_flags_base)
@@ -21,14 +21,14 @@ else()
   set(LIGER_ISAS base)
   set(isa_flags_base)
 endif()
-set(LIGER_GEMM_ONLY_ISAS avx512bf16 amx)
+set(LIGER_PRODUCT_ISAS avx512bf16 amx)
 
 # What /proc/cpuinfo calls the features that a set needs.
 set(isa_needs_base)
 set(isa_needs_avx2 avx2 fma f16c)
 set(isa_needs_avx512 ${isa_needs_avx2} avx512f avx512bw avx512dq avx512vl)
-set(isa_needs_avx512bf16 ${isa_needs_avx512} avx512_bf16)
-set(isa_needs_amx ${isa_needs_avx512bf16} amx_tile amx_bf16)
+set(isa_needs_avx512bf16 ${isa_needs_avx512} avx512_bf16 avx512_vnni)
+set(isa_needs_amx ${isa_needs_avx512bf16} amx_tile amx_bf16 amx_int8)
 if(NOT LIGER_CPU_ISAS STREQUAL "all")
   file(STRINGS /proc/cpuinfo features REGEX "^(flags|Features)[ \t]*:" LIMIT_COUNT 1)
   string(REGEX REPLACE "[ \t]+" ";" features "${features}")
@@ -41,9 +41,9 @@ if(NOT LIGER_CPU_ISAS STREQUAL "all")
     endif()
   endforeach()
   set(LIGER_ISAS ${ISAS_HERE})
-  if(LIGER_CPU_ISAS STREQUAL "best") # one whole set, and those that replace its gemm
+  if(LIGER_CPU_ISAS STREQUAL "best") # one whole set, and those that replace its products
     set(whole ${LIGER_ISAS})
-    list(REMOVE_ITEM whole ${LIGER_GEMM_ONLY_ISAS})
+    list(REMOVE_ITEM whole ${LIGER_PRODUCT_ISAS})
     list(POP_BACK whole)
     if(whole)
       list(REMOVE_ITEM LIGER_ISAS ${whole})
@@ -66,8 +66,8 @@ foreach(isa IN LISTS LIGER_ISAS)
     endif()
   endif()
   set(sources ${LIGER_ROOM_CPU_SOURCES} ${cpu_table})
-  if(isa IN_LIST LIGER_GEMM_ONLY_ISAS)
-    list(FILTER sources INCLUDE REGEX "/(gemm_cpu|cpu_table)\\.c$")
+  if(isa IN_LIST LIGER_PRODUCT_ISAS)
+    list(FILTER sources INCLUDE REGEX "/(gemm_cpu|int2_matmul_cpu|cpu_table)\\.c$")
   endif()
   if(NOT sources)
     continue()

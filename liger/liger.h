@@ -16,6 +16,7 @@
 #include "liger/ops/embedding/embedding.h"
 #include "liger/ops/geglu/geglu.h"
 #include "liger/ops/group_norm/group_norm.h"
+#include "liger/ops/int2_matmul/int2_matmul.h"
 #include "liger/ops/layer_norm/layer_norm.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/modulated_rms_norm/modulated_rms_norm.h"

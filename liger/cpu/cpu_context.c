@@ -18,7 +18,9 @@ static inline bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-static inline bool has_avx512bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+static inline bool has_avx512bf16(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
 static inline bool has_amx(void) { return has_avx512bf16() && cpu_amx_request(); }
 #elif defined(__aarch64__)
 static inline bool has_neon(void) { return true; }

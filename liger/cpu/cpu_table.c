@@ -1,6 +1,6 @@
 /* cpu_table.c - the kernel table of one instruction set; compiled once per set.
  *
- * AVX512-BF16 and AMX differ from AVX-512 in matrix products only: they take its kernels and bring their own gemm. */
+ * AVX512-BF16 and AMX differ from AVX-512 in matrix products only: they take its kernels and bring their own products. */
 #include "liger/core/kernel_table.h"
 #include "liger/cpu/isa.h"
 
@@ -23,11 +23,12 @@
 #undef LIGER_KERNEL
 
 gemm_kernel LIGER_CPU(gemm);
+int2_matmul_kernel LIGER_CPU(int2_matmul);
 
 extern const liger_kernel_table LIGER_CPU(liger_table);
 
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Woverride-init" /* gemm, which the last line may replace */
+#pragma GCC diagnostic ignored "-Woverride-init" /* the products, which the last lines may replace */
 const liger_kernel_table LIGER_CPU(liger_table) = {
     .backend = "cpu-" LIGER_STRING(LIGER_CPU_ISA),
 #define LIGER_OP(op, room)                                                                                             \
@@ -35,5 +36,6 @@ const liger_kernel_table LIGER_CPU(liger_table) = {
 #define LIGER_KERNEL(kernel, room) .kernel = LIGER_CPU_INHERITED(kernel),
 #include "liger/ops/ops.def"
     .gemm = LIGER_CPU(gemm),
+    .int2_matmul = LIGER_CPU(int2_matmul),
 };
 #pragma GCC diagnostic pop

@@ -48,6 +48,7 @@ OPERATORS = {
         "LigerDyT",
         "liger_dyt",
     ),
+    "experimental.mm_int8int2": Exports("", "", "", "int2_matmul"),
     "fused_add_rms_norm": Exports(
         "LigerFusedAddRMSNormFunction fused_add_rms_norm_backward fused_add_rms_norm_forward",
         "LigerFusedAddRMSNorm",

@@ -14,6 +14,8 @@ liger_dtype op_tensor_dtype(const struct tensor_spec *spec, struct op_types type
         case KIND_INDEX: return types.index;
         case KIND_I64: return LIGER_I64;
         case KIND_I32: return LIGER_I32;
+        case KIND_I8: return LIGER_I8;
+        case KIND_U8: return LIGER_U8;
         default: return LIGER_F32;
     }
 }

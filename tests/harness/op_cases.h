@@ -44,7 +44,9 @@ enum tensor_kind {
     KIND_F32,
     KIND_INDEX, /* i64 or i32: the driver runs both */
     KIND_I64,   /* always i64 */
-    KIND_I32    /* always i32: words of bits */
+    KIND_I32,   /* always i32: words of bits, sums of integers */
+    KIND_I8,
+    KIND_U8
 };
 
 /* Data beyond N(0, 1): mode range runs every ordinary case with each of these. */
@@ -63,7 +65,8 @@ enum tensor_values {
     VALUES_NORMAL,   /* normal, standard deviation `spread` (0 means 1), shifted by `offset` */
     VALUES_POSITIVE, /* uniform in [0.5, 1.5] */
     VALUES_ZERO,
-    VALUES_TARGET /* uniform integers in [0, spread), every `ignore_every`-th (0: none) is `offset` instead */
+    VALUES_INTEGER, /* uniform integers in [offset, offset + spread) */
+    VALUES_TARGET   /* uniform integers in [0, spread), every `ignore_every`-th (0: none) is `offset` instead */
 };
 
 struct tensor_spec {

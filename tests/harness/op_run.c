@@ -19,6 +19,7 @@ void op_run_draw(const struct tensor_spec *spec, int64_t count, double *values, 
             case VALUES_NORMAL: values[i] = spec->offset + spread * random_normal(&stream); break;
             case VALUES_POSITIVE: values[i] = 0.5 + random_uniform(&stream); break;
             case VALUES_ZERO: values[i] = 0; break;
+            case VALUES_INTEGER: values[i] = spec->offset + (double)random_below(&stream, (int64_t)spread); break;
             case VALUES_TARGET:
                 values[i] = (double)random_below(&stream, (int64_t)spec->spread);
                 if (spec->ignore_every > 0 && i % spec->ignore_every == spec->ignore_every - 1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 HIDDEN = 24
+WITHOUT_GRADIENT = {"int2_matmul"}  # operators on integers, which no Function stands before
 
 
 @dataclass(frozen=True)

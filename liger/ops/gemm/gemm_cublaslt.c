@@ -120,7 +120,13 @@ struct cublaslt {
 };
 
 static int lt_type(liger_dtype dtype) {
-    return dtype == LIGER_F32 ? LT_R_32F : dtype == LIGER_F16 ? LT_R_16F : LT_R_16BF;
+    switch (dtype) {
+        case LIGER_F32: return LT_R_32F;
+        case LIGER_F16: return LT_R_16F;
+        case LIGER_I8: return LT_R_8I;
+        case LIGER_I32: return LT_R_32I;
+        default: return LT_R_16BF;
+    }
 }
 
 /* Bytes to which every row start of a matrix is aligned, 16 at most. */
@@ -164,7 +170,9 @@ static int plan_describe(struct plan *plan) {
     const struct plan_key *key = &plan->key;
     const int32_t op_first = key->transpose_b ? LT_OP_T : LT_OP_N, op_second = key->transpose_a ? LT_OP_T : LT_OP_N;
     const int type = lt_type((liger_dtype)key->dtype), c_type = lt_type((liger_dtype)key->c_dtype);
-    int status = call->desc_create(&plan->desc, LT_COMPUTE_32F, LT_R_32F);
+    const bool integers = key->dtype == LIGER_I8;
+    int status =
+        call->desc_create(&plan->desc, integers ? LT_COMPUTE_32I : LT_COMPUTE_32F, integers ? LT_R_32I : LT_R_32F);
     if (!status) status = call->desc_set(plan->desc, LT_DESC_TRANSA, &op_first, sizeof op_first);
     if (!status) status = call->desc_set(plan->desc, LT_DESC_TRANSB, &op_second, sizeof op_second);
     const uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
@@ -211,7 +219,7 @@ static bool is_refusal(int status) {
 }
 
 /* The plan for a shape, made at first sight; the oldest makes room. The caller holds the lock. */
-static liger_status plan_for(struct cublaslt *lt, const struct gemm_problem *p, const struct plan **plan) {
+static liger_status plan_for(struct cublaslt *lt, const struct gemm_problem *p, struct plan **plan) {
     const struct plan_key key = key_of(p);
     for (int i = 0; i < lt->plans; i++)
         if (memcmp(&lt->plan[i].key, &key, sizeof key) == 0) return *plan = &lt->plan[i], LIGER_OK;
@@ -241,10 +249,14 @@ static void lt_close(struct cublaslt *lt) {
     free(lt);
 }
 
+bool cublaslt_is_there(void) {
+    pthread_once(&library.once, open_once);
+    return library.usable;
+}
+
 liger_status cuda_gemm_ready(liger_context *context) {
     (void)context;
-    pthread_once(&library.once, open_once);
-    LIGER_REQUIRE(library.usable, LIGER_ERR_UNSUPPORTED, "gemm: cuBLASLt cannot be used: %s", library.provider);
+    LIGER_REQUIRE(cublaslt_is_there(), LIGER_ERR_UNSUPPORTED, "gemm: cuBLASLt cannot be used: %s", library.provider);
     return LIGER_OK;
 }
 
@@ -272,15 +284,19 @@ liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *p,
     struct cublaslt *lt;
     LIGER_TRY(open_handle(context, &lt));
     const float one = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
+    const int32_t whole_one = 1, whole_zero = 0;
+    const bool integers = p->dtype == LIGER_I8;
     pthread_mutex_lock(&lt->lock); /* until the launch: another thread's new plan may take this one's place */
-    const struct plan *plan = NULL;
+    struct plan *plan = NULL;
     liger_status status = plan_for(lt, p, &plan);
     *refused = status == LIGER_OK && plan->refused;
     if (status == LIGER_OK && !plan->refused) {
         const int error =
-            library.call.matmul(lt->handle, plan->desc, &one, p->b, plan->b, p->a, plan->a, &beta, p->c, plan->c, p->c,
-                                plan->c, &plan->algo, p->workspace, plan->workspace_bytes, stream);
-        if (error)
+            library.call.matmul(lt->handle, plan->desc, integers ? (const void *)&whole_one : &one, p->b, plan->b, p->a,
+                                plan->a, integers ? (const void *)&whole_zero : &beta, p->c, plan->c, p->c, plan->c,
+                                &plan->algo, p->workspace, plan->workspace_bytes, stream);
+        if (integers && error == LT_NOT_SUPPORTED) *refused = plan->refused = true;
+        else if (error)
             status = liger_fail(LIGER_ERR_CUDA, "gemm: cublasLtMatmul failed with status %d for m=%lld n=%lld k=%lld",
                                 error, (long long)p->m, (long long)p->n, (long long)p->k);
     }

@@ -17,6 +17,9 @@ extern "C" {
 liger_status cublaslt_gemm(liger_context *context, const struct gemm_problem *problem, liger_stream stream,
                            bool *refused);
 
+/* Whether there is a cuBLASLt to ask. */
+bool cublaslt_is_there(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -8,6 +8,7 @@
 #include "liger/cuda/dtype.cuh"
 #include "liger/cuda/launch.cuh"
 #include "liger/ops/gemm/gemm_cublaslt.h"
+#include "liger/ops/gemm/gemm_i8.cuh"
 #include "liger/ops/gemm/gemm_problem.h"
 
 namespace {
@@ -90,12 +91,28 @@ liger_status multiply_with_bias(liger_context *context, const gemm_problem &p, l
     return LIGER_OK;
 }
 
+/* What cuBLASLt's kernels for bytes want. From 2^17 of k on a sum of products of bytes may not fit an i32, and there theirs may
+ * stop at the largest number instead of wrapping around. */
+bool suits_cublaslt(const gemm_problem &p) {
+    const uintptr_t sixteen = (uintptr_t)p.a | (uintptr_t)p.b | (uintptr_t)p.c | (uintptr_t)p.lda | (uintptr_t)p.ldb |
+                              (uintptr_t)p.k | (uintptr_t)(p.ldc * 4) | (uintptr_t)(p.n * 4);
+    return sixteen % 16 == 0 && p.k > 0 && p.k < 1 << 17 && cublaslt_is_there();
+}
+
+liger_status multiply_bytes(liger_context *context, const gemm_problem &p, liger_stream stream) {
+    bool refused = !suits_cublaslt(p);
+    if (!refused) LIGER_TRY(cublaslt_gemm(context, &p, stream, &refused));
+    if (refused) multiply_i8(p, (cudaStream_t)stream);
+    return refused || context->synchronous ? launched(context, "gemm", stream) : LIGER_OK;
+}
+
 } // namespace
 
 extern "C" liger_status gemm_cuda(liger_context *context, const gemm_problem *problem, liger_stream stream) {
     const gemm_problem &p = *problem;
     if (p.m == 0 || p.n == 0) return LIGER_OK;
     LIGER_ON_DEVICE(context, "gemm");
+    if (p.dtype == LIGER_I8) return multiply_bytes(context, p, stream);
     bool refused = p.k == 0;
     if (!refused && p.bias) LIGER_TRY(multiply_with_bias(context, p, stream, &refused));
     else if (!refused) LIGER_TRY(cublaslt_gemm(context, problem, stream, &refused));

@@ -7,6 +7,7 @@
 #ifndef LIGER_OPS_GEMM_KERNEL_AMX_H
 #define LIGER_OPS_GEMM_KERNEL_AMX_H
 
+#include "liger/cpu/amx_tiles.h"
 #include "liger/ops/gemm/gemm_pack_bf16.h"
 
 enum { AMX_ROWS = 32, AMX_COLS = 32, AMX_STEP = 32, AMX_SLAB = 1024, AMX_AHEAD = 8192 };
@@ -17,25 +18,6 @@ static void amx_pack_a(const struct gemm_factor *a, struct gemm_span rows, struc
 static void amx_pack_b(const struct gemm_factor *b, struct gemm_span cols, struct gemm_span k, void *packed) {
     pack_pairs(AMX_COLS, AMX_STEP, b, cols, k, packed);
 }
-
-struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
-
-/* All eight tiles are 16 rows of 64 bytes. */
-static void amx_begin(void) {
-    struct tile_config config = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = 64;
-        config.rows[i] = 16;
-    }
-    /* gcc 12 takes _tile_loadconfig to read only a part of its operand, and would drop the stores above. */
-    __asm__ volatile("" ::: "memory");
-    _tile_loadconfig(&config);
-}
-static void amx_end(void) { _tile_release(); }
 
 LIGER_TEMPLATE void prefetch_step(const char *step) {
 #pragma GCC unroll 32

@@ -2,9 +2,12 @@
  *
  *   c[m, n] = op(a)[m, k] · op(b)[k, n]  (+ bias[n] | + c, if accumulate)      row-major, f32 accumulation
  *
- * a, b and bias share one dtype; c has that dtype or f32. The bias is added in f32 before the one rounding to c's dtype. So
+ * a, b and bias share one float dtype; c has that dtype or f32. The bias is added in f32 before the one rounding to c's dtype. So
  * is c with accumulate, but to a 16-bit c on CUDA: cuBLASLt may round the product first. No size needs to be a multiple of
- * anything. Same inputs, same bits. */
+ * anything. Same inputs, same bits.
+ *
+ * CUDA besides: a and b i8 and c i32, exact as long as an i32 holds a sum, else modulo 2^32. Then b is stored [n, k], its
+ * rows begin at 16 bytes and are as long as whole 16 bytes, and there is neither bias nor accumulate. */
 #ifndef LIGER_OPS_GEMM_PROBLEM_H
 #define LIGER_OPS_GEMM_PROBLEM_H
 

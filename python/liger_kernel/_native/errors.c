@@ -41,7 +41,8 @@ static PyObject *exception_of(liger_status status) {
 /* The library's words for a dtype that it does not have, and for those that it has. */
 static const char unknown_dtype[] = "unknown dtype";
 static const char *const dtype_words[][2] = {
-    {"f32", "float32"}, {"f16", "float16"}, {"bf16", "bfloat16"}, {"i32", "int32"}, {"i64", "int64"}, {"u8", "uint8"},
+    {"f32", "float32"}, {"f16", "float16"}, {"bf16", "bfloat16"}, {"i32", "int32"},
+    {"i64", "int64"},   {"u8", "uint8"},    {"i8", "int8"},
 };
 
 /* `text` may say "x is unknown dtype, but ..." of one of the arguments: then with the dtype that torch has for it. */

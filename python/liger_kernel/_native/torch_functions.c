@@ -129,6 +129,7 @@ static int32_t dtype_of(const dl_tensor *seen) {
         case DL_INT << 8 | 32: return LIGER_I32;
         case DL_INT << 8 | 64: return LIGER_I64;
         case DL_UINT << 8 | 8: return LIGER_U8;
+        case DL_INT << 8 | 8: return LIGER_I8;
         default: return LIGER_DTYPE_NONE;
     }
 }

@@ -1,1 +1,1 @@
-"""Operators whose interface may still change. Their names are in `liger_kernel.ops` too."""
+"""Operators whose interface may still change."""
