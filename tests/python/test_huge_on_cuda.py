@@ -113,7 +113,7 @@ def test_cross_entropy_of_more_than_2_to_the_32_rows(vast):
     found.backward()
     expected.backward()
     assert torch.equal(rows_of(logits.grad), few.grad) and few.grad.abs().min() > 0
-    assert torch.count_nonzero(logits.grad) == 2 * len(SEEN)
+    assert sum(int(torch.count_nonzero(part)) for part in logits.grad.split(1 << 28)) == 2 * len(SEEN)
     torch.testing.assert_close(found, expected, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
 
 

@@ -75,7 +75,7 @@ class LigerGroupNormFunction(LigerFunction):
     @staticmethod
     def arguments(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps):
         if X.shape[1:2] != (num_channels,):
-            raise LigerArgumentError(f"group_norm: X has {tuple(X.shape)}, but num_channels is {num_channels}")
+            raise LigerArgumentError(f"group_norm: X has shape {tuple(X.shape)}, but num_channels is {num_channels}")
         return X, affine_scaling_weight, affine_shifting_bias, num_groups, eps
 
     @classmethod

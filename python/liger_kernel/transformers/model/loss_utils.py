@@ -45,7 +45,11 @@ _OPTIONS_OF_OURS = (
 
 def asks_for_options(kwargs: Mapping[str, Any]) -> bool:
     """Whether a model's keyword arguments ask for what Hugging Face's loss has not."""
-    return any(isinstance(value := kwargs.get(name), torch.Tensor) or value for name in _OPTIONS_OF_OURS)
+    for name in _OPTIONS_OF_OURS:  # in one expression torch 2.11 could not compile it
+        value = kwargs.get(name)
+        if isinstance(value, torch.Tensor) or value:
+            return True
+    return False
 
 
 def unpack_cross_entropy_result(
