@@ -120,13 +120,13 @@ def _replace_rope(row: Row, modeling: Any, model: Any) -> bool:
 def _stays(owner: Any, name: str, about: Any) -> bool:
     """Whether somebody has put a function or class of his own under that name, or a forward into the class that stands
     there. A warning names it. What stands in a substitute for the modelling module is there to be replaced."""
-    current = getattr(owner, name, None)
-    if sys.modules.get(getattr(owner, "__name__", "")) is not owner:
+    current, modeling = getattr(owner, name, None), getattr(owner, "__name__", "")
+    if sys.modules.get(modeling) is not owner:
         return False
     if patching.is_ours(current) or not stock.is_somebody_elses(current):
         return False
     found = getattr(current, "__qualname__", type(current).__name__)
-    warn_once(logger, about, "replaced-name", name=name, modeling=owner.__name__, found=f"{current.__module__}.{found}")
+    warn_once(logger, about, "replaced-name", name=name, modeling=modeling, found=f"{current.__module__}.{found}")
     return True
 
 

@@ -42,7 +42,7 @@ def seen_activation(mlp: nn.Module) -> dict[str, tuple[str, type]]:
     name = next((name for name in ("act_fn", "activation_fn") if mlp._modules.get(name) is not None), None)
     if name is None:
         return {}
-    cls = type(mlp._modules[name])
+    cls: Any = type(mlp._modules[name])
     _FORWARDS.setdefault(cls, cls.forward)
     return {_SEEN: (name, cls)}
 
