@@ -230,7 +230,8 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ 
     wait_for_previous_kernel();
     if (r >= rows) return;
     const moments_share *shares = (const moments_share *)p.workspace + r * chunks;
-    const float origin = isfinite(shares[0].origin) ? shares[0].origin : 0.0f; /* an infinite value has an infinite mean */
+    const float origin =
+        isfinite(shares[0].origin) ? shares[0].origin : 0.0f; /* an infinite value has an infinite mean */
     float sum = 0, squares = 0;
     for (int i = lane; i < chunks; i += WARP) sum += shares[i].count * ((shares[i].origin - origin) + shares[i].rest);
     const float rest = warp_sum(sum) * per_col, mean = origin + rest, missing = rest - (mean - origin);
