@@ -19,6 +19,7 @@ import tiny_models  # noqa: E402
 from llama_patching import apply, assert_close, assert_same_step, both_ways, warnings_of  # noqa: E402
 from transformers.activations import ACT2CLS, ACT2FN  # noqa: E402
 from transformers.models.gemma import modeling_gemma  # noqa: E402
+from transformers.models.glm4 import modeling_glm4  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402
 
 from liger_kernel.transformers import (  # noqa: E402
@@ -100,10 +101,26 @@ def with_another_rotation(monkeypatch):
     )
 
 
+def with_a_norm_of_torch(monkeypatch):
+    monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", nn.LayerNorm)
+
+
+def with_a_norm_of_another_family(monkeypatch):
+    monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", modeling_gemma.GemmaRMSNorm)
+
+
+def with_a_rotation_of_another_family(monkeypatch):
+    """Of neighbouring pairs."""
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_glm4.apply_rotary_pos_emb)
+
+
 @both_ways
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (with_a_norm_of_torch, "LayerNorm"),
+        (with_a_norm_of_another_family, "GemmaRMSNorm"),
+        (with_a_rotation_of_another_family, "apply_rotary_pos_emb"),
         (with_another_norm, "ScaledNorm"),
         (with_another_mlp, "ScaledMLP"),
         (with_another_forward_of_the_norm, "LlamaRMSNorm"),
@@ -269,20 +286,31 @@ def accelerates_hooks(*hooks):
             return output / 2
 
     def change(model):
-        made = [Halved() if hook == "somebody's" else hook_classes.ModelHook() for hook in hooks]
-        hook_classes.add_hook_to_module(
-            model.lm_head, made[0] if len(made) == 1 else hook_classes.SequentialHook(*made)
-        )
+        for i, hook in enumerate(hooks):  # what stands is wrapped once more each time
+            made = Halved() if hook == "somebody's" else hook_classes.ModelHook()
+            if hook == "an instance's":
+                made.post_forward = lambda module, output: output / 2
+            hook_classes.add_hook_to_module(model.lm_head, made, append=i > 0)
 
     return change
 
 
+HOOKS_OF_ACCELERATE = [
+    ("its own",),
+    ("somebody's",),
+    ("an instance's",),
+    ("its own", "somebody's"),
+    ("somebody's", "its own", "its own"),
+]
+
+
 @both_ways
-@pytest.mark.parametrize("hooks", [("its own",), ("somebody's",), ("its own", "somebody's")])
+@pytest.mark.parametrize("hooks", HOOKS_OF_ACCELERATE)
 def test_a_hook_by_the_means_of_accelerate_sees_logits(hooks, way, caplog):
     change = accelerates_hooks(*hooks)
-    assert (assert_as_stock(way, change=change).logits is None) == ("somebody's" not in hooks)
-    assert len(warnings_of(caplog)) == ("somebody's" in hooks)
+    harmless = set(hooks) == {"its own"}
+    assert (assert_as_stock(way, change=change).logits is None) == harmless
+    assert len(warnings_of(caplog)) == (not harmless)
 
 
 # ---- epsilon ---------------------------------------------------------------------------------------------------------

@@ -123,7 +123,9 @@ def _stays(owner: Any, name: str, about: Any) -> bool:
     current, modeling = getattr(owner, name, None), getattr(owner, "__name__", "")
     if sys.modules.get(modeling) is not owner:
         return False
-    if patching.is_ours(current) or not stock.is_somebody_elses(current):
+    if patching.is_ours(current):
+        return False
+    if not stock.is_somebody_elses(current) and not stock.is_anothers(current, name, modeling):
         return False
     found = getattr(current, "__qualname__", type(current).__name__)
     warn_once(logger, about, "replaced-name", name=name, modeling=modeling, found=f"{current.__module__}.{found}")

@@ -6,6 +6,7 @@ since a model was built.
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import os
@@ -78,6 +79,24 @@ def is_somebody_elses(value: Any) -> bool:
         return False
     name = full_name(value)
     return not name.startswith(("transformers.", "torch.")) or not forward_is_own(value, name)
+
+
+@functools.cache
+def _defined_in(modeling: str) -> frozenset[str]:
+    """The functions and classes that the text of a module defines."""
+    try:
+        text = inspect.getsource(sys.modules[modeling])
+    except (KeyError, OSError, TypeError):
+        return frozenset()
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    return frozenset(node.name for node in ast.parse(text).body if isinstance(node, definitions))
+
+
+def is_anothers(value: Any, name: str, modeling: str) -> bool:
+    """Whether a function or class of another module stands under a name that `modeling` itself defines."""
+    if not isinstance(value, (types.FunctionType, type)):
+        return False
+    return value.__module__ != modeling and name in _defined_in(modeling)
 
 
 def is_own(module: nn.Module, modeling: str) -> bool:

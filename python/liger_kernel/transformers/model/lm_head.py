@@ -12,7 +12,7 @@ import functools
 import itertools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -103,7 +103,14 @@ def _hooks_of(head: nn.Module) -> list[Any]:
     by_accelerate = head.__dict__.get("_hf_hook")
     if by_accelerate is None:
         return hooks
-    return hooks + [type(hook).post_forward for hook in (by_accelerate, *getattr(by_accelerate, "hooks", ()))]
+    return hooks + [vars(hook).get("post_forward", type(hook).post_forward) for hook in _with_parts(by_accelerate)]
+
+
+def _with_parts(hook: Any) -> Iterator[Any]:
+    """A hook of accelerate's and, where it is a sequence, which may hold others, those that it runs."""
+    yield hook
+    for part in getattr(hook, "hooks", ()):
+        yield from _with_parts(part)
 
 
 def _wrapper_obstacle(wrapper: nn.Module, inner: nn.Module) -> str | None:
