@@ -50,7 +50,7 @@ def test_values_and_gradients(device, dtype, weight_dtype, bias_dtype):
 )  # fmt: skip
 def test_any_rank_and_size(device, shape, groups):
     if shape[2:] == (1,) and groups == 8:
-        pytest.skip("groups of one value have no gradient but rounding")
+        groups = 2  # of one value: the next test
     x, dy = (torch.randn(shape, device=device) for _ in range(2))
     weight, bias = torch.randn(2, 8, device=device)
     found, expected = run(x, weight, bias, groups, dy)
@@ -60,6 +60,15 @@ def test_any_rank_and_size(device, shape, groups):
     for ours, right, sums in zip(found, expected, (1, 1, terms, terms)):
         assert ours.shape == right.shape
         assert (ours.cpu().double() - right).abs().max() <= 2.0**-22 * scale * (16 + sums**0.5)
+
+
+def test_groups_of_one_value(device):
+    """Its normal is 0, whatever it is: only the bias is left, and only the bias has a gradient."""
+    x, dy = (torch.randn(2, 8, 1, device=device) for _ in range(2))
+    weight, bias = torch.randn(2, 8, device=device)
+    (y, dx, dweight, dbias), expected = run(x, weight, bias, 8, dy)
+    assert torch.equal(y, bias.view(1, 8, 1).expand(2, 8, 1)) and not dx.any() and not dweight.any()
+    assert_close(dbias, expected[3], torch.float32, 1, 2)
 
 
 @pytest.mark.parametrize("offset", [1e3, -3e4])
@@ -103,13 +112,18 @@ def test_module(device):
     assert repr(module) == "LigerGroupNorm(6, 3, eps=0.001)" and module.variance_epsilon == 1e-3
     zeros = LigerGroupNorm(6, 3, init_fn="zeros")
     assert not zeros.weight.any() and not zeros.bias.any() and len(list(zeros.parameters())) == 2
-    stock = torch.nn.GroupNorm(3, 6, eps=1e-3, device=device)
-    stock.load_state_dict(module.state_dict())
     x = torch.randn(2, 6, 5, 3, device=device)
-    assert torch.allclose(module(x), stock(x), rtol=1e-5, atol=1e-5)
+
+    def assert_as_stock(y, x, dtype):
+        stock = torch.nn.GroupNorm(3, 6, eps=1e-3).double()
+        stock.load_state_dict(module.state_dict())
+        assert_close(y.flatten(1), stock(x.cpu().double()).flatten(1), dtype, 1, 30)
+
+    assert_as_stock(module(x), x, torch.float32)
     assert torch.equal(liger_group_norm(x, module.weight, module.bias, 6, 3, 1e-3), module(x))
     half = module.half()(x.half())
-    assert half.dtype is torch.float16 and torch.allclose(half.float(), stock(x), rtol=1e-2, atol=1e-2)
+    assert half.dtype is torch.float16
+    assert_as_stock(half, x.half(), torch.float16)
     for bad, text in (((6, 4), "multiple"), ((6, 3, 1e-6, False, "other"), "init_fn")):
         with pytest.raises(AssertionError, match=text):
             LigerGroupNorm(*bad)
