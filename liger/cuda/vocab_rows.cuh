@@ -212,6 +212,31 @@ struct exchange {
     }
 };
 
+/* What the warps of a block tell each other, by its barrier: a set of places for every other time, so that nobody writes
+ * where another may still read. */
+template <typename S>
+struct block_exchange {
+    S *slots; /* 2 · warps */
+    int warps, turn;
+
+    __device__ __forceinline__ S all(S mine, S empty) {
+        mine = warp_merge(mine);
+        return warps == 1 ? mine : warp_merge(shared_out(mine, empty));
+    }
+    /* What comes to this lane: of one warp its own, of more what one of them has. */
+    __device__ __forceinline__ S part(S mine, S empty) {
+        return warps == 1 ? mine : shared_out(warp_merge(mine), empty);
+    }
+    __device__ __forceinline__ S shared_out(S of_warp, S empty) {
+        const int lane = threadIdx.x % WARP;
+        S *const here = slots + turn * warps;
+        turn ^= 1;
+        if (lane == 0) here[threadIdx.x / WARP] = of_warp;
+        __syncthreads();
+        return lane < warps ? here[lane] : empty;
+    }
+};
+
 /* ---- formulas ------------------------------------------------------------------------------------------------------- */
 
 /* What a formula inherits that is content with one exchange per row. Another says what further ones carry: its second half
@@ -223,6 +248,13 @@ struct one_exchange {
 };
 template <typename F>
 constexpr bool has_more_exchanges = !std::is_same_v<typename F::second_slot, nothing>;
+/* In a further exchange nobody has anything else to do meanwhile: within a block its barrier is enough. */
+template <typename F, int WARPS, bool CLUSTERED>
+__device__ __forceinline__ auto further_exchange(void *slots, shared_barrier *barriers) {
+    using S = typename F::second_slot;
+    if constexpr (CLUSTERED) return exchange<S, WARPS, true>{(S *)slots, barriers, 0, 0};
+    else return block_exchange<S>{(S *)slots, WARPS, 0};
+}
 template <typename F>
 constexpr size_t second_size = has_more_exchanges<F> ? sizeof(typename F::second_slot) : 0;
 

@@ -30,31 +30,6 @@ namespace vocab_rows {
 /* Vectors of a row, at most; rows of one warp in a block. */
 enum { NARROW_VECTORS = 1024, NARROW_WARP_ROWS = 4 };
 
-/* What the warps of a block tell each other, by its barrier: a set of places for every other time, so that nobody writes
- * where another may still read. */
-template <typename S>
-struct block_exchange {
-    S *slots; /* 2 · warps */
-    int warps, turn;
-
-    __device__ __forceinline__ S all(S mine, S empty) {
-        mine = warp_merge(mine);
-        return warps == 1 ? mine : warp_merge(shared_out(mine, empty));
-    }
-    /* What comes to this lane: of one warp its own, of more what one of them has. */
-    __device__ __forceinline__ S part(S mine, S empty) {
-        return warps == 1 ? mine : shared_out(warp_merge(mine), empty);
-    }
-    __device__ __forceinline__ S shared_out(S of_warp, S empty) {
-        const int lane = threadIdx.x % WARP;
-        S *const here = slots + turn * warps;
-        turn ^= 1;
-        if (lane == 0) here[threadIdx.x / WARP] = of_warp;
-        __syncthreads();
-        return lane < warps ? here[lane] : empty;
-    }
-};
-
 /* Threads of a block with V vectors each, at most. */
 template <int V>
 constexpr int narrow_block = V == 1 ? NARROW_WARP_ROWS *WARP : NARROW_VECTORS / V;

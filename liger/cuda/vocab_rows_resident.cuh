@@ -99,11 +99,10 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     resident_kernel(const __grid_constant__ typename F::problem p) {
     using T = typename F::type;
     using slot = typename F::slot;
-    using second_slot = typename F::second_slot;
     using state_type = typename F::state;
     constexpr int STAGE = F::INPUTS * F::VECTORS * THREADS;
     extern __shared__ uint4 shared[];
-    __shared__ shared_barrier barriers[has_more_exchanges<F> ? 2 * TURNS : TURNS];
+    __shared__ shared_barrier barriers[has_more_exchanges<F> && CLUSTERED ? 2 * TURNS : TURNS];
     __shared__ typename F::batch b; /* not in registers: there are none to spare */
     static_assert(sizeof barriers + sizeof b <= STATIC_SHARED, "beside its dynamic shared memory");
     const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
@@ -115,13 +114,13 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     static_assert(F::VECTORS * THREADS % F::TOGETHER == 0, "a block's share of a row");
     slot *const slots = (slot *)(shared + RING * STAGE);
     exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {slots, barriers, 0, 0};
-    exchange<second_slot, THREADS / WARP, CLUSTERED> again = {
-        (second_slot *)(slots + TURNS * clusters * (THREADS / WARP)), barriers + TURNS, 0, 0};
+    auto again =
+        further_exchange<F, THREADS / WARP, CLUSTERED>(slots + TURNS * clusters * (THREADS / WARP), barriers + TURNS);
     uint4 *const stages = shared + threadIdx.x;
     if (threadIdx.x == 0) {
         b = F::batch_of(p);
         exchanged.init();
-        if constexpr (has_more_exchanges<F>) again.init();
+        if constexpr (has_more_exchanges<F> && CLUSTERED) again.init();
     }
 
     const auto row_of = [&](int i) { return from_the_end(p.rows, i); };

@@ -118,14 +118,11 @@ __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __g
     using slot = typename F::slot;
     using second_slot = typename F::second_slot;
     __shared__ slot slots[TURNS * WARPS];
-    __shared__ second_slot second_slots[has_more_exchanges<F> ? TURNS * WARPS : 1];
-    __shared__ shared_barrier barriers[has_more_exchanges<F> ? 2 * TURNS : TURNS];
+    __shared__ second_slot second_slots[2 * WARPS];
+    __shared__ shared_barrier barriers[TURNS];
     exchange<slot, WARPS, false> exchanged = {slots, barriers, 0, 0};
-    exchange<second_slot, WARPS, false> again = {second_slots, barriers + TURNS, 0, 0};
-    if (threadIdx.x == 0) {
-        exchanged.init();
-        if constexpr (has_more_exchanges<F>) again.init();
-    }
+    auto again = further_exchange<F, WARPS, false>(second_slots, nullptr);
+    if (threadIdx.x == 0) exchanged.init();
     __syncthreads();
     const typename F::batch b = F::batch_of(p);
     for (int64_t i = blockIdx.x; i < p.rows; i += gridDim.x) {
