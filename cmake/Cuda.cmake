@@ -57,6 +57,9 @@ file(GLOB LIGER_CUDA_C_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/li
 set(nvcc_flags -std=c++17 -O3 -I${CMAKE_CURRENT_SOURCE_DIR} ${gencode} -Wno-deprecated-gpu-targets
     -Xfatbin=-compress-all -Xptxas=-v -DLIGER_HAS_CUDA=1
     -Xcompiler=-fPIC,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra)
+if("90a" IN_LIST archs) # host code cannot see it
+  list(APPEND nvcc_flags -DLIGER_HAS_90A=1)
+endif()
 if(LIGER_WERROR)
   list(APPEND nvcc_flags --Werror=all-warnings)
 endif()

@@ -14,7 +14,7 @@
 
 namespace {
 
-enum { THREADS = GROUP_NORM_THREADS, HELD_THREADS = 512, WARPS = THREADS / WARP };
+enum { THREADS = GROUP_NORM_THREADS, HELD_THREADS = 512, ELEMENT_PACKS = 2, WARPS = THREADS / WARP };
 using row_norm::moments_share;
 
 struct row_facts {
@@ -115,13 +115,8 @@ struct slice {
 
 /* `whole`: no pack has elements of two planes. */
 template <typename BODY, int N>
-__global__ void __launch_bounds__(THREADS)
-    elements_kernel(const __grid_constant__ typename BODY::problem p, const __grid_constant__ slice s, bool whole) {
-    using T = typename BODY::type;
-    const int64_t i = ((int64_t)(gridDim.x - 1 - blockIdx.x) * THREADS + threadIdx.x) * N;
-    if (i >= s.count) return;
-    wait_for_previous_kernel();
-    const auto values = BODY::template load<N>(p, s.first + i);
+__device__ __forceinline__ void write_elements(const typename BODY::problem &p, const slice &s, bool whole, int64_t i,
+                                               const typename BODY::template values<N> &values) {
     typename BODY::facts facts = {};
     float out[N];
 #pragma unroll
@@ -133,9 +128,24 @@ __global__ void __launch_bounds__(THREADS)
         }
         out[k] = BODY::template value<N>(facts, values, k);
     }
-    pack<T, N> rounded;
+    pack<typename BODY::type, N> rounded;
     repack(out, rounded);
-    store_pack<T, N>(BODY::to(p) + s.first + i, rounded);
+    store_pack<typename BODY::type, N>(BODY::to(p) + s.first + i, rounded);
+}
+
+/* What is read here was there before the sums' kernels: only what they found is waited for. */
+template <typename BODY, int N>
+__global__ void __launch_bounds__(THREADS)
+    elements_kernel(const __grid_constant__ typename BODY::problem p, const __grid_constant__ slice s, bool whole) {
+    const int64_t first = ((int64_t)(gridDim.x - 1 - blockIdx.x) * ELEMENT_PACKS * THREADS + threadIdx.x) * N;
+    typename BODY::template values<N> values[ELEMENT_PACKS];
+#pragma unroll
+    for (int j = 0; j < ELEMENT_PACKS; j++)
+        if (first + j * THREADS * N < s.count) values[j] = BODY::template load<N>(p, s.first + first + j * THREADS * N);
+    wait_for_previous_kernel();
+#pragma unroll
+    for (int j = 0; j < ELEMENT_PACKS; j++)
+        if (first + j * THREADS * N < s.count) write_elements<BODY, N>(p, s, whole, first + j * THREADS * N, values[j]);
 }
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
@@ -344,9 +354,9 @@ cudaError_t launch_elements(const liger_context *context, const typename BODY::p
         const int64_t plane = part.first / s.spatial;
         part.count = all - part.first < step ? all - part.first : step;
         part.row = plane / per_group, part.channel = plane % s.channels;
-        const cudaError_t error =
-            launch_next(context, elements_kernel<BODY, N>, dim3(grid_size(part.count, (int64_t)THREADS * N)),
-                        dim3(THREADS), stream, p, part, s.spatial % N == 0);
+        const cudaError_t error = launch_next(context, elements_kernel<BODY, N>,
+                                              dim3(grid_size(part.count, (int64_t)ELEMENT_PACKS * THREADS * N)),
+                                              dim3(THREADS), stream, p, part, s.spatial % N == 0);
         if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
