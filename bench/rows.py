@@ -146,6 +146,13 @@ def int2_matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch._int_mm(a, weights)
 
 
+def multi_token_attention(scores: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    future = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu(1)
+    p = torch.softmax(scores.masked_fill(future, -1e9), -1)
+    y = F.conv2d(p, weight, bias, padding=weight.shape[-1] // 2, groups=scores.shape[1])
+    return y.masked_fill(future, 0.0)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target, ignore_index=IGNORE)
 
@@ -261,6 +268,14 @@ def _int2_inputs(shape, dtype, device) -> Inputs:
     return Inputs([], [a, b], rotated=0)
 
 
+def _multi_token_attention_inputs(shape, dtype, device) -> Inputs:
+    """32 heads, each with 9 x 9 taps of its own."""
+    batch, heads, size = shape[0], 32, math.isqrt(shape[1] // 32)
+    scores, upstream = (_normal((batch, heads, size, size), dtype, device, seed) for seed in (1, 3))
+    weight, bias = _normal((heads, 1, 9, 9), dtype, device, 2, 1 / 9), _normal((heads,), dtype, device, 4, 0.1)
+    return Inputs([scores, weight, bias], upstream=[upstream])
+
+
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
     return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
@@ -330,6 +345,15 @@ OPERATORS = {
     ),
     "poly_norm": Operator(_poly_norm_inputs, poly_norm, "LigerPolyNormFunction", "poly_norm", (EPSILON,), passes=5),
     "int2_matmul": Operator(_int2_inputs, int2_matmul, "matmul", "experimental.mm_int8int2", products=1),
+    # half of scores and of the upstream twice, all of the results
+    "multi_token_attention": Operator(
+        _multi_token_attention_inputs,
+        multi_token_attention,
+        "LigerMultiTokenAttentionFunction",
+        "multi_token_attention",
+        (1, 4, 1, 32),
+        passes=4,
+    ),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
@@ -412,6 +436,14 @@ CUDA_ROWS = [
     Row("Softmax 8192x32768", "pointwise", "softmax", (8192, 32768), bar_ms=0.636, bar_mb=1024),
     Row("int2 x int8 4096x4096x14336", "int2", "int2_matmul", (4096, 4096, 14336), "int8", bar_ms=0.40, bar_mb=282),
     Row("int2 x int8 1x4096x14336", "int2", "int2_matmul", (1, 4096, 14336), "int8"),
+    Row(
+        "MTA 2x32x2048x2048, 9x9",
+        "pointwise",
+        "multi_token_attention",
+        (2, 32 * 2048 * 2048),
+        bar_ms=1.7,
+        bar_mb=1540,
+    ),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
@@ -460,6 +492,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"DyT 2048x4096 {short}", "norm", "dyt", (2048, 4096), dtype),
         Row(f"GroupNorm 4x512x64x64 by 32 {short}", "norm", "group_norm", (4, 512 * 64 * 64), dtype),
         Row(f"PolyNorm 2048x4096 {short}", "norm", "poly_norm", (2048, 4096), dtype),
+        Row(f"MTA 1x32x512x512, 9x9 {short}", "pointwise", "multi_token_attention", (1, 32 << 18), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
     ]

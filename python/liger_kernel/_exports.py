@@ -81,6 +81,11 @@ OPERATORS = {
         "LigerModulatedRMSNorm",
         "liger_modulated_rms_norm",
     ),
+    "multi_token_attention": Exports(
+        "LigerMultiTokenAttentionFunction",
+        "LigerMultiTokenAttention",
+        "liger_multi_token_attention",
+    ),
     "poly_norm": Exports(
         "LigerPolyNormFunction poly_norm_backward poly_norm_forward",
         "LigerPolyNorm",

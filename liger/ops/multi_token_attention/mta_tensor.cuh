@@ -1,0 +1,309 @@
+/* mta_tensor.cuh - multi-token attention on tensor cores: 16-bit planes, no stride or dilation, at most 9 columns of taps.
+ *
+ * Of 8 neighbouring outputs of a row 9 taps see 16 inputs: one row of taps is a band of a 16 x 8 matrix, and 16 rows of 8
+ * outputs are one m16n8k16 for each row of taps, 288 operations an output for the 162 of 9 x 9 taps. A block has 64 x 64
+ * outputs; its window of inputs lies in shared memory, as T, from the column on that the first tap of the first output meets,
+ * so that each matrix of 8 x 8 begins at 16 bytes; a warp has 16 rows. A matrix serves the outputs to the left and to the
+ * right of it: 4.5 loads of four matrices for 8 products.
+ *
+ * dweight turns the same products around: 16 columns of P times 8 of dy, summed over the rows, have the sums of all taps of a
+ * row on their diagonals. A warp keeps them in registers over all its tiles, one product's worth for each row of taps.
+ *
+ * Bench shape, 2 x 32 planes of 2048 x 2048, 9 x 9 taps, bf16: 34000 tiles of 648 clocks of shared memory for the products and
+ * some 250 for the window, 360 of exponentials, on 132 multiprocessors .13 ms; memory: half of scores, all of y: .8 GB, .19 ms.
+ * Backward's dP moves half of dy and half of dscores, .13 ms, dweight half of scores and dy, as much, both with as many
+ * products. */
+#ifndef LIGER_OPS_MTA_TENSOR_CUH
+#define LIGER_OPS_MTA_TENSOR_CUH
+
+#include <type_traits>
+
+#include "liger/cuda/launch.cuh"
+#include "liger/ops/multi_token_attention/mta_source.cuh"
+
+namespace mta {
+
+enum { TILE = 64, BAND = 8, PITCH = TILE + BAND, TENSOR_THREADS = 128, TENSOR_WARPS = TENSOR_THREADS / WARP };
+enum { WARP_ROWS = TILE / TENSOR_WARPS, BLOCKS = TILE / BAND };
+enum { MOST_TAP_ROWS = 17, MOST_SUM_ROWS = 9, MOST_TAP_COLS = 9 };
+
+template <typename T>
+static bool fits_tensor_cores(const liger_context *context, const mta_shape &s) {
+    return sizeof(T) == 2 && is_compiled_for(context, 80) && s.stride[0] == 1 && s.stride[1] == 1 &&
+           s.dilation[0] == 1 && s.dilation[1] == 1 && s.kernel[1] <= MOST_TAP_COLS;
+}
+
+/* ---- instructions -------------------------------------------------------------------------------------------------- */
+
+/* Four matrices of 8 rows of 16 bytes; a lane names the row lane % 8 of matrix lane / 8, and gets elements 2 · (lane % 4) and
+ * the next of row lane / 4 of each, or of column lane / 4. */
+template <bool TRANSPOSED>
+__device__ __forceinline__ void load_matrices(const void *row, uint32_t (&x)[4]) {
+    const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
+    if constexpr (TRANSPOSED) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                     : "r"(at)
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                     : "r"(at)
+                     : "memory");
+    }
+}
+__device__ __forceinline__ void load_two_matrices(const void *row, uint32_t (&x)[2]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(x[0]), "=r"(x[1])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+/* 16 x 16 of a times 16 x 8 of b. */
+template <typename T>
+__device__ __forceinline__ void add_product(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                            uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+    if constexpr (sizeof(T) == 2 && !std::is_same_v<T, f16>) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    }
+#endif
+}
+
+/* ---- windows ------------------------------------------------------------------------------------------------------- */
+
+/* rows x PITCH values of a plane, from (row, col) on. PACKED: rows begin at 16 bytes, and are read in packs from the one on that
+ * has the first column. */
+template <typename T, source_kind KIND, bool PACKED>
+__device__ __forceinline__ void load_window(const source<T> &in, int64_t plane, int row, int col, int rows, T *window) {
+    const int size = (int)in.size;
+    if constexpr (PACKED) {
+        constexpr int N = pack_size<T>, PACKS = PITCH / N + 1;
+        const int lead = col & (N - 1);
+#pragma unroll 2
+        for (int item = threadIdx.x; item < rows * PACKS; item += TENSOR_THREADS) {
+            const int r = item / PACKS, k = item - r * PACKS, i = row + r, j = col - lead + k * N;
+            pack<T, N> out = {};
+            if (i >= 0 && i < size && j >= 0 && j <= i) {
+                const row_of_p<KIND> p(in.statistics, plane * size + i);
+                const pack<T, N> raw = load_pack<T, N>(in.values + (plane * size + i) * size + j);
+                float x[N];
+                unpack(raw, x);
+#pragma unroll
+                for (int e = 0; e < N; e++) x[e] = j + e <= i ? p.of(x[e]) : 0.0f;
+                repack(x, out);
+            }
+            const int to = k * N - lead;
+            T *const at = window + r * PITCH + to;
+            if (lead % 4 == 0) {
+                const uint2 *const half = (const uint2 *)&out;
+                if (to >= 0 && to < PITCH) *(uint2 *)at = half[0];
+                if (to + 4 >= 0 && to + 4 < PITCH) *(uint2 *)(at + 4) = half[1];
+            } else {
+#pragma unroll
+                for (int e = 0; e < N; e++)
+                    if (to + e >= 0 && to + e < PITCH) at[e] = out.value[e];
+            }
+        }
+    } else {
+#pragma unroll 4
+        for (int item = threadIdx.x; item < rows * PITCH; item += TENSOR_THREADS) {
+            const int r = item / PITCH, k = item - r * PITCH;
+            window[item] = from_f32<T>(in.template at<KIND>(plane, row + r, col + k));
+        }
+    }
+}
+
+/* ---- correlation: grid (tiles of a plane, planes) ------------------------------------------------------------------------- */
+
+/* The bands of one pair of channels, as their lanes take them. */
+template <typename T>
+__device__ __forceinline__ void make_bands(const correlation<T> &c, const T *taps, uint2 *bands) {
+    const int kh = (int)c.shape.kernel[0], kw = (int)c.shape.kernel[1], last = kh * kw - 1;
+    for (int item = threadIdx.x; item < kh * WARP; item += TENSOR_THREADS) {
+        const int u = item / WARP, lane = item % WARP;
+        pack<T, 4> out;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const int v = lane % 4 * 2 + e / 2 * 8 + e % 2 - lane / 4, k = u * kw + v;
+            out.value[e] = v >= 0 && v < kw ? taps[c.transposed ? last - k : k] : from_f32<T>(0.0f);
+        }
+        bands[item] = *(const uint2 *)&out;
+    }
+}
+
+template <typename T, bool PACKED>
+__device__ __forceinline__ void write_zeros(T *out, int row, int col, int size) {
+    constexpr int N = PACKED ? pack_size<T> : 1;
+    const pack<T, N> zero = {};
+    for (int item = threadIdx.x; item < TILE * TILE / N; item += TENSOR_THREADS) {
+        const int i = row + item / (TILE / N), j = col + item % (TILE / N) * N;
+        if (i < size && j < size) store_pack<T, N>(out + (int64_t)i * size + j, zero);
+    }
+}
+
+template <typename T, source_kind KIND, bool PACKED>
+__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(5, TENSOR_THREADS))
+    correlate_tiles(const __grid_constant__ correlation<T> c, unsigned planes) {
+    __shared__ __align__(16) T window[(TILE + MOST_TAP_ROWS - 1) * PITCH];
+    __shared__ __align__(16) T stage[TILE * PITCH];
+    __shared__ uint2 bands[MOST_TAP_ROWS * WARP];
+    const int size = (int)c.shape.size, kh = (int)c.shape.kernel[0], tiles = (size + TILE - 1) / TILE;
+    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * WARP_ROWS;
+    const int row = (int)blockIdx.x / tiles * TILE, col = (int)blockIdx.x % tiles * TILE;
+    for (unsigned plane = blockIdx.y; plane < planes; plane += gridDim.y) {
+        T *const out = c.out + (int64_t)plane * size * size;
+        if (col > row) {
+            if (!c.transposed) write_zeros<T, PACKED>(out, row, col, size);
+            continue;
+        }
+        const group_place of = group_of(c, plane);
+        float sum[BLOCKS][4] = {};
+        for (int64_t k = 0; k < c.in_channels; k++) {
+            __syncthreads();
+            load_window<T, KIND, PACKED>(c.in, of.in_plane + k, row - (int)c.shape.padding[0],
+                                         col - (int)c.shape.padding[1], TILE + kh - 1, window);
+            make_bands(c, (const T *)c.weight + c.taps_of(of.group, of.of_out, k), bands);
+            __syncthreads();
+            const T *from = window + (warp_row + lane % 16) * PITCH + lane / 16 * BAND;
+            for (int u = 0; u < kh; u++, from += PITCH) {
+                const uint2 band = bands[u * WARP + lane];
+                uint32_t x[BLOCKS / 2][4], last[2];
+#pragma unroll
+                for (int j = 0; j < BLOCKS / 2; j++) load_matrices<false>(from + j * 2 * BAND, x[j]);
+                load_two_matrices(from + BLOCKS * BAND - lane / 16 * BAND, last);
+#pragma unroll
+                for (int j = 0; j < BLOCKS / 2; j++) {
+                    const uint32_t *next = j + 1 < BLOCKS / 2 ? x[j + 1 < BLOCKS / 2 ? j + 1 : 0] : last;
+                    add_product<T>(sum[2 * j], x[j][0], x[j][1], x[j][2], x[j][3], band.x, band.y);
+                    add_product<T>(sum[2 * j + 1], x[j][2], x[j][3], next[0], next[1], band.x, band.y);
+                }
+            }
+        }
+        const float bias = c.bias_of(of.channel);
+        T *const own = stage + warp_row * PITCH;
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int r = lane / 4 + half * 8, i = row + warp_row + r, at = j * BAND + lane % 4 * 2;
+                const float two[2] = {col + at <= i ? sum[j][2 * half] + bias : 0.0f,
+                                      col + at + 1 <= i ? sum[j][2 * half + 1] + bias : 0.0f};
+                pack<T, 2> rounded;
+                repack(two, rounded);
+                store_pack<T, 2>(own + r * PITCH + at, rounded);
+            }
+        __syncwarp();
+        constexpr int N = PACKED ? pack_size<T> : 1;
+#pragma unroll 4
+        for (int k = lane; k < WARP_ROWS * TILE / N; k += WARP) {
+            const int r = k / (TILE / N), at = k % (TILE / N) * N;
+            if (row + warp_row + r < size && col + at < size)
+                store_pack<T, N>(out + (int64_t)(row + warp_row + r) * size + col + at,
+                                 load_pack<T, N>(own + r * PITCH + at));
+        }
+        __syncwarp();
+    }
+}
+
+/* ---- dweight and dbias --------------------------------------------------------------------------------------------- */
+
+/* What a warp adds to the products of its 16 rows of a tile: sum[u] for the taps' row u. */
+template <typename T>
+__device__ __forceinline__ void add_tile(const T *window, const T *dy, int kh, float (&sum)[MOST_SUM_ROWS][4]) {
+    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * WARP_ROWS;
+    const T *const from = window + (warp_row + lane % 16 + lane / 16) * PITCH; /* two rows of taps at once */
+    const T *const upstream = dy + (warp_row + lane % 16) * PITCH + lane / 16 * BAND;
+    uint32_t left[MOST_SUM_ROWS + 1][2], g[4];
+#pragma unroll
+    for (int u = 0; u < MOST_SUM_ROWS; u += 2) {
+        uint32_t x[4];
+        load_matrices<true>(from + u * PITCH, x);
+        left[u][0] = x[0], left[u][1] = x[1], left[u + 1][0] = x[2], left[u + 1][1] = x[3];
+    }
+#pragma unroll
+    for (int j = 0; j < BLOCKS; j++) {
+        if (j % 2 == 0) load_matrices<true>(upstream + j * BAND, g);
+        const uint32_t b0 = g[j % 2 * 2], b1 = g[j % 2 * 2 + 1];
+#pragma unroll
+        for (int u = 0; u < MOST_SUM_ROWS; u += 2) {
+            uint32_t x[4];
+            load_matrices<true>(from + u * PITCH + (j + 1) * BAND, x);
+            if (u < kh) add_product<T>(sum[u], left[u][0], x[0], left[u][1], x[1], b0, b1);
+            if (u + 1 < kh && u + 1 < MOST_SUM_ROWS)
+                add_product<T>(sum[u + 1 < MOST_SUM_ROWS ? u + 1 : u], left[u + 1][0], x[2], left[u + 1][1], x[3], b0,
+                               b1);
+            left[u][0] = x[0], left[u][1] = x[1], left[u + 1][0] = x[2], left[u + 1][1] = x[3];
+        }
+    }
+}
+
+/* Block pair · chunks + chunk: every chunks-th tile, from the chunk-th on. */
+template <typename T, source_kind KIND, bool PACKED>
+__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREADS))
+    sum_tiles(const __grid_constant__ tap_sums q, const source<T> scores, const source<T> upstream) {
+    enum { WINDOW = (TILE + MOST_SUM_ROWS) * PITCH, PRODUCT = 16 * BAND };
+    union memory {
+        struct {
+            T window[WINDOW], dy[TILE * PITCH];
+        } tile;
+        float sums[TENSOR_WARPS][MOST_SUM_ROWS][PRODUCT];
+    };
+    __shared__ __align__(16) char bytes[sizeof(memory)];
+    __shared__ float plain_of[TENSOR_WARPS];
+    memory &m = *(memory *)bytes;
+    const mta_shape &s = q.shape;
+    const int size = (int)s.size, kh = (int)s.kernel[0], kw = (int)s.kernel[1], tiles = (size + TILE - 1) / TILE;
+    const int64_t of_group = mta_in_of_group(&s), pair = blockIdx.x / s.chunks, chunk = blockIdx.x % s.chunks;
+    const int64_t out = pair / of_group, in = out / (s.out / s.groups) * of_group + pair % of_group;
+    const int64_t triangle = (int64_t)tiles * (tiles + 1) / 2;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    float sum[MOST_SUM_ROWS][4] = {}, plain = 0.0f;
+    for (int64_t item = chunk; item < s.batch * triangle; item += s.chunks) {
+        const tile_place at = tile_of(item, triangle, TILE);
+        __syncthreads();
+        load_window<T, AS_IT_IS, PACKED>(upstream, at.sample * s.out + out, at.row, at.col, TILE, m.tile.dy);
+        if (q.taps)
+            load_window<T, KIND, PACKED>(scores, at.sample * s.in + in, at.row - (int)s.padding[0],
+                                         at.col - (int)s.padding[1], TILE + kh - 1, m.tile.window);
+        __syncthreads();
+        if (q.plain)
+            for (int k = threadIdx.x; k < TILE * TILE; k += TENSOR_THREADS)
+                plain += to_f32(m.tile.dy[k / TILE * PITCH + k % TILE]);
+        if (q.taps) add_tile(m.tile.window, m.tile.dy, kh, sum);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int u = 0; u < MOST_SUM_ROWS; u++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) m.sums[warp][u][(lane / 4 + e / 2 * 8) * BAND + lane % 4 * 2 + e % 2] = sum[u][e];
+    plain = warp_sum(plain);
+    if (lane == 0) plain_of[warp] = plain;
+    __syncthreads();
+    float *const part = q.parts + chunk * (mta_taps(&s) + s.out);
+    for (int k = threadIdx.x; q.taps && k < kh * kw; k += TENSOR_THREADS) {
+        float total = 0.0f;
+        for (int w = 0; w < TENSOR_WARPS; w++)
+#pragma unroll
+            for (int n = 0; n < BAND; n++) total += m.sums[w][k / kw][(n + k % kw) * BAND + n];
+        part[pair * kh * kw + k] = total;
+    }
+    if (threadIdx.x == 0 && pair % of_group == 0) {
+        plain = 0.0f;
+        for (int w = 0; w < TENSOR_WARPS; w++) plain += plain_of[w];
+        part[mta_taps(&s) + out] = plain;
+    }
+}
+
+} // namespace mta
+
+#endif

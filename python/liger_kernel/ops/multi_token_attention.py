@@ -1,0 +1,142 @@
+"""Multi-token attention: a softmax (or sparsemax) of causal scores, and a convolution over queries, keys and heads of what comes
+out.
+
+O. Golovneva et al.: Multi-Token Attention (2025).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liger_kernel import _native
+from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._memory import require_float
+from liger_kernel.ops._operator import Asked, Constants, KeepsStatistics, LigerArgumentError, Made, Wish, fresh
+from liger_kernel.ops.sparsemax import _sorted_formula
+
+
+def _y(scores: Tensor, weight: Tensor) -> Tensor:
+    return fresh(scores.new_empty((scores.shape[0], weight.shape[0], *scores.shape[2:])))
+
+
+def _statistics(scores: Tensor) -> Tensor:
+    """Two numbers of each row."""
+    return scores.new_empty((*scores.shape[:3], 2), dtype=torch.float32)
+
+
+class _MultiTokenAttention(KeepsStatistics):
+    """y has the channels of weight."""
+
+    def statistics(self, *given: Any) -> Tensor:
+        return _statistics(given[0])
+
+    def _new(self, wish: Wish, likes: tuple, ready: list) -> Tensor:
+        return _y(ready[0], ready[1]) if wish.kind == Wish.LIKE.kind else super()._new(wish, likes, ready)
+
+    def fake(self, *args: Any) -> Any:
+        return _y(args[0], args[1]), _statistics(args[0])
+
+
+@_MultiTokenAttention
+def multi_token_attention(scores: Tensor, weight: Constants, bias: Constants | None, stride_h: int, stride_w: int,
+                          padding_h: int, padding_w: int, dilation_h: int, dilation_w: int, groups: int, sparse: int,
+                          y: Made = Wish.LIKE, statistics: Made = Wish.PER_ROW) -> Any:  # fmt: skip
+    y = _y(scores, weight) if isinstance(y, Wish) else y
+    statistics = _statistics(scores) if isinstance(statistics, Wish) else statistics
+    _native.multi_token_attention_forward(scores, weight, bias, y, statistics, stride_h, stride_w, padding_h, padding_w,
+                                          dilation_h, dilation_w, groups, sparse)  # fmt: skip
+    return y, statistics
+
+
+@multi_token_attention.gradient
+def multi_token_attention_gradient(dy: Tensor, scores: Tensor, weight: Constants, statistics: Tensor,
+                                   bias: Constants | None, stride_h: int, stride_w: int, padding_h: int, padding_w: int,
+                                   dilation_h: int, dilation_w: int, groups: int, sparse: int,
+                                   dscores: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2],
+                                   dbias: Asked = Wish.LIKE[4], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
+    """The library makes dbias in the weight's dtype. Where theirs are two it makes both in f32, which is what they are widened
+    to when the call as it stands is refused."""
+    if isinstance(dbias, Wish) and dbias != Wish.NOTHING and bias is not None:
+        if weight.dtype is not bias.dtype:
+            raise LigerArgumentError("multi_token_attention: weight and bias are of two dtypes")
+        dbias = torch.empty_like(bias)
+    return _native.multi_token_attention_backward(dy, scores, weight, statistics, dscores, dweight, dbias, stride_h,
+                                                  stride_w, padding_h, padding_w, dilation_h, dilation_w, groups,
+                                                  sparse, scratch)  # fmt: skip
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) == 1:
+        pair *= 2
+    if len(pair) != 2 or isinstance(value, (str, bool, float)):
+        raise LigerArgumentError(
+            f"multi_token_attention: {name} must be an integer or a pair of them, but is {value!r}"
+        )
+    return pair  # type: ignore[return-value]
+
+
+def _check(scores: Tensor, weight: Tensor, bias: Tensor | None, groups: int, **pairs: tuple[int, int]) -> None:
+    """What the library refuses, for where it is not asked."""
+    operator = "multi_token_attention"
+    if scores.dim() != 4 or scores.shape[2] != scores.shape[3]:
+        raise LigerArgumentError(f"{operator}: scores has shape {tuple(scores.shape)}, but must have [B, C, L, L]")
+    channels, size = scores.shape[1:3]
+    if groups < 1 or channels % groups or weight.dim() != 4 or weight.shape[0] % groups:
+        raise LigerArgumentError(f"{operator}: scores has {channels} channels and weight shape {tuple(weight.shape)}, which "
+                                 f"do not fall into groups of number {groups}")  # fmt: skip
+    require_shape(operator, "weight", weight, (weight.shape[0], channels // groups, *weight.shape[2:]))
+    require_shape(operator, "bias", bias, weight.shape[:1])
+    for kernel, stride, padding, dilation in zip(
+        weight.shape[2:], pairs["stride"], pairs["padding"], pairs["dilation"]
+    ):
+        found = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 if stride > 0 else 0
+        if padding < 0 or dilation < 1 or kernel < 1 or found != size:
+            raise LigerArgumentError(f"{operator}: a kernel of {kernel}, stride {stride}, padding {padding} and dilation "
+                                     f"{dilation} make {found} of {size}, but the result must be as large as scores")  # fmt: skip
+    require_float(operator, scores=scores, weight=weight, bias=bias)
+
+
+class LigerMultiTokenAttentionFunction(LigerFunction):
+    """`apply(scores, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, sparse=False)` -> [B, out, L, L] in the dtype of
+    scores.
+
+    scores [B, in, L, L], weight [out, in / groups, kH, kW] and bias [out], each float32, float16 or bfloat16; sparse: scores
+    float32 only, else RuntimeError. P is 0 beyond the diagonal, is rounded to the dtype of scores, and is made again in backward;
+    the convolution, which must keep L x L, is of f32 sums.
+    """
+
+    operator = multi_token_attention
+    gradients = ("scores", "weight", "bias")
+
+    @staticmethod
+    def arguments(scores, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, sparse=False):
+        if sparse and scores.dtype is not torch.float32:
+            raise RuntimeError("Liger sparse multi-token attention currently only supports fp32 input scores")
+        if scores.dim() != 4 or weight.dim() != 4:
+            _check(scores, weight, bias, groups)
+        pairs = (*_pair("stride", stride), *_pair("padding", padding), *_pair("dilation", dilation))
+        return (scores, weight, bias, *pairs, groups, int(bool(sparse)))
+
+    @classmethod
+    def require(cls, scores, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, sparse=False):
+        cls.arguments(scores, weight, bias, stride, padding, dilation, groups, sparse)
+        pairs = {"stride": _pair("stride", stride), "padding": _pair("padding", padding)}
+        _check(scores, weight, bias, groups, dilation=_pair("dilation", dilation), **pairs)
+
+    @staticmethod
+    def torch_forward(scores, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, sparse=False):
+        future = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu(1)
+        wide = scores.float().masked_fill(future, -torch.inf)
+        nothing = (wide == -torch.inf).all(-1, keepdim=True)
+        wide = wide.masked_fill(nothing, 0.0)
+        p = _sorted_formula(wide) if sparse else torch.softmax(wide, -1)
+        p = p.masked_fill(nothing | future, 0.0).to(scores.dtype).float()
+        options = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
+        y = F.conv2d(p, weight.float(), None if bias is None else bias.float(), *options)
+        return y.masked_fill(future, 0.0).to(scores.dtype)
