@@ -118,12 +118,15 @@ DOES = {"cuda": re.compile(r"__global__|<<<"), "cpu": re.compile(r"\bliger_paral
 
 # Its backward reads of dy only what the bits of the support ask for, which no skeleton does.
 HAVE_KERNELS_TOO = {"sparsemax"}
+# A step between a room's own kernels.
+CALLED = {"liger/cuda/sort_keys.cuh"}
 
 
 def skeletons_of(root: Path, backend: str) -> set[str]:
     """The headers of a vocabulary that hold whole kernels, and those that bring such a header with them."""
     texts = {f"liger/{backend}/{p.name}": p.read_text() for p in (root / "liger" / backend).glob("*.*h")}
-    texts.pop(f"liger/{backend}/parallel.h", None)
+    for name in ("liger/cpu/parallel.h", *CALLED):
+        texts.pop(name, None)
     found = {name for name, text in texts.items() if DOES[backend].search(NOT_CODE.sub(" ", text))}
     while more := {n for n, text in texts.items() if found & {t for _, t in INCLUDE.findall(text)}} - found:
         found |= more

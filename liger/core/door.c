@@ -409,3 +409,14 @@ liger_status door_workspace(const struct door *door, liger_context *context, con
     *bytes = bytes_needed(&call, rule);
     return LIGER_OK;
 }
+
+void door_join_rows(const struct door_call *call, void *problem, int64_t *rows, int64_t *cols) {
+    liger_rows *views[MOST_VIEWS];
+    int count = 0;
+    for (int i = 0; i < call->door->count; i++) {
+        const struct door_rule *rule = &call->door->rules[i];
+        if (rule->kind == DOOR_TENSOR && rule->layout == DOOR_ROWS)
+            views[count++] = (liger_rows *)((char *)problem + rule->to);
+    }
+    liger_join_rows(rows, cols, views, count);
+}

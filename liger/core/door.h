@@ -163,6 +163,9 @@ static inline bool door_matrix(const struct door_call *call, liger_dtype *dtype,
     *cols = call->size[2];
     return *rows > 0 && *cols > 0;
 }
+/* Where all of a call's rows are of that matrix and what happens to an element is all that matters: those that lie in one
+ * piece become one long row. The problem is filled; a row's absent argument has no data there. */
+void door_join_rows(const struct door_call *call, void *problem, int64_t *rows, int64_t *cols);
 /* The value of a size of a rule; it must be bound. */
 static inline int64_t door_size(const struct door_call *call, uint16_t size) {
     const int64_t factor = size >> 8;

@@ -23,6 +23,13 @@
 
 #define DOOR_OF(function, rules)                                                                                       \
     { #function, sizeof(liger_##function##_args), rules, (int)(sizeof(rules) / sizeof((rules)[0])) }
+/* The public query of the bytes that the rules ask for. */
+#define WORKSPACE_QUERY(function)                                                                                      \
+    liger_status liger_##function##_workspace(liger_context *context, const liger_##function##_args *given,            \
+                                              size_t *bytes) {                                                         \
+        liger_##function##_args args;                                                                                  \
+        return door_workspace(&function##_door, context, given, &args, bytes);                                         \
+    }
 
 /* ---- fields ----------------------------------------------------------------------------------------------------- */
 

@@ -8,47 +8,29 @@
 #include "tests/harness/float_formats.h"
 #include "tests/harness/op_run.h"
 
-int64_t gated_count(const struct op_case *c) {
-    int64_t count = 1;
-    for (int d = 0; d < c->size[GATED_NDIM]; d++) count *= c->size[GATED_COLS - d];
-    return count;
-}
-
-static struct tensor_spec gated_tensor(const struct op_case *c, const char *name, enum tensor_role role) {
-    struct tensor_spec spec = {.name = name,
-                               .role = role,
-                               .kind = KIND_T,
-                               .values = VALUES_NORMAL,
-                               .ndim = (int)c->size[GATED_NDIM],
-                               .gaps = true,
-                               .specials = role == ROLE_IN};
-    for (int d = 0; d < spec.ndim; d++) spec.shape[d] = c->size[GATED_COLS - spec.ndim + 1 + d];
-    return spec;
-}
-
 static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
-    spec[GATED_GATE] = gated_tensor(c, "gate", ROLE_IN);
+    spec[GATED_GATE] = rows_tensor(c, "gate", ROLE_IN);
     spec[GATED_GATE].spread = 3;
     spec[GATED_GATE].ranges = OP_EVERY_RANGE;
-    spec[GATED_UP] = gated_tensor(c, "up", ROLE_IN);
+    spec[GATED_UP] = rows_tensor(c, "up", ROLE_IN);
     spec[GATED_UP].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
     spec[GATED_UP].huge = 0x1p30; /* f32: gate · up may overflow, dy · up may not */
 }
 
 void gated_describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     describe_inputs(c, spec);
-    spec[GATED_Y] = gated_tensor(c, "y", ROLE_OUT);
+    spec[GATED_Y] = rows_tensor(c, "y", ROLE_OUT);
 }
 
 void gated_describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     describe_inputs(c, spec);
     spec[GATED_UP].ranges |= 1u << RANGE_TINY;
-    spec[GATED_DY] = gated_tensor(c, "dy", ROLE_IN);
+    spec[GATED_DY] = rows_tensor(c, "dy", ROLE_IN);
     spec[GATED_DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
     spec[GATED_DY].huge = 0x1p30;
-    spec[GATED_DGATE] = gated_tensor(c, "dgate", ROLE_OUT);
+    spec[GATED_DGATE] = rows_tensor(c, "dgate", ROLE_OUT);
     spec[GATED_DGATE].absent = c->flags & GATED_NO_DGATE;
-    spec[GATED_DUP] = gated_tensor(c, "dup", ROLE_OUT);
+    spec[GATED_DUP] = rows_tensor(c, "dup", ROLE_OUT);
     spec[GATED_DUP].absent = c->flags & GATED_NO_DUP;
 }
 
@@ -57,7 +39,7 @@ void gated_prepare(const struct op_case *c, const struct op_types *types, double
                                       -90,  90,  -17,       17,       0,   -0.0,  1e-3};
     (void)types;
     if (!(c->flags & GATED_EXTREME)) return;
-    for (int64_t i = 0; i < gated_count(c); i++) t[GATED_GATE][i] = extremes[i % OP_COUNT(extremes)];
+    for (int64_t i = 0; i < elements_of(c); i++) t[GATED_GATE][i] = extremes[i % OP_COUNT(extremes)];
 }
 
 /* ---- halves of one buffer --------------------------------------------------------------------------------------- */
@@ -77,7 +59,7 @@ static void halves_close(struct halves *halves) {
 }
 
 static bool halves_open(struct halves *halves, const struct op_run *run, const double *left, const double *right) {
-    const int64_t cols = run->c.size[GATED_COLS], rows = cols ? gated_count(&run->c) / cols : 0;
+    const int64_t cols = run->c.size[COLS], rows = rows_of(&run->c);
     const size_t element = liger_dtype_size(run->types.t);
     *halves = (struct halves){.context = run->context,
                               .dtype = run->types.t,

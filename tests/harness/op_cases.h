@@ -259,4 +259,14 @@ struct op_cases {
 /* v rounded to the nearest value of a float dtype, ties to even; v itself for LIGER_DTYPE_NONE. */
 double op_round(liger_dtype dtype, double v);
 
+/* A vector of weights, positive ones. */
+struct tensor_spec op_parameter(const char *name, enum tensor_role role, int64_t size, bool absent);
+
+/* Raises a magnitude to a value, if that is finite. */
+void op_raise(double *magnitude, double value);
+
+/* The loss of most backward functions: the sum of dy · y, where `forward` is the reference of what `problem` points to. */
+typedef void op_forward(const void *problem, double *y);
+double op_loss(int64_t elements, const double *dy, op_forward *forward, const void *problem);
+
 #endif

@@ -13,10 +13,26 @@ static int tensor_named(const struct op_cases *op, const struct tensor_spec *spe
     return ABSENT;
 }
 
+static bool is_scalar(const struct door_rule *rule, const char *name) {
+    const bool number = rule->kind == DOOR_FLOAT || rule->kind == DOOR_INT32 || rule->kind == DOOR_INT64;
+    return number && name != NULL && strcmp(door_name(rule), name) == 0;
+}
+
 /* Names are the same in every case. */
 static void names_of(const struct op_cases *op, struct tensor_spec *spec) {
     memset(spec, 0, OP_MAX_TENSORS * sizeof *spec);
     op->describe(&op->cases[0], spec);
+}
+
+static void has_numbers(const struct op_door *door) {
+    const struct door *table = door->entry->door;
+    for (int k = 0; k < OP_MAX_SCALARS; k++) {
+        bool found = door->scalar[k] == NULL;
+        for (int i = 0; i < table->count; i++) found |= is_scalar(&table->rules[i], door->scalar[k]);
+        if (found) continue;
+        fprintf(stderr, "%s: no number is called %s\n", door->op->name, door->scalar[k]);
+        abort();
+    }
 }
 
 static void find(struct op_door *door) {
@@ -31,6 +47,7 @@ static void find(struct op_door *door) {
         const struct door_rule *rule = &door->entry->door->rules[i];
         if (rule->kind == DOOR_TENSOR) door->tensor[rule->at] = (int8_t)tensor_named(door->op, spec, door_name(rule));
     }
+    has_numbers(door);
 }
 
 static void set_number(const struct door_rule *rule, double value, unsigned char *field) {
@@ -58,6 +75,8 @@ static const void *fill(struct op_door *door, const struct op_call *call, unsign
             memcpy(field, &call->workspace, sizeof call->workspace);
             memcpy(field + sizeof call->workspace, &call->workspace_bytes, sizeof call->workspace_bytes);
         }
+        for (int k = 0; k < OP_MAX_SCALARS; k++)
+            if (is_scalar(rule, door->scalar[k])) set_number(rule, call->c.scalar[k], field);
         if (rule == call->number) set_number(rule, call->number_is, field);
     }
     const size_t size = call->claims_size ? call->claimed_size : table->size;

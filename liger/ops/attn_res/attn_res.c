@@ -62,11 +62,8 @@ liger_status liger_attn_res_forward(liger_context *context, const liger_attn_res
     struct attn_res_forward_problem problem;
     struct door_call call;
     LIGER_TRY(door_enter(&call, &attn_res_forward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     if (problem.normal_dtype == 0) problem.normal_dtype = (int32_t)problem.norm_dtype;
-    if (problem.rows == 0) return LIGER_OK;
     problem.blocks = call.size[STACKED] / problem.rows;
     return context->kernels->attn_res_forward(context, &problem, stream);
 }
@@ -77,18 +74,12 @@ liger_status liger_attn_res_backward(liger_context *context, const liger_attn_re
     struct attn_res_backward_problem problem = {.dv = {.data = NULL}};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &attn_res_backward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
+    const bool some = door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols);
     if (problem.normal_dtype == 0) problem.normal_dtype = (int32_t)problem.norm_dtype;
     problem.units = attn_res_units(context->multiprocessors, problem.rows);
     problem.blocks = problem.rows ? call.size[STACKED] / problem.rows : 0;
-    if (!problem.dquery && !problem.dnorm && (!problem.dv.data || problem.rows == 0)) return LIGER_OK;
+    if (!problem.dquery && !problem.dnorm && (!problem.dv.data || !some)) return LIGER_OK;
     return context->kernels->attn_res_backward(context, &problem, stream);
 }
 
-liger_status liger_attn_res_backward_workspace(liger_context *context, const liger_attn_res_backward_args *given,
-                                               size_t *bytes) {
-    liger_attn_res_backward_args args;
-    return door_workspace(&attn_res_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(attn_res_backward)

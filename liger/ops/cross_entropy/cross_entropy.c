@@ -86,14 +86,6 @@ liger_status liger_cross_entropy_backward(liger_context *context, const liger_cr
     return run(context, &whole, stream);
 }
 
-liger_status liger_cross_entropy_forward_workspace(liger_context *context,
-                                                   const liger_cross_entropy_forward_args *given, size_t *bytes) {
-    liger_cross_entropy_forward_args args;
-    return door_workspace(&cross_entropy_forward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(cross_entropy_forward)
 
-liger_status liger_cross_entropy_backward_workspace(liger_context *context,
-                                                    const liger_cross_entropy_backward_args *given, size_t *bytes) {
-    liger_cross_entropy_backward_args args;
-    return door_workspace(&cross_entropy_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(cross_entropy_backward)

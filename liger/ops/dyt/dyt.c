@@ -50,10 +50,7 @@ liger_status liger_dyt_forward(liger_context *context, const liger_dyt_forward_a
     struct dyt_forward_problem problem = {.beta = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &dyt_forward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0) return LIGER_OK;
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     return context->kernels->dyt_forward(context, &problem, stream);
 }
 
@@ -62,16 +59,11 @@ liger_status liger_dyt_backward(liger_context *context, const liger_dyt_backward
     struct dyt_backward_problem problem = {.dalpha = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &dyt_backward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
+    const bool some = door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols);
     problem.partials = partials_of(&call);
     const bool parameters = problem.dalpha != NULL || problem.dgamma != NULL || problem.dbeta != NULL;
-    if (!parameters && (problem.dx.data == NULL || problem.rows == 0)) return LIGER_OK;
+    if (!parameters && (problem.dx.data == NULL || !some)) return LIGER_OK;
     return context->kernels->dyt_backward(context, &problem, stream);
 }
 
-liger_status liger_dyt_backward_workspace(liger_context *context, const liger_dyt_backward_args *given, size_t *bytes) {
-    liger_dyt_backward_args args;
-    return door_workspace(&dyt_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(dyt_backward)

@@ -9,8 +9,8 @@
 #include "liger/ops/dyt/dyt_ref.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
+#include "tests/harness/rows_cases.h"
 
-enum { OUTER, ROWS, COLS }; /* x is [rows, cols], or [outer, rows, cols] if outer > 0, or [cols] if rows < 0 */
 enum { NO_BETA = 1, NO_DX = 2, NO_DALPHA = 4, NO_DGAMMA = 8, NO_DBETA = 16 };
 
 /* clang-format off */
@@ -48,29 +48,10 @@ static const struct op_case bench[] = {
 };
 /* clang-format on */
 
-static int64_t rows_of(const struct op_case *c) {
-    const int64_t rows = c->size[ROWS] < 0 ? 1 : c->size[ROWS];
-    return c->size[OUTER] > 0 ? c->size[OUTER] * rows : rows;
-}
-
-static struct tensor_spec matrix(const struct op_case *c, const char *name, enum tensor_role role) {
-    struct tensor_spec spec = {.name = name, .role = role, .kind = KIND_T, .gaps = true, .specials = role == ROLE_IN};
-    if (c->size[OUTER] > 0) spec.shape[spec.ndim++] = c->size[OUTER];
-    if (c->size[ROWS] >= 0) spec.shape[spec.ndim++] = c->size[ROWS];
-    spec.shape[spec.ndim++] = c->size[COLS];
+static struct tensor_spec alpha_of(const char *name, enum tensor_role role, bool absent) {
+    struct tensor_spec spec = op_parameter(name, role, 1, absent);
+    spec.specials = false;
     return spec;
-}
-
-/* alpha is [1], the others [cols]. */
-static struct tensor_spec parameter(const char *name, enum tensor_role role, int64_t size, bool absent) {
-    return (struct tensor_spec){.name = name,
-                                .role = role,
-                                .kind = KIND_WEIGHT,
-                                .values = VALUES_POSITIVE,
-                                .ndim = 1,
-                                .shape = {size},
-                                .absent = absent,
-                                .specials = role == ROLE_IN && size > 1};
 }
 
 static struct dyt_ref problem(const struct op_case *c, const double *x, const double *alpha, const double *gamma,
@@ -84,14 +65,14 @@ static struct dyt_ref problem(const struct op_case *c, const double *x, const do
 enum { X, ALPHA, GAMMA, BETA, Y, FORWARD_TENSORS };
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
-    spec[X] = matrix(c, "x", ROLE_IN);
+    spec[X] = rows_tensor(c, "x", ROLE_IN);
     spec[X].spread = 2;
     spec[X].ranges = OP_EVERY_RANGE;
-    spec[ALPHA] = parameter("alpha", ROLE_IN, 1, false);
-    spec[GAMMA] = parameter("gamma", ROLE_IN, c->size[COLS], false);
-    spec[BETA] = parameter("beta", ROLE_IN, c->size[COLS], c->flags & NO_BETA);
+    spec[ALPHA] = alpha_of("alpha", ROLE_IN, false);
+    spec[GAMMA] = op_parameter("gamma", ROLE_IN, c->size[COLS], false);
+    spec[BETA] = op_parameter("beta", ROLE_IN, c->size[COLS], c->flags & NO_BETA);
     spec[BETA].values = VALUES_NORMAL;
-    spec[Y] = matrix(c, "y", ROLE_OUT);
+    spec[Y] = rows_tensor(c, "y", ROLE_OUT);
     spec[Y].relative = 1.05;
     spec[Y].absolute = 8;
     spec[Y].steps = 2; /* of alpha·x and of tanh, times gamma */
@@ -144,21 +125,21 @@ enum { DY, BX, BALPHA, BGAMMA, DX, DALPHA, DGAMMA, DBETA, BACKWARD_TENSORS };
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     const double rows = (double)rows_of(c);
-    spec[DY] = matrix(c, "dy", ROLE_IN);
+    spec[DY] = rows_tensor(c, "dy", ROLE_IN);
     spec[DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
     spec[DY].huge = 0x1p40;
-    spec[BX] = matrix(c, "x", ROLE_IN);
+    spec[BX] = rows_tensor(c, "x", ROLE_IN);
     spec[BX].spread = 2;
     spec[BX].ranges = OP_EVERY_RANGE;
-    spec[BALPHA] = parameter("alpha", ROLE_IN, 1, false);
-    spec[BGAMMA] = parameter("gamma", ROLE_IN, c->size[COLS], false);
-    spec[DX] = matrix(c, "dx", ROLE_OUT);
+    spec[BALPHA] = alpha_of("alpha", ROLE_IN, false);
+    spec[BGAMMA] = op_parameter("gamma", ROLE_IN, c->size[COLS], false);
+    spec[DX] = rows_tensor(c, "dx", ROLE_OUT);
     spec[DX].absent = c->flags & NO_DX;
     spec[DX].relative = 1.05;
     spec[DX].absolute = 16;
-    spec[DALPHA] = parameter("dalpha", ROLE_OUT, 1, c->flags & NO_DALPHA);
-    spec[DGAMMA] = parameter("dgamma", ROLE_OUT, c->size[COLS], c->flags & NO_DGAMMA);
-    spec[DBETA] = parameter("dbeta", ROLE_OUT, c->size[COLS], c->flags & NO_DBETA);
+    spec[DALPHA] = alpha_of("dalpha", ROLE_OUT, c->flags & NO_DALPHA);
+    spec[DGAMMA] = op_parameter("dgamma", ROLE_OUT, c->size[COLS], c->flags & NO_DGAMMA);
+    spec[DBETA] = op_parameter("dbeta", ROLE_OUT, c->size[COLS], c->flags & NO_DBETA);
     for (int i = DALPHA; i <= DBETA; i++) {
         spec[i].relative = 1;
         spec[i].absolute = i == DALPHA ? 16 : 8 + rows / 8;
@@ -186,25 +167,18 @@ static void magnitudes_backward(const struct op_case *c, const struct op_types *
                                 double *magnitude) {
     double alone = 0;
     (void)types;
-    for (int64_t i = 0; i < rows_of(c) * c->size[COLS]; i++) {
+    for (int64_t i = 0; i < elements_of(c); i++) {
         const double term = t[DY][i] * t[BGAMMA][i % c->size[COLS]] * t[BX][i] / pow(cosh(*t[BALPHA] * t[BX][i]), 2);
         if (isfinite(term)) alone += fabs(term);
     }
     magnitude[DALPHA] = alone;
 }
 
-/* sum of dy · y(x) */
+static void forward_of(const void *p, double *y) { dyt_ref_forward(p, y); }
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    enum { ROOM = 1 << 16 };
-    static double y[ROOM];
-    const int64_t elements = rows_of(c) * c->size[COLS];
-    double total = 0;
-    (void)types;
-    if (elements > ROOM) return 0;
     const struct dyt_ref p = problem(c, t[BX], t[BALPHA], t[BGAMMA], NULL);
-    dyt_ref_forward(&p, y);
-    for (int64_t i = 0; i < elements; i++) total += t[DY][i] * y[i];
-    return total;
+    (void)types;
+    return op_loss(elements_of(c), t[DY], forward_of, &p);
 }
 
 static const struct op_gradient gradients[] = {{DX, BX}, {DALPHA, BALPHA}, {DGAMMA, BGAMMA}};

@@ -76,8 +76,4 @@ liger_status liger_embedding_backward(liger_context *context, const liger_embedd
     return context->kernels->embedding_backward(context, &problem, stream);
 }
 
-liger_status liger_embedding_backward_workspace(liger_context *context, const liger_embedding_backward_args *given,
-                                                size_t *bytes) {
-    liger_embedding_backward_args args;
-    return door_workspace(&embedding_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(embedding_backward)

@@ -6,6 +6,7 @@
 #include "liger/core/kernel_table.h"
 #include "liger/cpu/parallel.h"
 #include "liger/cpu/simd.h"
+#include "liger/cpu/sort_keys.h"
 #include "liger/ops/embedding/embedding_problem.h"
 
 enum {
@@ -83,31 +84,12 @@ liger_status LIGER_CPU(embedding_forward)(liger_context *context, const struct e
 
 /* ---- backward: keys in order ------------------------------------------------------------------------------------ */
 
-enum { DIGIT = 11, DIGITS = 1 << DIGIT };
-
-/* By one digit of the row, leaving those with the same one as they are. */
-static void sort_by_digit(const uint64_t *keys, uint64_t *sorted, int64_t count, int shift) {
-    int64_t place[DIGITS] = {0}, next = 0;
-    for (int64_t i = 0; i < count; i++) place[keys[i] >> shift & (DIGITS - 1)]++;
-    for (int d = 0; d < DIGITS; d++) {
-        const int64_t here = place[d];
-        place[d] = next;
-        next += here;
-    }
-    for (int64_t i = 0; i < count; i++) sorted[place[keys[i] >> shift & (DIGITS - 1)]++] = keys[i];
-}
-
 static const uint64_t *sorted_keys(const struct embedding_backward_problem *p) {
     uint64_t *keys = p->workspace;
     uint64_t *other = (uint64_t *)((char *)p->workspace + embedding_layout(p->tokens, p->cols).second);
     for (int64_t i = 0; i < p->tokens; i++)
         keys[i] = embedding_key(index_load(p->index_dtype, p->indices, i), i, p->vocab, p->padding_index);
-    for (int shift = 0; p->tokens > 1 && p->vocab >> shift > 0; shift += DIGIT) {
-        uint64_t *sorted = other;
-        sort_by_digit(keys, sorted, p->tokens, 32 + shift);
-        other = keys, keys = sorted;
-    }
-    return keys;
+    return sort_keys(keys, other, p->tokens, p->vocab);
 }
 
 /* ---- backward: sums --------------------------------------------------------------------------------------------- */
@@ -122,7 +104,7 @@ struct sums {
 LIGER_TEMPLATE void sum_tokens(liger_dtype t, const struct sums *s, int64_t begin, int64_t end, int64_t first,
                                int64_t count, float *sum) {
     for (int64_t k = begin; k < end; k++) {
-        const char *dy = row_of(s->p->dy, embedding_token_of(s->keys[k]), f_size(t));
+        const char *dy = row_of(s->p->dy, item_of_key(s->keys[k]), f_size(t));
         dy += first * (int64_t)f_size(t);
         if (k == begin) V_FOR_EACH(i, n, count, v_store_n(LIGER_F32, sum, i, n, v_load_n(t, dy, i, n)));
         else
@@ -171,11 +153,11 @@ static void row_chunk(void *argument, int64_t row, int64_t end) {
     const struct embedding_backward_problem *p = s->p;
     const size_t element = liger_dtype_size(p->dtype);
     const bool stream = streams(p->dtype, p->vocab, p->cols, STREAM_GRADIENT);
-    int64_t key = embedding_first_of(s->keys, 0, p->tokens, row);
+    int64_t key = first_key_of(s->keys, 0, p->tokens, row);
     for (; row < end; row++) {
         void *out = row_of(p->dweight, row, element);
         const int64_t first = key;
-        while (key < p->tokens && embedding_row_of(s->keys[key]) == row) key++;
+        while (key < p->tokens && row_of_key(s->keys[key]) == row) key++;
         if (first == key) copy_row(stream, p->dtype, out, NULL, p->cols);
         else LIGER_FOR_FLOAT(p->dtype, write_row(LIGER_T, s, first, key, out))
     }

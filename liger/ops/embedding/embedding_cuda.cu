@@ -2,12 +2,12 @@
  *
  * Forward is a gather: bits are moved, several rows on their way at once. Backward writes the table once, at the speed of
  * memory: 1.05 GB of the 1.18 GB that 16384 tokens of 8 KB and 128256 rows are. What goes before must be short: keys are
- * sorted in tiles of shared memory, and each key then finds its place among 16 runs by looking into all of them at once, so
- * that 16384 tokens take two kernels. No atomics: what is sorted has one order, and so have the sums. */
+ * sorted by two kernels. No atomics: what is sorted has one order, and so have the sums. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
 #include "liger/cuda/reduce.cuh"
+#include "liger/cuda/sort_keys.cuh"
 #include "liger/ops/embedding/embedding_problem.h"
 
 namespace {
@@ -93,60 +93,22 @@ void launch_gather(const embedding_forward_problem &p, cudaStream_t stream) {
 
 /* ---- backward: keys in order ------------------------------------------------------------------------------------ */
 
-enum { TILE = 1024, RUNS = 16 };
+struct key_of_token {
+    const void *indices;
+    int64_t vocab, padding;
+    liger_dtype index_dtype;
 
-/* Bitonic: every exchange of a step is independent of the others. */
-__global__ void __launch_bounds__(TILE / 2)
-    sort_tiles(const __grid_constant__ embedding_backward_problem p, uint64_t *sorted) {
-    __shared__ uint64_t key[TILE];
-    const int64_t begin = blockIdx.x * (int64_t)TILE;
-    let_next_kernel_start();
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int i = threadIdx.x + half * (TILE / 2);
-        const int64_t token = begin + i;
-        key[i] = ~(uint64_t)0;
-        if (token < p.tokens)
-            key[i] = embedding_key(index_at(p.indices, p.index_dtype, token), token, p.vocab, p.padding_index);
+    __device__ __forceinline__ uint64_t operator()(int64_t token) const {
+        return embedding_key(index_at(indices, index_dtype, token), token, vocab, padding);
     }
-    for (int length = 2; length <= TILE; length *= 2) {
-        for (int step = length / 2; step > 0; step /= 2) {
-            __syncthreads();
-            const int low = 2 * (int)threadIdx.x - (int)(threadIdx.x & (step - 1)), high = low + step;
-            const uint64_t a = key[low], b = key[high];
-            if ((a > b) == ((low & length) == 0)) key[low] = b, key[high] = a;
-        }
-    }
-    __syncthreads();
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int i = threadIdx.x + half * (TILE / 2);
-        if (begin + i < p.tokens) sorted[begin + i] = key[i];
-    }
-}
+};
 
-/* One thread a key: how many keys are before it in its own run, and in each of the others that are merged with it. No two
- * are equal. `length` of a run is a power of two. */
-__global__ void __launch_bounds__(THREADS)
-    merge_runs(const uint64_t *keys, uint64_t *merged, int64_t count, int64_t length) {
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    const int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x;
-    if (i >= count) return;
-    const int64_t first = i / (length * RUNS) * (length * RUNS), own = (i - first) / length;
-    const uint64_t key = keys[i];
-    int64_t before[RUNS] = {};
-    for (int64_t step = length; step > 0; step /= 2) {
-#pragma unroll
-        for (int run = 0; run < RUNS; run++) {
-            const int64_t within = before[run] + step, last = first + run * length + within - 1;
-            if (within <= length && last < count && keys[last] < key) before[run] = within;
-        }
-    }
-    int64_t place = first;
-#pragma unroll
-    for (int run = 0; run < RUNS; run++) place += run == own ? (i - first) % length : before[run];
-    merged[place] = key;
+static cudaError_t sort_tokens(const liger_context *context, const embedding_backward_problem &p, cudaStream_t stream,
+                               const uint64_t **sorted) {
+    uint64_t *const keys = (uint64_t *)p.workspace;
+    uint64_t *const other = (uint64_t *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).second);
+    const key_of_token key_of = {p.indices, p.vocab, p.padding_index, p.index_dtype};
+    return sorted_keys::sort_keys(context, key_of, p.tokens, keys, other, stream, sorted);
 }
 
 /* ---- backward: sums --------------------------------------------------------------------------------------------- */
@@ -165,7 +127,7 @@ __device__ __forceinline__ void add_tokens(const liger_rows &rows, const uint64_
         pack<T, N> dy[AHEAD];
 #pragma unroll
         for (int k = 0; k < AHEAD; k++)
-            if (key + k < end) dy[k] = load_pack<T, N>(row_at<T>(rows, embedding_token_of(key[k])) + c);
+            if (key + k < end) dy[k] = load_pack<T, N>(row_at<T>(rows, item_of_key(key[k])) + c);
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             if (key + k >= end) break;
@@ -203,7 +165,7 @@ __device__ __forceinline__ int64_t first_of(const uint64_t *keys, int64_t count,
     int64_t begin = 0, end = count;
     while (begin < end) {
         const int64_t step = (end - begin + WARP - 1) / WARP, at = begin + lane * step;
-        const bool before = at < end && embedding_row_of(keys[at]) < row;
+        const bool before = at < end && row_of_key(keys[at]) < row;
         const int lanes = __popc(__ballot_sync(0xffffffffu, before)); /* of sorted keys these are the first lanes */
         if (lanes == 0) return begin;
         const int64_t next = begin + lanes * step;
@@ -262,7 +224,7 @@ __global__ void __launch_bounds__(THREADS, at_most_blocks(SUMMING_BLOCKS, THREAD
     }
     __syncthreads();
     for (int r = thread; r <= rows; r += threads)
-        begins[r] = (uint32_t)embedding_first_of(s.keys, bound[0], bound[1], first + r);
+        begins[r] = (uint32_t)first_key_of(s.keys, bound[0], bound[1], first + r);
     __syncthreads();
     const int64_t step = (int64_t)gridDim.y * blockDim.x * N;
     for (int64_t c = (blockIdx.y * (int64_t)blockDim.x + threadIdx.x) * N; c < s.p.cols; c += step) {
@@ -278,23 +240,6 @@ __global__ void __launch_bounds__(THREADS, at_most_blocks(SUMMING_BLOCKS, THREAD
 }
 
 /* ---- backward: launches ------------------------------------------------------------------------------------------ */
-
-/* The last argument is what has been sorted so far, and where. */
-cudaError_t sort_keys(const liger_context *context, const embedding_backward_problem &p, cudaStream_t stream,
-                      const uint64_t **sorted) {
-    uint64_t *keys = (uint64_t *)p.workspace;
-    uint64_t *other = (uint64_t *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).second);
-    cudaError_t error = cudaSuccess;
-    if (p.tokens > 0) sort_tiles<<<grid_size(p.tokens, TILE), TILE / 2, 0, stream>>>(p, keys);
-    for (int64_t length = TILE; length < p.tokens && error == cudaSuccess; length *= RUNS) {
-        error = launch_next(context, merge_runs, dim3(grid_size(p.tokens, THREADS)), dim3(THREADS), stream,
-                            (const uint64_t *)keys, other, p.tokens, length);
-        uint64_t *const merged = other;
-        other = keys, keys = merged;
-    }
-    *sorted = keys;
-    return error;
-}
 
 static unsigned grid_y(int64_t words, int64_t threads) { return grid_size(words, threads, MOST_GRID_Y); }
 
@@ -336,7 +281,7 @@ extern "C" liger_status embedding_backward_cuda(liger_context *context, const em
     const bool packable =
         p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.dy, element) && rows_are_packable(p.dweight, element);
     sums_problem sums = {p, NULL, (float *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).parts)};
-    cudaError_t error = sort_keys(context, p, stream, &sums.keys);
+    cudaError_t error = sort_tokens(context, p, stream, &sums.keys);
     if (error == cudaSuccess)
         LIGER_FOR_FLOAT(p.dtype, T, {
             error = packable ? launch_sums<T, pack_size<T>>(context, sums, stream)

@@ -1,7 +1,6 @@
 /* embedding_problem.h - what a backend sees: flat, checked, no views; and how the tokens of a row are found and cut.
  *
- * Backward sorts keys, (row, token) in one number, so that the tokens of a row stand side by side and in their order. Sorted
- * keys are cut into pieces of a fixed length. The tokens of a row that lie in one piece are added up by whoever writes the
+ * Backward sorts keys of (row, token). Sorted keys are cut into pieces of a fixed length. The tokens of a row that lie in one piece are added up by whoever writes the
  * row; of a row that lies in several, each piece adds up its part first: its sum goes to parts[2k] if the row has the first
  * key of piece k, else, as it then has the last one, to parts[2k + 1]. */
 #ifndef LIGER_OPS_EMBEDDING_PROBLEM_H
@@ -10,7 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "liger/core/rows.h"
+#include "liger/core/row_keys.h"
 
 struct embedding_forward_problem {
     liger_dtype dtype, index_dtype;
@@ -55,20 +54,7 @@ static inline struct embedding_layout embedding_layout(int64_t tokens, int64_t c
 /* Tokens without a row come last, as if they were of row `vocab`. */
 LIGER_HOST_DEVICE static inline uint64_t embedding_key(int64_t index, int64_t token, int64_t vocab, int64_t padding) {
     const bool none = index < 0 || index >= vocab || index == padding;
-    return (uint64_t)(none ? vocab : index) << 32 | (uint64_t)token;
-}
-LIGER_HOST_DEVICE static inline int64_t embedding_row_of(uint64_t key) { return (int64_t)(key >> 32); }
-LIGER_HOST_DEVICE static inline int64_t embedding_token_of(uint64_t key) { return (int64_t)(uint32_t)key; }
-
-/* The first key of [begin, end) that is of this row or a later one; `end` if there is none. */
-LIGER_HOST_DEVICE static inline int64_t embedding_first_of(const uint64_t *keys, int64_t begin, int64_t end,
-                                                           int64_t row) {
-    while (begin < end) {
-        const int64_t middle = begin + (end - begin) / 2;
-        if (embedding_row_of(keys[middle]) < row) begin = middle + 1;
-        else end = middle;
-    }
-    return begin;
+    return row_key(none ? vocab : index, token);
 }
 
 struct embedding_part {
@@ -79,16 +65,16 @@ struct embedding_part {
 LIGER_HOST_DEVICE static inline struct embedding_part embedding_part_of(const uint64_t *keys, int64_t count,
                                                                         int64_t vocab, int bits, int64_t which) {
     const int64_t first = which / 2 << bits, after = first + ((int64_t)1 << bits), end = after < count ? after : count;
-    const int64_t begins = embedding_row_of(keys[first]), ends = embedding_row_of(keys[end - 1]);
-    const bool from_before = first > 0 && embedding_row_of(keys[first - 1]) == begins;
-    const bool goes_on = end < count && embedding_row_of(keys[end]) == ends;
+    const int64_t begins = row_of_key(keys[first]), ends = row_of_key(keys[end - 1]);
+    const bool from_before = first > 0 && row_of_key(keys[first - 1]) == begins;
+    const bool goes_on = end < count && row_of_key(keys[end]) == ends;
     const struct embedding_part none = {first, first};
     if (which % 2 == 1) {
         if (!goes_on || begins == ends || ends == vocab) return none;
-        return (struct embedding_part){embedding_first_of(keys, first, end, ends), end};
+        return (struct embedding_part){first_key_of(keys, first, end, ends), end};
     }
     if (begins == vocab || !(from_before || (begins == ends && goes_on))) return none;
-    return (struct embedding_part){first, embedding_first_of(keys, first, end, begins + 1)};
+    return (struct embedding_part){first, first_key_of(keys, first, end, begins + 1)};
 }
 
 /* The parts of the row of the keys [begin, end), which lie in pieces first to last: the first is parts[2 first + odd], the

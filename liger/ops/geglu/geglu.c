@@ -32,8 +32,7 @@ liger_status liger_geglu_forward(liger_context *context, const liger_geglu_forwa
     LIGER_TRY(door_enter(&call, &geglu_forward_door, context, given, &args, &problem));
     if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     problem.activation_dtype = args.activation_dtype ? (liger_dtype)args.activation_dtype : call.t;
-    liger_rows *const views[] = {&problem.gate, &problem.up, &problem.y};
-    liger_join_rows(&problem.rows, &problem.cols, views, 3);
+    door_join_rows(&call, &problem, &problem.rows, &problem.cols);
     return context->kernels->geglu_forward(context, &problem, stream);
 }
 
@@ -44,7 +43,6 @@ liger_status liger_geglu_backward(liger_context *context, const liger_geglu_back
     LIGER_TRY(door_enter(&call, &geglu_backward_door, context, given, &args, &problem));
     if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     if (problem.dgate.data == NULL && problem.dup.data == NULL) return LIGER_OK;
-    liger_rows *const views[] = {&problem.dy, &problem.gate, &problem.up, &problem.dgate, &problem.dup};
-    liger_join_rows(&problem.rows, &problem.cols, views, 5);
+    door_join_rows(&call, &problem, &problem.rows, &problem.cols);
     return context->kernels->geglu_backward(context, &problem, stream);
 }

@@ -9,20 +9,20 @@
 
 enum { GATE = GATED_GATE, UP, Y, FORWARD_TENSORS };
 enum { DY = GATED_DY, DGATE, DUP, BACKWARD_TENSORS };
-enum { ACTIVATION = GATED_SIZES };
+enum { ACTIVATION = ROWS_SIZES };
 enum { COARSER }; /* scalar: how many times gelu's dtype is coarser than T, if it is */
 
 static const struct op_case cases[] = {
     GATED_CASES(),
-    {.label = "5x130", .size = {2, 0, 5, 130}},
-    {.label = "gelu kept in f32", .size = {2, 0, 7, 96, LIGER_F32}},
-    {.label = "gelu in f16", .size = {2, 0, 7, 97, LIGER_F16}, .dtypes = 1u << LIGER_F16 | 1u << LIGER_BF16},
-    {.label = "gelu in f16", .size = {2, 0, 7, 97, LIGER_F16}, .scalar = {0x1p13}, .dtypes = 1u << LIGER_F32},
-    {.label = "gelu in bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .dtypes = 1u << LIGER_BF16},
-    {.label = "gelu in bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .scalar = {0x1p3}, .dtypes = 1u << LIGER_F16},
-    {.label = "gelu in bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .scalar = {0x1p16}, .dtypes = 1u << LIGER_F32},
-    {.label = "no dgate", .size = {2, 0, 3, 40}, .flags = GATED_NO_DGATE},
-    {.label = "no dup", .size = {2, 0, 3, 40}, .flags = GATED_NO_DUP},
+    {.label = "5x130", .size = {0, 5, 130}},
+    {.label = "gelu kept in f32", .size = {0, 7, 96, LIGER_F32}},
+    {.label = "gelu in f16", .size = {0, 7, 97, LIGER_F16}, .dtypes = 1u << LIGER_F16 | 1u << LIGER_BF16},
+    {.label = "gelu in f16", .size = {0, 7, 97, LIGER_F16}, .scalar = {0x1p13}, .dtypes = 1u << LIGER_F32},
+    {.label = "gelu in bf16", .size = {0, 7, 97, LIGER_BF16}, .dtypes = 1u << LIGER_BF16},
+    {.label = "gelu in bf16", .size = {0, 7, 97, LIGER_BF16}, .scalar = {0x1p3}, .dtypes = 1u << LIGER_F16},
+    {.label = "gelu in bf16", .size = {0, 7, 97, LIGER_BF16}, .scalar = {0x1p16}, .dtypes = 1u << LIGER_F32},
+    {.label = "no dgate", .size = {0, 3, 40}, .flags = GATED_NO_DGATE},
+    {.label = "no dup", .size = {0, 3, 40}, .flags = GATED_NO_DUP},
 };
 
 static const struct op_case bench[] = {GATED_BENCH()};
@@ -30,7 +30,7 @@ static const struct op_case bench[] = {GATED_BENCH()};
 /* Gates below `least` that are not extremes become `least`: further out 1 + tanh is 0 in f32 before it is in double, and times
  * an infinite factor that is NaN here and infinite there. */
 static void bound_gates(const struct op_case *c, double *gate, double least) {
-    for (int64_t i = 0; i < gated_count(c) && !(c->flags & GATED_EXTREME); i++)
+    for (int64_t i = 0; i < elements_of(c) && !(c->flags & GATED_EXTREME); i++)
         if (gate[i] < least && gate[i] > -20) gate[i] = least;
 }
 
@@ -58,7 +58,7 @@ OP_DOOR(geglu_forward, forward_options)
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const liger_dtype activation = c->size[ACTIVATION] ? (liger_dtype)c->size[ACTIVATION] : types->t;
-    geglu_forward_ref(gated_count(c), activation, t[GATE], t[UP], t[Y]);
+    geglu_forward_ref(elements_of(c), activation, t[GATE], t[UP], t[Y]);
 }
 
 static const char *rounds_like_operators(struct op_run *run) {
@@ -107,13 +107,13 @@ static void prepare_backward(const struct op_case *c, const struct op_types *typ
 OP_DOOR(geglu_backward, NULL)
 
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    geglu_backward_ref(gated_count(c), types->t, t[DY], t[GATE], t[UP], t[DGATE], t[DUP]);
+    geglu_backward_ref(elements_of(c), types->t, t[DY], t[GATE], t[UP], t[DGATE], t[DUP]);
 }
 
 static double loss(const struct op_case *c, const struct op_types *types, double *const *t) {
     double sum = 0;
     (void)types;
-    for (int64_t i = 0; i < gated_count(c); i++) {
+    for (int64_t i = 0; i < elements_of(c); i++) {
         double y;
         geglu_forward_ref(1, LIGER_DTYPE_NONE, t[GATE] + i, t[UP] + i, &y);
         sum += t[DY][i] * y;

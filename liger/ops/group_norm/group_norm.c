@@ -100,11 +100,7 @@ liger_status liger_group_norm_forward(liger_context *context, const liger_group_
     return context->kernels->group_norm_forward(context, &problem, stream);
 }
 
-liger_status liger_group_norm_forward_workspace(liger_context *context, const liger_group_norm_forward_args *given,
-                                                size_t *bytes) {
-    liger_group_norm_forward_args args;
-    return door_workspace(&group_norm_forward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(group_norm_forward)
 
 liger_status liger_group_norm_backward(liger_context *context, const liger_group_norm_backward_args *given,
                                        liger_stream stream) {
@@ -120,8 +116,4 @@ liger_status liger_group_norm_backward(liger_context *context, const liger_group
     return context->kernels->group_norm_backward(context, &problem, stream);
 }
 
-liger_status liger_group_norm_backward_workspace(liger_context *context, const liger_group_norm_backward_args *given,
-                                                 size_t *bytes) {
-    liger_group_norm_backward_args args;
-    return door_workspace(&group_norm_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(group_norm_backward)

@@ -7,11 +7,11 @@
 
 #include "liger/ops/group_norm/group_norm.h"
 #include "liger/ops/group_norm/group_norm_ref.h"
+#include "tests/harness/norm_cases.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
 enum { BATCH, CHANNELS, HEIGHT, WIDTH, GROUPS }; /* height 0: three dimensions; width 0: two */
-enum { EPSILON };
 enum { NO_STATISTICS = 1, NO_DX = 2, NO_DWEIGHT = 4, NO_DBIAS = 8 };
 
 /* clang-format off */
@@ -73,24 +73,10 @@ static struct tensor_spec image(const struct op_case *c, const char *name, enum 
     return spec;
 }
 
-/* In f32 the squares of a row and their sum must neither overflow nor, where no epsilon is added to them, vanish. */
 static struct tensor_spec input(const struct op_case *c, const char *name, uint32_t ranges) {
-    const bool alone = c->scalar[EPSILON] == 0;
     struct tensor_spec spec = image(c, name, ROLE_IN);
-    spec.ranges = alone ? ranges & ~(1u << RANGE_SUBNORMAL) : ranges;
-    spec.huge = 0x1p55;
-    spec.tiny = alone ? 0x1p-55 : 0;
+    norm_ranges(c, &spec, ranges, NORM_OF_SQUARES);
     return spec;
-}
-
-static struct tensor_spec parameter(const struct op_case *c, const char *name, enum tensor_role role, bool absent) {
-    return (struct tensor_spec){.name = name,
-                                .role = role,
-                                .kind = KIND_WEIGHT,
-                                .ndim = 1,
-                                .shape = {c->size[CHANNELS]},
-                                .absent = absent,
-                                .specials = role == ROLE_IN};
 }
 
 static struct tensor_spec statistics(const struct op_case *c, enum tensor_role role) {
@@ -110,18 +96,8 @@ static struct group_norm_ref problem(const struct op_case *c, const double *x, c
                                    .bias = bias};
 }
 
-static void raise_to(double *most, double value) {
-    if (isfinite(value) && value > *most) *most = value;
-}
-
-/* Mean and rstd of row r of x. */
-static void measure(const struct op_case *c, const double *x, int64_t r, double *mean, double *rstd) {
-    const int64_t cols = cols_of(c);
-    double sum = 0, squares = 0;
-    for (int64_t k = 0; k < cols; k++) sum += x[r * cols + k];
-    *mean = sum / (double)cols;
-    for (int64_t k = 0; k < cols; k++) squares += pow(x[r * cols + k] - *mean, 2);
-    *rstd = 1 / sqrt(squares / (double)cols + (float)c->scalar[EPSILON]);
+static struct norm_moments moments_of(const struct op_case *c, const double *x, int64_t r) {
+    return norm_moments(c, x + r * cols_of(c), cols_of(c));
 }
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
@@ -131,9 +107,9 @@ enum { X, WEIGHT, BIAS, Y, STATISTICS, FORWARD_TENSORS };
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     const double cols = (double)cols_of(c);
     spec[X] = input(c, "x", OP_EVERY_RANGE);
-    spec[WEIGHT] = parameter(c, "weight", ROLE_IN, false);
-    spec[WEIGHT].values = VALUES_POSITIVE;
-    spec[BIAS] = parameter(c, "bias", ROLE_IN, false);
+    spec[WEIGHT] = op_parameter("weight", ROLE_IN, c->size[CHANNELS], false);
+    spec[BIAS] = op_parameter("bias", ROLE_IN, c->size[CHANNELS], false);
+    spec[BIAS].values = VALUES_NORMAL;
     spec[Y] = image(c, "y", ROLE_OUT);
     spec[Y].relative = 1;
     spec[Y].absolute = 8 + cols / 16;
@@ -168,31 +144,17 @@ static void magnitudes_forward(const struct op_case *c, const struct op_types *t
     const int64_t cols = cols_of(c);
     (void)types;
     for (int64_t r = 0; r < rows_of(c); r++) {
-        double mean, rstd;
-        measure(c, t[X], r, &mean, &rstd);
+        const double rstd = moments_of(c, t[X], r).rstd;
         for (int64_t i = r * cols; i < (r + 1) * cols; i++) {
             const int64_t channel = i / spatial_of(c) % c->size[CHANNELS];
-            raise_to(&magnitude[STATISTICS], fabs(t[X][i]));
-            raise_to(&magnitude[Y], fabs(t[X][i]) * rstd * fabs(t[WEIGHT][channel]) + fabs(t[BIAS][channel]));
+            op_raise(&magnitude[STATISTICS], fabs(t[X][i]));
+            op_raise(&magnitude[Y], fabs(t[X][i]) * rstd * fabs(t[WEIGHT][channel]) + fabs(t[BIAS][channel]));
         }
     }
 }
 
-/* A group of one value has no variance and is exactly its own mean: y is the bias, whatever epsilon is. */
 static const char *groups_of_one_value(struct op_run *run) {
-    static const double values[] = {8000, 8000.123, 1000.37, -3e4, 1e-3};
-    const int64_t cols = cols_of(&run->c);
-    if (run->c.scalar[EPSILON] == 0) return op_run_not_applicable(run, "groups of one value: 0 · Inf without epsilon");
-    for (int64_t i = 0; i < run->count[X]; i++)
-        run->t[X][i] = op_round(run->types.t, values[i / cols % OP_COUNT(values)]);
-    if (op_run_call(run) != LIGER_OK) return liger_last_error();
-    for (int64_t i = 0; i < run->count[Y]; i++) {
-        const double bias = op_round(run->types.t, run->t[BIAS][i / spatial_of(&run->c) % run->c.size[CHANNELS]]);
-        if (run->t[Y][i] != bias)
-            return op_run_text(run, "y[%lld] of a group of %.9g is %.9g, but must be %.9g", (long long)i, run->t[X][i],
-                               run->t[Y][i], bias);
-    }
-    return NULL;
+    return norm_of_one_value(run, X, Y, cols_of(&run->c), BIAS, spatial_of(&run->c));
 }
 
 /* The two halves of a group lie apart, and nothing else varies: what its parts say of their means is all of the variance. A
@@ -243,16 +205,15 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     const double terms = (double)(c->size[BATCH] * spatial_of(c));
     spec[DY] = input(c, "dy", 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
     spec[BX] = input(c, "x", OP_EVERY_RANGE);
-    spec[BWEIGHT] = parameter(c, "weight", ROLE_IN, false);
-    spec[BWEIGHT].values = VALUES_POSITIVE;
+    spec[BWEIGHT] = op_parameter("weight", ROLE_IN, c->size[CHANNELS], false);
     spec[BWEIGHT].specials = false; /* Inf times a sum of both signs, instead of a sum of infinities of both signs */
     spec[BSTATISTICS] = statistics(c, ROLE_IN);
     spec[DX] = image(c, "dx", ROLE_OUT);
     spec[DX].absent = c->flags & NO_DX;
     spec[DX].relative = 1;
     spec[DX].absolute = 8 + (double)cols_of(c) / 16;
-    spec[DWEIGHT] = parameter(c, "dweight", ROLE_OUT, c->flags & NO_DWEIGHT);
-    spec[DBIAS] = parameter(c, "dbias", ROLE_OUT, c->flags & NO_DBIAS);
+    spec[DWEIGHT] = op_parameter("dweight", ROLE_OUT, c->size[CHANNELS], c->flags & NO_DWEIGHT);
+    spec[DBIAS] = op_parameter("dbias", ROLE_OUT, c->size[CHANNELS], c->flags & NO_DBIAS);
     for (int i = DWEIGHT; i <= DBIAS; i++) {
         spec[i].relative = 1;
         spec[i].absolute = 8 + sqrt(terms) / 16; /* of what is added up, without its signs */
@@ -262,7 +223,10 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
 /* The statistics belong to x. */
 static void prepare_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    for (int64_t r = 0; r < rows_of(c); r++) measure(c, t[BX], r, &t[BSTATISTICS][r], &t[BSTATISTICS][rows_of(c) + r]);
+    for (int64_t r = 0; r < rows_of(c); r++) {
+        const struct norm_moments moments = moments_of(c, t[BX], r);
+        t[BSTATISTICS][r] = moments.mean, t[BSTATISTICS][rows_of(c) + r] = moments.rstd;
+    }
 }
 
 static void backward_options(const struct op_case *c, void *args) {
@@ -292,10 +256,10 @@ static void magnitudes_backward(const struct op_case *c, const struct op_types *
         const double mean = t[BSTATISTICS][r], rstd = t[BSTATISTICS][rows_of(c) + r];
         double largest = 0, normal = 0;
         for (int64_t i = r * cols; i < (r + 1) * cols; i++) {
-            raise_to(&largest, fabs(t[DY][i] * t[BWEIGHT][i / spatial_of(c) % c->size[CHANNELS]]));
-            raise_to(&normal, fabs(t[BX][i] - mean) * rstd);
+            op_raise(&largest, fabs(t[DY][i] * t[BWEIGHT][i / spatial_of(c) % c->size[CHANNELS]]));
+            op_raise(&normal, fabs(t[BX][i] - mean) * rstd);
         }
-        raise_to(&magnitude[DX], rstd * largest * (1 + normal));
+        op_raise(&magnitude[DX], rstd * largest * (1 + normal));
     }
     for (int64_t channel = 0; channel < c->size[CHANNELS]; channel++) {
         double weighted = 0, plain = 0;
@@ -305,23 +269,17 @@ static void magnitudes_backward(const struct op_case *c, const struct op_types *
                 weighted += fabs(t[DY][i] * (t[BX][i] - t[BSTATISTICS][r]) * t[BSTATISTICS][rows_of(c) + r]);
                 plain += fabs(t[DY][i]);
             }
-        raise_to(&magnitude[DWEIGHT], weighted);
-        raise_to(&magnitude[DBIAS], plain);
+        op_raise(&magnitude[DWEIGHT], weighted);
+        op_raise(&magnitude[DBIAS], plain);
     }
 }
 
-/* sum of dy · y(x); the reference's own statistics, so that their derivatives take part. */
+/* The reference's own statistics, so that their derivatives take part. */
+static void forward_of(const void *p, double *y) { group_norm_ref_forward(p, y, NULL); }
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    enum { ROOM = 1 << 16 };
-    static double y[ROOM], bias[ROOM];
-    const int64_t elements = rows_of(c) * cols_of(c);
-    double total = 0;
+    const struct group_norm_ref p = problem(c, t[BX], t[BWEIGHT], NULL);
     (void)types;
-    if (elements > ROOM) return 0;
-    const struct group_norm_ref p = problem(c, t[BX], t[BWEIGHT], bias);
-    group_norm_ref_forward(&p, y, NULL);
-    for (int64_t i = 0; i < elements; i++) total += t[DY][i] * y[i];
-    return total;
+    return op_loss(rows_of(c) * cols_of(c), t[DY], forward_of, &p);
 }
 
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};

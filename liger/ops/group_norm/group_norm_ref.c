@@ -22,7 +22,7 @@ void group_norm_ref_forward(const struct group_norm_ref *p, double *y, double *s
         const REAL rstd = (REAL)1 / (REAL)sqrt((double)(squares / (REAL)cols + (REAL)p->epsilon));
         for (int64_t i = r * cols; i < (r + 1) * cols; i++) {
             const int64_t c = channel_of(p, i);
-            y[i] = ((REAL)p->x[i] - mean) * rstd * (REAL)p->weight[c] + (REAL)p->bias[c];
+            y[i] = ((REAL)p->x[i] - mean) * rstd * (REAL)p->weight[c] + (p->bias ? (REAL)p->bias[c] : 0);
         }
         if (statistics) statistics[r] = mean, statistics[rows + r] = rstd;
     }

@@ -32,10 +32,7 @@ static const struct door_rule rules[] = {
 
 const struct door int2_matmul_door = DOOR_OF(int2_matmul, rules);
 
-liger_status liger_int2_matmul_workspace(liger_context *context, const liger_int2_matmul_args *given, size_t *bytes) {
-    liger_int2_matmul_args args;
-    return door_workspace(&int2_matmul_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(int2_matmul)
 
 liger_status liger_int2_matmul(liger_context *context, const liger_int2_matmul_args *given, liger_stream stream) {
     liger_int2_matmul_args args;

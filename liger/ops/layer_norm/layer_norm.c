@@ -91,8 +91,4 @@ liger_status liger_layer_norm_backward(liger_context *context, const liger_layer
     return context->kernels->layer_norm_backward(context, &problem, stream);
 }
 
-liger_status liger_layer_norm_backward_workspace(liger_context *context, const liger_layer_norm_backward_args *given,
-                                                 size_t *bytes) {
-    liger_layer_norm_backward_args args;
-    return door_workspace(&layer_norm_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(layer_norm_backward)

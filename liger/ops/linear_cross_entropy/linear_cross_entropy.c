@@ -218,19 +218,9 @@ liger_status liger_linear_cross_entropy_backward(liger_context *context,
     return run(context, &call, &args.upstream, args.workspace_bytes, &whole, stream);
 }
 
-liger_status liger_linear_cross_entropy_forward_workspace(liger_context *context,
-                                                          const liger_linear_cross_entropy_forward_args *given,
-                                                          size_t *bytes) {
-    liger_linear_cross_entropy_forward_args args;
-    return door_workspace(&linear_cross_entropy_forward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(linear_cross_entropy_forward)
 
-liger_status liger_linear_cross_entropy_backward_workspace(liger_context *context,
-                                                           const liger_linear_cross_entropy_backward_args *given,
-                                                           size_t *bytes) {
-    liger_linear_cross_entropy_backward_args args;
-    return door_workspace(&linear_cross_entropy_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(linear_cross_entropy_backward)
 
 #define DOOR linear_cross_entropy_forward, whole_problem
 liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *context,

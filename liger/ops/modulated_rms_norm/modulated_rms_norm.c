@@ -71,10 +71,7 @@ liger_status liger_modulated_rms_norm_forward(liger_context *context,
     struct modulated_rms_norm_forward_problem problem = {.weight = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &modulated_rms_norm_forward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0) return LIGER_OK;
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     problem.group_rows = problem.rows / call.size[GROUPS];
     if (problem.casting == MODULATED_NONE) problem.epsilon = f32_round_to(call.t, problem.epsilon);
     if (problem.casting == MODULATED_NONE) problem.offset = f32_round_to(call.t, problem.offset);
@@ -88,19 +85,12 @@ liger_status liger_modulated_rms_norm_backward(liger_context *context,
     struct modulated_rms_norm_backward_problem problem = {.weight = NULL, .weight_dtype = LIGER_F32};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &modulated_rms_norm_backward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
+    const bool some = door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols);
     problem.plan = plan_of(&call);
     const bool parameters = problem.dweight || problem.dscale || problem.dshift;
-    if (!parameters && (problem.dx.data == NULL || problem.rows == 0)) return LIGER_OK;
+    if (!parameters && (problem.dx.data == NULL || !some)) return LIGER_OK;
     if (!parameters) problem.workspace = NULL; /* whatever a caller has there */
     return context->kernels->modulated_rms_norm_backward(context, &problem, stream);
 }
 
-liger_status liger_modulated_rms_norm_backward_workspace(liger_context *context,
-                                                         const liger_modulated_rms_norm_backward_args *given,
-                                                         size_t *bytes) {
-    liger_modulated_rms_norm_backward_args args;
-    return door_workspace(&modulated_rms_norm_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(modulated_rms_norm_backward)

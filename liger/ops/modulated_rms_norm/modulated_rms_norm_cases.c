@@ -6,10 +6,11 @@
 #include "liger/ops/modulated_rms_norm/modulated_rms_norm.h"
 #include "liger/ops/modulated_rms_norm/modulated_rms_norm_ref.h"
 #include "liger/ops/rms_norm/rms_norm.h"
+#include "tests/harness/norm_cases.h"
 #include "tests/harness/op_door.h"
 
 enum { GROUPS, GROUP_ROWS, COLS };
-enum { EPSILON, OFFSET, CASTING };
+enum { OFFSET = NORM_SCALARS, CASTING };
 enum { NO_WEIGHT = 1, NO_SHIFT = 2, NO_RSTD = 4, NO_DX = 8, NO_PARAMETERS = 16, VECTORS = 32 };
 
 /* clang-format off */
@@ -69,14 +70,8 @@ static struct tensor_spec modulation(const struct op_case *c, const char *name, 
     if (c->flags & VECTORS) spec.ndim = 1, spec.shape[0] = c->size[COLS];
     return spec;
 }
-static struct tensor_spec weight_of(const struct op_case *c) {
-    return (struct tensor_spec){.name = "weight",
-                                .kind = KIND_WEIGHT,
-                                .values = VALUES_POSITIVE,
-                                .ndim = 1,
-                                .shape = {c->size[COLS]},
-                                .absent = c->flags & NO_WEIGHT,
-                                .specials = true};
+static struct tensor_spec rstd_of(const struct op_case *c, enum tensor_role role) {
+    return (struct tensor_spec){.name = "rstd", .role = role, .kind = KIND_F32, .ndim = 1, .shape = {rows_of(c)}};
 }
 
 static struct modulated_ref problem(const struct op_case *c, const struct op_types *types, const double *x,
@@ -101,30 +96,19 @@ enum { X, WEIGHT, SCALE, SHIFT, Y, RSTD, FORWARD_TENSORS };
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     const bool none = c->scalar[CASTING] == LIGER_CAST_NONE;
     spec[X] = matrix(c, "x", ROLE_IN, OP_EVERY_RANGE);
-    spec[WEIGHT] = weight_of(c);
+    spec[WEIGHT] = op_parameter("weight", ROLE_IN, c->size[COLS], c->flags & NO_WEIGHT);
     spec[SCALE] = modulation(c, "scale", ROLE_IN);
     spec[SHIFT] = modulation(c, "shift", ROLE_IN);
     spec[SHIFT].absent = c->flags & NO_SHIFT;
     spec[Y] = matrix(c, "y", ROLE_OUT, 0);
     spec[Y].relative = 1.01, spec[Y].absolute = 6 + (double)c->size[COLS] / 32, spec[Y].inner = none ? 2 : 1;
     spec[Y].steps = 4; /* a normal below the normal numbers is rounded in steps, which weight and scale multiply */
-    spec[RSTD] = (struct tensor_spec){.name = "rstd",
-                                      .role = ROLE_OUT,
-                                      .kind = KIND_F32,
-                                      .ndim = 1,
-                                      .shape = {rows_of(c)},
-                                      .absent = c->flags & NO_RSTD,
-                                      .relative = 3 + (double)c->size[COLS] / 32,
-                                      .inner = none};
+    spec[RSTD] = rstd_of(c, ROLE_OUT);
+    spec[RSTD].absent = c->flags & NO_RSTD;
+    spec[RSTD].relative = 3 + (double)c->size[COLS] / 32, spec[RSTD].inner = none;
 }
 
-static void forward_options(const struct op_case *c, void *args) {
-    liger_modulated_rms_norm_forward_args *to = args;
-    to->epsilon = (float)c->scalar[EPSILON];
-    to->offset = (float)c->scalar[OFFSET];
-    to->casting = (int32_t)c->scalar[CASTING];
-}
-OP_DOOR(modulated_rms_norm_forward, forward_options)
+OP_DOOR_SCALARS(modulated_rms_norm_forward, "epsilon", "offset", "casting")
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct modulated_ref p = problem(c, types, t[X], t[WEIGHT], t[SCALE], t[SHIFT]);
@@ -141,8 +125,7 @@ static void magnitudes_forward(const struct op_case *c, const struct op_types *t
     for (int64_t i = 0; i < rows_of(c) * c->size[COLS]; i++) {
         const double shift =
             t[SHIFT] ? t[SHIFT][i / c->size[COLS] / c->size[GROUP_ROWS] * c->size[COLS] + i % c->size[COLS]] : 0;
-        const double terms = fabs(t[Y][i] - shift) + fabs(shift);
-        if (isfinite(terms)) magnitude[Y] = fmax(magnitude[Y], terms);
+        op_raise(&magnitude[Y], fabs(t[Y][i] - shift) + fabs(shift));
     }
 }
 
@@ -176,15 +159,13 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     const bool llama = c->scalar[CASTING] == LIGER_CAST_LLAMA, none_wanted = c->flags & NO_PARAMETERS;
     spec[DY] = matrix(c, "dy", ROLE_IN, 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
     spec[BX] = matrix(c, "x", ROLE_IN, OP_EVERY_RANGE);
-    spec[BWEIGHT] = weight_of(c);
+    spec[BWEIGHT] = op_parameter("weight", ROLE_IN, c->size[COLS], c->flags & NO_WEIGHT);
     spec[BSCALE] = modulation(c, "scale", ROLE_IN);
-    spec[BRSTD] = (struct tensor_spec){
-        .name = "rstd", .kind = KIND_F32, .values = VALUES_POSITIVE, .ndim = 1, .shape = {rows_of(c)}};
+    spec[BRSTD] = rstd_of(c, ROLE_IN);
     spec[DX] = matrix(c, "dx", ROLE_OUT, 0);
     spec[DX].absent = c->flags & NO_DX;
     spec[DX].relative = 1, spec[DX].absolute = 10 + cols / 16;
-    spec[DWEIGHT] = weight_of(c);
-    spec[DWEIGHT].name = "dweight", spec[DWEIGHT].role = ROLE_OUT, spec[DWEIGHT].absent = none_wanted;
+    spec[DWEIGHT] = op_parameter("dweight", ROLE_OUT, c->size[COLS], none_wanted);
     if (c->flags & NO_WEIGHT) spec[DWEIGHT].kind = KIND_F32;
     spec[DWEIGHT].relative = 1, spec[DWEIGHT].absolute = 10 + rows / 8, spec[DWEIGHT].inner = llama ? 2 : 0;
     spec[DSCALE] = modulation(c, "dscale", ROLE_OUT);
@@ -198,20 +179,10 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
 /* rstd belongs to x. */
 static void prepare_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    for (int64_t r = 0; r < rows_of(c); r++) {
-        double squares = 0;
-        for (int64_t k = 0; k < c->size[COLS]; k++)
-            squares += t[BX][r * c->size[COLS] + k] * t[BX][r * c->size[COLS] + k];
-        t[BRSTD][r] = 1 / sqrt(squares / (double)c->size[COLS] + (float)c->scalar[EPSILON]);
-    }
+    for (int64_t r = 0; r < rows_of(c); r++) t[BRSTD][r] = norm_rstd(c, t[BX] + r * c->size[COLS], c->size[COLS], 1);
 }
 
-static void backward_options(const struct op_case *c, void *args) {
-    liger_modulated_rms_norm_backward_args *to = args;
-    to->offset = (float)c->scalar[OFFSET];
-    to->casting = (int32_t)c->scalar[CASTING];
-}
-OP_DOOR(modulated_rms_norm_backward, backward_options)
+OP_DOOR_SCALARS(modulated_rms_norm_backward, NULL, "offset", "casting")
 OP_DOOR_WORKSPACE(modulated_rms_norm_backward)
 
 typedef void backward_of(const struct modulated_ref *, const double *, const double *, double *, double *, double *,
@@ -243,27 +214,19 @@ static void magnitudes_backward(const struct op_case *c, const struct op_types *
         const double scale = fabs(1 + t[BSCALE][at]), dy = fabs(t[DY][i]), normal = fabs(t[BX][i] * t[BRSTD][i / cols]);
         const double terms[] = {t[BRSTD][i / cols] * scale * weight * dy, dy * scale * normal, dy * normal * weight,
                                 dy};
-        for (int k = 0; k < 4; k++)
-            if (isfinite(terms[k])) magnitude[DX + k] = fmax(magnitude[DX + k], terms[k]);
+        for (int k = 0; k < 4; k++) op_raise(&magnitude[DX + k], terms[k]);
     }
     const int64_t count[] = {c->size[COLS], c->size[GROUPS] * c->size[COLS], c->size[GROUPS] * c->size[COLS]};
     for (int k = DWEIGHT; k <= DSHIFT; k++) {
         magnitude[k] *= sqrt((double)(k == DWEIGHT ? rows_of(c) : c->size[GROUP_ROWS]));
-        for (int64_t i = 0; t[k] && i < count[k - DWEIGHT]; i++)
-            if (isfinite(t[k][i])) magnitude[k] = fmax(magnitude[k], fabs(t[k][i]));
+        for (int64_t i = 0; t[k] && i < count[k - DWEIGHT]; i++) op_raise(&magnitude[k], fabs(t[k][i]));
     }
 }
 
+static void forward_of(const void *p, double *y) { modulated_ref_forward(p, y, NULL); }
 static double loss(const struct op_case *c, const struct op_types *types, double *const *t) {
-    enum { ROOM = 1 << 15 };
-    static double y[ROOM];
-    const int64_t elements = rows_of(c) * c->size[COLS];
-    if (elements > ROOM) return 0;
     const struct modulated_ref p = problem(c, types, t[BX], t[BWEIGHT], t[BSCALE], NULL);
-    modulated_ref_forward(&p, y, NULL);
-    double total = 0;
-    for (int64_t i = 0; i < elements; i++) total += t[DY][i] * y[i];
-    return total;
+    return op_loss(rows_of(c) * c->size[COLS], t[DY], forward_of, &p);
 }
 
 static const struct op_provocation backward_provocations[] = {

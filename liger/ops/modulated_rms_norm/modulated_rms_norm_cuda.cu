@@ -66,15 +66,11 @@ struct forward {
 /* As RMSNorm's, of dy · (1 + scale). The two sums of a group are Σ dy·x·rstd and Σ dy: the gradients of scale and shift and,
  * times 1 + scale, the group's part in that of the weight. */
 template <typename T>
-struct backward {
+struct backward : row_norm::of_rstd {
     using type = T;
     using problem = modulated_rms_norm_backward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int SUMS = 1, PARTIALS = row_norm::GROUPED_SUMS, TOTALS = 0;
-    using facts = float; /* rstd */
-    using pull = float;
-
-    static __device__ __forceinline__ facts facts_of(const problem &p, int64_t r) { return p.rstd[r]; }
+    static constexpr int PARTIALS = row_norm::GROUPED_SUMS, TOTALS = 0;
 
     template <int N>
     static __device__ __forceinline__ void scale(const problem &p, int64_t r, int64_t c, float (&scale)[N]) {
@@ -85,33 +81,17 @@ struct backward {
         for (int i = 0; i < N; i++) scale[i] *= weight[i];
     }
     template <int N>
-    static __device__ __forceinline__ void terms(facts, const float (&dy)[N], const float (&scale)[N], float (&)[N],
-                                                 float (&g)[N]) {
-#pragma unroll
-        for (int i = 0; i < N; i++) g[i] = dy[i] * scale[i];
-    }
-    template <int N>
     static __device__ __forceinline__ void gather(const problem &p, facts rstd, const float (&dy)[N],
                                                   const float (&g)[N], const float (&x)[N], float (&sums)[SUMS],
                                                   float (&partial)[PARTIALS][N]) {
         float normal[N];
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            sums[0] = fmaf(g[i], x[i], sums[0]);
-            normal[i] = x[i] * rstd;
-        }
+        normalise(rstd, g, x, sums, normal);
         if (p.casting == MODULATED_LLAMA) round_all<T>(normal);
 #pragma unroll
         for (int i = 0; i < N; i++) {
             partial[0][i] = fmaf(dy[i], normal[i], partial[0][i]);
             partial[1][i] += dy[i];
         }
-    }
-    static __device__ __forceinline__ pull pull_of(facts rstd, const float (&means)[SUMS]) {
-        return rstd * (rstd * means[0]);
-    }
-    static __device__ __forceinline__ float dx_of(facts rstd, pull pull, float g, float x) {
-        return rstd * fmaf(-pull, x, g);
     }
 
     template <int N>

@@ -51,10 +51,7 @@ liger_status liger_poly_norm_forward(liger_context *context, const liger_poly_no
     struct poly_norm_forward_problem problem = {.rstd = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &poly_norm_forward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0) return LIGER_OK;
+    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
     return context->kernels->poly_norm_forward(context, &problem, stream);
 }
 
@@ -64,17 +61,11 @@ liger_status liger_poly_norm_backward(liger_context *context, const liger_poly_n
     struct poly_norm_backward_problem problem = {.dweight = NULL};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &poly_norm_backward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
+    const bool some = door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols);
     problem.partials = partials_of(&call);
     const bool parameters = problem.dweight != NULL || problem.dbias != NULL;
-    if (!parameters && (problem.dx.data == NULL || problem.rows == 0)) return LIGER_OK;
+    if (!parameters && (problem.dx.data == NULL || !some)) return LIGER_OK;
     return context->kernels->poly_norm_backward(context, &problem, stream);
 }
 
-liger_status liger_poly_norm_backward_workspace(liger_context *context, const liger_poly_norm_backward_args *given,
-                                                size_t *bytes) {
-    liger_poly_norm_backward_args args;
-    return door_workspace(&poly_norm_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(poly_norm_backward)

@@ -6,11 +6,10 @@
 
 #include "liger/ops/poly_norm/poly_norm.h"
 #include "liger/ops/poly_norm/poly_norm_ref.h"
+#include "tests/harness/norm_cases.h"
 #include "tests/harness/op_door.h"
-#include "tests/harness/op_run.h"
+#include "tests/harness/rows_cases.h"
 
-enum { OUTER, ROWS, COLS }; /* x is [rows, cols], or [outer, rows, cols] if outer > 0, or [cols] if rows < 0 */
-enum { EPSILON };
 enum { NO_RSTD = 1, NO_DX = 2, NO_DWEIGHT = 4, NO_DBIAS = 8 };
 
 /* clang-format off */
@@ -48,38 +47,18 @@ static const struct op_case bench[] = {
 };
 /* clang-format on */
 
-static int64_t rows_of(const struct op_case *c) {
-    const int64_t rows = c->size[ROWS] < 0 ? 1 : c->size[ROWS];
-    return c->size[OUTER] > 0 ? c->size[OUTER] * rows : rows;
-}
-
-static struct tensor_spec matrix(const struct op_case *c, const char *name, enum tensor_role role) {
-    struct tensor_spec spec = {.name = name, .role = role, .kind = KIND_T, .gaps = true, .specials = role == ROLE_IN};
-    if (c->size[OUTER] > 0) spec.shape[spec.ndim++] = c->size[OUTER];
-    if (c->size[ROWS] >= 0) spec.shape[spec.ndim++] = c->size[ROWS];
-    spec.shape[spec.ndim++] = c->size[COLS];
-    return spec;
-}
-
-/* In f32 the sixth powers of a row and their sum must neither overflow nor, where no epsilon is added to them, vanish. */
+/* The sixth powers of a row are added up. */
 static struct tensor_spec input(const struct op_case *c) {
-    const bool alone = c->scalar[EPSILON] == 0;
-    struct tensor_spec spec = matrix(c, "x", ROLE_IN);
-    spec.ranges = alone ? OP_EVERY_RANGE & ~(1u << RANGE_SUBNORMAL) : OP_EVERY_RANGE;
-    spec.huge = 0x1p12;
-    spec.tiny = alone ? 0x1p-5 : 0;
+    struct tensor_spec spec = rows_tensor(c, "x", ROLE_IN);
+    norm_ranges(c, &spec, OP_EVERY_RANGE, 0x1p12, 0x1p-5);
     return spec;
 }
 
 /* Of `size` elements that all columns share. */
 static struct tensor_spec parameter(const char *name, enum tensor_role role, int64_t size, bool absent) {
-    return (struct tensor_spec){.name = name,
-                                .role = role,
-                                .kind = KIND_WEIGHT,
-                                .values = VALUES_POSITIVE,
-                                .ndim = 1,
-                                .shape = {size},
-                                .absent = absent};
+    struct tensor_spec spec = op_parameter(name, role, size, absent);
+    spec.specials = false;
+    return spec;
 }
 
 static struct tensor_spec per_power(const struct op_case *c, enum tensor_role role) {
@@ -96,14 +75,8 @@ static struct poly_norm_ref problem(const struct op_case *c, const double *x, co
                                   .bias = bias};
 }
 
-static void raise_to(double *most, double value) {
-    if (isfinite(value) && value > *most) *most = value;
-}
-
 static double rstd_of(const struct op_case *c, const double *x, int64_t r, int power) {
-    double squares = 0;
-    for (int64_t i = r * c->size[COLS]; i < (r + 1) * c->size[COLS]; i++) squares += pow(x[i], 2 * power);
-    return 1 / sqrt(squares / (double)c->size[COLS] + (float)c->scalar[EPSILON]);
+    return norm_rstd(c, x + r * c->size[COLS], c->size[COLS], power);
 }
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
@@ -116,7 +89,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     spec[WEIGHT] = parameter("weight", ROLE_IN, 3, false);
     spec[BIAS] = parameter("bias", ROLE_IN, 1, false);
     spec[BIAS].values = VALUES_NORMAL;
-    spec[Y] = matrix(c, "y", ROLE_OUT);
+    spec[Y] = rows_tensor(c, "y", ROLE_OUT);
     spec[Y].relative = 1;
     spec[Y].absolute = 12 + cols / 32;
     spec[RSTD] = per_power(c, ROLE_OUT);
@@ -124,10 +97,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     spec[RSTD].relative = 6 + cols / 32;
 }
 
-static void forward_options(const struct op_case *c, void *args) {
-    ((liger_poly_norm_forward_args *)args)->epsilon = (float)c->scalar[EPSILON];
-}
-OP_DOOR(poly_norm_forward, forward_options)
+OP_DOOR_SCALARS(poly_norm_forward, "epsilon")
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct poly_norm_ref p = problem(c, t[X], t[WEIGHT], t[BIAS]);
@@ -150,7 +120,7 @@ static void magnitudes_forward(const struct op_case *c, const struct op_types *t
         for (int k = 0; k < 3; k++) factor[k] = fabs(t[WEIGHT][k]) * rstd_of(c, t[X], r, 3 - k);
         for (int64_t i = r * c->size[COLS]; i < (r + 1) * c->size[COLS]; i++) {
             const double x = fabs(t[X][i]);
-            raise_to(&magnitude[Y], ((factor[0] * x + factor[1]) * x + factor[2]) * x + fabs(t[BIAS][0]));
+            op_raise(&magnitude[Y], ((factor[0] * x + factor[1]) * x + factor[2]) * x + fabs(t[BIAS][0]));
         }
     }
 }
@@ -174,7 +144,7 @@ enum { DY, BX, BWEIGHT, BRSTD, DX, DWEIGHT, DBIAS, BACKWARD_TENSORS };
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     const double cols = (double)c->size[COLS], terms = cols * (double)rows_of(c);
-    spec[DY] = matrix(c, "dy", ROLE_IN);
+    spec[DY] = rows_tensor(c, "dy", ROLE_IN);
     spec[DY].ranges = 1u << RANGE_HUGE | 1u << RANGE_OFFSET;
     spec[DY].huge = 0x1p40;
     spec[BX] = input(c);
@@ -182,7 +152,7 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
         false; /* an infinity that rstd does not know of: Inf - Inf, or not, by the order of the terms */
     spec[BWEIGHT] = parameter("weight", ROLE_IN, 3, false);
     spec[BRSTD] = per_power(c, ROLE_IN);
-    spec[DX] = matrix(c, "dx", ROLE_OUT);
+    spec[DX] = rows_tensor(c, "dx", ROLE_OUT);
     spec[DX].absent = c->flags & NO_DX;
     spec[DX].relative = 1;
     spec[DX].absolute = 16 + cols / 16;
@@ -236,25 +206,19 @@ static void magnitudes_backward(const struct op_case *c, const struct op_types *
                 const double rstd = t[BRSTD][3 * r + k], normal = fabs(pow(x[i], 3 - k)) * rstd;
                 sum += fabs(t[BWEIGHT][k]) * (3 - k) * fabs(pow(x[i], 2 - k)) * rstd * (fabs(dy[i]) + normal * mean[k]);
             }
-            raise_to(&magnitude[DX], sum);
+            op_raise(&magnitude[DX], sum);
         }
     }
-    for (int k = 0; k < 3; k++) raise_to(&magnitude[DWEIGHT], weighted[k]);
+    for (int k = 0; k < 3; k++) op_raise(&magnitude[DWEIGHT], weighted[k]);
 }
 
-/* sum of dy · y(x); the reference's own rstd, so that its derivative takes part. */
+/* The reference's own rstd, so that its derivative takes part. */
+static void forward_of(const void *p, double *y) { poly_norm_ref_forward(p, y, NULL); }
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    enum { ROOM = 1 << 16 };
-    static double y[ROOM];
-    const int64_t elements = rows_of(c) * c->size[COLS];
     const double bias = 0;
-    double total = 0;
-    (void)types;
-    if (elements > ROOM) return 0;
     const struct poly_norm_ref p = problem(c, t[BX], t[BWEIGHT], &bias);
-    poly_norm_ref_forward(&p, y, NULL);
-    for (int64_t i = 0; i < elements; i++) total += t[DY][i] * y[i];
-    return total;
+    (void)types;
+    return op_loss(elements_of(c), t[DY], forward_of, &p);
 }
 
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};

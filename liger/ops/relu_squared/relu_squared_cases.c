@@ -2,56 +2,37 @@
  * be inputs, the driver reads from its table. */
 #include "liger/ops/relu_squared/relu_squared.h"
 #include "liger/ops/relu_squared/relu_squared_ref.h"
-#include "tests/harness/op_cases.h"
 #include "tests/harness/op_door.h"
+#include "tests/harness/rows_cases.h"
 
 enum { FX, FY, FORWARD_TENSORS };
 enum { DY, BX, DX, BACKWARD_TENSORS };
-enum { NDIM, OUTER, ROWS, COLS }; /* the shape is the last NDIM of OUTER, ROWS, COLS */
-
-static int64_t count_of(const struct op_case *c) {
-    int64_t count = 1;
-    for (int d = 0; d < c->size[NDIM]; d++) count *= c->size[COLS - d];
-    return count;
-}
-
-static struct tensor_spec view(const struct op_case *c, const char *name, enum tensor_role role) {
-    struct tensor_spec spec = {.name = name,
-                               .role = role,
-                               .kind = KIND_T,
-                               .values = VALUES_NORMAL,
-                               .ndim = (int)c->size[NDIM],
-                               .gaps = true,
-                               .specials = role == ROLE_IN};
-    for (int d = 0; d < spec.ndim; d++) spec.shape[d] = c->size[COLS - spec.ndim + 1 + d];
-    return spec;
-}
 
 static const struct op_case cases[] = {
-    {.label = "3x7x37", .size = {3, 3, 7, 37}},
-    {.label = "one element", .size = {1, 0, 0, 1}},
-    {.label = "long row", .size = {1, 0, 0, 40007}},
-    {.label = "aligned 6x2x512", .size = {3, 6, 2, 512}},
-    {.label = "many narrow rows", .size = {2, 0, 1031, 8}},
-    {.label = "columns of one", .size = {3, 4, 9, 1}},
-    {.label = "no rows", .size = {2, 0, 0, 40}, .edge = true},
-    {.label = "no columns", .size = {3, 2, 3, 0}, .edge = true},
-    {.label = "260x4104", .size = {2, 0, 260, 4104}, .large = true},
+    {.label = "3x7x37", .size = {3, 7, 37}},
+    {.label = "one element", .size = {0, -1, 1}},
+    {.label = "long row", .size = {0, -1, 40007}},
+    {.label = "aligned 6x2x512", .size = {6, 2, 512}},
+    {.label = "many narrow rows", .size = {0, 1031, 8}},
+    {.label = "columns of one", .size = {4, 9, 1}},
+    {.label = "no rows", .size = {0, 0, 40}, .edge = true},
+    {.label = "no columns", .size = {2, 3, 0}, .edge = true},
+    {.label = "260x4104", .size = {0, 260, 4104}, .large = true},
 };
 
 /* Bytes: every tensor once. */
 static const struct op_case bench[] = {
-    {.label = "16384x4096", .size = {2, 0, 16384, 4096}, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "2048x4096", .size = {2, 0, 2048, 4096}},
+    {.label = "16384x4096", .size = {0, 16384, 4096}, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "2048x4096", .size = {0, 2048, 4096}},
 };
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
-    spec[FX] = view(c, "x", ROLE_IN);
+    spec[FX] = rows_tensor(c, "x", ROLE_IN);
     spec[FX].ranges = OP_EVERY_RANGE;
     spec[FX].huge = 0x1p40;
-    spec[FY] = view(c, "y", ROLE_OUT);
+    spec[FY] = rows_tensor(c, "y", ROLE_OUT);
     spec[FY].relative = 1.05; /* the product is rounded once */
 }
 
@@ -59,7 +40,7 @@ OP_DOOR(relu_squared_forward, NULL)
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    relu_squared_forward_ref(count_of(c), t[FX], t[FY]);
+    relu_squared_forward_ref(elements_of(c), t[FX], t[FY]);
 }
 
 const struct op_cases relu_squared_forward_cases = {
@@ -77,12 +58,12 @@ const struct op_cases relu_squared_forward_cases = {
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
-    spec[DY] = view(c, "dy", ROLE_IN);
+    spec[DY] = rows_tensor(c, "dy", ROLE_IN);
     spec[DY].ranges = 1u << RANGE_OFFSET;
-    spec[BX] = view(c, "x", ROLE_IN);
+    spec[BX] = rows_tensor(c, "x", ROLE_IN);
     spec[BX].ranges = OP_EVERY_RANGE;
     spec[BX].huge = 0x1p40;
-    spec[DX] = view(c, "dx", ROLE_OUT);
+    spec[DX] = rows_tensor(c, "dx", ROLE_OUT);
     spec[DX].relative = 1.05; /* 2 · x is exact, the product is rounded once */
 }
 
@@ -90,13 +71,13 @@ OP_DOOR(relu_squared_backward, NULL)
 
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    relu_squared_backward_ref(count_of(c), t[DY], t[BX], t[DX]);
+    relu_squared_backward_ref(elements_of(c), t[DY], t[BX], t[DX]);
 }
 
 static double loss(const struct op_case *c, const struct op_types *types, double *const *t) {
     double sum = 0;
     (void)types;
-    for (int64_t i = 0; i < count_of(c); i++) {
+    for (int64_t i = 0; i < elements_of(c); i++) {
         double y;
         relu_squared_forward_ref(1, t[BX] + i, &y);
         sum += t[DY][i] * y;

@@ -148,14 +148,6 @@ liger_status liger_add_rms_norm_backward(liger_context *context, const liger_add
     return run_backward(context, &call, &problem, stream);
 }
 
-liger_status liger_rms_norm_backward_workspace(liger_context *context, const liger_rms_norm_backward_args *given,
-                                               size_t *bytes) {
-    liger_rms_norm_backward_args args;
-    return door_workspace(&rms_norm_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(rms_norm_backward)
 
-liger_status liger_add_rms_norm_backward_workspace(liger_context *context,
-                                                   const liger_add_rms_norm_backward_args *given, size_t *bytes) {
-    liger_add_rms_norm_backward_args args;
-    return door_workspace(&add_rms_norm_backward_door, context, given, &args, bytes);
-}
+WORKSPACE_QUERY(add_rms_norm_backward)

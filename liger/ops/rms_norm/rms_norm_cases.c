@@ -9,11 +9,12 @@
 
 #include "liger/ops/rms_norm/rms_norm.h"
 #include "liger/ops/rms_norm/rms_norm_ref.h"
+#include "tests/harness/norm_cases.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
+#include "tests/harness/rows_cases.h"
 
-enum { OUTER, ROWS, COLS }; /* sizes; x is [rows, cols], or [outer, rows, cols] if outer > 0, or [cols] if rows < 0 */
-enum { EPSILON, OFFSET, CASTING };
+enum { OFFSET = NORM_SCALARS, CASTING };
 enum { NO_WEIGHT = 1, NO_RSTD = 2, NO_DX = 4, NO_DWEIGHT = 8, NO_DSUM = 16 };
 
 /* clang-format off */
@@ -55,27 +56,10 @@ static const struct op_case bench[] = {
 };
 /* clang-format on */
 
-static int64_t rows_of(const struct op_case *c) {
-    const int64_t rows = c->size[ROWS] < 0 ? 1 : c->size[ROWS];
-    return c->size[OUTER] > 0 ? c->size[OUTER] * rows : rows;
-}
-
-static struct tensor_spec matrix(const struct op_case *c, const char *name, enum tensor_role role) {
-    struct tensor_spec spec = {.name = name, .role = role, .kind = KIND_T, .gaps = true, .specials = true};
-    if (c->size[OUTER] > 0) spec.shape[spec.ndim++] = c->size[OUTER];
-    if (c->size[ROWS] >= 0) spec.shape[spec.ndim++] = c->size[ROWS];
-    spec.shape[spec.ndim++] = c->size[COLS];
+static struct tensor_spec input(const struct op_case *c, const char *name, uint32_t ranges) {
+    struct tensor_spec spec = rows_tensor(c, name, ROLE_IN);
+    norm_ranges(c, &spec, ranges, NORM_OF_SQUARES);
     return spec;
-}
-
-/* In f32 the squares of a row and their sum must neither overflow nor, where no epsilon is added to them, vanish. */
-static const double huge = 0x1p55, tiny_without_epsilon = 0x1p-55;
-
-static void spread_out(const struct op_case *c, struct tensor_spec *spec, uint32_t ranges) {
-    const bool alone = c->scalar[EPSILON] == 0;
-    spec->ranges = alone ? ranges & ~(1u << RANGE_SUBNORMAL) : ranges;
-    spec->huge = huge;
-    spec->tiny = alone ? tiny_without_epsilon : 0;
 }
 
 static struct rms_norm_ref problem(const struct op_case *c, const struct op_types *types, const double *x,
@@ -97,49 +81,24 @@ enum { X, WEIGHT, Y, RSTD, RESIDUAL, SUM, FORWARD_TENSORS }; /* the last two: ad
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     const bool none = c->scalar[CASTING] == LIGER_CAST_NONE, llama = c->scalar[CASTING] == LIGER_CAST_LLAMA;
     const bool weighted = !(c->flags & NO_WEIGHT);
-    spec[X] = matrix(c, "x", ROLE_IN);
-    spread_out(c, &spec[X], OP_EVERY_RANGE);
-    spec[WEIGHT] = (struct tensor_spec){.name = "weight",
-                                        .kind = KIND_WEIGHT,
-                                        .values = VALUES_POSITIVE,
-                                        .ndim = 1,
-                                        .shape = {c->size[COLS]},
-                                        .absent = !weighted,
-                                        .specials = true};
-    spec[Y] = matrix(c, "y", ROLE_OUT);
+    spec[X] = input(c, "x", OP_EVERY_RANGE);
+    spec[WEIGHT] = op_parameter("weight", ROLE_IN, c->size[COLS], !weighted);
+    spec[Y] = rows_tensor(c, "y", ROLE_OUT);
     spec[Y].relative = 1 + (none ? 2 : 0) + (weighted && (none || llama) ? 2 : 0);
     spec[Y].absolute = 4 + (double)c->size[COLS] / 32;
-    spec[RSTD] = (struct tensor_spec){.name = "rstd",
-                                      .role = ROLE_OUT,
-                                      .kind = KIND_F32,
-                                      .ndim = 1,
-                                      .shape = {rows_of(c)},
-                                      .absent = c->flags & NO_RSTD,
-                                      .relative = 3 + (double)c->size[COLS] / 32,
-                                      .inner = none};
+    spec[RSTD] = rows_statistic(c, "rstd", ROLE_OUT, c->flags & NO_RSTD);
+    spec[RSTD].relative = 3 + (double)c->size[COLS] / 32;
+    spec[RSTD].inner = none;
 }
 
 static void describe_add_forward(const struct op_case *c, struct tensor_spec *spec) {
     describe_forward(c, spec);
-    spec[RESIDUAL] = matrix(c, "residual", ROLE_IN);
-    spread_out(c, &spec[RESIDUAL], OP_EVERY_RANGE);
-    spec[SUM] = matrix(c, "sum", ROLE_OUT); /* budget 0: x + residual rounded to T, nothing else */
+    spec[RESIDUAL] = input(c, "residual", OP_EVERY_RANGE);
+    spec[SUM] = rows_tensor(c, "sum", ROLE_OUT); /* budget 0: x + residual rounded to T, nothing else */
 }
 
-static void forward_options(const struct op_case *c, void *args) {
-    liger_rms_norm_forward_args *to = args;
-    to->epsilon = (float)c->scalar[EPSILON];
-    to->offset = (float)c->scalar[OFFSET];
-    to->casting = (int32_t)c->scalar[CASTING];
-}
-static void add_forward_options(const struct op_case *c, void *args) {
-    liger_add_rms_norm_forward_args *to = args;
-    to->epsilon = (float)c->scalar[EPSILON];
-    to->offset = (float)c->scalar[OFFSET];
-    to->casting = (int32_t)c->scalar[CASTING];
-}
-OP_DOOR(rms_norm_forward, forward_options)
-OP_DOOR(add_rms_norm_forward, add_forward_options)
+OP_DOOR_SCALARS(rms_norm_forward, "epsilon", "offset", "casting")
+OP_DOOR_SCALARS(add_rms_norm_forward, "epsilon", "offset", "casting")
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const struct rms_norm_ref p = problem(c, types, t[X], t[WEIGHT]);
@@ -147,14 +106,14 @@ static void reference_forward(const struct op_case *c, const struct op_types *ty
 }
 
 static void reference_add_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const int64_t elements = rows_of(c) * c->size[COLS];
+    const int64_t elements = elements_of(c);
     for (int64_t i = 0; i < elements; i++) t[SUM][i] = op_round(types->t, t[X][i] + t[RESIDUAL][i]);
     const struct rms_norm_ref p = problem(c, types, t[SUM], t[WEIGHT]);
     rms_norm_ref_forward(&p, t[Y], t[RSTD]);
 }
 
 static void naive_add_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const int64_t elements = rows_of(c) * c->size[COLS];
+    const int64_t elements = elements_of(c);
     for (int64_t i = 0; i < elements; i++) t[SUM][i] = (float)(t[X][i] + t[RESIDUAL][i]);
     const struct rms_norm_ref p = problem(c, types, t[SUM], t[WEIGHT]);
     rms_norm_naive_forward(&p, t[Y], t[RSTD]);
@@ -215,65 +174,37 @@ enum { DY, BX, BWEIGHT, BRSTD, DX, DWEIGHT, DSUM, BACKWARD_TENSORS }; /* dsum: a
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     const double cols = (double)c->size[COLS], rows = (double)rows_of(c);
     const bool llama = c->scalar[CASTING] == LIGER_CAST_LLAMA, weighted = !(c->flags & NO_WEIGHT);
-    spec[DY] = matrix(c, "dy", ROLE_IN);
-    spread_out(c, &spec[DY], 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
-    spec[BX] = matrix(c, "x", ROLE_IN);
-    spread_out(c, &spec[BX], OP_EVERY_RANGE);
-    spec[BWEIGHT] = (struct tensor_spec){.name = "weight",
-                                         .kind = KIND_WEIGHT,
-                                         .values = VALUES_POSITIVE,
-                                         .ndim = 1,
-                                         .shape = {c->size[COLS]},
-                                         .absent = !weighted,
-                                         .specials = true};
-    spec[BRSTD] = (struct tensor_spec){
-        .name = "rstd", .kind = KIND_F32, .values = VALUES_POSITIVE, .ndim = 1, .shape = {rows_of(c)}};
-    spec[DX] = matrix(c, "dx", ROLE_OUT);
+    spec[DY] = input(c, "dy", 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
+    spec[BX] = input(c, "x", OP_EVERY_RANGE);
+    spec[BWEIGHT] = op_parameter("weight", ROLE_IN, c->size[COLS], !weighted);
+    spec[BRSTD] = rows_statistic(c, "rstd", ROLE_IN, false);
+    spec[DX] = rows_tensor(c, "dx", ROLE_OUT);
     spec[DX].absent = c->flags & NO_DX;
     spec[DX].relative = 1;
     spec[DX].absolute = 8 + cols / 16;
-    spec[DWEIGHT] = (struct tensor_spec){.name = "dweight",
-                                         .role = ROLE_OUT,
-                                         .kind = weighted ? KIND_WEIGHT : KIND_F32,
-                                         .ndim = 1,
-                                         .shape = {c->size[COLS]},
-                                         .absent = c->flags & NO_DWEIGHT,
-                                         .relative = 1,
-                                         .absolute = 8 + rows / 8,
-                                         .inner = llama ? 2 : 0};
+    spec[DWEIGHT] = op_parameter("dweight", ROLE_OUT, c->size[COLS], c->flags & NO_DWEIGHT);
+    if (!weighted) spec[DWEIGHT].kind = KIND_F32;
+    spec[DWEIGHT].relative = 1;
+    spec[DWEIGHT].absolute = 8 + rows / 8;
+    spec[DWEIGHT].inner = llama ? 2 : 0;
 }
 
 static void describe_add_backward(const struct op_case *c, struct tensor_spec *spec) {
     describe_backward(c, spec);
     spec[BX].name = "sum";
-    spec[DSUM] = matrix(c, "dsum", ROLE_IN);
+    spec[DSUM] = rows_tensor(c, "dsum", ROLE_IN);
     spec[DSUM].absent = c->flags & NO_DSUM;
 }
 
 /* rstd belongs to x. */
 static void prepare_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct op_types exact = {LIGER_DTYPE_NONE, LIGER_DTYPE_NONE, types->index};
-    const struct rms_norm_ref p = problem(c, &exact, t[BX], NULL);
-    for (int64_t r = 0; r < p.rows; r++) {
-        double squares = 0;
-        for (int64_t k = 0; k < p.cols; k++) squares += p.x[r * p.cols + k] * p.x[r * p.cols + k];
-        t[BRSTD][r] = 1 / sqrt(squares / (double)p.cols + p.epsilon);
-    }
+    (void)types;
+    for (int64_t r = 0; r < rows_of(c); r++) t[BRSTD][r] = norm_rstd(c, t[BX] + r * c->size[COLS], c->size[COLS], 1);
 }
 
-static void backward_options(const struct op_case *c, void *args) {
-    liger_rms_norm_backward_args *to = args;
-    to->offset = (float)c->scalar[OFFSET];
-    to->casting = (int32_t)c->scalar[CASTING];
-}
-static void add_backward_options(const struct op_case *c, void *args) {
-    liger_add_rms_norm_backward_args *to = args;
-    to->offset = (float)c->scalar[OFFSET];
-    to->casting = (int32_t)c->scalar[CASTING];
-}
-OP_DOOR(rms_norm_backward, backward_options)
+OP_DOOR_SCALARS(rms_norm_backward, NULL, "offset", "casting")
 OP_DOOR_WORKSPACE(rms_norm_backward)
-OP_DOOR(add_rms_norm_backward, add_backward_options)
+OP_DOOR_SCALARS(add_rms_norm_backward, NULL, "offset", "casting")
 OP_DOOR_WORKSPACE(add_rms_norm_backward)
 
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
@@ -302,30 +233,21 @@ static void magnitudes_backward(const struct op_case *c, const struct op_types *
     const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
     for (int64_t i = 0; i < p.rows * p.cols; i++) {
         const double scale = p.weight ? p.weight[i % p.cols] + p.offset : 1;
-        const double term = fabs(t[BRSTD][i / p.cols] * scale * t[DY][i]);
-        if (isfinite(term) && term > magnitude[DX]) magnitude[DX] = term;
+        op_raise(&magnitude[DX], fabs(t[BRSTD][i / p.cols] * scale * t[DY][i]));
     }
 }
 
-/* sum of dy · y(x), and for the fused operator + dsum · x: the gradient of the sum is that of both addends. */
-static double loss(const struct op_case *c, const struct op_types *types, double *const *t, const double *dsum) {
-    enum { ROOM = 1 << 16 };
-    static double y[ROOM];
-    const int64_t elements = rows_of(c) * c->size[COLS];
-    if (elements > ROOM) return 0;
-    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
-    rms_norm_ref_forward(&p, y, NULL);
-    double total = 0;
-    for (int64_t i = 0; i < elements; i++) total += t[DY][i] * y[i] + (dsum ? dsum[i] * t[BX][i] : 0);
-    return total;
-}
-
+static void forward_of(const void *p, double *y) { rms_norm_ref_forward(p, y, NULL); }
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    return loss(c, types, t, NULL);
+    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
+    return op_loss(elements_of(c), t[DY], forward_of, &p);
 }
 
+/* And dsum · x: the gradient of the sum is that of both addends. */
 static double loss_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    return loss(c, types, t, t[DSUM]);
+    double total = loss_backward(c, types, t);
+    for (int64_t i = 0; t[DSUM] && i < elements_of(c); i++) total += t[DSUM][i] * t[BX][i];
+    return total;
 }
 
 static void scale_all(double *values, int64_t count, int power) {

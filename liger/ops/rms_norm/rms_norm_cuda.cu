@@ -52,18 +52,12 @@ struct forward {
     }
 };
 
-/* dx = rstd · (dy · scale - pull · x) with pull = rstd² · mean(dy · scale · x). No power of rstd stands alone: its cube leaves
- * the range of f32 where x is 1e-14. */
 template <typename T, bool ADD>
-struct backward {
+struct backward : row_norm::of_rstd {
     using type = T;
     using problem = rms_norm_backward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int SUMS = 1, PARTIALS = 1, TOTALS = 0;
-    using facts = float; /* rstd */
-    using pull = float;
-
-    static __device__ __forceinline__ facts facts_of(const problem &p, int64_t r) { return p.rstd[r]; }
+    static constexpr int PARTIALS = 1, TOTALS = 0;
 
     /* weight + offset, or ones. */
     template <int N>
@@ -73,30 +67,14 @@ struct backward {
         for (int i = 0; i < N; i++) scale[i] = p.weight ? scale[i] + p.offset : 1.0f;
     }
     template <int N>
-    static __device__ __forceinline__ void terms(facts, const float (&dy)[N], const float (&scale)[N], float (&)[N],
-                                                 float (&g)[N]) {
-#pragma unroll
-        for (int i = 0; i < N; i++) g[i] = dy[i] * scale[i];
-    }
-    template <int N>
     static __device__ __forceinline__ void gather(const problem &p, facts rstd, const float (&dy)[N],
                                                   const float (&g)[N], const float (&x)[N], float (&sums)[SUMS],
                                                   float (&partial)[PARTIALS][N]) {
         float normal[N];
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            sums[0] = fmaf(g[i], x[i], sums[0]);
-            normal[i] = x[i] * rstd;
-        }
+        normalise(rstd, g, x, sums, normal);
         if (p.casting == LIGER_CAST_LLAMA) round_all<T>(normal);
 #pragma unroll
         for (int i = 0; i < N; i++) partial[0][i] = fmaf(dy[i], normal[i], partial[0][i]);
-    }
-    static __device__ __forceinline__ pull pull_of(facts rstd, const float (&means)[SUMS]) {
-        return rstd * (rstd * means[0]);
-    }
-    static __device__ __forceinline__ float dx_of(facts rstd, pull pull, float g, float x) {
-        return rstd * fmaf(-pull, x, g);
     }
     LIGER_HOST_DEVICE static bool gathers(const problem &p, int) { return p.dweight != NULL; }
 };

@@ -4,68 +4,50 @@
 #include "liger/ops/softmax/softmax.h"
 #include "liger/ops/softmax/softmax_ref.h"
 #include "tests/harness/float_formats.h"
-#include "tests/harness/op_cases.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
+#include "tests/harness/rows_cases.h"
 
 enum { X, Y, FORWARD_TENSORS };
 enum { DY, BY, DX, BACKWARD_TENSORS };
-enum { NDIM, OUTER, ROWS, COLS }; /* the shape is the last NDIM of OUTER, ROWS, COLS */
 enum { MASKED = 1, NOTHING = 2 }; /* two values of three, or all of them, are -inf */
-
-static int64_t rows_of(const struct op_case *c) {
-    return (c->size[NDIM] > 1 ? c->size[ROWS] : 1) * (c->size[NDIM] > 2 ? c->size[OUTER] : 1);
-}
-
-static struct tensor_spec view(const struct op_case *c, const char *name, enum tensor_role role) {
-    struct tensor_spec spec = {.name = name,
-                               .role = role,
-                               .kind = KIND_T,
-                               .values = VALUES_NORMAL,
-                               .ndim = (int)c->size[NDIM],
-                               .gaps = true,
-                               .specials = role == ROLE_IN};
-    for (int d = 0; d < spec.ndim; d++) spec.shape[d] = c->size[COLS - spec.ndim + 1 + d];
-    return spec;
-}
 
 /* Widths: 1, odd, around the blocks of the CPU; on CUDA one warp, several and the most that registers hold, a block of each
  * size, clusters, and what no cluster holds. */
 #define SHAPES                                                                                                         \
-    {.label = "3x7x37", .size = {3, 3, 7, 37}}, {.label = "one element", .size = {1, 0, 0, 1}},                        \
-        {.label = "one row", .size = {1, 0, 0, 40007}}, {.label = "6x2x512", .size = {3, 6, 2, 512}},                  \
-        {.label = "7x264", .size = {2, 0, 7, 264}}, {.label = "5x4096", .size = {2, 0, 5, 4096}},                      \
-        {.label = "3x8200", .size = {2, 0, 3, 8200}}, {.label = "1031x8", .size = {2, 0, 1031, 8}},                    \
-        {.label = "4x9x1", .size = {3, 4, 9, 1}}, {.label = "9x1025", .size = {2, 0, 9, 1025}},                        \
-        {.label = "300x4104", .size = {2, 0, 300, 4104}, .large = true},                                               \
-        {.label = "7x32000", .size = {2, 0, 7, 32000}},                                                                \
-        {.label = "3x128256", .size = {2, 0, 3, 128256}, .large = true},                                               \
-        {.label = "3x300001", .size = {2, 0, 3, 300001}, .large = true},                                               \
-        {.label = "2x1000000", .size = {2, 0, 2, 1000000}, .large = true},                                             \
-        {.label = "no rows", .size = {2, 0, 0, 40}, .edge = true}, {                                                   \
-        .label = "no columns", .size = {3, 2, 3, 0}, .edge = true                                                      \
+    {.label = "3x7x37", .size = {3, 7, 37}}, {.label = "one element", .size = {0, -1, 1}},                             \
+        {.label = "one row", .size = {0, -1, 40007}}, {.label = "6x2x512", .size = {6, 2, 512}},                       \
+        {.label = "7x264", .size = {0, 7, 264}}, {.label = "5x4096", .size = {0, 5, 4096}},                            \
+        {.label = "3x8200", .size = {0, 3, 8200}}, {.label = "1031x8", .size = {0, 1031, 8}},                          \
+        {.label = "4x9x1", .size = {4, 9, 1}}, {.label = "9x1025", .size = {0, 9, 1025}},                              \
+        {.label = "300x4104", .size = {0, 300, 4104}, .large = true}, {.label = "7x32000", .size = {0, 7, 32000}},     \
+        {.label = "3x128256", .size = {0, 3, 128256}, .large = true},                                                  \
+        {.label = "3x300001", .size = {0, 3, 300001}, .large = true},                                                  \
+        {.label = "2x1000000", .size = {0, 2, 1000000}, .large = true},                                                \
+        {.label = "no rows", .size = {0, 0, 40}, .edge = true}, {                                                      \
+        .label = "no columns", .size = {2, 3, 0}, .edge = true                                                         \
     }
 
 static const struct op_case bench[] = {
-    {.label = "16384x4096", .size = {2, 0, 16384, 4096}, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "2048x32000", .size = {2, 0, 2048, 32000}},
+    {.label = "16384x4096", .size = {0, 16384, 4096}, .dtypes = 1u << LIGER_BF16, .large = true},
+    {.label = "2048x32000", .size = {0, 2048, 32000}},
 };
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
-    spec[X] = view(c, "x", ROLE_IN);
+    spec[X] = rows_tensor(c, "x", ROLE_IN);
     spec[X].spread = 2;
     spec[X].ranges = OP_EVERY_RANGE;
     spec[X].huge = 0x1p100;
     /* f32 steps: exponential, sum over the row, quotient, product: about 16 u of the largest. */
-    spec[Y] = view(c, "y", ROLE_OUT);
+    spec[Y] = rows_tensor(c, "y", ROLE_OUT);
     spec[Y].relative = 1.05, spec[Y].absolute = 16;
 }
 
 static void mask(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    for (int64_t i = 0; (c->flags & (MASKED | NOTHING)) && i < rows_of(c) * c->size[COLS]; i++)
+    for (int64_t i = 0; (c->flags & (MASKED | NOTHING)) && i < elements_of(c); i++)
         if (c->flags & NOTHING || i % 3) t[X][i] = -INFINITY;
 }
 
@@ -80,25 +62,15 @@ static void naive_forward(const struct op_case *c, const struct op_types *types,
     softmax_forward_naive(rows_of(c), c->size[COLS], t[X], t[Y]);
 }
 
-static const char *rows_sum_to_one(struct op_run *run) {
-    const int64_t cols = run->c.size[COLS];
-    if (op_run_call(run) != LIGER_OK) return "the call failed";
-    for (int64_t r = 0; r < rows_of(&run->c); r++) {
-        double sum = 0, steps = run->types.t == LIGER_F16 ? (double)cols * 0x1p-25 : 0;
-        for (int64_t j = 0; j < cols; j++) sum += run->t[Y][r * cols + j];
-        if (!(fabs(sum - 1) <= format_unit(run->types.t) + 16 * 0x1p-24 + steps))
-            return op_run_text(run, "row %lld of y sums to %.9g", (long long)r, sum);
-    }
-    return NULL;
-}
+static const char *probabilities(struct op_run *run) { return rows_sum_to_one(run, Y, 16); }
 
 static const struct op_case forward_cases[] = {
     SHAPES,
-    {.label = "5x40 masked", .size = {2, 0, 5, 40}, .flags = MASKED, .edge = true},
-    {.label = "5x41 masked", .size = {2, 0, 5, 41}, .flags = MASKED, .edge = true},
-    {.label = "5x40 of -inf", .size = {2, 0, 5, 40}, .flags = NOTHING, .edge = true},
+    {.label = "5x40 masked", .size = {0, 5, 40}, .flags = MASKED, .edge = true},
+    {.label = "5x41 masked", .size = {0, 5, 41}, .flags = MASKED, .edge = true},
+    {.label = "5x40 of -inf", .size = {0, 5, 40}, .flags = NOTHING, .edge = true},
 };
-static const struct op_property forward_properties[] = {{"rows of y sum to 1", rows_sum_to_one}};
+static const struct op_property forward_properties[] = {{"rows of y sum to 1", probabilities}};
 
 const struct op_cases softmax_forward_cases = {
     .name = "softmax_forward",
@@ -117,12 +89,12 @@ const struct op_cases softmax_forward_cases = {
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
-    spec[DY] = view(c, "dy", ROLE_IN);
+    spec[DY] = rows_tensor(c, "dy", ROLE_IN);
     spec[DY].ranges = OP_EVERY_RANGE;
     spec[DY].huge = 0x1p100;
-    spec[BY] = view(c, "y", ROLE_IN);
+    spec[BY] = rows_tensor(c, "y", ROLE_IN);
     /* magnitudes() has what the sum is relative to; it errs by its length at most, by sqrt of it as a rule. */
-    spec[DX] = view(c, "dx", ROLE_OUT);
+    spec[DX] = rows_tensor(c, "dx", ROLE_OUT);
     spec[DX].relative = 1.05, spec[DX].absolute = 16;
     spec[DX].steps = 2; /* of the terms of the sum, which y then divides again, and of the difference */
 }

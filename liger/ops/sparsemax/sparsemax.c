@@ -1,7 +1,7 @@
 /* sparsemax.c - the door of sparsemax: what its functions take, and the problem that a kernel gets. */
 #include "liger/ops/sparsemax/sparsemax.h"
 
-#include "liger/core/door_rules.h"
+#include "liger/core/rows_door.h"
 #include "liger/ops/sparsemax/sparsemax_problem.h"
 
 enum { ROWS = 1, COLS, WORDS };
@@ -32,31 +32,5 @@ static const struct door_rule backward_rules[] = {
 #undef DOOR
 /* clang-format on */
 
-const struct door sparsemax_forward_door = DOOR_OF(sparsemax_forward, forward_rules);
-const struct door sparsemax_backward_door = DOOR_OF(sparsemax_backward, backward_rules);
-
-liger_status liger_sparsemax_forward(liger_context *context, const liger_sparsemax_forward_args *given,
-                                     liger_stream stream) {
-    liger_sparsemax_forward_args args;
-    struct sparsemax_forward_problem problem;
-    struct door_call call;
-    LIGER_TRY(door_enter(&call, &sparsemax_forward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0 || problem.cols == 0) return LIGER_OK;
-    return context->kernels->sparsemax_forward(context, &problem, stream);
-}
-
-liger_status liger_sparsemax_backward(liger_context *context, const liger_sparsemax_backward_args *given,
-                                      liger_stream stream) {
-    liger_sparsemax_backward_args args;
-    struct sparsemax_backward_problem problem;
-    struct door_call call;
-    LIGER_TRY(door_enter(&call, &sparsemax_backward_door, context, given, &args, &problem));
-    problem.dtype = call.t;
-    problem.rows = call.size[ROWS];
-    problem.cols = call.size[COLS];
-    if (problem.rows == 0 || problem.cols == 0) return LIGER_OK;
-    return context->kernels->sparsemax_backward(context, &problem, stream);
-}
+ROWS_DOOR(sparsemax_forward, forward_rules)
+ROWS_DOOR(sparsemax_backward, backward_rules)

@@ -5,31 +5,15 @@
 #include "liger/ops/sparsemax/sparsemax.h"
 #include "liger/ops/sparsemax/sparsemax_ref.h"
 #include "tests/harness/float_formats.h"
-#include "tests/harness/op_cases.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
+#include "tests/harness/rows_cases.h"
 
 enum { X, Y, BITS, FORWARD_TENSORS };
 enum { DY, SUPPORT, DX, BACKWARD_TENSORS };
-enum { NDIM, OUTER, ROWS, COLS }; /* the shape is the last NDIM of OUTER, ROWS, COLS */
 /* Rows that are hard, in turn (see hard_value); all of a size that is uniform; nothing but -inf. */
 enum { HARD = 1, UNIFORM = 2, NOTHING = 4 };
 
-static int64_t rows_of(const struct op_case *c) {
-    return (c->size[NDIM] > 1 ? c->size[ROWS] : 1) * (c->size[NDIM] > 2 ? c->size[OUTER] : 1);
-}
-
-static struct tensor_spec view(const struct op_case *c, const char *name, enum tensor_role role) {
-    struct tensor_spec spec = {.name = name,
-                               .role = role,
-                               .kind = KIND_T,
-                               .values = VALUES_NORMAL,
-                               .ndim = (int)c->size[NDIM],
-                               .gaps = true,
-                               .specials = role == ROLE_IN};
-    for (int d = 0; d < spec.ndim; d++) spec.shape[d] = c->size[COLS - spec.ndim + 1 + d];
-    return spec;
-}
 static struct tensor_spec bits_of(const struct op_case *c, enum tensor_role role) {
     return (struct tensor_spec){.name = "support",
                                 .role = role,
@@ -42,33 +26,32 @@ static struct tensor_spec bits_of(const struct op_case *c, enum tensor_role role
 /* Widths: 1, odd, around words; on CUDA one warp, several and the most that registers hold, blocks of each size, clusters,
  * and what no cluster holds. */
 #define SHAPES                                                                                                         \
-    {.label = "3x7x37", .size = {3, 3, 7, 37}}, {.label = "one element", .size = {1, 0, 0, 1}},                        \
-        {.label = "one row", .size = {1, 0, 0, 40007}}, {.label = "6x2x512", .size = {3, 6, 2, 512}},                  \
-        {.label = "1031x8", .size = {2, 0, 1031, 8}}, {.label = "4x9x1", .size = {3, 4, 9, 1}},                        \
-        {.label = "9x1032", .size = {2, 0, 9, 1032}}, {.label = "5x4096", .size = {2, 0, 5, 4096}},                    \
-        {.label = "5x8200", .size = {2, 0, 5, 8200}}, {.label = "300x4104", .size = {2, 0, 300, 4104}, .large = true}, \
-        {.label = "7x32776", .size = {2, 0, 7, 32776}},                                                                \
-        {.label = "3x128256", .size = {2, 0, 3, 128256}, .large = true},                                               \
-        {.label = "3x300001", .size = {2, 0, 3, 300001}, .large = true},                                               \
-        {.label = "2x1000000", .size = {2, 0, 2, 1000000}, .large = true},                                             \
-        {.label = "no rows", .size = {2, 0, 0, 40}, .edge = true}, {                                                   \
-        .label = "no columns", .size = {3, 2, 3, 0}, .edge = true                                                      \
+    {.label = "3x7x37", .size = {3, 7, 37}}, {.label = "one element", .size = {0, -1, 1}},                             \
+        {.label = "one row", .size = {0, -1, 40007}}, {.label = "6x2x512", .size = {6, 2, 512}},                       \
+        {.label = "1031x8", .size = {0, 1031, 8}}, {.label = "4x9x1", .size = {4, 9, 1}},                              \
+        {.label = "9x1032", .size = {0, 9, 1032}}, {.label = "5x4096", .size = {0, 5, 4096}},                          \
+        {.label = "5x8200", .size = {0, 5, 8200}}, {.label = "300x4104", .size = {0, 300, 4104}, .large = true},       \
+        {.label = "7x32776", .size = {0, 7, 32776}}, {.label = "3x128256", .size = {0, 3, 128256}, .large = true},     \
+        {.label = "3x300001", .size = {0, 3, 300001}, .large = true},                                                  \
+        {.label = "2x1000000", .size = {0, 2, 1000000}, .large = true},                                                \
+        {.label = "no rows", .size = {0, 0, 40}, .edge = true}, {                                                      \
+        .label = "no columns", .size = {2, 3, 0}, .edge = true                                                         \
     }
 
 /* As others measure it: f32, random rows. */
 static const struct op_case bench[] = {
-    {.label = "4096x4096", .size = {2, 0, 4096, 4096}, .dtypes = 1u << LIGER_F32, .large = true},
-    {.label = "2048x32000", .size = {2, 0, 2048, 32000}},
+    {.label = "4096x4096", .size = {0, 4096, 4096}, .dtypes = 1u << LIGER_F32, .large = true},
+    {.label = "2048x32000", .size = {0, 2048, 32000}},
 };
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
-    spec[X] = view(c, "x", ROLE_IN);
+    spec[X] = rows_tensor(c, "x", ROLE_IN);
     spec[X].ranges = OP_EVERY_RANGE;
     spec[X].huge = 0x1p100;
     /* tau is known to more than f32, its distance to x is rounded twice at most. */
-    spec[Y] = view(c, "y", ROLE_OUT);
+    spec[Y] = rows_tensor(c, "y", ROLE_OUT);
     spec[Y].relative = 1.05, spec[Y].absolute = 2;
     spec[BITS] = bits_of(c, ROLE_OUT);
 }
@@ -92,7 +75,7 @@ static double hard_value(int64_t kind, int64_t j, double random) {
 
 static void make_rows(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    for (int64_t i = 0; c->flags && i < rows_of(c) * c->size[COLS]; i++) {
+    for (int64_t i = 0; c->flags && i < elements_of(c); i++) {
         double *const x = t[X] + i;
         if (c->flags & HARD) *x = hard_value(i / c->size[COLS], i % c->size[COLS], *x);
         if (c->flags & UNIFORM) *x = fmod(fabs(*x) * 64, 1);
@@ -111,20 +94,10 @@ static void naive_forward(const struct op_case *c, const struct op_types *types,
     sparsemax_forward_naive(rows_of(c), c->size[COLS], t[X], t[Y], t[BITS]);
 }
 
-static const char *rows_sum_to_one(struct op_run *run) {
-    const int64_t cols = run->c.size[COLS];
-    if (op_run_call(run) != LIGER_OK) return "the call failed";
-    for (int64_t r = 0; r < rows_of(&run->c); r++) {
-        double sum = 0, steps = run->types.t == LIGER_F16 ? (double)cols * 0x1p-25 : 0;
-        for (int64_t j = 0; j < cols; j++) sum += run->t[Y][r * cols + j];
-        if (!(fabs(sum - 1) <= format_unit(run->types.t) + 2 * 0x1p-24 + steps))
-            return op_run_text(run, "row %lld of y sums to %.9g", (long long)r, sum);
-    }
-    return NULL;
-}
+static const char *probabilities(struct op_run *run) { return rows_sum_to_one(run, Y, 2); }
 
 #define HARD_ROWS(columns)                                                                                             \
-    { .label = "20 hard rows of " #columns, .size = {2, 0, 20, columns}, .flags = HARD }
+    { .label = "20 hard rows of " #columns, .size = {0, 20, columns}, .flags = HARD }
 static const struct op_case forward_cases[] = {
     SHAPES,
     HARD_ROWS(4),
@@ -132,14 +105,14 @@ static const struct op_case forward_cases[] = {
     HARD_ROWS(512),
     HARD_ROWS(4096),
     HARD_ROWS(8200),
-    {.label = "20 hard rows of 70000", .size = {2, 0, 20, 70000}, .flags = HARD, .large = true},
-    {.label = "20 hard rows of 140000", .size = {2, 0, 20, 140000}, .flags = HARD, .large = true},
-    {.label = "5x40 uniform", .size = {2, 0, 5, 40}, .flags = UNIFORM},
-    {.label = "5x8192 uniform", .size = {2, 0, 5, 8192}, .flags = UNIFORM},
-    {.label = "3x40001 uniform", .size = {2, 0, 3, 40001}, .flags = UNIFORM},
-    {.label = "5x40 of -inf", .size = {2, 0, 5, 40}, .flags = NOTHING, .edge = true},
+    {.label = "20 hard rows of 70000", .size = {0, 20, 70000}, .flags = HARD, .large = true},
+    {.label = "20 hard rows of 140000", .size = {0, 20, 140000}, .flags = HARD, .large = true},
+    {.label = "5x40 uniform", .size = {0, 5, 40}, .flags = UNIFORM},
+    {.label = "5x8192 uniform", .size = {0, 5, 8192}, .flags = UNIFORM},
+    {.label = "3x40001 uniform", .size = {0, 3, 40001}, .flags = UNIFORM},
+    {.label = "5x40 of -inf", .size = {0, 5, 40}, .flags = NOTHING, .edge = true},
 };
-static const struct op_property forward_properties[] = {{"rows of y sum to 1", rows_sum_to_one}};
+static const struct op_property forward_properties[] = {{"rows of y sum to 1", probabilities}};
 
 const struct op_cases sparsemax_forward_cases = {
     .name = "sparsemax_forward",
@@ -158,12 +131,12 @@ const struct op_cases sparsemax_forward_cases = {
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
-    spec[DY] = view(c, "dy", ROLE_IN);
+    spec[DY] = rows_tensor(c, "dy", ROLE_IN);
     spec[DY].ranges = OP_EVERY_RANGE;
     spec[DY].huge = 0x1p100;
     spec[SUPPORT] = bits_of(c, ROLE_IN);
     /* magnitudes() has what the mean is of; the sum errs by its length at most, by sqrt of it as a rule. */
-    spec[DX] = view(c, "dx", ROLE_OUT);
+    spec[DX] = rows_tensor(c, "dx", ROLE_OUT);
     spec[DX].relative = 1.05, spec[DX].absolute = 16;
 }
 
@@ -202,7 +175,7 @@ static void naive_backward(const struct op_case *c, const struct op_types *types
 
 static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
     (void)types;
-    for (int64_t i = 0; i < rows_of(c) * c->size[COLS]; i++) magnitude[DX] = fmax(magnitude[DX], fabs(t[DY][i]));
+    for (int64_t i = 0; i < elements_of(c); i++) magnitude[DX] = fmax(magnitude[DX], fabs(t[DY][i]));
 }
 
 /* A shift of all values changes nothing, so the gradient has no component along it. */

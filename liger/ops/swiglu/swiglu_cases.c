@@ -7,7 +7,7 @@
 
 enum { GATE = GATED_GATE, UP, Y, FORWARD_TENSORS };
 enum { DY = GATED_DY, DGATE, DUP, BACKWARD_TENSORS };
-enum { ACTIVATION = GATED_SIZES };
+enum { ACTIVATION = ROWS_SIZES };
 enum { GATE_MULTIPLIER, DOWN_MULTIPLIER };
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
@@ -31,22 +31,22 @@ OP_DOOR(swiglu_forward, forward_options)
 
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const liger_dtype activation = c->size[ACTIVATION] ? (liger_dtype)c->size[ACTIVATION] : types->t;
-    swiglu_forward_ref(gated_count(c), types->t, activation, c->scalar[GATE_MULTIPLIER], c->scalar[DOWN_MULTIPLIER],
+    swiglu_forward_ref(elements_of(c), types->t, activation, c->scalar[GATE_MULTIPLIER], c->scalar[DOWN_MULTIPLIER],
                        t[GATE], t[UP], t[Y]);
 }
 
 /* Multipliers are exact in f32, so that f32 and double mean the same function. */
 static const struct op_case cases[] = {
     GATED_CASES(.scalar = {1, 1}),
-    {.label = "multipliers 5x130", .size = {2, 0, 5, 130}, .scalar = {0.75, 1.25}},
-    {.label = "negative multipliers", .size = {2, 0, 4, 24}, .scalar = {-0.5, -2}},
-    {.label = "silu kept in f32", .size = {2, 0, 7, 96, LIGER_F32}, .scalar = {1, 1}},
-    {.label = "silu rounded to f16", .size = {2, 0, 7, 97, LIGER_F16}, .scalar = {1, 1.25}},
-    {.label = "silu rounded to bf16", .size = {2, 0, 7, 97, LIGER_BF16}, .scalar = {0.75, 1}},
-    {.label = "no dgate", .size = {2, 0, 3, 40}, .scalar = {1, 1.25}, .flags = GATED_NO_DGATE},
-    {.label = "no dup", .size = {2, 0, 3, 40}, .scalar = {1, 1.25}, .flags = GATED_NO_DUP},
+    {.label = "multipliers 5x130", .size = {0, 5, 130}, .scalar = {0.75, 1.25}},
+    {.label = "negative multipliers", .size = {0, 4, 24}, .scalar = {-0.5, -2}},
+    {.label = "silu kept in f32", .size = {0, 7, 96, LIGER_F32}, .scalar = {1, 1}},
+    {.label = "silu rounded to f16", .size = {0, 7, 97, LIGER_F16}, .scalar = {1, 1.25}},
+    {.label = "silu rounded to bf16", .size = {0, 7, 97, LIGER_BF16}, .scalar = {0.75, 1}},
+    {.label = "no dgate", .size = {0, 3, 40}, .scalar = {1, 1.25}, .flags = GATED_NO_DGATE},
+    {.label = "no dup", .size = {0, 3, 40}, .scalar = {1, 1.25}, .flags = GATED_NO_DUP},
     {.label = "saturated, multipliers",
-     .size = {2, 0, 5, 61},
+     .size = {0, 5, 61},
      .scalar = {0.75, 0.5},
      .flags = GATED_EXTREME,
      .edge = true},
@@ -100,14 +100,14 @@ OP_DOOR(swiglu_backward, backward_options)
 
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    swiglu_backward_ref(gated_count(c), c->scalar[GATE_MULTIPLIER], c->scalar[DOWN_MULTIPLIER], t[DY], t[GATE], t[UP],
+    swiglu_backward_ref(elements_of(c), c->scalar[GATE_MULTIPLIER], c->scalar[DOWN_MULTIPLIER], t[DY], t[GATE], t[UP],
                         t[DGATE], t[DUP]);
 }
 
 static double loss(const struct op_case *c, const struct op_types *types, double *const *t) {
     double sum = 0;
     (void)types;
-    for (int64_t i = 0; i < gated_count(c); i++) {
+    for (int64_t i = 0; i < elements_of(c); i++) {
         double y;
         swiglu_forward_ref(1, LIGER_DTYPE_NONE, LIGER_DTYPE_NONE, c->scalar[GATE_MULTIPLIER],
                            c->scalar[DOWN_MULTIPLIER], t[GATE] + i, t[UP] + i, &y);
