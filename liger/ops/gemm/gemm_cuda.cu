@@ -100,9 +100,6 @@ bool suits_cublaslt(const gemm_problem &p) {
 }
 
 liger_status multiply_bytes(liger_context *context, const gemm_problem &p, liger_stream stream) {
-    bool done = false;
-    LIGER_TRY(cuda_status(multiply_i8_on_hopper(context, p, (cudaStream_t)stream, &done), "gemm"));
-    if (done) return launched(context, "gemm", stream);
     bool refused = !suits_cublaslt(p);
     if (!refused) LIGER_TRY(cublaslt_gemm(context, &p, stream, &refused));
     if (refused) multiply_i8(p, (cudaStream_t)stream);

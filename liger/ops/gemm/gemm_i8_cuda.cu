@@ -4,7 +4,6 @@
  * 64 are on their way through registers; what is missing at an edge of a is zero there. Sums wrap around. */
 #include "liger/cuda/launch.cuh"
 #include "liger/ops/gemm/gemm_i8.cuh"
-#include "liger/ops/gemm/gemm_i8_hopper.cuh"
 
 namespace {
 
@@ -180,10 +179,4 @@ void multiply_i8(const gemm_problem &problem, cudaStream_t stream) {
     if (bits % CHUNK == 0) launch<CHUNK>(problem, stream);
     else if (bits % 4 == 0) launch<4>(problem, stream);
     else launch<1>(problem, stream);
-}
-
-cudaError_t multiply_i8_on_hopper(const liger_context *context, const gemm_problem &problem, cudaStream_t stream,
-                                  bool *done) {
-    *done = false;
-    return hopper::suits(context, problem) ? hopper::multiply_i8(context, problem, stream, done) : cudaSuccess;
 }

@@ -81,7 +81,7 @@ static inline struct group_norm_cut group_norm_cut_of(int32_t multiprocessors, c
     cut.pieces = group_norm_parts(s->spatial * element, GROUP_NORM_PIECE, GROUP_NORM_PIECES);
     const int64_t packs = s->spatial * element / 16;
     while (cut.lanes < 32 && cut.lanes < packs) cut.lanes *= 2;
-    if (packs > 8 * 32) cut.lanes = GROUP_NORM_THREADS;
+    if (packs > 16 * 32) cut.lanes = GROUP_NORM_THREADS; /* else no warp waits for another */
     /* Twice the threads that the GPU holds, to even out. */
     const int64_t threads = (int64_t)multiprocessors * 4096, of_a_sample = s->channels * cut.pieces * cut.lanes;
     cut.batches = group_norm_parts(threads, of_a_sample, s->batch < 1 ? 1 : s->batch);

@@ -1,11 +1,13 @@
 /* int2_matmul_cuda.cu - the int8 x int2 product on CUDA.
  *
- * Many rows of a: the weights are unpacked to bytes in the workspace, along k as tensor cores take them, and multiplied by
- * the slot for matrix products. At 4096 x 4096 x 14336 unpacking is 73 MB of traffic, a twentieth of the product's time.
+ * Many rows of a: on Hopper, the weights are laid out as a warp takes them, still packed, and multiplied by int2_hopper.cuh.
+ * Else they are unpacked to bytes in the workspace, along k as tensor cores take them, and multiplied by the slot for matrix
+ * products. At 4096 x 4096 x 14336 unpacking is 73 MB of traffic, a twentieth of the product's time.
  * Few rows: time is that of reading b, which a kernel of its own multiplies as it is. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/launch.cuh"
 #include "liger/ops/gemm/gemm_problem.h"
+#include "liger/ops/int2_matmul/int2_hopper.cuh"
 #include "liger/ops/int2_matmul/int2_matmul_problem.h"
 
 namespace {
@@ -51,18 +53,10 @@ static bool is_wide(const int2_matmul_problem &p) {
     return p.b.col_stride == 1 && p.b.row_stride % 4 == 0 && (uintptr_t)p.b.data % 4 == 0 && p.n % 4 == 0;
 }
 
-/* The four codes of quarter i, weights + 1. */
-__device__ __forceinline__ uint32_t codes_of(uint32_t word, int i) { return word >> 2 * i & 0x03030303u; }
-
 /* ---- weights as bytes ---------------------------------------------------------------------------------------------- */
 
 enum { ROWS = 128, COLS = 64, THREADS = 256, GROUP = 4, CHUNK = 16 };
 enum { SLOTS = THREADS / (COLS / GROUP), WORDS = ROWS / GROUP, PITCH = WORDS + 4, CHUNKS = ROWS / CHUNK };
-
-/* Each byte less 1, without a borrow from the next. */
-__device__ __forceinline__ uint32_t weights_of(uint32_t word, int i) {
-    return ((codes_of(word, i) | 0x80808080u) - 0x01010101u) ^ 0x80808080u;
-}
 
 /* 16 weights of one column, from packed row `row` on, in each quarter of its k. */
 __device__ __forceinline__ void store_weights(const int2_matmul_problem &p, int64_t pitch, int64_t row, int64_t col,
@@ -88,22 +82,29 @@ __device__ __forceinline__ void store_weights(const int2_matmul_problem &p, int6
 }
 
 /* Words of four rows go through shared memory, where the 32 of a column are neighbours. `along`: so are they in memory. */
+using tile_words = uint32_t[COLS][PITCH];
+template <bool WIDE>
+__device__ __forceinline__ void stage_words(const int2_matmul_problem &p, int64_t row, int64_t col, bool along,
+                                            tile_words &words) {
+    const int x = threadIdx.x % SLOTS, y = threadIdx.x / SLOTS;
+    const int group = GROUP * (along ? y : x), slot = along ? x : y;
+#pragma unroll
+    for (int w = 0; w < WORDS; w += SLOTS) {
+        uint32_t word[4];
+        load_words<WIDE>(p, row + (w + slot) * GROUP, col + group, word);
+#pragma unroll
+        for (int j = 0; j < 4; j++) words[group + j][w + slot] = word[j];
+    }
+    __syncthreads();
+}
+
 template <bool WIDE>
 __global__ void __launch_bounds__(THREADS) unpack_kernel(const __grid_constant__ int2_matmul_problem p, int64_t pitch,
                                                          int64_t down, int64_t tiles, bool along) {
-    __shared__ __align__(16) uint32_t words[COLS][PITCH];
-    const int x = threadIdx.x % SLOTS, y = threadIdx.x / SLOTS;
-    const int group = GROUP * (along ? y : x), slot = along ? x : y;
+    __shared__ __align__(16) tile_words words;
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const int64_t row = tile % down * ROWS, col = tile / down * COLS;
-#pragma unroll
-        for (int w = 0; w < WORDS; w += SLOTS) {
-            uint32_t word[4];
-            load_words<WIDE>(p, row + (w + slot) * GROUP, col + group, word);
-#pragma unroll
-            for (int j = 0; j < 4; j++) words[group + j][w + slot] = word[j];
-        }
-        __syncthreads();
+        stage_words<WIDE>(p, row, col, along, words);
         const int chunk = threadIdx.x % CHUNKS;
 #pragma unroll
         for (int c = threadIdx.x / CHUNKS; c < COLS; c += THREADS / CHUNKS)
@@ -112,14 +113,42 @@ __global__ void __launch_bounds__(THREADS) unpack_kernel(const __grid_constant__
         __syncthreads();
     }
 }
+
+/* Packed as they are, in the order of int2_hopper.cuh's fragments: a tile is one along, and some across. */
+template <bool WIDE>
+__global__ void __launch_bounds__(THREADS)
+    fragment_kernel(const __grid_constant__ int2_matmul_problem p, int64_t, int64_t down, int64_t tiles, bool along) {
+    using namespace hopper;
+    static_assert((int)::ROWS == (int)DEPTH && ::COLS % FRAGMENT_COLS == 0, "whole fragments");
+    __shared__ __align__(16) tile_words words;
+    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const int64_t row = tile % down * ::ROWS, col = tile / down * ::COLS;
+        stage_words<WIDE>(p, row, col, along, words);
+#pragma unroll
+        for (int item = threadIdx.x; item < ::COLS / FRAGMENT_COLS * FRAGMENT_PACKS; item += ::THREADS) {
+            const int part = item / FRAGMENT_PACKS, step = item / 32 % STEPS, lane = item % 32;
+            const int c = part * FRAGMENT_COLS + lane / 4, w = step * (STEP_DEPTH / 4) + lane % 4;
+            const auto word = [&](int right, int below) {
+                const bool there = row + 4 * (w + below) < p.packed && col + c + right < p.n;
+                return there ? words[c + right][w + below] : (uint32_t)NO_WEIGHT;
+            };
+            if (col + part * FRAGMENT_COLS >= p.n) continue;
+            uint4 *const to = (uint4 *)p.workspace + fragment_at(p.packed, row / DEPTH, col / FRAGMENT_COLS + part);
+            to[step * 32 + lane] = make_uint4(word(0, 0), word(8, 0), word(0, 4), word(8, 4));
+        }
+        __syncthreads();
+    }
+}
 static_assert(COLS / GROUP == SLOTS, "threads are a square of groups of columns and slots of rows");
 
-void unpack(const int2_matmul_problem &p, cudaStream_t stream) {
+template <bool FRAGMENTS>
+void lay_out(const int2_matmul_problem &p, cudaStream_t stream) {
     const int64_t down = (p.packed + ROWS - 1) / ROWS, tiles = down * ((p.n + COLS - 1) / COLS);
-    const int64_t pitch = int2_pitch(p.packed);
-    const unsigned grid = grid_size(tiles, 1);
-    if (is_wide(p)) unpack_kernel<true><<<grid, THREADS, 0, stream>>>(p, pitch, down, tiles, false);
-    else unpack_kernel<false><<<grid, THREADS, 0, stream>>>(p, pitch, down, tiles, p.b.row_stride == 1);
+    const auto kernel = is_wide(p)  ? FRAGMENTS ? fragment_kernel<true> : unpack_kernel<true>
+                         : FRAGMENTS ? fragment_kernel<false>
+                                    : unpack_kernel<false>;
+    kernel<<<grid_size(tiles, 1), THREADS, 0, stream>>>(p, int2_pitch(p.packed), down, tiles,
+                                                        !is_wide(p) && p.b.row_stride == 1);
 }
 
 /* ---- few rows of a ------------------------------------------------------------------------------------------------- */
@@ -182,6 +211,19 @@ void multiply_few(const int2_matmul_problem &p, cudaStream_t stream) {
     else few_kernel<M, false><<<grid, THREADS, 0, stream>>>(p, aligned);
 }
 
+/* ---- unpacked -------------------------------------------------------------------------------------------------------- */
+
+liger_status multiply_unpacked(liger_context *context, const int2_matmul_problem &p, liger_stream stream) {
+    if (p.packed > 0) lay_out<false>(p, (cudaStream_t)stream);
+    gemm_problem product = {};
+    product.dtype = LIGER_I8, product.c_dtype = LIGER_I32, product.transpose_b = true;
+    product.m = p.m, product.n = p.n, product.k = 4 * p.packed;
+    product.a = p.a, product.lda = p.lda;
+    product.b = p.workspace, product.ldb = int2_pitch(p.packed);
+    product.c = p.c, product.ldc = p.ldc;
+    return context->kernels->gemm(context, &product, stream);
+}
+
 } // namespace
 
 extern "C" liger_status int2_matmul_cuda(liger_context *context, const int2_matmul_problem *problem,
@@ -195,15 +237,13 @@ extern "C" liger_status int2_matmul_cuda(liger_context *context, const int2_matm
         multiply_few<INT2_FEW_ROWS / 2>(p, on);
     } else if (p.m <= INT2_FEW_ROWS) {
         multiply_few<INT2_FEW_ROWS>(p, on);
+    } else if (hopper::suits(context, p)) {
+        bool done = false;
+        lay_out<true>(p, on);
+        LIGER_TRY(cuda_status(hopper::multiply(context, p, on, &done), "int2_matmul"));
+        if (!done) LIGER_TRY(multiply_unpacked(context, p, stream));
     } else {
-        if (p.packed > 0) unpack(p, on);
-        gemm_problem product = {};
-        product.dtype = LIGER_I8, product.c_dtype = LIGER_I32, product.transpose_b = true;
-        product.m = p.m, product.n = p.n, product.k = 4 * p.packed;
-        product.a = p.a, product.lda = p.lda;
-        product.b = p.workspace, product.ldb = int2_pitch(p.packed);
-        product.c = p.c, product.ldc = p.ldc;
-        LIGER_TRY(context->kernels->gemm(context, &product, stream));
+        LIGER_TRY(multiply_unpacked(context, p, stream));
     }
     return launched(context, "int2_matmul", stream);
 }
