@@ -12,21 +12,30 @@ struct kept_run {
     struct tensor_spec spec[KEPT_OUTPUTS][OP_MAX_TENSORS]; /* a reference may tell magnitudes */
 };
 
-static struct kept_run *runs;
+/* By seed, of which every function, case and draw has another. */
+enum { LISTS = 4096 };
+static struct kept_run *runs[LISTS];
 static size_t room;
 
 void kept_runs_begin(size_t bytes) { room = bytes; }
 
-void kept_runs_end(void) {
-    room = 0;
-    while (runs != NULL) {
-        struct kept_run *run = runs;
-        runs = run->next;
+static void end_list(struct kept_run *run) {
+    while (run != NULL) {
+        struct kept_run *next = run->next;
         for (int i = 0; i < OP_MAX_TENSORS; i++) {
             free(run->inputs[i]);
             for (int which = 0; which < KEPT_OUTPUTS; which++) free(run->outputs[which][i]);
         }
         free(run);
+        run = next;
+    }
+}
+
+void kept_runs_end(void) {
+    room = 0;
+    for (int k = 0; k < LISTS; k++) {
+        end_list(runs[k]);
+        runs[k] = NULL;
     }
 }
 
@@ -42,12 +51,12 @@ static bool same_kind(const struct run_kind *a, const struct run_kind *b) {
 }
 
 struct kept_run *kept_run_find(const struct run_kind *kind) {
-    struct kept_run *run = runs;
+    struct kept_run **const list = &runs[kind->seed % LISTS], *run = *list;
     while (run != NULL && !same_kind(&run->kind, kind)) run = run->next;
     if (run != NULL || room == 0 || (run = calloc(1, sizeof *run)) == NULL) return run;
     run->kind = *kind;
-    run->next = runs;
-    return runs = run;
+    run->next = *list;
+    return *list = run;
 }
 
 static size_t bytes_of(const struct op_run *run, int i) { return (size_t)run->count[i] * sizeof(double); }

@@ -40,6 +40,7 @@ struct history_backend {
     liger_context *(*open)(const void *how, int which);
     const void *how;
     int contexts; /* how many `which` there are */
+    bool on_host;
     bool quick;
 };
 

@@ -35,10 +35,14 @@ struct history {
 
 /* ---- the steps ---- */
 
-/* Large cases with one choice of weight and index dtypes: the other one runs the same way through a kernel. */
+/* Large cases with one choice of weight and index dtypes, because the other one runs the same way through a kernel; and on a
+ * host, where no kernel has anything that outlives a call (a pool and scratch memory do), in one dtype. */
 static bool step_wanted(const struct history_backend *backend, const struct op_cases *op, const struct op_case *c,
                         int choice, struct op_types *types) {
+    struct op_types first;
     if (c->large && (backend->quick || choice % 2)) return false;
+    for (int k = 0; c->large && backend->on_host && k < choice; k++)
+        if (modes_types(op, c, k, &first)) return false;
     return modes_types(op, c, choice, types);
 }
 

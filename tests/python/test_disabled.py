@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 import own_process
@@ -44,17 +45,28 @@ def test_an_unknown_name_is_warned_of_once(value, unknown):
     assert unknown is None or f"is called {unknown}" in done.stderr
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_disabled_by_environment(name, device, tmp_path):
+def rows_and_columns() -> list[list[str]]:
+    """The names as a square: of two that are disabled together in its row, one is disabled without the other in its column.
+    So each is seen to do what it does by itself, and to do nothing to any other, in a process for each row and column."""
+    names = list(NAMES)
+    side = math.isqrt(len(names) - 1) + 1
+    return [names[k * side :][:side] for k in range(side) if k * side < len(names)] + [
+        names[k::side] for k in range(side)
+    ]
+
+
+@pytest.mark.parametrize("names", rows_and_columns(), ids=",".join)
+def test_disabled_by_environment(names, device, tmp_path):
     native_results = []
     for case in CASES.values():
         for dtype in (torch.float32, torch.bfloat16):
             args = on(device, case.make(7), dtype)
             up = upstreams(case(*args))
             native_results.append((case.name, args, up, run(case, args, up)))
-    torch.save((NAMES[name], native_results), tmp_path / "results")
+    on_torch = [case for name in names for case in NAMES[name]]
+    torch.save((on_torch, native_results), tmp_path / "results")
     worker = pathlib.Path(__file__).with_name("disabled_operator_worker.py")
-    own_process.output(worker, tmp_path / "results", LIGER_DISABLE=f"nothing_of_ours , {name}")
+    own_process.output(worker, tmp_path / "results", LIGER_DISABLE=f"nothing_of_ours , {','.join(names)}")
 
 
 # ---- the formula is the operator: what it takes, and what it answers at the edges --------------------------------------

@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 
 #ifndef REAL
 #define REAL double
@@ -15,11 +14,22 @@ static int by_size(const void *a, const void *b) {
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
+/* In descending order those that may exceed tau, which is max - 1 at least: the largest result is 1 at most. */
+static int64_t sort_candidates(int64_t cols, const double *x, double *sorted) {
+    double max = x[0];
+    int64_t count = 0;
+    for (int64_t j = 1; j < cols; j++) max = fmax(max, x[j]);
+    for (int64_t j = 0; j < cols; j++)
+        if (x[j] >= max - 1) sorted[count++] = x[j];
+    qsort(sorted, (size_t)count, sizeof *sorted, by_size);
+    return count;
+}
+
 /* A shift of all values shifts tau: of differences to the largest nothing is lost where it counts. */
-static REAL tau_below_max(int64_t cols, const double *sorted) {
+static REAL tau_below_max(int64_t count, const double *sorted) {
     REAL sum = 0, of_support = 0;
     int64_t support = 0;
-    for (int64_t j = 1; j <= cols; j++) {
+    for (int64_t j = 1; j <= count; j++) {
         const REAL z = (REAL)(sorted[j - 1] - sorted[0]);
         sum += z;
         if (1 + (REAL)j * z > sum) support = j, of_support = sum;
@@ -50,9 +60,7 @@ void sparsemax_forward_ref(int64_t rows, int64_t cols, const double *x, double *
         const bool defined = has_tau(cols, x);
         REAL tau = NAN;
         if (defined) {
-            memcpy(sorted, x, (size_t)cols * sizeof *sorted);
-            qsort(sorted, (size_t)cols, sizeof *sorted, by_size);
-            tau = tau_below_max(cols, sorted);
+            tau = tau_below_max(sort_candidates(cols, x, sorted), sorted);
         }
         for (int64_t j = 0; j < cols; j++) {
             const REAL over = defined ? (REAL)(x[j] - sorted[0]) - tau : (REAL)NAN;
