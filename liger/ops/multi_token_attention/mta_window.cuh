@@ -44,7 +44,7 @@ __device__ __forceinline__ void add_row(const float *in, const float *taps, int 
 
 /* Grid (tiles of a plane, planes). */
 template <typename T, source_kind KIND>
-__global__ void __launch_bounds__(WINDOW_THREADS, at_most_blocks(4, WINDOW_THREADS))
+__global__ void __launch_bounds__(WINDOW_THREADS, at_most_blocks(3, WINDOW_THREADS))
     correlate_windows(const __grid_constant__ correlation<T> c, unsigned planes) {
     __shared__ __align__(16) float window[(SIDE + WINDOW_TAP_ROWS - 1) * WINDOW_PITCH];
     __shared__ __align__(16) float taps[WINDOW_TAP_ROWS * TAP_PITCH];

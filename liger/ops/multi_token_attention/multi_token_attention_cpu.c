@@ -77,6 +77,18 @@ V_OUT_OF_LINE float value_at(liger_dtype t, const struct source *s, int64_t plan
     return value[0];
 }
 
+/* x is loaded once, and not again by each instruction that takes it: most loads here cross two lines of the cache. */
+LIGER_TEMPLATE v_f32 in_register(v_f32 x) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(x));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(x));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(x));
+#endif
+    return x;
+}
+
 /* ---- correlation ------------------------------------------------------------------------------------------------ */
 
 /* out = Σ in · taps, over the input channels of a group, for the output channels of a group: forward, and with taps that are
@@ -94,7 +106,7 @@ struct correlation {
 static bool has_window(const struct mta_shape *s) {
     if (s->stride[0] != 1 || s->stride[1] != 1) return false;
     if (s->kernel[0] >= WINDOW / s->dilation[0] || s->kernel[1] >= WINDOW / s->dilation[1]) return false;
-    const int64_t rows = MTA_ROWS + (s->kernel[0] + SUM_TAPS) * s->dilation[0];
+    const int64_t rows = MTA_ROWS + (s->kernel[0] + 3 * SUM_TAPS) * s->dilation[0];
     const int64_t cols = TILE_COLS + STEP + (s->kernel[1] + SUM_TAPS) * s->dilation[1];
     return rows < WINDOW / cols && s->kernel[0] * s->kernel[1] < WINDOW / V_LANES;
 }
@@ -105,7 +117,7 @@ LIGER_TEMPLATE void add_products(int low, int high, const float *in, int64_t ste
     for (int64_t v = 0; v < kw; v++, in += step, taps++) {
         v_f32 x[VECTORS];
 #pragma GCC unroll 4
-        for (int k = 0; k < VECTORS; k++) x[k] = v_load_f32(in + k * V_LANES);
+        for (int k = 0; k < VECTORS; k++) x[k] = in_register(v_load_f32(in + k * V_LANES));
 #pragma GCC unroll 4
         for (int i = low; i <= high; i++) {
             const v_f32 tap = v_set(taps[-i * kw]);
@@ -379,24 +391,27 @@ static void backward_rows(void *argument, int64_t begin, int64_t end) {
 
 /* ---- backward: dweight and dbias -------------------------------------------------------------------------------- */
 
-/* 3 x 3 taps from (u, v) on, of rows x cols outputs: sums[(u + a) · pitch_of_sums + v + b]. */
+/* 3 x 3 taps from (u, v) on, of MTA_ROWS x cols outputs: sums[(u + a) · sums_pitch + v + b]. A row of inputs meets the outputs of
+ * three rows, of which two dilations above and below the tile are zeros: it is loaded once. */
 V_OUT_OF_LINE void add_tap_sums(const struct mta_shape *s, const float *in, int64_t pitch, const float *dy,
-                                int64_t rows, int64_t cols, float *sums, int64_t sums_pitch) {
+                                int64_t cols, float *sums, int64_t sums_pitch) {
+    const int64_t up = s->dilation[0] * TILE_COLS, right = s->dilation[1];
     v_f32 sum[SUM_TAPS][SUM_TAPS];
 #pragma GCC unroll 3
     for (int a = 0; a < SUM_TAPS; a++)
 #pragma GCC unroll 3
         for (int b = 0; b < SUM_TAPS; b++) sum[a][b] = v_load_f32(sums + (a * sums_pitch + b) * V_LANES);
-    for (int64_t i = 0; i < rows; i++)
+    for (int64_t i = 0; i < MTA_ROWS + (SUM_TAPS - 1) * s->dilation[0]; i++, in += pitch, dy += TILE_COLS)
         for (int64_t j = 0; j < cols; j += V_LANES) {
-            const v_f32 g = v_load_f32(dy + i * TILE_COLS + j);
+            v_f32 x[SUM_TAPS];
 #pragma GCC unroll 3
-            for (int a = 0; a < SUM_TAPS; a++)
+            for (int b = 0; b < SUM_TAPS; b++) x[b] = in_register(v_load_f32(in + j + b * right));
 #pragma GCC unroll 3
-                for (int b = 0; b < SUM_TAPS; b++) {
-                    const float *at = in + (i + a * s->dilation[0]) * pitch + j + b * s->dilation[1];
-                    sum[a][b] = v_fma(g, v_load_f32(at), sum[a][b]);
-                }
+            for (int a = 0; a < SUM_TAPS; a++) {
+                const v_f32 g = in_register(v_load_f32(dy + j - a * up));
+#pragma GCC unroll 3
+                for (int b = 0; b < SUM_TAPS; b++) sum[a][b] = v_fma(g, x[b], sum[a][b]);
+            }
         }
 #pragma GCC unroll 3
     for (int a = 0; a < SUM_TAPS; a++)
@@ -409,48 +424,50 @@ struct tap_sums {
     struct source scores, upstream;
 };
 
-/* Of a sum of taps: its rows and columns rounded up, vectors of it, the window and the upstream of a tile. */
+/* Of a sum of taps: its rows and columns rounded up, vectors of it, the window and, between rows of zeros, the upstream of a
+ * tile. */
 struct sum_memory {
-    int64_t kh, kw, pitch;
+    int64_t kh, kw, pitch, zeros;
     float *sums, *window, *dy;
 };
 static struct sum_memory sum_memory_of(const struct mta_shape *s, float *memory) {
-    struct sum_memory m = {round_up(s->kernel[0], SUM_TAPS), round_up(s->kernel[1], SUM_TAPS), 0, memory, NULL, NULL};
+    struct sum_memory m = {.kh = round_up(s->kernel[0], SUM_TAPS), .kw = round_up(s->kernel[1], SUM_TAPS)};
     m.pitch = TILE_COLS + round_up((m.kw - 1) * s->dilation[1], V_LANES);
-    m.dy = memory + m.kh * m.kw * V_LANES;
-    m.window = m.dy + MTA_ROWS * TILE_COLS;
+    m.zeros = (SUM_TAPS - 1) * s->dilation[0] * TILE_COLS;
+    m.sums = memory;
+    m.dy = m.sums + m.kh * m.kw * V_LANES + m.zeros;
+    m.window = m.dy + MTA_ROWS * TILE_COLS + m.zeros;
     return m;
 }
 static size_t sum_bytes(const struct mta_shape *s) {
-    const struct sum_memory m = sum_memory_of(s, NULL);
+    static float nowhere[1];
+    const struct sum_memory m = sum_memory_of(s, nowhere);
     const int64_t rows = MTA_ROWS + (m.kh - 1) * s->dilation[0];
-    return (size_t)(m.kh * m.kw * V_LANES + MTA_ROWS * TILE_COLS + rows * m.pitch) * sizeof(float);
+    const int64_t around = m.kh * m.kw * V_LANES + 2 * m.zeros + MTA_ROWS * TILE_COLS;
+    return (size_t)(around + rows * m.pitch) * sizeof(float);
 }
 
 /* One tile's sums of taps, in parts that L1 holds; `plain` gets the sum of the upstream. */
 LIGER_TEMPLATE void sum_tile(liger_dtype t, const struct tap_sums *q, int64_t out_plane, int64_t in_plane, int64_t row,
                              int64_t col, const struct sum_memory *m, bool taps, double *plain) {
     const struct mta_shape *s = &q->p->shape;
-    const int64_t rows = least(MTA_ROWS, s->size - row);
-    const int64_t cols = round_up(least(TILE_COLS, row + rows - col), V_LANES);
-    for (int64_t i = 0; i < rows; i++) {
+    const int64_t cols = round_up(least(TILE_COLS, row + MTA_ROWS - col), V_LANES);
+    for (int64_t i = 0; i < MTA_ROWS; i++) {
         v_f32 sum = v_zero();
         load_row(t, &q->upstream, out_plane, row + i, col, cols, m->dy + i * TILE_COLS);
         for (int64_t j = 0; j < cols; j += V_LANES) sum = v_add(sum, v_load_f32(m->dy + i * TILE_COLS + j));
         *plain += v_sum(sum);
     }
     if (!taps) return;
-    for (int64_t i = 0; i < rows + (m->kh - 1) * s->dilation[0]; i++)
+    for (int64_t i = 0; i < MTA_ROWS + (m->kh - 1) * s->dilation[0]; i++)
         load_row(t, &q->scores, in_plane, row + i - s->padding[0], col - s->padding[1],
                  cols + (m->kw - 1) * s->dilation[1], m->window + i * m->pitch);
-    for (int64_t i = 0; i < rows; i += SUM_ROWS)
-        for (int64_t j = 0; j < cols; j += SUM_COLS)
-            for (int64_t k = 0; k < m->kh * m->kw; k += SUM_TAPS) {
-                const int64_t u = k / m->kw, v = k % m->kw;
-                if (u % SUM_TAPS) continue;
-                const float *in = m->window + (i + u * s->dilation[0]) * m->pitch + j + v * s->dilation[1];
-                add_tap_sums(s, in, m->pitch, m->dy + i * TILE_COLS + j, least(SUM_ROWS, rows - i),
-                             least(SUM_COLS, cols - j), m->sums + k * V_LANES, m->kw);
+    for (int64_t j = 0; j < cols; j += SUM_COLS)
+        for (int64_t u = 0; u < m->kh; u += SUM_TAPS)
+            for (int64_t v = 0; v < m->kw; v += SUM_TAPS) {
+                const float *in = m->window + u * s->dilation[0] * m->pitch + j + v * s->dilation[1];
+                add_tap_sums(s, in, m->pitch, m->dy + j, least(SUM_COLS, cols - j), m->sums + (u * m->kw + v) * V_LANES,
+                             m->kw);
             }
 }
 
@@ -462,7 +479,8 @@ LIGER_TEMPLATE void sum_strips(liger_dtype t, const struct tap_sums *q, int64_t 
     const struct sum_memory m = sum_memory_of(s, memory);
     float *const part = q->p->workspace + chunk * (mta_taps(s) + s->out);
     double plain = 0;
-    memset(m.sums, 0, (size_t)(m.kh * m.kw * V_LANES) * sizeof(float));
+    memset(m.sums, 0, (size_t)(m.dy - m.sums) * sizeof(float));
+    memset(m.dy + MTA_ROWS * TILE_COLS, 0, (size_t)m.zeros * sizeof(float));
     for (int64_t i = chunk; i < s->batch * strips; i += s->chunks) {
         const int64_t row = i % strips * MTA_ROWS;
         const int64_t group = out / (s->out / s->groups);

@@ -15,7 +15,7 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._memory import require_float
+from liger_kernel.ops._memory import new_rows, require_float
 from liger_kernel.ops._operator import Asked, Constants, KeepsStatistics, LigerArgumentError, Made, Wish, fresh
 from liger_kernel.ops.sparsemax import _sorted_formula
 
@@ -61,13 +61,14 @@ def multi_token_attention_gradient(dy: Tensor, scores: Tensor, weight: Constants
                                    dbias: Asked = Wish.LIKE[4], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
     """The library makes dbias in the weight's dtype. Where theirs are two it makes both in f32, which is what they are widened
     to when the call as it stands is refused."""
-    if isinstance(dbias, Wish) and dbias != Wish.NOTHING and bias is not None:
-        if weight.dtype is not bias.dtype:
-            raise LigerArgumentError("multi_token_attention: weight and bias are of two dtypes")
-        dbias = torch.empty_like(bias)
-    return _native.multi_token_attention_backward(dy, scores, weight, statistics, dscores, dweight, dbias, stride_h,
-                                                  stride_w, padding_h, padding_w, dilation_h, dilation_w, groups,
-                                                  sparse, scratch)  # fmt: skip
+    options = (stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, sparse, scratch)
+    if not isinstance(dbias, Wish) or dbias == Wish.NOTHING or bias is None:
+        return _native.multi_token_attention_backward(dy, scores, weight, statistics, dscores, dweight, dbias, *options)
+    if weight.dtype is not bias.dtype:
+        raise LigerArgumentError("multi_token_attention: weight and bias are of two dtypes")
+    made = new_rows(bias)
+    known = (dy, scores, weight, statistics)
+    return *_native.multi_token_attention_backward(*known, dscores, dweight, made, *options), made
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
