@@ -19,9 +19,8 @@ struct row_of_p {
 
     __device__ __forceinline__ row_of_p(const float *statistics, int64_t r) {
         if constexpr (KIND != AS_IT_IS) {
-            const float2 two = *(const float2 *)(statistics + 2 * r);
-            first = two.x, second = two.y;
-            unit = softmax_unit_of(two.x);
+            first = statistics[2 * r], second = statistics[2 * r + 1]; /* a caller's, at any float */
+            unit = softmax_unit_of(first);
         }
     }
     __device__ __forceinline__ bool member(float x) const { return !(x <= first); } /* sparse; NaN has them all */

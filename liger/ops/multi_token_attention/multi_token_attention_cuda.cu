@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(THREADS)
         }
         s = warp_merge(s);
         if (threadIdx.x % WARP == 0)
-            *(float2 *)(statistics + 2 * r) = make_float2(s.max, s.sum == 0.0f ? 0.0f : 1.0f / s.sum);
+            statistics[2 * r] = s.max, statistics[2 * r + 1] = s.sum == 0.0f ? 0.0f : 1.0f / s.sum;
     }
 }
 
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(THREADS)
                        ? tau.rest
                        : (float)(((double)tau.origin - (double)tau.above) + (double)tau.rest + (double)tau.lower);
         }
-        if (threadIdx.x % WARP == 0) *(float2 *)(statistics + 2 * r) = make_float2(above, more);
+        if (threadIdx.x % WARP == 0) statistics[2 * r] = above, statistics[2 * r + 1] = more;
     }
 }
 
