@@ -396,10 +396,13 @@ def gpu(device):
     ("m", "n", "rows"),
     [
         (4096, 4096, 32),  # one round of k, many tiles
-        (2049, 2305, 260),  # a row and columns alone in their tiles; k is no multiple of a round
-        (257, 17000, 36),
+        (4096, 4096, 48),
+        (2049, 2305, 256),  # a row and columns alone in their tiles
+        (2049, 2305, 272),  # and k is no multiple of a round
+        (257, 17000, 48),
+        (257, 17000, 36),  # quarters of k begin anywhere
         (5000, 1000, 1024),
-        (129, 17000, 132),
+        (129, 17000, 144),
     ],
 )
 def test_many_tiles(gpu, m, n, rows):

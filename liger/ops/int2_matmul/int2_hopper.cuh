@@ -150,6 +150,7 @@ __device__ __forceinline__ void release(const ring &r, int stage) {
 __device__ __forceinline__ void multiply_tile(const ring &r, const uint4 *from, int64_t packed, turn &t,
                                               int32_t (&sum)[SUMS]) {
     int before = -1; /* the stage of the products that may still be running */
+    __syncwarp();    /* after stores that not every lane had */
     uint4 words[STEPS], next[STEPS];
     uint32_t weights[2][WORDS] = {}; /* of this product, and of the one before, which may still be running */
 #pragma unroll
@@ -274,12 +275,13 @@ inline bool map_rows(encode_map encode, const int2_matmul_problem &p, CUtensorMa
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/* Compiled for the very device, rows of a at 16 bytes, tiles for every multiprocessor, and room for the fragments. */
+/* Compiled for the very device, rows and quarters of a at 16 bytes, which boxes begin at, tiles for every multiprocessor, and
+ * room for the fragments. */
 inline bool suits(const liger_context *context, const int2_matmul_problem &p) {
 #if defined(LIGER_HAS_90A)
     const int64_t tiles = (p.m + ROWS - 1) / ROWS * ((p.n + COLS - 1) / COLS);
     return context->cuda->major == 9 && context->cuda->minor == 0 && ((uintptr_t)p.a | (uintptr_t)p.lda) % 16 == 0 &&
-           p.packed > 0 && p.packed % 4 == 0 && QUARTERS * p.packed < INT32_MAX - DEPTH && p.m < INT32_MAX - ROWS &&
+           p.packed > 0 && p.packed % 16 == 0 && QUARTERS * p.packed < INT32_MAX - DEPTH && p.m < INT32_MAX - ROWS &&
            fragments_bytes(p) <= p.n * int2_pitch(p.packed) && tiles >= context->cuda->multiprocessors;
 #else
     (void)context, (void)p;

@@ -98,7 +98,7 @@ static const struct op_case cases[] = {
     {"37x50x9236",              {37, 50, 2309},    ONCE, .large = true},
     {"2x4100x8192",             {2, 4100, 2048},   ONCE, .large = true},
     {"300x260x1088",            {300, 260, 272},   ONCE, .large = true},
-    {"257x8449x144",            {257, 8449, 36},   ONCE, .large = true},
+    {"257x8449x192",            {257, 8449, 48},   ONCE, .large = true},
     {"m = 0",                   {0, 7, 3},         ONCE, .edge = true},
     {"n = 0",                   {5, 0, 3},         ONCE, .edge = true},
     {"k = 0",                   {5, 7, 0},         ONCE, .edge = true},
