@@ -89,7 +89,7 @@ __device__ __forceinline__ void load_window(const source<T> &in, int64_t plane, 
     if constexpr (PACKED) {
         constexpr int N = pack_size<T>, PACKS = PITCH / N + 1;
         const int lead = col & (N - 1);
-#pragma unroll 2
+#pragma unroll 3
         for (int item = threadIdx.x; item < rows * PACKS; item += TENSOR_THREADS) {
             const int r = item / PACKS, k = item - r * PACKS, i = row + r, j = col - lead + k * N;
             pack<T, N> out = {};
@@ -152,7 +152,7 @@ __device__ __forceinline__ void write_zeros(T *out, int row, int col, int size) 
 }
 
 template <typename T, source_kind KIND, bool PACKED>
-__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREADS))
+__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(5, TENSOR_THREADS))
     correlate_tiles(const __grid_constant__ correlation<T> c, unsigned planes) {
     __shared__ __align__(16) T window[(TILE + MOST_TAP_ROWS - 1) * PITCH];
     __shared__ __align__(16) T stage[TILE * PITCH];
@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREA
             make_bands(c, (const T *)c.weight + c.taps_of(of.group, of.of_out, k), bands);
             __syncthreads();
             const T *from = window + (warp_row + lane % 16) * PITCH + lane / 16 * BAND;
-            for (int u = 0; u < kh; u++, from += PITCH) {
+#pragma unroll 1
+            for (int u = 0; u < kh; u++, from += PITCH) { /* other warps fill the time that its loads take */
                 const uint2 band = bands[u * WARP + lane];
                 uint32_t x[BLOCKS / 2][4], last[2];
 #pragma unroll
@@ -251,7 +252,7 @@ __device__ __forceinline__ void add_tile(const T *window, const T *dy, int kh, f
 template <typename T, source_kind KIND, bool PACKED>
 __global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREADS))
     sum_tiles(const __grid_constant__ tap_sums q, const source<T> scores, const source<T> upstream) {
-    enum { WINDOW = (TILE + MOST_SUM_ROWS) * PITCH, PRODUCT = 16 * BAND };
+    enum { WINDOW = (TILE + MOST_SUM_ROWS) * PITCH, PRODUCT = 16 * BAND, N = pack_size<T> };
     union memory {
         struct {
             T window[WINDOW], dy[TILE * PITCH];
@@ -276,9 +277,12 @@ __global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREA
             load_window<T, KIND, PACKED>(scores, at.sample * s.in + in, at.row - (int)s.padding[0],
                                          at.col - (int)s.padding[1], TILE + kh - 1, m.tile.window);
         __syncthreads();
-        if (q.plain)
-            for (int k = threadIdx.x; k < TILE * TILE; k += TENSOR_THREADS)
-                plain += to_f32(m.tile.dy[k / TILE * PITCH + k % TILE]);
+        for (int k = threadIdx.x; q.plain && k < TILE * TILE / N; k += TENSOR_THREADS) {
+            float x[N];
+            unpack(load_pack<T, N>(m.tile.dy + k / (TILE / N) * PITCH + k % (TILE / N) * N), x);
+#pragma unroll
+            for (int e = 0; e < N; e++) plain += x[e];
+        }
         if (q.taps) add_tile(m.tile.window, m.tile.dy, kh, sum);
     }
     __syncthreads();
