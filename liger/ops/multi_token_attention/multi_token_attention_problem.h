@@ -57,7 +57,7 @@ LIGER_HOST_DEVICE static inline int64_t mta_tile_rows(const struct mta_shape *s)
 static inline int64_t mta_chunks(int32_t multiprocessors, const struct mta_shape *s) {
     const int64_t tasks = multiprocessors ? (int64_t)multiprocessors * MTA_BLOCKS : (int64_t)MTA_CPU_TASKS;
     const int64_t pairs = s->out * mta_in_of_group(s), strips = s->batch * mta_tile_rows(s);
-    const int64_t chunks = pairs ? (tasks + pairs - 1) / pairs : 1;
+    const int64_t chunks = pairs ? tasks / pairs : 1; /* no block waits for another to end */
     return chunks < 1 || strips < 1 ? 1 : chunks < strips ? chunks : strips;
 }
 
