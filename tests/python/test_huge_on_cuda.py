@@ -184,3 +184,39 @@ def test_group_norm_of_more_than_2_to_the_31_elements(huge, shape):
             expected.backward(expected.detach())
             assert torch.equal(found.detach()[b : b + 1, c : c + 1], expected)
             assert torch.equal(x.grad[b : b + 1, c : c + 1], part.grad)
+
+
+def test_multi_token_attention_of_more_than_2_to_the_31_elements(huge):
+    """A plane at a time is the same."""
+    scores = torch.empty(1, 3, 27000, 27000, dtype=torch.bfloat16, device=huge).normal_().requires_grad_()
+    weight = torch.randn(3, 1, 3, 3, device=huge).bfloat16()
+    found = ops.LigerMultiTokenAttentionFunction.apply(scores, weight, None, 1, 1, 1, 3)
+    found.backward(found.detach())
+    for c in range(3):
+        part = scores.detach()[:, c : c + 1].requires_grad_()
+        expected = ops.LigerMultiTokenAttentionFunction.apply(part, weight[c : c + 1], None, 1, 1, 1, 1)
+        expected.backward(expected.detach())
+        assert torch.equal(found.detach()[:, c : c + 1], expected)
+        assert torch.equal(scores.grad[:, c : c + 1], part.grad)
+
+
+def test_multi_token_attention_of_a_plane_of_more_than_2_to_the_31_elements(huge):
+    """Its last rows, from the formula."""
+    size = 46344
+    scores = torch.empty(1, 1, size, size, dtype=torch.bfloat16, device=huge).normal_().requires_grad_()
+    weight = torch.randn(1, 1, 3, 3, device=huge).bfloat16()
+    found = ops.LigerMultiTokenAttentionFunction.apply(scores, weight, None, 1, 1)
+    found.backward(found.detach())
+    rows, wide = slice(size - 12, size), weight.float()
+    future = torch.ones(12, size, dtype=torch.bool, device=huge).triu(size - 11)
+    p = scores.detach()[:, :, rows].float().masked_fill(future, -torch.inf).softmax(-1)
+    y = torch.nn.functional.conv2d(p, wide, padding=(0, 1))
+    terms = torch.nn.functional.conv2d(p, wide.abs(), padding=(0, 1))
+    seen = ~future[1:-1]
+    assert ((found.detach()[0, 0, rows][1:-1] - y[0, 0]).abs()[seen] <= 2.0**-7 * terms[0, 0][seen]).all()
+    dp = torch.nn.functional.conv2d(found.detach()[:, :, rows].float(), wide.flip(2, 3), padding=(0, 1))
+    p, dp = p[0, 0, 1:-1], dp[0, 0]
+    dscores = p * (dp - (p * dp).sum(-1, keepdim=True))
+    budget = 2.0**-6 * p * dp.abs().amax(-1, keepdim=True)
+    assert ((scores.grad[0, 0, rows][1:-1] - dscores).abs() <= budget + 1e-30).all()
+    assert not scores.grad[0, 0, -12:-1, -1].any()

@@ -3,6 +3,7 @@
  * A block makes 128 x 128 elements of c, a warp 64 x 32 of them. 64 of k of both factors lie in shared memory while the next
  * 64 are on their way through registers; what is missing at an edge of a is zero there. Sums wrap around. */
 #include "liger/cuda/launch.cuh"
+#include "liger/cuda/matrices.cuh"
 #include "liger/ops/gemm/gemm_i8.cuh"
 
 namespace {
@@ -62,15 +63,6 @@ __device__ __forceinline__ void put(const fetched &next, char *a, char *b) {
 }
 
 /* ---- on tensor cores ----------------------------------------------------------------------------------------------- */
-
-/* Four matrices of 8 rows of 16 bytes; a lane names the row lane % 8 of matrix lane / 8, and gets bytes 4 · (lane % 4) of
- * row lane / 4 of each. */
-__device__ __forceinline__ void load_matrices(const char *row, uint32_t (&x)[4]) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"((uint32_t)__cvta_generic_to_shared(row))
-                 : "memory");
-}
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 __device__ __forceinline__ void add_quarter(int32_t &left, int32_t &right, uint32_t a, uint32_t b) {

@@ -19,6 +19,7 @@
 #include <type_traits>
 
 #include "liger/cuda/launch.cuh"
+#include "liger/cuda/matrices.cuh"
 #include "liger/ops/multi_token_attention/mta_source.cuh"
 
 namespace mta {
@@ -34,30 +35,6 @@ static bool fits_tensor_cores(const liger_context *context, const mta_shape &s) 
 }
 
 /* ---- instructions -------------------------------------------------------------------------------------------------- */
-
-/* Four matrices of 8 rows of 16 bytes; a lane names the row lane % 8 of matrix lane / 8, and gets elements 2 · (lane % 4) and
- * the next of row lane / 4 of each, or of column lane / 4. */
-template <bool TRANSPOSED>
-__device__ __forceinline__ void load_matrices(const void *row, uint32_t (&x)[4]) {
-    const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
-    if constexpr (TRANSPOSED) {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                     : "r"(at)
-                     : "memory");
-    } else {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                     : "r"(at)
-                     : "memory");
-    }
-}
-__device__ __forceinline__ void load_two_matrices(const void *row, uint32_t (&x)[2]) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(x[0]), "=r"(x[1])
-                 : "r"((uint32_t)__cvta_generic_to_shared(row))
-                 : "memory");
-}
 
 /* 16 x 16 of a times 16 x 8 of b. */
 template <typename T>
@@ -87,15 +64,17 @@ template <typename T, source_kind KIND, bool PACKED>
 __device__ __forceinline__ void load_window(const source<T> &in, int64_t plane, int row, int col, int rows, T *window) {
     const int size = (int)in.size;
     if constexpr (PACKED) {
+        const T *const values = in.values + plane * size * size;
+        const int64_t first_row = plane * size;
         constexpr int N = pack_size<T>, PACKS = PITCH / N + 1;
         const int lead = col & (N - 1);
-#pragma unroll 3
+#pragma unroll 2
         for (int item = threadIdx.x; item < rows * PACKS; item += TENSOR_THREADS) {
             const int r = item / PACKS, k = item - r * PACKS, i = row + r, j = col - lead + k * N;
             pack<T, N> out = {};
             if (i >= 0 && i < size && j >= 0 && j <= i) {
-                const row_of_p<KIND> p(in.statistics, plane * size + i);
-                const pack<T, N> raw = load_pack<T, N>(in.values + (plane * size + i) * size + j);
+                const row_of_p<KIND> p(in.statistics, first_row + i);
+                const pack<T, N> raw = load_pack<T, N>(values + (int64_t)i * size + j);
                 float x[N];
                 unpack(raw, x);
 #pragma unroll
@@ -152,7 +131,7 @@ __device__ __forceinline__ void write_zeros(T *out, int row, int col, int size) 
 }
 
 template <typename T, source_kind KIND, bool PACKED>
-__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(5, TENSOR_THREADS))
+__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREADS))
     correlate_tiles(const __grid_constant__ correlation<T> c, unsigned planes) {
     __shared__ __align__(16) T window[(TILE + MOST_TAP_ROWS - 1) * PITCH];
     __shared__ __align__(16) T stage[TILE * PITCH];
@@ -180,7 +159,7 @@ __global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(5, TENSOR_THREA
                 const uint2 band = bands[u * WARP + lane];
                 uint32_t x[BLOCKS / 2][4], last[2];
 #pragma unroll
-                for (int j = 0; j < BLOCKS / 2; j++) load_matrices<false>(from + j * 2 * BAND, x[j]);
+                for (int j = 0; j < BLOCKS / 2; j++) load_matrices(from + j * 2 * BAND, x[j]);
                 load_two_matrices(from + BLOCKS * BAND - lane / 16 * BAND, last);
 #pragma unroll
                 for (int j = 0; j < BLOCKS / 2; j++) {
