@@ -30,6 +30,7 @@
 #ifndef LIGER_CUDA_VOCAB_ROWS_RESIDENT_CUH
 #define LIGER_CUDA_VOCAB_ROWS_RESIDENT_CUH
 
+#include "liger/cuda/copy_async.cuh"
 #include "liger/cuda/shared_memory.cuh"
 #include "liger/cuda/vocab_rows.cuh"
 
@@ -41,22 +42,6 @@ enum { SKIPPED = -1 };
 /* Rows in shared memory: one in its second half, and one on its way or in its first. A third on its way made it slower. */
 enum { RING = 2 };
 enum { MAX_CLUSTER = 8, MOST_ROWS = 1 << 30 };
-
-/* 16 bytes from global to shared memory, in the background; before capability 8 in the foreground. */
-__device__ __forceinline__ void copy_async(void *shared, const void *global) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-                 "l"(global)
-                 : "memory");
-#else
-    *(uint4 *)shared = *(const uint4 *)global;
-#endif
-}
-__device__ __forceinline__ void copy_wait() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
 
 /* The k-th input's vectors of a stage. */
 template <typename F, typename P>

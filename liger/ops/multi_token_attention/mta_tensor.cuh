@@ -18,6 +18,7 @@
 
 #include <type_traits>
 
+#include "liger/cuda/copy_async.cuh"
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/matrices.cuh"
 #include "liger/ops/multi_token_attention/mta_source.cuh"
@@ -58,47 +59,81 @@ __device__ __forceinline__ void add_product(float (&sum)[4], uint32_t a0, uint32
 
 /* ---- windows ------------------------------------------------------------------------------------------------------- */
 
-/* rows x PITCH values of a plane, from (row, col) on. PACKED: rows begin at 16 bytes, and are read in packs from the one on that
- * has the first column. */
-template <typename T, source_kind KIND, bool PACKED>
-__device__ __forceinline__ void load_window(const source<T> &in, int64_t plane, int row, int col, int rows, T *window) {
-    const int size = (int)in.size;
-    if constexpr (PACKED) {
-        const T *const values = in.values + plane * size * size;
-        const int64_t first_row = plane * size;
-        constexpr int N = pack_size<T>, PACKS = PITCH / N + 1;
-        const int lead = col & (N - 1);
-#pragma unroll 2
+/* Where the packs of a window come from: rows from `row` on, columns from `col` on, of which the first pack has the one that is
+ * `lead` behind its own first. */
+struct window_place {
+    int row, col, rows, cols;
+    static constexpr int N = PACK_BYTES / 2, PACKS = PITCH / N + 1;
+
+    __device__ __forceinline__ int lead() const { return col & (N - 1); }
+    /* visit(item, its row and first column in the window, the same in the plane) for this thread's packs. */
+    template <int AT_ONCE, typename V>
+    __device__ __forceinline__ void each(V visit) const {
+#pragma unroll AT_ONCE
         for (int item = threadIdx.x; item < rows * PACKS; item += TENSOR_THREADS) {
-            const int r = item / PACKS, k = item - r * PACKS, i = row + r, j = col - lead + k * N;
+            const int r = item / PACKS, to = (item - r * PACKS) * N - lead();
+            if (to < cols) visit(item, r, to, row + r, col + to);
+        }
+    }
+};
+__device__ __forceinline__ bool has_causal(int size, int i, int j) { return i >= 0 && i < size && j >= 0 && j <= i; }
+
+/* The packs of a window as they lie in memory, and the numbers of their rows. */
+template <typename T, int ROWS>
+struct raw_window {
+    pack<T, window_place::N> packs[ROWS * window_place::PACKS];
+    float statistics[2 * ROWS];
+
+    /* In the background; nobody may still read what was here. */
+    template <source_kind KIND>
+    __device__ __forceinline__ void fetch(const source<T> &in, int64_t plane, const window_place &at) {
+        const int size = (int)in.size;
+        const T *const values = in.values + plane * size * size;
+        at.each<1>([&](int item, int, int, int i, int j) {
+            if (has_causal(size, i, j)) copy_async(packs + item, values + (int64_t)i * size + j);
+        });
+        if constexpr (KIND != AS_IT_IS) {
+            const float *const of_rows = in.statistics + 2 * (plane * size + at.row);
+            for (int k = threadIdx.x; k < 2 * at.rows; k += TENSOR_THREADS)
+                if (at.row + k / 2 >= 0 && at.row + k / 2 < size) copy_async_word(statistics + k, of_rows + k);
+        }
+    }
+    /* After copy_wait() of all threads. */
+    template <source_kind KIND>
+    __device__ __forceinline__ void make(int size, const window_place &at, T *window) const {
+        constexpr int N = window_place::N;
+        const bool halves = at.lead() % 4 == 0;
+        at.each<2>([&](int item, int r, int to, int i, int j) {
             pack<T, N> out = {};
-            if (i >= 0 && i < size && j >= 0 && j <= i) {
-                const row_of_p<KIND> p(in.statistics, first_row + i);
-                const pack<T, N> raw = load_pack<T, N>(values + (int64_t)i * size + j);
+            if (has_causal(size, i, j)) {
+                const row_of_p<KIND> p(statistics, r);
                 float x[N];
-                unpack(raw, x);
+                unpack(packs[item], x);
 #pragma unroll
                 for (int e = 0; e < N; e++) x[e] = j + e <= i ? p.of(x[e]) : 0.0f;
                 repack(x, out);
             }
-            const int to = k * N - lead;
-            T *const at = window + r * PITCH + to;
-            if (lead % 4 == 0) {
+            T *const own = window + r * PITCH + to;
+            if (halves) {
                 const uint2 *const half = (const uint2 *)&out;
-                if (to >= 0 && to < PITCH) *(uint2 *)at = half[0];
-                if (to + 4 >= 0 && to + 4 < PITCH) *(uint2 *)(at + 4) = half[1];
+                if (to >= 0) *(uint2 *)own = half[0];
+                if (to + 4 < PITCH) *(uint2 *)(own + 4) = half[1];
             } else {
 #pragma unroll
                 for (int e = 0; e < N; e++)
-                    if (to + e >= 0 && to + e < PITCH) at[e] = out.value[e];
+                    if (to + e >= 0 && to + e < PITCH) own[e] = out.value[e];
             }
-        }
-    } else {
+        });
+    }
+};
+
+/* Where rows do not begin at 16 bytes. */
+template <typename T, source_kind KIND>
+__device__ __forceinline__ void load_window(const source<T> &in, int64_t plane, const window_place &at, T *window) {
 #pragma unroll 4
-        for (int item = threadIdx.x; item < rows * PITCH; item += TENSOR_THREADS) {
-            const int r = item / PITCH, k = item - r * PITCH;
-            window[item] = from_f32<T>(in.template at<KIND>(plane, row + r, col + k));
-        }
+    for (int item = threadIdx.x; item < at.rows * PITCH; item += TENSOR_THREADS) {
+        const int r = item / PITCH, k = item - r * PITCH;
+        window[item] = from_f32<T>(in.template at<KIND>(plane, at.row + r, at.col + k));
     }
 }
 
@@ -131,14 +166,19 @@ __device__ __forceinline__ void write_zeros(T *out, int row, int col, int size) 
 }
 
 template <typename T, source_kind KIND, bool PACKED>
-__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREADS))
+__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(5, TENSOR_THREADS))
     correlate_tiles(const __grid_constant__ correlation<T> c, unsigned planes) {
+    using raw_type = raw_window<T, TILE + MOST_TAP_ROWS - 1>;
+    static_assert(sizeof(raw_type) >= sizeof(T) * TILE * PITCH, "the results lie where the packs were");
     __shared__ __align__(16) T window[(TILE + MOST_TAP_ROWS - 1) * PITCH];
-    __shared__ __align__(16) T stage[TILE * PITCH];
+    __shared__ __align__(16) char bytes[sizeof(raw_type)];
     __shared__ uint2 bands[MOST_TAP_ROWS * WARP];
+    raw_type &raw = *(raw_type *)bytes;
+    T *const stage = (T *)bytes;
     const int size = (int)c.shape.size, kh = (int)c.shape.kernel[0], tiles = (size + TILE - 1) / TILE;
     const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * WARP_ROWS;
     const int row = (int)blockIdx.x / tiles * TILE, col = (int)blockIdx.x % tiles * TILE;
+    const window_place at = {row - (int)c.shape.padding[0], col - (int)c.shape.padding[1], TILE + kh - 1, PITCH};
     for (unsigned plane = blockIdx.y; plane < planes; plane += gridDim.y) {
         T *const out = c.out + (int64_t)plane * size * size;
         if (col > row) {
@@ -147,12 +187,17 @@ __global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREA
         }
         const group_place of = group_of(c, plane);
         float sum[BLOCKS][4] = {};
+        __syncthreads();
+        if constexpr (PACKED) raw.template fetch<KIND>(c.in, of.in_plane, at);
         for (int64_t k = 0; k < c.in_channels; k++) {
+            copy_wait();
             __syncthreads();
-            load_window<T, KIND, PACKED>(c.in, of.in_plane + k, row - (int)c.shape.padding[0],
-                                         col - (int)c.shape.padding[1], TILE + kh - 1, window);
+            if constexpr (PACKED) raw.template make<KIND>(size, at, window);
+            else load_window<T, KIND>(c.in, of.in_plane + k, at, window);
             make_bands(c, (const T *)c.weight + c.taps_of(of.group, of.of_out, k), bands);
             __syncthreads();
+            if constexpr (PACKED)
+                if (k + 1 < c.in_channels) raw.template fetch<KIND>(c.in, of.in_plane + k + 1, at);
             const T *from = window + (warp_row + lane % 16) * PITCH + lane / 16 * BAND;
 #pragma unroll 1
             for (int u = 0; u < kh; u++, from += PITCH) { /* other warps fill the time that its loads take */
@@ -235,6 +280,8 @@ __global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREA
     union memory {
         struct {
             T window[WINDOW], dy[TILE * PITCH];
+            raw_window<T, TILE + MOST_SUM_ROWS - 1> raw;
+            raw_window<T, TILE> raw_dy;
         } tile;
         float sums[TENSOR_WARPS][MOST_SUM_ROWS][PRODUCT];
     };
@@ -248,14 +295,30 @@ __global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREA
     const int64_t triangle = (int64_t)tiles * (tiles + 1) / 2;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     float sum[MOST_SUM_ROWS][4] = {}, plain = 0.0f;
+    const auto rows_of = [&](const tile_place &at) {
+        return window_place{at.row - (int)s.padding[0], at.col - (int)s.padding[1], TILE + kh - 1, PITCH};
+    };
+    const auto fetch = [&](int64_t item) {
+        if (!PACKED || item >= s.batch * triangle) return;
+        const tile_place at = tile_of(item, triangle, TILE);
+        m.tile.raw_dy.template fetch<AS_IT_IS>(upstream, at.sample * s.out + out, {at.row, at.col, TILE, TILE});
+        if (q.taps) m.tile.raw.template fetch<KIND>(scores, at.sample * s.in + in, rows_of(at));
+    };
+    fetch(chunk);
     for (int64_t item = chunk; item < s.batch * triangle; item += s.chunks) {
         const tile_place at = tile_of(item, triangle, TILE);
+        const window_place own = {at.row, at.col, TILE, TILE};
+        copy_wait();
         __syncthreads();
-        load_window<T, AS_IT_IS, PACKED>(upstream, at.sample * s.out + out, at.row, at.col, TILE, m.tile.dy);
-        if (q.taps)
-            load_window<T, KIND, PACKED>(scores, at.sample * s.in + in, at.row - (int)s.padding[0],
-                                         at.col - (int)s.padding[1], TILE + kh - 1, m.tile.window);
+        if constexpr (PACKED) {
+            m.tile.raw_dy.template make<AS_IT_IS>(size, own, m.tile.dy);
+            if (q.taps) m.tile.raw.template make<KIND>(size, rows_of(at), m.tile.window);
+        } else {
+            load_window<T, AS_IT_IS>(upstream, at.sample * s.out + out, own, m.tile.dy);
+            if (q.taps) load_window<T, KIND>(scores, at.sample * s.in + in, rows_of(at), m.tile.window);
+        }
         __syncthreads();
+        fetch(item + s.chunks);
         for (int k = threadIdx.x; q.plain && k < TILE * TILE / N; k += TENSOR_THREADS) {
             float x[N];
             unpack(load_pack<T, N>(m.tile.dy + k / (TILE / N) * PITCH + k % (TILE / N) * N), x);
