@@ -39,16 +39,8 @@ LOW_RANK = dict(
 )
 
 IMAGE = 90  # the token that stands for a part of an image
-SIGLIP = dict(
-    model_type="siglip_vision_model",
-    hidden_size=32,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    image_size=8,
-    patch_size=4,
-    vision_use_head=False,
-)
+VISION = dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
+SIGLIP = dict(VISION, model_type="siglip_vision_model", image_size=8, patch_size=4, vision_use_head=False)
 QWEN_VISION = dict(
     depth=2, hidden_size=32, out_hidden_size=32, intermediate_size=40, num_heads=4, patch_size=4, hidden_act="silu"
 )
@@ -121,11 +113,8 @@ MODELS = {
         dict(
             text_config=dict(TEXT, model_type="llama"),
             vision_config=dict(
+                VISION,
                 model_type="pixtral",
-                hidden_size=32,
-                intermediate_size=40,
-                num_hidden_layers=2,
-                num_attention_heads=4,
                 image_size=16,
                 patch_size=4,
                 hidden_act="silu",
@@ -161,11 +150,8 @@ MODELS = {
         dict(
             text_config=dict(TEXT, model_type="qwen2"),
             vision_config=dict(
+                VISION,
                 model_type="internvl_vision",
-                hidden_size=32,
-                intermediate_size=40,
-                num_hidden_layers=2,
-                num_attention_heads=4,
                 image_size=[8, 8],
                 patch_size=[4, 4],
                 use_qk_norm=True,
@@ -178,15 +164,7 @@ MODELS = {
         "SmolVLMForConditionalGeneration",
         dict(
             text_config=dict(TEXT, model_type="llama"),
-            vision_config=dict(
-                model_type="smolvlm_vision",
-                hidden_size=32,
-                intermediate_size=40,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                image_size=8,
-                patch_size=4,
-            ),
+            vision_config=dict(VISION, model_type="smolvlm_vision", image_size=8, patch_size=4),
             image_token_id=IMAGE,
         ),
     ),

@@ -433,6 +433,33 @@ class KeepsStatistics(Operator):
         return new_rows(args[0]), self.statistics(*args)
 
 
+class Shaped(Operator):
+    """Its one result has a shape, and perhaps a dtype, for which there is no wish."""
+
+    dtype: torch.dtype | None = None  # that of the first argument
+
+    def shape(self, *given: Any) -> Sequence[int]:
+        raise NotImplementedError
+
+    def likes(self, *given: Any) -> tuple:
+        return (given[0].new_empty(1, dtype=self.dtype).expand(self.shape(*given)),)
+
+    def eager(self, *given: Any) -> Any:
+        first = given[0]
+        made = torch.empty(self.shape(*given), dtype=self.dtype or first.dtype, device=first.device)
+        return self.function(*given, fresh(made))
+
+
+def as_of(dtype_of: Tensor | None, other: Tensor | None, result: Any, wish: Wish, refusal: str) -> Any:
+    """`wish`, the gradient of `dtype_of`, in the place of a wish for that of `other`: the library makes both in one dtype.
+    Where theirs are two it makes them in f32, which is what both are widened to when the call as it stands is refused."""
+    if not isinstance(result, Wish) or result == Wish.NOTHING:
+        return result
+    if dtype_of is None or other is None or dtype_of.dtype is not other.dtype:
+        raise LigerArgumentError(refusal)
+    return wish
+
+
 __all__ = [
     "TABLE",
     "Asked",
@@ -443,8 +470,10 @@ __all__ = [
     "Made",
     "Operator",
     "Rows",
+    "Shaped",
     "Weight",
     "Wish",
+    "as_of",
     "fresh",
     "is_transformed",
 ]

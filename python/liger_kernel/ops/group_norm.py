@@ -14,7 +14,7 @@ from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import require_float
-from liger_kernel.ops._operator import Asked, KeepsStatistics, LigerArgumentError, Made, Weight, Wish
+from liger_kernel.ops._operator import Asked, KeepsStatistics, LigerArgumentError, Made, Weight, Wish, as_of
 
 
 def _statistics(x: Tensor, groups: int) -> Tensor:
@@ -38,12 +38,7 @@ def group_norm(x: Tensor, weight: Weight, bias: Weight, groups: int, eps: float,
 def group_norm_gradient(dy: Tensor, x: Tensor, weight: Weight, statistics: Tensor, bias: Weight, groups: int,
                         dx: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2], dbias: Asked = Wish.LIKE[4],
                         scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    """The library makes both parameters' gradients in one dtype. Where theirs are two it makes them in f32, which is what
-    both parameters are widened to when the call as it stands is refused."""
-    if isinstance(dbias, Wish) and dbias != Wish.NOTHING:
-        if weight.dtype is not bias.dtype:
-            raise LigerArgumentError("group_norm: weight and bias are of two dtypes")
-        dbias = Wish.LIKE[2]
+    dbias = as_of(weight, bias, dbias, Wish.LIKE[2], "group_norm: weight and bias are of two dtypes")
     return _native.group_norm_backward(dy, x, weight, statistics, dx, dweight, dbias, groups, scratch)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish, as_of
 
 
 @Operator
@@ -32,12 +32,7 @@ class _LayerNormGradient(Operator):
 def layer_norm_gradient(dy: Rows, x: Rows, weight: Weight | None, mean: Tensor, rstd: Tensor, bias: Weight | None,
                         dx: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2], dbias: Asked = Wish.LIKE[5],
                         scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    """The library makes both parameters' gradients in one dtype. Where theirs are two it makes them in f32, which is what
-    both parameters are widened to when the call as it stands is refused."""
-    if isinstance(dbias, Wish) and dbias != Wish.NOTHING:
-        if weight is None or bias is None or weight.dtype is not bias.dtype:
-            raise LigerArgumentError("layer_norm: weight and bias are of two dtypes")
-        dbias = Wish.LIKE[2]
+    dbias = as_of(weight, bias, dbias, Wish.LIKE[2], "layer_norm: weight and bias are of two dtypes")
     return _native.layer_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, scratch)
 
 

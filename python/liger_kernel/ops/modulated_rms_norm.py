@@ -71,20 +71,9 @@ def modulated_rms_norm_forward(
     return y, X.reshape(-1, X.shape[-1]), rstd, 0, 0, casting
 
 
-def modulated_rms_norm_backward(
-    dY: Tensor,
-    X: Tensor,
-    W: Tensor | None,
-    scale: Tensor,
-    shift: Tensor | None,
-    RSTD: Tensor,
-    offset: float,
-    casting_mode: str | int,
-    BLOCK_SIZE: int,
-    num_warps: int,
-    rows_per_modulation: int,
-    in_place: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+def modulated_rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, scale: Tensor, shift: Tensor | None,
+                                RSTD: Tensor, offset: float, casting_mode: str | int, BLOCK_SIZE: int, num_warps: int,
+                                rows_per_modulation: int, in_place: bool) -> tuple:  # fmt: skip
     """(dX in dY's shape, dW or None, dscale, dshift or None). The number of rows of a group follows from the shapes."""
     needs = (True, W is not None, True, shift is not None)
     given = (X.reshape(dY.shape), W, scale, RSTD.float(), shift, offset, casting_number(casting_mode))

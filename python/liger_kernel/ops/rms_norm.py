@@ -54,19 +54,9 @@ def rms_norm_forward(
     return y, X.reshape(-1, X.shape[-1]), rstd, 0, 0, casting
 
 
-def rms_norm_backward(
-    dY: Tensor,
-    X: Tensor,
-    W: Tensor | None,
-    RSTD: Tensor,
-    offset: float,
-    casting_mode: str | int,
-    BLOCK_SIZE: int,
-    num_warps: int,
-    in_place: bool,
-    row_mode: bool | None,
-    needs_dw: bool | None = None,
-) -> tuple[Tensor, Tensor | None]:
+def rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, RSTD: Tensor, offset: float, casting_mode: str | int,
+                      BLOCK_SIZE: int, num_warps: int, in_place: bool, row_mode: bool | None,
+                      needs_dw: bool | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """(dX in dY's shape, dW or None) from what rms_norm_forward returned; needs_dw None asks for dW where there is a W."""
     flat = dY.reshape(-1, dY.shape[-1])
     needed = W is not None and needs_dw is not False

@@ -11,18 +11,12 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._operator import LigerArgumentError, Made, Operator, Rows, Wish, fresh
+from liger_kernel.ops._operator import LigerArgumentError, Made, Rows, Shaped, Wish
 
 
-class _Embedding(Operator):
-    """y has the shape of indices and one dimension more."""
-
-    def likes(self, weight: Tensor, indices: Tensor, *_: Any) -> tuple:
-        return (weight.new_empty(1).expand(*indices.shape, weight.shape[1]),)
-
-    def eager(self, weight: Tensor, indices: Tensor, *options: int) -> Any:
-        y = torch.empty((*indices.shape, weight.shape[1]), dtype=weight.dtype, device=weight.device)
-        return self.function(weight, indices, *options, fresh(y))
+class _Embedding(Shaped):
+    def shape(self, weight: Tensor, indices: Tensor, *_: Any) -> tuple:
+        return (*indices.shape, weight.shape[1])
 
 
 @_Embedding
@@ -31,15 +25,11 @@ def embedding(weight: Rows, indices: Tensor, vocab: int, padding: int, y: Made =
     return y
 
 
-class _EmbeddingGradient(Operator):
-    """dweight has the table's rows: backward needs their number, and not the table."""
+class _EmbeddingGradient(Shaped):
+    """Backward needs the number of the table's rows, and not the table."""
 
-    def likes(self, dy: Tensor, indices: Tensor, vocab: int, *_: Any) -> tuple:
-        return (dy.new_empty(1).expand(vocab, dy.shape[-1]),)
-
-    def eager(self, dy: Tensor, indices: Tensor, vocab: int, padding: int) -> Any:
-        dweight = torch.empty((vocab, dy.shape[-1]), dtype=dy.dtype, device=dy.device)
-        return self.function(dy, indices, vocab, padding, fresh(dweight))
+    def shape(self, dy: Tensor, indices: Tensor, vocab: int, *_: Any) -> tuple:
+        return vocab, dy.shape[-1]
 
 
 @functools.partial(embedding.gradient, kind=_EmbeddingGradient)

@@ -11,19 +11,18 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._formula import formula
 from liger_kernel.ops._function import _DISABLED
-from liger_kernel.ops._operator import LigerArgumentError, Made, Operator, Wish, fresh, is_transformed
+from liger_kernel.ops._operator import LigerArgumentError, Made, Shaped, Wish, is_transformed
 
 _PLAIN_TORCH = not _DISABLED.isdisjoint(("int2_matmul", "mm_int8int2"))
 
 
-class _Int2Matmul(Operator):
-    """Of integers, which have no gradient. The result is like neither argument; what their sizes are, the library checks."""
+class _Int2Matmul(Shaped):
+    """Of integers, which have no gradient. What the sizes of its arguments are, the library checks."""
 
-    def likes(self, a: Tensor, b: Tensor) -> tuple:
-        return (a.new_empty(1, dtype=torch.int32).expand(a.shape[:-1] + b.shape[1:]),)
+    dtype = torch.int32
 
-    def eager(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.function(a, b, fresh(torch.empty(a.shape[:-1] + b.shape[1:], dtype=torch.int32, device=a.device)))
+    def shape(self, a: Tensor, b: Tensor) -> tuple:
+        return a.shape[:-1] + b.shape[1:]
 
     def prepared(self, a: Tensor, b: Tensor) -> Tensor:
         return self.eager(a.contiguous(), b.contiguous())
