@@ -5,6 +5,7 @@ Z. Xie et al.: mHC: Manifold-Constrained Hyper-Connections (2025).
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import torch
@@ -46,7 +47,12 @@ class _Shaped(Operator):
     def _results(self, given: tuple, flags: tuple) -> list:
         need, device = iter(flags), given[0].device
         made: list = []
-        for result, like in zip(self.results, self.shapes(*given)):
+        try:
+            shapes = self.shapes(*given)
+        except IndexError:
+            name, shape = self.inputs[0].name, tuple(given[0].shape)
+            raise LigerArgumentError(f"{self.name}: {name} has shape {shape}, but must have [..., HC, C]") from None
+        for result, like in zip(self.results, shapes):
             shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
             wanted = not result.asked or next(need)
             made.append(fresh(torch.empty(shape, dtype=dtype, device=device)) if wanted else None)
@@ -83,7 +89,7 @@ class _Shaped(Operator):
 
 class _Coeffs(_Shaped):
     def shapes(self, x: Tensor, phi: Tensor, *_: Any) -> tuple:
-        f32, rows = torch.float32, x.shape[:-2].numel()
+        f32, rows = torch.float32, math.prod(x.shape[:-2])
         per_stream = (x.shape[:-1], f32)
         kept = ((rows, phi.shape[-1]), f32), ((rows,), f32)
         return per_stream, per_stream, ((*x.shape[:-1], x.shape[-2]), f32), *kept
@@ -156,7 +162,7 @@ def _coeffs_formula(x, phi, b, alpha_pre, alpha_post, alpha_res, tmax, rms_eps, 
     hc, flat = x.shape[-2], x.float().flatten(-2)
     mix = (flat @ phi.float()) * torch.rsqrt(flat.pow(2).mean(-1, keepdim=True) + rms_eps)
     sizes = (hc, hc, hc * hc)
-    logits = [part * alpha.float() + own for part, alpha, own in
+    logits = [part * alpha.float().reshape(()) + own for part, alpha, own in
               zip(mix.split(sizes, -1), (alpha_pre, alpha_post, alpha_res), b.float().split(sizes))]  # fmt: skip
     matrix = torch.softmax(logits[2].unflatten(-1, (hc, hc)), -1) + sinkhorn_eps
     for step in range(2 * tmax - 1):
@@ -309,13 +315,14 @@ class LigerMHCPreFunction(LigerFunction):
 
     @staticmethod
     def arguments(x, h_pre):
+        LigerMHCPreFunction.require(x, h_pre)  # the library would take other shapes with as many elements
         return x, h_pre
 
     @staticmethod
     def require(x, h_pre):
-        require_shape("mhc_pre", "h_pre", h_pre, x.shape[:-1])
         if x.dim() < 2:
             raise LigerArgumentError(f"mhc_pre: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
+        require_shape("mhc_pre", "h_pre", h_pre, x.shape[:-1])
 
     @classmethod
     def check(cls, x, h_pre):
@@ -365,6 +372,7 @@ class LigerMHCPostResFunction(LigerFunction):
 
     @staticmethod
     def arguments(x, f_out, h_post, h_res):
+        LigerMHCPostResFunction.require(x, f_out, h_post, h_res)
         return x, f_out, h_post, h_res
 
     @staticmethod
