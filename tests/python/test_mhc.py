@@ -247,6 +247,33 @@ def test_aggregation(device, dtype, f_dtype, hc, c):
             close(gradient, twin, c, 8)
 
 
+def test_more_than_2_to_the_31_elements(device):
+    """The last tokens get what they get alone."""
+    if device.type != "cuda" or torch.cuda.mem_get_info()[0] < 48 * 2**30:
+        pytest.skip("needs --device cuda and 48 GB of free memory")
+    tokens, c = 2**31 // (HC * 8192) + 5, 8192
+    x = torch.zeros(tokens, HC, c, dtype=torch.bfloat16, device=device)
+    x[-4:].normal_()
+    f, h = torch.randn(tokens, c, dtype=torch.bfloat16, device=device), torch.rand(tokens, HC, device=device)
+    matrix, found = torch.rand(tokens, HC, HC, device=device), []
+    phi, *others = (t.to(device) for t in _parameters(HC, c))
+    for last in (slice(None), slice(-4, None)):
+        given = x[last].detach().requires_grad_()
+        results = []
+        for out in (
+            liger_mhc_post_res(given, f[last], h[last], matrix[last]),
+            liger_mhc_pre(given, h[last]),
+            LigerMHCAggregateFunction.apply(given, phi.bfloat16(), *others, *OPTIONS)[3],
+        ):
+            (dx,) = torch.autograd.grad(out, given, torch.ones_like(out))
+            results += [out[-4:].detach().clone(), dx[-4:].clone()]
+            del out, dx
+        found.append(results)
+    assert all(torch.equal(a, b) for a, b in zip(found[0][:4], found[1][:4]))
+    for a, b in zip(found[0][4:], found[1][4:]):  # fewer tokens are cut along k
+        assert (a - b).abs().max() <= 4 * unit(torch.bfloat16) * b.abs().max() and b.any()
+
+
 # ---- the layer between ------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +351,21 @@ def test_a_step_makes_no_more_memory_than_its_tensors():
     names = {event.key for event in profile.key_averages()}
     assert "liger::mhc_aggregate_backward" in names and "liger::mhc_post_res_backward" in names
     assert not names & {"aten::add", "aten::add_"}
+
+
+def test_the_module_compiled(device):
+    """In one graph. There autograd adds the gradients of x, which then are rounded once more."""
+    layer = nn.Linear(40, 40, device=device, dtype=torch.bfloat16)
+    mhc = LigerMHC(layer, hc=4, c=40)
+    x = torch.randn(3, 7, 4, 40, device=device, dtype=torch.bfloat16, requires_grad=True)
+    up, found = torch.randn(3, 7, 4, 40, device=device, dtype=torch.bfloat16), []
+    for function in (mhc, torch.compile(mhc, fullgraph=True, backend="aot_eager")):
+        out = function(x)
+        found.append((out, *torch.autograd.grad(out, [*mhc.parameters(), x], up)))
+    *same, ours = found[0]
+    *others, traced = found[1]
+    assert all(torch.equal(a, b) for a, b in zip(same, others))
+    assert ((ours - traced).abs().double() <= 4 * unit(torch.bfloat16) * (ours.abs() + up.abs().amax()).double()).all()
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler on PATH")

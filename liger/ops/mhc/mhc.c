@@ -33,7 +33,9 @@ static liger_status streams_of_phi(struct door_call *call) {
 
 static size_t forward_bytes(const struct door_call *call) {
     const int64_t *size = call->size;
-    return (size_t)mhc_forward_floats(call->context->multiprocessors, size[TOKENS], size[HC], size[C]) * sizeof(float);
+    const int terms = mhc_terms((liger_dtype)((const liger_mhc_coeffs_forward_args *)call->args)->phi.dtype);
+    return (size_t)mhc_forward_floats(call->context->multiprocessors, size[TOKENS], size[HC], size[C], terms) *
+           sizeof(float);
 }
 static size_t backward_bytes(const struct door_call *call) {
     const int64_t *size = call->size, steps = ((const liger_mhc_coeffs_backward_args *)call->args)->tmax;

@@ -175,21 +175,24 @@ __device__ __forceinline__ void softmax_rows(const problem &p, const float *mix,
             most = fmaxf(most, row[i] = fmaf(mix[column], *f.alpha_res, f.b[column]));
         }
         for (int64_t i = 0; i < p.hc; i++) sum += row[i] = expf(row[i] - most);
-        for (int64_t i = 0; i < p.hc; i++) row[i] /= sum;
+        const float inverse = 1.0f / sum;
+        for (int64_t i = 0; i < p.hc; i++) row[i] *= inverse;
     }
     __syncthreads();
 }
 
-/* One step forward (by NULL gradient) or back over all lines of the matrix. */
+/* One step forward (without a gradient) or back over all lines of the matrix. */
 __device__ __forceinline__ void block_step(const problem &p, int64_t step, float *a, float *g, float *divisor) {
     const int64_t hc = p.hc, line = step % 2 ? 1 : hc, along = step % 2 ? hc : 1;
     for (int64_t l = threadIdx.x; l < hc; l += blockDim.x) {
+        const int64_t end = l * line + hc * along;
         float sum = g ? 0 : p.formula.sinkhorn_eps;
-        for (int64_t j = l * line; j < l * line + hc * along; j += along) sum = g ? fmaf(g[j], a[j], sum) : sum + a[j];
+        for (int64_t j = l * line; j < end; j += along) sum = g ? fmaf(g[j], a[j], sum) : sum + a[j];
         if (!g) divisor[l] = sum;
-        for (int64_t j = l * line; j < l * line + hc * along; j += along) {
-            if (g) g[j] = (g[j] - sum) / divisor[l];
-            a[j] = g ? a[j] * divisor[l] : a[j] / divisor[l];
+        const float by = divisor[l], inverse = 1.0f / by;
+        for (int64_t j = l * line; j < end; j += along) {
+            if (g) g[j] = (g[j] - sum) * inverse;
+            a[j] *= g ? by : inverse;
         }
     }
     __syncthreads();

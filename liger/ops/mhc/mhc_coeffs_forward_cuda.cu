@@ -6,6 +6,7 @@
  * multiprocessor, have 80 KB of x on their way there. phi comes out of L2, 200 MB in all, in the order of the registers that the
  * instruction wants, into which a small kernel has put it. A warp multiplies 16 tokens by 24 columns. The sums of a step start at
  * zero and are added up in f32: what tensor cores cut off is a matter of four additions. Few tokens are cut along k too.
+ * Where x is bf16 and phi f32 (or f16, which comes as f32), phi is the sum of three bf16, exactly, and products are exact as well.
  *
  * Then a kernel adds up the pieces in order and makes the coefficients: 4 threads a token, 40 steps of Sinkhorn's iteration
  * in registers, some 3000 instructions on 2 MB: 10 us. x_in is a second read of x, .16 ms, beside which its products count nothing:
@@ -21,32 +22,48 @@ namespace mhc {
 using problem = mhc_coeffs_forward_problem;
 
 enum { MIX_THREADS = 128, TILES = MHC_GROUP / 8, DEPTH = 16, DEPTHS = MHC_STEP / DEPTH };
-enum { X_BYTES = MHC_TILE * MHC_STEP * 2, PHI_BYTES = MHC_STEP * MHC_GROUP * 2, STAGES = 6 };
-enum { STAGE_BYTES = X_BYTES + PHI_BYTES, MIX_SHARED = STAGES * STAGE_BYTES };
+enum { X_BYTES = MHC_TILE * MHC_STEP * 2, PHI_BYTES = MHC_STEP * MHC_GROUP * 2 }; /* of a step, and of a term of phi */
 enum { CHUNK_BYTES = 16, ROW_CHUNKS = MHC_STEP * 2 / CHUNK_BYTES };
 
-constexpr bool mix_fits() {
-    for (const architecture &a : ARCHITECTURES)
-        if (a.number >= 80 && dynamic_shared(a.shared) < MIX_SHARED) return false;
-    return true;
-}
-static_assert(mix_fits(), "the stages of a block must fit every architecture that has the instruction");
+/* How many steps there are in shared memory, with so many terms of phi. */
+template <int TERMS>
+struct ring {
+    enum { STAGES = TERMS == 1 ? 6 : 4, STAGE_BYTES = X_BYTES + TERMS * PHI_BYTES, BYTES = STAGES * STAGE_BYTES };
+    static constexpr bool fits() {
+        for (const architecture &a : ARCHITECTURES)
+            if (a.number >= 80 && dynamic_shared(a.shared) < BYTES) return false;
+        return true;
+    }
+};
+static_assert(ring<1>::fits() && ring<3>::fits(), "what a block needs must fit where there is the instruction");
 
 /* ---- phi as the instruction wants it ---------------------------------------------------------------------------------- */
 
+/* Term number `term` of an element. Eight bits are cut off at a time, so that nothing is rounded. */
+template <typename T>
+__device__ __forceinline__ T term_of(const problem &p, int64_t i, int term) {
+    if (p.phi_dtype == p.dtype) return ((const T *)p.phi)[i];
+    float rest = ((const float *)p.phi)[i];
+    if (!isfinite(rest)) return from_f32<T>(term == 0 ? rest : 0.0f);
+    for (int before = 0; before < term; before++) rest -= __uint_as_float(__float_as_uint(rest) & 0xffff0000u);
+    return from_f32<T>(__uint_as_float(__float_as_uint(rest) & 0xffff0000u));
+}
+
 /* A thread has what one lane needs for 16 of k and 8 columns: k = 2 · (lane % 4) and the next, and those eight behind. */
 template <typename T>
-__global__ void __launch_bounds__(THREADS) pack_phi(const __grid_constant__ problem p, int64_t count) {
+__global__ void __launch_bounds__(THREADS) pack_phi(const __grid_constant__ problem p, int64_t count, int terms) {
     const int64_t item = (int64_t)blockIdx.x * THREADS + threadIdx.x, m = mhc_m(p.hc), k_count = p.hc * p.c;
     if (item >= count) return;
-    const int lane = (int)(item % WARP), tile = (int)(item / WARP % TILES);
-    const int64_t depth = item / WARP / TILES, depths = mhc_ceil(k_count, MHC_STEP) * DEPTHS;
-    const int64_t column = depth / depths * MHC_GROUP + tile * 8 + lane / 4, k = depth % depths * DEPTH + lane % 4 * 2;
+    const int lane = (int)(item % WARP), tile = (int)(item / WARP % TILES), depth = (int)(item / WARP / TILES % DEPTHS);
+    const int64_t block = item / WARP / TILES / DEPTHS, step = block / terms, steps = mhc_ceil(k_count, MHC_STEP);
+    const int64_t column = step / steps * MHC_GROUP + tile * 8 + lane / 4;
+    const int64_t k = step % steps * MHC_STEP + depth * DEPTH + lane % 4 * 2;
     pack<T, 4> out;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int64_t at = k + i % 2 + i / 2 * 8;
-        out.value[i] = at < k_count && column < m ? ((const T *)p.phi)[at * m + column] : from_f32<T>(0.0f);
+        const bool there = at < k_count && column < m;
+        out.value[i] = there ? term_of<T>(p, at * m + column, (int)(block % terms)) : from_f32<T>(0.0f);
     }
     store_pack<T, 4>((T *)p.workspace + item * 4, out);
 }
@@ -59,7 +76,7 @@ __device__ __forceinline__ int place(int row, int chunk) {
 }
 
 /* Step `step` of x and of this group's phi. */
-template <typename T>
+template <typename T, int TERMS>
 __device__ __forceinline__ void fetch(const problem &p, int64_t token, int64_t step, int64_t phi_step, char *stage) {
     const int64_t k_count = p.hc * p.c;
 #pragma unroll
@@ -69,8 +86,8 @@ __device__ __forceinline__ void fetch(const problem &p, int64_t token, int64_t s
         const bool there = token + row < p.tokens && k < k_count;
         copy_or_zero(stage + place(row, chunk), (const T *)p.x + (there ? (token + row) * k_count + k : 0), there);
     }
-    const char *phi = (const char *)p.workspace + phi_step * PHI_BYTES;
-    for (int item = threadIdx.x; item < PHI_BYTES / CHUNK_BYTES; item += MIX_THREADS)
+    const char *phi = (const char *)p.workspace + phi_step * TERMS * PHI_BYTES;
+    for (int item = threadIdx.x; item < TERMS * PHI_BYTES / CHUNK_BYTES; item += MIX_THREADS)
         copy_or_zero(stage + X_BYTES + item * CHUNK_BYTES, phi + item * CHUNK_BYTES, true);
 }
 
@@ -116,7 +133,7 @@ struct mix_sums {
     float product[TILES][4], squares[2];
 };
 
-template <typename T>
+template <typename T, int TERMS>
 __device__ __forceinline__ void add_stage(const char *stage, mix_sums &sums) {
     const int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane % 16;
     mix_sums step = {};
@@ -125,9 +142,11 @@ __device__ __forceinline__ void add_stage(const char *stage, mix_sums &sums) {
         uint32_t x[4];
         load_x(stage + place(row, depth * 2 + lane / 16), x);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
-            multiply<T>(step.product[tile], x,
-                        *(const uint2 *)(stage + X_BYTES + ((depth * TILES + tile) * WARP + lane) * sizeof(uint2)));
+        for (int i = TERMS * TILES - 1; i >= 0; i--) { /* small terms first */
+            const int place_of_tile = (i / TILES * DEPTHS + depth) * TILES + i % TILES;
+            multiply<T>(step.product[i % TILES], x,
+                        *(const uint2 *)(stage + X_BYTES + (place_of_tile * WARP + lane) * sizeof(uint2)));
+        }
         step.squares[0] = squares_of<T>(x[2], squares_of<T>(x[0], step.squares[0]));
         step.squares[1] = squares_of<T>(x[3], squares_of<T>(x[1], step.squares[1]));
     }
@@ -157,10 +176,11 @@ __device__ __forceinline__ void store_sums(const problem &p, int64_t first, int 
 }
 
 /* Blocks: groups of columns, then tiles of tokens; pieces of k. */
-template <typename T>
+template <typename T, int TERMS>
 __global__ void __launch_bounds__(MIX_THREADS, 3)
     mix_on_tensor_cores(const __grid_constant__ problem p, const __grid_constant__ mhc_forward_parts parts) {
     extern __shared__ __align__(128) char memory[];
+    enum { STAGES = ring<TERMS>::STAGES, STAGE_BYTES = ring<TERMS>::STAGE_BYTES };
     const int groups = (int)mhc_groups(p.hc), group = (int)(blockIdx.x % groups);
     const int64_t token = (int64_t)(blockIdx.x / groups) * MHC_TILE, all = mhc_ceil(p.hc * p.c, MHC_STEP);
     const int64_t each = mhc_ceil(all, parts.pieces), first = blockIdx.y * each;
@@ -168,7 +188,7 @@ __global__ void __launch_bounds__(MIX_THREADS, 3)
     mix_sums sums = {};
     for (int stage = 0; stage < STAGES - 1; stage++) {
         if (first + stage < end)
-            fetch<T>(p, token, first + stage, group * all + first + stage, memory + stage * STAGE_BYTES);
+            fetch<T, TERMS>(p, token, first + stage, group * all + first + stage, memory + stage * STAGE_BYTES);
         end_of_copies();
     }
     int now = 0;
@@ -177,9 +197,9 @@ __global__ void __launch_bounds__(MIX_THREADS, 3)
         __syncthreads(); /* this step is there for all, and nobody needs the one before it any more */
         const int64_t next = step + STAGES - 1;
         const int free = now == 0 ? STAGES - 1 : now - 1;
-        if (next < end) fetch<T>(p, token, next, group * all + next, memory + free * STAGE_BYTES);
+        if (next < end) fetch<T, TERMS>(p, token, next, group * all + next, memory + free * STAGE_BYTES);
         end_of_copies();
-        add_stage<T>(memory + now * STAGE_BYTES, sums);
+        add_stage<T, TERMS>(memory + now * STAGE_BYTES, sums);
     }
     const int64_t floats = p.tokens * (mhc_m(p.hc) + 1);
     store_sums(p, token, group, p.workspace + parts.sums + blockIdx.y * floats, sums);
@@ -331,7 +351,8 @@ __global__ void __launch_bounds__(MHC_UNIT_THREADS)
         for (int64_t i = 0; i < hc; i++)
             most = fmaxf(most, row[i] = logit_of(p, parts, n, 2 * hc + s * hc + i, rstd, *f.alpha_res, true));
         for (int64_t i = 0; i < hc; i++) sum += row[i] = expf(row[i] - most);
-        for (int64_t i = 0; i < hc; i++) row[i] = row[i] / sum + f.sinkhorn_eps;
+        const float inverse = 1.0f / sum;
+        for (int64_t i = 0; i < hc; i++) row[i] = fmaf(row[i], inverse, f.sinkhorn_eps);
     }
     for (int64_t step = 1; step < 2 * f.steps; step++) {
         const int64_t line = step % 2 ? 1 : hc, along = step % 2 ? hc : 1;
@@ -339,31 +360,35 @@ __global__ void __launch_bounds__(MHC_UNIT_THREADS)
         for (int64_t l = threadIdx.x; l < hc; l += blockDim.x) {
             float sum = f.sinkhorn_eps;
             for (int64_t j = 0; j < hc; j++) sum += matrix[l * line + j * along];
-            for (int64_t j = 0; j < hc; j++) matrix[l * line + j * along] /= sum;
+            const float inverse = 1.0f / sum;
+            for (int64_t j = 0; j < hc; j++) matrix[l * line + j * along] *= inverse;
         }
     }
 }
 
 /* ---- launches ----------------------------------------------------------------------------------------------------------- */
 
-template <typename T>
+template <typename T, int TERMS>
 static cudaError_t launch_tensor_cores(const liger_context *context, const problem &p, const mhc_forward_parts &parts,
                                        dim3 grid, cudaStream_t stream) {
     const int64_t items = parts.sums / 2; /* four elements of two bytes */
-    const cudaError_t error = allow_shared_memory<mix_on_tensor_cores<T>>(context, MIX_SHARED);
+    const cudaError_t error = allow_shared_memory<mix_on_tensor_cores<T, TERMS>>(context, ring<TERMS>::BYTES);
     if (error != cudaSuccess) return error;
-    pack_phi<T><<<grid_size(items, THREADS), THREADS, 0, stream>>>(p, items);
-    mix_on_tensor_cores<T><<<grid, MIX_THREADS, MIX_SHARED, stream>>>(p, parts);
+    pack_phi<T><<<grid_size(items, THREADS), THREADS, 0, stream>>>(p, items, TERMS);
+    mix_on_tensor_cores<T, TERMS><<<grid, MIX_THREADS, ring<TERMS>::BYTES, stream>>>(p, parts);
     return cudaSuccess;
 }
 
 static cudaError_t launch_mix(const liger_context *context, const problem &p, const mhc_forward_parts &parts,
                               cudaStream_t stream) {
     const dim3 grid((unsigned)(mhc_ceil(p.tokens, MHC_TILE) * mhc_groups(p.hc)), (unsigned)parts.pieces);
-    const bool alike = p.phi_dtype == p.dtype && p.dtype != LIGER_F32 && is_compiled_for(context, 80);
-    if (alike && whole_packs(p.hc * p.c, p.dtype) && pointer_is_packable(p.x))
-        return p.dtype == LIGER_BF16 ? launch_tensor_cores<bf16>(context, p, parts, grid, stream)
-                                     : launch_tensor_cores<f16>(context, p, parts, grid, stream);
+    if (is_compiled_for(context, 80) && whole_packs(p.hc * p.c, p.dtype) && pointer_is_packable(p.x)) {
+        if (p.dtype == LIGER_BF16 && p.phi_dtype == LIGER_F32)
+            return launch_tensor_cores<bf16, 3>(context, p, parts, grid, stream);
+        if (p.dtype == LIGER_BF16) return launch_tensor_cores<bf16, 1>(context, p, parts, grid, stream);
+        if (p.dtype == LIGER_F16 && p.phi_dtype == LIGER_F16)
+            return launch_tensor_cores<f16, 1>(context, p, parts, grid, stream);
+    }
     LIGER_FOR_FLOAT(p.dtype, T, mix_in_f32<T><<<grid, MIX_THREADS, 0, stream>>>(p, parts);)
     return cudaSuccess;
 }
@@ -384,7 +409,8 @@ extern "C" liger_status mhc_coeffs_forward_cuda(liger_context *context, const mh
     const mhc_coeffs_forward_problem &p = *problem;
     const cudaStream_t stream = (cudaStream_t)given;
     LIGER_ON_DEVICE(context, "mhc_coeffs_forward");
-    const mhc_forward_parts parts = mhc_cut_forward(context->multiprocessors, p.tokens, p.hc, p.c);
+    const mhc_forward_parts parts =
+        mhc_cut_forward(context->multiprocessors, p.tokens, p.hc, p.c, mhc_terms(p.phi_dtype));
     LIGER_TRY(cuda_status(mhc::launch_mix(context, p, parts, stream), "mhc_coeffs_forward"));
     mhc::launch_coefficients(p, parts, stream);
     if (p.x_in) mhc::launch_pre({p.dtype, p.tokens, p.hc, p.c, p.x, p.h_pre, p.x_in}, stream);

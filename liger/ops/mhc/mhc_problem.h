@@ -79,7 +79,7 @@ LIGER_HOST_DEVICE static inline int64_t mhc_ceil(int64_t a, int64_t b) { return 
 enum { MHC_SLABS = 16, MHC_LEAST_SLAB = 64, MHC_MOST_SLAB = 1024, MHC_BLOCK = 64 };
 static inline int64_t mhc_slab(int64_t k) {
     const int64_t wanted = mhc_ceil(mhc_ceil(k, MHC_SLABS), MHC_LEAST_SLAB) * MHC_LEAST_SLAB;
-    return wanted < MHC_MOST_SLAB ? wanted : MHC_MOST_SLAB;
+    return wanted < MHC_MOST_SLAB ? wanted : (int64_t)MHC_MOST_SLAB;
 }
 /* phi or its gradient as [slab, m, column of the slab] in f32. */
 static inline int64_t mhc_slab_floats(int64_t k, int64_t m) { return mhc_ceil(k, mhc_slab(k)) * m * mhc_slab(k); }
@@ -102,19 +102,23 @@ static inline int64_t mhc_pieces(int32_t multiprocessors, int64_t tokens, int64_
     return pieces < 1 ? 1 : pieces;
 }
 
+/* An element of phi on tensor cores: itself, or as f32 the sum of three bf16, which is exact, where x is bf16. */
+static inline int mhc_terms(liger_dtype phi) { return phi == LIGER_F32 ? 3 : 1; }
+
 /* Where parts of a workspace begin, in floats. */
 struct mhc_forward_parts {
     int64_t pieces;
-    int64_t phi;    /* in the order of the tensor cores, two bytes an element: [groups, steps, step, group] */
+    int64_t phi;    /* in the order of the tensor cores, two bytes an element: [groups, steps, terms, step, group] */
     int64_t sums;   /* [pieces, tokens, m + 1]: x · phi and the squares of x */
     int64_t floats; /* of all */
 };
-static inline struct mhc_forward_parts mhc_cut_forward(int32_t multiprocessors, int64_t tokens, int64_t hc, int64_t c) {
+static inline struct mhc_forward_parts mhc_cut_forward(int32_t multiprocessors, int64_t tokens, int64_t hc, int64_t c,
+                                                       int terms) {
     struct mhc_forward_parts parts;
     const int64_t padded = mhc_ceil(hc * c, MHC_STEP) * MHC_STEP;
     parts.pieces = mhc_pieces(multiprocessors, tokens > 0 ? tokens : 1, hc, hc * c);
     parts.phi = 0;
-    parts.sums = mhc_groups(hc) * MHC_GROUP * padded / 2;
+    parts.sums = terms * mhc_groups(hc) * MHC_GROUP * padded / 2;
     parts.floats = parts.sums + parts.pieces * tokens * (mhc_m(hc) + 1);
     return parts;
 }
@@ -169,9 +173,9 @@ static inline struct mhc_backward_parts mhc_cut_backward(int32_t multiprocessors
 }
 
 /* Of a whole workspace; 0 multiprocessors are a CPU. */
-static inline int64_t mhc_forward_floats(int32_t multiprocessors, int64_t tokens, int64_t hc, int64_t c) {
+static inline int64_t mhc_forward_floats(int32_t multiprocessors, int64_t tokens, int64_t hc, int64_t c, int terms) {
     if (multiprocessors == 0) return mhc_slab_floats(hc * c, mhc_m(hc));
-    return mhc_cut_forward(multiprocessors, tokens, hc, c).floats;
+    return mhc_cut_forward(multiprocessors, tokens, hc, c, terms).floats;
 }
 static inline int64_t mhc_backward_floats(int32_t multiprocessors, int64_t tokens, int64_t hc, int64_t c,
                                           int64_t steps) {

@@ -49,7 +49,7 @@ __device__ __forceinline__ void wait_for_copies() {
 /* A block has a part of a token's columns. */
 template <typename T, int N>
 __global__ void __launch_bounds__(THREADS) pre_kernel(const __grid_constant__ mhc_pre_forward_problem p) {
-    const int64_t n = blockIdx.x;
+    const int64_t n = p.tokens - 1 - blockIdx.x; /* of what was read before, the last is still in L2 */
     const T *x = (const T *)p.x + n * p.hc * p.c;
     for (int64_t c = ((int64_t)blockIdx.y * blockDim.x + threadIdx.x) * N; c < p.c;
          c += (int64_t)gridDim.y * blockDim.x * N) {
