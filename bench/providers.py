@@ -72,12 +72,35 @@ def _import(name: str):
 def _function(op: str, sums: torch.dtype | None = None):
     """The Function of the package `liger_kernel` that this process's path leads to, ours or the reference."""
     operator = rows.OPERATORS[op]
+    if op == "mhc":
+        return _around_a_layer(_import("liger_kernel.transformers.functional").liger_mhc_forward)
     found = getattr(_import(f"liger_kernel.ops.{operator.module}"), operator.function)
     apply = getattr(found, "apply", found)
     options = operator.options if sums is None else (*operator.options, sums)
     if op in LOSSES:  # the first of several results
         return lambda *inputs: apply(*inputs, *options)[0]
     return lambda *inputs: apply(*inputs, *options)
+
+
+class _Answer(torch.nn.Module):
+    """A layer that keeps what it reads, and answers what it was made with."""
+
+    def __init__(self, f: torch.Tensor):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.read = x
+        return self.f
+
+
+def _around_a_layer(call: Callable[..., torch.Tensor]):
+    def run(x: torch.Tensor, f: torch.Tensor, phi: torch.Tensor, *others: torch.Tensor):
+        layer = _Answer(f)
+        out = call(x, layer, phi, *others, allow_fp32=True)
+        return layer.read, out
+
+    return run
 
 
 def _eager_bf16(op: str):

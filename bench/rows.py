@@ -106,6 +106,21 @@ def attn_res(v: Tensor, query: Tensor, norm: Tensor) -> Tensor:
     return torch.einsum("nbt,nbtd->btd", scores.softmax(0), v)
 
 
+def mhc(x: Tensor, f: Tensor, phi: Tensor, b: Tensor, *alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer reads, and the streams after it; f is what it answers."""
+    streams, wide = x.shape[-2], x.float()
+    flat = wide.flatten(-2)
+    mix = (flat @ phi.float()) * torch.rsqrt(flat.pow(2).mean(-1, keepdim=True) + EPSILON)
+    sizes = (streams, streams, streams * streams)
+    pre, post, res = (m * a + own for m, a, own in zip(mix.split(sizes, -1), alphas, b.split(sizes)))
+    matrix = torch.softmax(res.unflatten(-1, (streams, streams)), -1) + EPSILON
+    for step in range(39):
+        matrix = matrix / (matrix.sum(-1 - (step + 1) % 2, keepdim=True) + EPSILON)
+    x_in = (torch.sigmoid(pre).unsqueeze(-1) * wide).sum(-2)
+    out = matrix @ wide + 2 * torch.sigmoid(post).unsqueeze(-1) * f.float().unsqueeze(-2)
+    return x_in.to(x.dtype), out.to(x.dtype)
+
+
 def embedding(weight: Tensor, indices: Tensor) -> Tensor:
     return F.embedding(indices, weight)
 
@@ -236,6 +251,16 @@ def _attn_res_inputs(shape, dtype, device) -> Inputs:
     return Inputs([v, query, norm], upstream=[_normal((1, rows, hidden), dtype, device, 3)])
 
 
+def _mhc_inputs(shape, dtype, device) -> Inputs:
+    tokens, streams, cols = shape
+    k, m = streams * cols, streams * (streams + 2)
+    phi, b = _normal((k, m), dtype, device, 4, 0.02), torch.zeros(m, device=device)
+    alphas = [torch.ones((), device=device) for _ in range(3)]
+    x, up = (_normal(shape, dtype, device, seed) for seed in (1, 3))
+    f, up_in = (_normal((tokens, cols), dtype, device, seed) for seed in (2, 6))
+    return Inputs([x, f, phi, b, *alphas], upstream=[up_in, up], rotated=2)
+
+
 def _embedding_inputs(shape, dtype, device) -> Inputs:
     tokens, hidden, vocab = shape
     indices = torch.randint(vocab, (tokens,), generator=torch.Generator(device=device).manual_seed(5), device=device)
@@ -335,6 +360,7 @@ OPERATORS = {
     "geglu": Operator(_gated_inputs, geglu, "LigerGELUMulFunction", "geglu", passes=8),
     "softmax": Operator(_softmax_inputs, softmax, "LigerSoftmaxFunction", "softmax", passes=5),
     "attn_res": Operator(_attn_res_inputs, attn_res, "LigerAttnResFunction", "attn_res", (EPSILON,), passes=3),
+    "mhc": Operator(_mhc_inputs, mhc, "liger_mhc_forward", "mhc", passes=1),
     "embedding": Operator(_embedding_inputs, embedding, "LigerEmbeddingFunction", "experimental.embedding", passes=1),
     # of random rows backward reads next to nothing
     "sparsemax": Operator(_softmax_inputs, sparsemax, "LigerSparsemaxFunction", "sparsemax", (-1,), passes=3),
@@ -395,6 +421,8 @@ class Row:
         elif self.op == "attn_res":
             blocks, rows, hidden = self.shape
             elements = (blocks + 2 / 3) * rows * hidden  # v twice and its gradient; h and its gradient
+        elif self.op == "mhc":  # x is read once for what a layer reads and once for what is left of it, each way
+            elements = 10.25 * math.prod(self.shape)
         elif self.op == "embedding":
             tokens, hidden, vocab = self.shape
             elements = (3 * tokens + vocab) * hidden
@@ -416,6 +444,7 @@ CUDA_ROWS = [
     Row("SwiGLU 16384x14336", "pointwise", "swiglu", (16384, 14336), bar_ms=0.869, bar_mb=1344),
     Row("GeGLU 16384x14336", "pointwise", "geglu", (16384, 14336), bar_ms=0.865, bar_mb=1344),
     Row("AttnRes 8 of 8192x4096", "norm", "attn_res", (8, 8192, 4096)),
+    Row("mHC 16384x4x4096", "norm", "mhc", (16384, 4, 4096), intermediate=True, bar_ms=2.4, bar_mb=2500),
     Row(
         "Embedding 16384x4096, V=128256",
         "pointwise",
@@ -485,6 +514,8 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"GeGLU 2048x11008 {short}", "pointwise", "geglu", (2048, 11008), dtype),
         Row(f"Softmax 2048x4096 {short}", "pointwise", "softmax", (2048, 4096), dtype),
         Row(f"AttnRes 8 of 512x1024 {short}", "norm", "attn_res", (8, 512, 1024), dtype),
+        Row(f"mHC 1638x4x1024 {short}", "norm", "mhc", (1638, 4, 1024), dtype),
+        Row(f"mHC 1638x4x4096 {short}", "norm", "mhc", (1638, 4, 4096), dtype),
         Row(f"Embedding 2048x1024, V=32000 {short}", "pointwise", "embedding", (2048, 1024, 32000), dtype),
         Row(f"Sparsemax 1024x4096 {short}", "pointwise", "sparsemax", (1024, 4096), dtype),
         Row(f"Sparsemax 256x32768 {short}", "pointwise", "sparsemax", (256, 32768), dtype),

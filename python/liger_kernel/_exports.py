@@ -76,6 +76,11 @@ OPERATORS = {
         "LigerLayerNorm",
         "liger_layer_norm",
     ),
+    "mhc": Exports(
+        "LigerMHCCoeffsFunction LigerMHCPostResFunction LigerMHCPreFunction",
+        "LigerMHC",
+        "liger_mhc_coeffs liger_mhc_pre liger_mhc_post_res liger_mhc_apply liger_mhc_forward",
+    ),
     "modulated_rms_norm": Exports(
         "LigerModulatedRMSNormFunction modulated_rms_norm_backward modulated_rms_norm_forward",
         "LigerModulatedRMSNorm",

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ARGS_BYTES = 4096, ABSENT = -1 };
+enum { ARGS_BYTES = 8192, ABSENT = -1 };
 
 static int tensor_named(const struct op_cases *op, const struct tensor_spec *spec, const char *name) {
     for (int i = 0; i < op->tensor_count; i++)

@@ -21,6 +21,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 # What may have no dimensions: values each for itself, a row of one, an index, a constant of one element.
 SCALARS = {("relu_squared", 0), ("softmax", 0), ("sparsemax", 0), ("embedding", 1), ("dyt", 1), ("poly_norm", 2)}
+SCALARS |= {(name, position) for name in ("mhc_coeffs", "mhc_aggregate") for position in (3, 4, 5)}
 
 
 def with_one(args, position, value):

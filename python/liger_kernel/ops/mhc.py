@@ -1,0 +1,394 @@
+"""Manifold-constrained hyper-connections: the coefficients of each token, what a layer reads, and what becomes of the streams.
+
+Z. Xie et al.: mHC: Manifold-Constrained Hyper-Connections (2025).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel import _native
+from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
+from liger_kernel.ops._memory import is_plain, require_float
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish, fresh
+
+
+def _whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In one piece; the library takes six dimensions."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.dim() <= 6 else tensor.view(-1, tensor.shape[-1])
+
+
+def _whole_f32(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return _whole(tensor.float(), dtype)
+
+
+def _whole_widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of the activations' dtype, or f32."""
+    return _whole(tensor if tensor.dtype is dtype else tensor.float(), dtype)
+
+
+Whole = Annotated[Tensor, _whole]
+F32 = Annotated[Tensor, _whole_f32]
+Widened = Annotated[Tensor, _whole_widened]
+
+
+class _Shaped(Operator):
+    """Results of shapes for which there are no wishes: `shapes` has a tensor or a (shape, dtype) for each."""
+
+    def shapes(self, *given: Any) -> tuple:
+        raise NotImplementedError
+
+    def _results(self, given: tuple, flags: tuple) -> list:
+        need, device = iter(flags), given[0].device
+        made: list = []
+        try:
+            shapes = self.shapes(*given)
+        except IndexError:
+            name, shape = self.inputs[0].name, tuple(given[0].shape)
+            raise LigerArgumentError(f"{self.name}: {name} has shape {shape}, but must have [..., HC, C]") from None
+        for result, like in zip(self.results, shapes):
+            shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
+            wanted = not result.asked or next(need)
+            made.append(fresh(torch.empty(shape, dtype=dtype, device=device)) if wanted else None)
+        return made
+
+    def eager(self, *args: Any) -> Any:
+        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
+        made = self._results(given, flags)
+        self.function(*given, *made)
+        return tuple(made) if len(made) > 1 else made[0]
+
+    def prepared(self, *args: Any) -> Any:
+        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
+        require_float(self.name, **{a.name: v for a, v in zip(self.inputs, given) if a.is_tensor and v is not None})
+        ready = self._prepare(given, given[0].dtype)
+        like = [r.view(v.shape) if a.is_tensor and v is not None else v
+                for a, v, r in zip(self.inputs, given, ready)]  # fmt: skip
+        made = self._results(tuple(like), flags)
+        self.function(*ready, *(m if m is None or m.dim() <= 6 else m.view(-1, m.shape[-1]) for m in made))
+        exact = self.shapes(*given)  # the dtypes before anything was widened
+        dtypes = [like.dtype if isinstance(like, Tensor) else like[1] for like in exact]
+        made = [None if m is None else m.to(dtype) for m, dtype in zip(made, dtypes)]
+        return tuple(made) if len(made) > 1 else made[0]
+
+    def fake(self, *args: Any) -> Any:
+        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
+        made = self._results(given, flags)
+        made = [self._absent(r, args) if m is None else m for r, m in zip(self.results, made)]
+        return tuple(made) if len(made) > 1 else made[0]
+
+
+# ---- coefficients ------------------------------------------------------------------------------------------------------
+
+
+class _Coeffs(_Shaped):
+    def shapes(self, x: Tensor, phi: Tensor, *_: Any) -> tuple:
+        f32, rows = torch.float32, math.prod(x.shape[:-2])
+        per_stream = (x.shape[:-1], f32)
+        kept = ((rows, phi.shape[-1]), f32), ((rows,), f32)
+        return per_stream, per_stream, ((*x.shape[:-1], x.shape[-2]), f32), *kept
+
+
+class _Aggregate(_Coeffs):
+    def shapes(self, x: Tensor, phi: Tensor, *_: Any) -> tuple:
+        *public, mix, rstd = super().shapes(x, phi)
+        return *public, ((*x.shape[:-2], x.shape[-1]), x.dtype), mix, rstd
+
+
+class _Gradients(_Shaped):
+    """Of the first six arguments."""
+
+    def shapes(self, *given: Any) -> tuple:
+        return given[:6]
+
+
+@_Coeffs
+def mhc_coeffs(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_post: F32, alpha_res: F32, tmax: int, rms_eps: float,
+               pre_eps: float, sinkhorn_eps: float, post_mult: float, h_pre: Made = Wish.LIKE, h_post: Made = Wish.LIKE,
+               h_res: Made = Wish.LIKE, mix: Made = Wish.LIKE, rstd: Made = Wish.LIKE) -> Any:  # fmt: skip
+    return _native.mhc_coeffs_forward(x, phi, b, alpha_pre, alpha_post, alpha_res, h_pre, h_post, h_res, None, mix, rstd,
+                                      tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult, Wish.SCRATCH)  # fmt: skip
+
+
+def _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, dx_in, tmax, pre_eps,
+              sinkhorn_eps, post_mult, *gradients, so_far=None):  # fmt: skip
+    return _native.mhc_coeffs_backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res,
+                                       dx_in, so_far, *gradients, tmax, pre_eps, sinkhorn_eps, post_mult, Wish.SCRATCH)  # fmt: skip
+
+
+def _coeffs_gradient(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_post: F32, alpha_res: F32, mix: F32, rstd: F32,
+                     dh_pre: F32 | None, dh_post: F32 | None, dh_res: F32 | None, tmax: int, pre_eps: float,
+                     sinkhorn_eps: float, post_mult: float, dx: Asked = Wish.LIKE, dphi: Asked = Wish.LIKE[1],
+                     db: Asked = Wish.LIKE[2], dalpha_pre: Asked = Wish.LIKE[3], dalpha_post: Asked = Wish.LIKE[4],
+                     dalpha_res: Asked = Wish.LIKE[5]) -> Any:  # fmt: skip
+    return _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, None, tmax, pre_eps,
+                     sinkhorn_eps, post_mult, dx, dphi, db, dalpha_pre, dalpha_post, dalpha_res)  # fmt: skip
+
+
+mhc_coeffs.gradient(_coeffs_gradient, _Gradients)
+
+
+@_Aggregate
+def mhc_aggregate(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_post: F32, alpha_res: F32, tmax: int,
+                  rms_eps: float, pre_eps: float, sinkhorn_eps: float, post_mult: float, h_pre: Made = Wish.LIKE,
+                  h_post: Made = Wish.LIKE, h_res: Made = Wish.LIKE, x_in: Made = Wish.LIKE, mix: Made = Wish.LIKE,
+                  rstd: Made = Wish.LIKE) -> Any:  # fmt: skip
+    """The coefficients, and what the layer reads."""
+    return _native.mhc_coeffs_forward(x, phi, b, alpha_pre, alpha_post, alpha_res, h_pre, h_post, h_res, x_in, mix, rstd,
+                                      tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult, Wish.SCRATCH)  # fmt: skip
+
+
+def _aggregate_gradient(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_post: F32, alpha_res: F32, mix: F32,
+                        rstd: F32, dh_pre: F32 | None, dh_post: F32 | None, dh_res: F32 | None, dx_in: Widened | None,
+                        tmax: int, pre_eps: float, sinkhorn_eps: float, post_mult: float, dx: Asked = Wish.LIKE,
+                        dphi: Asked = Wish.LIKE[1], db: Asked = Wish.LIKE[2], dalpha_pre: Asked = Wish.LIKE[3],
+                        dalpha_post: Asked = Wish.LIKE[4], dalpha_res: Asked = Wish.LIKE[5]) -> Any:  # fmt: skip
+    return _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, dx_in, tmax, pre_eps,
+                     sinkhorn_eps, post_mult, dx, dphi, db, dalpha_pre, dalpha_post, dalpha_res)  # fmt: skip
+
+
+mhc_aggregate.gradient(_aggregate_gradient, _Gradients)
+
+_TENSORS = ("x", "phi", "b", "alpha_pre", "alpha_post", "alpha_res")
+
+
+def _coeffs_formula(x, phi, b, alpha_pre, alpha_post, alpha_res, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult):
+    hc, flat = x.shape[-2], x.float().flatten(-2)
+    mix = (flat @ phi.float()) * torch.rsqrt(flat.pow(2).mean(-1, keepdim=True) + rms_eps)
+    sizes = (hc, hc, hc * hc)
+    logits = [part * alpha.float().reshape(()) + own for part, alpha, own in
+              zip(mix.split(sizes, -1), (alpha_pre, alpha_post, alpha_res), b.float().split(sizes))]  # fmt: skip
+    matrix = torch.softmax(logits[2].unflatten(-1, (hc, hc)), -1) + sinkhorn_eps
+    for step in range(2 * tmax - 1):
+        matrix = matrix / (matrix.sum(-2 if step % 2 == 0 else -1, keepdim=True) + sinkhorn_eps)
+    return torch.sigmoid(logits[0]) + pre_eps, torch.sigmoid(logits[1]) * post_mult, matrix
+
+
+class _OfCoeffs(LigerFunction):
+    """What the Functions of the coefficients share."""
+
+    operator = mhc_coeffs
+    names = "mhc"
+    gradients = _TENSORS
+
+    @staticmethod
+    def arguments(
+        x, phi, b, alpha_pre, alpha_post, alpha_res, allow_fp32, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult
+    ):
+        if x.dtype is torch.float32 and not allow_fp32:
+            raise LigerArgumentError(
+                "mhc: x is torch.float32, but must be bfloat16 or float16 unless allow_fp32 is True"
+            )
+        return x, phi, b, alpha_pre, alpha_post, alpha_res, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult
+
+    @classmethod
+    def require(cls, x, phi, b, alpha_pre, alpha_post, alpha_res, *options):
+        if x.dim() < 2:
+            raise LigerArgumentError(f"mhc: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
+        hc, c = x.shape[-2:]
+        require_shape("mhc", "phi", phi, (hc * c, hc * hc + 2 * hc))
+        require_shape("mhc", "b", b, (hc * hc + 2 * hc,))
+
+    @classmethod
+    def check(cls, *args):
+        cls.require(*args)
+        require_float("mhc", **dict(zip(_TENSORS, args)))
+        given = cls.arguments(*args)
+        for name, alpha in zip(_TENSORS[3:], given[3:6]):
+            if alpha.numel() != 1:
+                raise LigerArgumentError(f"mhc: {name} has {alpha.numel()} elements, but must have 1")
+        if given[6] < 1:
+            raise LigerArgumentError(f"mhc: tmax is {given[6]}, but must be at least 1")
+
+    @staticmethod
+    def torch_forward(
+        x, phi, b, alpha_pre, alpha_post, alpha_res, allow_fp32, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult
+    ):
+        return _coeffs_formula(
+            x, phi, b, alpha_pre, alpha_post, alpha_res, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult
+        )
+
+
+class LigerMHCCoeffsFunction(_OfCoeffs):
+    """`apply(x, phi, b, alpha_pre, alpha_post, alpha_res, allow_fp32, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult)` ->
+    (h_pre [..., HC], h_post [..., HC], h_res [..., HC, HC]), float32.
+
+    x [..., HC, C] bfloat16 or float16, float32 if allow_fp32; phi [HC·C, HC² + 2·HC] and b of any of these dtypes, alphas of one
+    element. With mix = x·phi / √(mean(x²) + rms_eps) of each token: h_pre = σ(mix·alpha_pre + b) + pre_eps, h_post =
+    σ(mix·alpha_post + b)·post_mult, and h_res the softmax of mix·alpha_res + b after tmax rounds of Sinkhorn's iteration. All in
+    f32. Every gradient is exact, and zero where nothing comes from above.
+    """
+
+
+class LigerMHCAggregateFunction(_OfCoeffs):
+    """The arguments of LigerMHCCoeffsFunction -> its results, x_in [..., C] = Σ h_pre·x, and x.
+
+    Whoever goes on with that x instead of his own has its gradient added in the kernel, and not by autograd.
+    """
+
+    operator = mhc_aggregate
+
+    @staticmethod
+    def forward(ctx, *args):
+        given = _OfCoeffs.arguments(*args)
+        results = mhc_aggregate.now(*given)
+        ctx.set_materialize_grads(False)
+        mhc_aggregate.save(ctx, given, results)
+        return *results[:4], args[0]
+
+    @staticmethod
+    def backward(ctx, *upstreams):
+        refuse_second_derivative("LigerMHCAggregateFunction")
+        *upstreams, so_far = upstreams
+        needs, saved = list(ctx.needs_input_grad[:6]), ctx.saved_tensors
+        given = mhc_aggregate.gradient_arguments(saved, ctx.options, tuple(upstreams))
+        found = _gradients_onto(so_far, given, needs)
+        return *(gradient if need else None for gradient, need in zip(found, needs)), *[None] * 6
+
+    @classmethod
+    def compiled(cls, *args):
+        return *super().compiled(*args), args[0]
+
+    @staticmethod
+    def torch_forward(
+        x, phi, b, alpha_pre, alpha_post, alpha_res, allow_fp32, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult
+    ):
+        h = _coeffs_formula(
+            x, phi, b, alpha_pre, alpha_post, alpha_res, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult
+        )
+        return *h, LigerMHCPreFunction.torch_forward(x, h[0]), x
+
+
+def _gradients_onto(so_far: Tensor | None, given: tuple, needs: list) -> tuple:
+    """The derivative of mhc_aggregate, x's plus what it has so far."""
+    derivative = mhc_aggregate.derivative
+    assert isinstance(derivative, _Gradients)
+    if so_far is None or not needs[0]:
+        return derivative(*given, *needs)
+    if not is_plain(so_far, *(t for t in given if isinstance(t, Tensor))):
+        dx, *others = derivative(*given, *needs)
+        return dx + so_far, *others
+    ready = derivative._prepare(given, given[0].dtype)
+    made = derivative._results(tuple(ready), needs)
+    with torch.profiler.record_function("liger::mhc_aggregate_backward"):
+        _backward(*ready, *made, so_far=_whole(so_far.to(ready[0].dtype), ready[0].dtype))
+    return tuple(None if m is None else m.view(t.shape).to(t.dtype) for m, t in zip(made, given))
+
+
+# ---- pre-aggregation ---------------------------------------------------------------------------------------------------
+
+
+class _Pre(_Shaped):
+    def shapes(self, x: Tensor, h_pre: Tensor) -> tuple:
+        return (((*x.shape[:-2], x.shape[-1]), x.dtype),)
+
+
+class _PreGradients(_Shaped):
+    def shapes(self, dy: Tensor, x: Tensor, h_pre: Tensor) -> tuple:
+        return x, h_pre
+
+
+@_Pre
+def mhc_pre(x: Whole, h_pre: F32, y: Made = Wish.LIKE) -> Any:
+    return _native.mhc_pre_forward(x, h_pre, y)
+
+
+def _pre_gradient(dy: Whole, x: Whole, h_pre: F32, dx: Asked = Wish.LIKE[1], dh_pre: Asked = Wish.LIKE[2]) -> Any:
+    return _native.mhc_pre_backward(dy, x, h_pre, dx, dh_pre)
+
+
+mhc_pre.gradient(_pre_gradient, _PreGradients)
+
+
+class LigerMHCPreFunction(LigerFunction):
+    """`apply(x, h_pre)` -> Σ_s h_pre[s]·x[s] of x's dtype: x [..., HC, C], h_pre [..., HC], sums in f32."""
+
+    operator = mhc_pre
+    names = "mhc"
+    gradients = ("x", "h_pre")
+
+    @staticmethod
+    def arguments(x, h_pre):
+        LigerMHCPreFunction.require(x, h_pre)  # the library would take other shapes with as many elements
+        return x, h_pre
+
+    @staticmethod
+    def require(x, h_pre):
+        if x.dim() < 2:
+            raise LigerArgumentError(f"mhc_pre: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
+        require_shape("mhc_pre", "h_pre", h_pre, x.shape[:-1])
+
+    @classmethod
+    def check(cls, x, h_pre):
+        cls.require(x, h_pre)
+        require_float("mhc_pre", x=x, h_pre=h_pre)
+
+    @staticmethod
+    def torch_forward(x, h_pre):
+        return (h_pre.float().unsqueeze(-1) * x.float()).sum(-2).to(x.dtype)
+
+
+# ---- post-aggregation and residual -------------------------------------------------------------------------------------
+
+
+class _PostRes(_Shaped):
+    def shapes(self, x: Tensor, *_: Any) -> tuple:
+        return (x,)
+
+
+class _PostResGradients(_Shaped):
+    def shapes(self, dy: Tensor, *given: Tensor) -> tuple:
+        return given
+
+
+@_PostRes
+def mhc_post_res(x: Whole, f: Widened, h_post: F32, h_res: F32, y: Made = Wish.LIKE) -> Any:
+    return _native.mhc_post_res_forward(x, f, h_post, h_res, y)
+
+
+def _post_res_gradient(dy: Whole, x: Whole, f: Widened, h_post: F32, h_res: F32, dx: Asked = Wish.LIKE[1],
+                       df: Asked = Wish.LIKE[2], dh_post: Asked = Wish.LIKE[3], dh_res: Asked = Wish.LIKE[4]) -> Any:  # fmt: skip
+    return _native.mhc_post_res_backward(dy, x, f, h_post, h_res, dx, df, dh_post, dh_res)
+
+
+mhc_post_res.gradient(_post_res_gradient, _PostResGradients)
+
+
+class LigerMHCPostResFunction(LigerFunction):
+    """`apply(x, f_out, h_post, h_res)` -> Σ_i h_res[o, i]·x[i] + h_post[o]·f_out for each stream o, of x's shape and dtype.
+
+    x [..., HC, C], f_out [..., C] of its own dtype, h_post [..., HC], h_res [..., HC, HC]. Sums in f32, rounded once.
+    """
+
+    operator = mhc_post_res
+    names = "mhc"
+    gradients = ("x", "f_out", "h_post", "h_res")
+
+    @staticmethod
+    def arguments(x, f_out, h_post, h_res):
+        LigerMHCPostResFunction.require(x, f_out, h_post, h_res)
+        return x, f_out, h_post, h_res
+
+    @staticmethod
+    def require(x, f_out, h_post, h_res):
+        if x.dim() < 2:
+            raise LigerArgumentError(f"mhc_post_res: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
+        require_shape("mhc_post_res", "f_out", f_out, (*x.shape[:-2], x.shape[-1]))
+        require_shape("mhc_post_res", "h_post", h_post, x.shape[:-1])
+        require_shape("mhc_post_res", "h_res", h_res, (*x.shape[:-1], x.shape[-2]))
+
+    @classmethod
+    def check(cls, x, f_out, h_post, h_res):
+        cls.require(x, f_out, h_post, h_res)
+        require_float("mhc_post_res", x=x, f_out=f_out, h_post=h_post, h_res=h_res)
+
+    @staticmethod
+    def torch_forward(x, f_out, h_post, h_res):
+        mixed = torch.einsum("...oi,...ic->...oc", h_res.float(), x.float())
+        return (mixed + h_post.float().unsqueeze(-1) * f_out.float().unsqueeze(-2)).to(x.dtype)
