@@ -166,7 +166,7 @@ __device__ __forceinline__ void write_zeros(T *out, int row, int col, int size) 
 }
 
 template <typename T, source_kind KIND, bool PACKED>
-__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(5, TENSOR_THREADS))
+__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREADS))
     correlate_tiles(const __grid_constant__ correlation<T> c, unsigned planes) {
     using raw_type = raw_window<T, TILE + MOST_TAP_ROWS - 1>;
     static_assert(sizeof(raw_type) >= sizeof(T) * TILE * PITCH, "the results lie where the packs were");
