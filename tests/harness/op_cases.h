@@ -99,6 +99,7 @@ struct tensor_spec {
     /* With data of the ranges only: results below the normal numbers are off by fixed steps. So many of them more than
      * half of `relative`: roundings before the last one, times what then multiplies them. */
     double steps;
+    bool nan_for_infinity; /* an infinity may have met a zero that the reference does not multiply by */
 };
 
 /* One call about to be made. An error provocation changes it. */

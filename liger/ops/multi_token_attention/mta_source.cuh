@@ -11,22 +11,24 @@ namespace mta {
 
 enum source_kind { SOFTMAX, SPARSEMAX, AS_IT_IS };
 
+/* e^(x - max). The difference is taken first: a row's statistics are a caller's, in which what rounds an offset of all exponents
+ * would not cancel. */
+__device__ __forceinline__ float term_of(float x, float max) { return exp2_approx((x - max) * LOG2E); }
+
 /* What makes a row of scores a row of P. */
 template <source_kind KIND>
 struct row_of_p {
-    softmax_unit unit;
     float first, second;
 
     __device__ __forceinline__ row_of_p(const float *statistics, int64_t r) {
         if constexpr (KIND != AS_IT_IS) {
             first = statistics[2 * r], second = statistics[2 * r + 1]; /* a caller's, at any float */
-            unit = softmax_unit_of(first);
         }
     }
     __device__ __forceinline__ bool member(float x) const { return !(x <= first); } /* sparse; NaN has them all */
     /* Not rounded. */
     __device__ __forceinline__ float of(float x) const {
-        if constexpr (KIND == SOFTMAX) return softmax_term(x, unit) * second;
+        if constexpr (KIND == SOFTMAX) return term_of(x, first) * second;
         if constexpr (KIND == AS_IT_IS) return x;
         const float over = second < 0.0f ? -second : (x - first) - second;
         return member(x) ? over < 0.0f ? 0.0f : over : 0.0f; /* NaN is not below 0 */

@@ -66,6 +66,10 @@ struct window_place {
     static constexpr int N = PACK_BYTES / 2, PACKS = PITCH / N + 1;
 
     __device__ __forceinline__ int lead() const { return col & (N - 1); }
+    /* All of it in the plane, and up to the diagonal. */
+    __device__ __forceinline__ bool is_causal(int size) const {
+        return row >= 0 && row + rows <= size && col - lead() >= 0 && col - lead() + PACKS * N - 1 <= row;
+    }
     /* visit(item, its row and first column in the window, the same in the plane) for this thread's packs. */
     template <int AT_ONCE, typename V>
     __device__ __forceinline__ void each(V visit) const {
@@ -101,16 +105,23 @@ struct raw_window {
     /* After copy_wait() of all threads. */
     template <source_kind KIND>
     __device__ __forceinline__ void make(int size, const window_place &at, T *window) const {
+        if (at.is_causal(size)) make_of<KIND, true>(size, at, window);
+        else make_of<KIND, false>(size, at, window);
+    }
+    template <source_kind KIND, bool CAUSAL>
+    __device__ __forceinline__ void make_of(int size, const window_place &at, T *window) const {
         constexpr int N = window_place::N;
         const bool halves = at.lead() % 4 == 0;
         at.each<2>([&](int item, int r, int to, int i, int j) {
             pack<T, N> out = {};
-            if (has_causal(size, i, j)) {
+            if (CAUSAL && KIND == AS_IT_IS) {
+                out = packs[item];
+            } else if (CAUSAL || has_causal(size, i, j)) {
                 const row_of_p<KIND> p(statistics, r);
                 float x[N];
                 unpack(packs[item], x);
 #pragma unroll
-                for (int e = 0; e < N; e++) x[e] = j + e <= i ? p.of(x[e]) : 0.0f;
+                for (int e = 0; e < N; e++) x[e] = CAUSAL || j + e <= i ? p.of(x[e]) : 0.0f;
                 repack(x, out);
             }
             T *const own = window + r * PITCH + to;
@@ -165,8 +176,17 @@ __device__ __forceinline__ void write_zeros(T *out, int row, int col, int size) 
     }
 }
 
+/* On a multiprocessor: as many as have registers without spilling. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+template <bool PACKED>
+constexpr int CORRELATE_BLOCKS = PACKED ? 6 : 4;
+#else
+template <bool>
+constexpr int CORRELATE_BLOCKS = 4;
+#endif
+
 template <typename T, source_kind KIND, bool PACKED>
-__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(4, TENSOR_THREADS))
+__global__ void __launch_bounds__(TENSOR_THREADS, at_most_blocks(CORRELATE_BLOCKS<PACKED>, TENSOR_THREADS))
     correlate_tiles(const __grid_constant__ correlation<T> c, unsigned planes) {
     using raw_type = raw_window<T, TILE + MOST_TAP_ROWS - 1>;
     static_assert(sizeof(raw_type) >= sizeof(T) * TILE * PITCH, "the results lie where the packs were");

@@ -257,6 +257,7 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     spec[DSCORES].absent = c->flags & NO_DSCORES;
     spec[DSCORES].relative = 1.01, spec[DSCORES].absolute = 16 + sqrt(taps_of(c)), spec[DSCORES].inner = 2;
     spec[DSCORES].steps = 2;
+    spec[DSCORES].nan_for_infinity = true; /* tensor cores multiply by what is beside the taps, which is 0 */
     spec[DWEIGHT] = weights(c, "dweight", ROLE_OUT);
     spec[DWEIGHT].absent = c->flags & NO_DWEIGHT;
     spec[DWEIGHT].inner = 1;

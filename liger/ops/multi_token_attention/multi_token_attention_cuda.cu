@@ -67,12 +67,12 @@ __global__ void __launch_bounds__(THREADS)
             float most = -FLT_MAX;
             x.each(begin, count, [&](float value, int, int) { most = fmaxf(most, value); });
             const float max = fmaxf(s.max, most);
-            const softmax_unit unit = softmax_unit_of(max);
-            s.sum *= softmax_rescale(s.max, unit);
+            s.sum *= term_of(s.max, max);
             s.max = max;
-            x.each(begin, count, [&](float value, int, int) { s.sum += softmax_term(value, unit); });
+            x.each(begin, count, [&](float value, int, int) { s.sum += term_of(value, max); });
         }
-        s = warp_merge(s);
+        const float max = warp_max_ordered(s.max);
+        s = {max, warp_sum(s.sum * term_of(s.max, max))};
         if (threadIdx.x % WARP == 0)
             statistics[2 * r] = s.max, statistics[2 * r + 1] = s.sum == 0.0f ? 0.0f : 1.0f / s.sum;
     }
