@@ -336,32 +336,44 @@ __global__ void __launch_bounds__(MHC_UNIT_THREADS)
 }
 
 /* More streams: a block has a token, a thread every so many rows and columns of the matrix, which is where it will be. */
+__device__ __forceinline__ void begin_rows(const problem &p, const mhc_forward_parts &parts, int64_t n, float rstd,
+                                           float *matrix) {
+    const struct mhc_formula &f = p.formula;
+    const int hc = (int)p.hc;
+    for (int i = threadIdx.x; i < hc * hc; i += MHC_UNIT_THREADS)
+        matrix[i] = logit_of(p, parts, n, 2 * hc + i, rstd, *f.alpha_res, true);
+    __syncthreads();
+    for (int o = threadIdx.x; o < hc; o += MHC_UNIT_THREADS) {
+        float *const row = matrix + (int64_t)o * hc;
+        float most = -INFINITY, sum = 0;
+        for (int i = 0; i < hc; i++) most = fmaxf(most, row[i]);
+        for (int i = 0; i < hc; i++) sum += row[i] = expf(row[i] - most);
+        const float inverse = 1.0f / sum;
+        for (int i = 0; i < hc; i++) row[i] = fmaf(row[i], inverse, f.sinkhorn_eps);
+    }
+}
+
 __global__ void __launch_bounds__(MHC_UNIT_THREADS)
     coefficients_of_block(const __grid_constant__ problem p, const __grid_constant__ mhc_forward_parts parts) {
-    const int64_t n = blockIdx.x, hc = p.hc;
+    const int64_t n = blockIdx.x;
+    const int hc = (int)p.hc;
     const struct mhc_formula &f = p.formula;
     const float rstd = rstd_of(p, parts, n);
     float *const matrix = p.h_res + n * hc * hc;
     if (threadIdx.x == 0) p.rstd[n] = rstd;
-    for (int64_t s = threadIdx.x; s < hc; s += blockDim.x) {
-        float *const row = matrix + s * hc;
-        float most = -INFINITY, sum = 0;
+    for (int s = threadIdx.x; s < hc; s += MHC_UNIT_THREADS) {
         p.h_pre[n * hc + s] = logistic(logit_of(p, parts, n, s, rstd, *f.alpha_pre, true)) + f.pre_eps;
         p.h_post[n * hc + s] = logistic(logit_of(p, parts, n, hc + s, rstd, *f.alpha_post, true)) * f.post_mult;
-        for (int64_t i = 0; i < hc; i++)
-            most = fmaxf(most, row[i] = logit_of(p, parts, n, 2 * hc + s * hc + i, rstd, *f.alpha_res, true));
-        for (int64_t i = 0; i < hc; i++) sum += row[i] = expf(row[i] - most);
-        const float inverse = 1.0f / sum;
-        for (int64_t i = 0; i < hc; i++) row[i] = fmaf(row[i], inverse, f.sinkhorn_eps);
     }
+    begin_rows(p, parts, n, rstd, matrix);
     for (int64_t step = 1; step < 2 * f.steps; step++) {
-        const int64_t line = step % 2 ? 1 : hc, along = step % 2 ? hc : 1;
+        const int line = step % 2 ? 1 : hc, along = step % 2 ? hc : 1;
         __syncthreads();
-        for (int64_t l = threadIdx.x; l < hc; l += blockDim.x) {
+        for (int l = threadIdx.x; l < hc; l += MHC_UNIT_THREADS) {
             float sum = f.sinkhorn_eps;
-            for (int64_t j = 0; j < hc; j++) sum += matrix[l * line + j * along];
+            for (int j = 0; j < hc; j++) sum += matrix[l * line + j * along];
             const float inverse = 1.0f / sum;
-            for (int64_t j = 0; j < hc; j++) matrix[l * line + j * along] *= inverse;
+            for (int j = 0; j < hc; j++) matrix[l * line + j * along] *= inverse;
         }
     }
 }
