@@ -335,34 +335,47 @@ __global__ void __launch_bounds__(MHC_UNIT_THREADS)
     if (own == 0) p.rstd[n] = rstd;
 }
 
-/* More streams: a block has a token, a thread every so many rows and columns of the matrix, which is where it will be. */
+/* More streams: mix first, then a block has a token, a thread every so many rows and columns of the matrix, which is where it
+ * will be. */
 __global__ void __launch_bounds__(MHC_UNIT_THREADS)
-    coefficients_of_block(const __grid_constant__ problem p, const __grid_constant__ mhc_forward_parts parts) {
-    const int64_t n = blockIdx.x, hc = p.hc;
-    const struct mhc_formula &f = p.formula;
+    keep_mix(const __grid_constant__ problem p, const __grid_constant__ mhc_forward_parts parts) {
+    const int64_t n = blockIdx.x, m_count = mhc_m(p.hc);
     const float rstd = rstd_of(p, parts, n);
-    float *const matrix = p.h_res + n * hc * hc;
     if (threadIdx.x == 0) p.rstd[n] = rstd;
-    for (int64_t s = threadIdx.x; s < hc; s += blockDim.x) {
-        float *const row = matrix + s * hc;
+    for (int64_t m = threadIdx.x; m < m_count; m += MHC_UNIT_THREADS)
+        p.mix[n * m_count + m] = total_of(p, parts, n, m) * rstd;
+}
+
+__global__ void __launch_bounds__(MHC_UNIT_THREADS) begin_rows(const __grid_constant__ problem p) {
+    const struct mhc_formula &f = p.formula;
+    const int64_t n = blockIdx.x;
+    const int hc = (int)p.hc;
+    const float *const mix = p.mix + n * mhc_m(hc);
+    for (int o = threadIdx.x; o < hc; o += MHC_UNIT_THREADS) {
+        float *const row = p.h_res + (n * hc + o) * hc;
+        const float *const from = mix + 2 * hc + o * hc, *const b = f.b + 2 * hc + o * hc;
         float most = -INFINITY, sum = 0;
-        p.h_pre[n * hc + s] = logistic(logit_of(p, parts, n, s, rstd, *f.alpha_pre, true)) + f.pre_eps;
-        p.h_post[n * hc + s] = logistic(logit_of(p, parts, n, hc + s, rstd, *f.alpha_post, true)) * f.post_mult;
-        for (int64_t i = 0; i < hc; i++)
-            most = fmaxf(most, row[i] = logit_of(p, parts, n, 2 * hc + s * hc + i, rstd, *f.alpha_res, true));
-        for (int64_t i = 0; i < hc; i++) sum += row[i] = expf(row[i] - most);
+        p.h_pre[n * hc + o] = logistic(fmaf(mix[o], *f.alpha_pre, f.b[o])) + f.pre_eps;
+        p.h_post[n * hc + o] = logistic(fmaf(mix[hc + o], *f.alpha_post, f.b[hc + o])) * f.post_mult;
+        for (int i = 0; i < hc; i++) most = fmaxf(most, row[i] = fmaf(from[i], *f.alpha_res, b[i]));
+        for (int i = 0; i < hc; i++) sum += row[i] = expf(row[i] - most);
         const float inverse = 1.0f / sum;
-        for (int64_t i = 0; i < hc; i++) row[i] = fmaf(row[i], inverse, f.sinkhorn_eps);
+        for (int i = 0; i < hc; i++) row[i] = fmaf(row[i], inverse, f.sinkhorn_eps);
     }
-    for (int64_t step = 1; step < 2 * f.steps; step++) {
-        const int64_t line = step % 2 ? 1 : hc, along = step % 2 ? hc : 1;
-        __syncthreads();
-        for (int64_t l = threadIdx.x; l < hc; l += blockDim.x) {
-            float sum = f.sinkhorn_eps;
-            for (int64_t j = 0; j < hc; j++) sum += matrix[l * line + j * along];
+}
+
+__global__ void __launch_bounds__(MHC_UNIT_THREADS) iterate(const __grid_constant__ problem p) {
+    const int hc = (int)p.hc;
+    float *const matrix = p.h_res + (int64_t)blockIdx.x * hc * hc;
+    for (int64_t step = 1; step < 2 * p.formula.steps; step++) {
+        const int line = step % 2 ? 1 : hc, along = step % 2 ? hc : 1;
+        for (int l = threadIdx.x; l < hc; l += MHC_UNIT_THREADS) {
+            float sum = p.formula.sinkhorn_eps;
+            for (int j = 0; j < hc; j++) sum += matrix[l * line + j * along];
             const float inverse = 1.0f / sum;
-            for (int64_t j = 0; j < hc; j++) matrix[l * line + j * along] *= inverse;
+            for (int j = 0; j < hc; j++) matrix[l * line + j * along] *= inverse;
         }
+        __syncthreads();
     }
 }
 
@@ -399,7 +412,11 @@ static void launch_coefficients(const problem &p, const mhc_forward_parts &parts
         const unsigned grid = grid_size(p.tokens, MHC_UNIT_THREADS / W);
         coefficients_of_lanes<W><<<grid, MHC_UNIT_THREADS, 0, stream>>>(p, parts);
     })
-    if (lanes > MHC_MOST_LANES) coefficients_of_block<<<(unsigned)p.tokens, MHC_UNIT_THREADS, 0, stream>>>(p, parts);
+    if (lanes <= MHC_MOST_LANES) return;
+    const unsigned tokens = (unsigned)p.tokens;
+    keep_mix<<<tokens, MHC_UNIT_THREADS, 0, stream>>>(p, parts);
+    begin_rows<<<tokens, MHC_UNIT_THREADS, 0, stream>>>(p);
+    iterate<<<tokens, MHC_UNIT_THREADS, 0, stream>>>(p);
 }
 
 } // namespace mhc

@@ -174,8 +174,9 @@ __global__ void __launch_bounds__(THREADS)
             if (s < hc) store_pack<T, N>((T *)p.dx + (n * hc + s) * p.c + c, out);
             else store_parameters<T>(p.df, p.f_dtype, n * p.c + c, sum);
         }
-    for (int64_t pair = threadIdx.x / WARP; pair < hc * (hc + 1); pair += blockDim.x / WARP) {
-        const int64_t o = pair / (hc + 1), s = pair % (hc + 1);
+    const int streams = (int)hc; /* fewer than 2^15 */
+    for (int pair = threadIdx.x / WARP; pair < streams * (streams + 1); pair += blockDim.x / WARP) {
+        const int o = pair / (streams + 1), s = pair % (streams + 1);
         float sum = 0;
         if (s < hc ? p.dh_res == NULL : p.dh_post == NULL) continue;
         for (int64_t c = threadIdx.x % WARP * N; c < p.c; c += WARP * N) {

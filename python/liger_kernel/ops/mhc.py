@@ -275,7 +275,7 @@ def _gradients_onto(so_far: Tensor | None, given: tuple, needs: list) -> tuple:
         dx, *others = derivative(*given, *needs)
         return dx + so_far, *others
     ready = derivative._prepare(given, given[0].dtype)
-    made = derivative._results(tuple(ready), needs)
+    made = derivative._results(tuple(ready), tuple(needs))
     with torch.profiler.record_function("liger::mhc_aggregate_backward"):
         _backward(*ready, *made, so_far=_whole(so_far.to(ready[0].dtype), ready[0].dtype))
     return tuple(None if m is None else m.view(t.shape).to(t.dtype) for m, t in zip(made, given))
