@@ -41,11 +41,12 @@ struct row_part {
         for (int k = 0; k < HELD; k++) {
             const int64_t i = index(begin, k);
             if (i >= count) continue;
+            const bool whole = i + N <= count;
             float x[N];
             unpack(of[k], x);
 #pragma unroll
             for (int e = 0; e < N; e++)
-                if (i + e < count) visit(x[e], k, e);
+                if (whole || i + e < count) visit(x[e], k, e);
         }
     }
 };
