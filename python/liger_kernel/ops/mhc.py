@@ -229,7 +229,8 @@ class LigerMHCCoeffsFunction(_OfCoeffs):
 class LigerMHCAggregateFunction(_OfCoeffs):
     """The arguments of LigerMHCCoeffsFunction -> its results, x_in [..., C] = Σ h_pre·x, and x.
 
-    Whoever goes on with that x instead of his own has its gradient added in the kernel, and not by autograd.
+    Whoever goes on with that x instead of his own has its gradient added in the kernel, and not by autograd. Not so under
+    torch.compile, where an operator may not answer its argument: there the sum is rounded twice.
     """
 
     operator = mhc_aggregate
