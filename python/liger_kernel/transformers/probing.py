@@ -29,6 +29,7 @@ from liger_kernel.transformers.model.causal_lm import projection_of
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rows import Head
+from liger_kernel.transformers.stock_code import Code
 from liger_kernel.transformers.swiglu import LigerBlockSparseTop2MLP, LigerPhi3SwiGLUMLP, LigerSwiGLUMLP
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def _behaves_in_modes(make: Callable[[bool, torch.dtype], Any]) -> bool:
 
 def _numbers_read(module: nn.Module, *known: str) -> patching.Numbers:
     """The numbers, or None in their place, that a module's forward reads of the module or its config, but those known."""
-    names = {name for name in stock.names_in(type(module).forward) if isinstance(name, str)}
+    names = {name for name in Code(type(module), accepted=True).names if isinstance(name, str)}
     found = []
     for name in names - _OF_NO_EFFECT - {*known}:
         own = inspect.getattr_static(module, name, ())  # a property may do something
@@ -364,7 +365,7 @@ def _try_loss(model: Any) -> bool:
     head = projection_of(model, row) if hasattr(model, "get_output_embeddings") else None
     if head is None or model._modules.get(base) is None or not _is_plain(model) or not asks_for_loss(own.forward):
         return False
-    patch = FusedForward(row, _numbers_read(model))
+    patch = FusedForward(row, _numbers_read(model), written=False)
     forward = patch.methods(own)["forward"]
     for scale in (1.0, 2.0**8):
         # what limits or caps logits shows where they are large

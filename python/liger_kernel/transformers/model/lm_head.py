@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from liger_kernel.transformers import stock
+from liger_kernel.transformers import stock, stock_code
 from liger_kernel.transformers.fsdp import _FSDPForwardRedirection
 from liger_kernel.transformers.model import loss_utils
 from liger_kernel.utils import loaded_class
@@ -137,18 +137,13 @@ def _class_obstacle(head: nn.Module) -> str | None:
         return f"it is wrapped by PEFT ({name})"
     if not isinstance(head, nn.Linear):
         return f"it is a {name}, not an nn.Linear"
-    if type(head).forward is not nn.Linear.forward or type(head).__call__ is not nn.Module.__call__:
+    if any(getattr(type(head), each) is not getattr(nn.Linear, each) for each in stock_code.CALL):
         return f"its class {name} has a forward of its own"
-    replaced = _replaced_in_projection()
+    replaced = stock_code.replaced_in_call(nn.Linear)
     if replaced is not None:
         return f"{replaced}, which computes its logits, has been replaced"
     wrapper = _foreign_forward(head)
     return None if wrapper is None else stock.cause_of_wrapper(wrapper)
-
-
-@torch.compiler.assume_constant_result
-def _replaced_in_projection() -> str | None:
-    return stock.replaced_in_projection()
 
 
 def _weight_obstacle(head: Any) -> str | None:
