@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
+import pickle
+import time
+import types
+import warnings
 
 import pytest
 import torch
@@ -17,7 +23,7 @@ from transformers.activations import ACT2FN  # noqa: E402
 from transformers.models.gemma import modeling_gemma  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402
 
-from liger_kernel.transformers import monkey_patch, revert_liger_kernel  # noqa: E402
+from liger_kernel.transformers import LigerRMSNorm, monkey_patch, revert_liger_kernel  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unpatched")
 each_order = pytest.mark.parametrize("order", ["before", "built", "after"])
@@ -437,3 +443,158 @@ def test_a_subclass_of_a_patched_norm_can_be_built_after_the_revert():
     assert isinstance(norm, own) and norm.variance_epsilon == 0.5
     x = torch.randn(3, 8)
     assert torch.equal(norm(x), own(8, eps=0.5)(x))
+
+
+# ---- what patches are made of ----------------------------------------------------------------------------------------
+
+
+def test_a_partial_of_a_modelling_class_stays(caplog, monkeypatch):
+    for name, options in (("LlamaRMSNorm", {"eps": 0.5}), ("LlamaMLP", {})):
+        monkeypatch.setattr(modeling_llama, name, functools.partial(getattr(modeling_llama, name), **options))
+    # Hugging Face gives the epsilon by keyword: a partial's own must give way to it, as in stock
+    expected = step(build("llama"))
+    monkey_patch.apply_liger_kernel_to_llama()
+    assert_same_step(step(build("llama")), expected, 1e-4)
+    assert isinstance(modeling_llama.LlamaRMSNorm, functools.partial)
+    assert len([text for text in warnings_of(caplog) if "partial" in text]) == 2, warnings_of(caplog)
+
+
+def test_a_substitute_that_lacks_a_name_is_patched_as_far_as_it_goes(caplog, monkeypatch):
+    substitute = types.SimpleNamespace(LlamaRMSNorm=modeling_llama.LlamaRMSNorm)
+    monkeypatch.setattr(transformers.models.llama, "modeling_llama", substitute)
+    for _ in range(2):
+        monkey_patch.apply_liger_kernel_to_llama()
+    assert substitute.LlamaRMSNorm is not modeling_llama.LlamaRMSNorm
+    assert len([text for text in warnings_of(caplog) if "rope" in text]) == 1, warnings_of(caplog)
+
+
+def test_warnings_of_an_instance_are_said_again_after_it_has_been_reverted(caplog):
+    model = build("llama")
+    model.model.norm = nn.LayerNorm(32)
+    for _ in range(2):
+        monkey_patch.apply_liger_kernel_to_llama(model=model)
+        monkey_patch.apply_liger_kernel_to_llama(model=model)
+        revert_liger_kernel(model)
+    assert len([text for text in warnings_of(caplog) if "LayerNorm" in text]) == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_norms_in_double_have_stocks_bits_under_a_class_patch(family):
+    expected = build(family).double()
+    getattr(monkey_patch, f"apply_liger_kernel_to_{family}")()
+    model = build(family).double()
+    x = torch.randn(5, 32, dtype=torch.float64)
+    assert torch.equal(model.model.norm(x), expected.model.norm(x))
+    assert model.model.norm(x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_that_patched_classes_have_built_is_copied(copied):
+    monkey_patch.apply_liger_kernel_to_llama()
+    model = build("llama")
+    twin = copied(model)
+    inputs = tiny_models.batch()
+    assert_same_step(tiny_llama.run(twin, **inputs), tiny_llama.run(model, **inputs))
+    pickled = pickle.dumps(model)
+    revert_liger_kernel()
+    again = pickle.loads(pickled)
+    assert_same_step(tiny_llama.run(again, **inputs), tiny_llama.run(model, **inputs))
+    assert isinstance(again.model.norm, LigerRMSNorm)
+    revert_liger_kernel(again)
+    assert type(again.model.norm) is modeling_llama.LlamaRMSNorm
+
+
+def test_what_is_set_on_a_patched_class_is_set_on_the_stock_one():
+    own = modeling_llama.LlamaRMSNorm
+    monkey_patch.apply_liger_kernel_to_llama()
+    forward, x = own.forward, torch.randn(3, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_llama.LlamaRMSNorm, "forward", lambda self, x: 2 * forward(self, x))
+        assert torch.equal(modeling_llama.LlamaRMSNorm(8)(x), 2 * forward(own(8), x))
+        assert own.forward is not forward
+    assert own.forward is forward and modeling_llama.LlamaRMSNorm.forward is forward
+
+
+def test_code_that_is_put_back_is_patched_again(caplog):
+    model = build("llama")
+    monkey_patch.apply_liger_kernel_to_llama(model=model)
+    expected = step(model)
+    with pytest.MonkeyPatch.context() as patch:
+        another_norm_forward(patch)
+        another_silu(patch)
+        assert abs(step(model)[0].loss - expected[0].loss) > 1e-3
+    found = step(model)
+    assert torch.equal(found[0].loss, expected[0].loss) and found[0].logits is None
+
+
+# ---- compiling -------------------------------------------------------------------------------------------------------
+
+
+def compiled(model):
+    torch.compiler.reset()
+    return torch.compile(model, backend="aot_eager", fullgraph=False)
+
+
+def compiled_step(model):
+    output, gradients = step(model)
+    return output, {name.removeprefix("_orig_mod."): gradient for name, gradient in gradients.items()}
+
+
+@both_ways
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_watching_breaks_no_graph_and_recompiles_nothing(family, way):
+    function = getattr(monkey_patch, f"apply_liger_kernel_to_{family}")
+    if way == "class":
+        function()
+    model = build(family)
+    if way == "instance":
+        function(model=model)
+    inputs = tiny_models.batch()
+    torch.compiler.reset()
+    explained = torch._dynamo.explain(lambda: model(**inputs, use_cache=False).loss)()
+    assert explained.graph_break_count == 0, explained.break_reasons
+    runs = compiled(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = compiled_step(runs)
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        for _ in range(3):
+            assert_same_step(compiled_step(runs), first)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    assert_same_step(first, step(model), 1e-4)
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("llama", another_norm_forward, "LlamaRMSNorm"),
+        ("llama", another_half, "rotate_half"),
+        ("llama", another_silu, "silu"),
+        ("gemma", another_norm_helper, "_norm"),
+    ],
+)
+def test_what_has_changed_before_it_is_compiled_counts(family, change, named, way, caplog):
+    with pytest.MonkeyPatch.context() as patch:
+        change(patch)
+        expected = step(build(family))
+    with pytest.MonkeyPatch.context() as patch:
+        model = applied(family, way, "after", lambda: change(patch))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert_same_step(compiled_step(compiled(model)), expected, 1e-4)
+        assert any(named in text for text in warnings_of(caplog)), warnings_of(caplog)
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def quickest(function, calls=2000, rounds=7):
+    """Seconds of a call, in the best of several rounds: others use the machine too."""
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best

@@ -84,13 +84,22 @@ def _is_watched() -> bool:
 def _is_as_seen(mlp: nn.Module, name: str, cls: type) -> bool:
     """Whether the activation computes what ours does, and nothing waits for its call."""
     activation = mlp.__dict__["_modules"].get(name)
-    replaced = stock_code.replaced_in_call(cls)
-    if replaced is None and activation.__class__ is cls and is_bare(activation):
+    if _calls_other_code(cls, type(mlp)):
+        return False
+    if activation.__class__ is cls and is_bare(activation):
         return not _is_watched()
-    cause = f"{replaced or name} has been replaced" + (" or hooked" if replaced is None else "")
-    about = type(mlp)
-    warn_once(logger, about, "changed-since", model=about.__name__, cause=cause)
+    cause = f"{name} has been replaced or hooked"
+    warn_once(logger, mlp, "changed-since", model=type(mlp).__name__, cause=cause)
     return False
+
+
+@torch.compiler.assume_constant_result
+def _calls_other_code(cls: type, about: type) -> bool:
+    """Whether something has been replaced that a call of the activation runs; `about` is the MLP's class."""
+    found = stock_code.of_call(cls).replaced()
+    if found is not None:
+        warn_once(logger, about, "changed-since", True, model=about.__name__, cause=f"{found} has been replaced")
+    return found is not None
 
 
 def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:

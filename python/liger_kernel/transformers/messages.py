@@ -76,10 +76,10 @@ def warn(logger: logging.Logger, name: str, /, **values: object) -> None:
     logger.warning(_text(name, values))
 
 
-def warn_once(logger: logging.Logger, about: Any, name: str, /, **values: object) -> None:
+def warn_once(logger: logging.Logger, about: Any, name: str, /, in_trace: bool = False, **values: object) -> None:
     """The same, once per text and what it is about, a module, a class or a modelling module: a training loop comes by at
-    every step, a Trainer at every train()."""
-    if torch.compiler.is_compiling():
+    every step, a Trainer at every train(). Compilers cannot trace it; `in_trace` says that this is a call that they make."""
+    if torch.compiler.is_compiling() and not in_trace:
         return
     text = _text(name, values)
     try:

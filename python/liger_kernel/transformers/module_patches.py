@@ -28,17 +28,17 @@ logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
 @dataclass(frozen=True)
 class MethodsOf:
     """The methods of one of our modules: what it computes, and how it is printed. `epsilon`: the attribute of a norm that
-    ours is to read for its variance_epsilon. `numbers`, `written`: see `while_stock.watching`."""
+    ours is to read for its variance_epsilon. `values`, `written`: see `while_stock.watching`."""
 
     owner: type[nn.Module]
     epsilon: str = ""
-    numbers: patching.Numbers = ()
+    values: patching.Values = ()
     written: bool = False
 
     def methods(self, cls: type) -> Mapping[str, Any]:
         name, epsilon = self.owner.__name__, self.epsilon
         methods: dict[str, Any] = {"forward": self.owner.forward, "_get_name": lambda self: name}
-        methods.update(watching(cls, self.written, self.numbers))
+        methods.update(watching(cls, self.written, self.values))
         if epsilon:
             methods["variance_epsilon"] = property(
                 lambda self: getattr(self, epsilon), lambda self, value: setattr(self, epsilon, value)
@@ -81,7 +81,7 @@ def _patch_module(
     module: nn.Module,
     liger_module: type[nn.Module],
     epsilon: str = "",
-    numbers: patching.Numbers = (),
+    values: patching.Values = (),
     written: bool = False,
     **attributes: Any,
 ) -> bool:
@@ -91,8 +91,8 @@ def _patch_module(
     """
     copies = peft_copies(module)
     if copies is not None:
-        return all([_patch_module(copy, liger_module, epsilon, numbers, written, **attributes) for copy in copies])
-    if not give_methods(module, MethodsOf(liger_module, epsilon, numbers, written)):
+        return all([_patch_module(copy, liger_module, epsilon, values, written, **attributes) for copy in copies])
+    if not give_methods(module, MethodsOf(liger_module, epsilon, values, written)):
         return False
     for name, value in {**attributes, **seen_activation(module)}.items():
         patching.set_on_instance(module, name, value)

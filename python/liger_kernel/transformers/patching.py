@@ -25,6 +25,9 @@ from torch import nn
 from liger_kernel.transformers import mixed_precision
 
 
+_STORES = ("_modules", "_parameters", "_buffers")
+
+
 class Absent:
     """Stands for "the attribute was not there". The class itself is the value: it survives copying and pickling."""
 
@@ -160,13 +163,17 @@ class PatchedAs(type):
         return type.__subclasscheck__(cls, subclass) or (ours is not None and type.__subclasscheck__(cls, ours))
 
 
-# (path of its owner below the module, name, value): a number that a stock forward reads and ours does not
-Numbers = tuple[tuple[str, str, Any], ...]
+# (path of its owner below the module, name, value): a number or the like that a stock forward reads and ours does not; without
+# a path: nothing goes by that name
+Values = tuple[tuple[str | None, str, Any], ...]
 
 
-def have_changed(module: nn.Module, numbers: Numbers) -> bool:
-    for path, name, value in numbers:
-        if getattr(getattr(module, path) if path else module, name, value) != value:
+def have_changed(module: nn.Module, values: Values) -> bool:
+    for path, name, value in values:
+        if path is None:
+            if any(name in module.__dict__[store] for store in _STORES) or name in module.__dict__:
+                return True
+        elif getattr(getattr(module, path) if path else module, name, value) != value:
             return True
     return False
 

@@ -69,7 +69,9 @@ class Code:
     `accepted`: what stands in its places now is right, whoever wrote it; only what is put there later is not.
 
     names     what the functions name: attributes, globals and constants
+    reads     attributes that they read of the object whose methods they are
     helpers   methods of its own class that it calls, which an instance might have otherwise
+    closed    names of variables of functions around them, which cannot be seen
     """
 
     def __init__(self, *starts: Any, methods: tuple[str, ...] = ("forward",), accepted: bool = False) -> None:
@@ -88,7 +90,8 @@ class Code:
 
     def _judge(self) -> str | None:
         reader = _Reader(self._anywhere).read(self._starts, self._methods)
-        self.names, self.helpers = frozenset(reader.names), tuple(sorted(reader.helpers))
+        self.names, self.reads, self.closed = frozenset(reader.names), frozenset(reader.reads), frozenset(reader.closed)
+        self.helpers = tuple(sorted(reader.helpers))
         wrong = (str(place) for place, value in reader.found.items() if not self._is_right(place, value))
         self._verdict: str | None = next(wrong, None)
         self._stands = _comparison(reader.found)
@@ -153,7 +156,7 @@ def is_written(place: Place, value: Any) -> bool:
         return value.__name__ == place.name
     if isinstance(value, functools.partial) or value is patching.Absent:
         return False
-    return not callable(value) or _package_of(type(value)) != ""
+    return callable(value) and _package_of(type(value)) != ""
 
 
 def _is_written_function(place: Place, value: types.FunctionType) -> bool:
@@ -220,7 +223,9 @@ class _Reader:
     def __init__(self, anywhere: bool) -> None:
         self.found: dict[Place, Any] = {}
         self.names: set[Any] = set()
+        self.reads: set[str] = set()
         self.helpers: set[str] = set()
+        self.closed: set[str] = set()
         self._anywhere, self._read = anywhere, set[Any]()
 
     def read(self, starts: tuple[Any, ...], methods: tuple[str, ...]) -> _Reader:
@@ -258,12 +263,16 @@ class _Reader:
             return
         self._read.add((code, cls))
         receiver = code.co_varnames[0] if cls is not None and code.co_argcount else None
+        self.closed.update(set(code.co_freevars) - {"__class__"})
         for part in _parts(code):
             self.names.update(part.co_names, part.co_consts)
+            if "getattr" in part.co_names or "hasattr" in part.co_names:
+                self.reads.update(each for each in part.co_consts if isinstance(each, str) and each.isidentifier())
             for of_receiver, path in _paths(part, receiver):
                 if not of_receiver:
                     self._global(inner.__globals__, path)
                 elif cls is not None:
+                    self.reads.add(path[0])
                     self._helper(cls, path[0])
 
     def _helper(self, cls: type, name: str) -> None:
@@ -279,7 +288,7 @@ class _Reader:
         for name in path:
             value = owner.get(name)
             if not isinstance(value, types.ModuleType):
-                if callable(value):
+                if callable(value) or (self._anywhere and isinstance(value, (int, float, str))):
                     self._place(Place(owner, name), None)
                 return
             owner = value.__dict__
@@ -314,4 +323,4 @@ def _paths(code: types.CodeType, receiver: str | None) -> Iterator[tuple[bool, t
         of_receiver = receiver is not None and name.startswith(("LOAD_FAST", "LOAD_DEREF")) and last == receiver
         path = [read] if name == "LOAD_GLOBAL" else []
     if receiver is not None and "super" in code.co_names:
-        yield from ((True, (name,)) for name in code.co_names)
+        yield from ((True, (name,)) for name in code.co_names if name != "super")

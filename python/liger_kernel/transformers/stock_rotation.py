@@ -30,11 +30,11 @@ _rotations: weakref.WeakSet[Any] = weakref.WeakSet()  # the functions made here
 _building: list[Any] = []  # the handle of the hook that waits for rotary modules
 
 
-def code_of(modeling: Any, name: str) -> Code:
-    """What rotates, and what makes the tables."""
+def code_of(modeling: Any, name: str, accepted: bool = False) -> Code:
+    """What rotates, and what makes the tables. `accepted`: see `Code`."""
     entries = vars(modeling)
     classes = [key for key, value in entries.items() if key.endswith(_CLASS) and isinstance(value, type)]
-    return Code(Place(entries, name), *(Place(entries, key) for key in classes), *(entries[key] for key in classes))
+    return Code(Place(entries, name), *(Place(entries, key) for key in classes), *(entries[key] for key in classes), accepted=accepted)
 
 
 def is_own(rotary: nn.Module, modeling: str) -> bool:
@@ -47,9 +47,13 @@ def is_own(rotary: nn.Module, modeling: str) -> bool:
 
 
 def watch_model(model: nn.Module) -> None:
-    for module in model.modules():
-        if module._modules.get(_CHILD) is not None:
-            _watch_child(module, _CHILD, None)
+    for parent in parents_in(model):
+        _watch_child(parent, _CHILD, None)
+
+
+def parents_in(model: nn.Module) -> list[nn.Module]:
+    """The modules that have a rotary module as child."""
+    return [module for module in model.modules() if module._modules.get(_CHILD) is not None]
 
 
 def _watch_child(parent: nn.Module, name: str, child: Any) -> None:
@@ -67,14 +71,14 @@ def forget() -> None:
         _building.pop().remove()
 
 
-def while_stock(modeling: Any, name: str, ours: Callable[..., Any]) -> Callable[..., Any]:
+def while_stock(modeling: Any, name: str, ours: Callable[..., Any], accepted: bool = False) -> Callable[..., Any]:
     """What stands for the function `name` of a modelling module: `ours`, or that function where its code, or a table's, is
     another by now."""
     standing = getattr(modeling, name)
     if standing in _rotations:
         return standing  # type: ignore[no-any-return]
-    code, parents, home = code_of(modeling, name), weakref.WeakSet[nn.Module](), modeling.__name__
-    owner = modeling
+    code, parents, home = code_of(modeling, name, accepted), weakref.WeakSet[nn.Module](), modeling.__name__
+    about = modeling
     last: list[Any] = [lambda: None, False]  # a reference to the last table, and whether all has changed by then
 
     def changed() -> bool:
@@ -82,7 +86,7 @@ def while_stock(modeling: Any, name: str, ours: Callable[..., Any]) -> Callable[
         foreign = (type(child).__name__ for child in children if child is not None and not is_own(child, home))
         found = code.replaced() or next(foreign, None)
         if found is not None:
-            warn_once(logger, owner, "stock-rotation", name=name, modeling=home, found=found)
+            warn_once(logger, about, "stock-rotation", True, name=name, modeling=home, found=found)
         return found is not None
 
     changed_in_trace = torch.compiler.assume_constant_result(changed)

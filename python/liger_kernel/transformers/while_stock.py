@@ -22,24 +22,24 @@ WATCH = "_liger_watch"  # the attribute of the classes that patches make
 class Watch(NamedTuple):
     """changed   whether other code runs by now; while compiling it is asked once
     helpers   methods that the forward calls, which an instance may have got otherwise
-    numbers   that the forward reads and ours does not"""
+    values   that the forward reads and ours does not"""
 
     changed: Callable[[], bool]
     helpers: tuple[str, ...]
-    numbers: patching.Numbers
+    values: patching.Values
 
 
-def watch(cls: type, code: Code, numbers: patching.Numbers = ()) -> Watch:
-    return Watch(asker(code, cls), code.helpers, numbers)
+def watch(cls: type, code: Code, values: patching.Values = ()) -> Watch:
+    return Watch(asker(code, cls), code.helpers, values)
 
 
-def watching(cls: type, written: bool, numbers: patching.Numbers = ()) -> dict[str, Any]:
+def watching(cls: type, written: bool, values: patching.Values = ()) -> dict[str, Any]:
     """The attributes by which a class that a patch makes of `cls` is watched. `written`: the code of `cls` is to be Hugging
     Face's or torch's own; else it is right as it is now."""
     if not written:
-        return {WATCH: watch(cls, Code(cls, accepted=True), numbers)}
+        return {WATCH: watch(cls, Code(cls, accepted=True), values)}
     code = stock_code.of_forward(cls)
-    return {WATCH: watch(cls, code, numbers), stock_code.CODE: code}
+    return {WATCH: watch(cls, code, values), stock_code.CODE: code}
 
 
 def asker(code: Code, cls: type) -> Callable[[], bool]:
@@ -48,7 +48,7 @@ def asker(code: Code, cls: type) -> Callable[[], bool]:
     def changed() -> bool:
         found = code.replaced()
         if found is not None:
-            warn_once(logger, cls, "changed-since", model=cls.__name__, cause=f"{found} has been replaced")
+            warn_once(logger, cls, "changed-since", True, model=cls.__name__, cause=f"{found} has been replaced")
         return found is not None
 
     return torch.compiler.assume_constant_result(changed)  # type: ignore[no-any-return]
@@ -75,7 +75,7 @@ def has_changed(module: nn.Module, watch: Watch) -> bool:
             cause = f"{name} of the module has been replaced"
             warn_once(logger, module, "changed-since", model=type(module).__name__, cause=cause)
             return True
-    return bool(watch.numbers) and patching.have_changed(module, watch.numbers)
+    return bool(watch.values) and patching.have_changed(module, watch.values)
 
 
 def forward_below(module: nn.Module) -> Callable[..., Any]:

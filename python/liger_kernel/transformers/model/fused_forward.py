@@ -28,15 +28,15 @@ _SKIP_LOGITS = inspect.Parameter("skip_logits", inspect.Parameter.KEYWORD_ONLY, 
 
 @dataclass(frozen=True)
 class FusedForward:
-    """What an instance's class is patched with: see `patching.Patch`. `numbers`, `written`: see `while_stock.watching`."""
+    """What an instance's class is patched with: see `patching.Patch`. `values`, `written`: see `while_stock.watching`."""
 
     head: Head
-    numbers: patching.Numbers = ()
+    values: patching.Values = ()
     written: bool = True
 
     def methods(self, cls: type) -> Mapping[str, Callable[..., Any]]:
         forward: Any = cls.forward  # type: ignore[attr-defined]
-        watched = watching(cls, self.written, self.numbers)
+        watched = watching(cls, self.written, self.values)
         if not patching.is_ours(forward):
             forward = fused_forward(self.head, forward, watched[WATCH])
         return {**watched, "forward": forward}
