@@ -94,7 +94,7 @@ def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str])
     if issubclass(ours, LigerLayerNorm) and (module.weight is None or module.weight.ndim != 1):
         return module_patches._patch_layer_norm_module(module)  # which says why not
     if issubclass(ours, _PROJECTIONS_OF):
-        missing, other = _missing_child(module, ours), _other_activation(_activation_of(module), ours)
+        missing, other = _missing_child(module, ours), other_activation(_activation_of(module), ours)
         if missing is not None:
             warn_once(logger, module, "missing-child", child=missing, **where)
             return False
@@ -128,7 +128,7 @@ def _activation(ours: type) -> str:
     return _TANH_GELU if issubclass(ours, LigerGEGLUMLP) else _SILU
 
 
-def _other_activation(activation: Any, ours: type) -> str | None:
+def other_activation(activation: Any, ours: type) -> str | None:
     """None if it computes what ours computes, and nothing else; what it is otherwise."""
     cls = type(activation)
     if _CLASSES.get(stock.full_name(cls)) != _activation(ours):
@@ -198,7 +198,7 @@ def _why_stock(made: nn.Module, ours: type[nn.Module], entry: str) -> str | None
     missing = _missing_child(made, ours)
     if missing is not None:
         return f"it has no {missing}"
-    other = _other_activation(_activation_of(made), ours)
+    other = other_activation(_activation_of(made), ours)
     config = getattr(made, "config", None)
     named = getattr(config, entry, None) or getattr(config, "hidden_act", None) or "another"
     return None if other is None else f"its activation is {named} ({other})"

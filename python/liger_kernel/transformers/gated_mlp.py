@@ -21,7 +21,10 @@ from liger_kernel.transformers.other_dtypes import is_compiling, is_other
 from liger_kernel.transformers.patching import PatchedAs
 from liger_kernel.transformers.while_stock import logger
 
-_modules = nn.modules.module
+_HOOKS = nn.modules.module._global_forward_hooks
+_PRE_HOOKS = nn.modules.module._global_forward_pre_hooks
+_BACKWARD_HOOKS = nn.modules.module._global_backward_hooks
+_BACKWARD_PRE_HOOKS = nn.modules.module._global_backward_pre_hooks
 _SEEN = "_liger_activation"  # the instance attribute: (name of the child, its class), as they were when it was patched
 _GELU, _TANH = torch._C._nn.gelu, {"approximate": "tanh"}
 
@@ -71,23 +74,13 @@ def _is_tanh_gelu(function: Any) -> bool:
     )
 
 
-def _is_watched() -> bool:
-    """Whether a global hook waits for the call of any module."""
-    return bool(
-        _modules._global_forward_hooks
-        or _modules._global_forward_pre_hooks
-        or _modules._global_backward_hooks
-        or _modules._global_backward_pre_hooks
-    )
-
-
 def _is_as_seen(mlp: nn.Module, name: str, cls: type) -> bool:
-    """Whether the activation computes what ours does, and nothing waits for its call."""
-    activation = mlp.__dict__["_modules"].get(name)
+    """Whether the activation computes what ours does, and nothing waits for its call, or that of any module."""
     if _calls_other_code(cls, type(mlp)):
         return False
+    activation = mlp.__dict__["_modules"].get(name)
     if activation.__class__ is cls and is_bare(activation):
-        return not _is_watched()
+        return not (_HOOKS or _PRE_HOOKS or _BACKWARD_HOOKS or _BACKWARD_PRE_HOOKS)
     cause = f"{name} has been replaced or hooked"
     warn_once(logger, mlp, "changed-since", model=type(mlp).__name__, cause=cause)
     return False
@@ -96,7 +89,10 @@ def _is_as_seen(mlp: nn.Module, name: str, cls: type) -> bool:
 @torch.compiler.assume_constant_result
 def _calls_other_code(cls: type, about: type) -> bool:
     """Whether something has been replaced that a call of the activation runs; `about` is the MLP's class."""
-    found = stock_code.of_call(cls).replaced()
+    code = stock_code.of_call(cls)
+    if code.stands():
+        return False
+    found = code.replaced()
     if found is not None:
         warn_once(logger, about, "changed-since", True, model=about.__name__, cause=f"{found} has been replaced")
     return found is not None

@@ -36,7 +36,7 @@ MESSAGES = {
     "no-vector-weight": "{model} is not patched: it has no weight of one dimension",
     "use-kernels": (
         "{model} has use_kernels set: the norms patched on this instance are lost when it next changes between train() "
-        "and eval(). Patch the class before the model is built instead."
+        "and eval()"
     ),
     # the fused loss, when it is patched in
     "not-a-causal-lm": (
@@ -76,7 +76,7 @@ def warn(logger: logging.Logger, name: str, /, **values: object) -> None:
     logger.warning(_text(name, values))
 
 
-def warn_once(logger: logging.Logger, about: Any, name: str, /, in_trace: bool = False, **values: object) -> None:
+def warn_once(logger: logging.Logger, about: Any, name: str, /, in_trace: object = False, **values: object) -> None:
     """The same, once per text and what it is about, a module, a class or a modelling module: a training loop comes by at
     every step, a Trainer at every train(). Compilers cannot trace it; `in_trace` says that this is a call that they make."""
     if torch.compiler.is_compiling() and not in_trace:

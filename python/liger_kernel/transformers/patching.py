@@ -24,7 +24,6 @@ from torch import nn
 
 from liger_kernel.transformers import mixed_precision
 
-
 _STORES = ("_modules", "_parameters", "_buffers")
 
 
@@ -181,7 +180,7 @@ def have_changed(module: nn.Module, values: Values) -> bool:
 def _new(cls: type | tuple[str, str], patch: Patch) -> Any:
     if isinstance(cls, tuple):
         cls = original(importlib.import_module(cls[0]), cls[1])
-    made: Any = _patched(cls, patch)
+    made: Any = _patched(cls, patch)  # type: ignore[arg-type]
     return made.__new__(made)
 
 

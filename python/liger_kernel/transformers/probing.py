@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from liger_kernel.transformers import expected, module_patches, patching, rope, stock, stock_rotation
+from liger_kernel.transformers import module_patches, patching, rope, stock, stock_rotation
+from liger_kernel.transformers.expected import other_activation
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.model.causal_lm import projection_of
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss
@@ -263,7 +264,7 @@ def _is_activation(mlp: nn.Module, name: str, child: Any, ours: type[nn.Module])
     """Whether a child is the activation that ours computes, under the name by which it is watched; another one, as dropout
     with a probability that may be set, would be forgotten."""
     is_called = name in ("act_fn", "activation_fn") and name in Code(type(mlp), accepted=True).reads
-    return is_called and expected._other_activation(child, ours) is None
+    return is_called and other_activation(child, ours) is None
 
 
 def _mlp_pair(module: nn.Module, ours: type[nn.Module], scale: float, training: bool, dtype: torch.dtype) -> Any:
@@ -355,8 +356,7 @@ def _try_rope(model: Any, before: list[torch.Tensor | None]) -> dict[str, str]:
     theirs = getattr(modeling, name, None)
     if theirs is None or patching.is_ours(theirs):
         return {}
-    parents = stock_rotation.parents_in(model)
-    if not all(stock_rotation.is_own(parent._modules["rotary_emb"], modeling.__name__) for parent in parents):
+    if not all(stock_rotation.is_own(module, modeling.__name__) for module in stock_rotation.modules_in(model)):
         return {}
     calls: list[bool] = []
 
@@ -380,7 +380,9 @@ def _try_rope(model: Any, before: list[torch.Tensor | None]) -> dict[str, str]:
         setattr(modeling, name, theirs)
     if ran is None or not calls or not all(calls):
         return {}
-    patching.replace(modeling, name, stock_rotation.while_stock(modeling, name, rope.liger_rotary_pos_emb, accepted=True))
+    patching.replace(
+        modeling, name, stock_rotation.while_stock(modeling, name, rope.liger_rotary_pos_emb, accepted=True)
+    )
     stock_rotation.watch_model(model)
     if not _answers_alike(model, before):
         patching.restore(modeling, name)

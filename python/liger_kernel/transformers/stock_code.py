@@ -68,6 +68,7 @@ class Code:
 
     `accepted`: what stands in its places now is right, whoever wrote it; only what is put there later is not.
 
+    stands    a quick look, for every call: True if all is as it was judged right; else, or if it fails, ask `replaced`
     names     what the functions name: attributes, globals and constants
     reads     attributes that they read of the object whose methods they are
     helpers   methods of its own class that it calls, which an instance might have otherwise
@@ -82,11 +83,9 @@ class Code:
     def replaced(self) -> str | None:
         """The first place where something else stands by now, in words; None if all is as it should be."""
         try:
-            if self._stands():
-                return self._verdict
-        except AttributeError:  # it has been deleted
-            pass
-        return self._judge()
+            return self._verdict if self._is_as_judged() else self._judge()
+        except AttributeError:  # something has been deleted
+            return self._judge()
 
     def _judge(self) -> str | None:
         reader = _Reader(self._anywhere).read(self._starts, self._methods)
@@ -94,11 +93,16 @@ class Code:
         self.helpers = tuple(sorted(reader.helpers))
         wrong = (str(place) for place, value in reader.found.items() if not self._is_right(place, value))
         self._verdict: str | None = next(wrong, None)
-        self._stands = _comparison(reader.found)
+        self._is_as_judged = _comparison(reader.found)
+        self.stands = self._is_as_judged if self._verdict is None else _never
         return self._verdict
 
     def _is_right(self, place: Place, value: Any) -> bool:
         return (place in self._accepted and value is self._accepted[place]) or is_written(place, value)
+
+
+def _never() -> bool:
+    return False
 
 
 def _comparison(places: dict[Place, Any]) -> Callable[[], bool]:
@@ -309,7 +313,7 @@ def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _paths(code: types.CodeType, receiver: str | None) -> Iterator[tuple[bool, tuple[str, ...]]]:
     """The dotted names that code reads: of its globals, and (True) of the object whose method it is."""
-    of_receiver, path = False, []
+    of_receiver, path = False, list[str]()
     for instruction in dis.get_instructions(code):
         name, read = instruction.opname, instruction.argval
         if name in ("LOAD_ATTR", "LOAD_METHOD") and (path or of_receiver):

@@ -34,7 +34,12 @@ def code_of(modeling: Any, name: str, accepted: bool = False) -> Code:
     """What rotates, and what makes the tables. `accepted`: see `Code`."""
     entries = vars(modeling)
     classes = [key for key, value in entries.items() if key.endswith(_CLASS) and isinstance(value, type)]
-    return Code(Place(entries, name), *(Place(entries, key) for key in classes), *(entries[key] for key in classes), accepted=accepted)
+    return Code(
+        Place(entries, name),
+        *(Place(entries, key) for key in classes),
+        *(entries[key] for key in classes),
+        accepted=accepted,
+    )
 
 
 def is_own(rotary: nn.Module, modeling: str) -> bool:
@@ -47,13 +52,14 @@ def is_own(rotary: nn.Module, modeling: str) -> bool:
 
 
 def watch_model(model: nn.Module) -> None:
-    for parent in parents_in(model):
-        _watch_child(parent, _CHILD, None)
+    for module in model.modules():
+        if module._modules.get(_CHILD) is not None:
+            _watch_child(module, _CHILD, None)
 
 
-def parents_in(model: nn.Module) -> list[nn.Module]:
-    """The modules that have a rotary module as child."""
-    return [module for module in model.modules() if module._modules.get(_CHILD) is not None]
+def modules_in(model: nn.Module) -> list[nn.Module]:
+    found = (module._modules.get(_CHILD) for module in model.modules())
+    return [module for module in found if module is not None]
 
 
 def _watch_child(parent: nn.Module, name: str, child: Any) -> None:

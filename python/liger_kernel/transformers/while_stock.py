@@ -46,6 +46,11 @@ def asker(code: Code, cls: type) -> Callable[[], bool]:
     """A function that says whether `code` runs no more, and warns of that."""
 
     def changed() -> bool:
+        try:
+            if code.stands():
+                return False
+        except AttributeError:
+            pass
         found = code.replaced()
         if found is not None:
             warn_once(logger, cls, "changed-since", True, model=cls.__name__, cause=f"{found} has been replaced")
@@ -55,27 +60,27 @@ def asker(code: Code, cls: type) -> Callable[[], bool]:
 
 
 def while_stock(ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates the forwards that patched modules are given."""
+    """Decorates the forwards, of one argument, that patched modules are given."""
 
     @functools.wraps(ours)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *x: Any, **by_name: Any) -> Any:
         watch = getattr(type(self), WATCH, None)
-        if watch is not None and has_changed(self, watch):
-            return forward_below(self)(self, *args, **kwargs)
-        return ours(self, *args, **kwargs)
+        run = ours if watch is None or not has_changed(self, watch) else forward_below(self)
+        return run(self, *x, **by_name) if by_name else run(self, *x)
 
     return forward
 
 
 def has_changed(module: nn.Module, watch: Watch) -> bool:
-    if watch.changed():
+    changed, helpers, values = watch
+    if changed():
         return True
-    for name in watch.helpers:
+    for name in helpers:
         if name in module.__dict__:
             cause = f"{name} of the module has been replaced"
             warn_once(logger, module, "changed-since", model=type(module).__name__, cause=cause)
             return True
-    return bool(watch.values) and patching.have_changed(module, watch.values)
+    return bool(values) and patching.have_changed(module, values)
 
 
 def forward_below(module: nn.Module) -> Callable[..., Any]:
