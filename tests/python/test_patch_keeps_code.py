@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import pickle
+import sys
 import time
 import types
 import warnings
@@ -237,6 +238,39 @@ def another_pad(patch):
     patch.setattr(nn.functional, "pad", lambda x, *args, **kwargs: own(x, *args, **kwargs).clamp(max=50))
 
 
+def another_torch(patch):
+    torch_like = types.ModuleType("torch_like")
+    vars(torch_like).update(vars(torch), rsqrt=lambda x: 2 * torch.rsqrt(x))
+    patch.setattr(modeling_llama, "torch", torch_like)
+
+
+def another_text(patch):
+    patch.setattr(modeling_llama.LlamaRMSNorm.forward, "__code__", (lambda self, x: 2 * x * self.weight).__code__)
+
+
+def a_method_as_function(patch):
+    class Halves:
+        def rotate_half(self, x):
+            return 0.5 * x
+
+    patch.setattr(modeling_llama, "rotate_half", Halves().rotate_half)
+
+
+def an_object_as_function(patch):
+    class Halves(nn.Module):
+        def forward(self, x):
+            return 0.5 * x
+
+    patch.setattr(modeling_llama, "rotate_half", Halves())
+
+
+def another_namespace(patch):
+    functional = types.SimpleNamespace(
+        **{**vars(nn.functional), "pad": lambda x, *args, **kwargs: nn.functional.pad(x, *args, **kwargs).clamp(max=50)}
+    )
+    patch.setattr(sys.modules["transformers.loss.loss_utils"], "nn", types.SimpleNamespace(functional=functional))
+
+
 # (family, change, word of the warning; None where nothing has to be left alone, because what was changed runs)
 CHANGES = [
     ("gemma", another_norm_helper, "_norm"),
@@ -257,6 +291,11 @@ CHANGES = [
     ("llama", another_output, "CausalLMOutputWithPast"),
     ("llama", another_cross_entropy, "cross_entropy"),
     ("llama", another_pad, "pad"),
+    ("llama", another_torch, "torch"),
+    ("llama", another_text, "LlamaRMSNorm"),
+    ("llama", a_method_as_function, "rotate_half"),
+    ("llama", an_object_as_function, "rotate_half"),
+    ("llama", another_namespace, "loss_utils.nn"),
 ]
 
 

@@ -214,4 +214,5 @@ def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:
     if isinstance(current, _StandIn) and (current._stands_for, current._liger_ours) == (original, ours):  # type: ignore[attr-defined]
         return current
     body = {"_stands_for": original, patching.OURS: ours, "_entry": kind.activation, "_before": {}}
-    return _StandIn(name, (original,), {"__module__": ours.__module__, **body})
+    shown = {"__module__": ours.__module__, "__signature__": inspect.signature(original)}
+    return _StandIn(name, (original,), {**shown, **body})

@@ -1,7 +1,7 @@
-"""Is it still what Hugging Face wrote? Only that is replaced; what stands in its place is left alone, and named.
+"""What can be learnt of Hugging Face's classes and functions: names, signatures, the causal-LM loss, who has wrapped a forward.
 
 Classes are compared by name and module, not with isinstance: a modelling module may have been reloaded or substituted
-since a model was built.
+since a model was built. Whether their code is still Hugging Face's is asked of `stock_code`.
 """
 
 from __future__ import annotations

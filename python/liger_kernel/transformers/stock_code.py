@@ -33,6 +33,9 @@ CALL = ("forward", "__call__", "_call_impl")  # what runs when a module is calle
 
 _OURS_READS_IT_TOO = frozenset({"loss_function"})  # in every call, and does as it says
 _NAMED_OTHERWISE = {"__call__": "_wrapped_call_impl"}
+_KINDS = frozenset(
+    {"transformers", "torch", "kernels", "logging", "builtins", "collections"}
+)  # of objects that are read
 _BASES = frozenset(nn.Module.__mro__)
 
 
@@ -77,7 +80,8 @@ class Code:
 
     def __init__(self, *starts: Any, methods: tuple[str, ...] = ("forward",), accepted: bool = False) -> None:
         self._starts, self._methods, self._anywhere = starts, methods, accepted
-        self._accepted: dict[Place, Any] = _Reader(accepted).read(starts, methods).found if accepted else {}
+        found = _Reader(accepted).read(starts, methods).found if accepted else {}
+        self._accepted = {place: (value, _text_of(value)) for place, value in found.items()}
         self._judge()
 
     def replaced(self) -> str | None:
@@ -98,7 +102,13 @@ class Code:
         return self._verdict
 
     def _is_right(self, place: Place, value: Any) -> bool:
-        return (place in self._accepted and value is self._accepted[place]) or is_written(place, value)
+        accepted, text = self._accepted.get(place, (None, None))
+        return (value is accepted and _text_of(value) is text and place in self._accepted) or is_written(place, value)
+
+
+def _text_of(value: Any) -> Any:
+    """Programs that reload edited files put it into the function that is there."""
+    return value.__code__ if isinstance(value, types.FunctionType) else None
 
 
 def _never() -> bool:
@@ -121,6 +131,9 @@ def _comparison(places: dict[Place, Any]) -> Callable[[], bool]:
         else:
             names[f"o{i}"] = place.owner
             terms.append(f"o{i}.{place.name} is v{i}")
+        if isinstance(value, types.FunctionType):
+            names[f"c{i}"] = _text_of(value)
+            terms.append(f"v{i}.__code__ is c{i}")
     return eval(f"lambda: {' and '.join(terms)}", names)  # type: ignore[no-any-return]
 
 
@@ -134,8 +147,9 @@ def of_forward(cls: type) -> Code:
 
 @functools.cache
 def of_call(cls: type) -> Code:
-    """That of a call of a module of one of torch's or transformers' own classes, which are never reloaded."""
-    return Code(cls, methods=CALL)
+    """That of a call of a module of torch's or transformers' own, which are never reloaded; another's, for which somebody has
+    asked by hand, is right as it was."""
+    return Code(cls, methods=CALL, accepted=not _package_of(cls))
 
 
 @torch.compiler.assume_constant_result
@@ -152,15 +166,19 @@ def is_written(place: Place, value: Any) -> bool:
         return True
     if isinstance(value, property):
         value = value.fget
+    if isinstance(value, types.MethodType):
+        value = value.__func__
     if isinstance(value, types.FunctionType):
         return _is_written_function(place, value)
     if isinstance(value, type):
         return _package_of(value) != "" and value.__name__ == place.name and _is_at_home(place, value)
     if isinstance(value, types.BuiltinFunctionType):
         return value.__name__ == place.name
-    if isinstance(value, functools.partial) or value is patching.Absent:
+    if isinstance(value, types.ModuleType):
+        return sys.modules.get(value.__name__) is value
+    if value is patching.Absent or isinstance(value, (functools.partial, int, float, str)):
         return False
-    return callable(value) and _package_of(type(value)) != ""
+    return _module_of(type(value)).partition(".")[0] in _KINDS
 
 
 def _is_written_function(place: Place, value: types.FunctionType) -> bool:
@@ -263,7 +281,12 @@ class _Reader:
     def _function(self, function: Any, cls: type | None) -> None:
         inner = inspect.unwrap(function)
         code = getattr(inner, "__code__", None)
-        if code is None or (code, cls) in self._read or (_package_of(inner) == "torch" and not _is_a_modules(inner)):
+        if (
+            code is None
+            or (code, cls) in self._read
+            or patching.is_ours(inner)
+            or (_package_of(inner) == "torch" and not _is_a_modules(inner))
+        ):
             return
         self._read.add((code, cls))
         receiver = code.co_varnames[0] if cls is not None and code.co_argcount else None
@@ -289,11 +312,12 @@ class _Reader:
             self._method(cls, name)
 
     def _global(self, owner: dict[str, Any], path: tuple[str, ...]) -> None:
-        for name in path:
+        for i, name in enumerate(path):
             value = owner.get(name)
+            constant = self._anywhere and isinstance(value, (int, float, str))
+            if callable(value) or constant or i + 1 < len(path):  # also a module, and whatever stands for one
+                self._place(Place(owner, name), None)
             if not isinstance(value, types.ModuleType):
-                if callable(value) or (self._anywhere and isinstance(value, (int, float, str))):
-                    self._place(Place(owner, name), None)
                 return
             owner = value.__dict__
 
