@@ -483,6 +483,48 @@ def test_a_pre_hook_of_the_head_changes_its_input(way, caplog):
     assert assert_as_stock(build, way, caplog).logits is None
 
 
+def looks_ahead():
+    """A hook that calls the module which it stands before."""
+    busy = []
+
+    def hook(module, args):
+        if busy:
+            return None
+        busy.append(True)
+        logits = module(args[0])
+        busy.clear()
+        assert logits.shape[-1] == tiny_llama.VOCAB
+        return (args[0] * logits.detach().std(),)
+
+    return hook
+
+
+@both_ways
+def test_a_pre_hook_may_call_its_head(way, caplog):
+    def build():
+        model = tiny_llama.build()
+        model.lm_head.register_forward_pre_hook(looks_ahead())
+        return model
+
+    assert assert_as_stock(build, way, caplog).logits is None
+
+
+@both_ways
+def test_a_flop_counter_sees_what_the_stock_model_does(way, caplog):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    (ids, labels), counts = tiny_llama.batch(), []
+    for build in (tiny_llama.build, lambda: apply(tiny_llama.build, way)):
+        model = build()
+        with FlopCounterMode(display=False) as counter:
+            output = model(input_ids=ids, labels=labels)
+            output.loss.backward()
+        counts.append(counter.get_total_flops())
+        assert output.logits is not None
+    assert counts[0] == counts[1] > 0
+    assert len(warnings_of(caplog)) == 1 and "hook" in warnings_of(caplog)[0]
+
+
 def prepared(model):
     accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
     accelerate.state.AcceleratorState._reset_state(True)

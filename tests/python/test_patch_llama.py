@@ -53,13 +53,13 @@ def instance_state(model):
 def test_class_level_replaces_and_reverts():
     before = module_state()
     apply_liger_kernel_to_llama()
-    assert modeling_llama.apply_rotary_pos_emb is liger_rotary_pos_emb
-    assert modeling_llama.LlamaRMSNorm is LigerRMSNorm
+    assert inspect.unwrap(modeling_llama.apply_rotary_pos_emb) is liger_rotary_pos_emb
+    assert issubclass(modeling_llama.LlamaRMSNorm, LigerRMSNorm)
     assert issubclass(modeling_llama.LlamaMLP, LigerSwiGLUMLP)
     assert is_fused(modeling_llama.LlamaForCausalLM)
     assert torch.nn.functional.cross_entropy is before["cross_entropy"]
     model = tiny_llama.build()
-    assert type(model.model.norm) is LigerRMSNorm and type(model.model.layers[0].mlp) is LigerSwiGLUMLP
+    assert isinstance(model.model.norm, LigerRMSNorm) and isinstance(model.model.layers[0].mlp, LigerSwiGLUMLP)
     assert isinstance(model.model.layers[0].mlp, modeling_llama.LlamaMLP)
     revert_liger_kernel()
     assert module_state() == before
@@ -100,7 +100,7 @@ def test_instance_level_touches_only_the_instance():
     before, other_before = module_state(), instance_state(other)
     apply_liger_kernel_to_llama(model=patched)
     after = module_state()
-    assert after.pop("apply_rotary_pos_emb") is liger_rotary_pos_emb  # reached only through this name
+    assert inspect.unwrap(after.pop("apply_rotary_pos_emb")) is liger_rotary_pos_emb  # reached only through this name
     before.pop("apply_rotary_pos_emb")
     assert after == before
     assert instance_state(other) == other_before
@@ -160,7 +160,7 @@ def test_revert_of_an_instance_leaves_the_others():
     apply_liger_kernel_to_llama(model=two)
     revert_liger_kernel(one)
     assert not is_fused(one) and is_fused(two)
-    assert modeling_llama.apply_rotary_pos_emb is liger_rotary_pos_emb
+    assert inspect.unwrap(modeling_llama.apply_rotary_pos_emb) is liger_rotary_pos_emb
 
 
 def test_a_patched_model_can_be_freed():
@@ -206,7 +206,7 @@ def test_reload_of_the_modelling_module(reloadable):
         assert not is_fused(old)
         apply_liger_kernel_to_llama()
         assert is_fused(modeling_llama.LlamaForCausalLM)
-        assert modeling_llama.LlamaRMSNorm is LigerRMSNorm
+        assert issubclass(modeling_llama.LlamaRMSNorm, LigerRMSNorm)
         revert_liger_kernel()
         assert module_state() == fresh
         importlib.reload(modeling_llama)

@@ -14,6 +14,8 @@ from liger_kernel.transformers import (
     module_patches,
     patching,
     stock,
+    stock_code,
+    stock_rotation,
     torch_cross_entropy,
 )
 from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
@@ -22,6 +24,8 @@ from liger_kernel.transformers.model.causal_lm import projection_of
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss, fused_forward
 from liger_kernel.transformers.module_patches import logger
 from liger_kernel.transformers.rows import Kind, Row
+from liger_kernel.transformers.stock_code import Code, Place
+from liger_kernel.transformers.while_stock import watch
 from liger_kernel.utils import loaded_class
 
 FLCE = "fused_linear_cross_entropy"
@@ -99,7 +103,7 @@ def _keeps_rope(row: Row, model: Any) -> bool:
     others make may have halves that differ, of which ours reads the first. A warning names it."""
     modules = [] if model is None or not row.rope else model.named_modules()
     for path, module in modules:
-        if path.rpartition(".")[2] == "rotary_emb" and not stock.is_own(module, row.module):
+        if path.rpartition(".")[2] == "rotary_emb" and not stock_rotation.is_own(module, row.module):
             warn_once(
                 logger, model, "foreign-rotary", path=path, model=type(model).__name__, found=type(module).__name__
             )
@@ -111,35 +115,56 @@ def _replace_rope(row: Row, modeling: Any, model: Any) -> bool:
     """Whichever of the row's functions this release has, and nobody else has replaced."""
     replaced = []
     for kind in row.rope:
-        ours = getattr(importlib.import_module(f"liger_kernel.transformers.{kind.file}"), kind.ours)
-        stays = _stays(modeling, kind.attribute, modeling if model is None else model)
-        replaced.append(stays or patching.replace(modeling, kind.attribute, ours))
+        name, about = kind.attribute, modeling if model is None else model
+        ours: Any = getattr(importlib.import_module(f"liger_kernel.transformers.{kind.file}"), kind.ours)
+        if _is_real(modeling) and hasattr(modeling, name):
+            if _stays(modeling, name, about, stock_rotation.code_of(modeling, name)):
+                replaced.append(True)
+                continue
+            ours = stock_rotation.while_stock(modeling, name, ours)
+        replaced.append(patching.replace(modeling, name, ours))
+    if model is not None:
+        stock_rotation.watch_model(model)
     return any(replaced)
 
 
-def _stays(owner: Any, name: str, about: Any) -> bool:
-    """Whether somebody has put a function or class of his own under that name, or a forward into the class that stands
-    there. A warning names it. What stands in a substitute for the modelling module is there to be replaced."""
-    current, modeling = getattr(owner, name, None), getattr(owner, "__name__", "")
-    if sys.modules.get(modeling) is not owner:
+def _is_real(owner: Any) -> bool:
+    """Not a substitute for a module."""
+    return sys.modules.get(getattr(owner, "__name__", "")) is owner
+
+
+def _stays(owner: Any, name: str, about: Any, code: Code | None = None) -> bool:
+    """Whether somebody has put a function or class of his own under that name, or into what stands there. A warning names
+    it. What stands in a substitute for the modelling module is there to be replaced."""
+    current = getattr(owner, name, None)
+    if not _is_real(owner) or current is None or patching.is_ours(current):
         return False
-    if patching.is_ours(current):
-        return False
-    if not stock.is_somebody_elses(current) and not stock.is_anothers(current, name, modeling):
-        return False
-    found = getattr(current, "__qualname__", type(current).__name__)
-    warn_once(logger, about, "replaced-name", name=name, modeling=modeling, found=f"{current.__module__}.{found}")
-    return True
+    found = _somebody_elses(Place(vars(owner), name), current, code)
+    if found is not None:
+        warn_once(logger, about, "replaced-name", name=name, modeling=owner.__name__, found=found)
+    return found is not None
+
+
+def _somebody_elses(place: Place, current: Any, code: Code | None) -> str | None:
+    if not stock_code.is_written(place, current):
+        described = current if hasattr(current, "__qualname__") else type(current)
+        return f"{described.__module__}.{described.__qualname__}"
+    if code is None:
+        code = stock_code.of_forward(current) if isinstance(current, type) else Code(place)
+    return code.replaced()
 
 
 def _replace_cross_entropy(row: Row, modeling: Any) -> bool:
     if row.cross_entropy == "attribute":
-        return patching.replace(modeling, "CrossEntropyLoss", LigerCrossEntropyLoss)
+        stays = _stays(modeling, "CrossEntropyLoss", modeling)
+        return stays or patching.replace(modeling, "CrossEntropyLoss", LigerCrossEntropyLoss)
     if row.cross_entropy == "nn":
-        return patching.replace(modeling.nn, "CrossEntropyLoss", LigerCrossEntropyLoss)
+        stays = _stays(modeling.nn, "CrossEntropyLoss", modeling)
+        return stays or patching.replace(modeling.nn, "CrossEntropyLoss", LigerCrossEntropyLoss)
     from transformers.loss import loss_utils
 
-    return torch_cross_entropy.stand_in(loss_utils.nn.functional)
+    functional = loss_utils.nn.functional
+    return _stays(functional, "cross_entropy", modeling) or torch_cross_entropy.stand_in(functional)
 
 
 def _part_flags(part: Row, flags: Mapping[str, bool]) -> dict[str, bool]:
@@ -179,13 +204,15 @@ def _replace_forward(row: Row, owner: Any, name: str) -> bool:
         return False
     forward = patching.original(owner, "forward")
     if isinstance(owner, type):
-        if not stock.forward_is_own(owner, f"{row.module}.{name}"):
-            warn_once(logger, owner, "own-forward", model=name)
+        found = stock_code.of_forward(owner).replaced()
+        if found is not None:
+            warn_once(logger, owner, "own-forward", model=name, found=found)
             return True
         if not asks_for_loss(forward):
             warn_once(logger, owner, "own-loss", model=name)
             return True
-    return patching.replace(owner, "forward", fused_forward(row.heads[name], forward))
+    watched = watch(owner, stock_code.of_forward(owner)) if isinstance(owner, type) else None
+    return patching.replace(owner, "forward", fused_forward(row.heads[name], forward, watched))
 
 
 # ---- an instance -----------------------------------------------------------------------------------------------------
@@ -242,8 +269,8 @@ def _fuse_loss(row: Row, model: Any) -> None:
         warn_once(logger, model, "not-a-causal-lm", expected=", ".join(row.heads), **described)
     elif projection_of(model, row.heads[name]) is None:
         warn_once(logger, model, "no-output-embeddings", **described)
-    elif not stock.forward_is_own(type(model), f"{row.module}.{name}"):
-        warn_once(logger, model, "own-forward", **described)
+    elif (found := stock_code.of_forward(stock.class_of(model)).replaced()) is not None:
+        warn_once(logger, model, "own-forward", found=found, **described)
     elif not asks_for_loss(type(model).forward):
         warn_once(logger, model, "own-loss", **described)
     elif tp > 1:

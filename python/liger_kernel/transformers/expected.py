@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from transformers.activations import ACT2FN
 
-from liger_kernel.transformers import module_patches, patching, stock
-from liger_kernel.transformers.gated_mlp import GatedMLP, is_bare, seen_activation
+from liger_kernel.transformers import module_patches, patching, stock, stock_code
+from liger_kernel.transformers.gated_mlp import GatedMLP, is_bare
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.layer_norm import LigerLayerNorm
 from liger_kernel.transformers.messages import warn_once
@@ -27,6 +26,7 @@ _CLASSES = {
     "transformers.activations.PytorchGELUTanh": _TANH_GELU,
     "transformers.activations.GELUTanh": _TANH_GELU,
 }
+_PROJECTIONS_OF = (GatedMLP, LigerPhi3SwiGLUMLP, LigerBlockSparseTop2MLP)
 _PROJECTIONS: dict[type, tuple[str, ...]] = {
     GatedMLP: ("gate_proj", "up_proj", "down_proj"),
     LigerPhi3SwiGLUMLP: ("gate_up_proj", "down_proj"),
@@ -74,61 +74,80 @@ def _patch_if_expected(row: Row, kind: Kind, module: nn.Module, where: Mapping[s
         expected = " or ".join(name.rpartition(".")[2] for name in kind.classes)
         warn_once(logger, module, "unexpected-class", found=cls.__name__, expected=expected, **where)
         return False
-    if not stock.forward_is_own(cls, stock.full_name(cls)):
-        warn_once(logger, module, "foreign-class-forward", found=cls.__name__, **where)
+    replaced = _replaced_code(module)
+    if replaced is not None:
+        warn_once(logger, module, "foreign-class-forward", found=replaced, **where)
         return False
     return patch_as(module, ours, where)
 
 
+def _replaced_code(module: nn.Module) -> str | None:
+    """What the forward of a module's class runs and somebody has replaced, there or on this instance."""
+    code = stock_code.of_forward(stock.class_of(module))
+    on_instance = (f"{name} of the module" for name in code.helpers if name in module.__dict__)
+    return code.replaced() or next(on_instance, None)
+
+
 def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str]) -> bool:
-    """Make a module compute as our class, with the offset and casting of that class; False, with a WARNING, if it lacks
-    something or has another activation."""
+    """Make a module of Hugging Face's or torch's own class compute as our class, with the offset and casting of that class;
+    False, with a WARNING, if it lacks something or has another activation."""
+    if issubclass(ours, LigerLayerNorm) and (module.weight is None or module.weight.ndim != 1):
+        return module_patches._patch_layer_norm_module(module)  # which says why not
+    if issubclass(ours, _PROJECTIONS_OF):
+        missing, other = _missing_child(module, ours), other_activation(_activation_of(module), ours)
+        if missing is not None:
+            warn_once(logger, module, "missing-child", child=missing, **where)
+            return False
+        if other is not None:
+            warn_once(logger, module, "other-activation", activation=other, **where)
+            return False
+    return _patch(module, ours)
+
+
+def _patch(module: nn.Module, ours: type[nn.Module]) -> bool:
     if issubclass(ours, LigerRMSNorm):
         preset = inspect.signature(ours).parameters
-        return module_patches._patch_rms_norm_module(
-            module, **{name: preset[name].default for name in ("offset", "casting_mode", "in_place")}
-        )
+        options = {name: preset[name].default for name in ("offset", "casting_mode", "in_place")}
+        return module_patches._patch_norm(module, LigerRMSNorm, 1e-6, written=True, row_mode=None, **options)
     if issubclass(ours, LigerLayerNorm):
-        return module_patches._patch_layer_norm_module(module)
+        of_module = module_patches.of_layer_norm(module)
+        return module_patches._patch_norm(module, LigerLayerNorm, 1e-6, written=True, **of_module)
+    return module_patches._patch_module(module, ours, written=True)
+
+
+def _missing_child(module: nn.Module, ours: type[nn.Module]) -> str | None:
     projections = next(names for base, names in _PROJECTIONS.items() if issubclass(ours, base))
-    missing = [name for name in projections if not isinstance(getattr(module, name, None), nn.Module)]
-    if missing:
-        warn_once(logger, module, "missing-child", child=missing[0], **where)
-        return False
-    other = _other_activation(getattr(module, "act_fn", getattr(module, "activation_fn", None)), ours)
-    if other is not None:
-        warn_once(logger, module, "other-activation", activation=other, **where)
-        return False
-    return module_patches._patch_module(module, ours)
+    return next((name for name in projections if not isinstance(getattr(module, name, None), nn.Module)), None)
+
+
+def _activation_of(module: nn.Module) -> Any:
+    return getattr(module, "act_fn", getattr(module, "activation_fn", None))
 
 
 def _activation(ours: type) -> str:
     return _TANH_GELU if issubclass(ours, LigerGEGLUMLP) else _SILU
 
 
-def _other_activation(activation: Any, ours: type) -> str | None:
+def other_activation(activation: Any, ours: type) -> str | None:
     """None if it computes what ours computes, and nothing else; what it is otherwise."""
     cls = type(activation)
-    name = stock.full_name(cls)
-    if _CLASSES.get(name) != _activation(ours) or _computed_in_python(activation):
+    if _CLASSES.get(stock.full_name(cls)) != _activation(ours):
         return cls.__name__
-    if is_bare(activation) and stock.forward_is_own(cls, name):
-        return None
-    return f"{cls.__name__} with hooks or a forward of its own"
-
-
-def _computed_in_python(activation: Any) -> bool:
-    """GELUTanh has a variant that rounds at every step."""
-    return inspect.ismethod(getattr(activation, "act", None))
+    if not is_bare(activation):
+        return f"{cls.__name__} with hooks or a function of its own"
+    replaced = stock_code.replaced_in_call(cls)
+    return None if replaced is None else f"{cls.__name__}, and {replaced} has been replaced"
 
 
 # ---- classes, for models that are built later ------------------------------------------------------------------------
 
 
-class _OrStock(type):
-    """The class of our MLPs as they stand in a modelling module: a call builds ours, or Hugging Face's own where the config
-    asks for an activation that ours has not. What is built is an instance of one or the other, with the children and
-    parameters that Hugging Face's has; who derives from this class derives from Hugging Face's own."""
+class _StandIn(type):
+    """The class that stands in a modelling module, or in torch.nn, for Hugging Face's or torch's own.
+
+    A call builds a module of the original class, by its own `__init__`, and patches it. Whoever derives from this class
+    derives from the original; who sets an attribute of it sets that of the original.
+    """
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
         if "_stands_for" in namespace:
@@ -136,61 +155,64 @@ class _OrStock(type):
         own = tuple(base._stands_for if isinstance(base, mcs) else base for base in bases)  # type: ignore[attr-defined]
         return types.new_class(name, own, kwargs, exec_body=lambda body: body.update(namespace))
 
-    def __call__(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
-        ours, original, entry = cls.__bases__[0], cls._stands_for, cls._entry  # type: ignore[attr-defined]
-        activation = getattr(config, entry, None) or getattr(config, "hidden_act", None)
-        made = ACT2FN[activation] if activation in ACT2FN else None
-        other = _other_activation(made, ours)
-        if other is not None:
-            warn_once(logger, cls, "built-stock", name=original.__name__, activation=f"{activation} ({other})")
-            return original(config, *args, **kwargs)
-        names = stock.names_in(original.__init__)
-        if getattr(config, "mlp_bias", False) and "mlp_bias" not in names:  # of another family, and ours would read it
-            mlp = original(config, *args, **kwargs)
-            module_patches._patch_module(mlp, ours)
-            return mlp
-        mlp = ours(config, *args, **kwargs)
-        setattr(mlp, "activation_fn" if "activation_fn" in names else "act_fn", made)
-        mlp.__dict__.update(seen_activation(mlp))
-        return mlp
-
-    def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, (*cls.__bases__, cls._stands_for))  # type: ignore[attr-defined]
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, (*cls.__bases__, cls._stands_for))  # type: ignore[attr-defined]
-
-
-class _PatchedLayerNorm(type):
-    """torch's LayerNorm as it stands in torch.nn for the whole process: a call builds torch's own, with its defaults, and
-    patches that. Programs derive from it and ask for instances of it as of torch's."""
-
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if "_stands_for" not in vars(cls):
-            return super().__call__(*args, **kwargs)
-        made = cls._stands_for(*args, **kwargs)  # type: ignore[attr-defined]
-        if made.weight is not None and made.weight.ndim == 1:
-            module_patches._patch_layer_norm_module(made)
+        original, ours = cls._stands_for, cls._liger_ours  # type: ignore[attr-defined]
+        made = original(*args, **kwargs)
+        if isinstance(made, nn.LayerNorm) and (made.weight is None or made.weight.ndim != 1):
+            return made  # as programs ask torch for it, too
+        reason = _why_stock(made, ours, cls._entry)  # type: ignore[attr-defined]
+        if reason is None:
+            _patch(made, ours)
+        else:
+            warn_once(logger, cls, "built-stock", name=original.__name__, reason=reason)
         return made
 
+    def __setattr__(cls, name: str, value: Any) -> None:
+        original, before = cls._stands_for, cls._before  # type: ignore[attr-defined]
+        if name in vars(original):
+            before.setdefault(name, vars(original)[name])
+        setattr(original, name, value)
+
+    def __delattr__(cls, name: str) -> None:
+        """As of any class that inherits what it has: what it inherited is there again."""
+        original, before = cls._stands_for, cls._before  # type: ignore[attr-defined]
+        if name in before:
+            setattr(original, name, before.pop(name))
+        else:
+            delattr(original, name)
+
     def __instancecheck__(cls, instance: Any) -> bool:
-        if "_stands_for" not in vars(cls):
-            return super().__instancecheck__(instance)
         return isinstance(instance, cls._stands_for)  # type: ignore[attr-defined]
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        if "_stands_for" not in vars(cls):
-            return super().__subclasscheck__(subclass)
         return issubclass(subclass, cls._stands_for)  # type: ignore[attr-defined]
 
 
+def _why_stock(made: nn.Module, ours: type[nn.Module], entry: str) -> str | None:
+    """Why a module that has just been built is not to be patched, in words."""
+    replaced = _replaced_code(made)
+    if replaced is not None:
+        return f"{replaced} has been replaced"
+    if not issubclass(ours, _PROJECTIONS_OF):
+        return None
+    missing = _missing_child(made, ours)
+    if missing is not None:
+        return f"it has no {missing}"
+    other = other_activation(_activation_of(made), ours)
+    config = getattr(made, "config", None)
+    named = getattr(config, entry, None) or getattr(config, "hidden_act", None) or "another"
+    return None if other is None else f"its activation is {named} ({other})"
+
+
 def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:
-    """What replaces the class `name` of a modelling module."""
-    original = patching.original(modeling, name)
-    if issubclass(ours, LigerRMSNorm) or original is patching.Absent:  # this release has no such class
+    """What replaces the class `name` of a modelling module, or of a substitute for one."""
+    current, original = getattr(modeling, name, None), patching.original(modeling, name)
+    if not isinstance(original, type) or not issubclass(original, nn.Module) or patching.is_ours(original):
         return ours
-    home = {"__module__": ours.__module__}
-    if issubclass(ours, LigerLayerNorm):
-        return _PatchedLayerNorm(name, (original,), {**home, "_stands_for": original})
-    own = {"__init__": original.__init__, "forward": original.forward}  # called by name, in derived classes
-    return _OrStock(ours.__name__, (ours,), {**home, **own, "_stands_for": original, "_entry": kind.activation})
+    if stock_code.of_forward(original).replaced() is not None:
+        return ours
+    if isinstance(current, _StandIn) and (current._stands_for, current._liger_ours) == (original, ours):  # type: ignore[attr-defined]
+        return current
+    body = {"_stands_for": original, patching.OURS: ours, "_entry": kind.activation, "_before": {}}
+    shown = {"__module__": ours.__module__, "__signature__": inspect.signature(original)}
+    return _StandIn(name, (original,), {**shown, **body})

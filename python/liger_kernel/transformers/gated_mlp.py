@@ -15,14 +15,21 @@ from torch import nn
 
 from liger_kernel.ops import LigerGELUMulFunction
 from liger_kernel.ops._operator import LigerArgumentError
+from liger_kernel.transformers import stock_code
+from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.other_dtypes import is_compiling, is_other
+from liger_kernel.transformers.patching import PatchedAs
+from liger_kernel.transformers.while_stock import logger
 
-_modules = nn.modules.module
+_HOOKS = nn.modules.module._global_forward_hooks
+_PRE_HOOKS = nn.modules.module._global_forward_pre_hooks
+_BACKWARD_HOOKS = nn.modules.module._global_backward_hooks
+_BACKWARD_PRE_HOOKS = nn.modules.module._global_backward_pre_hooks
 _SEEN = "_liger_activation"  # the instance attribute: (name of the child, its class), as they were when it was patched
-_FORWARDS: dict[type, Any] = {}  # of the activations' classes, when an MLP was patched first
+_GELU, _TANH = torch._C._nn.gelu, {"approximate": "tanh"}
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(nn.Module, metaclass=PatchedAs):
     """gate_proj and up_proj H → I, down_proj I → H. The sizes are those of `config` unless `intermediate_size` is given."""
 
     def __init__(self, config: Any, intermediate_size: int | None = None, bias: bool = False) -> None:
@@ -40,11 +47,7 @@ def seen_activation(mlp: nn.Module) -> dict[str, tuple[str, type]]:
     if _SEEN in mlp.__dict__:
         return {}
     name = next((name for name in ("act_fn", "activation_fn") if mlp._modules.get(name) is not None), None)
-    if name is None:
-        return {}
-    cls: Any = type(mlp._modules[name])
-    _FORWARDS.setdefault(cls, cls.forward)
-    return {_SEEN: (name, cls)}
+    return {} if name is None else {_SEEN: (name, type(mlp._modules[name]))}
 
 
 def is_bare(activation: Any) -> bool:
@@ -56,22 +59,43 @@ def is_bare(activation: Any) -> bool:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
+        or "_call_impl" in own
+        or ("act" in own and not _is_tanh_gelu(own["act"]))
     )
 
 
-def _is_watched() -> bool:
-    """Whether a global hook waits for the call of any module."""
-    return bool(
-        _modules._global_forward_hooks
-        or _modules._global_forward_pre_hooks
-        or _modules._global_backward_hooks
-        or _modules._global_backward_pre_hooks
+def _is_tanh_gelu(function: Any) -> bool:
+    """What Hugging Face's activation of that name holds, which has a variant that rounds at every step."""
+    return (
+        type(function) is functools.partial
+        and function.func is _GELU
+        and function.keywords == _TANH
+        and not function.args
     )
 
 
-def _computes_as_seen(activation: Any) -> bool:
-    forward = activation.__class__.forward
-    return forward is _FORWARDS.get(activation.__class__, forward) and is_bare(activation) and not _is_watched()
+def _is_as_seen(mlp: nn.Module, name: str, cls: type) -> bool:
+    """Whether the activation computes what ours does, and nothing waits for its call, or that of any module."""
+    if _calls_other_code(cls, type(mlp)):
+        return False
+    activation = mlp.__dict__["_modules"].get(name)
+    if activation.__class__ is cls and is_bare(activation):
+        return not (_HOOKS or _PRE_HOOKS or _BACKWARD_HOOKS or _BACKWARD_PRE_HOOKS)
+    cause = f"{name} has been replaced or hooked"
+    warn_once(logger, mlp, "changed-since", model=type(mlp).__name__, cause=cause)
+    return False
+
+
+@torch.compiler.assume_constant_result
+def _calls_other_code(cls: type, about: type) -> bool:
+    """Whether something has been replaced that a call of the activation runs; `about` is the MLP's class."""
+    code = stock_code.of_call(cls)
+    if code.stands():
+        return False
+    found = code.replaced()
+    if found is not None:
+        warn_once(logger, about, "changed-since", True, model=about.__name__, cause=f"{found} has been replaced")
+    return found is not None
 
 
 def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
@@ -79,11 +103,7 @@ def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
     not one of ours. `args`: gate and up, or both in one tensor, and multipliers."""
     own = mlp.__dict__
     seen = own.get(_SEEN)
-    if seen is None:
-        known = "act_fn" not in own["_modules"]
-    else:
-        activation = own["_modules"].get(seen[0])
-        known = activation.__class__ is seen[1] and _computes_as_seen(activation)
+    known = "act_fn" not in own["_modules"] if seen is None else _is_as_seen(mlp, *seen)
     if not known:
         return _composed(getattr(mlp, "act_fn" if seen is None else seen[0]), *args)
     if not (is_compiling() and is_other(args[0])):  # a trace has no use for the error

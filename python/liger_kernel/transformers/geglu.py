@@ -9,6 +9,7 @@ from typing import Any
 
 from liger_kernel.ops import LigerGELUMulFunction
 from liger_kernel.transformers.gated_mlp import GatedMLP, gated
+from liger_kernel.transformers.while_stock import while_stock
 
 
 class LigerGEGLUMLP(GatedMLP):
@@ -17,6 +18,7 @@ class LigerGEGLUMLP(GatedMLP):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
 
+    @while_stock
     def forward(self, x):
         return self.down_proj(gated(self, LigerGELUMulFunction, self.gate_proj(x), self.up_proj(x)))
 

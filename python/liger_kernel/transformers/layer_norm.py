@@ -15,9 +15,11 @@ from liger_kernel import _implementation
 from liger_kernel.ops import LigerLayerNormFunction
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers.other_dtypes import as_stock, is_compiling, is_other
+from liger_kernel.transformers.patching import PatchedAs
+from liger_kernel.transformers.while_stock import while_stock
 
 
-class LigerLayerNorm(nn.Module):
+class LigerLayerNorm(nn.Module, metaclass=PatchedAs):
     """y = (x − mean) · rstd · weight + bias over the last dimension, rstd = 1/√(var + eps).
 
     `hidden_states` [..., hidden_size] in fp32, fp16 or bf16; the result has its shape and dtype, the arithmetic is fp32.
@@ -61,6 +63,7 @@ class LigerLayerNorm(nn.Module):
     def backend(self, name: str | None) -> None:
         self.impl = name
 
+    @while_stock
     def forward(self, hidden_states: Any) -> Any:
         _implementation.accept("layer_norm", getattr(self, "impl", None), getattr(self, "mode", None))
         # torch's own class may have neither weight nor bias

@@ -21,20 +21,22 @@ MESSAGES = {
     "flag-of-no-part": "{flags}: no part of {model} has it, ignored",
     # one module
     "unexpected-class": "{path} of {model} is not patched: it is {found}, not {expected}",
-    "foreign-class-forward": "{path} of {model} is not patched: the forward of its class {found} has been replaced",
+    "foreign-class-forward": "{path} of {model} is not patched: {found}, which its forward runs, has been replaced",
+    "changed-since": "{model} computes as Hugging Face's own again: {cause} since it was patched",
     "other-activation": "{path} of {model} is not patched: its activation is {activation}",
     "missing-child": "{path} of {model} is not patched: it has no {child}",
     "foreign-rotary": (
         "apply_rotary_pos_emb is not replaced: {path} of {model} ({found}) is not, or is no longer, the family's own"
     ),
-    "replaced-name": "{name} of {modeling} is not replaced: somebody has put {found} there, or into it",
-    "built-stock": "{name} is built as Hugging Face's own: its activation is {activation}",
+    "stock-rotation": "{name} of {modeling} rotates as Hugging Face's own again: {found} is not, or is no longer, its own",
+    "replaced-name": "{name} of {modeling} is not replaced: {found} is not, or is no longer, its own",
+    "built-stock": "{name} is built as Hugging Face's own: {reason}",
     "wrapped-forward": "{model} keeps its own forward: {cause}. This module is not patched",
     "epsilon-of-dtype": "{model} is not patched: its epsilon depends on the dtype of its input",
     "no-vector-weight": "{model} is not patched: it has no weight of one dimension",
     "use-kernels": (
         "{model} has use_kernels set: the norms patched on this instance are lost when it next changes between train() "
-        "and eval(). Patch the class before the model is built instead."
+        "and eval()"
     ),
     # the fused loss, when it is patched in
     "not-a-causal-lm": (
@@ -44,7 +46,8 @@ MESSAGES = {
         "fused_linear_cross_entropy=True replaced nothing: {model} has no output embeddings; its forward is left alone"
     ),
     "own-forward": (
-        "fused_linear_cross_entropy=True replaced nothing: {model} has a forward of its own, which is left alone"
+        "fused_linear_cross_entropy=True replaced nothing: {model} has a forward of its own ({found}), which is left "
+        "alone"
     ),
     "own-loss": (
         "fused_linear_cross_entropy=True replaced nothing: the forward of {model} in this transformers computes its loss by "
@@ -73,13 +76,16 @@ def warn(logger: logging.Logger, name: str, /, **values: object) -> None:
     logger.warning(_text(name, values))
 
 
-def warn_once(logger: logging.Logger, about: Any, name: str, /, **values: object) -> None:
+def warn_once(logger: logging.Logger, about: Any, name: str, /, in_trace: object = False, **values: object) -> None:
     """The same, once per text and what it is about, a module, a class or a modelling module: a training loop comes by at
-    every step, a Trainer at every train()."""
-    if torch.compiler.is_compiling():
+    every step, a Trainer at every train(). Compilers cannot trace it; `in_trace` says that this is a call that they make."""
+    if torch.compiler.is_compiling() and not in_trace:
         return
     text = _text(name, values)
-    said = _said.setdefault(about, set())
+    try:
+        said = _said.setdefault(about, set())
+    except TypeError:  # a substitute for a modelling module need not be hashable
+        said = _said.setdefault(type(about), set())
     if text not in said:
         said.add(text)
         logger.warning(text)
@@ -89,3 +95,8 @@ def forget_classes() -> None:
     """Class patches have been undone: of the next ones all is said again."""
     for about in [about for about in _said if not isinstance(about, nn.Module)]:
         del _said[about]
+
+
+def forget(module: nn.Module) -> None:
+    """The patch of this module has been undone."""
+    _said.pop(module, None)

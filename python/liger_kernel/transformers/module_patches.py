@@ -1,7 +1,7 @@
 """Making one module compute as one of our classes.
 
 The functions that begin with `_` are also called by other packages, with any module: they ask nothing about its class.
-`patch_as` is what the rows use.
+`expected.patch_as` is what the rows use.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.layer_norm import LigerLayerNorm
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
+from liger_kernel.transformers.while_stock import watching
 from liger_kernel.utils import loaded_class
 
 logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
@@ -27,17 +28,17 @@ logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
 @dataclass(frozen=True)
 class MethodsOf:
     """The methods of one of our modules: what it computes, and how it is printed. `epsilon`: the attribute of a norm that
-    ours is to read for its variance_epsilon. Once one of `numbers` is another, the stock forward runs."""
+    ours is to read for its variance_epsilon. `values`, `written`: see `while_stock.watching`."""
 
     owner: type[nn.Module]
     epsilon: str = ""
-    numbers: patching.Numbers = ()
+    values: patching.Values = ()
+    written: bool = False
 
     def methods(self, cls: type) -> Mapping[str, Any]:
         name, epsilon = self.owner.__name__, self.epsilon
         methods: dict[str, Any] = {"forward": self.owner.forward, "_get_name": lambda self: name}
-        if self.numbers:
-            methods["forward"] = _while_unchanged(self.numbers, self.owner.forward, cls.forward)  # type: ignore[attr-defined]
+        methods.update(watching(cls, self.written, self.values))
         if epsilon:
             methods["variance_epsilon"] = property(
                 lambda self: getattr(self, epsilon), lambda self, value: setattr(self, epsilon, value)
@@ -45,15 +46,6 @@ class MethodsOf:
         if self.owner.extra_repr is not nn.Module.extra_repr:
             methods["extra_repr"] = self.owner.extra_repr
         return methods
-
-
-def _while_unchanged(
-    numbers: patching.Numbers, ours: Callable[..., Any], stock: Callable[..., Any]
-) -> Callable[..., Any]:
-    def forward(self: nn.Module, x: Any) -> Any:
-        return (stock if patching.have_changed(self, numbers) else ours)(self, x)
-
-    return forward
 
 
 def _bind_method_to_module(module: nn.Module, method_name: str, new_method: Callable[..., Any]) -> bool:
@@ -89,7 +81,8 @@ def _patch_module(
     module: nn.Module,
     liger_module: type[nn.Module],
     epsilon: str = "",
-    numbers: patching.Numbers = (),
+    values: patching.Values = (),
+    written: bool = False,
     **attributes: Any,
 ) -> bool:
     """Make a module compute as `liger_module`, with these attributes, which its forward reads; the others as in `MethodsOf`.
@@ -98,8 +91,8 @@ def _patch_module(
     """
     copies = peft_copies(module)
     if copies is not None:
-        return all([_patch_module(copy, liger_module, epsilon, numbers, **attributes) for copy in copies])
-    if not give_methods(module, MethodsOf(liger_module, epsilon, numbers)):
+        return all([_patch_module(copy, liger_module, epsilon, values, written, **attributes) for copy in copies])
+    if not give_methods(module, MethodsOf(liger_module, epsilon, values, written)):
         return False
     for name, value in {**attributes, **seen_activation(module)}.items():
         patching.set_on_instance(module, name, value)
@@ -150,8 +143,13 @@ def _patch_layer_norm_module(module: nn.Module, eps: float = 1e-6) -> bool:
     if weight is None or weight.ndim != 1:
         warn_once(logger, module, "no-vector-weight", model=type(module).__name__)
         return False
+    return _patch_norm(module, LigerLayerNorm, eps, **of_layer_norm(module))
+
+
+def of_layer_norm(module: nn.Module) -> dict[str, Any]:
+    """What the forward of `LigerLayerNorm` reads of a module, but for weight, bias and epsilon."""
     size = getattr(module, "hidden_size", None) or getattr(module, "normalized_shape", None)
-    return _patch_norm(module, LigerLayerNorm, eps, hidden_size=size, impl=None, mode=None)
+    return {"hidden_size": size, "impl": None, "mode": None}
 
 
 def _patch_swiglu_module(module: nn.Module, liger_module: type[nn.Module]) -> bool:

@@ -15,9 +15,9 @@ from typing import Any
 import transformers
 from packaging import version
 
-from liger_kernel.transformers import model_table, patching
+from liger_kernel.transformers import model_table, patching, stock_rotation
 from liger_kernel.transformers.apply_row import apply_row, unwrap
-from liger_kernel.transformers.messages import forget_classes, warn
+from liger_kernel.transformers.messages import forget, forget_classes, warn
 from liger_kernel.transformers.module_patches import (
     _bind_method_to_module,
     _patch_geglu_module,
@@ -197,7 +197,9 @@ def revert_liger_kernel(model: Any = None) -> None:
     replacement in a module or class is undone. What a third party has put in our place is left alone. Idempotent."""
     if model is None:
         patching.restore_all()
+        stock_rotation.forget()
         forget_classes()
         return
     for module in model.modules():
         patching.restore_instance(module)
+        forget(module)

@@ -19,5 +19,5 @@ def is_other(*tensors: torch.Tensor | None) -> bool:
 
 def as_stock(module: nn.Module, function: Any, *args: Any) -> Any:
     """What the forward of the class that was patched says of args[0]; of a class of ours, what `function` says in torch."""
-    forward: Any = patching.unpatched(type(module)).forward  # type: ignore[attr-defined]
+    forward: Any = patching.patched_class(type(module)).forward  # type: ignore[attr-defined]
     return function.torch_forward(*args) if patching.is_ours(forward) else forward(module, args[0])

@@ -11,7 +11,9 @@ only where our replacement still stands, because a third party may have patched,
 from __future__ import annotations
 
 import copyreg
+import importlib
 import inspect
+import sys
 import types
 import weakref
 from collections.abc import Callable, Mapping
@@ -22,12 +24,15 @@ from torch import nn
 
 from liger_kernel.transformers import mixed_precision
 
+_STORES = ("_modules", "_parameters", "_buffers")
+
 
 class Absent:
     """Stands for "the attribute was not there". The class itself is the value: it survives copying and pickling."""
 
 
 _RECORD = "_liger_originals"  # the instance attribute: {attribute name: (original or Absent, ours)}
+OURS = "_liger_ours"  # the attribute of a class that stands for Hugging Face's: the class of ours that it builds
 _PATCH = "_liger_patch"  # the attribute of the classes made here: what their methods were made from
 
 
@@ -139,26 +144,55 @@ def _patched(cls: type, patch: Patch) -> type:
         reduced = super(made, self).__reduce_ex__(max(protocol, 2))  # the old protocols name the class
         if type(self) is not made or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return reduced
-        return (_new, (cls, patch), *reduced[2:])
+        return (_new, (_reference(cls), patch), *reduced[2:])
 
     made.__reduce_ex__ = __reduce_ex__
     return made
 
 
-# (path of its owner below the module, name, value): a number that a stock forward reads and ours does not
-Numbers = tuple[tuple[str, str, Any], ...]
+class PatchedAs(type):
+    """The class of our modules' classes: a module that is patched as one of them is an instance of it, and a class that
+    builds such modules derives from it, where somebody asks."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return type.__instancecheck__(cls, instance) or cls.__subclasscheck__(type(instance))
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        ours = getattr(getattr(subclass, _PATCH, None), "owner", None) or getattr(subclass, OURS, None)
+        return type.__subclasscheck__(cls, subclass) or (ours is not None and type.__subclasscheck__(cls, ours))
 
 
-def have_changed(module: nn.Module, numbers: Numbers) -> bool:
-    for path, name, value in numbers:
-        if getattr(getattr(module, path) if path else module, name, value) != value:
+# (path of its owner below the module, name, value): a number or the like that a stock forward reads and ours does not; without
+# a path: nothing goes by that name
+Values = tuple[tuple[str | None, str, Any], ...]
+
+
+def have_changed(module: nn.Module, values: Values) -> bool:
+    for path, name, value in values:
+        if path is None:
+            if any(name in module.__dict__[store] for store in _STORES) or name in module.__dict__:
+                return True
+        elif getattr(getattr(module, path) if path else module, name, value) != value:
             return True
     return False
 
 
-def _new(cls: type, patch: Patch) -> Any:
-    made: Any = _patched(cls, patch)
+def _new(cls: type | tuple[str, str], patch: Patch) -> Any:
+    if isinstance(cls, tuple):
+        cls = original(importlib.import_module(cls[0]), cls[1])
+    made: Any = _patched(cls, patch)  # type: ignore[arg-type]
     return made.__new__(made)
+
+
+def _reference(cls: type) -> type | tuple[str, str]:
+    """What a class is pickled as: its name alone where something of ours goes by it now."""
+    record = _record_of(sys.modules.get(cls.__module__), cls.__qualname__)
+    return cls if record is None or record.original is not cls else (cls.__module__, cls.__qualname__)
+
+
+def patched_class(cls: type) -> type:
+    """The class that somebody wrote, below the one that was made here, from which others may have derived."""
+    return next((made.__bases__[0] for made in cls.__mro__ if _PATCH in vars(made)), cls)
 
 
 def unpatched(cls: type) -> type:

@@ -4,7 +4,8 @@ A norm, a gated MLP, the rotary function and the forward are each compared with 
 put there, in evaluation and in training: in fp32 within rounding, in bf16 bit for bit (the rotary function, which rounds
 less often than Hugging Face's, within rounding there too). Small and large values show epsilons and limits. What differs,
 reads a number that ours does not, draws random numbers, or cannot be run, is left alone; what breaks the model as a whole
-is taken back. A forward may read such numbers as long as they stay what they were.
+is taken back. A forward may read such numbers as long as they stay what they were, and nothing that
+could not be seen to change.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ import logging
 import math
 import random
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from liger_kernel.transformers import module_patches, patching, rope, stock
+from liger_kernel.transformers import module_patches, patching, rope, stock, stock_rotation
+from liger_kernel.transformers.expected import other_activation
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.model.causal_lm import projection_of
 from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rows import Head
+from liger_kernel.transformers.stock_code import Code
 from liger_kernel.transformers.swiglu import LigerBlockSparseTop2MLP, LigerPhi3SwiGLUMLP, LigerSwiGLUMLP
 
 logger = logging.getLogger(__name__)
@@ -42,7 +46,8 @@ _MLPS: dict[frozenset[str], tuple[type[nn.Module], ...]] = {
 _IN_MODES = [(False, 0), (True, 1), (True, 2), (True, 3)]  # (training, seed): what is random must show
 _SCALES = (1.0, 2.0**20)  # of what goes into an MLP
 _EPSILONS = ("variance_epsilon", "eps")
-_NUMBERS = (int, float, bool, type(None))
+_VALUES = (int, float, bool, str, torch.dtype, torch.Size, type(None))
+_WATCHED_OTHERWISE = frozenset({"config", "loss_function"})
 _OF_NO_EFFECT = frozenset(
     {"training", "vocab_size", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states"}
 )
@@ -139,14 +144,30 @@ def _behaves_in_modes(make: Callable[[bool, torch.dtype], Any]) -> bool:
     return all(_behaves(functools.partial(make, training), seed=seed) for training, seed in _IN_MODES)
 
 
-def _numbers_read(module: nn.Module, *known: str) -> patching.Numbers:
-    """The numbers, or None in their place, that a module's forward reads of the module or its config, but those known."""
-    names = {name for name in stock.names_in(type(module).forward) if isinstance(name, str)}
-    found = []
-    for name in names - _OF_NO_EFFECT - {*known}:
+def _values_read(module: nn.Module, *known: str) -> patching.Values | None:
+    """What a module's forward reads of the module and its config: numbers and their like, or that there is nothing. None if
+    it reads what nobody can watch: other objects, children and buffers than those that are `known`, functions that are not
+    its class's, variables of a function around it."""
+    code = Code(type(module), accepted=True)
+    reads = code.reads - {*known} - _WATCHED_OTHERWISE
+    if code.closed or not all(_is_watchable(module, name) for name in reads):
+        return None
+    found: set[Any] = {(None, name, None) for name in reads if not hasattr(module, name)}
+    for name in {each for each in code.names if isinstance(each, str)} - _OF_NO_EFFECT - {*known}:
         own = inspect.getattr_static(module, name, ())  # a property may do something
-        found += [("", name, own), ("config", name, getattr(getattr(module, "config", None), name, ()))]
-    return tuple(sorted((each for each in found if isinstance(each[2], _NUMBERS)), key=lambda each: each[:2]))
+        found |= {("", name, own)} if isinstance(own, _VALUES) else set()
+        entry = getattr(getattr(module, "config", None), name, ()) if name.isidentifier() else ()
+        found |= {("config", name, entry)} if isinstance(entry, _VALUES) and entry != () else set()
+    return tuple(sorted(found, key=lambda each: (str(each[0]), each[1])))
+
+
+def _is_watchable(module: nn.Module, name: str) -> bool:
+    own = inspect.getattr_static(module, name, patching.Absent)
+    if own is patching.Absent:
+        return not hasattr(module, name)  # else it is a child, or the like
+    if isinstance(own, (property, types.FunctionType, staticmethod)):
+        return name not in module.__dict__  # the class's: `stock_code` sees it
+    return isinstance(own, _VALUES)
 
 
 def _numbers(*shape: int) -> torch.Tensor:
@@ -177,7 +198,7 @@ class _Caller(nn.Module):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    return not patching.is_ours(module.forward) and "forward" not in module.__dict__
+    return not patching.is_ours(module.forward) and "forward" not in module.__dict__ and not module._buffers
 
 
 def _takes_one_argument(module: nn.Module) -> bool:
@@ -195,18 +216,20 @@ def _try_norm(module: nn.Module) -> str | None:
         return None
     if weight.ndim != 1 or not isinstance(epsilon, float) or isinstance(module, nn.LayerNorm):
         return None
+    values = _values_read(module, "weight", *_EPSILONS)
+    if values is None:
+        return None
     scales = (1.0, 2.0 ** math.floor(math.log2(epsilon) / 2) if epsilon > 0 else 2.0**-10, 2.0**20)
     for offset, casting in _NORMS:
         pair = functools.partial(_norm_pair, module, weight.shape[0], offset, casting)
         if all(_behaves_in_modes(functools.partial(pair, scale)) for scale in scales):
-            _patch_norm(module, offset, casting)
+            _patch_norm(module, offset, casting, values)
             return f"LigerRMSNorm, offset {offset}, rounded as {casting}"
     return None
 
 
-def _patch_norm(module: nn.Module, offset: float, casting: str) -> None:
-    numbers = _numbers_read(module, *_EPSILONS)
-    module_patches._patch_norm(module, LigerRMSNorm, 0.0, numbers=numbers, offset=offset, casting_mode=casting)
+def _patch_norm(module: nn.Module, offset: float, casting: str, values: patching.Values = ()) -> None:
+    module_patches._patch_norm(module, LigerRMSNorm, 0.0, values=values, offset=offset, casting_mode=casting)
 
 
 def _norm_pair(
@@ -224,15 +247,24 @@ def _norm_pair(
 
 def _try_mlp(module: nn.Module) -> str | None:
     linears = {name for name, child in module._modules.items() if type(child) is nn.Linear}
-    others = [child for name, child in module._modules.items() if name not in linears]
-    if module._parameters or any(list(child.parameters()) for child in others if child is not None):
+    others = {name: child for name, child in module._modules.items() if name not in linears}
+    if module._parameters or not _is_plain(module) or not _takes_one_argument(module):
         return None
+    values = _values_read(module, *module._modules)
     for ours in _MLPS.get(frozenset(linears), ()):
-        plain = _is_plain(module) and _takes_one_argument(module)
-        if plain and all(_behaves_in_modes(functools.partial(_mlp_pair, module, ours, scale)) for scale in _SCALES):
-            module_patches._patch_module(module, ours, numbers=_numbers_read(module))
+        if values is None or not all(_is_activation(module, name, child, ours) for name, child in others.items()):
+            continue
+        if all(_behaves_in_modes(functools.partial(_mlp_pair, module, ours, scale)) for scale in _SCALES):
+            module_patches._patch_module(module, ours, values=values)
             return ours.__name__
     return None
+
+
+def _is_activation(mlp: nn.Module, name: str, child: Any, ours: type[nn.Module]) -> bool:
+    """Whether a child is the activation that ours computes, under the name by which it is watched; another one, as dropout
+    with a probability that may be set, would be forgotten."""
+    is_called = name in ("act_fn", "activation_fn") and name in Code(type(mlp), accepted=True).reads
+    return is_called and other_activation(child, ours) is None
 
 
 def _mlp_pair(module: nn.Module, ours: type[nn.Module], scale: float, training: bool, dtype: torch.dtype) -> Any:
@@ -324,6 +356,8 @@ def _try_rope(model: Any, before: list[torch.Tensor | None]) -> dict[str, str]:
     theirs = getattr(modeling, name, None)
     if theirs is None or patching.is_ours(theirs):
         return {}
+    if not all(stock_rotation.is_own(module, modeling.__name__) for module in stock_rotation.modules_in(model)):
+        return {}
     calls: list[bool] = []
 
     def both(q: Any, k: Any, cos: Any, sin: Any, *args: Any, **kwargs: Any) -> Any:
@@ -346,7 +380,10 @@ def _try_rope(model: Any, before: list[torch.Tensor | None]) -> dict[str, str]:
         setattr(modeling, name, theirs)
     if ran is None or not calls or not all(calls):
         return {}
-    patching.replace(modeling, name, rope.liger_rotary_pos_emb)
+    patching.replace(
+        modeling, name, stock_rotation.while_stock(modeling, name, rope.liger_rotary_pos_emb, accepted=True)
+    )
+    stock_rotation.watch_model(model)
     if not _answers_alike(model, before):
         patching.restore(modeling, name)
         return {}
@@ -364,7 +401,10 @@ def _try_loss(model: Any) -> bool:
     head = projection_of(model, row) if hasattr(model, "get_output_embeddings") else None
     if head is None or model._modules.get(base) is None or not _is_plain(model) or not asks_for_loss(own.forward):
         return False
-    patch = FusedForward(row, _numbers_read(model))
+    values = _values_read(model, base, *(name for name, child in model._modules.items() if child is head))
+    if values is None:
+        return False
+    patch = FusedForward(row, values, written=False)
     forward = patch.methods(own)["forward"]
     for scale in (1.0, 2.0**8):
         # what limits or caps logits shows where they are large

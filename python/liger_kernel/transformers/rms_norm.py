@@ -12,9 +12,11 @@ from torch import nn
 from liger_kernel.ops import LigerRMSNormFunction
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers.other_dtypes import as_stock, is_compiling, is_other
+from liger_kernel.transformers.patching import PatchedAs
+from liger_kernel.transformers.while_stock import while_stock
 
 
-class LigerRMSNorm(nn.Module):
+class LigerRMSNorm(nn.Module, metaclass=PatchedAs):
     """y = x · rstd · (weight + offset), rstd = 1/√(mean(x²) + eps), over the last dimension.
 
     `hidden_states` [..., hidden_size] in fp32, fp16 or bf16; the result has its shape and dtype. `weight` [hidden_size]
@@ -57,10 +59,7 @@ class LigerRMSNorm(nn.Module):
     def eps(self, value: float) -> None:
         self.variance_epsilon = value
 
-    def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        """For classes derived from one that this has replaced: Hugging Face's have it, and forwards of others call it."""
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
+    @while_stock
     def forward(self, hidden_states):
         args = (
             hidden_states,

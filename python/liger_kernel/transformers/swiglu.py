@@ -12,6 +12,8 @@ from torch import nn
 
 from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
 from liger_kernel.transformers.gated_mlp import GatedMLP, gated
+from liger_kernel.transformers.patching import PatchedAs
+from liger_kernel.transformers.while_stock import while_stock
 
 
 def _require_silu(activation: str) -> None:
@@ -28,6 +30,7 @@ class _SwiGLUMLP(GatedMLP):
         _require_silu(config.hidden_act if activation is None else activation)
         super().__init__(config, intermediate_size, bias)
 
+    @while_stock
     def forward(self, x):
         return self.down_proj(gated(self, LigerSiLUMulFunction, self.gate_proj(x), self.up_proj(x)))
 
@@ -76,6 +79,7 @@ class LigerFalconH1SwiGLUMLP(_SwiGLUMLP):
         super().__init__(config, bias=_has_bias(config))
         self.gate_multiplier, self.down_multiplier = config.mlp_multipliers
 
+    @while_stock
     def forward(self, x):
         gate, up = self.gate_proj(x), self.up_proj(x)
         if getattr(self.down_proj, "bias", None) is None:  # the multiplier commutes with the projection
@@ -85,7 +89,7 @@ class LigerFalconH1SwiGLUMLP(_SwiGLUMLP):
         return self.down_proj(gated(self, LigerSiLUMulFunction, gate, up, self.gate_multiplier)) * self.down_multiplier
 
 
-class LigerBlockSparseTop2MLP(nn.Module):
+class LigerBlockSparseTop2MLP(nn.Module, metaclass=PatchedAs):
     """One expert of Mixtral: w1 is the gate, w3 the up and w2 the down projection, without biases."""
 
     def __init__(self, config: Any) -> None:
@@ -97,11 +101,12 @@ class LigerBlockSparseTop2MLP(nn.Module):
         self.w2 = nn.Linear(self.ffn_dim, self.hidden_dim, bias=False)
         self.w3 = nn.Linear(self.hidden_dim, self.ffn_dim, bias=False)
 
+    @while_stock
     def forward(self, x):
         return self.w2(gated(self, LigerSiLUMulFunction, self.w1(x), self.w3(x)))
 
 
-class LigerPhi3SwiGLUMLP(nn.Module):
+class LigerPhi3SwiGLUMLP(nn.Module, metaclass=PatchedAs):
     """The MLP of Phi-3: gate and up in one projection gate_up_proj H → 2I, the gate in its first half."""
 
     def __init__(self, config: Any) -> None:
@@ -113,6 +118,7 @@ class LigerPhi3SwiGLUMLP(nn.Module):
         self.gate_up_proj = nn.Linear(self.hidden_size, 2 * self.intermediate_size, bias=False)
         self.down_proj = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
 
+    @while_stock
     def forward(self, x):
         return self.down_proj(gated(self, LigerFusedGateUpSiLUMulFunction, self.gate_up_proj(x)))
 

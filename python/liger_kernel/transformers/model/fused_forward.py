@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from liger_kernel.transformers import patching
-from liger_kernel.transformers import stock as stock_code
 from liger_kernel.transformers.model import causal_lm
 from liger_kernel.transformers.rows import Head
+from liger_kernel.transformers.stock import names_in
+from liger_kernel.transformers.while_stock import WATCH, Watch, forward_below, has_changed, watching
 
 # The parameters of most families' forwards.
 LANGUAGE_MODEL = (
@@ -27,29 +28,40 @@ _SKIP_LOGITS = inspect.Parameter("skip_logits", inspect.Parameter.KEYWORD_ONLY, 
 
 @dataclass(frozen=True)
 class FusedForward:
-    """What an instance's class is patched with: see `patching.Patch`. Once one of `numbers` is another, the stock forward runs."""
+    """What an instance's class is patched with: see `patching.Patch`. `values`, `written`: see `while_stock.watching`."""
 
     head: Head
-    numbers: patching.Numbers = ()
+    values: patching.Values = ()
+    written: bool = True
 
     def methods(self, cls: type) -> Mapping[str, Callable[..., Any]]:
         forward: Any = cls.forward  # type: ignore[attr-defined]
-        return {"forward": forward if patching.is_ours(forward) else fused_forward(self.head, forward, self.numbers)}
+        watched = watching(cls, self.written, self.values)
+        if not patching.is_ours(forward):
+            forward = fused_forward(self.head, forward, watched[WATCH])
+        return {**watched, "forward": forward}
 
 
 def asks_for_loss(forward: Callable[..., Any]) -> bool:
     """Whether a forward takes its loss from the model's loss_function, as the fused one does."""
-    return patching.is_ours(forward) or "loss_function" in stock_code.names_in(forward)
+    return patching.is_ours(forward) or "loss_function" in names_in(forward)
 
 
-def fused_forward(head: Head, stock: Callable[..., Any], numbers: patching.Numbers = ()) -> Callable[..., Any]:
-    """A forward with the parameters of `stock`, and the keyword `skip_logits`."""
+def fused_forward(head: Head, stock: Callable[..., Any], watch: Watch | None = None) -> Callable[..., Any]:
+    """A forward with the parameters of `stock`, and the keyword `skip_logits`. Once what is watched has changed, `stock`
+    runs, or what stands in its place."""
     signature = inspect.signature(stock)
     if "skip_logits" not in signature.parameters:
         parameters = list(signature.parameters.values())
         last = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
         signature = signature.replace(parameters=[*parameters[:last], _SKIP_LOGITS, *parameters[last:]])
-    return _with_signature(head, signature, "forward", getattr(stock, "__qualname__", "forward"), stock, numbers)
+    return _with_signature(head, signature, "forward", getattr(stock, "__qualname__", "forward"), stock, watch)
+
+
+def _own_forward(model: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
+    """That of an instance's class, which may be another one by now, or the one that was replaced in the class."""
+    forward = forward_below(model) if patching.is_patched(model) else stock
+    return stock if patching.is_ours(forward) else forward
 
 
 def named_forward(head: Head, parameters: str, name: str = "lce_forward") -> Callable[..., Any]:
@@ -76,7 +88,7 @@ def _with_signature(
     name: str,
     qualified: str,
     stock: Any = None,
-    numbers: patching.Numbers = (),
+    watch: Watch | None = None,
 ) -> Callable[..., Any]:
     by_position = tuple(
         p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -91,9 +103,9 @@ def _with_signature(
         `ignore_index`, `label_smoothing`, `return_token_accuracy`, `return_predicted_tokens`, `accum_dtype`,
         `use_token_scaling`, and what the base model takes.
         """
-        if numbers and patching.have_changed(self, numbers):
+        if watch is not None and has_changed(self, watch):
             kwargs.pop("skip_logits", None)
-            return stock(self, *args, **kwargs)
+            return _own_forward(self, stock)(self, *args, **kwargs)
         if len(args) > len(by_position):
             raise TypeError(f"{qualified} takes {len(by_position)} positional arguments, but {len(args)} were given")
         for given in by_position[: len(args)]:

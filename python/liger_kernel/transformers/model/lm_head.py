@@ -8,6 +8,7 @@ not fused at all: its logits are materialised.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from liger_kernel.transformers import stock
+from liger_kernel.transformers import stock, stock_code
 from liger_kernel.transformers.fsdp import _FSDPForwardRedirection
 from liger_kernel.transformers.model import loss_utils
 from liger_kernel.utils import loaded_class
@@ -137,18 +138,15 @@ def _class_obstacle(head: nn.Module) -> str | None:
         return f"it is wrapped by PEFT ({name})"
     if not isinstance(head, nn.Linear):
         return f"it is a {name}, not an nn.Linear"
-    if type(head).forward is not nn.Linear.forward or type(head).__call__ is not nn.Module.__call__:
+    if any(getattr(type(head), each) is not getattr(nn.Linear, each) for each in stock_code.CALL):
         return f"its class {name} has a forward of its own"
-    replaced = _replaced_in_projection()
+    replaced = stock_code.replaced_in_call(nn.Linear)
     if replaced is not None:
         return f"{replaced}, which computes its logits, has been replaced"
+    if not isinstance(head.__dict__.get("_call_impl"), (_CountedCalls, type(None))):
+        return f"{name}._call_impl has been replaced on it"
     wrapper = _foreign_forward(head)
     return None if wrapper is None else stock.cause_of_wrapper(wrapper)
-
-
-@torch.compiler.assume_constant_result
-def _replaced_in_projection() -> str | None:
-    return stock.replaced_in_projection()
 
 
 def _weight_obstacle(head: Any) -> str | None:
@@ -250,38 +248,67 @@ def _loss_of(
     )
 
 
-class _Redirection:
-    """Stands in a head's `forward` while a thread needs another computation there; calls of other threads pass through."""
+class _Standing:
+    """Stands in an attribute of a module as long as some thread needs it there."""
 
     lock = threading.Lock()
-    pending = threading.local()  # id of the head -> what this thread's next call of it computes
 
-    def __init__(self, head: nn.Module, slot: str) -> None:
-        self.head, self.slot, self.own, self.users = head, slot, head.__dict__.get(slot), 0
+    def __init__(self, module: Any, slot: str) -> None:
+        self.module, self.slot, self.own, self.users = module, slot, module.__dict__.get(slot), 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_place(cls, module: nn.Module, slot: str) -> Iterator[_Standing]:
+        with cls.lock:
+            standing = module.__dict__.get(slot)
+            if not isinstance(standing, cls):
+                standing = module.__dict__[slot] = cls(module, slot)
+            standing.users += 1
+        try:
+            yield standing
+        finally:
+            with cls.lock:
+                standing.users -= 1
+                if not standing.users:
+                    _put_back(module, slot, standing.own)
+
+
+class _CountedCalls(_Standing):
+    """In `_call_impl`: a hook before a head may call it, and has to be answered with logits."""
+
+    depth = threading.local()  # id of the module -> how many calls of it this thread is in
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        depth, key = self.depth.__dict__, str(id(self.module))
+        depth[key] = depth.get(key, 0) + 1
+        try:
+            if self.own is not None:
+                return self.own(*args, **kwargs)
+            return type(self.module)._call_impl(self.module, *args, **kwargs)
+        finally:
+            depth[key] -= 1
+            if not depth[key]:
+                del depth[key]
+
+    @classmethod
+    def is_outermost(cls, module: nn.Module) -> bool:
+        return cls.depth.__dict__.get(str(id(module)), 0) == 1
+
+
+class _Redirection(_Standing):
+    """In a head's `forward`: another computation. Calls of other threads, and of the head's hooks, pass through."""
+
+    pending = threading.local()  # id of the head -> (who is called, what the outermost call of this thread computes)
 
     def __call__(self, input: torch.Tensor) -> Any:  # as nn.Linear's forward calls it
-        replacement = self.pending.__dict__.pop(str(id(self.head)), None)
-        if replacement is not None:
+        pending, key = self.pending.__dict__, str(id(self.module))
+        outer, replacement = pending.get(key, (None, None))
+        if outer is not None and all(map(_CountedCalls.is_outermost, (outer, self.module))):
+            del pending[key]
             return replacement(input)
         if self.own is not None:
             return self.own(input)
-        return type(self.head).forward(self.head, input)  # type: ignore[operator]
-
-    @classmethod
-    def enter(cls, head: nn.Module) -> _Redirection:
-        slot = _slot(head)
-        with cls.lock:
-            standing = head.__dict__.get(slot)
-            if not isinstance(standing, cls):
-                standing = head.__dict__[slot] = cls(head, slot)
-            standing.users += 1
-            return standing
-
-    def leave(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                _put_back(self.head, self.slot, self.own)
+        return type(self.module).forward(self.module, input)
 
 
 def _slot(head: nn.Module) -> str:
@@ -309,14 +336,16 @@ def _call_instead_of_forward(
             return outer(argument)
         finally:
             _put_back(head, slot, own)
-    redirection = _Redirection.enter(head)
-    pending, key = redirection.pending.__dict__, str(id(head))
-    pending[key] = replacement
-    try:
-        return outer(argument)
-    finally:
-        pending.pop(key, None)
-        redirection.leave()
+    pending, key = _Redirection.pending.__dict__, str(id(head))
+    with contextlib.ExitStack() as stack:
+        for module in {id(outer): outer, id(head): head}.values():
+            stack.enter_context(_CountedCalls.in_place(module, "_call_impl"))
+        stack.enter_context(_Redirection.in_place(head, _slot(head)))
+        pending[key] = outer, replacement
+        try:
+            return outer(argument)
+        finally:
+            pending.pop(key, None)
 
 
 def _loss_inside(outer: nn.Module, head: nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any):
@@ -328,6 +357,10 @@ def _loss_inside(outer: nn.Module, head: nn.Module, hidden_states: torch.Tensor,
         return results[0][0]
 
     output = _call_instead_of_forward(outer, head, loss, hidden_states)
+    if len(results) != 1:  # only a trace can tell no call from another
+        raise RuntimeError(
+            f"fused loss: lm_head has been called {len(results)} times for one loss, perhaps by its hook"
+        )
     exact, z_loss, token_accuracy, predicted_tokens = results[0]
     if output.dtype != exact.dtype:  # mixed precision casts what leaves the unit; the value need not suffer
         output = output.to(exact.dtype)

@@ -1,0 +1,89 @@
+"""A patched module computes as ours while the code of the forward that ours stands for is what it was; then as that forward."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from liger_kernel.transformers import patching, stock_code
+from liger_kernel.transformers.messages import warn_once
+from liger_kernel.transformers.stock_code import Code
+
+logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
+
+WATCH = "_liger_watch"  # the attribute of the classes that patches make
+
+
+class Watch(NamedTuple):
+    """changed   whether other code runs by now; while compiling it is asked once
+    helpers   methods that the forward calls, which an instance may have got otherwise
+    values   that the forward reads and ours does not"""
+
+    changed: Callable[[], bool]
+    helpers: tuple[str, ...]
+    values: patching.Values
+
+
+def watch(cls: type, code: Code, values: patching.Values = ()) -> Watch:
+    return Watch(asker(code, cls), code.helpers, values)
+
+
+def watching(cls: type, written: bool, values: patching.Values = ()) -> dict[str, Any]:
+    """The attributes by which a class that a patch makes of `cls` is watched. `written`: the code of `cls` is to be Hugging
+    Face's or torch's own; else it is right as it is now."""
+    if not written:
+        return {WATCH: watch(cls, Code(cls, accepted=True), values)}
+    code = stock_code.of_forward(cls)
+    return {WATCH: watch(cls, code, values), stock_code.CODE: code}
+
+
+def asker(code: Code, cls: type) -> Callable[[], bool]:
+    """A function that says whether `code` runs no more, and warns of that."""
+
+    def changed() -> bool:
+        try:
+            if code.stands():
+                return False
+        except AttributeError:
+            pass
+        found = code.replaced()
+        if found is not None:
+            warn_once(logger, cls, "changed-since", True, model=cls.__name__, cause=f"{found} has been replaced")
+        return found is not None
+
+    return torch.compiler.assume_constant_result(changed)  # type: ignore[no-any-return]
+
+
+def while_stock(ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the forwards, of one argument, that patched modules are given."""
+
+    @functools.wraps(ours)
+    def forward(self: nn.Module, *x: Any, **by_name: Any) -> Any:
+        watch = getattr(type(self), WATCH, None)
+        run = ours if watch is None or not has_changed(self, watch) else forward_below(self)
+        return run(self, *x, **by_name) if by_name else run(self, *x)
+
+    return forward
+
+
+def has_changed(module: nn.Module, watch: Watch) -> bool:
+    changed, helpers, values = watch
+    if changed():
+        return True
+    for name in helpers:
+        if name in module.__dict__:
+            cause = f"{name} of the module has been replaced"
+            warn_once(logger, module, "changed-since", model=type(module).__name__, cause=cause)
+            return True
+    return bool(values) and patching.have_changed(module, values)
+
+
+def forward_below(module: nn.Module) -> Callable[..., Any]:
+    """The forward of the class that was patched, as it is now."""
+    cls = patching.patched_class(type(module))
+    return patching.original(cls, "forward")  # type: ignore[no-any-return]
