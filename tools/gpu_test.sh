@@ -60,7 +60,7 @@ stage_driver_ptx() {
 stage_pytest_cuda() {
     local arguments=(-rs)
     [ -n "$QUICK" ] && arguments+=(-m "not slow")
-    python3 -c 'import xdist' 2>/dev/null && arguments+=(-n $((JOBS / 2)))
+    python3 -c 'import xdist' 2>/dev/null && arguments+=(-n $((JOBS * 3 / 4)))
     PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$BUILD \
         python3 -m pytest tests/python --device cuda -p no:cacheprovider "${arguments[@]}"
 }
