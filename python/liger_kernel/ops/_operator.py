@@ -240,7 +240,10 @@ class Operator:
         try:
             return self.eager(*args)
         except LigerArgumentError:  # before anything was written
-            pass
+            return self.refused(*args)
+
+    def refused(self, *args: Any) -> Any:
+        """What the library has not taken as it is."""
         if is_plain(*(a for a in args if isinstance(a, Tensor))):
             return self.prepared(*args)
         return self.traced(*args)
@@ -262,15 +265,28 @@ class Operator:
             return self._mixed(*args)
         parameters = {v.dtype for a, v in zip(self.inputs, given) if a.prepare in _PARAMETERS and v is not None}
         ready = self._prepare(given, torch.float32 if mixed or len(parameters) > 1 else given[0].dtype)
-        flags = iter(args[len(self.inputs) :])
-        likes = self.likes(*given)
-        made = [self._new(self.wish(r, given), likes, ready) if not r.asked or next(flags) else None
-                for r in self.results]  # fmt: skip
-        self.function(*ready, *map(self._folded, self.results, made))
+        made = self._made_by_the_library(ready, given, args[len(self.inputs) :])
+        if made is None:
+            flags = iter(args[len(self.inputs) :])
+            likes = self.likes(*given)
+            made = [self._new(self.wish(r, given), likes, ready) if not r.asked or next(flags) else None
+                    for r in self.results]  # fmt: skip
+            self.function(*ready, *map(self._folded, self.results, made))
         # what was widened has a result in the dtype that it was widened to
         made = [m if m is None or r.wish.kind != Wish.LIKE.kind else m.to(given[r.wish.source].dtype)
                 for r, m in zip(self.results, made)]  # fmt: skip
         return tuple(made) if len(made) > 1 else made[0]
+
+    def _made_by_the_library(self, ready: list, given: tuple, flags: tuple) -> Any:
+        """The results, in a fraction of the time that it takes to make them here. None: some are in another shape than what
+        they are like, or in a dtype that depends on what was given."""
+        if any(isinstance(r, Tensor) and r.dim() != g.dim() for r, g in zip(ready, given)):
+            return None
+        try:
+            made = self.eager(*ready, *flags)
+        except LigerArgumentError:  # in words below
+            return None
+        return made if isinstance(made, tuple) else (made,)
 
     def _complete(self, args: tuple) -> tuple:
         """The arguments without the flags, with the defaults of those that are not given."""
