@@ -42,7 +42,11 @@ def test_a_gradient_does_not_overflow_on_the_way(device, plain_torch, monkeypatc
     dy = torch.tensor([1e-38, 3e38, 1e-5, 3e38], device=device)
     (dx,) = torch.autograd.grad(LigerReLUSquaredFunction.apply(x), x, dy)
     exact = (2 * x.detach().double() * dy.double()).float()
-    assert dx[3].isinf() and ((dx - exact)[:3].abs() <= exact[:3] * 2.0**-23 + 2.0**-149).all() and exact[:2].isfinite().all()
+    assert (
+        dx[3].isinf()
+        and ((dx - exact)[:3].abs() <= exact[:3] * 2.0**-23 + 2.0**-149).all()
+        and exact[:2].isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
