@@ -65,6 +65,8 @@ LIGER_API liger_status liger_group_norm_forward_workspace(liger_context *context
  *   dbias       out   [channels]               likewise
  *   groups      as in forward
  *
+ *   The mean is the one that is given, an f32: where it is large, its rounding, up to 2^-24 · |mean| · rstd, shifts every n of
+ *   a group. (Forward carries what is missing; it is not among the statistics.)
  *   Sums are f32.  Edges: without elements dweight = dbias = 0.  Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, WORKSPACE.
  *   Workspace: sums over each channel of each sample, see the query.  Same inputs, same bits, any thread count.
  *   Graph-capturable.  Since 0.9. */
