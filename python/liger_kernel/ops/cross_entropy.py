@@ -318,7 +318,8 @@ def plain_cross_entropy(logits, target, weight, ignore_index, lse_square_scale, 
         divisor = count if weight is None else (w[safe] * known).sum()
         loss = loss / torch.where(count == 0, 1.0, divisor.float())  # weights that sum to 0 are a mean of nothing: NaN
         z = z / count.clamp(min=1)
-    factor = torch.where(known | ~valid, 1.0, torch.nan)  # of a label that is none the row is NaN, and its gradient
+    # of a label that is none the row is NaN, and its gradient
+    factor = torch.ones_like(log_sum).masked_fill(valid & ~known, torch.nan)
     if scale_tokens:
         factor = factor * torch.softmax(x, -1).gather(1, safe[:, None]).squeeze(1).detach()
     loss, z = torch.where(valid, (loss + z) * factor, 0.0), torch.where(valid, z * factor, 0.0)
