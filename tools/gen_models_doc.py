@@ -34,6 +34,8 @@ This page is written by `tools/gen_models_doc.py` from `python/liger_kernel/tran
 * **The loss** is fused with the output projection in training, where logits are then None. With another `loss_function`, a
   hook on the head, an adapter on it or a forward of the model's own, logits are materialised and a warning says why.
 * **cross_entropy=True** replaces the plain loss instead, for the whole process; the two exclude each other.
+* **Activations** in `ACT2FN` stay as they are. `relu2`, which `LigerReLUSquared` computes, is in no family here: a model that
+  has it can be given the module by hand, `mlp.act_fn = LigerReLUSquared()`.
 """
 
 ROPE = {

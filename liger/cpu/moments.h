@@ -2,10 +2,13 @@
 #ifndef LIGER_CPU_MOMENTS_H
 #define LIGER_CPU_MOMENTS_H
 
+#include <math.h>
+
 #include "liger/cpu/simd.h"
 
 struct moments {
-    float mean, variance; /* the biased one */
+    float mean, missing; /* missing: what the mean lacks, being rounded */
+    float variance;      /* the biased one */
 };
 
 /* Means of x - centre, and of its square. */
@@ -26,12 +29,17 @@ LIGER_TEMPLATE struct means_about means_about(liger_dtype t, const void *x, int6
 }
 
 /* The sum of values with a large common offset is off by some of the mean's last bits, which count where little else is left
- * of them: what remains without the mean says by how much. */
+ * of them, and so do those that the mean has no room for: what remains without the mean says by how much. Where the first value
+ * is the mean as far as the sum can tell, it takes its place: of values that are one nothing remains. */
 LIGER_TEMPLATE struct moments moments_of(liger_dtype t, const void *x, int64_t cols) {
-    const float rough = means_about(t, x, cols, 0.0f, false).first;
+    const float sum = means_about(t, x, cols, 0.0f, false).first, first = f32_load(t, x, 0);
+    const float error = (float)(cols / 16 + 8) * 0x1p-24f * fabsf(sum);
+    const float rough = error < INFINITY && fabsf(first - sum) <= error ? first : sum;
     const struct means_about rest = means_about(t, x, cols, rough, true);
     const float variance = rest.second - rest.first * rest.first;
-    return (struct moments){.mean = rough * rough > rest.second ? rough + rest.first : rough,
+    const float mean = rough * rough > rest.second ? rough + rest.first : rough;
+    return (struct moments){.mean = mean,
+                            .missing = fabsf(mean) < INFINITY ? rest.first - (mean - rough) : 0.0f,
                             .variance = variance < 0 ? 0 : variance}; /* NaN is not less than 0 */
 }
 

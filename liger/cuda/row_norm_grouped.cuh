@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(COLUMN_BLOCK) grouped_loop_sums(const __grid_c
     if (c >= p.cols) return;
     for (int64_t which = blockIdx.y; which < parts_in(p.plan); which += gridDim.y) {
         const group_part part = part_of(p.plan, which);
-        float partial[GROUPED_SUMS][1] = {};
-        const float scale[1] = {0};
+        float partial[GROUPED_SUMS][1] = {}, scale[1];
+        B::scale(p, part.begin, c, scale);
         for (int64_t r = part.begin; r < part.end; r++) {
             const typename B::facts facts = B::facts_of(p, r);
             const float dy[1] = {to_f32(row_at<T>(p.dy, r)[c])};

@@ -44,3 +44,39 @@ const char *norm_of_one_value(struct op_run *run, int x, int y, int64_t cols, in
     }
     return NULL;
 }
+
+/* 5 bits of x, 13 of rstd, 4 of weight (of which 1 is the offset's) and 2 of dy. */
+static void draw_few_bits(struct op_run *run, const struct norm_tensors *at) {
+    const int64_t cols = run->count[at->x] / run->count[at->rstd];
+    for (int64_t i = 0; i < run->count[at->x]; i++) {
+        run->t[at->x][i] = (double)(9 + i * 5 % 23) / (i % 3 ? 8 : -8);
+        run->t[at->dy][i] = ldexp(i % 5 < 2 ? -1 : 1, (int)(i % 7 % 3) - 1);
+    }
+    for (int64_t r = 0; r < run->count[at->rstd]; r++)
+        run->t[at->rstd][r] = 1 + (double)(2 * (r * 37 % 499) + 1) / 4096;
+    for (int64_t c = 0; run->t[at->weight] && c < cols; c++) run->t[at->weight][c] = (double)(5 + c % 7) / 4;
+    for (int64_t i = 0; at->scale >= 0 && i < run->count[at->scale]; i++)
+        run->t[at->scale][i] = (double)(i % 5 - 2) / 4;
+}
+
+const char *norm_inner_roundings(struct op_run *run, const struct norm_tensors *at) {
+    enum { TERMS = 9 }; /* of a sum whose f32 error stays small */
+    const double largest = 2 * (31.0 / 8 * 1.25) * (11.0 / 4 + 1), u = 0x1p-24; /* |dy|, |x·rstd|, |weight + offset| */
+    bool some = false;
+    if (run->types.t == LIGER_F32 || run->types.weight != LIGER_F32)
+        return op_run_not_applicable(run, "inner roundings: T is f32, or the parameters are T");
+    for (int k = at->gradients; k < at->gradients + at->count; k++)
+        if (run->t[k] && run->count[k] && run->count[at->x] <= TERMS * run->count[k]) some = true;
+    if (!some) return op_run_not_applicable(run, "inner roundings: no parameter has a gradient of few terms");
+    draw_few_bits(run, at);
+    if (op_run_call(run) != LIGER_OK) return liger_last_error();
+    if (!op_run_expect(run)) return "no memory";
+    for (int k = at->gradients; k < at->gradients + at->count; k++) {
+        const double terms = (double)run->count[at->x] / (double)run->count[k];
+        for (int64_t i = 0; run->t[k] && terms <= TERMS && i < run->count[k]; i++)
+            if (!(fabs(run->t[k][i] - run->expected[k][i]) <= (terms + 4) * u * terms * largest))
+                return op_run_text(run, "%s[%lld] is %.9g, but must be %.9g", run->spec[k].name, (long long)i,
+                                   run->t[k][i], run->expected[k][i]);
+    }
+    return NULL;
+}

@@ -25,4 +25,14 @@ struct norm_moments norm_moments(const struct op_case *c, const double *row, int
  * is: bias[i / spatial % channels] of element i, or 0. */
 const char *norm_of_one_value(struct op_run *run, int x, int y, int64_t cols, int bias, int64_t spatial);
 
+/* Tensors of a norm's backward by their place in a case; the gradients of parameters stand one after the other. */
+struct norm_tensors {
+    int dy, x, weight, rstd, scale; /* scale: -1, there is none */
+    int gradients, count;
+};
+/* A property: what enters the gradients of f32 parameters is rounded to a 16-bit T where the reference rounds it, and nowhere
+ * else. With operands of few bits x·rstd and its product with the weight are exact in f32: no rounding may fall elsewhere than
+ * the reference's, and the sums are held to f32. */
+const char *norm_inner_roundings(struct op_run *run, const struct norm_tensors *at);
+
 #endif

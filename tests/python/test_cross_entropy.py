@@ -8,6 +8,7 @@ import torch
 from reference import DTYPES, assert_close
 
 from liger_kernel._native import Wish
+from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 from liger_kernel.ops.cross_entropy import (
     LigerCrossEntropyFunction,
     cross_entropy_backward,
@@ -222,6 +223,40 @@ def test_out_of_range_target(device, wrong, row):
     for nan in (results[0], results[1], logits.grad.sum(-1)):
         assert torch.equal(nan.isnan(), bad)
     assert results[2][row] == 0 and results[3][row] == logits[row].argmax()
+
+
+@pytest.mark.parametrize("wrong", [131, -1])
+def test_out_of_range_target_where_the_formula_runs(device, wrong, monkeypatch):
+    """On the CPU an error that names it; on CUDA a row of NaN, as from the kernel, without a read out of bounds."""
+    logits, target = problem(device, torch.float32)
+    target[2] = wrong
+    if device.type == "cpu":
+        calls = {
+            "grad": lambda: torch.func.grad(lambda x: LigerCrossEntropyFunction.apply(x, target, *arguments())[0])(
+                logits.detach()
+            ),
+            "vmap": lambda: torch.func.vmap(lambda t: LigerCrossEntropyFunction.apply(logits, t, *arguments())[0])(
+                torch.stack([target, target])
+            ),
+            "linear": lambda: torch.func.grad(
+                lambda x: LigerFusedLinearCrossEntropyFunction.apply(x, torch.eye(131), target)[0]
+            )(logits.detach()),
+            "disabled": lambda: LigerCrossEntropyFunction.apply(logits, target, *arguments()),
+        }
+        for name, call in calls.items():
+            monkeypatch.setattr(LigerCrossEntropyFunction, "_plain_torch", name == "disabled")
+            with pytest.raises(AssertionError, match=rf"target\[.*2\] is {wrong}, which is out of bounds.*\[0, 131\)"):
+                call()
+    twin = logits.detach().clone().requires_grad_()
+    given = arguments(reduction="none", weight=torch.rand(131, device=device) + 0.1, label_smoothing=0.1)
+    results = LigerCrossEntropyFunction.torch_forward(twin, target, *given, True, True, True)
+    results[0].sum().backward()
+    bad = torch.arange(17, device=device) == 2
+    for nan in (results[0], results[1], twin.grad.sum(-1)):
+        assert torch.equal(nan.isnan(), bad)
+    assert results[2][2] == 0 and results[3][2] == logits[2].argmax()
+    known = LigerCrossEntropyFunction.torch_forward(twin, target.where(~bad, -100), *given, True, True, True)
+    assert all(torch.equal(a[~bad], b[~bad]) for a, b in zip(results, known))
 
 
 def test_debug_checks_targets_on_any_device(device, monkeypatch):

@@ -115,6 +115,17 @@ def test_module_and_helpers(device):
     assert liger_dyt_bwd(dy, x, module.alpha, module.gamma, None)[3] is None
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_alpha_of_many_dimensions(device, kind):
+    x, gamma = torch.randn(3, 8, device=device), torch.randn(8, device=device)
+    alpha = torch.full((1,) * 7, 0.5, device=device, dtype=kind, requires_grad=True)
+    y = LigerDyTFunction.apply(x, alpha, gamma, None)
+    (dalpha,) = torch.autograd.grad(y, alpha, torch.ones_like(y))
+    expected = liger_dyt_bwd(torch.ones_like(x), x, alpha.detach().flatten(), gamma, None)[1]
+    assert torch.equal(y, liger_dyt_fwd(x, alpha.detach().flatten(), gamma, None))
+    assert dalpha.shape == alpha.shape and dalpha.dtype is kind and torch.equal(dalpha.flatten(), expected)
+
+
 def test_errors(device):
     x, ones = torch.randn(2, 8, device=device), torch.ones(8, device=device)
     for alpha, gamma, beta, name in ((ones, ones, ones, "alpha"), (ones[:1], ones[:7], ones, "gamma"),

@@ -101,6 +101,28 @@ def test_an_index_out_of_range(device, wrong, dtype):
     assert weight.grad[:, 0].tolist() == [1, 0, 0, 0, 2, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("wrong", [9, -1])
+def test_an_index_out_of_range_where_the_formula_runs(device, wrong, monkeypatch):
+    weight, indices = torch.randn(9, 4, device=device), torch.tensor([[4, 0], [8, wrong]], device=device)
+    apply = LigerEmbeddingFunction.apply
+    calls = {
+        "grad": lambda: torch.func.grad(lambda w: apply(w, indices).nansum())(weight),
+        "vmap": lambda: torch.func.vmap(lambda i: apply(weight, i))(indices),
+        "grad of vmap": lambda: torch.func.grad(
+            lambda w: torch.func.vmap(lambda i: apply(w, i).nansum())(indices).sum()
+        )(weight),
+        "trace": lambda: torch.jit.trace(lambda i: apply(weight, i), (indices,), check_trace=False),
+        "disabled": lambda: apply(weight, indices),
+    }
+    for name, call in calls.items():
+        monkeypatch.setattr(LigerEmbeddingFunction, "_plain_torch", name == "disabled")
+        if device.type == "cuda":
+            call()
+            continue
+        with pytest.raises(ValueError, match=rf"indices has {wrong}, which is out of bounds: it must be in \[0, 9\)"):
+            call()
+
+
 def test_debugging_names_the_index_on_cuda(device, monkeypatch):
     if device.type == "cpu":
         pytest.skip("CPU calls look anyway")

@@ -19,7 +19,9 @@ def _make(n):
 
 
 OWED = [Case("modulated_rms_norm", LigerModulatedRMSNormFunction, _make, (0, 1, 2, 3))]
-SHAPES = {"one": (72,), "batch": (3, 72), "batch, 1": (3, 1, 72), "all": (3, 50, 72)}
+SHAPES = {
+    "one": (72,), "batch": (3, 72), "batch, 1": (3, 1, 72), "all": (3, 50, 72), "deep": (1, 3, 1, 1, 1, 1, 1, 72),
+}  # fmt: skip
 ROUNDINGS = {"llama": 3, "gemma": 3, "none": 7}  # of y: one at the end, and those inside, which may fall on either side
 
 
@@ -60,6 +62,26 @@ def test_values_and_gradients(device, dtype, wide, casting, shape):
         assert ((given.grad.cpu().double() - twin.grad).abs() <= bound + torch.finfo(given.dtype).smallest_normal).all()
 
 
+@pytest.mark.parametrize("casting", ["llama", "gemma", "none"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_scale_is_what_scale_multiplies(device, kind, casting):
+    """With all the roundings inside, those of the weight too: where dy is 1 and scale 0 it is y, and it is that of the formula."""
+    x = torch.tensor([[1.0, 2, 3, 5]], device=device).bfloat16()
+    weight = torch.tensor([1.0, 1, 1.5, 0.75], device=device).to(kind)
+    scale = torch.zeros(4, device=device, requires_grad=True)
+
+    def apply(scale):
+        return LigerModulatedRMSNormFunction.apply(x, weight, scale, None, 0.0, 0.1, casting)
+
+    y = apply(scale)
+    (dscale,) = torch.autograd.grad(y, scale, torch.ones_like(y))
+    by_formula = torch.func.grad(lambda s: apply(s).float().sum())(scale.detach())
+    assert (dscale - by_formula).abs().max() <= 4 * 2.0**-24 * by_formula.abs().max()
+    assert torch.equal(dscale.bfloat16(), y.detach()[0])
+    if casting == "gemma":
+        assert torch.equal(dscale, y.detach()[0].float())
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("plain_torch", [False, True])
 def test_without_shift_and_weight(device, weighted, plain_torch, monkeypatch):
@@ -87,6 +109,24 @@ def test_float32_modulation_of_bfloat16(device):
     y.sum().backward()
     assert y.dtype is torch.bfloat16 and scale.grad.dtype is torch.float32 and shift.grad.dtype is torch.bfloat16
     assert scale.grad.shape == (2, 1, 24) and shift.grad.eq(6).all() and shift.grad.shape == (2, 24)
+
+
+def test_more_than_six_dimensions(device):
+    """Of all three, and of a modulation whose two parts are widened, or are not alike."""
+    deep, kinds = (
+        (2, 1, 2, 1, 3, 1, 1, 24),
+        [(torch.float32,) * 2, (torch.float16,) * 2, (torch.float16, torch.float32)],
+    )
+    x, scale, shift = (torch.randn(s, 24, device=device) for s in (12, 2, 2))
+    for dtypes in kinds:
+        flat = [x.bfloat16(), torch.ones(24, device=device).bfloat16(), scale.to(dtypes[0]), shift.to(dtypes[1])]
+        shapes, found = [deep, (24,), (2, *[1] * 6, 24), (1, 2, *[1] * 6, 24)], []
+        for made in (flat, [t.view(s) for t, s in zip(flat, shapes)]):
+            leaves = [t.detach().clone().requires_grad_() for t in made]
+            y = LigerModulatedRMSNormFunction.apply(*leaves, 1e-6)
+            found.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
+        assert [tuple(t.shape) for t in found[1]] == [deep, *shapes]
+        assert all(torch.equal(a.flatten(), b.flatten()) and a.dtype is b.dtype for a, b in zip(*found))
 
 
 @pytest.mark.parametrize("plain_torch", [False, True])

@@ -196,6 +196,9 @@ def test_module(device):
     assert torch.allclose(found.cpu().double(), right, atol=1e-5)
     bare = LigerMultiTokenAttention(4, 4, 3, padding=1, bias=False, sparse=True).to(device)
     assert bare.bias is None and "sparse=True" in repr(bare) and set(bare.state_dict()) == {"weight"}
+    for groups in (0, -2, 3):
+        with pytest.raises(ValueError, match=f"in_channels is 4 and out_channels is 4.*groups, which is {groups}"):
+            LigerMultiTokenAttention(4, 4, 3, groups=groups)
     before = bare.weight.detach().clone()
     bare.reset_parameters()
     assert not torch.equal(before, bare.weight) and bare(scores).shape == scores.shape

@@ -281,7 +281,10 @@ def test_sum_of_one_element(device):
         y.backward(torch.ones((), device=device).expand(1, 1))
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "swiglu", "swiglu_packed"])
+@pytest.mark.parametrize(
+    "name", ["rms_norm", "add_rms_norm", "layer_norm", "swiglu", "swiglu_packed", "geglu", "dyt", "poly_norm", "softmax",
+             "sparsemax", "relu_squared"]
+)  # fmt: skip
 def test_more_than_six_dimensions(name, device):
     case = CASES[name]
     flat = on(device, case.make(16))
@@ -290,6 +293,15 @@ def test_more_than_six_dimensions(name, device):
     shallow, nested = run(case, flat, up), run(case, deep, [u.view(2, 1, 2, 2, 2, 1, 2, -1) for u in up])
     for a, b in zip(shallow, nested):
         assert torch.equal(a, b.view(a.shape)) and (b.dim() == 8 or a.dim() == 1)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "relu_squared"])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (1, 2, 1, 1, 2, 1, 3, 0), (1, 0, 1, 1, 2, 1, 3, 4)])
+def test_nothing_in_any_number_of_dimensions(name, shape, device):
+    case = CASES[name]
+    x = torch.randn(shape, device=device, requires_grad=True)
+    (y,) = case(x, *case.make(1)[1:])
+    assert y.shape == shape and torch.autograd.grad(y, x, torch.ones_like(y))[0].shape == shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -91,6 +91,16 @@ def test_module_and_helpers(device):
     assert all(map(torch.equal, found, [leaf.grad, module.weight.grad, module.bias.grad]))
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_bias_of_many_dimensions(device, kind):
+    x, weight = torch.randn(3, 8, device=device), torch.randn(3, device=device)
+    bias = torch.full((1,) * 7, 0.5, device=device, dtype=kind, requires_grad=True)
+    y = LigerPolyNormFunction.apply(x, weight, bias)
+    (dbias,) = torch.autograd.grad(y, bias, torch.ones_like(y))
+    assert torch.equal(y, LigerPolyNormFunction.apply(x, weight, bias.detach().flatten()))
+    assert dbias.shape == bias.shape and dbias.dtype is kind and dbias.item() == 24
+
+
 def test_errors(device):
     x, weight, bias = torch.randn(2, 8, device=device), torch.ones(3, device=device), torch.ones((), device=device)
     for args, text in (((x, weight[:2], bias), r"\bW\b.*2.*3"), ((x, weight, weight), r"\bB\b")):

@@ -34,6 +34,21 @@ def test_what_is_no_number(device):
     assert torch.equal(relu_squared_backward(x, torch.ones_like(x))[:-1], (2 * torch.relu(x))[:-1])
 
 
+@pytest.mark.parametrize("plain_torch", [False, True])
+def test_a_gradient_does_not_overflow_on_the_way(device, plain_torch, monkeypatch):
+    """Whatever x, dy and their product are: 2x alone is more than f32 holds, and so is 2dy."""
+    monkeypatch.setattr(LigerReLUSquaredFunction, "_plain_torch", plain_torch)
+    x = torch.tensor([3e38, 1e-38, 2e-38, 1.5], device=device, requires_grad=True)
+    dy = torch.tensor([1e-38, 3e38, 1e-5, 3e38], device=device)
+    (dx,) = torch.autograd.grad(LigerReLUSquaredFunction.apply(x), x, dy)
+    exact = (2 * x.detach().double() * dy.double()).float()
+    assert (
+        dx[3].isinf()
+        and ((dx - exact)[:3].abs() <= exact[:3] * 2.0**-23 + 2.0**-149).all()
+        and exact[:2].isfinite().all()
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_value_has_torchs_bits(device, dtype):
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).to(device)

@@ -110,6 +110,8 @@ def test_errors_name_the_argument_and_both_numbers(device):
     x = torch.randn(2, 8, device=device)
     with pytest.raises(AssertionError, match="Invalid casting mode.*'float'"):
         LigerRMSNormFunction.apply(x, None, EPS, 0.0, "float")
+    with pytest.raises(AssertionError, match="Invalid casting mode: True"):
+        LigerRMSNormFunction.apply(x, None, EPS, 0.0, True)
     with pytest.raises(AssertionError, match="Invalid casting mode.*7"):
         LigerRMSNormFunction.apply(x, None, EPS, 0.0, 7)
     with pytest.raises(AssertionError, match=r"\bW: .*9.*8") as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy
 import pytest
 import torch
 from operator_case import HIDDEN, Case
@@ -133,8 +134,23 @@ def test_any_dimension(device, dim):
     (dx,) = torch.autograd.grad(y, x, dy)
     (right,) = torch.autograd.grad(expected, moved, dy.movedim(dim, -1))
     assert torch.equal(dx, right.movedim(-1, dim))
-    with pytest.raises(IndexError, match="out of range"):
-        LigerSparsemaxFunction.apply(x, 3)
+
+
+@pytest.mark.parametrize("plain_torch", [False, True])
+def test_no_dimension(device, plain_torch, monkeypatch):
+    monkeypatch.setattr(LigerSparsemaxFunction, "_plain_torch", plain_torch)
+    x = torch.randn(5, 6, 7, device=device)
+    for dim in (3, -4):
+        with pytest.raises(IndexError, match=rf"sparsemax: dim is out of range: it is {dim}, but must be in \[-3, 2\]"):
+            LigerSparsemaxFunction.apply(x, dim)
+    with pytest.raises(IndexError, match=r"dim is out of range: it is 1, but must be in \[-1, 0\]"):
+        LigerSparsemax(1)(x[0, 0, 0])
+    for dim in (1.0, True, "1", None):
+        with pytest.raises(TypeError, match=f"sparsemax: dim must be an integer, but is {dim!r}"):
+            LigerSparsemaxFunction.apply(x, dim)
+    with pytest.raises(TypeError, match="dim"):
+        LigerSparsemaxFunction.apply(x)
+    assert torch.equal(LigerSparsemaxFunction.apply(x, numpy.int64(1)), LigerSparsemaxFunction.apply(x, 1))
 
 
 def test_another_dimension_where_torch_looks(device):

@@ -226,8 +226,7 @@ extern "C" liger_status attn_res_backward_cuda(liger_context *context, const att
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.v, element) &&
                           rows_are_packable(p.dh, element) && rows_are_packable(p.dv, element) &&
-                          pointer_is_packable(p.query) && pointer_is_packable(p.norm) &&
-                          2 * p.blocks * p.rows * (int64_t)sizeof(float) % (2 * PACK_BYTES) == 0;
+                          pointer_is_packable(p.query) && pointer_is_packable(p.norm);
     if (p.rows > 0)
         LIGER_FOR_FLOAT(p.dtype, T, {
             if (packable) launch_backward<T, pack_size<T>>(p, stream);

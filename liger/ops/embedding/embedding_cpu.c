@@ -14,17 +14,28 @@ enum {
     /* An output that leaves the caches anyway is written past them: the gradient is next read by an optimizer. */
     STREAM_Y = 64 << 20,
     STREAM_GRADIENT = 16 << 20,
-    BLOCK = 1024, /* columns whose sums stay in the nearest cache */
+    BLOCK = 1024,    /* columns whose sums stay in the nearest cache */
+    SHORT_ROW = 128, /* bytes that are sooner copied than a function is called for them */
+    CHECKED = 256,   /* indices at a time */
 };
 
 /* Nothing is written where an index has no row. */
 static liger_status check_indices(const char *op, liger_dtype dtype, const void *indices, int64_t tokens,
                                   int64_t vocab) {
-    for (int64_t i = 0; i < tokens; i++) {
-        const int64_t index = index_load(dtype, indices, i);
-        LIGER_REQUIRE(index >= 0 && index < vocab, LIGER_ERR_TARGET,
-                      "%s: indices[%lld] is %lld, which is out of bounds: it must be in [0, %lld)", op, (long long)i,
-                      (long long)index, (long long)vocab);
+    for (int64_t begin = 0; begin < tokens; begin += CHECKED) {
+        const int64_t end = tokens - begin < CHECKED ? tokens : begin + CHECKED;
+        bool wrong = false; /* looked for where it is: then the loop is vectors' */
+        if (dtype == LIGER_I32)
+            for (int64_t i = begin; i < end; i++)
+                wrong |= (uint64_t)(int64_t)((const int32_t *)indices)[i] >= (uint64_t)vocab;
+        else
+            for (int64_t i = begin; i < end; i++) wrong |= ((const uint64_t *)indices)[i] >= (uint64_t)vocab;
+        for (int64_t i = begin; wrong && i < end; i++) {
+            const int64_t index = index_load(dtype, indices, i);
+            LIGER_REQUIRE(index >= 0 && index < vocab, LIGER_ERR_TARGET,
+                          "%s: indices[%lld] is %lld, which is out of bounds: it must be in [0, %lld)", op,
+                          (long long)i, (long long)index, (long long)vocab);
+        }
     }
     return LIGER_OK;
 }
@@ -50,6 +61,17 @@ static void stream_row(void *y, const void *x, int64_t bytes) {
     });
 }
 
+/* In pieces whose size is known; the last two may overlap. x and y do not. */
+static inline void copy_short(char *y, const char *x, int64_t bytes) {
+    if (bytes >= 16) {
+        for (int64_t i = 0; i + 16 < bytes; i += 16) memcpy(y + i, x + i, 16);
+        memcpy(y + bytes - 16, x + bytes - 16, 16);
+    } else {
+        for (int64_t part = 8; part >= 2; part /= 2)
+            if (bytes & part) memcpy(y, x, (size_t)part), y += part, x += part;
+    }
+}
+
 static void copy_row(bool stream, liger_dtype t, void *y, const void *x, int64_t cols) {
     const int64_t bytes = cols * (int64_t)liger_dtype_size(t);
     if (stream && may_stream(y, t, cols)) stream_row(y, x, bytes);
@@ -59,10 +81,30 @@ static void copy_row(bool stream, liger_dtype t, void *y, const void *x, int64_t
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
+/* Rows of so many bytes: where that is a literal, a copy is a few moves. */
+static inline void forward_short(const struct embedding_forward_problem *p, int64_t begin, int64_t end, int64_t bytes) {
+    const size_t element = liger_dtype_size(p->dtype);
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t index = index_load(p->index_dtype, p->indices, i);
+        char *y = row_of(p->y, i, element);
+        if (index == p->padding_index) memset(y, 0, (size_t)bytes);
+        else copy_short(y, row_of(p->weight, index, element), bytes);
+    }
+}
+
 static void forward_chunk(void *argument, int64_t begin, int64_t end) {
     const struct embedding_forward_problem *p = argument;
     const size_t element = liger_dtype_size(p->dtype);
     const bool stream = streams(p->dtype, p->tokens, p->cols, STREAM_Y);
+    const int64_t bytes = p->cols * (int64_t)element;
+    switch (stream || bytes > SHORT_ROW ? 0 : bytes) {
+        case 0: break;
+        case 16: forward_short(p, begin, end, 16); return;
+        case 32: forward_short(p, begin, end, 32); return;
+        case 64: forward_short(p, begin, end, 64); return;
+        case 128: forward_short(p, begin, end, 128); return;
+        default: forward_short(p, begin, end, bytes); return;
+    }
     for (int64_t i = begin; i < end; i++) {
         const int64_t index = index_load(p->index_dtype, p->indices, i);
         const void *row = index == p->padding_index ? NULL : row_of(p->weight, index, element);

@@ -13,9 +13,7 @@ static liger_status bind_sizes(struct door_call *call, const liger_tensor *x) {
     int64_t spatial = 1;
     LIGER_REQUIRE(x->ndim >= 2, LIGER_ERR_SHAPE, "%s: x has %d dimensions, but must have 2 or more", function, x->ndim);
     for (int d = 2; d < x->ndim; d++) spatial *= x->shape[d];
-    LIGER_REQUIRE(x->shape[1] > 0 && spatial > 0, LIGER_ERR_SHAPE,
-                  "%s: x has %lld channels of %lld elements, but both must be 1 or more", function,
-                  (long long)x->shape[1], (long long)spatial);
+    LIGER_REQUIRE(x->shape[1] > 0, LIGER_ERR_SHAPE, "%s: x has no channels, but must have 1 or more", function);
     LIGER_REQUIRE(x->shape[1] % groups == 0, LIGER_ERR_SHAPE,
                   "%s: x has %lld channels, which is no multiple of the %lld groups", function, (long long)x->shape[1],
                   (long long)groups);
@@ -33,7 +31,9 @@ static liger_status bind_backward(struct door_call *call) {
     return bind_sizes(call, &((const liger_group_norm_backward_args *)call->args)->x);
 }
 
+/* Samples of nothing are no samples. */
 static struct group_norm_shape shape_of(const struct door_call *call) {
+    if (call->size[SPATIAL] == 0) return (struct group_norm_shape){0, call->size[CHANNELS], 1, call->size[GROUPS]};
     return (struct group_norm_shape){call->size[BATCH], call->size[CHANNELS], call->size[SPATIAL], call->size[GROUPS]};
 }
 static struct group_norm_cut cut_of(const struct door_call *call) {

@@ -25,7 +25,8 @@ extern "C" {
  *
  *   T is f32, f16 or bf16. Arithmetic in f32, rounded once at the store. The variance is taken from the differences to the
  *   mean, not from E[x²] - mean², which cancels where the mean is large.
- *   Edges: batch == 0 succeeds and does nothing; any other dimension of 0 is LIGER_ERR_SHAPE; NaN and Inf stay in their group.
+ *   Edges: where x has no elements the call succeeds and does nothing, but channels == 0 is LIGER_ERR_SHAPE; NaN and Inf stay
+ *   in their group.
  *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, WORKSPACE.  Workspace: of groups that several blocks share, see the query.
  *   Same inputs, same bits, any thread count.  Graph-capturable.  Since 0.9. */
 typedef struct liger_group_norm_forward_args {
@@ -64,7 +65,9 @@ LIGER_API liger_status liger_group_norm_forward_workspace(liger_context *context
  *   dbias       out   [channels]               likewise
  *   groups      as in forward
  *
- *   Sums are f32.  Edges: batch == 0 gives dweight = dbias = 0.  Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, WORKSPACE.
+ *   The mean is the one that is given, an f32: where it is large, its rounding, up to 2^-24 · |mean| · rstd, shifts every n of
+ *   a group. (Forward carries what is missing; it is not among the statistics.)
+ *   Sums are f32.  Edges: without elements dweight = dbias = 0.  Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, WORKSPACE.
  *   Workspace: sums over each channel of each sample, see the query.  Same inputs, same bits, any thread count.
  *   Graph-capturable.  Since 0.9. */
 typedef struct liger_group_norm_backward_args {

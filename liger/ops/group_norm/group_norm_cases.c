@@ -11,7 +11,7 @@
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
-enum { BATCH, CHANNELS, HEIGHT, WIDTH, GROUPS }; /* height 0: three dimensions; width 0: two */
+enum { BATCH, CHANNELS, HEIGHT, WIDTH, GROUPS }; /* height 0: three dimensions; width 0: two; -1: nothing */
 enum { NO_STATISTICS = 1, NO_DX = 2, NO_DWEIGHT = 4, NO_DBIAS = 8 };
 
 /* clang-format off */
@@ -32,6 +32,9 @@ static const struct op_case cases[] = {
     {"2x10x16x16 by 5",       {2, 10, 16, 16, 5},      {1e-6}},
     {"300x4x8 by 2",          {300, 4, 0, 8, 2},       {1e-6}},
     {"1x64x5 by 1",           {1, 64, 0, 5, 1},        {1e-6}},
+    {"70x12x4 by 3",          {70, 12, 0, 4, 3},       {1e-6}},
+    {"33x24x1 by 2",          {33, 24, 0, 1, 2},       {1e-6}},
+    {"21x9x5 by 3, no dx",    {21, 9, 0, 5, 3},        {1e-6}, .flags = NO_DX},
     {"1x2x16400 by 1",        {1, 2, 0, 16400, 1},     {1e-6}},
     {"17x8x16x32 by 2",       {17, 8, 16, 32, 2},      {1e-6}, .large = true},
     {"2x4x16384 by 2",        {2, 4, 0, 16384, 2},     {1e-6}, .large = true},
@@ -41,6 +44,7 @@ static const struct op_case cases[] = {
     {"1x4x256x300 by 2",      {1, 4, 256, 300, 2},     {1e-6}, .large = true},
     {"700x32x5 by 4",         {700, 32, 0, 5, 4},      {1e-6}, .large = true},
     {"no samples",            {0, 6, 0, 5, 3},         {1e-6}, .edge = true},
+    {"planes of nothing",     {2, 6, 3, -1, 3},        {1e-6}, .edge = true, .flags = NO_STATISTICS},
 };
 static const struct op_case bench[] = {
     {"2x320x64x64 by 32",     {2, 320, 64, 64, 32},    {1e-6}},
@@ -51,12 +55,13 @@ static const struct op_case bench[] = {
 static const struct op_provocation provocations[] = {
     {"groups that do not divide", OP_SIZE(GROUPS, 4),    LIGER_ERR_SHAPE, {"x has 6 channels", "4 groups"}},
     {"one dimension",             OP_VECTOR(0, 6),       LIGER_ERR_SHAPE, {"x has 1 dimensions", "2 or more"}},
-    {"empty planes",              OP_SHAPE(0, 3, 0),     LIGER_ERR_SHAPE, {"6 channels of 0 elements"}},
+    {"no channels",               OP_SHAPE(0, 1, 0),     LIGER_ERR_SHAPE, {"x has no channels"}},
 };
 /* clang-format on */
 
+static int64_t extent(int64_t size) { return size < 0 ? 0 : size; }
 static int64_t spatial_of(const struct op_case *c) {
-    return (c->size[HEIGHT] ? c->size[HEIGHT] : 1) * (c->size[WIDTH] ? c->size[WIDTH] : 1);
+    return (c->size[HEIGHT] ? c->size[HEIGHT] : 1) * (c->size[WIDTH] ? extent(c->size[WIDTH]) : 1);
 }
 static int64_t rows_of(const struct op_case *c) { return c->size[BATCH] * c->size[GROUPS]; }
 static int64_t cols_of(const struct op_case *c) { return c->size[CHANNELS] / c->size[GROUPS] * spatial_of(c); }
@@ -69,7 +74,7 @@ static struct tensor_spec image(const struct op_case *c, const char *name, enum 
                                .shape = {c->size[BATCH], c->size[CHANNELS]},
                                .specials = role == ROLE_IN};
     if (c->size[HEIGHT]) spec.shape[spec.ndim++] = c->size[HEIGHT];
-    if (c->size[WIDTH]) spec.shape[spec.ndim++] = c->size[WIDTH];
+    if (c->size[WIDTH]) spec.shape[spec.ndim++] = extent(c->size[WIDTH]);
     return spec;
 }
 

@@ -89,7 +89,7 @@ static inline struct group_norm_cut group_norm_cut_of(int32_t multiprocessors, c
 }
 
 /* On a GPU four floats of each chunk, then mean, what it lacks times -rstd, and rstd of each row, also of rows that need packs
- * to be held, and may turn out not to be aligned for them; on the CPU three of each chunk. */
+ * to be held, and may turn out not to be aligned for them; on the CPU the four of each chunk. */
 static inline int64_t group_norm_forward_floats(const struct group_norm_shape *s, const struct group_norm_cut *cut) {
     return cut->chunks > 1 || group_norm_cols(s) > GROUP_NORM_HELD ? group_norm_rows(s) * (4 * cut->chunks + 3) : 0;
 }

@@ -9,9 +9,10 @@
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 LIGER_TEMPLATE void scale_row(liger_dtype t, liger_dtype tw, const struct layer_norm_forward_problem *p, const void *x,
-                              void *y, v_f32 mean, v_f32 rstd) {
+                              void *y, const struct moments *m, float rstd) {
+    const v_f32 mean = v_set(m->mean), scale = v_set(rstd), shift = v_set(-m->missing * rstd);
     V_FOR_EACH(i, n, p->cols, {
-        v_f32 value = v_mul(v_sub(v_load_n(t, x, i, n), mean), rstd);
+        v_f32 value = v_fma(v_sub(v_load_n(t, x, i, n), mean), scale, shift);
         if (p->weight) value = v_mul(value, v_load_n(tw, p->weight, i, n));
         if (p->bias) value = v_add(value, v_load_n(tw, p->bias, i, n));
         v_store_n(t, y, i, n, value);
@@ -23,7 +24,7 @@ LIGER_TEMPLATE void forward_row(liger_dtype t, liger_dtype tw, const struct laye
     const void *x = row_of(p->x, r, element);
     const struct moments m = moments_of(t, x, p->cols);
     const float rstd = 1.0f / sqrtf(m.variance + p->epsilon);
-    scale_row(t, tw, p, x, row_of(p->y, r, element), v_set(m.mean), v_set(rstd));
+    scale_row(t, tw, p, x, row_of(p->y, r, element), &m, rstd);
     if (p->mean) p->mean[r] = m.mean;
     if (p->rstd) p->rstd[r] = rstd;
 }

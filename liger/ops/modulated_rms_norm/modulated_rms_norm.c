@@ -40,7 +40,9 @@ static struct norm_groups plan_of(const struct door_call *call) {
                           call->size[COLS] * (int64_t)liger_dtype_size(call->t));
 }
 static size_t partial_bytes(const struct door_call *call) {
-    return (size_t)(3 * plan_of(call).units * call->size[COLS]) * sizeof(float);
+    const int32_t casting = ((const liger_modulated_rms_norm_backward_args *)call->args)->casting;
+    const int64_t rows = modulated_rms_norm_rows(call->context->multiprocessors, casting);
+    return (size_t)(rows * plan_of(call).units * call->size[COLS]) * sizeof(float);
 }
 
 #define DOOR modulated_rms_norm_backward, modulated_rms_norm_backward_problem

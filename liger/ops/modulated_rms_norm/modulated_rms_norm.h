@@ -48,9 +48,9 @@ LIGER_API liger_status liger_modulated_rms_norm_forward(liger_context *context,
 
 /* liger_modulated_rms_norm_backward    the gradients of liger_modulated_rms_norm_forward
  *
- *   with m = dy · (1 + scale_g) · (weight + offset) and the sums over a group  A_g = Σ dy · x·rstd,  B_g = Σ dy:
+ *   with m = dy · (1 + scale_g) · (weight + offset) and the sums over a group  A_g = Σ dy · x·rstd:
  *   dx = rstd·m - x · rstd³/cols · Σ m·x
- *   dweight = Σ_g (1 + scale_g) · A_g          dscale_g = (weight + offset) · A_g          dshift_g = B_g
+ *   dweight = Σ_g (1 + scale_g) · A_g          dscale_g = Σ dy · RMSNorm(x)          dshift_g = Σ dy
  *
  *   dy, x             in    [..., cols]   T
  *   weight, scale     in                  as in forward
@@ -60,7 +60,8 @@ LIGER_API liger_status liger_modulated_rms_norm_forward(liger_context *context,
  *   dscale            out   as scale      the scale's dtype; absent: not computed
  *   dshift            out   [..., cols]   T or f32, as many rows as scale; absent: not computed
  *
- *   Sums are f32; in LLAMA casting x·rstd is rounded to T before it enters them.
+ *   Sums are f32; in LLAMA casting x·rstd is rounded to T before it enters them, and RMSNorm(x) is that of forward, with all
+ *   the roundings that `casting` names.
  *   Edges: rows == 0 gives zeros.  Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, WORKSPACE.
  *   Workspace: partial sums, see the query.  Same inputs, same bits, any thread count.  Graph-capturable. */
 typedef struct liger_modulated_rms_norm_backward_args {

@@ -170,7 +170,7 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     spec[DWEIGHT].relative = 1, spec[DWEIGHT].absolute = 10 + rows / 8, spec[DWEIGHT].inner = llama ? 2 : 0;
     spec[DSCALE] = modulation(c, "dscale", ROLE_OUT);
     spec[DSCALE].absent = none_wanted;
-    spec[DSCALE].relative = 1, spec[DSCALE].absolute = 8 + group / 8, spec[DSCALE].inner = llama ? 2 : 0;
+    spec[DSCALE].relative = 1, spec[DSCALE].absolute = 8 + group / 8, spec[DSCALE].inner = 2;
     spec[DSHIFT] = modulation(c, "dshift", ROLE_OUT);
     spec[DSHIFT].absent = none_wanted;
     spec[DSHIFT].relative = 1, spec[DSHIFT].absolute = 8 + group / 8;
@@ -235,6 +235,11 @@ static const struct op_provocation backward_provocations[] = {
      LIGER_ERR_SHAPE,
      {"scale has 4 rows", "x has 6, which are not as many equal groups"}},
 };
+static const char *inner_roundings(struct op_run *run) {
+    return norm_inner_roundings(run, &(struct norm_tensors){DY, BX, BWEIGHT, BRSTD, BSCALE, DWEIGHT, 2});
+}
+static const struct op_property backward_properties[] = {{"inner roundings", inner_roundings}};
+
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}, {DSCALE, BSCALE}};
 
 const struct op_cases modulated_rms_norm_backward_cases = {
@@ -250,6 +255,7 @@ const struct op_cases modulated_rms_norm_backward_cases = {
     .magnitudes = magnitudes_backward,
     .loss = loss,
     OP_GRADIENTS(gradients),
+    OP_PROPERTIES(backward_properties),
     OP_PROVOCATIONS(backward_provocations),
     OP_BENCH(bench),
 };

@@ -99,8 +99,14 @@ LIGER_TEMPLATE float mean_product(liger_dtype t, const problem *p, int64_t group
     return v_sum(v_add(sum[0], sum[1])) / (float)p->cols;
 }
 
-/* dx, and the row's part of Σ dy·x̂ and of Σ dy (NULL: nobody asks). */
-LIGER_TEMPLATE void backward_row(liger_dtype t, const problem *p, int64_t r, float *products, float *upstreams) {
+/* A unit's sums over rows, each a row of the workspace; NULL: nobody asks. */
+struct sums {
+    float *products, *upstreams; /* Σ dy·x̂, Σ dy */
+    float *normals;              /* Σ dy·RMSNorm(x) where that is rounded; else the products say it */
+};
+
+/* dx, and the row's part of the sums. */
+LIGER_TEMPLATE void backward_row(liger_dtype t, const problem *p, int64_t r, const struct sums *sums) {
     const int64_t group = r / p->plan.group_rows * p->cols;
     const void *dy = row_of(p->dy, r, f_size(t)), *x = row_of(p->x, r, f_size(t));
     void *dx = p->dx.data ? row_of(p->dx, r, f_size(t)) : NULL;
@@ -110,10 +116,15 @@ LIGER_TEMPLATE void backward_row(liger_dtype t, const problem *p, int64_t r, flo
     V_FOR_EACH(i, n, p->cols, {
         const v_f32 up = v_load_n(t, dy, i, n);
         const v_f32 normal = v_mul(v_load_n(t, x, i, n), rstd);
-        if (products) {
+        if (sums->products) {
             const v_f32 factor = round ? v_round_to(t, normal) : normal;
-            v_store_n(LIGER_F32, products, i, n, v_fma(up, factor, v_load_n(LIGER_F32, products, i, n)));
-            v_store_n(LIGER_F32, upstreams, i, n, v_add(up, v_load_n(LIGER_F32, upstreams, i, n)));
+            v_store_n(LIGER_F32, sums->products, i, n, v_fma(up, factor, v_load_n(LIGER_F32, sums->products, i, n)));
+            v_store_n(LIGER_F32, sums->upstreams, i, n, v_add(up, v_load_n(LIGER_F32, sums->upstreams, i, n)));
+        }
+        if (sums->normals) {
+            const v_f32 weight = plus_at(t, p->weight_dtype, p->weight, p->offset, i, n);
+            const v_f32 scaled = v_round_to(t, v_mul(normal, weight));
+            v_store_n(LIGER_F32, sums->normals, i, n, v_fma(up, scaled, v_load_n(LIGER_F32, sums->normals, i, n)));
         }
         if (dx) v_store_n(t, dx, i, n, v_mul(rstd, v_fnma(mean, normal, m_of(t, p, group, up, i, n))));
     });
@@ -123,14 +134,20 @@ LIGER_TEMPLATE void backward_row(liger_dtype t, const problem *p, int64_t r, flo
 
 /* A group's sums are complete in columns begin to end: its gradients, and its part in the weight's, added to `all`. */
 LIGER_TEMPLATE void finish_group(liger_dtype t, const problem *p, int64_t group, int64_t begin, int64_t end,
-                                 const float *products, const float *upstreams, float *all) {
+                                 const struct sums *sums, float *all) {
     const int64_t at = group * p->cols;
+    const bool none = p->casting == MODULATED_NONE, round_weight = none && p->weight_dtype == t;
+    const float offset = none ? f32_round_to(t, p->offset) : p->offset; /* as forward has it */
     V_FOR_EACH(k, n, end - begin, {
         const int64_t i = begin + k;
-        const v_f32 sum = v_load_n(LIGER_F32, products, i, n);
-        if (p->dshift) store_at(t, p->shift_dtype, p->dshift, at + i, n, v_load_n(LIGER_F32, upstreams, i, n));
-        const v_f32 weight = plus_at(t, p->weight_dtype, p->weight, p->offset, i, n);
-        if (p->dscale) store_at(t, p->scale_dtype, p->dscale, at + i, n, v_mul(weight, sum));
+        const v_f32 sum = v_load_n(LIGER_F32, sums->products, i, n);
+        if (p->dshift) store_at(t, p->shift_dtype, p->dshift, at + i, n, v_load_n(LIGER_F32, sums->upstreams, i, n));
+        if (p->dscale) {
+            v_f32 weight = plus_at(t, p->weight_dtype, p->weight, offset, i, n);
+            if (round_weight) weight = v_round_to(t, weight);
+            store_at(t, p->scale_dtype, p->dscale, at + i, n,
+                     sums->normals ? v_load_n(LIGER_F32, sums->normals, i, n) : v_mul(weight, sum));
+        }
         const v_f32 scale = plus_at(t, p->scale_dtype, p->scale, 1.0f, at + i, n);
         v_store_n(LIGER_F32, all, i, n, v_fma(scale, sum, v_load_n(LIGER_F32, all, i, n)));
     });
@@ -142,6 +159,10 @@ static float *row_in(const problem *p, int which, int64_t unit) {
 static void clear_row(const problem *p, float *row) {
     if (row) memset(row, 0, (size_t)p->cols * sizeof *row);
 }
+static bool rounds_normals(const problem *p) { return p->casting == MODULATED_GEMMA && p->dscale; }
+static struct sums sums_in(const problem *p, int64_t unit) {
+    return (struct sums){row_in(p, 0, unit), row_in(p, 1, unit), rounds_normals(p) ? row_in(p, 3, unit) : NULL};
+}
 
 /* The rows of a part of a group; with one part it is all of the group. */
 LIGER_TEMPLATE void backward_part(liger_dtype t, const problem *p, int64_t group, int64_t part, int64_t unit) {
@@ -149,10 +170,10 @@ LIGER_TEMPLATE void backward_part(liger_dtype t, const problem *p, int64_t group
     const int64_t first = group * plan->group_rows, begin = first + part * plan->part_rows;
     const int64_t after = first + plan->group_rows,
                   end = begin + plan->part_rows < after ? begin + plan->part_rows : after;
-    float *products = row_in(p, 0, unit), *upstreams = row_in(p, 1, unit);
-    clear_row(p, products), clear_row(p, upstreams);
-    for (int64_t r = begin; r < end; r++) backward_row(t, p, r, products, upstreams);
-    if (plan->parts == 1 && products) finish_group(t, p, group, 0, p->cols, products, upstreams, row_in(p, 2, unit));
+    const struct sums sums = sums_in(p, unit);
+    clear_row(p, sums.products), clear_row(p, sums.upstreams), clear_row(p, sums.normals);
+    for (int64_t r = begin; r < end; r++) backward_row(t, p, r, &sums);
+    if (plan->parts == 1 && sums.products) finish_group(t, p, group, 0, p->cols, &sums, row_in(p, 2, unit));
 }
 
 static void backward_unit(void *argument, int64_t unit, int64_t end) {
@@ -182,9 +203,10 @@ static void finish_columns(void *argument, int64_t begin, int64_t end) {
     const problem *p = argument;
     for (int64_t group = 0; p->plan.parts > 1 && group < p->plan.groups; group++) {
         const int64_t first = group * p->plan.parts;
+        const struct sums sums = sums_in(p, first);
         for (int which = 0; which < 2; which++) add_rows(p, which, first, p->plan.parts, begin, end);
-        LIGER_FOR_FLOAT(p->dtype, finish_group(LIGER_T, p, group, begin, end, row_in(p, 0, first), row_in(p, 1, first),
-                                               row_in(p, 2, 0)))
+        if (sums.normals) add_rows(p, 3, first, p->plan.parts, begin, end);
+        LIGER_FOR_FLOAT(p->dtype, finish_group(LIGER_T, p, group, begin, end, &sums, row_in(p, 2, 0)))
     }
     if (p->dweight == NULL) return;
     if (p->plan.parts == 1) add_rows(p, 2, 0, p->plan.units, begin, end);

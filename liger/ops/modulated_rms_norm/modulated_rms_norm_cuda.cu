@@ -64,7 +64,7 @@ struct forward {
 };
 
 /* As RMSNorm's, of dy · (1 + scale). The two sums of a group are Σ dy·x·rstd and Σ dy: the gradients of scale and shift and,
- * times 1 + scale, the group's part in that of the weight. */
+ * times 1 + scale, the group's part in that of the weight. What GEMMA rounds in that of scale, of_rounded sums. */
 template <typename T>
 struct backward : row_norm::of_rstd {
     using type = T;
@@ -101,7 +101,9 @@ struct backward : row_norm::of_rstd {
         if (p.dshift) store_parameters<T>(p.dshift, p.shift_dtype, at, sums[1]);
         if (p.dscale) {
             float weight[N];
-            load_plus<T>(p.weight, p.weight_dtype, c, p.offset, weight);
+            const float offset = p.casting == MODULATED_NONE ? round_to<T>(p.offset) : p.offset; /* as forward has it */
+            load_plus<T>(p.weight, p.weight_dtype, c, offset, weight);
+            if (p.casting == MODULATED_NONE && p.weight_dtype != LIGER_F32) round_all<T>(weight);
 #pragma unroll
             for (int i = 0; i < N; i++) weight[i] *= sums[0][i];
             store_parameters<T>(p.dscale, p.scale_dtype, at, weight);
@@ -117,6 +119,52 @@ struct backward : row_norm::of_rstd {
         }
     }
 };
+
+/* GEMMA's gradient of scale, Σ dy·RMSNorm(x): a pass of its own, for the rounding stands between it and the other sums. */
+template <typename T>
+struct of_rounded : backward<T> {
+    using problem = modulated_rms_norm_backward_problem;
+    static constexpr int PARTIALS = backward<T>::PARTIALS, SUMS = backward<T>::SUMS;
+
+    template <int N>
+    static __device__ __forceinline__ void scale(const problem &p, int64_t, int64_t c, float (&weight)[N]) {
+        load_plus<T>(p.weight, p.weight_dtype, c, p.offset, weight);
+    }
+    template <int N>
+    static __device__ __forceinline__ void terms(float, const float (&)[N], const float (&weight)[N], float (&)[N],
+                                                 float (&g)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; i++) g[i] = weight[i];
+    }
+    template <int N>
+    static __device__ __forceinline__ void gather(const problem &, float rstd, const float (&dy)[N],
+                                                  const float (&weight)[N], const float (&x)[N], float (&)[SUMS],
+                                                  float (&partial)[PARTIALS][N]) {
+        float normal[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) normal[i] = x[i] * rstd * weight[i];
+        round_all<T>(normal);
+#pragma unroll
+        for (int i = 0; i < N; i++) partial[0][i] = fmaf(dy[i], normal[i], partial[0][i]);
+    }
+    template <int N>
+    static __device__ __forceinline__ void finish_group(const problem &p, int64_t group, int64_t c,
+                                                        const float (&sums)[PARTIALS][N], float *, bool) {
+        store_parameters<T>(p.dscale, p.scale_dtype, group * p.cols + c, sums[0]);
+    }
+};
+
+/* All of backward of 1 row or more. */
+template <typename T>
+cudaError_t run_backward(const modulated_rms_norm_backward_problem &p, bool packable, cudaStream_t stream) {
+    const bool apart = sizeof(T) < sizeof(float) && p.casting == MODULATED_GEMMA && p.dscale;
+    modulated_rms_norm_backward_problem most = p, rest = p;
+    if (apart) most.dscale = NULL, rest.dx.data = NULL;
+    const cudaError_t error = row_norm::run_grouped<backward<T>>(most, p.dweight, p.weight_dtype, packable, stream);
+    if constexpr (sizeof(T) < sizeof(float))
+        if (error == cudaSuccess && apart) row_norm::launch_grouped<of_rounded<T>>(rest, packable, stream);
+    return error;
+}
 
 template <typename T>
 void launch_forward(const modulated_rms_norm_forward_problem &p, bool packable, cudaStream_t stream) {
@@ -161,9 +209,7 @@ extern "C" liger_status modulated_rms_norm_backward_cuda(liger_context *context,
                           pointer_is_packable(p.dscale) && pointer_is_packable(p.dshift);
     cudaError_t error = cudaSuccess;
     if (p.rows == 0) error = clear(p, stream);
-    else
-        LIGER_FOR_FLOAT(p.dtype, T,
-                        { error = row_norm::run_grouped<backward<T>>(p, p.dweight, p.weight_dtype, packable, stream); })
+    else LIGER_FOR_FLOAT(p.dtype, T, error = run_backward<T>(p, packable, stream));
     LIGER_TRY(cuda_status(error, "modulated_rms_norm_backward"));
     return launched(context, "modulated_rms_norm_backward", given);
 }

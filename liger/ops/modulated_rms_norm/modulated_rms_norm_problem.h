@@ -30,7 +30,13 @@ struct modulated_rms_norm_backward_problem {
     const float *rstd;
     void *dweight, *dscale, *dshift; /* or NULL */
     float offset;
-    float *workspace; /* [3, plan.units, cols]; NULL without gradients of parameters */
+    float *workspace; /* [modulated_rms_norm_rows(), plan.units, cols]; NULL without gradients of parameters */
 };
+
+/* On the CPU the products that are rounded before they meet scale are summed beside those that are not; a GPU sums them in a
+ * second pass over the same memory. */
+static inline int64_t modulated_rms_norm_rows(int32_t multiprocessors, int32_t casting) {
+    return multiprocessors == 0 && casting == MODULATED_GEMMA ? 4 : 3;
+}
 
 #endif

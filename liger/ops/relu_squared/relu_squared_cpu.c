@@ -40,12 +40,18 @@ liger_status LIGER_CPU(relu_squared_forward)(liger_context *context, const struc
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
+/* 2 · x · dy. The factor that has room for it takes the 2: then only the product is rounded, and nothing overflows before it. */
+LIGER_TEMPLATE v_f32 twice_product(v_f32 x, v_f32 dy) {
+    const v_mask small = v_less(x, v_set(1.0f));
+    return v_mul(v_select(small, v_add(x, x), x), v_select(small, dy, v_add(dy, dy)));
+}
+
 LIGER_TEMPLATE void backward_piece(liger_dtype t, bool stream, const void *dy, const void *x, void *dx, int64_t count) {
     V_FOR_EACH_TWO(i, n, count, {
         v_f32 value[2], up[2];
         v_load_two(t, x, i, n, value);
         v_load_two(t, dy, i, n, up);
-        for (int j = 0; j < 2; j++) value[j] = v_mul(v_mul(v_set(2.0f), relu(value[j])), up[j]);
+        for (int j = 0; j < 2; j++) value[j] = twice_product(relu(value[j]), up[j]);
         put(t, stream && aligned(dx), dx, i, n, value);
     });
 }

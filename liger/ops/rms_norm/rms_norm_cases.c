@@ -283,7 +283,12 @@ static const char *far_magnitudes(struct op_run *run) {
     return wrong;
 }
 
-static const struct op_property backward_properties[] = {{"x near the ends of f32", far_magnitudes}};
+static const char *inner_roundings(struct op_run *run) {
+    return norm_inner_roundings(run, &(struct norm_tensors){DY, BX, BWEIGHT, BRSTD, -1, DWEIGHT, 1});
+}
+
+static const struct op_property backward_properties[] = {{"x near the ends of f32", far_magnitudes},
+                                                         {"inner roundings", inner_roundings}};
 
 static const struct op_gradient gradients[] = {{DX, BX}, {DWEIGHT, BWEIGHT}};
 

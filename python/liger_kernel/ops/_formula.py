@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel._native import LigerArgumentError, untraced
-from liger_kernel.ops._memory import constants, parameter, require_float, rows, wide_rows
+from liger_kernel.ops._memory import PLAIN, constants, parameter, require_float, rows, wide_rows
 
 
 def require_shape(operator: str, name: str, tensor: Tensor | None, shape: tuple) -> None:
@@ -30,6 +30,15 @@ def check_by_roles(operator: Any, words: dict[str, str], given: tuple) -> None:
             require_shape(operator.name, words[argument.name], value, first.shape[-1:])
     floats = (rows, wide_rows, parameter, constants)
     require_float(operator.name, **{words[a.name]: v for a, v in tensors if a.prepare in floats})
+
+
+def readable(tensor: Tensor) -> Tensor | None:
+    """The values that a transform's wrappers stand for, of a whole batch, if one can look at them and not wait for a device."""
+    if torch.compiler.is_compiling():
+        return None
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor if type(tensor) in PLAIN and tensor.device.type == "cpu" else None
 
 
 def formula(function: Any, args: tuple) -> Any:

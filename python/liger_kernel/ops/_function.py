@@ -220,7 +220,7 @@ def forward({parameters}):
     try:
         {results} = _eager({given}) if _native.is_usual() else _now({given})
     except _LigerArgumentError:
-        {results} = _now({given})
+        {results} = _refused({given})
     ctx.options = ({options}{remembered})
     ctx.to_save = ({saved})
     {unused}
@@ -252,6 +252,7 @@ def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
         "_arguments": cls.arguments,
         "_eager": operator.eager,
         "_now": operator.now,
+        "_refused": operator.refused,
         "_native": _native,
         "_LigerArgumentError": LigerArgumentError,
         "_remembered": cls.remembered,

@@ -167,7 +167,13 @@ def rows(tensor: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
     so outputs are made in the shape of the given tensor and passed through here too."""
     if not tensor.is_contiguous() and (tensor.dim() > 6 or not _folds(tensor)):
         tensor = tensor.contiguous()
-    return tensor if tensor.dim() <= 6 else tensor.view(-1, tensor.shape[-1])
+    return tensor if tensor.dim() <= 6 else tensor.flatten(0, -2)
+
+
+def planes(tensor: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
+    """[batch, channels, ...] in one piece, and of no more dimensions than the C library takes."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.dim() <= 6 else tensor.flatten(2)
 
 
 def single(tensor: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
@@ -220,8 +226,14 @@ def parameter(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def constants(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A parameter that all columns share; as the others."""
-    return parameter(tensor, dtype)
+    """A parameter that all columns share; as the others. Of one element it may have any number of dimensions."""
+    tensor = parameter(tensor, dtype)
+    return tensor if tensor.dim() <= 6 else tensor.flatten()
+
+
+def modulation(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Parameters [..., cols] of groups of rows; as the others."""
+    return rows(parameter(tensor, dtype))
 
 
 def absent(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -43,10 +43,12 @@ from liger_kernel.ops._memory import (
     heads,
     is_plain,
     matrix,
+    modulation,
     new_heads,
     new_rows,
     only_memory,
     parameter,
+    planes,
     require_float,
     rows,
     single,
@@ -59,6 +61,8 @@ Rows = Annotated[Tensor, rows]  # [..., cols], leading dimensions that fold into
 AnyRows = Annotated[Tensor, wide_rows]  # likewise; where an operator's are of several dtypes, all are widened to f32
 Weight = Annotated[Tensor, parameter]  # of the activations' dtype, or f32
 Constants = Annotated[Tensor, constants]  # likewise, but not one for each column
+Modulation = Annotated[Tensor, modulation]  # likewise, [..., cols]: of groups of rows
+Planes = Annotated[Tensor, planes]  # [batch, channels, ...], contiguous
 Matrix = Annotated[Tensor, matrix]  # [rows, cols], rows that do not overlap
 Single = Annotated[Tensor, single]  # f32
 Heads = Annotated[Tensor, heads]  # [batch, heads, seq, dim] of any strides
@@ -116,6 +120,8 @@ def _argument(name: str, hint: Any, default: Any) -> _Argument:
     base = typing.get_args(hint)[0] if prepare else hint
     return _Argument(name, _SCHEMA_TYPES[base] + "?" * optional, prepare, default)
 
+
+_PARAMETERS = (parameter, constants, modulation)  # of the activations' dtype, or f32
 
 _DTYPES = {
     Wish.PER_ROW: torch.float32,
@@ -234,7 +240,10 @@ class Operator:
         try:
             return self.eager(*args)
         except LigerArgumentError:  # before anything was written
-            pass
+            return self.refused(*args)
+
+    def refused(self, *args: Any) -> Any:
+        """What the library has not taken as it is."""
         if is_plain(*(a for a in args if isinstance(a, Tensor))):
             return self.prepared(*args)
         return self.traced(*args)
@@ -249,23 +258,35 @@ class Operator:
         """The same with every tensor brought to what the library takes; what it still refuses is an error in words."""
         given = self._complete(args)
         dtypes = {v.dtype for a, v in zip(self.inputs, given) if a.prepare is wide_rows and v is not None}
-        widened = (a.prepare in (wide_rows, parameter, constants) for a in self.inputs)
+        widened = (a.prepare is wide_rows or a.prepare in _PARAMETERS for a in self.inputs)
         require_float(self.name, **{a.name: v for a, v, wide in zip(self.inputs, given, widened) if wide})
         mixed = len(dtypes) > 1
         if mixed and self._mixed is not None:
             return self._mixed(*args)
-        shared = (parameter, constants)
-        parameters = {v.dtype for a, v in zip(self.inputs, given) if a.prepare in shared and v is not None}
+        parameters = {v.dtype for a, v in zip(self.inputs, given) if a.prepare in _PARAMETERS and v is not None}
         ready = self._prepare(given, torch.float32 if mixed or len(parameters) > 1 else given[0].dtype)
-        flags = iter(args[len(self.inputs) :])
-        likes = self.likes(*given)
-        made = [self._new(self.wish(r, given), likes, ready) if not r.asked or next(flags) else None
-                for r in self.results]  # fmt: skip
-        self.function(*ready, *(rows(m) if m is not None and m.dim() > 6 else m for m in made))
+        made = self._made_by_the_library(ready, given, args[len(self.inputs) :])
+        if made is None:
+            flags = iter(args[len(self.inputs) :])
+            likes = self.likes(*given)
+            made = [self._new(self.wish(r, given), likes, ready) if not r.asked or next(flags) else None
+                    for r in self.results]  # fmt: skip
+            self.function(*ready, *map(self._folded, self.results, made))
         # what was widened has a result in the dtype that it was widened to
         made = [m if m is None or r.wish.kind != Wish.LIKE.kind else m.to(given[r.wish.source].dtype)
                 for r, m in zip(self.results, made)]  # fmt: skip
         return tuple(made) if len(made) > 1 else made[0]
+
+    def _made_by_the_library(self, ready: list, given: tuple, flags: tuple) -> Any:
+        """The results, in a fraction of the time that it takes to make them here. None: some are in another shape than what
+        they are like, or in a dtype that depends on what was given."""
+        if any(isinstance(r, Tensor) and r.dim() != g.dim() for r, g in zip(ready, given)):
+            return None
+        try:
+            made = self.eager(*ready, *flags)
+        except LigerArgumentError:  # in words below
+            return None
+        return made if isinstance(made, tuple) else (made,)
 
     def _complete(self, args: tuple) -> tuple:
         """The arguments without the flags, with the defaults of those that are not given."""
@@ -283,6 +304,12 @@ class Operator:
         if wish.kind == Wish.LIKE.kind and dtype is not like.dtype:
             return fresh(like.new_empty(like.shape, dtype=dtype))
         return _make(wish, like)
+
+    def _folded(self, result: _Result, made: Tensor | None) -> Tensor | None:
+        """Of as few dimensions as the argument that it is like."""
+        if made is None or made.dim() <= 6:
+            return made
+        return (self.inputs[result.wish.source].prepare or rows)(made, made.dtype)
 
     def wish(self, result: _Result, given: tuple) -> Wish:
         """What a result is to be, where that depends on the options."""
@@ -468,7 +495,9 @@ __all__ = [
     "KeepsStatistics",
     "LigerArgumentError",
     "Made",
+    "Modulation",
     "Operator",
+    "Planes",
     "Rows",
     "Shaped",
     "Weight",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import kept_labels, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
@@ -48,9 +48,9 @@ def class_weights(weight: Tensor | None, vocab: int) -> Tensor | None:
 def check_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
     wrong = (target != ignore_index) & ((target < 0) | (target >= vocab))
     if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
+        row = wrong.nonzero()[0].tolist()
         raise LigerArgumentError(
-            f"target[{row}] is {int(target[row])}, which is out of bounds: it must be in [0, {vocab}) or ignore_index "
+            f"target[{', '.join(map(str, row))}] is {int(target[tuple(row)])}, which is out of bounds: it must be in [0, {vocab}) or ignore_index "
             f"({ignore_index})"
         )
 
@@ -285,6 +285,9 @@ def check_losses(operator: str, shape: tuple, target: Tensor, class_weight: Tens
     check_flags(*(given.get(name, False) for name in FLAGS))
     reduction_number(given.get("reduction", "mean"))
     require_shape(operator, "target", target, shape[:1])
+    labels = readable(target)
+    if labels is not None:
+        check_targets(labels, shape[1], given.get("ignore_index", -100))
     class_weights(class_weight, shape[1])
 
 
@@ -296,7 +299,9 @@ def plain_cross_entropy(logits, target, weight, ignore_index, lse_square_scale, 
     valid = target != ignore_index
     x = torch.where(valid[:, None], x, 0.0)  # ignored rows may hold anything
     count = valid.sum()
-    safe, vocab = torch.where(valid, target, 0).long(), x.shape[1]
+    vocab = x.shape[1]
+    known = valid & (target >= 0) & (target < vocab)
+    safe = torch.where(known, target, 0).long()
     offset = x.detach().amax(-1, keepdim=True)  # of a row in common: only the z-loss is to see it
     offset = torch.where(offset.isfinite(), offset, 0.0)
     x = x - offset
@@ -310,10 +315,13 @@ def plain_cross_entropy(logits, target, weight, ignore_index, lse_square_scale, 
     if lse_square_scale:
         z = lse_square_scale * (log_sum + offset.squeeze(-1)) ** 2
     if reduction == "mean":
-        divisor = count if weight is None else (w[safe] * valid).sum()
+        divisor = count if weight is None else (w[safe] * known).sum()
         loss = loss / torch.where(count == 0, 1.0, divisor.float())  # weights that sum to 0 are a mean of nothing: NaN
         z = z / count.clamp(min=1)
-    factor = torch.softmax(x, -1).gather(1, safe[:, None]).squeeze(1).detach() if scale_tokens else 1.0
+    # of a label that is none the row is NaN, and its gradient
+    factor = torch.ones_like(log_sum).masked_fill(valid & ~known, torch.nan)
+    if scale_tokens:
+        factor = factor * torch.softmax(x, -1).gather(1, safe[:, None]).squeeze(1).detach()
     loss, z = torch.where(valid, (loss + z) * factor, 0.0), torch.where(valid, z * factor, 0.0)
     predicted = torch.where(valid, x.argmax(-1), -1)
     accuracy = ((predicted == target) & valid).float()

@@ -14,12 +14,13 @@ from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import require_float
-from liger_kernel.ops._operator import Asked, KeepsStatistics, LigerArgumentError, Made, Weight, Wish, as_of
+from liger_kernel.ops._operator import Asked, KeepsStatistics, LigerArgumentError, Made, Planes, Weight, Wish, as_of
 
 
 def _statistics(x: Tensor, groups: int) -> Tensor:
-    """Mean and rstd of each group of each sample."""
-    return x.new_empty((2, x.shape[0] * groups), dtype=torch.float32)
+    """Mean and rstd of each group of each sample; zeros where there is nothing to have them, which nobody writes."""
+    made = x.new_empty if x.numel() else x.new_zeros
+    return made((2, x.shape[0] * groups), dtype=torch.float32)
 
 
 class _GroupNorm(KeepsStatistics):
@@ -28,14 +29,14 @@ class _GroupNorm(KeepsStatistics):
 
 
 @_GroupNorm
-def group_norm(x: Tensor, weight: Weight, bias: Weight, groups: int, eps: float,
+def group_norm(x: Planes, weight: Weight, bias: Weight, groups: int, eps: float,
                y: Made = Wish.LIKE, statistics: Made = Wish.PER_ROW) -> Any:  # fmt: skip
     made = _statistics(x, groups) if isinstance(statistics, Wish) else statistics
     return _native.group_norm_forward(x, weight, bias, y, made, groups, eps, Wish.SCRATCH), made
 
 
 @group_norm.gradient
-def group_norm_gradient(dy: Tensor, x: Tensor, weight: Weight, statistics: Tensor, bias: Weight, groups: int,
+def group_norm_gradient(dy: Planes, x: Planes, weight: Weight, statistics: Tensor, bias: Weight, groups: int,
                         dx: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2], dbias: Asked = Wish.LIKE[4],
                         scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
     dbias = as_of(weight, bias, dbias, Wish.LIKE[2], "group_norm: weight and bias are of two dtypes")
@@ -59,7 +60,7 @@ def group_norm_backward(dY: Tensor, X: Tensor, W: Tensor, B: Tensor, Mean: Tenso
 class LigerGroupNormFunction(LigerFunction):
     """`apply(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps)` -> Y of X's shape and dtype.
 
-    X [B, C, ...] float32, float16 or bfloat16, of two to six dimensions; weight and bias [C] of any of them. Arithmetic and
+    X [B, C, ...] float32, float16 or bfloat16, of two dimensions or more; weight and bias [C] of any of them. Arithmetic and
     statistics are f32, the variance is the mean of (x - mean)², and the result is rounded once.
     """
 
@@ -71,6 +72,8 @@ class LigerGroupNormFunction(LigerFunction):
     def arguments(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps):
         if X.shape[1:2] != (num_channels,):
             raise LigerArgumentError(f"group_norm: X has shape {tuple(X.shape)}, but num_channels is {num_channels}")
+        if num_groups < 1:
+            raise LigerArgumentError(f"group_norm: num_groups is {num_groups}, but must be 1 or more")
         return X, affine_scaling_weight, affine_shifting_bias, num_groups, eps
 
     @classmethod
@@ -80,7 +83,7 @@ class LigerGroupNormFunction(LigerFunction):
         cls.arguments(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps)
         for name, parameter in named.items():
             require_shape("group_norm", name, parameter, (num_channels,))
-        if num_groups < 1 or num_channels % num_groups:
+        if num_channels % num_groups:
             raise LigerArgumentError(
                 f"group_norm: num_channels is {num_channels}, no multiple of num_groups {num_groups}"
             )
@@ -88,7 +91,7 @@ class LigerGroupNormFunction(LigerFunction):
 
     @staticmethod
     def torch_forward(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps):
-        x = X.float().reshape(X.shape[0], num_groups, -1)
+        x = X.float().reshape(X.shape[0], num_groups, X.shape[1:].numel() // num_groups)
         centred = x - x.mean(-1, keepdim=True)
         normal = (centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)).reshape(X.shape)
         of_channel = (-1,) + (1,) * (X.dim() - 2)

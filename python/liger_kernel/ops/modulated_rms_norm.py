@@ -14,20 +14,20 @@ from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import require_float
-from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Modulation, Operator, Rows, Weight, Wish
 from liger_kernel.ops.rms_norm import NATIVE_CASTING, casting_number, rms_norm_in_f32
 
 
 @Operator
-def modulated_rms_norm(x: Rows, weight: Weight | None, scale: Weight, shift: Weight | None, eps: float, offset: float,
-                       casting: int, y: Made = Wish.LIKE, rstd: Made = Wish.PER_ROW) -> Any:  # fmt: skip
+def modulated_rms_norm(x: Rows, weight: Weight | None, scale: Modulation, shift: Modulation | None, eps: float,
+                       offset: float, casting: int, y: Made = Wish.LIKE, rstd: Made = Wish.PER_ROW) -> Any:  # fmt: skip
     casting = NATIVE_CASTING[casting]
     return _native.modulated_rms_norm_forward(x, weight, scale, shift, y, rstd, eps, offset, casting)
 
 
 @modulated_rms_norm.gradient
-def modulated_rms_norm_gradient(dy: Rows, x: Rows, weight: Weight | None, scale: Weight, rstd: Tensor,
-                                shift: Weight | None, offset: float, casting: int, dx: Asked = Wish.LIKE[1],
+def modulated_rms_norm_gradient(dy: Rows, x: Rows, weight: Weight | None, scale: Modulation, rstd: Tensor,
+                                shift: Modulation | None, offset: float, casting: int, dx: Asked = Wish.LIKE[1],
                                 dweight: Asked = Wish.LIKE[2], dscale: Asked = Wish.LIKE[3],
                                 dshift: Asked = Wish.LIKE[5], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
     """Of shift its likeness is needed: the library makes its gradient like that of scale, where they are alike."""

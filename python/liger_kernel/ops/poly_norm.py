@@ -66,7 +66,7 @@ def poly_norm_backward(dY: Tensor, X: Tensor, W: Tensor, RSTD: Tensor, BLOCK_SIZ
 
 def _check(X: Tensor, W: Tensor, B: Tensor) -> None:
     if X.dim() == 0:
-        raise LigerArgumentError("poly_norm: X has 0 dimensions, but must have 1 to 6")
+        raise LigerArgumentError("poly_norm: X has 0 dimensions, but must have 1 or more")
     require_shape("poly_norm", "W", W, (3,))
     if B.numel() != 1:
         raise LigerArgumentError(f"poly_norm: B has shape {tuple(B.shape)}, but must have one element")

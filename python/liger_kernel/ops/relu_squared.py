@@ -48,4 +48,5 @@ class LigerReLUSquaredFunction(LigerFunction):
 
     @staticmethod
     def torch_forward(X):
-        return torch.relu(X.float()).square().to(X.dtype)
+        positive = torch.relu(X.float())
+        return (positive * positive).to(X.dtype)  # of a square torch's gradient begins with 2x, which may be infinite

@@ -21,7 +21,7 @@ def casting_number(mode: str | int) -> int:
     if mode == "llama":
         return 0
     number = _CASTING_MODES.get(mode) if isinstance(mode, str) else mode
-    if not isinstance(number, int) or number not in NATIVE_CASTING:
+    if not isinstance(number, int) or isinstance(number, bool) or number not in NATIVE_CASTING:
         raise LigerArgumentError(f"Invalid casting mode: {mode!r}; it must be one of {list(_CASTING_MODES)}")
     return number
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -20,6 +21,20 @@ def sparsemax(x: Rows, y: Made = Wish.LIKE, support: Made = Wish.PER_ROW_BITS) -
 @sparsemax.gradient
 def sparsemax_gradient(dy: Rows, support: Tensor, dx: Made = Wish.LIKE) -> Any:
     return _native.sparsemax_backward(dy, support, dx)
+
+
+def _dimension(x: Tensor, dim: Any) -> int:
+    """Counted from the end."""
+    dims = x.dim() or 1
+    try:
+        if isinstance(dim, bool):
+            raise TypeError
+        number = operator.index(dim)
+    except TypeError:
+        raise TypeError(f"sparsemax: dim must be an integer, but is {dim!r}") from None
+    if not -dims <= number < dims:
+        raise IndexError(f"sparsemax: dim is out of range: it is {number}, but must be in [{-dims}, {dims - 1}]")
+    return number if number < 0 else number - dims
 
 
 def _sorted_formula(x: Tensor) -> Tensor:
@@ -42,9 +57,10 @@ class LigerSparsemaxFunction(LigerFunction):
     @classmethod
     def apply(cls, *args):
         """Along another dimension than the last: of x with that dimension moved to the end."""
-        x, dim = cls.complete(args)
-        last = (x.dim() or 1) - 1 if isinstance(x, Tensor) else dim
-        if dim in (-1, last):
+        if len(args) != 2 or not isinstance(args[0], Tensor):
+            return super().apply(*args)  # which says what is wrong
+        x, dim = args[0], _dimension(*args)
+        if dim == -1:
             return super().apply(x, -1)
         return super().apply(x.movedim(dim, -1), -1).movedim(-1, dim)
 

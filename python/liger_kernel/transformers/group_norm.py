@@ -11,7 +11,7 @@ from liger_kernel.ops import LigerGroupNormFunction
 class LigerGroupNorm(nn.Module):
     """y = (x − mean) · rstd · weight + bias, mean and rstd over each of `num_groups` groups of channels of each sample.
 
-    `hidden_states` [batch, num_channels, ...] of three to six dimensions in fp32, fp16 or bf16; the result has its shape and
+    `hidden_states` [batch, num_channels, ...] of three dimensions or more in fp32, fp16 or bf16; the result has its shape and
     dtype, the arithmetic is fp32. `weight` starts as ones or zeros (`init_fn`; AssertionError for another). `bias` is always
     there and trainable: random if `bias` is true, else zeros.
     """
@@ -21,6 +21,7 @@ class LigerGroupNorm(nn.Module):
     ) -> None:
         super().__init__()
         assert init_fn in ("ones", "zeros"), f"init_fn must be 'ones' or 'zeros', got {init_fn!r}"
+        assert num_groups >= 1, f"num_groups is {num_groups}, but must be 1 or more, for num_channels={num_channels}"
         assert num_channels % num_groups == 0, (
             f"num_channels must be a multiple of num_groups, but {num_channels} is none of {num_groups}"
         )

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from liger_kernel._native import LigerArgumentError
 from liger_kernel.ops import LigerMultiTokenAttentionFunction
 
 
@@ -27,6 +28,11 @@ class LigerMultiTokenAttention(nn.Module):
         bias: bool = True, sparse: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise LigerArgumentError(
+                f"in_channels is {in_channels} and out_channels is {out_channels}, but both must be multiples of groups, which "
+                f"is {groups} and must be 1 or more"
+            )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _pair(kernel_size)

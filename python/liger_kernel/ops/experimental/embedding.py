@@ -10,6 +10,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
+from liger_kernel.ops._formula import readable
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import LigerArgumentError, Made, Rows, Shaped, Wish
 
@@ -87,6 +88,13 @@ class LigerEmbeddingFunction(LigerFunction):
         _check_table(embeddings)
         if indices.dtype not in (torch.int32, torch.int64):
             raise LigerArgumentError(f"embedding: indices is {indices.dtype}, but must be int32 or int64")
+
+    @classmethod
+    def check(cls, embeddings, indices, padding_idx=None):
+        super().check(embeddings, indices, padding_idx)
+        values = readable(indices)
+        if values is not None:
+            _check_indices(values, embeddings.shape[0])
 
     @staticmethod
     def torch_forward(embeddings, indices, padding_idx=None):
