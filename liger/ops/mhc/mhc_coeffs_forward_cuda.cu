@@ -373,7 +373,8 @@ __global__ void __launch_bounds__(MHC_UNIT_THREADS) iterate(const __grid_constan
             float sum = p.formula.sinkhorn_eps;
             for (int j = 0; j < hc; j++) sum += matrix[l * line + j * along];
             const float inverse = 1.0f / sum;
-            for (int j = 0; j < hc; j++) matrix[l * line + j * along] *= inverse;
+            for (int j = 0; j < hc; j++)
+                matrix[l * line + j * along] = divided(matrix[l * line + j * along], sum, inverse);
         }
         __syncthreads();
     }

@@ -10,6 +10,12 @@
 namespace mhc {
 
 __device__ __forceinline__ float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+/* Its derivative: near 1 the difference from 1 would be lost. */
+__device__ __forceinline__ float logistic_slope(float x) { return logistic(x) * logistic(-x); }
+/* x / sum, where 1 / sum may be too large for a float. */
+__device__ __forceinline__ float divided(float x, float sum, float inverse) {
+    return sum < 0x1p-126f ? x / sum : x * inverse;
+}
 
 template <int W>
 __device__ __forceinline__ float sum_of_lanes(float x) {
@@ -43,7 +49,7 @@ __device__ __forceinline__ float divide_columns(float (&a)[W], int hc, int own, 
     for (int i = 0; i < W; i++) {
         if (i >= hc) continue;
         const float sum = sum_of_lanes<W>(a[i]) + epsilon;
-        a[i] *= 1.0f / sum;
+        a[i] = divided(a[i], sum, 1.0f / sum);
         if (i == own) divisor = sum;
     }
     return divisor;
@@ -58,7 +64,7 @@ __device__ __forceinline__ float divide_row(float (&a)[W], bool active, float ep
     sum = active ? sum + epsilon : 1.0f;
     const float inverse = 1.0f / sum;
 #pragma unroll
-    for (int i = 0; i < W; i++) a[i] *= inverse;
+    for (int i = 0; i < W; i++) a[i] = divided(a[i], sum, inverse);
     return sum;
 }
 
