@@ -188,10 +188,11 @@ __device__ __forceinline__ void block_step(const problem &p, int64_t step, float
         float sum = g ? 0 : p.formula.sinkhorn_eps;
         for (int64_t j = l * line; j < end; j += along) sum = g ? fmaf(g[j], a[j], sum) : sum + a[j];
         if (!g) divisor[l] = sum;
-        const float by = divisor[l], inverse = 1.0f / by;
+        const float by = divisor[l];
+        const reciprocal of = reciprocal_of(by);
         for (int64_t j = l * line; j < end; j += along) {
-            if (g) g[j] = divided(g[j] - sum, by, inverse);
-            a[j] = g ? a[j] * by : divided(a[j], by, inverse);
+            if (g) g[j] = times(g[j] - sum, of);
+            a[j] = g ? a[j] * by : times(a[j], of);
         }
     }
     __syncthreads();
