@@ -120,7 +120,8 @@ struct backward : row_norm::of_rstd {
     }
 };
 
-/* GEMMA's gradient of scale, Σ dy·RMSNorm(x): a pass of its own, for the rounding stands between it and the other sums. */
+/* GEMMA's gradient of scale, Σ dy·RMSNorm(x): a pass of its own, for a rounding stands between it and the other sums, and in
+ * f32 a product that may be infinite. */
 template <typename T>
 struct of_rounded : backward<T> {
     using problem = modulated_rms_norm_backward_problem;
@@ -154,16 +155,14 @@ struct of_rounded : backward<T> {
     }
 };
 
-/* All of backward of 1 row or more. */
+/* All of backward of 1 row or more. What GEMMA needs apart comes first: dx may take the place of dy. */
 template <typename T>
 cudaError_t run_backward(const modulated_rms_norm_backward_problem &p, bool packable, cudaStream_t stream) {
-    const bool apart = sizeof(T) < sizeof(float) && p.casting == MODULATED_GEMMA && p.dscale;
+    const bool apart = p.casting == MODULATED_GEMMA && p.dscale;
     modulated_rms_norm_backward_problem most = p, rest = p;
     if (apart) most.dscale = NULL, rest.dx.data = NULL;
-    const cudaError_t error = row_norm::run_grouped<backward<T>>(most, p.dweight, p.weight_dtype, packable, stream);
-    if constexpr (sizeof(T) < sizeof(float))
-        if (error == cudaSuccess && apart) row_norm::launch_grouped<of_rounded<T>>(rest, packable, stream);
-    return error;
+    if (apart) row_norm::launch_grouped<of_rounded<T>>(rest, packable, stream);
+    return row_norm::run_grouped<backward<T>>(most, p.dweight, p.weight_dtype, packable, stream);
 }
 
 template <typename T>
