@@ -8,6 +8,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from operator_case import Case
+from torch.utils.flop_counter import FlopCounterMode
 
 from liger_kernel.ops import LigerMultiTokenAttentionFunction
 from liger_kernel.ops.sparsemax import _sorted_formula
@@ -178,6 +179,20 @@ def test_what_is_refused(device):
             RuntimeError, match="sparse multi-token attention currently only supports fp32 input scores"
         ):
             apply(scores.to(dtype), weight.to(dtype), None, 1, 1, 1, 2, True)
+
+
+@pytest.mark.parametrize("wanted", [(0, 1, 2), (0,), (1,), (2,), ()])
+def test_flops_are_those_of_torchs_convolution(device, wanted):
+    scores, weight = torch.randn(3, 2, 8, 8, device=device), torch.randn(5, 2, 3, 5, device=device)
+    given = [t.requires_grad_(i in wanted) for i, t in enumerate((scores, weight, torch.randn(5, device=device)))]
+    counts = []
+    for function in (apply, F.conv2d):
+        with FlopCounterMode(display=False) as counter:
+            y = function(*given, 1, (1, 2))
+            if wanted:
+                torch.autograd.grad(y, [given[i] for i in wanted], torch.ones_like(y))
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 2 * 3 * 8 * 8 * weight.numel() * (1 + len({0, 1} & {*wanted}))
 
 
 def test_module(device):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
@@ -154,6 +155,23 @@ def _aggregate_gradient(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_po
 
 
 mhc_aggregate.gradient(_aggregate_gradient, _Gradients)
+
+
+def _count_logits(x: Any, phi: Any, *_: Any, **__: Any) -> int:
+    """For FlopCounterMode: 2 N (HC C) M of x·phi. Nothing else here is a product of matrices."""
+    return 2 * math.prod(x) * phi[1]
+
+
+def _count_logits_gradients(x: Any, phi: Any, *rest: Any, **_: Any) -> int:
+    """As many for x's and for phi's, each where it is asked for."""
+    need_dx, need_dphi = rest[-6:-4]
+    return _count_logits(x, phi) * (bool(need_dx) + bool(need_dphi))
+
+
+for _operator in (torch.ops.liger.mhc_coeffs, torch.ops.liger.mhc_aggregate):
+    register_flop_formula(_operator)(_count_logits)
+for _operator in (torch.ops.liger.mhc_coeffs_backward, torch.ops.liger.mhc_aggregate_backward):
+    register_flop_formula(_operator)(_count_logits_gradients)
 
 _TENSORS = ("x", "phi", "b", "alpha_pre", "alpha_post", "alpha_res")
 
@@ -359,6 +377,21 @@ def _post_res_gradient(dy: Whole, x: Whole, f: Widened, h_post: F32, h_res: F32,
 
 
 mhc_post_res.gradient(_post_res_gradient, _PostResGradients)
+
+
+def _count_mixing(x: Any, *_: Any, **__: Any) -> int:
+    """For FlopCounterMode: 2 N HC² C of h_res·x."""
+    return 2 * math.prod(x) * x[-2]
+
+
+def _count_mixing_gradients(dy: Any, x: Any, *rest: Any, **_: Any) -> int:
+    """As many for x's and for h_res's, each where it is asked for."""
+    need_dx, need_dh_res = rest[-4], rest[-1]
+    return _count_mixing(x) * (bool(need_dx) + bool(need_dh_res))
+
+
+register_flop_formula(torch.ops.liger.mhc_post_res)(_count_mixing)
+register_flop_formula(torch.ops.liger.mhc_post_res_backward)(_count_mixing_gradients)
 
 
 class LigerMHCPostResFunction(LigerFunction):

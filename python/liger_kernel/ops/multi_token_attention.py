@@ -6,11 +6,13 @@ O. Golovneva et al.: Multi-Token Attention (2025).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
@@ -69,6 +71,22 @@ def multi_token_attention_gradient(dy: Tensor, scores: Tensor, weight: Constants
     made = new_rows(bias)
     known = (dy, scores, weight, statistics)
     return *_native.multi_token_attention_backward(*known, dscores, dweight, made, *options), made
+
+
+def _count_convolution(scores: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """For FlopCounterMode: 2 B L² out (in / groups) kH kW, which is torch's own count of the convolution: of all that is L x L,
+    what lies beyond the diagonal too."""
+    return 2 * math.prod(scores) // scores[1] * math.prod(weight)
+
+
+def _count_gradients(dy: Any, scores: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """As many for each gradient but the bias's. torch counts that of a grouped weight once for each group."""
+    need_dscores, need_dweight = rest[-3:-1]
+    return _count_convolution(scores, weight) * (bool(need_dscores) + bool(need_dweight))
+
+
+register_flop_formula(torch.ops.liger.multi_token_attention)(_count_convolution)
+register_flop_formula(torch.ops.liger.multi_token_attention_backward)(_count_gradients)
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
