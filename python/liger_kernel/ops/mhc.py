@@ -65,9 +65,12 @@ class _Shaped(Operator):
         self.function(*given, *made)
         return tuple(made) if len(made) > 1 else made[0]
 
+    def require_floats(self, args: tuple, words: dict[str, str] | None = None) -> None:
+        require_float(self.name, **{a.name: v for a, v in zip(self.inputs, args) if a.is_tensor})
+
     def prepared(self, *args: Any) -> Any:
         given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        require_float(self.name, **{a.name: v for a, v in zip(self.inputs, given) if a.is_tensor and v is not None})
+        self.require_floats(given)
         ready = self._prepare(given, given[0].dtype)
         like = [r.view(v.shape) if a.is_tensor and v is not None else v
                 for a, v, r in zip(self.inputs, given, ready)]  # fmt: skip
@@ -256,7 +259,7 @@ class LigerMHCAggregateFunction(_OfCoeffs):
     @staticmethod
     def forward(ctx, *args):
         given = _OfCoeffs.arguments(*args)
-        results = mhc_aggregate.now(*given)
+        results = LigerMHCAggregateFunction.now(args, given)
         ctx.set_materialize_grads(False)
         mhc_aggregate.save(ctx, given, results)
         return *results[:4], args[0]
