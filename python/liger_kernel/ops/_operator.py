@@ -362,13 +362,13 @@ class Operator:
         for name, other in given[1:]:
             if other != device:
                 raise LigerArgumentError(f"{self.name}: {name} is on {other}, but {first} is on {device}")
+        self.require_floats(args)
         self.require(*args)
         return self.fake(*args)
 
     def require(self, *args: Any) -> None:
-        """Refuses what the library would, for where it is not asked: a result of no memory is all that a caller sees of a call
-        that will fail."""
-        self.require_floats(args)
+        """Refuses what the library would but for dtypes, for where it is not asked: a result of no memory is all that a caller
+        sees of a call that will fail."""
 
     def require_floats(self, args: tuple, words: dict[str, str] | None = None) -> None:
         floats = {(words or {}).get(a.name, a.name): v for a, v in zip(self.inputs, args) if a.prepare in _FLOATS}

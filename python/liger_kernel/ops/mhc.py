@@ -91,7 +91,42 @@ class _Shaped(Operator):
 # ---- coefficients ------------------------------------------------------------------------------------------------------
 
 
+def _require_streams(operator: str, x: Tensor) -> None:
+    if x.dim() < 2 or 0 in x.shape[-2:]:
+        empty = " with no 0 among the last two" if x.dim() >= 2 else ""
+        raise LigerArgumentError(f"{operator}: x has shape {tuple(x.shape)}, but must have [..., HC, C]{empty}")
+
+
+def check_options(
+    operator: str, tmax: int, rms_eps: float, pre_eps: float, sinkhorn_eps: float, post_mult: float
+) -> None:
+    """What the library refuses of them, for where it is not asked."""
+    if tmax < 1:
+        raise LigerArgumentError(f"{operator}: tmax is {tmax}, but must be at least 1")
+    for name, value in (("rms_eps", rms_eps), ("sinkhorn_eps", sinkhorn_eps)):
+        if not value >= 0:
+            raise LigerArgumentError(f"{operator}: {name} is {value:g}, but must be 0 or more")
+    for name, value in (("pre_eps", pre_eps), ("post_mult", post_mult)):
+        if not math.isfinite(value):
+            raise LigerArgumentError(f"{operator}: {name} is {value:g}, but must be finite")
+
+
+def _require_parameters(x: Tensor, phi: Tensor, b: Tensor) -> None:
+    _require_streams("mhc", x)
+    hc, c = x.shape[-2:]
+    require_shape("mhc", "phi", phi, (hc * c, hc * hc + 2 * hc))
+    require_shape("mhc", "b", b, (hc * hc + 2 * hc,))
+
+
 class _Coeffs(_Shaped):
+    def require(self, *args: Any) -> None:
+        _require_parameters(*args[:3])
+        require_float("mhc", **dict(zip(_TENSORS, args)))
+        for name, alpha in zip(_TENSORS[3:], args[3:6]):
+            if alpha.numel() != 1:
+                raise LigerArgumentError(f"mhc: {name} has {alpha.numel()} elements, but must have 1")
+        check_options("mhc", *args[6:])
+
     def shapes(self, x: Tensor, phi: Tensor, *_: Any) -> tuple:
         f32, rows = torch.float32, math.prod(x.shape[:-2])
         per_stream = (x.shape[:-1], f32)
@@ -210,22 +245,11 @@ class _OfCoeffs(LigerFunction):
 
     @classmethod
     def require(cls, x, phi, b, alpha_pre, alpha_post, alpha_res, *options):
-        if x.dim() < 2:
-            raise LigerArgumentError(f"mhc: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
-        hc, c = x.shape[-2:]
-        require_shape("mhc", "phi", phi, (hc * c, hc * hc + 2 * hc))
-        require_shape("mhc", "b", b, (hc * hc + 2 * hc,))
+        _require_parameters(x, phi, b)
 
     @classmethod
     def check(cls, *args):
-        cls.require(*args)
-        require_float("mhc", **dict(zip(_TENSORS, args)))
-        given = cls.arguments(*args)
-        for name, alpha in zip(_TENSORS[3:], given[3:6]):
-            if alpha.numel() != 1:
-                raise LigerArgumentError(f"mhc: {name} has {alpha.numel()} elements, but must have 1")
-        if given[6] < 1:
-            raise LigerArgumentError(f"mhc: tmax is {given[6]}, but must be at least 1")
+        cls.operator.require(*cls.arguments(*args))
 
     @staticmethod
     def torch_forward(
@@ -307,6 +331,9 @@ def _gradients_onto(so_far: Tensor | None, given: tuple, needs: list) -> tuple:
 
 
 class _Pre(_Shaped):
+    def require(self, x: Any, h_pre: Any) -> None:
+        LigerMHCPreFunction.check(x, h_pre)
+
     def shapes(self, x: Tensor, h_pre: Tensor) -> tuple:
         return (((*x.shape[:-2], x.shape[-1]), x.dtype),)
 
@@ -342,8 +369,7 @@ class LigerMHCPreFunction(LigerFunction):
 
     @staticmethod
     def require(x, h_pre):
-        if x.dim() < 2:
-            raise LigerArgumentError(f"mhc_pre: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
+        _require_streams("mhc_pre", x)
         require_shape("mhc_pre", "h_pre", h_pre, x.shape[:-1])
 
     @classmethod
@@ -360,6 +386,9 @@ class LigerMHCPreFunction(LigerFunction):
 
 
 class _PostRes(_Shaped):
+    def require(self, x: Any, f: Any, h_post: Any, h_res: Any) -> None:
+        LigerMHCPostResFunction.check(x, f, h_post, h_res)
+
     def shapes(self, x: Tensor, *_: Any) -> tuple:
         return (x,)
 
@@ -414,8 +443,7 @@ class LigerMHCPostResFunction(LigerFunction):
 
     @staticmethod
     def require(x, f_out, h_post, h_res):
-        if x.dim() < 2:
-            raise LigerArgumentError(f"mhc_post_res: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
+        _require_streams("mhc_post_res", x)
         require_shape("mhc_post_res", "f_out", f_out, (*x.shape[:-2], x.shape[-1]))
         require_shape("mhc_post_res", "h_post", h_post, x.shape[:-1])
         require_shape("mhc_post_res", "h_res", h_res, (*x.shape[:-1], x.shape[-2]))
