@@ -14,6 +14,7 @@ from operator_case import HIDDEN, Case
 from reference import DTYPES, twins, unit
 from torch import nn
 
+from liger_kernel import _native
 from liger_kernel.ops import LigerMHCCoeffsFunction, LigerMHCPostResFunction, LigerMHCPreFunction
 from liger_kernel.ops.mhc import LigerMHCAggregateFunction
 from liger_kernel.transformers import LigerMHC
@@ -409,6 +410,21 @@ def test_a_step_makes_no_more_memory_than_its_tensors():
     names = {event.key for event in profile.key_averages()}
     assert "liger::mhc_aggregate_backward" in names and "liger::mhc_post_res_backward" in names
     assert not names & {"aten::add", "aten::add_"}
+
+
+@pytest.mark.parametrize("needs", [False, True])
+def test_x_has_a_gradient_where_it_needs_one(needs, monkeypatch):
+    """One as large as x, which would be thrown away, is not made."""
+    asked = []
+    backward = _native.mhc_post_res_backward
+    monkeypatch.setattr(_native, "mhc_post_res_backward", lambda *a: asked.append(a[5]) or backward(*a))
+    mhc = LigerMHC(nn.Linear(64, 64, dtype=torch.bfloat16), hc=4, c=64)
+    x = torch.randn(40, 4, 64, dtype=torch.bfloat16, requires_grad=needs)
+    given = (mhc.phi, mhc.b, mhc.alpha_pre, mhc.alpha_post, mhc.alpha_res)
+    *_, again = LigerMHCAggregateFunction.apply(x, *given, *OPTIONS)
+    mhc(x).float().sum().backward()
+    assert [dx is not None for dx in asked] == [needs]
+    assert (x.grad is not None) == needs and all(p.grad is not None for p in mhc.parameters())
 
 
 def test_the_module_compiled(device):

@@ -286,6 +286,8 @@ class LigerMHCAggregateFunction(_OfCoeffs):
         results = LigerMHCAggregateFunction.now(args, given)
         ctx.set_materialize_grads(False)
         mhc_aggregate.save(ctx, given, results)
+        if not ctx.needs_input_grad[0]:  # else whoever goes on with x would make a gradient of it
+            ctx.mark_non_differentiable(args[0])
         return *results[:4], args[0]
 
     @staticmethod
