@@ -149,7 +149,8 @@ class LigerMultiTokenAttentionFunction(LigerFunction):
 
     scores [B, in, L, L], weight [out, in / groups, kH, kW] and bias [out], each float32, float16 or bfloat16; sparse: scores
     float32 only, else RuntimeError. P is 0 beyond the diagonal, is rounded to the dtype of scores, and is made again in backward;
-    the convolution, which must keep L x L, is of f32 sums.
+    the convolution, which must keep L x L, is of f32 sums. Its gradient dP is rounded to the dtype of scores too, before the
+    derivative of the softmax, as it is where torch evaluates the same in that dtype.
     """
 
     operator = multi_token_attention
