@@ -112,7 +112,7 @@ def test_no_memory_is_refused_what_memory_is(case, device, kind):
         wrong = [(value.double(), f": {name} is torch.float64")] if value.is_floating_point() else []
         narrow = value[..., : value.shape[-1] - 1].contiguous() if value.dim() > 0 else value.new_zeros((2, 3))
         if position > 0 and is_refused(case, with_one(args, position, narrow)):
-            wrong.append((narrow, ""))
+            wrong.append((narrow, None))
         for other, text in wrong:
             with without_memory(kind) as bare:
                 given = [bare(a) if isinstance(a, Tensor) else a for a in with_one(args, position, other)]

@@ -109,7 +109,7 @@ def _require_fp32_if_sparse(scores: Tensor, sparse: Any) -> None:
         raise RuntimeError("Liger sparse multi-token attention currently only supports fp32 input scores")
 
 
-def check_options(operator: str, **pairs: tuple[int, int]) -> None:
+def check_options(operator: str, **pairs: tuple[int, ...]) -> None:
     """Of the convolution, each with the least that it can be."""
     for name, values in pairs.items():
         least = 0 if name == "padding" else 1
