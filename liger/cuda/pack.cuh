@@ -15,7 +15,7 @@ constexpr int pack_size = PACK_BYTES / (int)sizeof(T);
 /* One that is wider, floats beside 16-bit elements, is moved in pieces of 16 bytes: no more alignment than that is asked of
  * pointers, and of a type that promised more the compiler would make one access, where the processor has it. */
 template <typename T, int N>
-struct alignas(sizeof(T) * N < PACK_BYTES ? sizeof(T) * N : PACK_BYTES) pack {
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) pack {
     T value[N];
 };
 

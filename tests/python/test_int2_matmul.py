@@ -414,10 +414,28 @@ def test_many_tiles(gpu, m, n, rows):
         assert torch.equal(matmul(a, b), exact)
 
 
-@pytest.mark.parametrize("m", [1, 7, 200])
-def test_graph_capture(gpu, m):
+def test_many_tiles_of_any_weights(gpu):
+    """Transposed, and columns between others."""
+    a, b = activations(257, 192, gpu), packed_bytes(48, 17000, gpu)
+    right = matmul(a, b)
+    assert torch.equal(matmul(a, b.t().contiguous().t()), right)
+    assert torch.equal(matmul(a, torch.zeros(48, 17016, dtype=torch.uint8, device=gpu)[:, 3:17003].copy_(b)), right)
+
+
+def test_sums_of_many_tiles_wrap_around(gpu):
+    """2^23 products of -256 are -2^31, and 64 more begin anew."""
+    m, n, k = 2560, 1792, (1 << 23) + 64
+    if torch.cuda.mem_get_info(gpu)[0] < 60e9:
+        pytest.skip("needs 60 GB that are free")
+    a = torch.full((m, k), -128, dtype=torch.int8, device=gpu)
+    b = torch.full((k // 4, n), 0xFF, dtype=torch.uint8, device=gpu)
+    assert (matmul(a, b) == (1 << 31) - 64 * 256).all()
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 128), (7, 128), (200, 128), (257, 17000)])
+def test_graph_capture(gpu, m, n):
     """After one call; a replay reads what lies there then."""
-    a, b = activations(m, 256, gpu), packed_bytes(64, 128, gpu)
+    a, b = activations(m, 256, gpu), packed_bytes(64, n, gpu)
     matmul(a, b)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -425,14 +443,14 @@ def test_graph_capture(gpu, m):
         c = matmul(a, b)
     for seed in (5, 6):
         a.copy_(activations(m, 256, gpu, seed))
-        b.copy_(packed_bytes(64, 128, gpu, seed))
+        b.copy_(packed_bytes(64, n, gpu, seed))
         graph.replay()
         assert torch.equal(c, expected(a, b))
 
 
-@pytest.mark.parametrize("m", [1, 200])
-def test_on_another_stream_without_waiting(gpu, m):
-    a, b = activations(m, 512, gpu), packed_bytes(128, 256, gpu)
+@pytest.mark.parametrize(("m", "n"), [(1, 256), (200, 256), (257, 17000)])
+def test_on_another_stream_without_waiting(gpu, m, n):
+    a, b = activations(m, 512, gpu), packed_bytes(128, n, gpu)
     right = expected(a, b)
     matmul(a, b)
     stream = torch.cuda.Stream()
@@ -450,8 +468,9 @@ def test_on_another_stream_without_waiting(gpu, m):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_on_a_gpu_that_is_not_current():
-    a, b = activations(20, 64, "cuda:1"), packed_bytes(16, 24, "cuda:1")
+@pytest.mark.parametrize(("m", "n"), [(20, 24), (257, 17000)])
+def test_on_a_gpu_that_is_not_current(m, n):
+    a, b = activations(m, 64, "cuda:1"), packed_bytes(16, n, "cuda:1")
     assert torch.equal(matmul(a, b), expected(a, b)) and torch.cuda.current_device() == 0
 
 

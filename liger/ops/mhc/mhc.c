@@ -11,6 +11,9 @@ enum { STREAMS = 1, C, TOKENS, HC, K, M };
 /* x is seen as streams: rows of c columns, hc of each token. */
 static liger_status whole_tokens(struct door_call *call) {
     const int64_t streams = call->size[STREAMS], tokens = call->size[TOKENS], hc = call->size[HC];
+    LIGER_REQUIRE(hc <= MHC_MOST_STREAMS && tokens <= INT32_MAX, LIGER_ERR_SHAPE,
+                  "%s: %lld tokens of %lld streams, but there may be %lld of %lld at most", call->door->function,
+                  (long long)tokens, (long long)hc, (long long)INT32_MAX, (long long)MHC_MOST_STREAMS);
     LIGER_REQUIRE(streams == tokens * hc, LIGER_ERR_SHAPE,
                   "%s: x has %lld rows of c columns, but must have %lld, of %lld streams for each of %lld tokens",
                   call->door->function, (long long)streams, (long long)(tokens * hc), (long long)hc, (long long)tokens);
@@ -23,7 +26,10 @@ static liger_status streams_of_phi(struct door_call *call) {
     LIGER_REQUIRE(k % c == 0 && hc > 0, LIGER_ERR_SHAPE,
                   "%s: phi has %lld rows, but must have one for each stream and column of x: a multiple of %lld",
                   call->door->function, (long long)k, (long long)c);
-    LIGER_REQUIRE(hc < 1 << 15 && m == mhc_m(hc), LIGER_ERR_SHAPE,
+    LIGER_REQUIRE(hc <= MHC_MOST_STREAMS, LIGER_ERR_SHAPE,
+                  "%s: phi has rows for %lld streams, but there may be %lld at most", call->door->function,
+                  (long long)hc, (long long)MHC_MOST_STREAMS);
+    LIGER_REQUIRE(m == mhc_m(hc), LIGER_ERR_SHAPE,
                   "%s: phi has %lld columns, but must have %lld, for %lld streams of x", call->door->function,
                   (long long)m, (long long)mhc_m(hc), (long long)hc);
     call->bound |= 1u << HC;
@@ -60,7 +66,7 @@ static const struct door_rule coeffs_forward_rules[] = {
     {ARG(x_in),       OUT, T,          MATRIX(TOKENS, C),        TO_POINTER(x_in), OPTIONAL},
     {ARG(mix),        OUT, DTYPE(F32), MATRIX(TOKENS, M),        TO_POINTER(mix)},
     {ARG(rstd),       OUT, DTYPE(F32), VECTOR(TOKENS),           TO_POINTER(rstd)},
-    {INT64(tmax),         AT_LEAST(1), TO(formula.steps)},
+    {INT64(tmax),         BETWEEN(1, MHC_MOST_STEPS), TO(formula.steps)},
     {FLOAT(rms_eps),      AT_LEAST(0), TO(rms_eps)},
     {FLOAT(pre_eps),      FINITE,      TO(formula.pre_eps)},
     {FLOAT(sinkhorn_eps), AT_LEAST(0), TO(formula.sinkhorn_eps)},
@@ -92,7 +98,7 @@ static const struct door_rule coeffs_backward_rules[] = {
     {ARG(dalpha_pre),  OUT, DTYPE(F32), ELEMENT,                  TO_POINTER(dalpha_pre),  OPTIONAL},
     {ARG(dalpha_post), OUT, DTYPE(F32), ELEMENT,                  TO_POINTER(dalpha_post), OPTIONAL},
     {ARG(dalpha_res),  OUT, DTYPE(F32), ELEMENT,                  TO_POINTER(dalpha_res),  OPTIONAL},
-    {INT64(tmax),         AT_LEAST(1), TO(formula.steps)},
+    {INT64(tmax),         BETWEEN(1, MHC_MOST_STEPS), TO(formula.steps)},
     {FLOAT(pre_eps),      FINITE,      TO(formula.pre_eps)},
     {FLOAT(sinkhorn_eps), AT_LEAST(0), TO(formula.sinkhorn_eps)},
     {FLOAT(post_mult),    FINITE,      TO(formula.post_mult)},

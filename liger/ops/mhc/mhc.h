@@ -13,8 +13,8 @@
 extern "C" {
 #endif
 
-/* Of all functions here: tokens N = the product of the leading dimensions, streams hc >= 1, columns c >= 1,
- * k = hc · c, m = hc · (hc + 2). T is f32, f16 or bf16. Tensors are contiguous. Arithmetic and sums in f32, rounded once at the
+/* Of all functions here: tokens N = the product of the leading dimensions, streams hc from 1 to 1024,
+ * columns c >= 1, k = hc · c, m = hc · (hc + 2); N < 2^31. T is f32, f16 or bf16. Tensors are contiguous. Arithmetic and sums in f32, rounded once at the
  * store. N == 0 succeeds; NaN and Inf propagate. Same inputs, same bits, any thread count. Graph-capturable. Since 0.9. */
 
 /* liger_mhc_coeffs_forward     the coefficients of each token, and what the layer reads
@@ -52,7 +52,7 @@ typedef struct liger_mhc_coeffs_forward_args {
     liger_tensor x_in;
     liger_tensor mix;
     liger_tensor rstd;
-    int64_t tmax;                                    /* >= 1 */
+    int64_t tmax;                                    /* 1 to 65536 */
     float rms_eps, pre_eps, sinkhorn_eps, post_mult; /* rms_eps and sinkhorn_eps >= 0 */
     void *workspace;                                 /* 256-byte aligned, in the device's memory */
     size_t workspace_bytes;

@@ -103,11 +103,10 @@ __device__ __forceinline__ row_gradient<W> dlogits_of(const problem &p, const pa
     mix.pre = mix.post = to.pre = to.post = h_pre = 0;
     if (!active) return to;
     mix.pre = from[own], mix.post = from[hc + own];
-    const float pre = logistic(fmaf(mix.pre, *f.alpha_pre, f.b[own]));
-    const float post = logistic(fmaf(mix.post, *f.alpha_post, f.b[hc + own]));
-    h_pre = pre + f.pre_eps;
-    to.pre = upstream_of_pre(p, parts, stream) * pre * (1.0f - pre);
-    to.post = or_zero(p.dh_post, stream) * f.post_mult * post * (1.0f - post);
+    const float pre = fmaf(mix.pre, *f.alpha_pre, f.b[own]), post = fmaf(mix.post, *f.alpha_post, f.b[hc + own]);
+    h_pre = logistic(pre) + f.pre_eps;
+    to.pre = upstream_of_pre(p, parts, stream) * logistic_slope(pre);
+    to.post = or_zero(p.dh_post, stream) * f.post_mult * logistic_slope(post);
     return to;
 }
 
@@ -189,10 +188,11 @@ __device__ __forceinline__ void block_step(const problem &p, int64_t step, float
         float sum = g ? 0 : p.formula.sinkhorn_eps;
         for (int64_t j = l * line; j < end; j += along) sum = g ? fmaf(g[j], a[j], sum) : sum + a[j];
         if (!g) divisor[l] = sum;
-        const float by = divisor[l], inverse = 1.0f / by;
+        const float by = divisor[l];
+        const reciprocal of = reciprocal_of(by);
         for (int64_t j = l * line; j < end; j += along) {
-            if (g) g[j] = (g[j] - sum) * inverse;
-            a[j] *= g ? by : inverse;
+            if (g) g[j] = times(g[j] - sum, of);
+            a[j] = g ? a[j] * by : times(a[j], of);
         }
     }
     __syncthreads();
@@ -220,11 +220,11 @@ __device__ __forceinline__ void begin_token(const problem &p, const parts_of &pa
     const struct mhc_formula &f = p.formula;
     const float *mix = p.mix + n * mhc_m(p.hc);
     for (int64_t s = threadIdx.x; s < p.hc; s += blockDim.x) {
-        const float pre = logistic(fmaf(mix[s], *f.alpha_pre, f.b[s]));
-        const float post = logistic(fmaf(mix[p.hc + s], *f.alpha_post, f.b[p.hc + s]));
-        side[s] = pre + f.pre_eps;
-        v[s] = upstream_of_pre(p, parts, n * p.hc + s) * pre * (1.0f - pre);
-        v[p.hc + s] = or_zero(p.dh_post, n * p.hc + s) * f.post_mult * post * (1.0f - post);
+        const float pre = fmaf(mix[s], *f.alpha_pre, f.b[s]);
+        const float post = fmaf(mix[p.hc + s], *f.alpha_post, f.b[p.hc + s]);
+        side[s] = logistic(pre) + f.pre_eps;
+        v[s] = upstream_of_pre(p, parts, n * p.hc + s) * logistic_slope(pre);
+        v[p.hc + s] = or_zero(p.dh_post, n * p.hc + s) * f.post_mult * logistic_slope(post);
     }
     for (int64_t i = threadIdx.x; i < p.hc * p.hc; i += blockDim.x)
         v[2 * p.hc + i] = or_zero(p.dh_res, n * p.hc * p.hc + i);

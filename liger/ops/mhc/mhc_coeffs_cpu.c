@@ -23,6 +23,8 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 /* ---- one token's coefficients ------------------------------------------------------------------------------------ */
 
 static float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+/* Its derivative: near 1 the difference from 1 would be lost. */
+static float logistic_slope(float x) { return logistic(x) * logistic(-x); }
 
 static float logit(const struct mhc_formula *f, const float *mix, float alpha, int64_t m) {
     return mix[m] * alpha + f->b[m];
@@ -249,13 +251,12 @@ LIGER_TEMPLATE void logits_backward(liger_dtype t, const struct backward *w, int
     const float *mix = p->mix + n * w->m;
     float *v = w->v + n * w->m;
     for (int64_t s = 0; s < hc; s++) {
-        const float pre = logistic(logit(f, mix, *f->alpha_pre, s));
-        const float post = logistic(logit(f, mix, *f->alpha_post, hc + s));
+        const float pre = logit(f, mix, *f->alpha_pre, s), post = logit(f, mix, *f->alpha_post, hc + s);
         float dpre = p->dh_pre ? p->dh_pre[n * hc + s] : 0.0f;
         if (p->dx_in) dpre += dot_of(t, p->dx_in, n * p->c, p->x, (n * hc + s) * p->c, p->c);
-        w->h_pre[n * hc + s] = pre + f->pre_eps;
-        v[s] = dpre * pre * (1.0f - pre);
-        v[hc + s] = p->dh_post ? p->dh_post[n * hc + s] * f->post_mult * post * (1.0f - post) : 0.0f;
+        w->h_pre[n * hc + s] = logistic(pre) + f->pre_eps;
+        v[s] = dpre * logistic_slope(pre);
+        v[hc + s] = p->dh_post ? p->dh_post[n * hc + s] * f->post_mult * logistic_slope(post) : 0.0f;
     }
     if (p->dh_res == NULL) {
         memset(v + 2 * hc, 0, (size_t)size * sizeof *v);

@@ -309,7 +309,7 @@ __device__ __forceinline__ float logit_of(const problem &p, const mhc_forward_pa
 }
 
 template <int W>
-__global__ void __launch_bounds__(MHC_UNIT_THREADS)
+__global__ void __launch_bounds__(MHC_UNIT_THREADS, W <= 4 ? 8 : 1)
     coefficients_of_lanes(const __grid_constant__ problem p, const __grid_constant__ mhc_forward_parts parts) {
     const int own = threadIdx.x % W, hc = (int)p.hc;
     const int64_t token = (int64_t)blockIdx.x * (MHC_UNIT_THREADS / W) + threadIdx.x / W;
@@ -372,8 +372,8 @@ __global__ void __launch_bounds__(MHC_UNIT_THREADS) iterate(const __grid_constan
         for (int l = threadIdx.x; l < hc; l += MHC_UNIT_THREADS) {
             float sum = p.formula.sinkhorn_eps;
             for (int j = 0; j < hc; j++) sum += matrix[l * line + j * along];
-            const float inverse = 1.0f / sum;
-            for (int j = 0; j < hc; j++) matrix[l * line + j * along] *= inverse;
+            const reciprocal of = reciprocal_of(sum);
+            for (int j = 0; j < hc; j++) matrix[l * line + j * along] = times(matrix[l * line + j * along], of);
         }
         __syncthreads();
     }

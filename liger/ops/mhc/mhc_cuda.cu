@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(THREADS)
             if (s < hc) store_pack<T, N>((T *)p.dx + (n * hc + s) * p.c + c, out);
             else store_parameters<T>(p.df, p.f_dtype, n * p.c + c, sum);
         }
-    const int streams = (int)hc; /* fewer than 2^15 */
+    const int streams = (int)hc; /* MHC_MOST_STREAMS at most */
     for (int pair = threadIdx.x / WARP; pair < streams * (streams + 1); pair += blockDim.x / WARP) {
         const int o = pair / (streams + 1), s = pair % (streams + 1);
         float sum = 0;

@@ -6,6 +6,9 @@
 
 #include "liger/core/rows.h"
 
+/* Beyond them sizes and grids would not fit their types. */
+enum { MHC_MOST_STREAMS = 1024, MHC_MOST_STEPS = 1 << 16 };
+
 /* What the coefficients of a token are made with. */
 struct mhc_formula {
     const float *b, *alpha_pre, *alpha_post, *alpha_res; /* [m]; one each */

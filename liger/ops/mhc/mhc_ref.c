@@ -110,11 +110,11 @@ static void logits_backward(const struct mhc_ref *p, const struct mhc_ref_result
     const double *mix = up->mix + n * m_count;
     REAL *divisor, *g, *a = room_for_sinkhorn(p, &divisor, &g);
     for (int64_t s = 0; s < hc; s++) {
-        const REAL pre = logistic(logit(p, mix, s)), post = logistic(logit(p, mix, hc + s));
+        const REAL pre = logit(p, mix, s), post = logit(p, mix, hc + s);
         REAL dpre = up->h_pre ? up->h_pre[n * hc + s] : 0, dpost = up->h_post ? up->h_post[n * hc + s] : 0;
         if (up->x_in) dpre += dot_of(up->x_in + n * p->c, p->x + (n * hc + s) * p->c, p->c);
-        dlogits[s] = dpre * pre * (1 - pre);
-        dlogits[hc + s] = dpost * (REAL)p->post_mult * post * (1 - post);
+        dlogits[s] = dpre * logistic(pre) * logistic(-pre);
+        dlogits[hc + s] = dpost * (REAL)p->post_mult * logistic(post) * logistic(-post);
     }
     for (int64_t i = 0; i < size; i++) g[i] = up->h_res ? up->h_res[n * size + i] : 0;
     if (up->h_res) {

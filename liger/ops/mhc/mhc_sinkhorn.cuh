@@ -10,6 +10,17 @@
 namespace mhc {
 
 __device__ __forceinline__ float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+/* Its derivative: near 1 the difference from 1 would be lost. */
+__device__ __forceinline__ float logistic_slope(float x) { return logistic(x) * logistic(-x); }
+/* 1 / sum in two factors: alone it may be too large for a float. */
+struct reciprocal {
+    float power, rest;
+};
+__device__ __forceinline__ reciprocal reciprocal_of(float sum) {
+    const float power = sum < 0x1p-100f ? 0x1p64f : 1.0f;
+    return {power, 1.0f / (sum * power)};
+}
+__device__ __forceinline__ float times(float x, const reciprocal &of) { return x * of.power * of.rest; }
 
 template <int W>
 __device__ __forceinline__ float sum_of_lanes(float x) {
@@ -43,7 +54,7 @@ __device__ __forceinline__ float divide_columns(float (&a)[W], int hc, int own, 
     for (int i = 0; i < W; i++) {
         if (i >= hc) continue;
         const float sum = sum_of_lanes<W>(a[i]) + epsilon;
-        a[i] *= 1.0f / sum;
+        a[i] = times(a[i], reciprocal_of(sum));
         if (i == own) divisor = sum;
     }
     return divisor;
@@ -56,9 +67,9 @@ __device__ __forceinline__ float divide_row(float (&a)[W], bool active, float ep
 #pragma unroll
     for (int i = 0; i < W; i++) sum += a[i];
     sum = active ? sum + epsilon : 1.0f;
-    const float inverse = 1.0f / sum;
+    const reciprocal of = reciprocal_of(sum);
 #pragma unroll
-    for (int i = 0; i < W; i++) a[i] *= inverse;
+    for (int i = 0; i < W; i++) a[i] = times(a[i], of);
     return sum;
 }
 
