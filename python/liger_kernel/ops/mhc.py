@@ -18,6 +18,8 @@ from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import is_plain, require_float
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish, fresh
 
+MOST_STREAMS, _MOST_STEPS = 1024, 65536  # the library's limits
+
 
 def _whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """In one piece; the library takes six dimensions."""
@@ -95,14 +97,16 @@ def _require_streams(operator: str, x: Tensor) -> None:
     if x.dim() < 2 or 0 in x.shape[-2:]:
         empty = " with no 0 among the last two" if x.dim() >= 2 else ""
         raise LigerArgumentError(f"{operator}: x has shape {tuple(x.shape)}, but must have [..., HC, C]{empty}")
+    if x.shape[-2] > MOST_STREAMS:
+        raise LigerArgumentError(f"{operator}: x has {x.shape[-2]} streams, but there may be {MOST_STREAMS} at most")
 
 
 def check_options(
     operator: str, tmax: int, rms_eps: float, pre_eps: float, sinkhorn_eps: float, post_mult: float
 ) -> None:
     """What the library refuses of them, for where it is not asked."""
-    if tmax < 1:
-        raise LigerArgumentError(f"{operator}: tmax is {tmax}, but must be at least 1")
+    if not 1 <= tmax <= _MOST_STEPS:
+        raise LigerArgumentError(f"{operator}: tmax is {tmax}, but must be in [1, {_MOST_STEPS}]")
     for name, value in (("rms_eps", rms_eps), ("sinkhorn_eps", sinkhorn_eps)):
         if not value >= 0:
             raise LigerArgumentError(f"{operator}: {name} is {value:g}, but must be 0 or more")
