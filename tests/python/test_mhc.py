@@ -14,6 +14,7 @@ from operator_case import HIDDEN, Case
 from reference import DTYPES, twins, unit
 from torch import nn
 
+from liger_kernel import _native
 from liger_kernel.ops import LigerMHCCoeffsFunction, LigerMHCPostResFunction, LigerMHCPreFunction
 from liger_kernel.ops.mhc import LigerMHCAggregateFunction
 from liger_kernel.transformers import LigerMHC
@@ -211,6 +212,64 @@ def test_what_does_not_fit_is_refused(device, plain_torch, monkeypatch):
         liger_mhc_post_res(x, f[..., :-1], h, torch.rand(2, 5, 4, 4, device=device))
 
 
+WRONG_OPTIONS = [("tmax", 0), ("tmax", 65537), ("sinkhorn_eps", -1.0), ("sinkhorn_eps", float("nan")), ("rms_eps", -1.0),
+                 ("rms_eps", float("nan")), ("pre_eps", float("nan")), ("pre_eps", float("inf")),
+                 ("post_mult", float("inf"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["native", "formula", "meta", "operator", "operator on meta"])
+@pytest.mark.parametrize("name, value", WRONG_OPTIONS)
+def test_options_that_are_refused(device, how, name, value, monkeypatch):
+    monkeypatch.setattr(LigerMHCCoeffsFunction, "_plain_torch", how == "formula")
+    given = [
+        t.detach().to("meta" if "meta" in how else device) for t in make(device, 4, 24, torch.bfloat16, torch.bfloat16)
+    ]
+    with pytest.raises(ValueError, match=f"{name} is {value:.7g}, but must be"):
+        if "operator" in how:
+            defaults = {"tmax": 20, "rms_eps": 1e-6, "pre_eps": 0.0, "sinkhorn_eps": 1e-6, "post_mult": 2.0}
+            torch.ops.liger.mhc_coeffs(*given, *{**defaults, name: value}.values())
+        else:
+            liger_mhc_coeffs(*given, **{name: value})
+    with pytest.raises(ValueError, match=f"{name} is {value:.7g}, but must be"):
+        LigerMHC(nn.Identity(), hc=4, c=24, **{name: value})
+
+
+@pytest.mark.parametrize("how", ["native", "formula", "meta", "operator", "operator on meta"])
+@pytest.mark.parametrize("hc, c, tokens", [(0, 4, 2), (2, 0, 2), (0, 4, 0), (2, 0, 0), (1025, 1, 0)])
+def test_no_streams_too_many_and_no_columns_are_refused(device, how, hc, c, tokens, monkeypatch):
+    device = "meta" if "meta" in how else device
+    x, f = torch.randn(tokens, hc, c, device=device), torch.randn(tokens, c, device=device)
+    h, matrix = torch.rand(tokens, hc, device=device), torch.rand(tokens, hc, hc, device=device)
+    parameters = [
+        t.to(device) for t in (torch.zeros(hc * c, hc * hc + 2 * hc), torch.zeros(hc * hc + 2 * hc), *torch.ones(3, 1))
+    ]
+    of_function = ((x, *parameters, *OPTIONS), (x, h), (x, f, h, matrix))
+    for function, args in zip((LigerMHCCoeffsFunction, LigerMHCPreFunction, LigerMHCPostResFunction), of_function):
+        monkeypatch.setattr(function, "_plain_torch", how == "formula")
+        with pytest.raises(
+            ValueError, match=r"x has shape .*, but must have|shape.* is 0, but must be|phi has 0 rows|streams, but"
+        ):
+            if "operator" in how:
+                function.operator.traced(*(args[:6] + args[7:]))
+            else:
+                function.apply(*args)
+
+
+@pytest.mark.parametrize("mode", ["meta", "operator on meta"])
+def test_shapes_are_looked_at_without_memory(mode):
+    x, phi, *others = [t.detach().to("meta") for t in make("cpu", 4, 24, torch.bfloat16, torch.bfloat16)]
+    call = torch.ops.liger.mhc_coeffs if "operator" in mode else liger_mhc_coeffs
+    options = (3, 1e-6, 0.1, 1e-6, 2.0) if "operator" in mode else ()
+    for wrong in (phi[:-1], phi[:, :-1], phi[None], phi[:, 0]):
+        with pytest.raises(ValueError, match=r"phi has shape \(.*\), but must have \(96, 24\)"):
+            call(x, wrong, *others, *options)
+    with pytest.raises(ValueError, match="x has shape"):
+        call(x[0, 0, 0], phi, *others, *options)
+    h = torch.rand(2, 5, 3, device="meta")
+    with pytest.raises(ValueError, match=r"h_pre has shape \(2, 5, 3\), but must have \(2, 5, 4\)"):
+        torch.ops.liger.mhc_pre(x, h) if "operator" in mode else liger_mhc_pre(x, h)
+
+
 def test_b_and_alphas_of_other_dtypes(device):
     """They are converted; gradients are in their own dtype."""
     given = make(device, 4, 24, torch.bfloat16, torch.float16)
@@ -330,6 +389,9 @@ def test_the_module_against_float64(device, dtype, layer_dtype, phi_dtype):
 def test_the_module_refuses_and_warns():
     with pytest.raises(ValueError, match="tmax is 0"):
         LigerMHC(nn.Identity(), hc=4, c=8, tmax=0)
+    for wrong in ({"hc": 0}, {"hc": -1}, {"hc": 1025}, {"c": 0}):
+        with pytest.raises(ValueError, match="{} is {}, but must be".format(*next(iter(wrong.items())))):
+            LigerMHC(nn.Identity(), **{"hc": 4, "c": 8, **wrong})
     with pytest.warns(UserWarning, match="hc is 17: more than 16 streams"):
         wide = LigerMHC(nn.Identity(), hc=17, c=8)
     with warnings.catch_warnings():
@@ -351,6 +413,21 @@ def test_a_step_makes_no_more_memory_than_its_tensors():
     names = {event.key for event in profile.key_averages()}
     assert "liger::mhc_aggregate_backward" in names and "liger::mhc_post_res_backward" in names
     assert not names & {"aten::add", "aten::add_"}
+
+
+@pytest.mark.parametrize("needs", [False, True])
+def test_x_has_a_gradient_where_it_needs_one(needs, monkeypatch):
+    """One as large as x, which would be thrown away, is not made."""
+    asked = []
+    backward = _native.mhc_post_res_backward
+    monkeypatch.setattr(_native, "mhc_post_res_backward", lambda *a: asked.append(a[5]) or backward(*a))
+    mhc = LigerMHC(nn.Linear(64, 64, dtype=torch.bfloat16), hc=4, c=64)
+    x = torch.randn(40, 4, 64, dtype=torch.bfloat16, requires_grad=needs)
+    given = (mhc.phi, mhc.b, mhc.alpha_pre, mhc.alpha_post, mhc.alpha_res)
+    *_, again = LigerMHCAggregateFunction.apply(x, *given, *OPTIONS)
+    mhc(x).float().sum().backward()
+    assert [dx is not None for dx in asked] == [needs]
+    assert (x.grad is not None) == needs and all(p.grad is not None for p in mhc.parameters())
 
 
 def test_the_module_compiled(device):

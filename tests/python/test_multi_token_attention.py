@@ -8,6 +8,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from operator_case import Case
+from torch.utils.flop_counter import FlopCounterMode
 
 from liger_kernel.ops import LigerMultiTokenAttentionFunction
 from liger_kernel.ops.sparsemax import _sorted_formula
@@ -180,6 +181,60 @@ def test_what_is_refused(device):
             apply(scores.to(dtype), weight.to(dtype), None, 1, 1, 1, 2, True)
 
 
+def formula(*args):
+    LigerMultiTokenAttentionFunction.check(*args)
+    return LigerMultiTokenAttentionFunction.torch_forward(*args)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("batch, size", [(2, 0), (0, 4), (0, 0)])
+def test_nothing_to_attend_to(device, batch, size, sparse):
+    """Whatever the padding, the result is as empty as scores, and parameters have gradients of zeros."""
+    for function in (apply, formula):
+        for padding in (1, 0) if size == 0 else (1,):
+            given = [torch.randn(batch, 2, size, size), torch.randn(4, 1, 3, 3), torch.randn(4)]
+            given = [t.to(device).requires_grad_() for t in given]
+            y = function(*given, 1, padding, 1, 2, sparse)
+            assert y.shape == (batch, 4, size, size) and y.dtype is torch.float32
+            grads = torch.autograd.grad(y, given, torch.ones_like(y))
+            assert all(g.shape == t.shape and not g.any() for g, t in zip(grads, given))
+    several = torch.randn(3, batch, 2, size, size, device=device)
+    found = torch.func.vmap(lambda s: apply(s, *given[1:], 1, 1, 1, 2, sparse))(several)
+    assert found.shape == (3, batch, 4, size, size)
+
+
+@pytest.mark.parametrize("on", ["device", "meta"])
+@pytest.mark.parametrize("function", [apply, formula, torch.ops.liger.multi_token_attention])
+def test_what_has_no_channels_or_no_size_is_refused(device, function, on):
+    device = device if on == "device" else "meta"
+    for scores, weight, padding, text in [
+        ((1, 0, 4, 4), (2, 0, 3, 3), 1, "scores.* 0.* 1 or more"), ((1, 2, 4, 4), (0, 2, 3, 3), 1, "weight.* 0.* 1 or more"),
+        ((1, 0, 4, 4), (0, 0, 3, 3), 1, "0.* 1 or more"), ((1, 2, 4, 4), (2, 2, 0, 3), 1, "weight.*0"),
+        ((1, 2, 6, 6), (2, 2, 3, 3), 0, "4 .*of 6"), ((1, 2, 0, 0), (2, 2, 3, 3), -1, "padding.* -1"),
+        ((1, 2, 4, 4), (2, 3, 3, 3), 1, "weight.* 3"), ((1, 2, 4, 5), (2, 2, 3, 3), 1, "scores.* 5"),
+    ]:  # fmt: skip
+        args = (torch.randn(scores, device=device), torch.randn(weight, device=device), None)
+        with pytest.raises(ValueError, match=text):
+            if function in (apply, formula):
+                function(*args, 1, padding)
+            else:
+                function(*args, 1, 1, padding, padding, 1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("wanted", [(0, 1, 2), (0,), (1,), (2,), ()])
+def test_flops_are_those_of_torchs_convolution(device, wanted):
+    scores, weight = torch.randn(3, 2, 8, 8, device=device), torch.randn(5, 2, 3, 5, device=device)
+    given = [t.requires_grad_(i in wanted) for i, t in enumerate((scores, weight, torch.randn(5, device=device)))]
+    counts = []
+    for function in (apply, F.conv2d):
+        with FlopCounterMode(display=False) as counter:
+            y = function(*given, 1, (1, 2))
+            if wanted:
+                torch.autograd.grad(y, [given[i] for i in wanted], torch.ones_like(y))
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 2 * 3 * 8 * 8 * weight.numel() * (1 + len({0, 1} & {*wanted}))
+
+
 def test_module(device):
     torch.manual_seed(0)
     module = LigerMultiTokenAttention(4, 6, (3, 5), padding=(1, 2), groups=2).to(device)
@@ -199,6 +254,10 @@ def test_module(device):
     for groups in (0, -2, 3):
         with pytest.raises(ValueError, match=f"in_channels is 4 and out_channels is 4.*groups, which is {groups}"):
             LigerMultiTokenAttention(4, 4, 3, groups=groups)
+    for wrong in ({"in_channels": 0}, {"out_channels": 0}, {"kernel_size": 0}, {"kernel_size": (3, 0)}, {"stride": 0},
+                  {"dilation": (0, 1)}, {"padding": -1}, {"padding": "same"}, {"stride": (1, 1, 1)}):  # fmt: skip
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            LigerMultiTokenAttention(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **wrong})
     before = bare.weight.detach().clone()
     bare.reset_parameters()
     assert not torch.equal(before, bare.weight) and bare(scores).shape == scores.shape

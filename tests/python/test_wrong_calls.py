@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from test_operators import CASES, on
@@ -80,6 +82,55 @@ def test_a_tensor_without_memory_beside_others(case, device):
     if len(tensors) > 1:
         with pytest.raises(ValueError, match=rf" is on {device.type}.*, but {tensors[0][1]} is on meta"):
             case(*with_one(args, 0, args[0].to("meta")))
+
+
+def is_refused(case, args):
+    try:
+        case(*args)
+    except ValueError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def without_memory(kind):
+    """What makes a tensor one of no memory, in the mode to call with it."""
+    if kind == "meta":
+        yield lambda t: t.to("meta")
+        return
+    mode = torch._subclasses.FakeTensorMode()
+    with mode if kind == "in fake mode" else contextlib.nullcontext():
+        yield mode.from_tensor
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake", "in fake mode"])
+@every_case
+def test_no_memory_is_refused_what_memory_is(case, device, kind):
+    """Shapes and dtypes are all there is, so that they must not be taken where they would be refused later."""
+    args = on(device, case.make(5))
+    for position, name, value in tensors_of(case, args):
+        wrong = [(value.double(), f": {name} is torch.float64")] if value.is_floating_point() else []
+        narrow = value[..., : value.shape[-1] - 1].contiguous() if value.dim() > 0 else value.new_zeros((2, 3))
+        if position > 0 and is_refused(case, with_one(args, position, narrow)):
+            wrong.append((narrow, None))
+        for other, text in wrong:
+            with without_memory(kind) as bare:
+                given = [bare(a) if isinstance(a, Tensor) else a for a in with_one(args, position, other)]
+                with pytest.raises(ValueError, match=text):
+                    case(*given)
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake", "in fake mode"])
+@pytest.mark.parametrize("case", [c for c in CASES.values() if not c.name.startswith("linear")], ids=lambda c: c.name)
+def test_an_operator_refuses_dtypes_without_memory(case, device, kind):
+    """torch.ops.liger.<name>, which has no Function before it. A linear head's converts to the dtype of its products."""
+    operator, x = case.function.operator, torch.zeros(4, 24, dtype=torch.float64, device=device)
+    with without_memory(kind) as bare:
+        x = bare(x)
+        given = [x if a.type == "Tensor" else None if a.is_tensor else 1 for a in operator.inputs]
+        flags = [False] * len(operator.asked)
+        with pytest.raises(ValueError, match=r"^\w+: \w+ is torch.float64"):
+            operator.traced(*given, *flags)
 
 
 @every_case

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel._native import LigerArgumentError, untraced
-from liger_kernel.ops._memory import PLAIN, constants, parameter, require_float, rows, wide_rows
+from liger_kernel.ops._memory import PLAIN, parameter, rows, wide_rows
 
 
 def require_shape(operator: str, name: str, tensor: Tensor | None, shape: tuple) -> None:
@@ -28,8 +28,7 @@ def check_by_roles(operator: Any, words: dict[str, str], given: tuple) -> None:
             require_shape(operator.name, words[argument.name], value, first.shape)
         elif argument.prepare is parameter:
             require_shape(operator.name, words[argument.name], value, first.shape[-1:])
-    floats = (rows, wide_rows, parameter, constants)
-    require_float(operator.name, **{words[a.name]: v for a, v in tensors if a.prepare in floats})
+    operator.require_floats(given, words)
 
 
 def readable(tensor: Tensor) -> Tensor | None:

@@ -33,7 +33,7 @@ from torch.autograd.function import FunctionMeta
 from liger_kernel import _native
 from liger_kernel._exports import names_to_disable
 from liger_kernel.ops._formula import check_by_roles, formula
-from liger_kernel.ops._memory import PLAIN, is_plain, take_saved
+from liger_kernel.ops._memory import PLAIN, have_no_memory, is_plain, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
 _is_compiling = torch.compiler.is_dynamo_compiling
@@ -203,6 +203,26 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
         cls.require(*args)
         check_by_roles(cls.operator, cls.words, cls.arguments(*args))
 
+    @classmethod
+    def check_shapes(cls, args: tuple[Any, ...]) -> None:
+        """The same where tensors have nothing else, so that the library, which would refuse them, is not called. To be asked
+        where a call is not usual, or has been refused."""
+        if have_no_memory(*args):
+            cls.check(*args)
+
+    @classmethod
+    def now(cls, args: tuple[Any, ...], given: tuple[Any, ...]) -> Any:
+        """operator.now(*given) for a `forward` of its own, which was called with `args`."""
+        operator = cls.operator
+        try:
+            if _native.is_usual():
+                return operator.eager(*given)
+            cls.check_shapes(args)
+            return operator.now(*given)
+        except LigerArgumentError:
+            cls.check_shapes(args)
+            return operator.refused(*given)
+
     @staticmethod
     def torch_forward(*args: Any) -> Any:
         """The same values from differentiable torch operations."""
@@ -218,8 +238,13 @@ _FORWARD = """
 def forward({parameters}):
     {given} = _arguments({names})
     try:
-        {results} = _eager({given}) if _native.is_usual() else _now({given})
+        if _native.is_usual():
+            {results} = _eager({given})
+        else:
+            _check_shapes(({names},))
+            {results} = _now({given})
     except _LigerArgumentError:
+        _check_shapes(({names},))
         {results} = _refused({given})
     ctx.options = ({options}{remembered})
     ctx.to_save = ({saved})
@@ -253,6 +278,7 @@ def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
         "_eager": operator.eager,
         "_now": operator.now,
         "_refused": operator.refused,
+        "_check_shapes": cls.check_shapes,
         "_native": _native,
         "_LigerArgumentError": LigerArgumentError,
         "_remembered": cls.remembered,

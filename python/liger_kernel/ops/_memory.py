@@ -34,6 +34,13 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return all(t is None or (type(t) in PLAIN and not t.is_meta and not t.is_neg()) for t in tensors)
 
 
+def have_no_memory(*values: Any) -> bool:
+    """Is one of them a meta or a fake tensor, of which an operator sees the shape and the dtype alone?"""
+    fakes = sys.modules.get("torch._subclasses.fake_tensor")  # without it there are none
+    kinds = () if fakes is None else (fakes.FakeTensor,)
+    return any(isinstance(value, Tensor) and (value.is_meta or isinstance(value, kinds)) for value in values)
+
+
 def only_memory(value: Any) -> Any:
     """Of a subclass, its memory."""
     if isinstance(value, Tensor) and type(value) not in PLAIN:

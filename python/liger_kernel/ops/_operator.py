@@ -123,6 +123,8 @@ def _argument(name: str, hint: Any, default: Any) -> _Argument:
 
 _PARAMETERS = (parameter, constants, modulation)  # of the activations' dtype, or f32
 
+_FLOATS = (rows, wide_rows, *_PARAMETERS, planes, heads, matrix)  # what has one of the dtypes of activations
+
 _DTYPES = {
     Wish.PER_ROW: torch.float32,
     Wish.SCALAR: torch.float32,
@@ -360,7 +362,17 @@ class Operator:
         for name, other in given[1:]:
             if other != device:
                 raise LigerArgumentError(f"{self.name}: {name} is on {other}, but {first} is on {device}")
+        self.require_floats(args)
+        self.require(*args)
         return self.fake(*args)
+
+    def require(self, *args: Any) -> None:
+        """Refuses what the library would but for dtypes, for where it is not asked: a result of no memory is all that a caller
+        sees of a call that will fail."""
+
+    def require_floats(self, args: tuple, words: dict[str, str] | None = None) -> None:
+        floats = {(words or {}).get(a.name, a.name): v for a, v in zip(self.inputs, args) if a.prepare in _FLOATS}
+        require_float(self.name, **floats)
 
     def fake(self, *args: Any) -> Any:
         """Empty tensors of the right shape, dtype and strides."""

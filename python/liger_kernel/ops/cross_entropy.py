@@ -220,7 +220,7 @@ class LigerCrossEntropyFunction(LigerFunction):
         given = _operator_arguments(*LigerCrossEntropyFunction.complete(args))
         needed = ctx.needs_input_grad[0]
         now = needed and _in_forward(given[0], given[6])
-        loss, z_loss, accuracy, predicted, dlogits = cross_entropy.now(*given, now)
+        loss, z_loss, accuracy, predicted, dlogits = LigerCrossEntropyFunction.now(args, (*given, now))
         results = (loss, z_loss if given[8] else None, accuracy if given[9] else None, predicted if given[10] else None)
         if needed:
             ctx.materialize_grads = False

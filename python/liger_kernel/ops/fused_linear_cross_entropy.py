@@ -324,6 +324,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
     @staticmethod
     def forward(ctx, *args):
         cls, needs = LigerFusedLinearCrossEntropyFunction, ctx.needs_input_grad
+        cls.check_shapes(args)
         given = dict(zip(cls.parameters, cls.complete(args)))
         bias = given["bias"]
         ctx.needs = (needs[0], needs[1], bias is not None and needs[3])

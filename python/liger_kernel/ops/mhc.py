@@ -10,12 +10,15 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import is_plain, require_float
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish, fresh
+
+MOST_STREAMS, _MOST_STEPS = 1024, 65536  # the library's limits
 
 
 def _whole(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -64,9 +67,12 @@ class _Shaped(Operator):
         self.function(*given, *made)
         return tuple(made) if len(made) > 1 else made[0]
 
+    def require_floats(self, args: tuple, words: dict[str, str] | None = None) -> None:
+        require_float(self.name, **{a.name: v for a, v in zip(self.inputs, args) if a.is_tensor})
+
     def prepared(self, *args: Any) -> Any:
         given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        require_float(self.name, **{a.name: v for a, v in zip(self.inputs, given) if a.is_tensor and v is not None})
+        self.require_floats(given)
         ready = self._prepare(given, given[0].dtype)
         like = [r.view(v.shape) if a.is_tensor and v is not None else v
                 for a, v, r in zip(self.inputs, given, ready)]  # fmt: skip
@@ -87,7 +93,44 @@ class _Shaped(Operator):
 # ---- coefficients ------------------------------------------------------------------------------------------------------
 
 
+def _require_streams(operator: str, x: Tensor) -> None:
+    if x.dim() < 2 or 0 in x.shape[-2:]:
+        empty = " with no 0 among the last two" if x.dim() >= 2 else ""
+        raise LigerArgumentError(f"{operator}: x has shape {tuple(x.shape)}, but must have [..., HC, C]{empty}")
+    if x.shape[-2] > MOST_STREAMS:
+        raise LigerArgumentError(f"{operator}: x has {x.shape[-2]} streams, but there may be {MOST_STREAMS} at most")
+
+
+def check_options(
+    operator: str, tmax: int, rms_eps: float, pre_eps: float, sinkhorn_eps: float, post_mult: float
+) -> None:
+    """What the library refuses of them, for where it is not asked."""
+    if not 1 <= tmax <= _MOST_STEPS:
+        raise LigerArgumentError(f"{operator}: tmax is {tmax}, but must be in [1, {_MOST_STEPS}]")
+    for name, value in (("rms_eps", rms_eps), ("sinkhorn_eps", sinkhorn_eps)):
+        if not value >= 0:
+            raise LigerArgumentError(f"{operator}: {name} is {value:g}, but must be 0 or more")
+    for name, value in (("pre_eps", pre_eps), ("post_mult", post_mult)):
+        if not math.isfinite(value):
+            raise LigerArgumentError(f"{operator}: {name} is {value:g}, but must be finite")
+
+
+def _require_parameters(x: Tensor, phi: Tensor, b: Tensor) -> None:
+    _require_streams("mhc", x)
+    hc, c = x.shape[-2:]
+    require_shape("mhc", "phi", phi, (hc * c, hc * hc + 2 * hc))
+    require_shape("mhc", "b", b, (hc * hc + 2 * hc,))
+
+
 class _Coeffs(_Shaped):
+    def require(self, *args: Any) -> None:
+        _require_parameters(*args[:3])
+        require_float("mhc", **dict(zip(_TENSORS, args)))
+        for name, alpha in zip(_TENSORS[3:], args[3:6]):
+            if alpha.numel() != 1:
+                raise LigerArgumentError(f"mhc: {name} has {alpha.numel()} elements, but must have 1")
+        check_options("mhc", *args[6:])
+
     def shapes(self, x: Tensor, phi: Tensor, *_: Any) -> tuple:
         f32, rows = torch.float32, math.prod(x.shape[:-2])
         per_stream = (x.shape[:-1], f32)
@@ -155,6 +198,23 @@ def _aggregate_gradient(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_po
 
 mhc_aggregate.gradient(_aggregate_gradient, _Gradients)
 
+
+def _count_logits(x: Any, phi: Any, *_: Any, **__: Any) -> int:
+    """For FlopCounterMode: 2 N (HC C) M of x·phi. Nothing else here is a product of matrices."""
+    return 2 * math.prod(x) * phi[1]
+
+
+def _count_logits_gradients(x: Any, phi: Any, *rest: Any, **_: Any) -> int:
+    """As many for x's and for phi's, each where it is asked for."""
+    need_dx, need_dphi = rest[-6:-4]
+    return _count_logits(x, phi) * (bool(need_dx) + bool(need_dphi))
+
+
+for _operator in (torch.ops.liger.mhc_coeffs, torch.ops.liger.mhc_aggregate):
+    register_flop_formula(_operator)(_count_logits)
+for _operator in (torch.ops.liger.mhc_coeffs_backward, torch.ops.liger.mhc_aggregate_backward):
+    register_flop_formula(_operator)(_count_logits_gradients)
+
 _TENSORS = ("x", "phi", "b", "alpha_pre", "alpha_post", "alpha_res")
 
 
@@ -189,22 +249,11 @@ class _OfCoeffs(LigerFunction):
 
     @classmethod
     def require(cls, x, phi, b, alpha_pre, alpha_post, alpha_res, *options):
-        if x.dim() < 2:
-            raise LigerArgumentError(f"mhc: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
-        hc, c = x.shape[-2:]
-        require_shape("mhc", "phi", phi, (hc * c, hc * hc + 2 * hc))
-        require_shape("mhc", "b", b, (hc * hc + 2 * hc,))
+        _require_parameters(x, phi, b)
 
     @classmethod
     def check(cls, *args):
-        cls.require(*args)
-        require_float("mhc", **dict(zip(_TENSORS, args)))
-        given = cls.arguments(*args)
-        for name, alpha in zip(_TENSORS[3:], given[3:6]):
-            if alpha.numel() != 1:
-                raise LigerArgumentError(f"mhc: {name} has {alpha.numel()} elements, but must have 1")
-        if given[6] < 1:
-            raise LigerArgumentError(f"mhc: tmax is {given[6]}, but must be at least 1")
+        cls.operator.require(*cls.arguments(*args))
 
     @staticmethod
     def torch_forward(
@@ -238,9 +287,11 @@ class LigerMHCAggregateFunction(_OfCoeffs):
     @staticmethod
     def forward(ctx, *args):
         given = _OfCoeffs.arguments(*args)
-        results = mhc_aggregate.now(*given)
+        results = LigerMHCAggregateFunction.now(args, given)
         ctx.set_materialize_grads(False)
         mhc_aggregate.save(ctx, given, results)
+        if not ctx.needs_input_grad[0]:  # else whoever goes on with x would make a gradient of it
+            ctx.mark_non_differentiable(args[0])
         return *results[:4], args[0]
 
     @staticmethod
@@ -286,6 +337,9 @@ def _gradients_onto(so_far: Tensor | None, given: tuple, needs: list) -> tuple:
 
 
 class _Pre(_Shaped):
+    def require(self, x: Any, h_pre: Any) -> None:
+        LigerMHCPreFunction.check(x, h_pre)
+
     def shapes(self, x: Tensor, h_pre: Tensor) -> tuple:
         return (((*x.shape[:-2], x.shape[-1]), x.dtype),)
 
@@ -321,8 +375,7 @@ class LigerMHCPreFunction(LigerFunction):
 
     @staticmethod
     def require(x, h_pre):
-        if x.dim() < 2:
-            raise LigerArgumentError(f"mhc_pre: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
+        _require_streams("mhc_pre", x)
         require_shape("mhc_pre", "h_pre", h_pre, x.shape[:-1])
 
     @classmethod
@@ -339,6 +392,9 @@ class LigerMHCPreFunction(LigerFunction):
 
 
 class _PostRes(_Shaped):
+    def require(self, x: Any, f: Any, h_post: Any, h_res: Any) -> None:
+        LigerMHCPostResFunction.check(x, f, h_post, h_res)
+
     def shapes(self, x: Tensor, *_: Any) -> tuple:
         return (x,)
 
@@ -361,6 +417,21 @@ def _post_res_gradient(dy: Whole, x: Whole, f: Widened, h_post: F32, h_res: F32,
 mhc_post_res.gradient(_post_res_gradient, _PostResGradients)
 
 
+def _count_mixing(x: Any, *_: Any, **__: Any) -> int:
+    """For FlopCounterMode: 2 N HC² C of h_res·x."""
+    return 2 * math.prod(x) * x[-2]
+
+
+def _count_mixing_gradients(dy: Any, x: Any, *rest: Any, **_: Any) -> int:
+    """As many for x's and for h_res's, each where it is asked for."""
+    need_dx, need_dh_res = rest[-4], rest[-1]
+    return _count_mixing(x) * (bool(need_dx) + bool(need_dh_res))
+
+
+register_flop_formula(torch.ops.liger.mhc_post_res)(_count_mixing)
+register_flop_formula(torch.ops.liger.mhc_post_res_backward)(_count_mixing_gradients)
+
+
 class LigerMHCPostResFunction(LigerFunction):
     """`apply(x, f_out, h_post, h_res)` -> Σ_i h_res[o, i]·x[i] + h_post[o]·f_out for each stream o, of x's shape and dtype.
 
@@ -378,8 +449,7 @@ class LigerMHCPostResFunction(LigerFunction):
 
     @staticmethod
     def require(x, f_out, h_post, h_res):
-        if x.dim() < 2:
-            raise LigerArgumentError(f"mhc_post_res: x has shape {tuple(x.shape)}, but must have [..., HC, C]")
+        _require_streams("mhc_post_res", x)
         require_shape("mhc_post_res", "f_out", f_out, (*x.shape[:-2], x.shape[-1]))
         require_shape("mhc_post_res", "h_post", h_post, x.shape[:-1])
         require_shape("mhc_post_res", "h_res", h_res, (*x.shape[:-1], x.shape[-2]))

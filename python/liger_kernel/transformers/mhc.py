@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from liger_kernel.ops import LigerMHCCoeffsFunction, LigerMHCPostResFunction, LigerMHCPreFunction
-from liger_kernel.ops.mhc import LigerMHCAggregateFunction
+from liger_kernel.ops.mhc import MOST_STREAMS, LigerMHCAggregateFunction, check_options
 
 
 def liger_mhc_coeffs(x, phi, b, alpha_pre, alpha_post, alpha_res, *, allow_fp32: bool = False, tmax: int = 20,
@@ -78,8 +78,12 @@ class LigerMHC(nn.Module):
         allow_fp32=False,
     ):
         super().__init__()
-        if tmax < 1:
-            raise ValueError(f"LigerMHC: tmax is {tmax}, but must be at least 1")
+        for name, value in (("hc", hc), ("c", c)):
+            if value < 1:
+                raise ValueError(f"LigerMHC: {name} is {value}, but must be at least 1")
+        if hc > MOST_STREAMS:
+            raise ValueError(f"LigerMHC: hc is {hc}, but must be {MOST_STREAMS} at most")
+        check_options("LigerMHC", tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult)
         if hc > 16:
             warnings.warn(f"LigerMHC: hc is {hc}: more than 16 streams take slower kernels", stacklevel=2)
         self.layer, self.hc, self.c, self.tmax = layer, int(hc), int(c), int(tmax)

@@ -9,10 +9,7 @@ from torch import nn
 
 from liger_kernel._native import LigerArgumentError
 from liger_kernel.ops import LigerMultiTokenAttentionFunction
-
-
-def _pair(value):
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+from liger_kernel.ops.multi_token_attention import check_options, pair
 
 
 class LigerMultiTokenAttention(nn.Module):
@@ -33,12 +30,17 @@ class LigerMultiTokenAttention(nn.Module):
                 f"in_channels is {in_channels} and out_channels is {out_channels}, but both must be multiples of groups, which "
                 f"is {groups} and must be 1 or more"
             )
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels < 1:
+                raise LigerArgumentError(f"LigerMultiTokenAttention: {name} is {channels}, but must be 1 or more")
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = _pair(kernel_size)
-        self.stride = _pair(stride)
-        self.padding = _pair(padding)
-        self.dilation = _pair(dilation)
+        self.kernel_size = pair("kernel_size", kernel_size)
+        self.stride = pair("stride", stride)
+        self.padding = pair("padding", padding)
+        self.dilation = pair("dilation", dilation)
+        options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        check_options("LigerMultiTokenAttention", kernel_size=self.kernel_size, **options)
         self.groups = groups
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
