@@ -171,7 +171,11 @@ def is_written(place: Place, value: Any) -> bool:
     if isinstance(value, types.FunctionType):
         return _is_written_function(place, value)
     if isinstance(value, type):
-        return _package_of(value) != "" and value.__name__ == place.name and _is_at_home(place, value)
+        return (
+            (_package_of(value) != "" or _is_pythons(value))
+            and value.__name__ == place.name
+            and _is_at_home(place, value)
+        )
     if isinstance(value, types.BuiltinFunctionType):
         return value.__name__ == place.name
     if isinstance(value, types.ModuleType):
@@ -185,7 +189,7 @@ def _is_written_function(place: Place, value: types.FunctionType) -> bool:
     inner = inspect.unwrap(value)
     if place.name == "linear" and _module_of(value).startswith("deepspeed."):
         return True  # for ZeRO-3: it saves memory, and computes the same
-    if not written_in(value, _package_of(inner)):
+    if not (_is_pythons(inner) or written_in(value, _package_of(inner))):
         return False
     if isinstance(place.owner, dict):
         return inner.__name__ == place.name and _is_at_home(place, inner)
@@ -208,6 +212,14 @@ def _package_of(value: Any) -> str:
     """transformers or torch, or nothing."""
     package = _module_of(value).partition(".")[0]
     return package if package in ("transformers", "torch") else ""
+
+
+def _is_pythons(value: Any) -> bool:
+    """Whether it is of the standard library, by its module and, of a function, by its file."""
+    if _module_of(value).partition(".")[0] not in sys.stdlib_module_names:
+        return False
+    code = getattr(value, "__code__", None)
+    return code is None or code.co_filename.startswith((_folder("os"), "<frozen "))
 
 
 def written_in(function: Any, package: str) -> bool:
