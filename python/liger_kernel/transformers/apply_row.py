@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,7 +116,7 @@ def _replace_rope(row: Row, modeling: Any, model: Any) -> bool:
     for kind in row.rope:
         name, about = kind.attribute, modeling if model is None else model
         ours: Any = getattr(importlib.import_module(f"liger_kernel.transformers.{kind.file}"), kind.ours)
-        if _is_real(modeling) and hasattr(modeling, name):
+        if patching.is_real(modeling) and hasattr(modeling, name):
             if _stays(modeling, name, about, stock_rotation.code_of(modeling, name)):
                 replaced.append(True)
                 continue
@@ -128,16 +127,15 @@ def _replace_rope(row: Row, modeling: Any, model: Any) -> bool:
     return any(replaced)
 
 
-def _is_real(owner: Any) -> bool:
-    """Not a substitute for a module."""
-    return sys.modules.get(getattr(owner, "__name__", "")) is owner
-
-
 def _stays(owner: Any, name: str, about: Any, code: Code | None = None) -> bool:
     """Whether somebody has put a function or class of his own under that name, or into what stands there. A warning names
     it. What stands in a substitute for the modelling module is there to be replaced."""
     current = getattr(owner, name, None)
-    if not _is_real(owner) or current is None or patching.is_ours(current):
+    if not patching.is_real(owner) or current is None:
+        return False
+    if expected.stands_in(current):  # as long as what it stands for is what it was
+        current = patching.original(owner, name)
+    if patching.is_ours(current):
         return False
     found = _somebody_elses(Place(vars(owner), name), current, code)
     if found is not None:

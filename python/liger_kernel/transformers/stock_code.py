@@ -16,6 +16,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import linecache
 import os
 import re
 import sys
@@ -178,6 +179,8 @@ def is_written(place: Place, value: Any) -> bool:
         return sys.modules.get(value.__name__) is value
     if value is patching.Absent or isinstance(value, (functools.partial, int, float, str)):
         return False
+    if callable(value) or place.name in _defined_in(_home(place)):
+        return False  # not the function or class that stands there
     return _module_of(type(value)).partition(".")[0] in _KINDS
 
 
@@ -196,8 +199,12 @@ def _is_written_function(place: Place, value: types.FunctionType) -> bool:
 
 def _is_at_home(place: Place, value: Any) -> bool:
     """A module that defines a name itself has no other module's thing under it."""
-    home = place.owner.get("__name__", "")
+    home = _home(place)
     return _module_of(value) == home or place.name not in _defined_in(home)
+
+
+def _home(place: Place) -> str:
+    return str(place.owner.get("__name__", "") if isinstance(place.owner, dict) else place.owner.__module__)
 
 
 def _module_of(value: Any) -> str:
@@ -211,14 +218,47 @@ def _package_of(value: Any) -> str:
 
 
 def written_in(function: Any, package: str) -> bool:
-    """Whether `function` and all that it wraps was written in `package` (decorators may be torch's)."""
+    """Whether `function` and all that it wraps was written in `package`, where its text has these decorators (which may be
+    torch's)."""
     if not package:
         return False
     home, links = _folder(package), [function]
     while (inner := getattr(links[-1], "__wrapped__", None)) is not None and len(links) < 32:
         links.append(inner)
     files = [getattr(getattr(link, "__code__", None), "co_filename", "") for link in links]
-    return files[-1].startswith(home) and all(file.startswith((home, _folder("torch"))) for file in files)
+    if not files[-1].startswith(home) or not all(file.startswith((home, _folder("torch"))) for file in files):
+        return False
+    return len(links) == 1 or _are_in_text(links[:-1], links[-1].__code__)
+
+
+def _are_in_text(wrappers: list[Any], code: types.CodeType) -> bool:
+    """Whether these are what the decorators above the text of a function make, in their order."""
+    decorators = iter(_decorators(code.co_filename, code.co_firstlineno))
+    return all(any(made_by in (decorator, "") for decorator in decorators) for made_by in map(_made_by, wrappers))
+
+
+def _made_by(wrapper: Any) -> str:
+    """The last name of the decorator that has made a wrapper: a function's, or that of the class of a context of torch's.
+    Nothing if it cannot be seen (Python 3.10), and the wrapper is not torch's."""
+    code = wrapper.__code__
+    if "ctx_factory" in code.co_freevars:
+        made = wrapper.__closure__[code.co_freevars.index("ctx_factory")].cell_contents
+        return type(getattr(made, "__self__", None)).__name__
+    unseen = code.co_name if code.co_filename.startswith(_folder("torch")) else ""
+    return str(getattr(code, "co_qualname", unseen)).partition(".")[0]
+
+
+@functools.cache
+def _decorators(file: str, line: int) -> tuple[str, ...]:
+    """The last names of those above a function, whose text begins with the first of them."""
+    found = []
+    while text := linecache.getline(file, line):
+        if text.lstrip().startswith(("def ", "async def ", "class ")):
+            break
+        if match := re.match(r"\s*@([\w.]+)", text):
+            found.append(match[1].rpartition(".")[2])
+        line += 1
+    return tuple(found)
 
 
 @functools.cache
