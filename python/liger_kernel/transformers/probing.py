@@ -19,7 +19,7 @@ import math
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from liger_kernel.transformers import module_patches, patching, rope, stock, sto
 from liger_kernel.transformers.expected import other_activation
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.model.causal_lm import projection_of
-from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss
+from liger_kernel.transformers.model.fused_forward import LANGUAGE_MODEL, FusedForward, asks_for_loss
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rows import Head
 from liger_kernel.transformers.stock_code import Code
@@ -401,6 +401,8 @@ def _try_loss(model: Any) -> bool:
     head = projection_of(model, row) if hasattr(model, "get_output_embeddings") else None
     if head is None or model._modules.get(base) is None or not _is_plain(model) or not asks_for_loss(own.forward):
         return False
+    if not _has_known_parameters(own.forward):
+        return False
     values = _values_read(model, base, *(name for name, child in model._modules.items() if child is head))
     if values is None:
         return False
@@ -414,15 +416,52 @@ def _try_loss(model: Any) -> bool:
                 return False
         finally:
             scaled.remove()
+    for batch in _batches(model, "kwargs" in _kinds_of(own.forward)):
+        if not all(_is_its_loss(model, head, forward, training, seed, batch) for training, seed in _IN_MODES[:2]):
+            return False
     return patching.give_methods(model, patch)
 
 
-def _is_its_loss(model: Any, head: Any, forward: Any, training: bool, seed: int) -> bool:
+def _kinds_of(forward: Any) -> dict[str, Any]:
+    """Its parameters; `kwargs` stands for those that gather others, by whatever name."""
+    gathers = inspect.Parameter.VAR_KEYWORD
+    return {"kwargs" if p.kind is gathers else p.name: p for p in inspect.signature(forward).parameters.values()}
+
+
+def _has_known_parameters(forward: Any) -> bool:
+    """Another one may do anything where it is given."""
+    return _kinds_of(forward).keys() <= {"self", "cache", *LANGUAGE_MODEL.split()}
+
+
+def _batches(model: Any, gathers: bool) -> Iterator[dict[str, Any]]:
+    """What tells forwards apart that are the same for one sequence without padding. `gathers`: keyword arguments that are
+    nobody's parameters are taken, and should reach the base model and the loss."""
+    config = model.config.get_text_config()
+    pad = getattr(config, "pad_token_id", None) or 0
+    ids = torch.arange(5, 5 + 2 * 19, device=model.device).remainder(config.vocab_size).view(2, 19)
+    mask = torch.ones_like(ids)
+    ids[0, -4:] = ids[1, :3] = ids[1, 9] = pad
+    mask[0, -4:] = mask[1, :3] = 0
+    labels = ids.clone()
+    some = labels.clone()
+    some[:, 4:7] = some[0, -2:] = -100
+    batch = {"input_ids": ids, "attention_mask": mask}
+    yield {**batch, "labels": labels}  # of padding too
+    yield {**batch, "labels": some}
+    if gathers:
+        yield {**batch, "labels": some, "num_items_in_batch": 7}
+        yield {**batch, "labels": some, "position_ids": torch.arange(19, device=model.device).mul(2).expand(2, 19)}
+
+
+def _is_its_loss(
+    model: Any, head: Any, forward: Any, training: bool, seed: int, batch: Mapping[str, Any] | None = None
+) -> bool:
     """Whether our forward says what the model's own does: of logits and the loss of logits the same bits, of the fused loss
     within rounding."""
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    options: dict[str, Any] = {"training": training, "seed": seed, "labels": _small_batch(model)["input_ids"]}
+    given = {"labels": _small_batch(model)["input_ids"]} if batch is None else batch
+    options: dict[str, Any] = {"training": training, "seed": seed, **given}
     expected = _run(model, **options)
     if type(expected) is not CausalLMOutputWithPast or expected.logits is None or expected.loss is None:
         return False  # a forward that adds something of its own
