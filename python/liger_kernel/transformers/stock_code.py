@@ -21,7 +21,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -103,13 +103,15 @@ class Code:
         return self._verdict
 
     def _is_right(self, place: Place, value: Any) -> bool:
+        if patching.is_ours(value):
+            value = place.original()
         accepted, text = self._accepted.get(place, (None, None))
         return (value is accepted and _text_of(value) is text and place in self._accepted) or is_written(place, value)
 
 
 def _text_of(value: Any) -> Any:
-    """Programs that reload edited files put it into the function that is there."""
-    return value.__code__ if isinstance(value, types.FunctionType) else None
+    """Programs that reload edited files put it into the function that is there. Of a decorated one: that of the innermost."""
+    return getattr(inspect.unwrap(value), "__code__", None) if isinstance(value, types.FunctionType) else None
 
 
 def _never() -> bool:
@@ -132,9 +134,11 @@ def _comparison(places: dict[Place, Any]) -> Callable[[], bool]:
         else:
             names[f"o{i}"] = place.owner
             terms.append(f"o{i}.{place.name} is v{i}")
-        if isinstance(value, types.FunctionType):
-            names[f"c{i}"] = _text_of(value)
-            terms.append(f"v{i}.__code__ is c{i}")
+        if patching.is_ours(value):
+            value = place.original()  # runs again if its text is another
+        for j, link in enumerate(_links(value) if isinstance(value, types.FunctionType) else ()):
+            names[f"v{i}_{j}"], names[f"c{i}_{j}"] = link, getattr(link, "__code__", None)
+            terms.append(f"v{i}_{j}.__code__ is c{i}_{j}" if names[f"c{i}_{j}"] is not None else "True")
     return eval(f"lambda: {' and '.join(terms)}", names)  # type: ignore[no-any-return]
 
 
@@ -222,13 +226,19 @@ def written_in(function: Any, package: str) -> bool:
     torch's)."""
     if not package:
         return False
-    home, links = _folder(package), [function]
-    while (inner := getattr(links[-1], "__wrapped__", None)) is not None and len(links) < 32:
-        links.append(inner)
+    home, links = _folder(package), _links(function)
     files = [getattr(getattr(link, "__code__", None), "co_filename", "") for link in links]
     if not files[-1].startswith(home) or not all(file.startswith((home, _folder("torch"))) for file in files):
         return False
     return len(links) == 1 or _are_in_text(links[:-1], links[-1].__code__)
+
+
+def _links(function: Any) -> list[Any]:
+    """A function, what it wraps, and so on."""
+    links = [function]
+    while (inner := getattr(links[-1], "__wrapped__", None)) is not None and len(links) < 32:
+        links.append(inner)
+    return links
 
 
 def _are_in_text(wrappers: list[Any], code: types.CodeType) -> bool:
@@ -377,18 +387,23 @@ def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _paths(code: types.CodeType, receiver: str | None) -> Iterator[tuple[bool, tuple[str, ...]]]:
     """The dotted names that code reads: of its globals, and (True) of the object whose method it is."""
+    yield from _paths_of(dis.get_instructions(code), receiver)
+    if receiver is not None and "super" in code.co_names:
+        yield from ((True, (name,)) for name in code.co_names if name != "super")
+
+
+def _paths_of(instructions: Iterable[Any], receiver: str | None) -> Iterator[tuple[bool, tuple[str, ...]]]:
     of_receiver, path = False, list[str]()
-    for instruction in dis.get_instructions(code):
+    for instruction in instructions:
         name, read = instruction.opname, instruction.argval
         if name in ("LOAD_ATTR", "LOAD_METHOD") and (path or of_receiver):
             path.append(read)
             continue
-        if name in ("PUSH_NULL", "CACHE", "PRECALL"):
+        if name in ("PUSH_NULL", "CACHE", "PRECALL", "EXTENDED_ARG"):
             continue
         if path:
             yield of_receiver, tuple(path)
         last = read[-1] if isinstance(read, tuple) and read else read
-        of_receiver = receiver is not None and name.startswith(("LOAD_FAST", "LOAD_DEREF")) and last == receiver
+        loads = name.startswith(("LOAD_FAST", "LOAD_DEREF", "STORE_FAST_LOAD_FAST"))
+        of_receiver = receiver is not None and loads and last == receiver
         path = [read] if name == "LOAD_GLOBAL" else []
-    if receiver is not None and "super" in code.co_names:
-        yield from ((True, (name,)) for name in code.co_names if name != "super")
