@@ -170,7 +170,35 @@ class EpsilonBehindTheRoot(Halved):
         return (self.weight.float() * wide / (wide.pow(2).mean(-1, keepdim=True).sqrt() + 1e-6)).to(x.dtype)
 
 
-@pytest.mark.parametrize("make", [Clamps, EpsilonBehindTheRoot])
+class ClampsInHalf(RoundsLate):
+    def forward(self, x):
+        return super().forward(x.clamp(-2, 2) if x.dtype == torch.float16 else x)
+
+
+class ForOtherBatches(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if len(x) == 6 else 2 * super().forward(x)
+
+
+class ForTwoDimensions(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if x.dim() == 2 else 2 * super().forward(x)
+
+
+class ForManyTokens(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if x.shape[0] < 1000 else 2 * super().forward(x)
+
+
+class WithoutNan(RoundsLate):
+    def forward(self, x):
+        return super().forward(x.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Clamps, EpsilonBehindTheRoot, ClampsInHalf, ForOtherBatches, ForTwoDimensions, ForManyTokens, WithoutNan],
+)
 def test_a_norm_that_differs_for_other_values_is_left_alone(make):
     model = build("SeedOssForCausalLM", head_dim=8)
     model.model.norm = make(model.model.norm)
@@ -186,9 +214,22 @@ class ClampsTheGate(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(x).clamp(max=10.0)) * self.up_proj(x))
 
 
-def test_an_mlp_with_a_limit_is_left_alone():
+class ClampsInHalfOnly(ClampsTheGate):
+    def forward(self, x):
+        inner = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(inner.clamp(-1, 1) if x.dtype is torch.half else inner)
+
+
+class OfSequences(ClampsTheGate):
+    def forward(self, x):
+        inner = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(inner if x.dim() == 2 else 2 * inner)
+
+
+@pytest.mark.parametrize("make", [ClampsTheGate, ClampsInHalfOnly, OfSequences])
+def test_an_mlp_with_a_limit_is_left_alone(make):
     model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.0, attention_dropout=0.0)
-    model.model.layers[0].mlp = ClampsTheGate(model.model.layers[0].mlp)
+    model.model.layers[0].mlp = make(model.model.layers[0].mlp)
     done = apply_liger_kernel(model)
     assert "model.layers.0.mlp" not in done and done["model.layers.1.mlp"] == "LigerSwiGLUMLP"
 
