@@ -246,3 +246,8 @@ def test_a_call_that_ours_does_not_take_is_the_familys_own(name):
         for x, other in zip(found, expected, strict=True):
             assert x.dtype is other.dtype
             assert_close(x, other)
+
+
+def test_a_rotary_module_is_not_told_as_patched(capsys):
+    done = lk.apply_liger_kernel(tiny_llama.build())
+    assert "model.norm" in done and "model.rotary_emb" not in done

@@ -106,7 +106,12 @@ def _recording(forward: Callable[..., Any]) -> Callable[..., Any]:
             _made.extend(_seen(table) for table in tables if isinstance(table, torch.Tensor))
         return tables
 
+    recording.records = True  # type: ignore[attr-defined]
     return recording
+
+
+def is_recording(forward: Any) -> bool:
+    return hasattr(patching.function_of(forward), "records")
 
 
 def _have_equal_halves(*tables: torch.Tensor) -> bool:
@@ -166,7 +171,8 @@ def while_stock(modeling: Any, name: str, ours: Callable[..., Any], accepted: bo
         maxlen=4
     )  # tables, and whether ours may not have them
     for cls in {value for key, value in vars(modeling).items() if key.endswith(_CLASS) and isinstance(value, type)}:
-        patching.replace(cls, "forward", _recording(cls.forward))
+        if not is_recording(cls.forward):
+            patching.replace(cls, "forward", _recording(cls.forward))
 
     def changed() -> bool:
         children = (parent._modules.get(_CHILD) for parent in parents)
