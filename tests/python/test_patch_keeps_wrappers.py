@@ -250,3 +250,17 @@ def test_a_wrapper_around_our_rotation_survives():
             assert_same_step(step(build()), expected, 1e-4)
     finally:
         modeling_llama.apply_rotary_pos_emb = stock
+
+
+# ---- what is said of stock code --------------------------------------------------------------------------------------
+
+
+def test_a_flag_that_nobody_gave_says_nothing_where_the_release_has_no_such_class(caplog):
+    modeling = pytest.importorskip("transformers.models.smolvlm.modeling_smolvlm")
+    if hasattr(modeling, "SmolVLMRMSNorm"):
+        pytest.skip("this transformers has the class")
+    monkey_patch.apply_liger_kernel_to_smolvlm()
+    assert warnings_of(caplog) == []
+    revert_liger_kernel()
+    monkey_patch.apply_liger_kernel_to_smolvlm(rms_norm=True)
+    assert ["rms_norm=True replaced nothing" in text for text in warnings_of(caplog)] == [True]

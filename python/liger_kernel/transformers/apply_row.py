@@ -47,10 +47,18 @@ def apply_row(row: Row, model: Any, given: Mapping[str, bool | None]) -> None:
     found = Found()
     _apply(row, model, flags, found)
     for flag in row.flags:
+        if model is None and flag not in given and not _has_names(row, flag):
+            continue  # this release has nothing of the kind, and nobody has asked for it
         if flags[flag] and flag not in row.alone and flag not in found and not (row.experts and flag == "swiglu"):
             warn_once(logger, about, "nothing-replaced", flag=flag, modeling=row.module)
     if model is not None and (unknown := [flag for flag in given if flags[flag] and flag not in found.asked]):
         warn_once(logger, about, "flag-of-no-part", flags=", ".join(unknown), model=type(model).__name__)
+
+
+def _has_names(row: Row, flag: str) -> bool:
+    """Whether the modelling module has a class that the flag replaces; of flags that replace no classes: as if it had."""
+    names = [name for kind in row.kinds if kind.flag == flag for name in (kind.replaced or kind.classes)]
+    return not names or any(hasattr(_modeling(row), name.partition(".")[0]) for name in names)
 
 
 class Found(set[str]):
