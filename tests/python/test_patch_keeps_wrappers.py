@@ -264,3 +264,12 @@ def test_a_flag_that_nobody_gave_says_nothing_where_the_release_has_no_such_clas
     revert_liger_kernel()
     monkey_patch.apply_liger_kernel_to_smolvlm(rms_norm=True)
     assert ["rms_norm=True replaced nothing" in text for text in warnings_of(caplog)] == [True]
+
+
+def test_a_forward_written_around_that_of_a_patched_instance_calls_it(monkeypatch):
+    expected = stock_step(doubled(modeling_llama.LlamaRMSNorm, "forward"))
+    model = build()
+    apply(model=model)
+    patched = type(model.model.norm)
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", lambda self, x: 2 * patched.forward(self, x))
+    assert_same_step(step(model), expected, 1e-4)
