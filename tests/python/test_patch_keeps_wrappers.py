@@ -273,3 +273,13 @@ def test_a_forward_written_around_that_of_a_patched_instance_calls_it(monkeypatc
     patched = type(model.model.norm)
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", lambda self, x: 2 * patched.forward(self, x))
     assert_same_step(step(model), expected, 1e-4)
+
+
+def test_an_activation_in_the_dictionary_of_an_mlp_counts():
+    expected = build()
+    expected.model.layers[0].mlp.__dict__["act_fn"] = torch.relu
+    expected = step(expected)
+    model = build()
+    apply(model=model)
+    model.model.layers[0].mlp.__dict__["act_fn"] = torch.relu
+    assert_same_step(step(model), expected, 1e-4)
