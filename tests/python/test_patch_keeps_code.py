@@ -7,6 +7,7 @@ import functools
 import inspect
 import pickle
 import sys
+import textwrap
 import time
 import types
 import warnings
@@ -24,9 +25,10 @@ from transformers.activations import ACT2FN  # noqa: E402
 from transformers.models.gemma import modeling_gemma  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402
 
-from liger_kernel.transformers import LigerRMSNorm, monkey_patch, revert_liger_kernel  # noqa: E402
+from liger_kernel.transformers import LigerRMSNorm, monkey_patch, revert_liger_kernel, stock_code  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unpatched")
+OWN_FORWARD = inspect.unwrap(modeling_llama.LlamaForCausalLM.forward)
 each_order = pytest.mark.parametrize("order", ["before", "built", "after"])
 
 
@@ -638,3 +640,38 @@ def test_patching_a_family_takes_no_time_that_is_noticed(family):
         apply()
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.3
+
+
+# ---- instructions ----------------------------------------------------------------------------------------------------
+
+
+def test_names_behind_the_first_255_are_read():
+    many = "; ".join(f"x.a{i}" for i in range(300))
+    namespace = {"torch": torch, "__name__": __name__}
+    exec(f"def forward(self, x):\n    if x is None: {many}\n    return torch.rsqrt(self.helper(x))", namespace)
+    cls = type("Long", (nn.Module,), {"forward": namespace["forward"], "helper": lambda self, x: x})
+    code = stock_code.Code(cls, accepted=True)
+    assert "helper" in code.helpers and code.replaced() is None
+    with pytest.MonkeyPatch.context() as patch:
+        another_rsqrt(patch)
+        assert code.replaced() == "torch.rsqrt"
+
+
+def test_an_instruction_that_stores_and_loads_is_read():
+    def instruction(name, value):
+        return types.SimpleNamespace(opname=name, argval=value)
+
+    code = [instruction("STORE_FAST_LOAD_FAST", ("y", "self")), instruction("LOAD_ATTR", "helper")]
+    assert list(stock_code._paths_of([*code, instruction("RETURN_VALUE", None)], "self")) == [(True, ("helper",))]
+
+
+@both_ways
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_text_that_is_put_inside_decorators_counts(order, way, caplog):
+    def change(patch):
+        other = textwrap.dedent(inspect.getsource(OWN_FORWARD)).replace("self.lm_head(", "2 * self.lm_head(")
+        namespace = dict(vars(modeling_llama))
+        exec(compile(other[other.index("def forward") :], __file__, "exec", 0x1000000), namespace)
+        patch.setattr(OWN_FORWARD, "__code__", namespace["forward"].__code__)
+
+    assert_counts("llama", way, order, change, caplog, "LlamaForCausalLM")

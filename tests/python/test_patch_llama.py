@@ -124,6 +124,7 @@ def test_instance_methods_have_the_sources_of_ours():
 
 @pytest.mark.parametrize("flag", ["rms_norm", "swiglu", "fused_linear_cross_entropy"])
 def test_instance_flags_touch_only_what_they_name(flag):
+    revert_liger_kernel()
     model = tiny_llama.build()
     apply_liger_kernel_to_llama(model=model, **only(**{flag: True}))
     bound = {type(m).__name__ for m in model.modules() if patching.is_ours(m.forward)}

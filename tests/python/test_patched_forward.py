@@ -447,3 +447,55 @@ def test_unpack_cross_entropy_result():
     assert unpack((loss,)) == (loss, None, None, None)
     assert unpack((loss, None, other)) == (loss, None, other, None)
     assert unpack(liger_functional.CrossEntropyOutput(loss, predicted_tokens=other)) == (loss, None, None, other)
+
+
+# ---- what the base model is given ------------------------------------------------------------------------------------
+
+
+def keywords_of_base(model, **inputs):
+    seen = []
+    handle = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args, sorted(kwargs))), with_kwargs=True
+    )
+    model(**inputs)
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("more", [{}, {"num_items_in_batch": None}, {"return_dict": True}, {"attention_mask": None}])
+def test_the_base_model_is_given_what_the_stock_forward_gives_it(more):
+    stock, patched = pair()
+    ids, labels = tiny_llama.batch()
+    inputs = dict(input_ids=ids, labels=labels, **more)
+    assert keywords_of_base(patched, **inputs) == keywords_of_base(stock, **inputs)
+
+
+def test_a_base_model_without_return_dict_trains(monkeypatch):
+    stock, patched = pair()
+    cls = type(stock.model)
+    own, names = cls.forward, set(inspect.signature(cls.forward).parameters)
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask,
+        position_ids,
+        cache=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+    ):
+        given = dict(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
+        cache = {"cache": cache} if "cache" in names else {"past_key_values": past_key_values}
+        return own(self, input_ids, use_cache=use_cache, **given, **cache)
+
+    monkeypatch.setattr(cls, "forward", forward)
+    assert_trains_alike(patched, stock)
+
+
+def test_a_config_without_return_dict_is_no_obstacle():
+    stock, patched = pair()
+    ids, labels = tiny_llama.batch()
+    expected = tiny_llama.run(stock, input_ids=ids, labels=labels)[0].loss
+    patched.config.return_dict = False
+    assert_close(patched(input_ids=ids, labels=labels)[0], expected)

@@ -170,7 +170,35 @@ class EpsilonBehindTheRoot(Halved):
         return (self.weight.float() * wide / (wide.pow(2).mean(-1, keepdim=True).sqrt() + 1e-6)).to(x.dtype)
 
 
-@pytest.mark.parametrize("make", [Clamps, EpsilonBehindTheRoot])
+class ClampsInHalf(RoundsLate):
+    def forward(self, x):
+        return super().forward(x.clamp(-2, 2) if x.dtype == torch.float16 else x)
+
+
+class ForOtherBatches(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if len(x) == 6 else 2 * super().forward(x)
+
+
+class ForTwoDimensions(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if x.dim() == 2 else 2 * super().forward(x)
+
+
+class ForManyTokens(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if x.shape[0] < 1000 else 2 * super().forward(x)
+
+
+class WithoutNan(RoundsLate):
+    def forward(self, x):
+        return super().forward(x.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Clamps, EpsilonBehindTheRoot, ClampsInHalf, ForOtherBatches, ForTwoDimensions, ForManyTokens, WithoutNan],
+)
 def test_a_norm_that_differs_for_other_values_is_left_alone(make):
     model = build("SeedOssForCausalLM", head_dim=8)
     model.model.norm = make(model.model.norm)
@@ -186,9 +214,22 @@ class ClampsTheGate(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(x).clamp(max=10.0)) * self.up_proj(x))
 
 
-def test_an_mlp_with_a_limit_is_left_alone():
+class ClampsInHalfOnly(ClampsTheGate):
+    def forward(self, x):
+        inner = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(inner.clamp(-1, 1) if x.dtype is torch.half else inner)
+
+
+class OfSequences(ClampsTheGate):
+    def forward(self, x):
+        inner = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(inner if x.dim() == 2 else 2 * inner)
+
+
+@pytest.mark.parametrize("make", [ClampsTheGate, ClampsInHalfOnly, OfSequences])
+def test_an_mlp_with_a_limit_is_left_alone(make):
     model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.0, attention_dropout=0.0)
-    model.model.layers[0].mlp = ClampsTheGate(model.model.layers[0].mlp)
+    model.model.layers[0].mlp = make(model.model.layers[0].mlp)
     done = apply_liger_kernel(model)
     assert "model.layers.0.mlp" not in done and done["model.layers.1.mlp"] == "LigerSwiGLUMLP"
 
@@ -291,10 +332,10 @@ class OwnLoss(transformers.LlamaForCausalLM):
     dropout = log_z = 0.0
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         logits, loss = self.lm_head(nn.functional.dropout(hidden, self.dropout, self.training)), None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             if self.log_z:
                 loss = loss + self.log_z * logits.float().logsumexp(-1).square().mean()
         return CausalLMOutputWithPast(loss=loss, logits=logits)
@@ -320,10 +361,10 @@ class CapsLogits(OwnLoss):
     """Those of a model that is not trained yet are far below."""
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         logits, loss = self.lm_head(hidden).clamp(-50, 50), None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
 
@@ -333,10 +374,10 @@ class WithANumber(OwnLoss):
     z_loss_coefficient = 0.0
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         logits, loss = self.lm_head(hidden), None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
             if self.z_loss_coefficient > 0:
                 loss = loss + self.z_loss_coefficient * helper(logits)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
@@ -350,10 +391,10 @@ class WithANumberOfTheConfig(OwnLoss):
     """As GraniteSWA and HyperCLOVA X have one."""
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         logits, loss = self.lm_head(hidden) * self.config.logits_scaling, None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
 
@@ -366,6 +407,93 @@ def of_no_family(cls):
 def test_a_forward_that_caps_its_logits_is_not_fused():
     done = apply_liger_kernel(of_no_family(CapsLogits))
     assert FUSED not in done.values() and "model.norm" in done
+
+
+class Own(OwnLoss):
+    """A forward as many write it. What a class below changes shows for some batches only."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        hidden, labels, given = self.changed(input_ids, attention_mask, hidden, labels, kwargs)
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **given)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden, labels, given
+
+
+class IgnoresPadding(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden, labels.masked_fill(mask == 0, -100), given
+
+
+class IgnoresPadTokens(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden, labels.masked_fill(ids == (self.config.pad_token_id or 0), -100), given
+
+
+class MasksHiddenStates(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden * mask[..., None], labels, given
+
+
+class KeepsKeywords(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden, labels, {}
+
+
+class ClampsLabels(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden, labels.clamp(min=0), given
+
+
+class OfTheLastPositions(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden[:, -8:], labels[:, -8:], given
+
+
+class OfTheFirstSequence(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden[:1], labels[:1], given
+
+
+class GivesTheBaseNoKeywords(OwnLoss):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+class WithATemperature(OwnLoss):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, temperature=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        logits, loss = self.lm_head(hidden if temperature is None else hidden / temperature), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+FORWARDS = [
+    IgnoresPadding,
+    IgnoresPadTokens,
+    MasksHiddenStates,
+    KeepsKeywords,
+    ClampsLabels,
+    OfTheLastPositions,
+    OfTheFirstSequence,
+    GivesTheBaseNoKeywords,
+    WithATemperature,
+]
+
+
+@pytest.mark.parametrize("cls", [Own, *FORWARDS])
+def test_a_forward_that_differs_for_other_batches_is_not_fused(cls):
+    done = apply_liger_kernel(of_no_family(cls))
+    assert (FUSED in done.values()) == (cls is Own) and "model.norm" in done
 
 
 def set_coefficient(model):

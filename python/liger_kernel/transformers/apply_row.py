@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,10 +47,18 @@ def apply_row(row: Row, model: Any, given: Mapping[str, bool | None]) -> None:
     found = Found()
     _apply(row, model, flags, found)
     for flag in row.flags:
+        if model is None and flag not in given and not _has_names(row, flag):
+            continue  # this release has nothing of the kind, and nobody has asked for it
         if flags[flag] and flag not in row.alone and flag not in found and not (row.experts and flag == "swiglu"):
             warn_once(logger, about, "nothing-replaced", flag=flag, modeling=row.module)
     if model is not None and (unknown := [flag for flag in given if flags[flag] and flag not in found.asked]):
         warn_once(logger, about, "flag-of-no-part", flags=", ".join(unknown), model=type(model).__name__)
+
+
+def _has_names(row: Row, flag: str) -> bool:
+    """Whether the modelling module has a class that the flag replaces; of flags that replace no classes: as if it had."""
+    names = [name for kind in row.kinds if kind.flag == flag for name in (kind.replaced or kind.classes)]
+    return not names or any(hasattr(_modeling(row), name.partition(".")[0]) for name in names)
 
 
 class Found(set[str]):
@@ -117,7 +124,7 @@ def _replace_rope(row: Row, modeling: Any, model: Any) -> bool:
     for kind in row.rope:
         name, about = kind.attribute, modeling if model is None else model
         ours: Any = getattr(importlib.import_module(f"liger_kernel.transformers.{kind.file}"), kind.ours)
-        if _is_real(modeling) and hasattr(modeling, name):
+        if patching.is_real(modeling) and hasattr(modeling, name):
             if _stays(modeling, name, about, stock_rotation.code_of(modeling, name)):
                 replaced.append(True)
                 continue
@@ -128,16 +135,15 @@ def _replace_rope(row: Row, modeling: Any, model: Any) -> bool:
     return any(replaced)
 
 
-def _is_real(owner: Any) -> bool:
-    """Not a substitute for a module."""
-    return sys.modules.get(getattr(owner, "__name__", "")) is owner
-
-
 def _stays(owner: Any, name: str, about: Any, code: Code | None = None) -> bool:
     """Whether somebody has put a function or class of his own under that name, or into what stands there. A warning names
     it. What stands in a substitute for the modelling module is there to be replaced."""
     current = getattr(owner, name, None)
-    if not _is_real(owner) or current is None or patching.is_ours(current):
+    if not patching.is_real(owner) or current is None:
+        return False
+    if expected.stands_in(current):  # as long as what it stands for is what it was
+        current = patching.original(owner, name)
+    if patching.is_ours(current):
         return False
     found = _somebody_elses(Place(vars(owner), name), current, code)
     if found is not None:

@@ -204,13 +204,17 @@ def _why_stock(made: nn.Module, ours: type[nn.Module], entry: str) -> str | None
     return None if other is None else f"its activation is {named} ({other})"
 
 
+def stands_in(cls: Any) -> bool:
+    return isinstance(cls, _StandIn)
+
+
 def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:
     """What replaces the class `name` of a modelling module, or of a substitute for one."""
     current, original = getattr(modeling, name, None), patching.original(modeling, name)
     if not isinstance(original, type) or not issubclass(original, nn.Module) or patching.is_ours(original):
         return ours
-    if stock_code.of_forward(original).replaced() is not None:
-        return ours
+    if not patching.is_real(modeling) and stock_code.of_forward(original).replaced() is not None:
+        return ours  # a substitute's own class
     if isinstance(current, _StandIn) and (current._stands_for, current._liger_ours) == (original, ours):  # type: ignore[attr-defined]
         return current
     body = {"_stands_for": original, patching.OURS: ours, "_entry": kind.activation, "_before": {}}

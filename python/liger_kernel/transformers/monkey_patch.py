@@ -183,7 +183,11 @@ def apply_liger_kernel(model: Any) -> dict[str, str]:
     _require_model("apply_liger_kernel", model)
     if getattr(getattr(model, "config", None), "model_type", None) in MODEL_TYPE_TO_APPLY_LIGER_FN:
         _apply_liger_kernel_to_instance(model)
-        done = {path: module._get_name() for path, module in model.named_modules() if patching.is_ours(module.forward)}
+        done = {
+            path: module._get_name()
+            for path, module in model.named_modules()
+            if patching.is_ours(module.forward) and not stock_rotation.is_recording(module.forward)
+        }
     else:
         done = probing.patch_by_behaviour(model)
     print(

@@ -37,13 +37,23 @@ _PATCH = "_liger_patch"  # the attribute of the classes made here: what their me
 
 
 def is_ours(value: Any) -> bool:
-    """Whether a function, bound method, class or object was made by this package."""
-    module = getattr(function_of(value), "__module__", None)
+    """Whether a function, bound method, class or object was made by this package. What wraps a function is not what it
+    wraps, although it has copied the `__module__`."""
+    value = function_of(value)
+    if isinstance(value, types.FunctionType):
+        module = value.__globals__.get("__name__")
+    else:
+        module = getattr(value if isinstance(value, type) else type(value), "__module__", None)
     return isinstance(module, str) and module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def function_of(value: Any) -> Any:
     return getattr(value, "__func__", value)
+
+
+def is_real(owner: Any) -> bool:
+    """Not a substitute for a module."""
+    return sys.modules.get(getattr(owner, "__name__", "")) is owner
 
 
 # ---- attributes of modules and classes -------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import math
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from liger_kernel.transformers import module_patches, patching, rope, stock, sto
 from liger_kernel.transformers.expected import other_activation
 from liger_kernel.transformers.geglu import LigerGEGLUMLP
 from liger_kernel.transformers.model.causal_lm import projection_of
-from liger_kernel.transformers.model.fused_forward import FusedForward, asks_for_loss
+from liger_kernel.transformers.model.fused_forward import LANGUAGE_MODEL, FusedForward, asks_for_loss
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rows import Head
 from liger_kernel.transformers.stock_code import Code
@@ -45,6 +45,11 @@ _MLPS: dict[frozenset[str], tuple[type[nn.Module], ...]] = {
 }
 _IN_MODES = [(False, 0), (True, 1), (True, 2), (True, 3)]  # (training, seed): what is random must show
 _SCALES = (1.0, 2.0**20)  # of what goes into an MLP
+_SHAPES: list[tuple[int, ...]] = [(6,), (1, 3), (2, 5), (3, 1)]
+# Code that asks for one of these may do something else for inputs that nobody tries.
+_OF_SOME_INPUTS = frozenset(
+    {"float16", "half", "finfo", "isnan", "isinf", "isfinite", "nan_to_num", "shape", "ndim", "size", "numel", "stride"}
+)
 _EPSILONS = ("variance_epsilon", "eps")
 _VALUES = (int, float, bool, str, torch.dtype, torch.Size, type(None))
 _WATCHED_OTHERWISE = frozenset({"config", "loss_function"})
@@ -131,7 +136,7 @@ def _seeded(seed: int) -> Iterator[None]:
 def _behaves(make: Callable[[torch.dtype], Any], in_bf16: float = 0.0, seed: int = 0) -> bool:
     """Whether the two functions of `make(dtype)` -> (one, other, inputs) are the same in both dtypes. Whatever fails is not
     the same."""
-    tolerances = {torch.float32: 1e-5, torch.bfloat16: in_bf16}
+    tolerances = {torch.float32: 1e-5, torch.bfloat16: in_bf16, torch.float16: in_bf16 / 8}
     try:
         with torch.enable_grad(), _seeded(seed):
             return all(_same(tolerance, *make(dtype)) for dtype, tolerance in tolerances.items())
@@ -201,8 +206,11 @@ def _is_plain(module: nn.Module) -> bool:
     return not patching.is_ours(module.forward) and "forward" not in module.__dict__ and not module._buffers
 
 
-def _takes_one_argument(module: nn.Module) -> bool:
-    """Another one (the gate of a gated norm) would do something, or be missing."""
+def _takes_any_input(module: nn.Module) -> bool:
+    """Whether it takes one argument, and asks for nothing of it that makes a difference between inputs. Another argument (the
+    gate of a gated norm) would do something, or be missing."""
+    if not Code(type(module), accepted=True).names.isdisjoint(_OF_SOME_INPUTS):
+        return False
     parameters = [*inspect.signature(type(module).forward).parameters.values()][1:]
     return [p.kind for p in parameters] == [inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
@@ -212,7 +220,7 @@ def _try_norm(module: nn.Module) -> str | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if module._modules or list(module._parameters) != ["weight"] or weight is None or not _is_plain(module):
         return None
-    if not _takes_one_argument(module):
+    if not _takes_any_input(module):
         return None
     if weight.ndim != 1 or not isinstance(epsilon, float) or isinstance(module, nn.LayerNorm):
         return None
@@ -222,7 +230,7 @@ def _try_norm(module: nn.Module) -> str | None:
     scales = (1.0, 2.0 ** math.floor(math.log2(epsilon) / 2) if epsilon > 0 else 2.0**-10, 2.0**20)
     for offset, casting in _NORMS:
         pair = functools.partial(_norm_pair, module, weight.shape[0], offset, casting)
-        if all(_behaves_in_modes(functools.partial(pair, scale)) for scale in scales):
+        if all(_behaves_in_modes(functools.partial(pair, *probe)) for probe in _probes(scales)):
             _patch_norm(module, offset, casting, values)
             return f"LigerRMSNorm, offset {offset}, rounded as {casting}"
     return None
@@ -232,8 +240,20 @@ def _patch_norm(module: nn.Module, offset: float, casting: str, values: patching
     module_patches._patch_norm(module, LigerRMSNorm, 0.0, values=values, offset=offset, casting_mode=casting)
 
 
+def _probes(scales: tuple[float, ...]) -> list[tuple[float, tuple[int, ...]]]:
+    """Scales of the input, and shapes of it before the last dimension."""
+    return [(scale, _SHAPES[0]) for scale in scales] + [(scales[0], shape) for shape in _SHAPES[1:]]
+
+
 def _norm_pair(
-    module: nn.Module, width: int, offset: float, casting: str, scale: float, training: bool, dtype: torch.dtype
+    module: nn.Module,
+    width: int,
+    offset: float,
+    casting: str,
+    scale: float,
+    shape: tuple[int, ...],
+    training: bool,
+    dtype: torch.dtype,
 ) -> Any:
     weight = (torch.rand(width) + 0.5).to(dtype)
     theirs = copy.copy(module)
@@ -242,19 +262,21 @@ def _norm_pair(
     ours = copy.copy(theirs)
     _patch_norm(ours, offset, casting)
     forwards = [_called(m, type(m).forward, ["weight"]) for m in (theirs, ours)]
-    return (*forwards, [(scale * _numbers(6, width)).to(dtype), weight])
+    if dtype is torch.float16:
+        scale = min(scale, 2.0**10)  # what it can hold
+    return (*forwards, [(scale * _numbers(*shape, width)).to(dtype), weight])
 
 
 def _try_mlp(module: nn.Module) -> str | None:
     linears = {name for name, child in module._modules.items() if type(child) is nn.Linear}
     others = {name: child for name, child in module._modules.items() if name not in linears}
-    if module._parameters or not _is_plain(module) or not _takes_one_argument(module):
+    if module._parameters or not _is_plain(module) or not _takes_any_input(module):
         return None
     values = _values_read(module, *module._modules)
     for ours in _MLPS.get(frozenset(linears), ()):
         if values is None or not all(_is_activation(module, name, child, ours) for name, child in others.items()):
             continue
-        if all(_behaves_in_modes(functools.partial(_mlp_pair, module, ours, scale)) for scale in _SCALES):
+        if all(_behaves_in_modes(functools.partial(_mlp_pair, module, ours, *probe)) for probe in _probes(_SCALES)):
             module_patches._patch_module(module, ours, values=values)
             return ours.__name__
     return None
@@ -267,7 +289,14 @@ def _is_activation(mlp: nn.Module, name: str, child: Any, ours: type[nn.Module])
     return is_called and other_activation(child, ours) is None
 
 
-def _mlp_pair(module: nn.Module, ours: type[nn.Module], scale: float, training: bool, dtype: torch.dtype) -> Any:
+def _mlp_pair(
+    module: nn.Module,
+    ours: type[nn.Module],
+    scale: float,
+    shape: tuple[int, ...],
+    training: bool,
+    dtype: torch.dtype,
+) -> Any:
     """A copy with small projections, so that trying costs nothing however large the model is."""
     small = copy.copy(module)
     small._modules = {name: _small(name, child) for name, child in module._modules.items()}
@@ -276,7 +305,9 @@ def _mlp_pair(module: nn.Module, ours: type[nn.Module], scale: float, training: 
     names = [name for name, _ in small.named_parameters()]
     values = [parameter.detach() for parameter in small.parameters()]
     forwards = [_called(small, forward, names) for forward in (type(module).forward, ours.forward)]
-    return (*forwards, [(scale * torch.randn(5, _SMALL["narrow"])).to(dtype), *values])
+    if dtype is torch.float16:
+        scale = min(scale, 2.0**4)  # of products of two such values
+    return (*forwards, [(scale * torch.randn(*shape, _SMALL["narrow"])).to(dtype), *values])
 
 
 def _small(name: str, child: Any) -> Any:
@@ -401,6 +432,8 @@ def _try_loss(model: Any) -> bool:
     head = projection_of(model, row) if hasattr(model, "get_output_embeddings") else None
     if head is None or model._modules.get(base) is None or not _is_plain(model) or not asks_for_loss(own.forward):
         return False
+    if not _has_known_parameters(own.forward):
+        return False
     values = _values_read(model, base, *(name for name, child in model._modules.items() if child is head))
     if values is None:
         return False
@@ -414,15 +447,52 @@ def _try_loss(model: Any) -> bool:
                 return False
         finally:
             scaled.remove()
+    for batch in _batches(model, "kwargs" in _kinds_of(own.forward)):
+        if not all(_is_its_loss(model, head, forward, training, seed, batch) for training, seed in _IN_MODES[:2]):
+            return False
     return patching.give_methods(model, patch)
 
 
-def _is_its_loss(model: Any, head: Any, forward: Any, training: bool, seed: int) -> bool:
+def _kinds_of(forward: Any) -> dict[str, Any]:
+    """Its parameters; `kwargs` stands for those that gather others, by whatever name."""
+    gathers = inspect.Parameter.VAR_KEYWORD
+    return {"kwargs" if p.kind is gathers else p.name: p for p in inspect.signature(forward).parameters.values()}
+
+
+def _has_known_parameters(forward: Any) -> bool:
+    """Another one may do anything where it is given."""
+    return _kinds_of(forward).keys() <= {"self", "cache", *LANGUAGE_MODEL.split()}
+
+
+def _batches(model: Any, gathers: bool) -> Iterator[dict[str, Any]]:
+    """What tells forwards apart that are the same for one sequence without padding. `gathers`: keyword arguments that are
+    nobody's parameters are taken, and should reach the base model and the loss."""
+    config = model.config.get_text_config()
+    pad = getattr(config, "pad_token_id", None) or 0
+    ids = torch.arange(5, 5 + 2 * 19, device=model.device).remainder(config.vocab_size).view(2, 19)
+    mask = torch.ones_like(ids)
+    ids[0, -4:] = ids[1, :3] = ids[1, 9] = pad
+    mask[0, -4:] = mask[1, :3] = 0
+    labels = ids.clone()
+    some = labels.clone()
+    some[:, 4:7] = some[0, -2:] = -100
+    batch = {"input_ids": ids, "attention_mask": mask}
+    yield {**batch, "labels": labels}  # of padding too
+    yield {**batch, "labels": some}
+    if gathers:
+        yield {**batch, "labels": some, "num_items_in_batch": 7}
+        yield {**batch, "labels": some, "position_ids": torch.arange(19, device=model.device).mul(2).expand(2, 19)}
+
+
+def _is_its_loss(
+    model: Any, head: Any, forward: Any, training: bool, seed: int, batch: Mapping[str, Any] | None = None
+) -> bool:
     """Whether our forward says what the model's own does: of logits and the loss of logits the same bits, of the fused loss
     within rounding."""
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    options: dict[str, Any] = {"training": training, "seed": seed, "labels": _small_batch(model)["input_ids"]}
+    given = {"labels": _small_batch(model)["input_ids"]} if batch is None else batch
+    options: dict[str, Any] = {"training": training, "seed": seed, **given}
     expected = _run(model, **options)
     if type(expected) is not CausalLMOutputWithPast or expected.logits is None or expected.loss is None:
         return False  # a forward that adds something of its own

@@ -16,11 +16,12 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import linecache
 import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -102,13 +103,15 @@ class Code:
         return self._verdict
 
     def _is_right(self, place: Place, value: Any) -> bool:
+        if patching.is_ours(value):
+            value = place.original()
         accepted, text = self._accepted.get(place, (None, None))
         return (value is accepted and _text_of(value) is text and place in self._accepted) or is_written(place, value)
 
 
 def _text_of(value: Any) -> Any:
-    """Programs that reload edited files put it into the function that is there."""
-    return value.__code__ if isinstance(value, types.FunctionType) else None
+    """Programs that reload edited files put it into the function that is there. Of a decorated one: that of the innermost."""
+    return getattr(inspect.unwrap(value), "__code__", None) if isinstance(value, types.FunctionType) else None
 
 
 def _never() -> bool:
@@ -131,9 +134,11 @@ def _comparison(places: dict[Place, Any]) -> Callable[[], bool]:
         else:
             names[f"o{i}"] = place.owner
             terms.append(f"o{i}.{place.name} is v{i}")
-        if isinstance(value, types.FunctionType):
-            names[f"c{i}"] = _text_of(value)
-            terms.append(f"v{i}.__code__ is c{i}")
+        if patching.is_ours(value):
+            value = place.original()  # runs again if its text is another
+        for j, link in enumerate(_links(value) if isinstance(value, types.FunctionType) else ()):
+            names[f"v{i}_{j}"], names[f"c{i}_{j}"] = link, getattr(link, "__code__", None)
+            terms.append(f"v{i}_{j}.__code__ is c{i}_{j}" if names[f"c{i}_{j}"] is not None else "True")
     return eval(f"lambda: {' and '.join(terms)}", names)  # type: ignore[no-any-return]
 
 
@@ -182,6 +187,8 @@ def is_written(place: Place, value: Any) -> bool:
         return sys.modules.get(value.__name__) is value
     if value is patching.Absent or isinstance(value, (functools.partial, int, float, str)):
         return False
+    if callable(value) or place.name in _defined_in(_home(place)):
+        return False  # not the function or class that stands there
     return _module_of(type(value)).partition(".")[0] in _KINDS
 
 
@@ -200,8 +207,12 @@ def _is_written_function(place: Place, value: types.FunctionType) -> bool:
 
 def _is_at_home(place: Place, value: Any) -> bool:
     """A module that defines a name itself has no other module's thing under it."""
-    home = place.owner.get("__name__", "")
+    home = _home(place)
     return _module_of(value) == home or place.name not in _defined_in(home)
+
+
+def _home(place: Place) -> str:
+    return str(place.owner.get("__name__", "") if isinstance(place.owner, dict) else place.owner.__module__)
 
 
 def _module_of(value: Any) -> str:
@@ -223,14 +234,53 @@ def _is_pythons(value: Any) -> bool:
 
 
 def written_in(function: Any, package: str) -> bool:
-    """Whether `function` and all that it wraps was written in `package` (decorators may be torch's)."""
+    """Whether `function` and all that it wraps was written in `package`, where its text has these decorators (which may be
+    torch's)."""
     if not package:
         return False
-    home, links = _folder(package), [function]
+    home, links = _folder(package), _links(function)
+    files = [getattr(getattr(link, "__code__", None), "co_filename", "") for link in links]
+    if not files[-1].startswith(home) or not all(file.startswith((home, _folder("torch"))) for file in files):
+        return False
+    return len(links) == 1 or _are_in_text(links[:-1], links[-1].__code__)
+
+
+def _links(function: Any) -> list[Any]:
+    """A function, what it wraps, and so on."""
+    links = [function]
     while (inner := getattr(links[-1], "__wrapped__", None)) is not None and len(links) < 32:
         links.append(inner)
-    files = [getattr(getattr(link, "__code__", None), "co_filename", "") for link in links]
-    return files[-1].startswith(home) and all(file.startswith((home, _folder("torch"))) for file in files)
+    return links
+
+
+def _are_in_text(wrappers: list[Any], code: types.CodeType) -> bool:
+    """Whether these are what the decorators above the text of a function make, in their order."""
+    decorators = iter(_decorators(code.co_filename, code.co_firstlineno))
+    return all(any(made_by in (decorator, "") for decorator in decorators) for made_by in map(_made_by, wrappers))
+
+
+def _made_by(wrapper: Any) -> str:
+    """The last name of the decorator that has made a wrapper: a function's, or that of the class of a context of torch's.
+    Nothing if it cannot be seen (Python 3.10), and the wrapper is not torch's."""
+    code = wrapper.__code__
+    if "ctx_factory" in code.co_freevars:
+        made = wrapper.__closure__[code.co_freevars.index("ctx_factory")].cell_contents
+        return type(getattr(made, "__self__", None)).__name__
+    unseen = code.co_name if code.co_filename.startswith(_folder("torch")) else ""
+    return str(getattr(code, "co_qualname", unseen)).partition(".")[0]
+
+
+@functools.cache
+def _decorators(file: str, line: int) -> tuple[str, ...]:
+    """The last names of those above a function, whose text begins with the first of them."""
+    found = []
+    while text := linecache.getline(file, line):
+        if text.lstrip().startswith(("def ", "async def ", "class ")):
+            break
+        if match := re.match(r"\s*@([\w.]+)", text):
+            found.append(match[1].rpartition(".")[2])
+        line += 1
+    return tuple(found)
 
 
 @functools.cache
@@ -349,18 +399,23 @@ def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _paths(code: types.CodeType, receiver: str | None) -> Iterator[tuple[bool, tuple[str, ...]]]:
     """The dotted names that code reads: of its globals, and (True) of the object whose method it is."""
+    yield from _paths_of(dis.get_instructions(code), receiver)
+    if receiver is not None and "super" in code.co_names:
+        yield from ((True, (name,)) for name in code.co_names if name != "super")
+
+
+def _paths_of(instructions: Iterable[Any], receiver: str | None) -> Iterator[tuple[bool, tuple[str, ...]]]:
     of_receiver, path = False, list[str]()
-    for instruction in dis.get_instructions(code):
+    for instruction in instructions:
         name, read = instruction.opname, instruction.argval
         if name in ("LOAD_ATTR", "LOAD_METHOD") and (path or of_receiver):
             path.append(read)
             continue
-        if name in ("PUSH_NULL", "CACHE", "PRECALL"):
+        if name in ("PUSH_NULL", "CACHE", "PRECALL", "EXTENDED_ARG"):
             continue
         if path:
             yield of_receiver, tuple(path)
         last = read[-1] if isinstance(read, tuple) and read else read
-        of_receiver = receiver is not None and name.startswith(("LOAD_FAST", "LOAD_DEREF")) and last == receiver
+        loads = name.startswith(("LOAD_FAST", "LOAD_DEREF", "STORE_FAST_LOAD_FAST"))
+        of_receiver = receiver is not None and loads and last == receiver
         path = [read] if name == "LOAD_GLOBAL" else []
-    if receiver is not None and "super" in code.co_names:
-        yield from ((True, (name,)) for name in code.co_names if name != "super")

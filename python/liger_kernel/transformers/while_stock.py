@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from liger_kernel.transformers.stock_code import Code
 
 logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
 
+_below = threading.local()  # running: ids of modules whose stock forward runs
 WATCH = "_liger_watch"  # the attribute of the classes that patches make
 
 
@@ -65,10 +67,26 @@ def while_stock(ours: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(ours)
     def forward(self: nn.Module, *x: Any, **by_name: Any) -> Any:
         watch = getattr(type(self), WATCH, None)
-        run = ours if watch is None or not has_changed(self, watch) else forward_below(self)
-        return run(self, *x, **by_name) if by_name else run(self, *x)
+        if watch is None or not has_changed(self, watch):
+            return ours(self, *x, **by_name) if by_name else ours(self, *x)
+        return _run_below(self, ours, *x, **by_name)
 
     return forward
+
+
+def _run_below(module: nn.Module, ours: Callable[..., Any], *x: Any, **by_name: Any) -> Any:
+    """What stands below ours; which may call ours in turn, as what it was written around."""
+    below = forward_below(module)
+    if torch.compiler.is_compiling():
+        return below(module, *x, **by_name)
+    running = _below.__dict__.setdefault("running", set())
+    if id(module) in running:
+        return ours(module, *x, **by_name)
+    running.add(id(module))
+    try:
+        return below(module, *x, **by_name)
+    finally:
+        running.discard(id(module))
 
 
 def has_changed(module: nn.Module, watch: Watch) -> bool:

@@ -26,6 +26,8 @@ _SET_HERE = frozenset({"input", "weight", "target", "reduction", "softcap"})
 # What the decorators of a stock forward take out of its keywords: no loss is given it.
 _OF_THE_CALL = frozenset({"return_dict", "past_key_values", "cache"})
 
+_NOT_HANDED_ON = frozenset({"self", "labels", "logits_to_keep", "skip_logits", "return_dict"})
+
 
 def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) -> Any:
     """The forward of a causal language model with the fused loss.
@@ -39,7 +41,9 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
     if not _SET_HERE.isdisjoint(given) and _loss_obstacle(model) is None:
         given = {name: value for name, value in given.items() if name not in _SET_HERE}
     loss_kwargs = {name: value for name, value in given.items() if name not in named and name not in _OF_THE_CALL}
-    given = _present(given)
+    handed_on = _handed_on(type(model))
+    absent = {name for name, value in given.items() if value is None and name in named and name not in handed_on}
+    given = {**dict.fromkeys(handed_on), **{name: value for name, value in given.items() if name not in absent}}
     labels, logits_to_keep = given.pop("labels", None), given.pop("logits_to_keep", 0)
     skip_logits, return_dict = given.pop("skip_logits", None), given.pop("return_dict", None)
     base, config = _at(model, head.base), _at(model.config, head.config)
@@ -47,9 +51,11 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
         _advise_eager(model)
     if labels is not None and _takes_labels(type(base)):
         given["labels"] = labels  # its masks may depend on them
-    if head.router_loss:
-        given.setdefault("output_router_logits", model.config.output_router_logits)
-    outputs = base(**_with_one_cache(type(base), given), return_dict=True)
+    if head.router_loss and given.get("output_router_logits") is None:
+        given["output_router_logits"] = model.config.output_router_logits
+    if _gives_return_dict(type(model)) or not getattr(getattr(base, "config", None), "return_dict", True):
+        given["return_dict"] = True
+    outputs = base(**_with_one_cache(type(base), given))
 
     shift_labels = loss_kwargs.pop("shift_labels", None)
     has_targets = labels is not None or shift_labels is not None
@@ -127,14 +133,26 @@ def _takes_labels(model_class: Any) -> bool:
     return "labels" in stock.parameters_of(model_class.forward)
 
 
+@torch.compiler.assume_constant_result
+def _handed_on(model_class: Any) -> tuple[str, ...]:
+    """The arguments that a model's own forward gives to its base model whatever they are, None too."""
+    return stock.handed_on(model_class, _NOT_HANDED_ON)
+
+
+@torch.compiler.assume_constant_result
+def _gives_return_dict(model_class: Any) -> bool:
+    return stock.forward_spells(model_class, "return_dict")
+
+
 def _with_one_cache(model_class: type, given: dict[str, Any]) -> dict[str, Any]:
     """`given` with the cache under the one name that the base model has."""
+    names = [name for name in ("past_key_values", "cache") if name in given]
     old, new = given.pop("past_key_values", None), given.pop("cache", None)
     if old is not None and new is not None:
         raise ValueError("past_key_values and cache are two names of the same thing: give one of them")
     cache = old if new is None else new
     if cache is None:
-        return given
+        return {**given, **dict.fromkeys(names[-1:])}
     return {**given, _cache_name(model_class, "past_key_values" if new is None else "cache"): cache}
 
 
