@@ -140,7 +140,7 @@ class _Calls:
 
     def __call__(self, *args: Any, **kwargs: Any) -> bool:
         named = dict(zip(("q", "k", "cos", "sin"), args, strict=False))
-        tensors = [named.get(name, kwargs.get(name)) for name in ("q", "k", "cos", "sin")]
+        tensors: list[Any] = [named.get(name, kwargs.get(name)) for name in ("q", "k", "cos", "sin")]
         if not all(isinstance(x, torch.Tensor) for x in tensors):
             return False
         axis = kwargs.get("unsqueeze_dim", next((x for x in args[4:] if isinstance(x, int)), self._axis))
@@ -170,6 +170,7 @@ def while_stock(modeling: Any, name: str, ours: Callable[..., Any], accepted: bo
     judged: collections.deque[tuple[Any, bool]] = collections.deque(
         maxlen=4
     )  # tables, and whether ours may not have them
+    cls: Any
     for cls in {value for key, value in vars(modeling).items() if key.endswith(_CLASS) and isinstance(value, type)}:
         if not is_recording(cls.forward):
             patching.replace(cls, "forward", _recording(cls.forward))
