@@ -245,10 +245,7 @@ def test_module(device):
     scores = torch.randn(2, 4, 33, 33, device=device)
     found = module(scores)
     assert torch.equal(found, liger_multi_token_attention(scores, module.weight, module.bias, 1, (1, 2), 1, 2))
-    right, _ = exact(
-        scores.cpu().double(), *(t.detach().cpu().double() for t in (module.weight, module.bias)), (1, (1, 2), 1, 2)
-    )
-    assert torch.allclose(found.cpu().double(), right, atol=1e-5)
+    check(device, scores, module.weight, module.bias, (1, (1, 2), 1, 2))
     bare = LigerMultiTokenAttention(4, 4, 3, padding=1, bias=False, sparse=True).to(device)
     assert bare.bias is None and "sparse=True" in repr(bare) and set(bare.state_dict()) == {"weight"}
     for groups in (0, -2, 3):
