@@ -30,5 +30,28 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
+/* 16 bytes; zeros if they are not there. */
+__device__ __forceinline__ void copy_or_zero(void *shared, const void *global, bool there) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global), "r"(there ? 16 : 0)
+                 : "memory");
+#else
+    *(uint4 *)shared = there ? *(const uint4 *)global : make_uint4(0, 0, 0, 0);
+#endif
+}
+/* What has been copied since the last time is a group. */
+__device__ __forceinline__ void end_of_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+/* All but the last so many groups are there. */
+template <int LEFT>
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}
 
 #endif

@@ -28,7 +28,7 @@ __device__ __forceinline__ uint32_t weights_of(uint32_t word, int i) {
 namespace hopper {
 
 enum { COLS = 128, ROWS = 256, DEPTH = 128, STAGES = 6, PAIR = 2 /* blocks of a cluster */, QUARTERS = 4 };
-enum { GROUP_THREADS = 128, GROUPS = 2, GROUP_COLS = COLS / GROUPS, STEP_DEPTH = 32, STEPS = DEPTH / STEP_DEPTH };
+enum { GROUP_THREADS = 128, GROUPS = 2, STEP_DEPTH = 32, STEPS = DEPTH / STEP_DEPTH };
 enum { FETCHER = GROUPS * GROUP_THREADS, THREADS = FETCHER + GROUP_THREADS, SUMS = ROWS / 2, WORDS = 4 * STEPS };
 enum { BOX_ROWS = ROWS / PAIR, BOX_BYTES = BOX_ROWS * DEPTH, STAGE_BYTES = PAIR * BOX_BYTES, ALIGNMENT = 1024 };
 enum { SHARED = STAGES * STAGE_BYTES + ALIGNMENT };

@@ -2,6 +2,7 @@
 #ifndef LIGER_OPS_MHC_STREAMS_CUH
 #define LIGER_OPS_MHC_STREAMS_CUH
 
+#include "liger/cuda/copy_async.cuh"
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
 #include "liger/cuda/reduce.cuh"
@@ -21,29 +22,6 @@ __device__ __forceinline__ float add_products(const float (&a)[N], const float (
 #pragma unroll
     for (int i = 0; i < N; i++) sum = fmaf(a[i], b[i], sum);
     return sum;
-}
-
-/* 16 bytes to shared memory, in the background from capability 8 on; zeros if they are not there. */
-__device__ __forceinline__ void copy_or_zero(void *shared, const void *global, bool there) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-                 "l"(global), "r"(there ? 16 : 0)
-                 : "memory");
-#else
-    *(uint4 *)shared = there ? *(const uint4 *)global : make_uint4(0, 0, 0, 0);
-#endif
-}
-__device__ __forceinline__ void end_of_copies() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-/* All but the last so many groups are there. */
-template <int LEFT>
-__device__ __forceinline__ void wait_for_copies() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-#endif
 }
 
 /* A block has a part of a token's columns. */
