@@ -13,6 +13,7 @@
  * a token's 32 KB would have to stay in shared memory until its coefficients are known, and then either one
  * multiprocessor waits or phi is read once for every few tokens, more bytes than x has. Prediction: .31 ms. */
 #include "liger/core/kernel_table.h"
+#include "liger/cuda/matrices.cuh"
 #include "liger/cuda/shared_memory.cuh"
 #include "liger/ops/mhc/mhc_sinkhorn.cuh"
 #include "liger/ops/mhc/mhc_streams.cuh"
@@ -91,35 +92,6 @@ __device__ __forceinline__ void fetch(const problem &p, int64_t token, int64_t s
         copy_or_zero(stage + X_BYTES + item * CHUNK_BYTES, phi + item * CHUNK_BYTES, true);
 }
 
-/* 16 x 16 of x. */
-__device__ __forceinline__ void load_x(const char *at, uint32_t (&x)[4]) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"((uint32_t)__cvta_generic_to_shared(at))
-                 : "memory");
-}
-
-/* 16 x 16 of x times 16 x 8 of phi. */
-#define MHC_MULTIPLY(type)                                                                                             \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "    \
-                 "{%8, %9}, {%0, %1, %2, %3};"                                                                         \
-                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                              \
-                 : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(phi.x), "r"(phi.y))
-template <typename T>
-__device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&x)[4], uint2 phi);
-template <>
-__device__ __forceinline__ void multiply<bf16>(float (&sum)[4], const uint32_t (&x)[4], uint2 phi) {
-#if __CUDA_ARCH__ >= 800
-    MHC_MULTIPLY("bf16");
-#endif
-}
-template <>
-__device__ __forceinline__ void multiply<f16>(float (&sum)[4], const uint32_t (&x)[4], uint2 phi) {
-#if __CUDA_ARCH__ >= 800
-    MHC_MULTIPLY("f16");
-#endif
-}
-
 /* The two values of a register, squared. */
 template <typename T>
 __device__ __forceinline__ float squares_of(uint32_t two, float sum) {
@@ -140,12 +112,12 @@ __device__ __forceinline__ void add_stage(const char *stage, mix_sums &sums) {
 #pragma unroll
     for (int depth = 0; depth < DEPTHS; depth++) {
         uint32_t x[4];
-        load_x(stage + place(row, depth * 2 + lane / 16), x);
+        load_matrices(stage + place(row, depth * 2 + lane / 16), x);
 #pragma unroll
         for (int i = TERMS * TILES - 1; i >= 0; i--) { /* small terms first */
             const int place_of_tile = (i / TILES * DEPTHS + depth) * TILES + i % TILES;
-            multiply<T>(step.product[i % TILES], x,
-                        *(const uint2 *)(stage + X_BYTES + (place_of_tile * WARP + lane) * sizeof(uint2)));
+            const uint2 of_phi = *(const uint2 *)(stage + X_BYTES + (place_of_tile * WARP + lane) * sizeof(uint2));
+            add_product<T>(step.product[i % TILES], x[0], x[1], x[2], x[3], of_phi.x, of_phi.y);
         }
         step.squares[0] = squares_of<T>(x[2], squares_of<T>(x[0], step.squares[0]));
         step.squares[1] = squares_of<T>(x[3], squares_of<T>(x[1], step.squares[1]));

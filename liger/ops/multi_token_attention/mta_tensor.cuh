@@ -16,8 +16,6 @@
 #ifndef LIGER_OPS_MTA_TENSOR_CUH
 #define LIGER_OPS_MTA_TENSOR_CUH
 
-#include <type_traits>
-
 #include "liger/cuda/copy_async.cuh"
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/matrices.cuh"
@@ -33,28 +31,6 @@ template <typename T>
 static bool fits_tensor_cores(const liger_context *context, const mta_shape &s) {
     return sizeof(T) == 2 && is_compiled_for(context, 80) && s.stride[0] == 1 && s.stride[1] == 1 &&
            s.dilation[0] == 1 && s.dilation[1] == 1 && s.kernel[1] <= MOST_TAP_COLS;
-}
-
-/* ---- instructions -------------------------------------------------------------------------------------------------- */
-
-/* 16 x 16 of a times 16 x 8 of b. */
-template <typename T>
-__device__ __forceinline__ void add_product(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                            uint32_t b0, uint32_t b1) {
-#if __CUDA_ARCH__ >= 800
-    if constexpr (sizeof(T) == 2 && !std::is_same_v<T, f16>) {
-        asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-            "{%0, %1, %2, %3};"
-            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    } else {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                     "{%0, %1, %2, %3};"
-                     : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    }
-#endif
 }
 
 /* ---- windows ------------------------------------------------------------------------------------------------------- */
