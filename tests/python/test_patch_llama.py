@@ -187,6 +187,19 @@ def test_third_party_replacements_are_left_alone():
         modeling_llama.LlamaRMSNorm = original
 
 
+@pytest.mark.parametrize("name", ["LlamaRMSNorm", "LlamaRotaryEmbedding.forward"])
+def test_ours_below_what_somebody_takes_away_later_is_undone_then(name):
+    owner, name = (getattr(modeling_llama, name.split(".")[0]), "forward") if "." in name else (modeling_llama, name)
+    own = getattr(owner, name)
+    apply_liger_kernel_to_llama()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, lambda *args: None)
+        revert_liger_kernel()
+    assert getattr(owner, name) is not own
+    revert_liger_kernel()
+    assert getattr(owner, name) is own
+
+
 @pytest.fixture
 def reloadable():
     """The modelling module has its own classes again after the test: pickle, for one, finds classes by their names."""

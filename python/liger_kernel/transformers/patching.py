@@ -108,9 +108,9 @@ def replace(owner: Any, name: str, new: Any) -> bool:
 
 
 def restore_all() -> None:
-    """Undo every `replace` that still stands."""
-    while _replacements:
-        _undo(_replacements.pop())
+    """Undo every `replace`. What somebody has put over ours stays, and ours below it is undone by a later call, should it
+    come to light again."""
+    _replacements[:] = [record for record in reversed(_replacements) if not _undo(record)][::-1]
 
 
 def restore(owner: Any, name: str) -> None:
@@ -121,14 +121,18 @@ def restore(owner: Any, name: str) -> None:
         _undo(record)
 
 
-def _undo(record: _Replacement) -> None:
+def _undo(record: _Replacement) -> bool:
+    """Whether it is undone, or there is nothing left to undo it on."""
     owner = record.owner()
-    if owner is None or getattr(owner, record.name, Absent) is not record.ours:
-        return
+    if owner is None:
+        return True
+    if getattr(owner, record.name, Absent) is not record.ours:
+        return False
     if record.original is Absent:
         delattr(owner, record.name)
     else:
         setattr(owner, record.name, record.original)
+    return True
 
 
 # ---- the class of one nn.Module --------------------------------------------------------------------------------------
