@@ -233,7 +233,9 @@ def test_classes_come_back(name):
     heads = [head for head in row.heads if hasattr(modeling, head)]
 
     def state():
-        return dict(vars(modeling)), {c: getattr(modeling, c).forward for c in heads}, torch.nn.LayerNorm
+        classes = {value for value in vars(modeling).values() if isinstance(value, type)} | {torch.nn.LayerNorm}
+        forwards = {c: getattr(modeling, c).forward for c in heads}
+        return dict(vars(modeling)), forwards, {cls: cls.__init__ for cls in classes}
 
     before = state()
     getattr(monkey_patch, f"apply_liger_kernel_to_{row.name}")(**all_flags(row))

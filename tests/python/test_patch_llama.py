@@ -38,6 +38,7 @@ def module_state():
     names = ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP")
     return {
         **{name: getattr(modeling_llama, name) for name in names},
+        **{f"{name}.__init__": getattr(modeling_llama, name).__init__ for name in names[1:]},
         "forward": modeling_llama.LlamaForCausalLM.forward,
         "cross_entropy": torch.nn.functional.cross_entropy,
     }
@@ -71,8 +72,8 @@ def test_class_level_replaces_and_reverts():
 def test_class_level_flags_touch_only_what_they_name(flag):
     slots = {
         "rope": "apply_rotary_pos_emb",
-        "rms_norm": "LlamaRMSNorm",
-        "swiglu": "LlamaMLP",
+        "rms_norm": "LlamaRMSNorm.__init__",
+        "swiglu": "LlamaMLP.__init__",
         "fused_linear_cross_entropy": "forward",
         "cross_entropy": "cross_entropy",
     }
@@ -187,9 +188,9 @@ def test_third_party_replacements_are_left_alone():
         modeling_llama.LlamaRMSNorm = original
 
 
-@pytest.mark.parametrize("name", ["LlamaRMSNorm", "LlamaRotaryEmbedding.forward"])
+@pytest.mark.parametrize("name", ["LlamaRMSNorm.__init__", "LlamaRotaryEmbedding.forward"])
 def test_ours_below_what_somebody_takes_away_later_is_undone_then(name):
-    owner, name = (getattr(modeling_llama, name.split(".")[0]), "forward") if "." in name else (modeling_llama, name)
+    owner, name = getattr(modeling_llama, name.partition(".")[0]), name.partition(".")[2]
     own = getattr(owner, name)
     apply_liger_kernel_to_llama()
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from liger_kernel.transformers import (
+    built_later,
     expected,
     model_table,
     module_patches,
@@ -141,8 +142,6 @@ def _stays(owner: Any, name: str, about: Any, code: Code | None = None) -> bool:
     current = getattr(owner, name, None)
     if not patching.is_real(owner) or current is None:
         return False
-    if expected.stands_in(current):  # as long as what it stands for is what it was
-        current = patching.original(owner, name)
     if patching.is_ours(current):
         return False
     found = _somebody_elses(Place(vars(owner), name), current, code)
@@ -201,7 +200,7 @@ def _replace_classes(modeling: Any, kind: Kind) -> list[bool]:
         *owners, name = path.split(".")
         owner = functools.reduce(getattr, owners, modeling)
         stays = _stays(owner, name, modeling)
-        replaced.append(stays or patching.replace(owner, name, expected.stand_in(owner, name, ours, kind)))
+        replaced.append(stays or built_later.patch_class(modeling, owner, name, ours, kind))
     return replaced
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ _CLASSES = {
     "transformers.activations.PytorchGELUTanh": _TANH_GELU,
     "transformers.activations.GELUTanh": _TANH_GELU,
 }
-_PROJECTIONS_OF = (GatedMLP, LigerPhi3SwiGLUMLP, LigerBlockSparseTop2MLP)
+PROJECTIONS_OF = (GatedMLP, LigerPhi3SwiGLUMLP, LigerBlockSparseTop2MLP)
 _PROJECTIONS: dict[type, tuple[str, ...]] = {
     GatedMLP: ("gate_proj", "up_proj", "down_proj"),
     LigerPhi3SwiGLUMLP: ("gate_up_proj", "down_proj"),
@@ -74,14 +73,14 @@ def _patch_if_expected(row: Row, kind: Kind, module: nn.Module, where: Mapping[s
         expected = " or ".join(name.rpartition(".")[2] for name in kind.classes)
         warn_once(logger, module, "unexpected-class", found=cls.__name__, expected=expected, **where)
         return False
-    replaced = _replaced_code(module)
+    replaced = replaced_code(module)
     if replaced is not None:
         warn_once(logger, module, "foreign-class-forward", found=replaced, **where)
         return False
     return patch_as(module, ours, where)
 
 
-def _replaced_code(module: nn.Module) -> str | None:
+def replaced_code(module: nn.Module) -> str | None:
     """What the forward of a module's class runs and somebody has replaced, there or on this instance."""
     code = stock_code.of_forward(stock.class_of(module))
     on_instance = (f"{name} of the module" for name in code.helpers if name in module.__dict__)
@@ -93,18 +92,18 @@ def patch_as(module: nn.Module, ours: type[nn.Module], where: Mapping[str, str])
     False, with a WARNING, if it lacks something or has another activation."""
     if issubclass(ours, LigerLayerNorm) and (module.weight is None or module.weight.ndim != 1):
         return module_patches._patch_layer_norm_module(module)  # which says why not
-    if issubclass(ours, _PROJECTIONS_OF):
-        missing, other = _missing_child(module, ours), other_activation(_activation_of(module), ours)
+    if issubclass(ours, PROJECTIONS_OF):
+        missing, other = missing_child(module, ours), other_activation(activation_of(module), ours)
         if missing is not None:
             warn_once(logger, module, "missing-child", child=missing, **where)
             return False
         if other is not None:
             warn_once(logger, module, "other-activation", activation=other, **where)
             return False
-    return _patch(module, ours)
+    return patch_unasked(module, ours)
 
 
-def _patch(module: nn.Module, ours: type[nn.Module]) -> bool:
+def patch_unasked(module: nn.Module, ours: type[nn.Module]) -> bool:
     if issubclass(ours, LigerRMSNorm):
         preset = inspect.signature(ours).parameters
         options = {name: preset[name].default for name in ("offset", "casting_mode", "in_place")}
@@ -115,12 +114,12 @@ def _patch(module: nn.Module, ours: type[nn.Module]) -> bool:
     return module_patches._patch_module(module, ours, written=True)
 
 
-def _missing_child(module: nn.Module, ours: type[nn.Module]) -> str | None:
+def missing_child(module: nn.Module, ours: type[nn.Module]) -> str | None:
     projections = next(names for base, names in _PROJECTIONS.items() if issubclass(ours, base))
     return next((name for name in projections if not isinstance(getattr(module, name, None), nn.Module)), None)
 
 
-def _activation_of(module: nn.Module) -> Any:
+def activation_of(module: nn.Module) -> Any:
     return getattr(module, "act_fn", getattr(module, "activation_fn", None))
 
 
@@ -137,86 +136,3 @@ def other_activation(activation: Any, ours: type) -> str | None:
         return f"{cls.__name__} with hooks or a function of its own"
     replaced = stock_code.replaced_in_call(cls)
     return None if replaced is None else f"{cls.__name__}, and {replaced} has been replaced"
-
-
-# ---- classes, for models that are built later ------------------------------------------------------------------------
-
-
-class _StandIn(type):
-    """The class that stands in a modelling module, or in torch.nn, for Hugging Face's or torch's own.
-
-    A call builds a module of the original class, by its own `__init__`, and patches it. Whoever derives from this class
-    derives from the original; who sets an attribute of it sets that of the original.
-    """
-
-    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
-        if "_stands_for" in namespace:
-            return super().__new__(mcs, name, bases, namespace)
-        own = tuple(base._stands_for if isinstance(base, mcs) else base for base in bases)  # type: ignore[attr-defined]
-        return types.new_class(name, own, kwargs, exec_body=lambda body: body.update(namespace))
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        original, ours = cls._stands_for, cls._liger_ours  # type: ignore[attr-defined]
-        made = original(*args, **kwargs)
-        if isinstance(made, nn.LayerNorm) and (made.weight is None or made.weight.ndim != 1):
-            return made  # as programs ask torch for it, too
-        reason = _why_stock(made, ours, cls._entry)  # type: ignore[attr-defined]
-        if reason is None:
-            _patch(made, ours)
-        else:
-            warn_once(logger, cls, "built-stock", name=original.__name__, reason=reason)
-        return made
-
-    def __setattr__(cls, name: str, value: Any) -> None:
-        original, before = cls._stands_for, cls._before  # type: ignore[attr-defined]
-        if name in vars(original):
-            before.setdefault(name, vars(original)[name])
-        setattr(original, name, value)
-
-    def __delattr__(cls, name: str) -> None:
-        """As of any class that inherits what it has: what it inherited is there again."""
-        original, before = cls._stands_for, cls._before  # type: ignore[attr-defined]
-        if name in before:
-            setattr(original, name, before.pop(name))
-        else:
-            delattr(original, name)
-
-    def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, cls._stands_for)  # type: ignore[attr-defined]
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, cls._stands_for)  # type: ignore[attr-defined]
-
-
-def _why_stock(made: nn.Module, ours: type[nn.Module], entry: str) -> str | None:
-    """Why a module that has just been built is not to be patched, in words."""
-    replaced = _replaced_code(made)
-    if replaced is not None:
-        return f"{replaced} has been replaced"
-    if not issubclass(ours, _PROJECTIONS_OF):
-        return None
-    missing = _missing_child(made, ours)
-    if missing is not None:
-        return f"it has no {missing}"
-    other = other_activation(_activation_of(made), ours)
-    config = getattr(made, "config", None)
-    named = getattr(config, entry, None) or getattr(config, "hidden_act", None) or "another"
-    return None if other is None else f"its activation is {named} ({other})"
-
-
-def stands_in(cls: Any) -> bool:
-    return isinstance(cls, _StandIn)
-
-
-def stand_in(modeling: Any, name: str, ours: type, kind: Kind) -> Any:
-    """What replaces the class `name` of a modelling module, or of a substitute for one."""
-    current, original = getattr(modeling, name, None), patching.original(modeling, name)
-    if not isinstance(original, type) or not issubclass(original, nn.Module) or patching.is_ours(original):
-        return ours
-    if not patching.is_real(modeling) and stock_code.of_forward(original).replaced() is not None:
-        return ours  # a substitute's own class
-    if isinstance(current, _StandIn) and (current._stands_for, current._liger_ours) == (original, ours):  # type: ignore[attr-defined]
-        return current
-    body = {"_stands_for": original, patching.OURS: ours, "_entry": kind.activation, "_before": {}}
-    shown = {"__module__": ours.__module__, "__signature__": inspect.signature(original)}
-    return _StandIn(name, (original,), {**shown, **body})

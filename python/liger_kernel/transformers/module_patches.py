@@ -28,16 +28,18 @@ logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
 @dataclass(frozen=True)
 class MethodsOf:
     """The methods of one of our modules: what it computes, and how it is printed. `epsilon`: the attribute of a norm that
-    ours is to read for its variance_epsilon. `values`, `written`: see `while_stock.watching`."""
+    ours is to read for its variance_epsilon. `values`, `written`: see `while_stock.watching`. `attributes`: (name, value) of
+    what the forward reads, also in modules of a class that somebody derives from the one made here."""
 
     owner: type[nn.Module]
     epsilon: str = ""
     values: patching.Values = ()
     written: bool = False
+    attributes: tuple[tuple[str, Any], ...] = ()
 
     def methods(self, cls: type) -> Mapping[str, Any]:
         name, epsilon = self.owner.__name__, self.epsilon
-        methods: dict[str, Any] = {"forward": self.owner.forward, "_get_name": lambda self: name}
+        methods: dict[str, Any] = {**dict(self.attributes), "forward": self.owner.forward, "_get_name": lambda self: name}
         methods.update(watching(cls, self.written, self.values))
         if epsilon:
             methods["variance_epsilon"] = property(
@@ -92,7 +94,7 @@ def _patch_module(
     copies = peft_copies(module)
     if copies is not None:
         return all([_patch_module(copy, liger_module, epsilon, values, written, **attributes) for copy in copies])
-    if not give_methods(module, MethodsOf(liger_module, epsilon, values, written)):
+    if not give_methods(module, MethodsOf(liger_module, epsilon, values, written, tuple(attributes.items()))):
         return False
     for name, value in {**attributes, **seen_activation(module)}.items():
         patching.set_on_instance(module, name, value)

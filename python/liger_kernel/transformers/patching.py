@@ -10,8 +10,9 @@ only where our replacement still stands, because a third party may have patched,
 
 from __future__ import annotations
 
+import copy
 import copyreg
-import importlib
+import functools
 import inspect
 import sys
 import types
@@ -32,7 +33,6 @@ class Absent:
 
 
 _RECORD = "_liger_originals"  # the instance attribute: {attribute name: (original or Absent, ours)}
-OURS = "_liger_ours"  # the attribute of a class that stands for Hugging Face's: the class of ours that it builds
 _PATCH = "_liger_patch"  # the attribute of the classes made here: what their methods were made from
 
 
@@ -68,6 +68,19 @@ class _Replacement:
 
 
 _replacements: list[_Replacement] = []
+
+ANYWHERE = ""
+# class -> name of the module whose code builds the modules, or ANYWHERE -> what it builds: see `built_later`
+builds: weakref.WeakKeyDictionary[type, dict[str, Built]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Built:
+    """Modules are patched as they are built: as this class of ours; `activation` is the entry of their config that names
+    theirs."""
+
+    owner: type[nn.Module]
+    activation: str
 
 
 def _weak(owner: Any) -> Callable[[], Any]:
@@ -110,6 +123,7 @@ def replace(owner: Any, name: str, new: Any) -> bool:
 def restore_all() -> None:
     """Undo every `replace`. What somebody has put over ours stays, and ours below it is undone by a later call, should it
     come to light again."""
+    builds.clear()
     _replacements[:] = [record for record in reversed(_replacements) if not _undo(record)][::-1]
 
 
@@ -154,26 +168,46 @@ def _patched(cls: type, patch: Patch) -> type:
     named = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     made: Any = type(cls)(cls.__name__, (cls,), {**named, **patch.methods(cls), _PATCH: patch})
 
+    # Its own, although it does as an inherited one would: tools that wrap those of all classes put back what they found.
+    @functools.wraps(cls.__init__)  # type: ignore[misc]
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(self) is made:  # `type(norm)(64)`: patched if `cls` builds what is patched
+            object.__setattr__(self, "__class__", cls)
+            cls.__init__(self, *args, **kwargs)  # type: ignore[misc]
+        else:
+            super(made, self).__init__(*args, **kwargs)
+
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         reduced = super(made, self).__reduce_ex__(max(protocol, 2))  # the old protocols name the class
         if type(self) is not made or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return reduced
-        return (_new, (_reference(cls), patch), *reduced[2:])
+        return (_new, (cls, patch), *reduced[2:])
 
-    made.__reduce_ex__ = __reduce_ex__
+    def __prepare_scriptable__(self: Any) -> Any:
+        """What torch.jit.script compiles instead: our methods are not written in its part of Python."""
+        stock = copy.copy(self)
+        restore_instance(stock)
+        return stock
+
+    for method in (__init__, __reduce_ex__, __prepare_scriptable__):
+        setattr(made, method.__name__, method)
     return made
 
 
 class PatchedAs(type):
-    """The class of our modules' classes: a module that is patched as one of them is an instance of it, and a class that
-    builds such modules derives from it, where somebody asks."""
+    """The class of our modules' classes: a module that is patched as one of them is an instance of it, and a class whose
+    modules are patched as they are built derives from it, where somebody asks."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return type.__instancecheck__(cls, instance) or cls.__subclasscheck__(type(instance))
+        return type.__instancecheck__(cls, instance) or cls._is(getattr(type(instance), _PATCH, None))
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        ours = getattr(getattr(subclass, _PATCH, None), "owner", None) or getattr(subclass, OURS, None)
-        return type.__subclasscheck__(cls, subclass) or (ours is not None and type.__subclasscheck__(cls, ours))
+        by_patch = getattr(subclass, _PATCH, None) or builds.get(subclass, {}).get(ANYWHERE)
+        return type.__subclasscheck__(cls, subclass) or cls._is(by_patch)
+
+    def _is(cls, patch: Any) -> bool:
+        owner = getattr(patch, "owner", None)
+        return owner is not None and type.__subclasscheck__(cls, owner)
 
 
 # (path of its owner below the module, name, value): a number or the like that a stock forward reads and ours does not; without
@@ -191,17 +225,9 @@ def have_changed(module: nn.Module, values: Values) -> bool:
     return False
 
 
-def _new(cls: type | tuple[str, str], patch: Patch) -> Any:
-    if isinstance(cls, tuple):
-        cls = original(importlib.import_module(cls[0]), cls[1])
-    made: Any = _patched(cls, patch)  # type: ignore[arg-type]
+def _new(cls: type, patch: Patch) -> Any:
+    made: Any = _patched(cls, patch)
     return made.__new__(made)
-
-
-def _reference(cls: type) -> type | tuple[str, str]:
-    """What a class is pickled as: its name alone where something of ours goes by it now."""
-    record = _record_of(sys.modules.get(cls.__module__), cls.__qualname__)
-    return cls if record is None or record.original is not cls else (cls.__module__, cls.__qualname__)
 
 
 def patched_class(cls: type) -> type:

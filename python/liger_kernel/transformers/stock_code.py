@@ -136,7 +136,7 @@ def _comparison(places: dict[Place, Any]) -> Callable[[], bool]:
             terms.append(f"o{i}.{place.name} is v{i}")
         if patching.is_ours(value):
             value = place.original()  # runs again if its text is another
-        for j, link in enumerate(_links(value) if isinstance(value, types.FunctionType) else ()):
+        for j, link in enumerate(links_of(value) if isinstance(value, types.FunctionType) else ()):
             names[f"v{i}_{j}"], names[f"c{i}_{j}"] = link, getattr(link, "__code__", None)
             terms.append(f"v{i}_{j}.__code__ is c{i}_{j}" if names[f"c{i}_{j}"] is not None else "True")
     return eval(f"lambda: {' and '.join(terms)}", names)  # type: ignore[no-any-return]
@@ -238,14 +238,14 @@ def written_in(function: Any, package: str) -> bool:
     torch's)."""
     if not package:
         return False
-    home, links = _folder(package), _links(function)
+    home, links = _folder(package), links_of(function)
     files = [getattr(getattr(link, "__code__", None), "co_filename", "") for link in links]
     if not files[-1].startswith(home) or not all(file.startswith((home, _folder("torch"))) for file in files):
         return False
     return len(links) == 1 or _are_in_text(links[:-1], links[-1].__code__)
 
 
-def _links(function: Any) -> list[Any]:
+def links_of(function: Any) -> list[Any]:
     """A function, what it wraps, and so on."""
     links = [function]
     while (inner := getattr(links[-1], "__wrapped__", None)) is not None and len(links) < 32:
