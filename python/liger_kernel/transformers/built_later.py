@@ -35,13 +35,13 @@ def patch_class(modeling: Any, owner: Any, name: str, ours: type[nn.Module], kin
     return patching.replace(cls, "__init__", _patching(cls, init))
 
 
-def _patching(cls: type, init: Any) -> Any:
+def _patching(cls: Any, init: Any) -> Any:
     inherited = "__init__" not in vars(cls)
 
     @functools.wraps(init)
     def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         if inherited:
-            super(cls, self).__init__(*args, **kwargs)  # type: ignore[misc]
+            super(cls, self).__init__(*args, **kwargs)
         else:
             init(self, *args, **kwargs)
         if next(base for base in type(self).__mro__ if "__init__" in vars(base)) is cls:  # else it is not built yet
@@ -51,7 +51,8 @@ def _patching(cls: type, init: Any) -> Any:
 
 
 def _patch_built(module: nn.Module) -> None:
-    places = patching.builds.get(type(module), {})
+    cls = type(module)
+    places = patching.builds.get(cls, {})
     built = places.get(patching.ANYWHERE) or (places.get(_builder(module)) if places else None)
     if built is None or not _has_vector_weight(module):
         return
@@ -59,7 +60,7 @@ def _patch_built(module: nn.Module) -> None:
     if reason is None:
         expected.patch_unasked(module, built.owner)
     else:
-        warn_once(logger, type(module), "built-stock", name=type(module).__name__, reason=reason)
+        warn_once(logger, cls, "built-stock", name=cls.__name__, reason=reason)
 
 
 def _has_vector_weight(module: nn.Module) -> bool:

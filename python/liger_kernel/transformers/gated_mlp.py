@@ -17,7 +17,7 @@ from liger_kernel.ops import LigerGELUMulFunction
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import stock_code
 from liger_kernel.transformers.messages import warn_once
-from liger_kernel.transformers.other_dtypes import is_compiling, is_other
+from liger_kernel.transformers.stock_calls import is_compiling, is_of_stock, is_other
 from liger_kernel.transformers.patching import PatchedAs
 from liger_kernel.transformers.while_stock import logger
 
@@ -106,13 +106,23 @@ def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
     known = "act_fn" not in own["_modules"] if seen is None else _is_as_seen(mlp, *seen)
     if not known:
         return _composed(getattr(mlp, "act_fn" if seen is None else seen[0]), *args)
-    if not (is_compiling() and is_other(args[0])):  # a trace has no use for the error
+    if not _are_alike(args) and is_of_stock(mlp):
+        warn_once(logger, mlp, "stock-call", model=type(mlp).__name__, cause="its gate and up differ in shape or dtype")
+    elif not (is_compiling() and is_other(args[0])):  # a trace has no use for the error
         try:
             return function.apply(*args)
         except LigerArgumentError:
             if not is_other(args[0]):
                 raise
     return _composed(getattr(mlp, seen[0]) if seen else _PLAIN.get(function, nn.functional.silu), *args)
+
+
+def _are_alike(args: Any) -> bool:
+    """Gate and up: they might broadcast, or be promoted."""
+    if len(args) < 2:
+        return True
+    gate, up = args[:2]
+    return gate.dtype is up.dtype and gate.shape == up.shape
 
 
 _PLAIN = {LigerGELUMulFunction: functools.partial(nn.functional.gelu, approximate="tanh")}

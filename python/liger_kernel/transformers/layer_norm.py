@@ -13,8 +13,7 @@ from torch import nn
 
 from liger_kernel import _implementation
 from liger_kernel.ops import LigerLayerNormFunction
-from liger_kernel.ops._operator import LigerArgumentError
-from liger_kernel.transformers.other_dtypes import as_stock, is_compiling, is_other
+from liger_kernel.transformers import stock_calls
 from liger_kernel.transformers.patching import PatchedAs
 from liger_kernel.transformers.while_stock import while_stock
 
@@ -68,13 +67,7 @@ class LigerLayerNorm(nn.Module, metaclass=PatchedAs):
         _implementation.accept("layer_norm", getattr(self, "impl", None), getattr(self, "mode", None))
         # torch's own class may have neither weight nor bias
         args = (hidden_states, self.weight, self.bias, self.variance_epsilon)
-        if not (is_compiling() and is_other(*args[:3])):  # a trace has no use for the error
-            try:
-                return LigerLayerNormFunction.apply(*args)
-            except LigerArgumentError:
-                if not is_other(*args[:3]):
-                    raise
-        return as_stock(self, LigerLayerNormFunction, *args)
+        return stock_calls.norm(self, LigerLayerNormFunction, *args, epsilon=self.variance_epsilon)
 
     def extra_repr(self):
         impl, mode = getattr(self, "impl", None), getattr(self, "mode", None)

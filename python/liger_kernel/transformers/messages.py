@@ -23,6 +23,7 @@ MESSAGES = {
     "unexpected-class": "{path} of {model} is not patched: it is {found}, not {expected}",
     "foreign-class-forward": "{path} of {model} is not patched: {found}, which its forward runs, has been replaced",
     "changed-since": "{model} computes as Hugging Face's own again: {cause} since it was patched",
+    "stock-call": "{model} computes as Hugging Face's own where the kernel cannot: {cause}",
     "other-activation": "{path} of {model} is not patched: its activation is {activation}",
     "missing-child": "{path} of {model} is not patched: it has no {child}",
     "foreign-rotary": (

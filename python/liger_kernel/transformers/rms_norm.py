@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from liger_kernel.ops import LigerRMSNormFunction
-from liger_kernel.ops._operator import LigerArgumentError
-from liger_kernel.transformers.other_dtypes import as_stock, is_compiling, is_other
+from liger_kernel.transformers import stock_calls
 from liger_kernel.transformers.patching import PatchedAs
 from liger_kernel.transformers.while_stock import while_stock
 
@@ -61,22 +60,17 @@ class LigerRMSNorm(nn.Module, metaclass=PatchedAs):
 
     @while_stock
     def forward(self, hidden_states):
+        epsilon, casting_mode = self.variance_epsilon, getattr(self, "casting_mode", "llama")
         args = (
             hidden_states,
             getattr(self, "weight", None),
-            self.variance_epsilon,
+            epsilon,
             getattr(self, "offset", 0.0),
-            getattr(self, "casting_mode", "llama"),
+            casting_mode,
             getattr(self, "in_place", True),
             getattr(self, "row_mode", None),
         )
-        if not (is_compiling() and is_other(*args[:2])):  # a trace has no use for the error
-            try:
-                return LigerRMSNormFunction.apply(*args)
-            except LigerArgumentError:
-                if not is_other(*args[:2]):
-                    raise
-        return as_stock(self, LigerRMSNormFunction, *args)
+        return stock_calls.norm(self, LigerRMSNormFunction, *args, epsilon=epsilon, promotes=casting_mode == "llama")
 
     def extra_repr(self):
         weight = getattr(self, "weight", None)

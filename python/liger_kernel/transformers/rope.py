@@ -8,7 +8,7 @@ import torch
 
 from liger_kernel.ops import LigerRopeFunction
 from liger_kernel.ops._operator import LigerArgumentError
-from liger_kernel.transformers.other_dtypes import is_compiling, is_other
+from liger_kernel.transformers.stock_calls import is_compiling, is_other
 
 
 def rotated_by_operator(function: Any, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args):

@@ -1,0 +1,72 @@
+"""Calls of patched modules that our operators do not take, or of which they would make another dtype: the stock forward
+computes them. A model may be in double; a norm's weight may broadcast, its epsilon be trained."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from liger_kernel.ops._operator import LigerArgumentError
+from liger_kernel.transformers import patching
+from liger_kernel.transformers.messages import warn_once
+
+logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
+
+is_compiling = torch.compiler.is_dynamo_compiling
+_OURS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def is_other(*tensors: Any) -> bool:
+    """Whether one is of a dtype that the library does not have."""
+    return any(isinstance(tensor, torch.Tensor) and tensor.dtype not in _OURS for tensor in tensors)
+
+
+def is_of_stock(module: nn.Module) -> bool:
+    """Whether a stock forward stands below ours."""
+    return patching.is_patched(module) and not patching.is_ours(_stock_forward(module))
+
+
+def _stock_forward(module: nn.Module) -> Any:
+    return patching.patched_class(type(module)).forward  # type: ignore[attr-defined]
+
+
+def norm(module: nn.Module, function: Any, x: Any, weight: Any, *args: Any, epsilon: Any, promotes: bool = False) -> Any:
+    """`function.apply(x, weight, *args)`, or what the stock forward says of x. `promotes`: the stock forward multiplies by
+    the weight last."""
+    if promotes and _is_promoted(x, weight) and is_of_stock(module):
+        return _stock_forward(module)(module, x)
+    if not (is_compiling() and (is_other(x, weight) or _cause(x, weight, epsilon))):  # a trace has no use for the error
+        try:
+            return function.apply(x, weight, *args)
+        except (LigerArgumentError, TypeError):
+            if not is_other(x, weight, *args):
+                if not is_of_stock(module):
+                    raise
+                cause = _cause(x, weight, epsilon) or f"its input is {type(x).__name__}"
+                warn_once(logger, module, "stock-call", model=type(module).__name__, cause=cause)
+    return _stock_forward(module)(module, x) if is_of_stock(module) else function.torch_forward(x, weight, *args)
+
+
+def _is_promoted(x: Any, weight: Any) -> bool:
+    """Whether their product is wider than x. What autocast makes of it next is narrow again."""
+    dtype = getattr(weight, "dtype", None)
+    if dtype is None or dtype is x.dtype or torch.is_autocast_enabled(x.device.type):
+        return False
+    return torch.promote_types(x.dtype, dtype) is not x.dtype
+
+
+def _cause(x: Any, weight: Any, epsilon: Any) -> str:
+    """In words, what of a norm the kernel does not take."""
+    if not isinstance(epsilon, (int, float)):
+        return f"its epsilon is a {type(epsilon).__name__}"
+    if not epsilon >= 0:
+        return f"its epsilon is {epsilon}"
+    if weight is None:
+        return ""
+    if not isinstance(weight, torch.Tensor):
+        return f"its weight is a {type(weight).__name__}"
+    is_vector = weight.ndim == 1 and x.ndim and weight.shape[0] == x.shape[-1]
+    return "" if is_vector else f"its weight has the shape {tuple(weight.shape)}"
