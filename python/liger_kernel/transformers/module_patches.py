@@ -39,7 +39,11 @@ class MethodsOf:
 
     def methods(self, cls: type) -> Mapping[str, Any]:
         name, epsilon = self.owner.__name__, self.epsilon
-        methods: dict[str, Any] = {**dict(self.attributes), "forward": self.owner.forward, "_get_name": lambda self: name}
+        methods: dict[str, Any] = {
+            **dict(self.attributes),
+            "forward": self.owner.forward,
+            "_get_name": lambda self: name,
+        }
         methods.update(watching(cls, self.written, self.values))
         if epsilon:
             methods["variance_epsilon"] = property(

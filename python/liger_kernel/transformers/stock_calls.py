@@ -33,7 +33,9 @@ def _stock_forward(module: nn.Module) -> Any:
     return patching.patched_class(type(module)).forward  # type: ignore[attr-defined]
 
 
-def norm(module: nn.Module, function: Any, x: Any, weight: Any, *args: Any, epsilon: Any, promotes: bool = False) -> Any:
+def norm(
+    module: nn.Module, function: Any, x: Any, weight: Any, *args: Any, epsilon: Any, promotes: bool = False
+) -> Any:
     """`function.apply(x, weight, *args)`, or what the stock forward says of x. `promotes`: the stock forward multiplies by
     the weight last."""
     if promotes and _is_promoted(x, weight) and is_of_stock(module):

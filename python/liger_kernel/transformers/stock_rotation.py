@@ -150,6 +150,8 @@ class _Calls:
             return False
         if not q.shape[position] == k.shape[position] == cos.shape[-2]:
             return False
+        if any(cos.dtype not in (x.dtype, torch.float32) for x in (q, k)):
+            return False  # ours rounds q and k to the dtype of narrow tables
         if self._keeps_dtype or torch.is_autocast_enabled(q.device.type):  # which rounds what goes into attention
             return True
         return all(torch.promote_types(x.dtype, cos.dtype) is x.dtype for x in (q, k))
