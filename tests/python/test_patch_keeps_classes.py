@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
+import importlib
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -20,7 +23,13 @@ from transformers.models.gemma import modeling_gemma  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402
 from transformers.models.qwen2_vl import modeling_qwen2_vl  # noqa: E402
 
-from liger_kernel.transformers import LigerLayerNorm, LigerRMSNorm, monkey_patch, revert_liger_kernel  # noqa: E402
+from liger_kernel.transformers import (  # noqa: E402
+    LigerLayerNorm,
+    LigerRMSNorm,
+    LigerSwiGLUMLP,
+    monkey_patch,
+    revert_liger_kernel,
+)
 
 pytestmark = pytest.mark.usefixtures("unpatched")
 
@@ -124,6 +133,39 @@ def test_a_name_that_a_modelling_module_has_from_elsewhere_is_patched_there_alon
     assert isinstance(tower.blocks[0].norm1, LigerLayerNorm)
     revert_liger_kernel()
     assert type(tiny_models.build("qwen2_vl").model.visual.blocks[0].norm1) is nn.LayerNorm
+
+
+@pytest.mark.parametrize("reverted", [False, True])
+@pytest.mark.parametrize("name", ["LlamaRMSNorm", "LlamaMLP", "LlamaForCausalLM", "LlamaRotaryEmbedding"])
+def test_a_class_of_a_reloaded_module_can_be_freed(name, reverted, monkeypatch):
+    for key, value in list(vars(modeling_llama).items()):
+        monkeypatch.setitem(vars(modeling_llama), key, value)  # put back after the test
+    importlib.reload(modeling_llama)
+    old = weakref.ref(getattr(modeling_llama, name))
+    apply("llama")
+    tiny = modeling_llama.LlamaForCausalLM(tiny_llama.config())
+    tiny(**tiny_models.batch())
+    del tiny
+    if reverted:
+        revert_liger_kernel()
+    importlib.reload(modeling_llama)
+    apply("llama")
+    gc.collect()
+    assert old() is None
+
+
+def test_activations_of_ever_new_classes_can_be_freed():
+    seen = weakref.WeakSet()
+    for _ in range(300):
+        mlp = modeling_llama.LlamaMLP(tiny_llama.config())
+        monkey_patch._patch_swiglu_module(mlp, LigerSwiGLUMLP)
+        mlp.act_fn.__class__ = type("SiLU", (type(mlp.act_fn),), {})
+        mlp.__dict__["_liger_activation"] = ("act_fn", type(mlp.act_fn))
+        seen.add(type(mlp.act_fn))
+        mlp(torch.ones(1, 32))
+    del mlp
+    gc.collect()
+    assert len(seen) < 300
 
 
 # ---- the class of a patched module -----------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from liger_kernel.ops import LigerGELUMulFunction
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import stock_code
 from liger_kernel.transformers.messages import warn_once
-from liger_kernel.transformers.stock_calls import is_compiling, is_of_stock, is_other
 from liger_kernel.transformers.patching import PatchedAs
+from liger_kernel.transformers.stock_calls import is_compiling, is_of_stock, is_other
 from liger_kernel.transformers.while_stock import logger
 
 _HOOKS = nn.modules.module._global_forward_hooks

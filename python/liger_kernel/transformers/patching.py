@@ -59,12 +59,24 @@ def is_real(owner: Any) -> bool:
 # ---- attributes of modules and classes -------------------------------------------------------------------------------
 
 
-@dataclass
 class _Replacement:
-    owner: Callable[[], Any]  # a weak reference: a record must not keep a reloaded module's old classes alive
-    name: str
-    original: Any
-    ours: Any
+    """Keeps no class of a reloaded module alive: not as owner, nor through methods, which know the class that they were
+    written in. An original method lives as long as ours, which is made of it."""
+
+    def __init__(self, owner: Any, name: str, original: Any, ours: Any) -> None:
+        self.owner, self.name, self._hold = _weak(owner), name, _weak if isinstance(owner, type) else _strong
+        self.set(original, ours)
+
+    def set(self, original: Any, ours: Any) -> None:
+        self._original, self._ours = self._hold(original), self._hold(ours)
+
+    @property
+    def original(self) -> Any:
+        return self._original()
+
+    @property
+    def ours(self) -> Any:
+        return self._ours()
 
 
 _replacements: list[_Replacement] = []
@@ -83,11 +95,15 @@ class Built:
     activation: str
 
 
-def _weak(owner: Any) -> Callable[[], Any]:
+def _weak(value: Any) -> Callable[[], Any]:
     try:
-        return weakref.ref(owner)
+        return weakref.ref(value)
     except TypeError:
-        return lambda: owner
+        return _strong(value)
+
+
+def _strong(value: Any) -> Callable[[], Any]:
+    return lambda: value
 
 
 def _record_of(owner: Any, name: str) -> _Replacement | None:
@@ -111,11 +127,12 @@ def replace(owner: Any, name: str, new: Any) -> bool:
     if record is None:
         if is_ours(current):  # put there by hand: what stood there before is not known, so it stays
             return True
-        record = _Replacement(_weak(owner), name, Absent if inherited else current, new)
+        record = _Replacement(owner, name, Absent if inherited else current, new)
         _replacements.append(record)
     elif not is_ours(current):  # reloaded, or replaced by a third party, since the last time
-        record.original = current
-    record.ours = new
+        record.set(current, new)
+    else:
+        record.set(record.original, new)
     setattr(owner, name, new)
     return True
 
@@ -138,7 +155,7 @@ def restore(owner: Any, name: str) -> None:
 def _undo(record: _Replacement) -> bool:
     """Whether it is undone, or there is nothing left to undo it on."""
     owner = record.owner()
-    if owner is None:
+    if owner is None or record.ours is None:
         return True
     if getattr(owner, record.name, Absent) is not record.ours:
         return False

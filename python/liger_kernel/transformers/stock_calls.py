@@ -65,7 +65,7 @@ def _cause(x: Any, weight: Any, epsilon: Any) -> str:
     if not isinstance(epsilon, (int, float)):
         return f"its epsilon is a {type(epsilon).__name__}"
     if not epsilon >= 0:
-        return f"its epsilon is {epsilon}"
+        return "its epsilon is negative, or no number"
     if weight is None:
         return ""
     if not isinstance(weight, torch.Tensor):

@@ -150,7 +150,7 @@ def of_forward(cls: type) -> Code:
     return next((code for code in known if code is not None), None) or Code(cls)
 
 
-@functools.cache
+@functools.lru_cache(256)  # of classes that somebody makes anew for each model, too
 def of_call(cls: type) -> Code:
     """That of a call of a module of torch's or transformers' own, which are never reloaded; another's, for which somebody has
     asked by hand, is right as it was."""
@@ -270,7 +270,7 @@ def _made_by(wrapper: Any) -> str:
     return str(getattr(code, "co_qualname", unseen)).partition(".")[0]
 
 
-@functools.cache
+@functools.lru_cache(4096)
 def _decorators(file: str, line: int) -> tuple[str, ...]:
     """The last names of those above a function, whose text begins with the first of them."""
     found = []
@@ -288,7 +288,7 @@ def _folder(package: str) -> str:
     return os.path.join(os.path.dirname(sys.modules[package].__file__ or "?"), "")
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def _defined_in(module: str) -> frozenset[str]:
     """The functions and classes that the text of a module defines."""
     try:

@@ -23,8 +23,8 @@ from torch import nn
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import patching, stock
 from liger_kernel.transformers.messages import warn_once
-from liger_kernel.transformers.stock_calls import is_compiling
 from liger_kernel.transformers.stock import names_in
+from liger_kernel.transformers.stock_calls import is_compiling
 from liger_kernel.transformers.stock_code import Code, Place
 
 logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
