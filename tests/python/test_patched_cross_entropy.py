@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
 from unittest import mock
 
 import pytest
@@ -14,7 +16,12 @@ transformers = pytest.importorskip("transformers", reason="needs transformers")
 import tiny_llama  # noqa: E402
 from llama_patching import assert_close, assert_same_step, only  # noqa: E402
 
-from liger_kernel.transformers import apply_liger_kernel_to_llama, revert_liger_kernel  # noqa: E402
+from liger_kernel.transformers import (  # noqa: E402
+    LigerCrossEntropyLoss,
+    apply_liger_kernel_to_llama,
+    monkey_patch,
+    revert_liger_kernel,
+)
 from liger_kernel.transformers import functional as liger_functional  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unpatched")
@@ -205,3 +212,49 @@ def test_a_double_backward_is_refused_in_words(device):
     apply_liger_kernel_to_llama(**only(cross_entropy=True))
     with pytest.raises(RuntimeError, match="second derivatives are not provided"):
         torch.autograd.grad(whole(logits, target), logits, create_graph=True)
+
+
+# ---- the class of torch.nn -------------------------------------------------------------------------------------------
+
+
+def reductions():
+    logits, classes = torch.randn(2, 5, 4, 4), torch.randint(5, (2, 4, 4))
+    flat, targets = logits[:, :, 0, 0], classes[:, 0, 0]
+    yield {}, (logits, classes)
+    yield {}, (flat, flat.softmax(1))
+    yield {"reduce": False}, (flat, targets)
+    yield {"reduction": "none"}, (flat.double(), targets)
+    yield {"reduction": "sum", "ignore_index": 1, "label_smoothing": 0.1}, (flat, targets)
+    yield {"weight": torch.rand(5)}, (flat, targets)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_torchs_class_of_the_loss_is_patched_where_it_is_built_and_stays_itself(family):
+    own, before = nn.CrossEntropyLoss, nn.CrossEntropyLoss()
+
+    class Derived(nn.CrossEntropyLoss):
+        def __init__(self):
+            super(nn.CrossEntropyLoss, self).__init__()
+
+    expected = [nn.CrossEntropyLoss(**options)(*inputs) for options, inputs in map_seeded()]
+    getattr(monkey_patch, f"apply_liger_kernel_to_{family}")(cross_entropy=True, fused_linear_cross_entropy=False)
+    assert nn.CrossEntropyLoss is own and isinstance(before, own) and Derived()
+    assert pickle.loads(pickle.dumps(functools.partial(nn.CrossEntropyLoss))).func is own
+    for (options, inputs), value in zip(map_seeded(), expected, strict=True):
+        assert_close(nn.CrossEntropyLoss(**options)(*inputs), value)
+    loss, (_, (logits, targets)) = nn.CrossEntropyLoss(), list(map_seeded())[-1]
+    assert isinstance(loss, LigerCrossEntropyLoss) and not isinstance(before, LigerCrossEntropyLoss)
+    with counted() as operator:
+        loss(logits, targets)
+        assert operator.called
+    assert_close(torch.jit.script(loss)(logits, targets), before(logits, targets))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "cross_entropy", lambda *args, **kwargs: "theirs")
+        assert loss(logits, targets) == "theirs"
+    monkey_patch.revert_liger_kernel()
+    assert type(nn.CrossEntropyLoss()) is own
+
+
+def map_seeded():
+    torch.manual_seed(0)
+    return reductions()

@@ -162,10 +162,10 @@ def _somebody_elses(place: Place, current: Any, code: Code | None) -> str | None
 def _replace_cross_entropy(row: Row, modeling: Any) -> bool:
     if row.cross_entropy == "attribute":
         stays = _stays(modeling, "CrossEntropyLoss", modeling)
-        return stays or patching.replace(modeling, "CrossEntropyLoss", LigerCrossEntropyLoss)
+        return stays or built_later.patch_class(modeling, modeling, "CrossEntropyLoss", LigerCrossEntropyLoss)
     if row.cross_entropy == "nn":
         stays = _stays(modeling.nn, "CrossEntropyLoss", modeling)
-        return stays or patching.replace(modeling.nn, "CrossEntropyLoss", LigerCrossEntropyLoss)
+        return stays or built_later.patch_class(modeling, modeling.nn, "CrossEntropyLoss", LigerCrossEntropyLoss)
     from transformers.loss import loss_utils
 
     functional = loss_utils.nn.functional
@@ -200,7 +200,7 @@ def _replace_classes(modeling: Any, kind: Kind) -> list[bool]:
         *owners, name = path.split(".")
         owner = functools.reduce(getattr, owners, modeling)
         stays = _stays(owner, name, modeling)
-        replaced.append(stays or built_later.patch_class(modeling, owner, name, ours, kind))
+        replaced.append(stays or built_later.patch_class(modeling, owner, name, ours, kind.activation))
     return replaced
 
 

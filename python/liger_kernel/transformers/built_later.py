@@ -14,12 +14,13 @@ from typing import Any
 from torch import nn
 
 from liger_kernel.transformers import expected, patching, stock_code
+from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
 from liger_kernel.transformers.messages import warn_once
-from liger_kernel.transformers.module_patches import logger
-from liger_kernel.transformers.rows import Kind
+from liger_kernel.transformers.module_patches import give_methods, logger
+from liger_kernel.transformers.torch_cross_entropy import OfLosses
 
 
-def patch_class(modeling: Any, owner: Any, name: str, ours: type[nn.Module], kind: Kind) -> bool:
+def patch_class(modeling: Any, owner: Any, name: str, ours: type[nn.Module], activation: str = "") -> bool:
     """The class `name` of a modelling module, or of torch.nn, builds patched modules from now on. In a substitute for a
     modelling module ours goes by its name. False if there is no such name."""
     cls = getattr(owner, name, None)
@@ -28,7 +29,7 @@ def patch_class(modeling: Any, owner: Any, name: str, ours: type[nn.Module], kin
     # what a modelling module has imported is patched where its code builds it, and nowhere else
     is_imported = owner is modeling and cls.__module__ != modeling.__name__
     where = modeling.__name__ if is_imported else patching.ANYWHERE
-    patching.builds.setdefault(cls, {})[where] = patching.Built(ours, kind.activation)
+    patching.builds.setdefault(cls, {})[where] = patching.Built(ours, activation)
     init: Any = cls.__init__  # type: ignore[misc]
     if any(map(patching.is_ours, stock_code.links_of(init))):  # also below what others have put over it
         return True
@@ -58,7 +59,10 @@ def _patch_built(module: nn.Module) -> None:
         return
     reason = _why_stock(module, built)
     if reason is None:
-        expected.patch_unasked(module, built.owner)
+        if issubclass(built.owner, LigerCrossEntropyLoss):
+            give_methods(module, OfLosses())
+        else:
+            expected.patch_unasked(module, built.owner)
     else:
         warn_once(logger, cls, "built-stock", name=cls.__name__, reason=reason)
 

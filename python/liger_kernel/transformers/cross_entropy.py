@@ -7,9 +7,10 @@ from torch import nn
 
 from liger_kernel.ops import LigerCrossEntropyFunction
 from liger_kernel.transformers.functional import loss_or_output
+from liger_kernel.transformers.patching import PatchedAs
 
 
-class CrossEntropyModule(nn.Module):
+class CrossEntropyModule(nn.Module, metaclass=PatchedAs):
     """The options that every cross entropy here has. AssertionError for those that none accepts."""
 
     def __init__(

@@ -7,13 +7,17 @@ torch.func, forward-mode derivatives, and torch.jit, whose traces and scripts ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from liger_kernel.transformers import patching
+from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
 from liger_kernel.transformers.functional import liger_cross_entropy
+from liger_kernel.transformers.while_stock import watching, while_stock
 
 _PLAIN = (torch.Tensor, nn.Parameter)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -72,6 +76,29 @@ def cross_entropy(
     return liger_cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
     )
+
+
+@while_stock
+def _forward(self, input, target):
+    """As that of torch.nn.CrossEntropyLoss."""
+    return cross_entropy(
+        input,
+        target,
+        weight=self.weight,
+        ignore_index=self.ignore_index,
+        reduction=self.reduction,
+        label_smoothing=self.label_smoothing,
+    )
+
+
+@dataclass(frozen=True)
+class OfLosses:
+    """What a torch.nn.CrossEntropyLoss is patched with: see `patching.Patch`. It takes what torch's takes."""
+
+    owner: type[nn.Module] = LigerCrossEntropyLoss
+
+    def methods(self, cls: type) -> Mapping[str, Any]:
+        return {"forward": _forward, **watching(cls, written=True)}
 
 
 # torch.jit.script compiles what this answers, instead of the source above
