@@ -172,6 +172,22 @@ def test_activations_of_ever_new_classes_can_be_freed():
 
 
 @both_ways
+def test_the_class_of_a_patched_module_is_pickled(way):
+    """As policies that name the classes of layers are."""
+    if way == "class":
+        apply("llama")
+    model = tiny_llama.build()
+    apply("llama", model)
+    layer = model.model.layers[0]
+    classes = {type(each) for each in (model, layer.mlp, layer.input_layernorm)}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(functools.partial(isinstance, classes), protocol)).args[0] == classes
+    assert copy.deepcopy(classes) == classes
+    revert_liger_kernel(model)
+    assert type(layer.mlp) is modeling_llama.LlamaMLP
+
+
+@both_ways
 @pytest.mark.parametrize("derived", [False, True])
 def test_a_module_is_built_by_the_class_of_a_patched_one(derived, way):
     """As programs do that widen or narrow a layer."""

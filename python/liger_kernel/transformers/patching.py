@@ -175,6 +175,22 @@ class Patch(Protocol):
     def methods(self, cls: type) -> Mapping[str, Callable[..., Any]]: ...
 
 
+class _Made(type):
+    """The class of the classes made here, by which they are pickled: no name leads to them."""
+
+
+def _reduced(cls: type) -> Any:
+    return (_patched, (cls.__bases__[0], vars(cls)[_PATCH])) if _PATCH in vars(cls) else cls.__qualname__
+
+
+copyreg.pickle(_Made, _reduced)  # type: ignore[arg-type]
+
+
+def _metaclass(cls: type) -> type:
+    """That of the class which somebody wrote."""
+    return type if type(cls) is _Made else type(cls)
+
+
 def _patched(cls: type, patch: Patch) -> type:
     """The subclass of `cls` with the methods of `patch`. One for each pair, found again through `cls`: nothing here keeps
     a reloaded module's classes alive. It goes by the name of `cls`, which others save, print and choose by."""
@@ -183,7 +199,8 @@ def _patched(cls: type, patch: Patch) -> type:
         if vars(subclass).get(_PATCH) == patch:
             return subclass
     named = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    made: Any = type(cls)(cls.__name__, (cls,), {**named, **patch.methods(cls), _PATCH: patch})
+    metaclass = _Made if type(cls) is type else type(cls)
+    made: Any = metaclass(cls.__name__, (cls,), {**named, **patch.methods(cls), _PATCH: patch})
 
     # Its own, although it does as an inherited one would: tools that wrap those of all classes put back what they found.
     @functools.wraps(cls.__init__)  # type: ignore[misc]
@@ -260,7 +277,7 @@ def unpatched(cls: type) -> type:
         return cls
     cell = types.CellType()  # what `super()` without arguments asks for the class that it stands in
     own = {n: _moved(v, cls, cell) for n, v in vars(cls).items() if n not in ("__dict__", "__weakref__")}
-    made = type(cls)(cls.__name__, tuple(map(unpatched, cls.__bases__)), own)
+    made = _metaclass(cls)(cls.__name__, tuple(map(unpatched, cls.__bases__)), own)
     cell.cell_contents = made
     return made
 
