@@ -58,7 +58,8 @@ def modulated_rms_norm_forward(
 ) -> tuple:
     """(Y, X as [rows, H], RSTD, block size, warps, casting number); the two sizes are opaque and zero here."""
     casting = casting_number(casting_mode)
-    return rms_norm_results(*modulated_rms_norm(X, W, scale, shift, eps, offset, casting), X, casting)
+    y, rstd = modulated_rms_norm(X, W, scale, shift, eps, offset, casting)
+    return rms_norm_results(y, rstd, X, casting)
 
 
 def modulated_rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, scale: Tensor, shift: Tensor | None,

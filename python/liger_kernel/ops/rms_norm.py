@@ -35,7 +35,8 @@ def rms_norm_forward(
 ) -> tuple:
     """(Y, X as [rows, H], RSTD, block size, warps, casting number); the two sizes are opaque and zero here."""
     casting = casting_number(casting_mode)
-    return rms_norm_results(*rms_norm(X, W, eps, offset, casting), X, casting)
+    y, rstd = rms_norm(X, W, eps, offset, casting)
+    return rms_norm_results(y, rstd, X, casting)
 
 
 def rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, RSTD: Tensor, offset: float, casting_mode: str | int,
