@@ -258,7 +258,7 @@ static bool parse(int count, char **words, struct options *options) {
 }
 
 /* Memory of large cases stays with the process: a third of a run would go into getting the same pages again. */
-enum { KEPT_BYTES = 1 << 29 };
+enum { KEPT_BYTES = 1 << 30 };
 static void keep_pages(void) {
 #ifdef __GLIBC__
     mallopt(M_MMAP_THRESHOLD, 1 << 30);

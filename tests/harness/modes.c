@@ -261,8 +261,8 @@ static void mode_alias(const struct mode_setup *setup, const struct op_cases *op
 
 /* A NaN or an infinity in one element of one input must come out where arithmetic says. */
 static void specials_case(const struct mode_setup *setup, struct op_run *run, struct report *report) {
-    (void)setup;
     static const double specials[] = {NAN, INFINITY, -INFINITY};
+    if (setup->quick && run->types.index == LIGER_I32) return; /* the second choice: other loads, the same arithmetic */
     bool planted = false;
     for (int i = 0; i < run->op->tensor_count; i++) {
         if (!run->spec[i].specials || run->spec[i].role == ROLE_OUT || run->count[i] == 0) continue;

@@ -4,12 +4,19 @@
 #include <math.h>
 
 #include "tests/harness/op_run.h"
+#include "tests/harness/rows_cases.h"
 
 void norm_ranges(const struct op_case *c, struct tensor_spec *spec, uint32_t ranges, double huge, double tiny) {
     const bool alone = c->scalar[EPSILON] == 0;
     spec->ranges = alone ? ranges & ~(1u << RANGE_SUBNORMAL) : ranges;
     spec->huge = huge;
     spec->tiny = alone ? tiny : 0;
+}
+
+struct tensor_spec norm_input(const struct op_case *c, const char *name, uint32_t ranges) {
+    struct tensor_spec spec = rows_tensor(c, name, ROLE_IN);
+    norm_ranges(c, &spec, ranges, NORM_OF_SQUARES);
+    return spec;
 }
 
 double norm_rstd(const struct op_case *c, const double *row, int64_t cols, int power) {

@@ -12,6 +12,8 @@ enum { EPSILON, NORM_SCALARS };
 void norm_ranges(const struct op_case *c, struct tensor_spec *spec, uint32_t ranges, double huge, double tiny);
 /* Of squares. */
 #define NORM_OF_SQUARES 0x1p55, 0x1p-55
+/* Rows whose squares are added up. */
+struct tensor_spec norm_input(const struct op_case *c, const char *name, uint32_t ranges);
 
 /* 1 / sqrt(mean(row^(2·power)) + epsilon) of one row. */
 double norm_rstd(const struct op_case *c, const double *row, int64_t cols, int power);

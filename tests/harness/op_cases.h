@@ -257,6 +257,19 @@ struct op_cases {
 #define OP_PROPERTIES(table) .properties = table, .property_count = OP_COUNT(table)
 #define OP_BENCH(table) .bench = table, .bench_count = OP_COUNT(table)
 
+/* Of one function reference_<way> and naive_<way>, which evaluate one problem and write to the same tensors of `t`. */
+#define OP_EVALUATED(way, type, problem, ref, naive, ...)                                                              \
+    static void reference_##way(const struct op_case *c, const struct op_types *types, double *const *t) {             \
+        const type p = problem;                                                                                        \
+        (void)types;                                                                                                   \
+        ref(&p, __VA_ARGS__);                                                                                          \
+    }                                                                                                                  \
+    static void naive_##way(const struct op_case *c, const struct op_types *types, double *const *t) {                 \
+        const type p = problem;                                                                                        \
+        (void)types;                                                                                                   \
+        naive(&p, __VA_ARGS__);                                                                                        \
+    }
+
 /* v rounded to the nearest value of a float dtype, ties to even; v itself for LIGER_DTYPE_NONE. */
 double op_round(liger_dtype dtype, double v);
 

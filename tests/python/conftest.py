@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import own_process
-import pytest
-import torch
+import os
+
+# Read by OpenMP when torch is imported, here and in the processes that tests start: the threads of several workers share the
+# cores, and one that waits by spinning takes the time of one that works. More than half of a run of small models went into it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import own_process  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 SESSION = pytest.StashKey[pytest.Session]()
 

@@ -47,8 +47,9 @@ def start(*program: object, **environment: str) -> subprocess.Popen:
 
 
 def _of_torch(environment: Mapping[str, str]) -> dict[str, str]:
-    """What an interpreter, or torch when it is imported, may have read: all but what says which test this is."""
-    later = ("LIGER_", "PYTEST_CURRENT_TEST", "PYTHONPATH", "CUDA_MODULE_LOADING")  # the last: torch sets it with CUDA
+    """What an interpreter, or torch when it is imported, may have read: all but what says which test this is, and what torch
+    sets itself, with CUDA and when it compiles."""
+    later = ("LIGER_", "PYTEST_CURRENT_TEST", "PYTHONPATH", "CUDA_MODULE_LOADING", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
     return {name: value for name, value in environment.items() if not name.startswith(later)}
 
 

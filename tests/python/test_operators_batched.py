@@ -126,12 +126,19 @@ def test_vectorized_jacobian(case, device):
 REFUSED = "liger::{}: an argument has a forward-mode tangent"
 
 
+# Compiled, an operator's own call is one of torch.ops.
+ways_to_a_tangent = pytest.mark.parametrize(
+    "call, how",
+    [(call, how) for call in ("operator", "torch.ops") for how in ("jvp", "forward level")]
+    + [("operator", "compiled jvp")],
+)
+
+
 def first_result(results):
     return results if isinstance(results, Tensor) else results[0]
 
 
-@pytest.mark.parametrize("how", ["jvp", "forward level", "compiled jvp"])
-@pytest.mark.parametrize("call", ["operator", "torch.ops"])
+@ways_to_a_tangent
 def test_an_operator_refuses_tangents(case, device, how, call):
     operator = case.function.operator
     first, *rest = operator_arguments(case, on(device, case.make(5)))
@@ -150,8 +157,7 @@ def test_an_operator_refuses_tangents(case, device, how, call):
         assert torch.equal(function(first)[0], function(first)[0])
 
 
-@pytest.mark.parametrize("how", ["jvp", "forward level", "compiled jvp"])
-@pytest.mark.parametrize("call", ["operator", "torch.ops"])
+@ways_to_a_tangent
 def test_a_derivative_refuses_tangents(case, device, how, call):
     """Of each of its tensors alone."""
     derivative = case.function.operator.derivative

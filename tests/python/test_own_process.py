@@ -89,6 +89,15 @@ def test_what_the_test_has_set_is_not_lost(monkeypatch):
     assert own_process.output("-c", code) == "False\n1\n"
 
 
+def test_what_a_compilation_has_set_is_no_reason_for_an_interpreter(monkeypatch):
+    """torch.compile leaves its folder and an address in the environment of the process that has used it."""
+    code = "import sys; print('torch' in sys.modules)"
+    assert own_process.output("-c", code) == "True\n"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/nowhere")
+    monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "1")
+    assert own_process.output("-c", code) == "True\n"
+
+
 def test_an_end_that_nobody_has_seen_is_a_failure():
     """Whoever looks after the program may be killed before the program is."""
     done = own_process.run("-c", "import os; os.kill(os.getppid(), 9); raise SystemExit(3)")

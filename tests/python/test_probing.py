@@ -1,4 +1,5 @@
-"""apply_liger_kernel: a family without a row is patched where its modules compute what ours do, and only there."""
+"""apply_liger_kernel: a family without a row is patched where its modules compute what ours do, and only there. Forwards:
+test_probing_forwards.py."""
 
 from __future__ import annotations
 
@@ -10,11 +11,9 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
-import tiny_llama  # noqa: E402
 import tiny_models  # noqa: E402
 from llama_patching import assert_same_step, warnings_of  # noqa: E402
 from tiny_llama import run  # noqa: E402
-from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
 
 from liger_kernel.transformers import apply_liger_kernel, patching, revert_liger_kernel  # noqa: E402
 
@@ -323,200 +322,6 @@ def test_what_breaks_the_model_is_taken_back():
     assert_same_step(run(model, **tiny_models.batch()), expected, 1e-4)
 
 
-class OfNoFamily(transformers.LlamaConfig):
-    model_type = "of_no_family"
-
-
-class OwnLoss(transformers.LlamaForCausalLM):
-    config_class = OfNoFamily
-    dropout = log_z = 0.0
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        logits, loss = self.lm_head(nn.functional.dropout(hidden, self.dropout, self.training)), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            if self.log_z:
-                loss = loss + self.log_z * logits.float().logsumexp(-1).square().mean()
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-class DropsBeforeTheHead(OwnLoss):
-    dropout = 0.5
-
-
-class AddsLogZ(OwnLoss):
-    log_z = 3e-3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("cls", "fused"), [(OwnLoss, True), (DropsBeforeTheHead, False), (AddsLogZ, False)])
-def test_a_forward_that_does_more_is_not_fused(cls, fused, dtype):
-    options = {name: value for name, value in tiny_llama.config().to_dict().items() if name != "model_type"}
-    model = cls(OfNoFamily(**options)).to(dtype).train()
-    assert (FUSED in apply_liger_kernel(model).values()) == fused
-
-
-class CapsLogits(OwnLoss):
-    """Those of a model that is not trained yet are far below."""
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        logits, loss = self.lm_head(hidden).clamp(-50, 50), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-class WithANumber(OwnLoss):
-    """As Bamba has one."""
-
-    z_loss_coefficient = 0.0
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        logits, loss = self.lm_head(hidden), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            if self.z_loss_coefficient > 0:
-                loss = loss + self.z_loss_coefficient * helper(logits)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-def helper(logits):
-    return logits.float().logsumexp(-1).square().mean()
-
-
-class WithANumberOfTheConfig(OwnLoss):
-    """As GraniteSWA and HyperCLOVA X have one."""
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        logits, loss = self.lm_head(hidden) * self.config.logits_scaling, None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-def of_no_family(cls):
-    options = {name: value for name, value in tiny_llama.config().to_dict().items() if name != "model_type"}
-    torch.manual_seed(0)
-    return cls(OfNoFamily(**options, logits_scaling=1.0)).train()
-
-
-def test_a_forward_that_caps_its_logits_is_not_fused():
-    done = apply_liger_kernel(of_no_family(CapsLogits))
-    assert FUSED not in done.values() and "model.norm" in done
-
-
-class Own(OwnLoss):
-    """A forward as many write it. What a class below changes shows for some batches only."""
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        hidden, labels, given = self.changed(input_ids, attention_mask, hidden, labels, kwargs)
-        logits, loss = self.lm_head(hidden), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **given)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-    def changed(self, ids, mask, hidden, labels, given):
-        return hidden, labels, given
-
-
-class IgnoresPadding(Own):
-    def changed(self, ids, mask, hidden, labels, given):
-        return hidden, labels.masked_fill(mask == 0, -100), given
-
-
-class IgnoresPadTokens(Own):
-    def changed(self, ids, mask, hidden, labels, given):
-        return hidden, labels.masked_fill(ids == (self.config.pad_token_id or 0), -100), given
-
-
-class MasksHiddenStates(Own):
-    def changed(self, ids, mask, hidden, labels, given):
-        return hidden * mask[..., None], labels, given
-
-
-class KeepsKeywords(Own):
-    def changed(self, ids, mask, hidden, labels, given):
-        return hidden, labels, {}
-
-
-class ClampsLabels(Own):
-    def changed(self, ids, mask, hidden, labels, given):
-        return hidden, labels.clamp(min=0), given
-
-
-class OfTheLastPositions(Own):
-    def changed(self, ids, mask, hidden, labels, given):
-        return hidden[:, -8:], labels[:, -8:], given
-
-
-class OfTheFirstSequence(Own):
-    def changed(self, ids, mask, hidden, labels, given):
-        return hidden[:1], labels[:1], given
-
-
-class GivesTheBaseNoKeywords(OwnLoss):
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        logits, loss = self.lm_head(hidden), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-class WithATemperature(OwnLoss):
-    def forward(self, input_ids=None, attention_mask=None, labels=None, temperature=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        logits, loss = self.lm_head(hidden if temperature is None else hidden / temperature), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-FORWARDS = [
-    IgnoresPadding,
-    IgnoresPadTokens,
-    MasksHiddenStates,
-    KeepsKeywords,
-    ClampsLabels,
-    OfTheLastPositions,
-    OfTheFirstSequence,
-    GivesTheBaseNoKeywords,
-    WithATemperature,
-]
-
-
-@pytest.mark.parametrize("cls", [Own, *FORWARDS])
-def test_a_forward_that_differs_for_other_batches_is_not_fused(cls):
-    done = apply_liger_kernel(of_no_family(cls))
-    assert (FUSED in done.values()) == (cls is Own) and "model.norm" in done
-
-
-def set_coefficient(model):
-    model.z_loss_coefficient = 0.1
-
-
-def set_scaling(model):
-    model.config.logits_scaling = 2.0
-
-
-@pytest.mark.parametrize(("cls", "change"), [(WithANumber, set_coefficient), (WithANumberOfTheConfig, set_scaling)])
-def test_a_number_that_is_set_later_counts(cls, change):
-    models = [of_no_family(cls), of_no_family(cls)]
-    assert FUSED in apply_liger_kernel(models[1]).values()
-    for changed in (False, True):
-        if changed:
-            for model in models:
-                change(model)
-        expected, step = (run(model, **tiny_models.batch()) for model in models)
-        assert_same_step(step, expected, 1e-4)
-        assert (step[0].logits is None) == (not changed)
-
-
 def test_trying_leaves_modes_buffers_and_random_numbers_as_they_were():
     model = build("SeedOssForCausalLM", head_dim=8)
     model.model.layers[0].eval()
@@ -735,23 +540,6 @@ def test_a_norm_whose_changes_can_be_seen_is_patched(make):
     model = build("SeedOssForCausalLM", head_dim=8)
     model.model.norm = make(model.model.norm)
     assert "model.norm" in apply_liger_kernel(model)
-
-
-class DropsByAChild(OwnLoss):
-    def __init__(self, config):
-        super().__init__(config)
-        self.drop = nn.Dropout(0.0)
-
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        logits, loss = self.lm_head(self.drop(hidden)), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-def test_a_forward_with_another_child_is_not_fused():
-    assert FUSED not in apply_liger_kernel(of_no_family(DropsByAChild)).values()
 
 
 @pytest.mark.parametrize("change", ["rotate_half", "rotary_emb"])

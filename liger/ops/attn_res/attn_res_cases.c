@@ -99,14 +99,8 @@ static void forward_options(const struct op_case *c, void *args) {
 }
 OP_DOOR(attn_res_forward, forward_options)
 
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct attn_res_ref p = problem(c, types, t[V], t[QUERY], t[NORM]);
-    attn_res_forward_ref(&p, t[H], t[ALPHA], t[RSTD]);
-}
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct attn_res_ref p = problem(c, types, t[V], t[QUERY], t[NORM]);
-    attn_res_forward_naive(&p, t[H], t[ALPHA], t[RSTD]);
-}
+OP_EVALUATED(forward, struct attn_res_ref, problem(c, types, t[V], t[QUERY], t[NORM]), attn_res_forward_ref,
+             attn_res_forward_naive, t[H], t[ALPHA], t[RSTD])
 
 /* h is a mean of v's, which may cancel. */
 static void magnitudes_forward(const struct op_case *c, const struct op_types *types, double *const *t,
@@ -174,14 +168,8 @@ static void backward_options(const struct op_case *c, void *args) {
 OP_DOOR(attn_res_backward, backward_options)
 OP_DOOR_WORKSPACE(attn_res_backward)
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct attn_res_ref p = problem(c, types, t[BV], t[BQUERY], t[BNORM]);
-    attn_res_backward_ref(&p, t[DH], t[BALPHA], t[BRSTD], t[DV], t[DQUERY], t[DNORM]);
-}
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct attn_res_ref p = problem(c, types, t[BV], t[BQUERY], t[BNORM]);
-    attn_res_backward_naive(&p, t[DH], t[BALPHA], t[BRSTD], t[DV], t[DQUERY], t[DNORM]);
-}
+OP_EVALUATED(backward, struct attn_res_ref, problem(c, types, t[BV], t[BQUERY], t[BNORM]), attn_res_backward_ref,
+             attn_res_backward_naive, t[DH], t[BALPHA], t[BRSTD], t[DV], t[DQUERY], t[DNORM])
 
 /* ⟨dh, v⟩ without its signs: ds is a difference of such. */
 static double size_of_ds(const struct op_case *c, double *const *t, int64_t row) {

@@ -150,17 +150,8 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
 OP_DOOR(dyt_backward, NULL)
 OP_DOOR_WORKSPACE(dyt_backward)
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct dyt_ref p = problem(c, t[BX], t[BALPHA], t[BGAMMA], NULL);
-    (void)types;
-    dyt_ref_backward(&p, t[DY], t[DX], t[DALPHA], t[DGAMMA], t[DBETA]);
-}
-
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct dyt_ref p = problem(c, t[BX], t[BALPHA], t[BGAMMA], NULL);
-    (void)types;
-    dyt_naive_backward(&p, t[DY], t[DX], t[DALPHA], t[DGAMMA], t[DBETA]);
-}
+OP_EVALUATED(backward, struct dyt_ref, problem(c, t[BX], t[BALPHA], t[BGAMMA], NULL), dyt_ref_backward,
+             dyt_naive_backward, t[DY], t[DX], t[DALPHA], t[DGAMMA], t[DBETA])
 
 /* What dalpha adds up, without its signs. */
 static void magnitudes_backward(const struct op_case *c, const struct op_types *types, double *const *t,

@@ -182,16 +182,8 @@ static void backward_options(const struct op_case *c, void *args) {
 OP_DOOR(embedding_backward, backward_options)
 OP_DOOR_WORKSPACE(embedding_backward)
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    const struct embedding_ref p = problem(c, t[B_INDICES]);
-    embedding_backward_ref(&p, t[DY], t[DWEIGHT]);
-}
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    const struct embedding_ref p = problem(c, t[B_INDICES]);
-    embedding_backward_naive(&p, t[DY], t[DWEIGHT]);
-}
+OP_EVALUATED(backward, struct embedding_ref, problem(c, t[B_INDICES]), embedding_backward_ref, embedding_backward_naive,
+             t[DY], t[DWEIGHT])
 
 /* Every addition is off by u of what it comes to: all of them by as much as their root of squares, as a rule. The largest
  * of all rows and columns, with the tokens in their order. */

@@ -132,17 +132,8 @@ static void forward_options(const struct op_case *c, void *args) {
 OP_DOOR(group_norm_forward, forward_options)
 OP_DOOR_WORKSPACE(group_norm_forward)
 
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct group_norm_ref p = problem(c, t[X], t[WEIGHT], t[BIAS]);
-    (void)types;
-    group_norm_ref_forward(&p, t[Y], t[STATISTICS]);
-}
-
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct group_norm_ref p = problem(c, t[X], t[WEIGHT], t[BIAS]);
-    (void)types;
-    group_norm_naive_forward(&p, t[Y], t[STATISTICS]);
-}
+OP_EVALUATED(forward, struct group_norm_ref, problem(c, t[X], t[WEIGHT], t[BIAS]), group_norm_ref_forward,
+             group_norm_naive_forward, t[Y], t[STATISTICS])
 
 static void magnitudes_forward(const struct op_case *c, const struct op_types *types, double *const *t,
                                double *magnitude) {
@@ -240,17 +231,8 @@ static void backward_options(const struct op_case *c, void *args) {
 OP_DOOR(group_norm_backward, backward_options)
 OP_DOOR_WORKSPACE(group_norm_backward)
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct group_norm_ref p = problem(c, t[BX], t[BWEIGHT], NULL);
-    (void)types;
-    group_norm_ref_backward(&p, t[DY], t[BSTATISTICS], t[DX], t[DWEIGHT], t[DBIAS]);
-}
-
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct group_norm_ref p = problem(c, t[BX], t[BWEIGHT], NULL);
-    (void)types;
-    group_norm_naive_backward(&p, t[DY], t[BSTATISTICS], t[DX], t[DWEIGHT], t[DBIAS]);
-}
+OP_EVALUATED(backward, struct group_norm_ref, problem(c, t[BX], t[BWEIGHT], NULL), group_norm_ref_backward,
+             group_norm_naive_backward, t[DY], t[BSTATISTICS], t[DX], t[DWEIGHT], t[DBIAS])
 
 /* dx is a difference of three terms: its error follows the largest one. The sums over a channel may cancel. */
 static void magnitudes_backward(const struct op_case *c, const struct op_types *types, double *const *t,

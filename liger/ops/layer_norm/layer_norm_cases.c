@@ -53,12 +53,6 @@ static const struct op_case bench[] = {
 };
 /* clang-format on */
 
-static struct tensor_spec input(const struct op_case *c, const char *name, uint32_t ranges) {
-    struct tensor_spec spec = rows_tensor(c, name, ROLE_IN);
-    norm_ranges(c, &spec, ranges, NORM_OF_SQUARES);
-    return spec;
-}
-
 static struct layer_norm_ref problem(const struct op_case *c, const double *x, const double *weight,
                                      const double *bias) {
     return (struct layer_norm_ref){.rows = rows_of(c),
@@ -75,7 +69,7 @@ enum { X, WEIGHT, BIAS, Y, MEAN, RSTD, FORWARD_TENSORS };
 
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     const double cols = (double)c->size[COLS];
-    spec[X] = input(c, "x", OP_EVERY_RANGE);
+    spec[X] = norm_input(c, "x", OP_EVERY_RANGE);
     spec[WEIGHT] = op_parameter("weight", ROLE_IN, c->size[COLS], c->flags & NO_WEIGHT);
     spec[BIAS] = op_parameter("bias", ROLE_IN, c->size[COLS], c->flags & NO_BIAS);
     spec[BIAS].values = VALUES_NORMAL;
@@ -92,17 +86,8 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
 
 OP_DOOR_SCALARS(layer_norm_forward, "epsilon")
 
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct layer_norm_ref p = problem(c, t[X], t[WEIGHT], t[BIAS]);
-    (void)types;
-    layer_norm_ref_forward(&p, t[Y], t[MEAN], t[RSTD]);
-}
-
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct layer_norm_ref p = problem(c, t[X], t[WEIGHT], t[BIAS]);
-    (void)types;
-    layer_norm_naive_forward(&p, t[Y], t[MEAN], t[RSTD]);
-}
+OP_EVALUATED(forward, struct layer_norm_ref, problem(c, t[X], t[WEIGHT], t[BIAS]), layer_norm_ref_forward,
+             layer_norm_naive_forward, t[Y], t[MEAN], t[RSTD])
 
 static void magnitudes_forward(const struct op_case *c, const struct op_types *types, double *const *t,
                                double *magnitude) {
@@ -144,8 +129,8 @@ enum { DY, BX, BWEIGHT, BMEAN, BRSTD, DX, DWEIGHT, DBIAS, BACKWARD_TENSORS };
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     const double cols = (double)c->size[COLS], rows = (double)rows_of(c);
-    spec[DY] = input(c, "dy", 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
-    spec[BX] = input(c, "x", OP_EVERY_RANGE);
+    spec[DY] = norm_input(c, "dy", 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
+    spec[BX] = norm_input(c, "x", OP_EVERY_RANGE);
     spec[BWEIGHT] = op_parameter("weight", ROLE_IN, c->size[COLS], c->flags & NO_WEIGHT);
     spec[BMEAN] = rows_statistic(c, "mean", ROLE_IN, false);
     spec[BRSTD] = rows_statistic(c, "rstd", ROLE_IN, false);
@@ -174,17 +159,8 @@ static void prepare_backward(const struct op_case *c, const struct op_types *typ
 OP_DOOR(layer_norm_backward, NULL)
 OP_DOOR_WORKSPACE(layer_norm_backward)
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct layer_norm_ref p = problem(c, t[BX], t[BWEIGHT], NULL);
-    (void)types;
-    layer_norm_ref_backward(&p, t[DY], t[BMEAN], t[BRSTD], t[DX], t[DWEIGHT], t[DBIAS]);
-}
-
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct layer_norm_ref p = problem(c, t[BX], t[BWEIGHT], NULL);
-    (void)types;
-    layer_norm_naive_backward(&p, t[DY], t[BMEAN], t[BRSTD], t[DX], t[DWEIGHT], t[DBIAS]);
-}
+OP_EVALUATED(backward, struct layer_norm_ref, problem(c, t[BX], t[BWEIGHT], NULL), layer_norm_ref_backward,
+             layer_norm_naive_backward, t[DY], t[BMEAN], t[BRSTD], t[DX], t[DWEIGHT], t[DBIAS])
 
 /* dx is a difference of three terms: its error follows the largest one. */
 static void magnitudes_backward(const struct op_case *c, const struct op_types *types, double *const *t,

@@ -102,16 +102,7 @@ static void describe_pre_forward(const struct op_case *c, struct tensor_spec *sp
     spec[Y] = rows(c, "y", ROLE_OUT, KIND_T);
 }
 OP_DOOR(mhc_pre_forward, NULL)
-static void reference_pre_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mhc_ref p = problem(c, t[X]);
-    (void)types;
-    mhc_pre_forward_ref(&p, t[H_PRE], t[Y]);
-}
-static void naive_pre_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mhc_ref p = problem(c, t[X]);
-    (void)types;
-    mhc_pre_forward_naive(&p, t[H_PRE], t[Y]);
-}
+OP_EVALUATED(pre_forward, struct mhc_ref, problem(c, t[X]), mhc_pre_forward_ref, mhc_pre_forward_naive, t[H_PRE], t[Y])
 static void magnitudes_pre_forward(const struct op_case *c, const struct op_types *types, double *const *t,
                                    double *magnitude) {
     (void)types;
@@ -147,16 +138,8 @@ static void describe_pre_backward(const struct op_case *c, struct tensor_spec *s
     spec[PDH_PRE] = dots(c, "dh_pre", false);
 }
 OP_DOOR(mhc_pre_backward, NULL)
-static void reference_pre_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mhc_ref p = problem(c, t[PX]);
-    (void)types;
-    mhc_pre_backward_ref(&p, t[PDY], t[PH_PRE], t[PDX], t[PDH_PRE]);
-}
-static void naive_pre_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mhc_ref p = problem(c, t[PX]);
-    (void)types;
-    mhc_pre_backward_naive(&p, t[PDY], t[PH_PRE], t[PDX], t[PDH_PRE]);
-}
+OP_EVALUATED(pre_backward, struct mhc_ref, problem(c, t[PX]), mhc_pre_backward_ref, mhc_pre_backward_naive, t[PDY],
+             t[PH_PRE], t[PDX], t[PDH_PRE])
 static void magnitudes_pre_backward(const struct op_case *c, const struct op_types *types, double *const *t,
                                     double *magnitude) {
     (void)types;
@@ -206,16 +189,8 @@ static void describe_post_forward(const struct op_case *c, struct tensor_spec *s
     spec[RY] = streams(c, "y", ROLE_OUT);
 }
 OP_DOOR(mhc_post_res_forward, NULL)
-static void reference_post_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mhc_ref p = problem(c, t[RX]);
-    (void)types;
-    mhc_post_res_forward_ref(&p, t[RF], t[RH_POST], t[RH_RES], t[RY]);
-}
-static void naive_post_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mhc_ref p = problem(c, t[RX]);
-    (void)types;
-    mhc_post_res_forward_naive(&p, t[RF], t[RH_POST], t[RH_RES], t[RY]);
-}
+OP_EVALUATED(post_forward, struct mhc_ref, problem(c, t[RX]), mhc_post_res_forward_ref, mhc_post_res_forward_naive,
+             t[RF], t[RH_POST], t[RH_RES], t[RY])
 static void magnitudes_post_forward(const struct op_case *c, const struct op_types *types, double *const *t,
                                     double *magnitude) {
     (void)types;
@@ -257,16 +232,8 @@ static void describe_post_backward(const struct op_case *c, struct tensor_spec *
     spec[BDH_RES] = dots(c, "dh_res", true);
 }
 OP_DOOR(mhc_post_res_backward, NULL)
-static void reference_post_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mhc_ref p = problem(c, t[BX]);
-    (void)types;
-    mhc_post_res_backward_ref(&p, t[BDY], t[BF], t[BH_POST], t[BH_RES], t[BDX], t[BDF], t[BDH_POST], t[BDH_RES]);
-}
-static void naive_post_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mhc_ref p = problem(c, t[BX]);
-    (void)types;
-    mhc_post_res_backward_naive(&p, t[BDY], t[BF], t[BH_POST], t[BH_RES], t[BDX], t[BDF], t[BDH_POST], t[BDH_RES]);
-}
+OP_EVALUATED(post_backward, struct mhc_ref, problem(c, t[BX]), mhc_post_res_backward_ref, mhc_post_res_backward_naive,
+             t[BDY], t[BF], t[BH_POST], t[BH_RES], t[BDX], t[BDF], t[BDH_POST], t[BDH_RES])
 static void magnitudes_post_backward(const struct op_case *c, const struct op_types *types, double *const *t,
                                      double *magnitude) {
     const double up = of_x(c, t[BDY]), hc = (double)c->size[HC], cols = (double)c->size[C];

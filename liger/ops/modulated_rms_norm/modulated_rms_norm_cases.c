@@ -110,14 +110,8 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
 
 OP_DOOR_SCALARS(modulated_rms_norm_forward, "epsilon", "offset", "casting")
 
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct modulated_ref p = problem(c, types, t[X], t[WEIGHT], t[SCALE], t[SHIFT]);
-    modulated_ref_forward(&p, t[Y], t[RSTD]);
-}
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct modulated_ref p = problem(c, types, t[X], t[WEIGHT], t[SCALE], t[SHIFT]);
-    modulated_naive_forward(&p, t[Y], t[RSTD]);
-}
+OP_EVALUATED(forward, struct modulated_ref, problem(c, types, t[X], t[WEIGHT], t[SCALE], t[SHIFT]),
+             modulated_ref_forward, modulated_naive_forward, t[Y], t[RSTD])
 
 static void magnitudes_forward(const struct op_case *c, const struct op_types *types, double *const *t,
                                double *magnitude) {

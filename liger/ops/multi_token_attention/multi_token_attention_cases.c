@@ -278,14 +278,8 @@ static void backward_options(const struct op_case *c, void *args) {
 OP_DOOR(multi_token_attention_backward, backward_options)
 OP_DOOR_WORKSPACE(multi_token_attention_backward)
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mta_ref p = problem(c, types, t[B_SCORES], t[B_WEIGHT]);
-    mta_ref_backward(&p, t[B_STATISTICS], t[DY], t[DSCORES], t[DWEIGHT], t[DBIAS]);
-}
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct mta_ref p = problem(c, types, t[B_SCORES], t[B_WEIGHT]);
-    mta_naive_backward(&p, t[B_STATISTICS], t[DY], t[DSCORES], t[DWEIGHT], t[DBIAS]);
-}
+OP_EVALUATED(backward, struct mta_ref, problem(c, types, t[B_SCORES], t[B_WEIGHT]), mta_ref_backward,
+             mta_naive_backward, t[B_STATISTICS], t[DY], t[DSCORES], t[DWEIGHT], t[DBIAS])
 
 static void magnitudes_backward(const struct op_case *c, const struct op_types *types, double *const *t,
                                 double *magnitude) {

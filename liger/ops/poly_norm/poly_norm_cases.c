@@ -99,17 +99,8 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
 
 OP_DOOR_SCALARS(poly_norm_forward, "epsilon")
 
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct poly_norm_ref p = problem(c, t[X], t[WEIGHT], t[BIAS]);
-    (void)types;
-    poly_norm_ref_forward(&p, t[Y], t[RSTD]);
-}
-
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct poly_norm_ref p = problem(c, t[X], t[WEIGHT], t[BIAS]);
-    (void)types;
-    poly_norm_naive_forward(&p, t[Y], t[RSTD]);
-}
+OP_EVALUATED(forward, struct poly_norm_ref, problem(c, t[X], t[WEIGHT], t[BIAS]), poly_norm_ref_forward,
+             poly_norm_naive_forward, t[Y], t[RSTD])
 
 /* The sum of the terms without their signs. */
 static void magnitudes_forward(const struct op_case *c, const struct op_types *types, double *const *t,
@@ -173,17 +164,8 @@ static void prepare_backward(const struct op_case *c, const struct op_types *typ
 OP_DOOR(poly_norm_backward, NULL)
 OP_DOOR_WORKSPACE(poly_norm_backward)
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct poly_norm_ref p = problem(c, t[BX], t[BWEIGHT], NULL);
-    (void)types;
-    poly_norm_ref_backward(&p, t[DY], t[BRSTD], t[DX], t[DWEIGHT], t[DBIAS]);
-}
-
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct poly_norm_ref p = problem(c, t[BX], t[BWEIGHT], NULL);
-    (void)types;
-    poly_norm_naive_backward(&p, t[DY], t[BRSTD], t[DX], t[DWEIGHT], t[DBIAS]);
-}
+OP_EVALUATED(backward, struct poly_norm_ref, problem(c, t[BX], t[BWEIGHT], NULL), poly_norm_ref_backward,
+             poly_norm_naive_backward, t[DY], t[BRSTD], t[DX], t[DWEIGHT], t[DBIAS])
 
 /* dx is a sum of six terms, and the parameters' gradients are sums over everything: without their signs. */
 static void magnitudes_backward(const struct op_case *c, const struct op_types *types, double *const *t,

@@ -56,12 +56,6 @@ static const struct op_case bench[] = {
 };
 /* clang-format on */
 
-static struct tensor_spec input(const struct op_case *c, const char *name, uint32_t ranges) {
-    struct tensor_spec spec = rows_tensor(c, name, ROLE_IN);
-    norm_ranges(c, &spec, ranges, NORM_OF_SQUARES);
-    return spec;
-}
-
 static struct rms_norm_ref problem(const struct op_case *c, const struct op_types *types, const double *x,
                                    const double *weight) {
     return (struct rms_norm_ref){.rows = rows_of(c),
@@ -81,7 +75,7 @@ enum { X, WEIGHT, Y, RSTD, RESIDUAL, SUM, FORWARD_TENSORS }; /* the last two: ad
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     const bool none = c->scalar[CASTING] == LIGER_CAST_NONE, llama = c->scalar[CASTING] == LIGER_CAST_LLAMA;
     const bool weighted = !(c->flags & NO_WEIGHT);
-    spec[X] = input(c, "x", OP_EVERY_RANGE);
+    spec[X] = norm_input(c, "x", OP_EVERY_RANGE);
     spec[WEIGHT] = op_parameter("weight", ROLE_IN, c->size[COLS], !weighted);
     spec[Y] = rows_tensor(c, "y", ROLE_OUT);
     spec[Y].relative = 1 + (none ? 2 : 0) + (weighted && (none || llama) ? 2 : 0);
@@ -93,7 +87,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
 
 static void describe_add_forward(const struct op_case *c, struct tensor_spec *spec) {
     describe_forward(c, spec);
-    spec[RESIDUAL] = input(c, "residual", OP_EVERY_RANGE);
+    spec[RESIDUAL] = norm_input(c, "residual", OP_EVERY_RANGE);
     spec[SUM] = rows_tensor(c, "sum", ROLE_OUT); /* budget 0: x + residual rounded to T, nothing else */
 }
 
@@ -174,8 +168,8 @@ enum { DY, BX, BWEIGHT, BRSTD, DX, DWEIGHT, DSUM, BACKWARD_TENSORS }; /* dsum: a
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     const double cols = (double)c->size[COLS], rows = (double)rows_of(c);
     const bool llama = c->scalar[CASTING] == LIGER_CAST_LLAMA, weighted = !(c->flags & NO_WEIGHT);
-    spec[DY] = input(c, "dy", 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
-    spec[BX] = input(c, "x", OP_EVERY_RANGE);
+    spec[DY] = norm_input(c, "dy", 1u << RANGE_HUGE | 1u << RANGE_OFFSET);
+    spec[BX] = norm_input(c, "x", OP_EVERY_RANGE);
     spec[BWEIGHT] = op_parameter("weight", ROLE_IN, c->size[COLS], !weighted);
     spec[BRSTD] = rows_statistic(c, "rstd", ROLE_IN, false);
     spec[DX] = rows_tensor(c, "dx", ROLE_OUT);
@@ -207,25 +201,11 @@ OP_DOOR_WORKSPACE(rms_norm_backward)
 OP_DOOR_SCALARS(add_rms_norm_backward, NULL, "offset", "casting")
 OP_DOOR_WORKSPACE(add_rms_norm_backward)
 
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
-    rms_norm_ref_backward(&p, t[DY], NULL, t[BRSTD], t[DX], t[DWEIGHT]);
-}
+OP_EVALUATED(backward, struct rms_norm_ref, problem(c, types, t[BX], t[BWEIGHT]), rms_norm_ref_backward,
+             rms_norm_naive_backward, t[DY], NULL, t[BRSTD], t[DX], t[DWEIGHT])
 
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
-    rms_norm_naive_backward(&p, t[DY], NULL, t[BRSTD], t[DX], t[DWEIGHT]);
-}
-
-static void reference_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
-    rms_norm_ref_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
-}
-
-static void naive_add_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const struct rms_norm_ref p = problem(c, types, t[BX], t[BWEIGHT]);
-    rms_norm_naive_backward(&p, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT]);
-}
+OP_EVALUATED(add_backward, struct rms_norm_ref, problem(c, types, t[BX], t[BWEIGHT]), rms_norm_ref_backward,
+             rms_norm_naive_backward, t[DY], t[DSUM], t[BRSTD], t[DX], t[DWEIGHT])
 
 /* dx is a difference of two terms: its error follows the larger one. */
 static void magnitudes_backward(const struct op_case *c, const struct op_types *types, double *const *t,

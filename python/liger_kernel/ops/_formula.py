@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel._native import LigerArgumentError, untraced
-from liger_kernel.ops._memory import PLAIN, parameter, rows, wide_rows
+from liger_kernel.ops._memory import PLAIN, parameter, planes, rows, wide_rows
 
 
 def require_shape(operator: str, name: str, tensor: Tensor | None, shape: tuple) -> None:
@@ -20,14 +20,15 @@ def require_shape(operator: str, name: str, tensor: Tensor | None, shape: tuple)
 
 
 def check_by_roles(operator: Any, words: dict[str, str], given: tuple) -> None:
-    """Rows are of one shape, and a parameter has an element for each of their columns."""
+    """Rows are of one shape, and a parameter has an element for each of their columns, or of the channels of planes."""
     tensors = [(a, value) for a, value in zip(operator.inputs, given) if a.is_tensor and value is not None]
-    first = tensors[0][1]
+    role, first = tensors[0][0].prepare, tensors[0][1]
+    width = first.shape[1:2] if role is planes else first.shape[-1:]
     for argument, value in tensors:
         if argument.prepare in (rows, wide_rows):
             require_shape(operator.name, words[argument.name], value, first.shape)
         elif argument.prepare is parameter:
-            require_shape(operator.name, words[argument.name], value, first.shape[-1:])
+            require_shape(operator.name, words[argument.name], value, width)
     operator.require_floats(given, words)
 
 

@@ -460,10 +460,18 @@ class Operator:
 
 
 class KeepsStatistics(Operator):
-    """The second of its two results is f32, of a shape for which there is no wish: its description makes it itself."""
+    """The second of its two results is f32, of a shape for which there is no wish."""
+
+    def shape(self, *given: Any) -> Sequence[int]:
+        raise NotImplementedError
 
     def statistics(self, *given: Any) -> Tensor:
-        raise NotImplementedError
+        """Zeros where there may be nothing to have them, which nobody writes."""
+        made = given[0].new_empty if given[0].numel() else given[0].new_zeros
+        return made(self.shape(*given), dtype=torch.float32)
+
+    def eager(self, *args: Any) -> Any:
+        return self.function(*args, self._made[0], self.statistics(*args))
 
     def _new(self, wish: Wish, likes: tuple, ready: list) -> Tensor:
         return self.statistics(*ready) if wish.kind == Wish.PER_ROW.kind else super()._new(wish, likes, ready)
@@ -489,14 +497,15 @@ class Shaped(Operator):
         return self.function(*given, fresh(made))
 
 
-def as_of(dtype_of: Tensor | None, other: Tensor | None, result: Any, wish: Wish, refusal: str) -> Any:
-    """`wish`, the gradient of `dtype_of`, in the place of a wish for that of `other`: the library makes both in one dtype.
-    Where theirs are two it makes them in f32, which is what both are widened to when the call as it stands is refused."""
+def as_of(one: Tensor | None, other: Tensor | None, result: Any, wish: Wish | None = None) -> Any:
+    """`wish`, the gradient of `one`, in the place of a wish for that of `other`: the library makes both in one dtype. Where
+    theirs are two it makes them in f32, which is what both are widened to when the call as it stands is refused. Without a
+    wish, because `other` has another shape: its memory."""
     if not isinstance(result, Wish) or result == Wish.NOTHING:
         return result
-    if dtype_of is None or other is None or dtype_of.dtype is not other.dtype:
-        raise LigerArgumentError(refusal)
-    return wish
+    if one is None or other is None or one.dtype is not other.dtype or (wish and one.shape != other.shape):
+        raise LigerArgumentError("two parameters are not alike")
+    return wish or new_rows(other)
 
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._operator import Asked, Constants, LigerArgumentError, Made, Operator, Rows, Weight, Wish
+from liger_kernel.ops._operator import Asked, Constants, Made, Operator, Rows, Weight, Wish, as_of
 
 
 @Operator
@@ -25,12 +25,7 @@ def dyt(x: Rows, alpha: Constants, gamma: Weight, beta: Weight | None, y: Made =
 def dyt_gradient(dy: Rows, x: Rows, alpha: Constants, gamma: Weight, beta: Weight | None,
                  dx: Asked = Wish.LIKE[1], dalpha: Asked = Wish.LIKE[2], dgamma: Asked = Wish.LIKE[3],
                  dbeta: Asked = Wish.LIKE[4], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    """The library makes the gradient of beta in gamma's dtype. Where theirs are two it makes both in f32, which is what they
-    are widened to when the call as it stands is refused."""
-    if isinstance(dbeta, Wish) and dbeta != Wish.NOTHING:
-        if beta is None or gamma.dtype is not beta.dtype:
-            raise LigerArgumentError("dyt: gamma and beta are of two dtypes")
-        dbeta = Wish.LIKE[3]
+    dbeta = as_of(gamma, beta, dbeta, Wish.LIKE[3])
     return _native.dyt_backward(dy, x, alpha, gamma, dx, dalpha, dgamma, dbeta, scratch)
 
 

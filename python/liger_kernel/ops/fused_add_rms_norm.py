@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._casting import NATIVE_CASTING, casting_number
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Asked, Made, Operator, Rows, Weight, Wish
-from liger_kernel.ops.rms_norm import NATIVE_CASTING, LigerRMSNormFunction, casting_number
+from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
 
 class _AddRMSNorm(Operator):

@@ -11,35 +11,27 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._memory import require_float
 from liger_kernel.ops._operator import Asked, KeepsStatistics, LigerArgumentError, Made, Planes, Weight, Wish, as_of
 
 
-def _statistics(x: Tensor, groups: int) -> Tensor:
-    """Mean and rstd of each group of each sample; zeros where there is nothing to have them, which nobody writes."""
-    made = x.new_empty if x.numel() else x.new_zeros
-    return made((2, x.shape[0] * groups), dtype=torch.float32)
-
-
 class _GroupNorm(KeepsStatistics):
-    def statistics(self, *given: Any) -> Tensor:
-        return _statistics(given[0], given[3])
+    def shape(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, *_: Any) -> tuple:
+        """Mean and rstd of each group of each sample."""
+        return 2, x.shape[0] * groups
 
 
 @_GroupNorm
 def group_norm(x: Planes, weight: Weight, bias: Weight, groups: int, eps: float,
                y: Made = Wish.LIKE, statistics: Made = Wish.PER_ROW) -> Any:  # fmt: skip
-    made = _statistics(x, groups) if isinstance(statistics, Wish) else statistics
-    return _native.group_norm_forward(x, weight, bias, y, made, groups, eps, Wish.SCRATCH), made
+    return _native.group_norm_forward(x, weight, bias, y, statistics, groups, eps, Wish.SCRATCH), statistics
 
 
 @group_norm.gradient
 def group_norm_gradient(dy: Planes, x: Planes, weight: Weight, statistics: Tensor, bias: Weight, groups: int,
                         dx: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2], dbias: Asked = Wish.LIKE[4],
                         scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    dbias = as_of(weight, bias, dbias, Wish.LIKE[2], "group_norm: weight and bias are of two dtypes")
+    dbias = as_of(weight, bias, dbias, Wish.LIKE[2])
     return _native.group_norm_backward(dy, x, weight, statistics, dx, dweight, dbias, groups, scratch)
 
 
@@ -78,16 +70,11 @@ class LigerGroupNormFunction(LigerFunction):
 
     @classmethod
     def check(cls, X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps):
-        """Its parameters have an element for each channel, and not for each column."""
-        named = {"affine_scaling_weight": affine_scaling_weight, "affine_shifting_bias": affine_shifting_bias}
-        cls.arguments(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps)
-        for name, parameter in named.items():
-            require_shape("group_norm", name, parameter, (num_channels,))
+        super().check(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps)
         if num_channels % num_groups:
             raise LigerArgumentError(
                 f"group_norm: num_channels is {num_channels}, no multiple of num_groups {num_groups}"
             )
-        require_float("group_norm", X=X, **named)
 
     @staticmethod
     def torch_forward(X, affine_scaling_weight, affine_shifting_bias, num_channels, num_groups, eps):

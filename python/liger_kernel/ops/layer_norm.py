@@ -32,7 +32,7 @@ class _LayerNormGradient(Operator):
 def layer_norm_gradient(dy: Rows, x: Rows, weight: Weight | None, mean: Tensor, rstd: Tensor, bias: Weight | None,
                         dx: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2], dbias: Asked = Wish.LIKE[5],
                         scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    dbias = as_of(weight, bias, dbias, Wish.LIKE[2], "layer_norm: weight and bias are of two dtypes")
+    dbias = as_of(weight, bias, dbias, Wish.LIKE[2])
     return _native.layer_norm_backward(dy, x, weight, mean, rstd, dx, dweight, dbias, scratch)
 
 

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._casting import NATIVE_CASTING, casting_number, rms_norm_in_f32, rms_norm_results
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._memory import require_float
-from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Modulation, Operator, Rows, Weight, Wish
-from liger_kernel.ops.rms_norm import NATIVE_CASTING, casting_number, rms_norm_in_f32
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Modulation, Operator, Rows, Weight, Wish, as_of
 
 
 @Operator
@@ -30,17 +28,13 @@ def modulated_rms_norm_gradient(dy: Rows, x: Rows, weight: Weight | None, scale:
                                 shift: Modulation | None, offset: float, casting: int, dx: Asked = Wish.LIKE[1],
                                 dweight: Asked = Wish.LIKE[2], dscale: Asked = Wish.LIKE[3],
                                 dshift: Asked = Wish.LIKE[5], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    """Of shift its likeness is needed: the library makes its gradient like that of scale, where they are alike."""
-    if isinstance(dshift, Wish) and dshift != Wish.NOTHING:
-        if shift is None or shift.dtype is not scale.dtype or shift.shape != scale.shape:
-            raise LigerArgumentError("modulated_rms_norm: scale and shift are not alike")
-        dshift = Wish.LIKE[3]
+    dshift = as_of(scale, shift, dshift, Wish.LIKE[3])
     return _native.modulated_rms_norm_backward(
         dy, x, weight, scale, rstd, dx, dweight, dscale, dshift, offset, NATIVE_CASTING[casting], scratch
     )
 
 
-def _check(X: Tensor, W: Tensor | None, scale: Tensor, shift: Tensor | None) -> None:
+def _check(X: Tensor, scale: Tensor, shift: Tensor | None) -> None:
     cols, rows = X.shape[-1:], X.shape[:-1].numel()
     for name, given in (("scale", scale), ("shift", shift)):
         if given is not None and (given.dim() == 0 or given.shape[-1:] != cols):
@@ -57,7 +51,6 @@ def _check(X: Tensor, W: Tensor | None, scale: Tensor, shift: Tensor | None) -> 
         raise LigerArgumentError(
             f"modulated_rms_norm: shift has {shift.shape[:-1].numel()} rows, but scale has {groups}"
         )
-    require_shape("modulated_rms_norm", "W", W, cols)
 
 
 def modulated_rms_norm_forward(
@@ -66,9 +59,7 @@ def modulated_rms_norm_forward(
     """(Y, X as [rows, H], RSTD, block size, warps, casting number); the two sizes are opaque and zero here."""
     casting = casting_number(casting_mode)
     y, rstd = modulated_rms_norm(X, W, scale, shift, eps, offset, casting)
-    if casting == -1:
-        rstd = rstd.to(X.dtype)  # exact: the kernel has rounded it
-    return y, X.reshape(-1, X.shape[-1]), rstd, 0, 0, casting
+    return rms_norm_results(y, rstd, X, casting)
 
 
 def modulated_rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, scale: Tensor, shift: Tensor | None,
@@ -98,12 +89,11 @@ class LigerModulatedRMSNormFunction(LigerFunction):
         return X, W, scale, shift, eps, offset, casting_number(casting_mode)
 
     @classmethod
-    def check(cls, X, W, scale, shift, eps, offset=0.0, casting_mode="llama", in_place=True):
+    def check(cls, X, W, scale, shift, *options):
         if X.dim() == 0:
             raise LigerArgumentError("modulated_rms_norm: X has no dimensions, but its last one is normalised")
-        _check(X, W, scale, shift)
-        given = {"X": X, "W": W, "scale": scale, "shift": shift}
-        require_float(cls.operator.name, **{name: t for name, t in given.items() if t is not None})
+        _check(X, scale, shift)
+        super().check(X, W, scale, shift, *options)
 
     @staticmethod
     def torch_forward(X, W, scale, shift, eps, offset=0.0, casting_mode="llama", in_place=True):

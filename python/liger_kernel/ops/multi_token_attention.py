@@ -17,8 +17,8 @@ from torch.utils.flop_counter import register_flop_formula
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._memory import new_rows, require_float
-from liger_kernel.ops._operator import Asked, Constants, KeepsStatistics, LigerArgumentError, Made, Wish, fresh
+from liger_kernel.ops._memory import require_float
+from liger_kernel.ops._operator import Asked, Constants, KeepsStatistics, LigerArgumentError, Made, Wish, as_of, fresh
 from liger_kernel.ops.sparsemax import _sorted_formula
 
 
@@ -26,16 +26,15 @@ def _y(scores: Tensor, weight: Tensor) -> Tensor:
     return fresh(scores.new_empty((scores.shape[0], weight.shape[0], *scores.shape[2:])))
 
 
-def _statistics(scores: Tensor) -> Tensor:
-    """Two numbers of each row."""
-    return scores.new_empty((*scores.shape[:3], 2), dtype=torch.float32)
-
-
 class _MultiTokenAttention(KeepsStatistics):
     """y has the channels of weight."""
 
-    def statistics(self, *given: Any) -> Tensor:
-        return _statistics(given[0])
+    def shape(self, scores: Tensor, *_: Any) -> tuple:
+        """Two numbers of each row."""
+        return *scores.shape[:3], 2
+
+    def eager(self, *args: Any) -> Any:
+        return self.function(*args, _y(*args[:2]), self.statistics(*args))
 
     def _new(self, wish: Wish, likes: tuple, ready: list) -> Tensor:
         return _y(ready[0], ready[1]) if wish.kind == Wish.LIKE.kind else super()._new(wish, likes, ready)
@@ -45,15 +44,13 @@ class _MultiTokenAttention(KeepsStatistics):
         _check(scores, weight, bias, options[6], options[7], stride=stride, padding=padding, dilation=dilation)
 
     def fake(self, *args: Any) -> Any:
-        return _y(args[0], args[1]), _statistics(args[0])
+        return _y(*args[:2]), self.statistics(*args)
 
 
 @_MultiTokenAttention
 def multi_token_attention(scores: Tensor, weight: Constants, bias: Constants | None, stride_h: int, stride_w: int,
                           padding_h: int, padding_w: int, dilation_h: int, dilation_w: int, groups: int, sparse: int,
                           y: Made = Wish.LIKE, statistics: Made = Wish.PER_ROW) -> Any:  # fmt: skip
-    y = _y(scores, weight) if isinstance(y, Wish) else y
-    statistics = _statistics(scores) if isinstance(statistics, Wish) else statistics
     _native.multi_token_attention_forward(scores, weight, bias, y, statistics, stride_h, stride_w, padding_h, padding_w,
                                           dilation_h, dilation_w, groups, sparse)  # fmt: skip
     return y, statistics
@@ -65,16 +62,11 @@ def multi_token_attention_gradient(dy: Tensor, scores: Tensor, weight: Constants
                                    dilation_h: int, dilation_w: int, groups: int, sparse: int,
                                    dscores: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2],
                                    dbias: Asked = Wish.LIKE[4], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    """The library makes dbias in the weight's dtype. Where theirs are two it makes both in f32, which is what they are widened
-    to when the call as it stands is refused."""
-    options = (stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups, sparse, scratch)
-    if not isinstance(dbias, Wish) or dbias == Wish.NOTHING or bias is None:
-        return _native.multi_token_attention_backward(dy, scores, weight, statistics, dscores, dweight, dbias, *options)
-    if weight.dtype is not bias.dtype:
-        raise LigerArgumentError("multi_token_attention: weight and bias are of two dtypes")
-    made = new_rows(bias)
-    known = (dy, scores, weight, statistics)
-    return *_native.multi_token_attention_backward(*known, dscores, dweight, made, *options), made
+    made = as_of(weight, bias, dbias)
+    found = _native.multi_token_attention_backward(dy, scores, weight, statistics, dscores, dweight, made, stride_h,
+                                                   stride_w, padding_h, padding_w, dilation_h, dilation_w, groups,
+                                                   sparse, scratch)  # fmt: skip
+    return found if made is dbias else (*found, made)
 
 
 def _count_convolution(scores: Any, weight: Any, *_: Any, **__: Any) -> int:

@@ -14,39 +14,28 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._memory import new_rows
-from liger_kernel.ops._operator import Asked, Constants, KeepsStatistics, LigerArgumentError, Made, Rows, Wish
-
-
-def _rstd(x: Tensor) -> Tensor:
-    """Of x³, x² and x of each row."""
-    return x.new_empty((math.prod(x.shape[:-1]), 3), dtype=torch.float32)
+from liger_kernel.ops._operator import Asked, Constants, KeepsStatistics, LigerArgumentError, Made, Rows, Wish, as_of
 
 
 class _PolyNorm(KeepsStatistics):
-    def statistics(self, *given: Any) -> Tensor:
-        return _rstd(given[0])
+    def shape(self, x: Tensor, *_: Any) -> tuple:
+        """rstd of x³, x² and x of each row."""
+        return math.prod(x.shape[:-1]), 3
 
 
 @_PolyNorm
 def poly_norm(x: Rows, weight: Constants, bias: Constants, eps: float,
               y: Made = Wish.LIKE, rstd: Made = Wish.PER_ROW) -> Any:  # fmt: skip
-    made = _rstd(x) if isinstance(rstd, Wish) else rstd
-    return _native.poly_norm_forward(x, weight, bias, y, made, eps), made
+    return _native.poly_norm_forward(x, weight, bias, y, rstd, eps), rstd
 
 
 @poly_norm.gradient
 def poly_norm_gradient(dy: Rows, x: Rows, weight: Constants, rstd: Tensor, bias: Constants,
                        dx: Asked = Wish.LIKE[1], dweight: Asked = Wish.LIKE[2], dbias: Asked = Wish.LIKE[4],
                        scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    """The library makes the gradient of bias in the weight's dtype. Where theirs are two it makes both in f32, which is what
-    they are widened to when the call as it stands is refused."""
-    if not isinstance(dbias, Wish) or dbias == Wish.NOTHING:
-        return _native.poly_norm_backward(dy, x, weight, rstd, dx, dweight, dbias, scratch)
-    if weight.dtype is not bias.dtype:
-        raise LigerArgumentError("poly_norm: weight and bias are of two dtypes")
-    made = new_rows(bias)
-    return *_native.poly_norm_backward(dy, x, weight, rstd, dx, dweight, made, scratch), made
+    made = as_of(weight, bias, dbias)
+    found = _native.poly_norm_backward(dy, x, weight, rstd, dx, dweight, made, scratch)
+    return found if made is dbias else (*found, made)
 
 
 def poly_norm_forward(X: Tensor, W: Tensor, B: Tensor, eps: float = 1e-6) -> tuple:

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._casting import NATIVE_CASTING, casting_number, rms_norm_in_f32, rms_norm_results
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import PLAIN
-from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish
-
-_CASTING_MODES = {"llama": 0, "gemma": 1, "none": -1}
-NATIVE_CASTING = {0: 0, 1: 1, -1: 2}  # the package's numbers -> liger_casting
-
-
-def casting_number(mode: str | int) -> int:
-    """0 llama, 1 gemma, -1 none, from the name or the number."""
-    if mode == "llama":
-        return 0
-    number = _CASTING_MODES.get(mode) if isinstance(mode, str) else mode
-    if not isinstance(number, int) or isinstance(number, bool) or number not in NATIVE_CASTING:
-        raise LigerArgumentError(f"Invalid casting mode: {mode!r}; it must be one of {list(_CASTING_MODES)}")
-    return number
+from liger_kernel.ops._operator import Asked, Made, Operator, Rows, Weight, Wish
 
 
 @Operator
@@ -49,9 +36,7 @@ def rms_norm_forward(
     """(Y, X as [rows, H], RSTD, block size, warps, casting number); the two sizes are opaque and zero here."""
     casting = casting_number(casting_mode)
     y, rstd = rms_norm(X, W, eps, offset, casting)
-    if casting == -1:
-        rstd = rstd.to(X.dtype)  # exact: the kernel has rounded it
-    return y, X.reshape(-1, X.shape[-1]), rstd, 0, 0, casting
+    return rms_norm_results(y, rstd, X, casting)
 
 
 def rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, RSTD: Tensor, offset: float, casting_mode: str | int,
@@ -62,21 +47,6 @@ def rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, RSTD: Tensor, off
     needed = W is not None and needs_dw is not False
     dx, dweight = rms_norm_gradient(flat, X, W, RSTD.float(), offset, casting_number(casting_mode), True, needed)
     return dx.view(dY.shape), dweight if needed else None
-
-
-def rms_norm_in_f32(X: Tensor, W: Tensor | None, eps: float, offset: float, casting: int) -> Tensor:
-    """From differentiable torch operations; not rounded at the end."""
-    x = X.float()
-    if casting == -1:
-        eps, offset = (torch.tensor(v, dtype=X.dtype, device="cpu").item() for v in (eps, offset))
-    rstd = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-    normal = x * (rstd.to(X.dtype).float() if casting == -1 else rstd)
-    if W is None:
-        return normal
-    if casting == 0:
-        normal = normal.to(X.dtype).float()
-    scale = (W + offset).float() if casting == -1 else W.float() + offset
-    return normal * scale
 
 
 class LigerRMSNormFunction(LigerFunction):
