@@ -107,8 +107,8 @@ liger_status linear_slices_run(liger_context *context, const struct linear_slice
         const int64_t left = slices->vocab - first;
         const struct linear_part part = {0, slices->rows, first, left < slices->slice_cols ? left : slices->slice_cols};
         if (!slices->kept) LIGER_TRY(linear_head_logits(context, &head, &part, stream));
-        LIGER_TRY(slices->gradient(context, slices->state, first, part.cols, slices->logits, slices->logits_stride,
-                                   stream));
+        LIGER_TRY(
+            slices->gradient(context, slices->state, first, part.cols, slices->logits, slices->logits_stride, stream));
         if (slices->dx) LIGER_TRY(linear_head_dx(context, &head, &part, dx, stream));
         if (slices->dweight) LIGER_TRY(linear_head_dweight(context, &head, &part, dweight, stream));
         if (slices->dbias) LIGER_TRY(linear_head_dbias(context, &head, &part, slices->dbias, false, stream));

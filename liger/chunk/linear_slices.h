@@ -43,7 +43,8 @@ struct linear_slices {
 size_t linear_slices_workspace(const liger_context *context, const struct linear_slices *slices);
 
 /* The columns per slice that a caller should provide logits for. */
-int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden, int64_t vocab);
+int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
+                           int64_t vocab);
 
 liger_status linear_slices_run(liger_context *context, const struct linear_slices *slices, liger_stream stream);
 

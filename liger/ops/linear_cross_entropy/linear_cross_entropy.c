@@ -216,7 +216,6 @@ liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *contex
     LIGER_REQUIRE(context != NULL && rows != NULL, LIGER_ERR_ARGUMENT, "%s_chunk_rows: context or rows is NULL",
                   door->function);
     LIGER_TRY(door_query(&call, door, context, given, &args, BITS(x, weight)));
-    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB],
-                                           true);
+    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB], true);
     return LIGER_OK;
 }

@@ -232,8 +232,8 @@ struct selection {
 };
 
 static liger_status select_rows(liger_context *context, const struct door_call *call, const struct whole_problem *whole,
-                                const struct scratch *scratch, const void *x, int64_t x_stride,
-                                struct selection *found, liger_stream stream) {
+                                const struct scratch *scratch, const void *x, int64_t x_stride, struct selection *found,
+                                liger_stream stream) {
     const int64_t rows = call->size[ROWS], most = most_rows(call, whole->valid_rows);
     const struct row_select_problem select = {
         .target = whole->target,

@@ -56,7 +56,8 @@ struct logprob_rows_problem {
     int64_t ignore_index;
     const void *selected_ids; /* [selected_count], or NULL */
     int64_t selected_count;
-    struct logprob_results results; /* 0 (false) for ignored rows. A target out of range, where it is not refused: NaN */
+    struct logprob_results
+        results; /* 0 (false) for ignored rows. A target out of range, where it is not refused: NaN */
 };
 
 struct logprob_ignored_problem {
@@ -88,7 +89,7 @@ struct logprob_weights_problem {
     int64_t most;         /* *count > most: NaN */
     const void *target;
     int64_t ignore_index;
-    const float *log_prob, *normalizer; /* as rows has written them; log_prob may be NULL if its upstream is */
+    const float *log_prob, *normalizer;      /* as rows has written them; log_prob may be NULL if its upstream is */
     const float *entropy, *log_sum_sq_probs; /* NULL if the upstream is */
     struct logprob_upstreams upstream;
     struct logits_gradient_row *weights; /* [rows] */

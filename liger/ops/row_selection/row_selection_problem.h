@@ -19,8 +19,8 @@ struct row_select_problem {
     const void *target; /* [rows], contiguous */
     liger_dtype target_dtype;
     int64_t rows, ignore_index;
-    int64_t vocab;     /* the CPU refuses a target outside of it, CUDA does not look */
-    int64_t most;      /* the caller's bound. The CPU refuses one that is too small; CUDA counts on, and keeps the first */
+    int64_t vocab; /* the CPU refuses a target outside of it, CUDA does not look */
+    int64_t most;  /* the caller's bound. The CPU refuses one that is too small; CUDA counts on, and keeps the first */
     int64_t *row_of;   /* [most]: the row at a place, ascending; -1 behind the last */
     int64_t *place_of; /* [rows]: -1 for rows that are ignored, or found no place */
     int64_t *count;    /* one value: the rows that are not ignored, more than `most` if there are more */
