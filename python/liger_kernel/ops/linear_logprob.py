@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,14 +43,17 @@ def _bound(target: Tensor, ignore_index: int, valid_rows: int) -> int:
     return valid_rows if 0 <= valid_rows < target.shape[0] else target.shape[0]
 
 
-def _forward(operands: tuple, options: tuple, results: tuple) -> Tensor | None:
-    """Fills the results. Where all logits were there at once it answers them, rows padded: backward may consume them."""
+def _forward(operands: tuple, options: tuple, results: tuple, keep: bool = False) -> Tensor | None:
+    """Fills the results. Where all logits were there at once it answers them, rows padded: backward may consume them. `keep`:
+    they are, too, where they cost no more than an f32 accumulator of the weight's gradient."""
     x, weight, target, bias, ids = operands
     *numbers, compute = options
     head = _head(x, weight, target, bias, ids, compute)
     numbers[1] = most = _bound(target, numbers[0], numbers[1])
     chunk = _native.linear_logprob_forward_chunk_rows(*head, *(None,) * 9, *numbers)
     vocab = weight.shape[0]
+    if keep and chunk < most <= chunk + weight.shape[1]:
+        chunk = most
     logits = padded_logits(x, chunk, vocab, COMPUTE[compute]) if chunk else None
     buffer = None if logits is None else logits[:, :vocab]
     _native.linear_logprob_forward(*head, buffer, *results, *numbers, Wish.SCRATCH)
@@ -84,6 +88,25 @@ def _backward(
         None if g is None else g if g.dtype is like.dtype else cast(g, like.dtype)
         for g, like in ((dx, x), (dweight, weight), (dbias, bias))
     )
+
+
+def one_pass(
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, temperature: float, ignore_index: int,
+    needs: tuple[bool, bool, bool], weigh: Callable[[Tensor], tuple[Any, Tensor | None]],
+) -> tuple[Any, tuple]:  # fmt: skip
+    """`weigh(log_probs)` -> (anything, its gradient or None); that thing, and the gradients of x, weight and bias. The
+    tensors are plain."""
+    operands = (x, weight, target, bias, None)
+    options = (ignore_index, -1, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
+    log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6)
+    logits = _forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
+    found, dlog_probs = weigh(log_probs)
+    if not any(needs):
+        return found, (None,) * 3
+    if dlog_probs is None:
+        return found, tuple(torch.zeros_like(t) if need else None for t, need in zip((x, weight, bias), needs))
+    known = (log_probs, normalizer, None, None)
+    return found, _backward((dlog_probs, *(None,) * 5), operands, known, options, needs, logits)
 
 
 def _slice_cols(head: tuple, numbers: list) -> int:
