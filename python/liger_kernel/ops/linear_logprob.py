@@ -104,7 +104,9 @@ def one_pass(
     if not any(needs):
         return found, (None,) * 3
     if dlog_probs is None:
-        return found, tuple(torch.zeros_like(t) if need else None for t, need in zip((x, weight, bias), needs))
+        return found, tuple(
+            torch.zeros_like(t) if need and t is not None else None for t, need in zip((x, weight, bias), needs)
+        )
     known = (log_probs, normalizer, None, None)
     return found, _backward((dlog_probs, *(None,) * 5), operands, known, options, needs, logits)
 
