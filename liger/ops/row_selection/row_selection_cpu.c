@@ -40,9 +40,9 @@ liger_status LIGER_CPU(row_select)(liger_context *context, const struct row_sele
 
 /* ---- gather and scatter ------------------------------------------------------------------------------------------- */
 
-/* Rows of one task: some 64 KB, so that a short copy does not wait for a thread. */
+/* Of one task: some 64 KB, so that a short copy does not wait for threads. */
 static int64_t rows_per_task(int64_t cols, liger_dtype dtype) {
-    const int64_t bytes = cols * (int64_t)liger_dtype_size(dtype), rows = bytes > 0 ? (64 << 10) / bytes : 1 << 16;
+    const int64_t rows = (64 << 10) / (cols * (int64_t)liger_dtype_size(dtype));
     return rows > 0 ? rows : 1;
 }
 
@@ -50,21 +50,6 @@ static int64_t rows_per_task(int64_t cols, liger_dtype dtype) {
 static void copy_row(void *y, const void *x, int64_t place, int64_t row_bytes, int64_t stride_bytes) {
     if (place < 0) memset(y, 0, (size_t)row_bytes);
     else memcpy(y, (const char *)x + place * stride_bytes, (size_t)row_bytes);
-}
-
-static void gather_chunk(void *argument, int64_t begin, int64_t end) {
-    const struct row_gather_problem *p = argument;
-    const int64_t size = (int64_t)liger_dtype_size(p->dtype), row_bytes = p->cols * size;
-    for (int64_t i = begin; i < end; i++)
-        copy_row((char *)p->y + i * row_bytes, p->x, p->row_of[i], row_bytes, p->x_stride * size);
-}
-
-liger_status LIGER_CPU(row_gather)(liger_context *context, const struct row_gather_problem *problem,
-                                   liger_stream stream) {
-    (void)stream;
-    struct row_gather_problem p = *problem;
-    if (p.cols > 0) liger_parallel_for(context, p.rows, rows_per_task(p.cols, p.dtype), gather_chunk, &p);
-    return LIGER_OK;
 }
 
 LIGER_TEMPLATE void round_row(liger_dtype t, void *y, const float *x, int64_t cols) {
@@ -82,10 +67,20 @@ static void scatter_chunk(void *argument, int64_t begin, int64_t end) {
     }
 }
 
+static void scatter(liger_context *context, struct row_scatter_problem p) {
+    if (p.cols > 0) liger_parallel_for(context, p.rows, rows_per_task(p.cols, p.x_dtype), scatter_chunk, &p);
+}
+
+liger_status LIGER_CPU(row_gather)(liger_context *context, const struct row_gather_problem *problem,
+                                   liger_stream stream) {
+    (void)stream;
+    scatter(context, row_gather_as_scatter(problem));
+    return LIGER_OK;
+}
+
 liger_status LIGER_CPU(row_scatter)(liger_context *context, const struct row_scatter_problem *problem,
                                     liger_stream stream) {
     (void)stream;
-    struct row_scatter_problem p = *problem;
-    if (p.cols > 0) liger_parallel_for(context, p.rows, rows_per_task(p.cols, p.x_dtype), scatter_chunk, &p);
+    scatter(context, *problem);
     return LIGER_OK;
 }
