@@ -223,7 +223,7 @@ def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         raise LigerArgumentError(
             f"linear_logprob: targets has shape {tuple(targets.shape)}, but hidden has {tuple(hidden.shape)}"
         )
-    return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    return hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1]), targets.reshape(-1)
 
 
 def _named(context: str) -> Any:
@@ -275,7 +275,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         shape, found = given["targets"].shape, dict(zip(OUTPUTS, others))
         results = [log_prob.view(shape), *(found[name].view(shape) for name in given["outputs"])]
         if given["selected_token_ids"] is not None:
-            results.append(others[5].view(*shape, -1) if others[5].shape[1] else others[5].view(*shape, 0))
+            results.append(others[5].view(*shape, others[5].shape[1]))
         return tuple(results) if len(results) > 1 else results[0]
 
     @staticmethod
@@ -311,7 +311,8 @@ class LigerLinearLogProbFunction(LigerFunction):
         upstreams = (dlog_prob, *(named.get(name) for name in (*OUTPUTS[:4], "selected")))
         if all(u is None for u in upstreams):
             return (None,) * count
-        flat = [None if u is None else u.reshape(-1, *u.shape[len(ctx.shape) - 1 :]) for u in upstreams]
+        leading = len(ctx.shape) - 1
+        flat = [None if u is None else u.reshape(math.prod(ctx.shape[:-1]), *u.shape[leading:]) for u in upstreams]
         saved, free = take_saved(ctx)
         operands, known, logits = saved[:5], saved[5:9], saved[9]
         if is_plain(*flat, *operands):
