@@ -277,11 +277,12 @@ LIGER_TEMPLATE v_f32 dz_of(bool moments, const struct logits_gradient_row *w, fl
     return v_fma(p, by, v_set(w->constant));
 }
 
-/* dz/dlogit. */
-LIGER_TEMPLATE v_f32 slope_of(const struct map *m, v_f32 logit) {
+/* z behind a soft cap, and dz/dlogit. */
+LIGER_TEMPLATE v_f32 capped_and_slope(const struct map *m, v_f32 logit, v_f32 *slope) {
     v_f32 rest;
-    v_tanh_and_rest(v_mul(logit, v_set(m->inner)), &rest);
-    return v_mul(v_set(4.0f * m->slope), v_fnma(rest, rest, rest));
+    const v_f32 tanh = v_tanh_and_rest(v_mul(logit, v_set(m->inner)), &rest);
+    *slope = v_mul(v_set(4.0f * m->slope), v_fnma(rest, rest, rest));
+    return v_mul(v_set(m->outer), tanh);
 }
 
 /* Adds to dz of a block, which begins at `first` of the vocabulary, what the selected ids get. Few of its ids are selected:
@@ -314,8 +315,9 @@ LIGER_TEMPLATE void gradient_row(liger_dtype t, bool moments, bool cap, const st
         const int64_t count = vocab_block(p->cols, begin), target = w->target - p->first - begin;
         V_FOR_EACH(i, n, count, {
             const v_f32 logit = v_load_n(t, row, begin + i, n);
-            v_store_n(LIGER_F32, dz, i, n, dz_of(moments, w, probability, by_p, mapped(m, logit)));
-            if (cap) v_store_n(LIGER_F32, slope, i, n, slope_of(m, logit));
+            v_f32 by = v_zero(), z = cap ? capped_and_slope(m, logit, &by) : mapped(m, logit);
+            v_store_n(LIGER_F32, dz, i, n, dz_of(moments, w, probability, by_p, z));
+            if (cap) v_store_n(LIGER_F32, slope, i, n, by);
         });
         if (target >= 0 && target < count) {
             const v_f32 z = v_set(mapped_at(t, m, row, begin + target));
