@@ -627,26 +627,32 @@ static const char *backward_id_out_of_range(struct op_run *run) {
     return out_of_range(run, SELECTED_IDS, run->c.size[IDS] - 1, DX, 1);
 }
 
-/* More rows count than valid_rows says: the CPU refuses, a GPU makes NaN of every number. */
-static const char *too_few_valid_rows(struct op_run *run) {
+/* More rows count than valid_rows says: the CPU refuses; a GPU makes NaN of every number, but for dx, which has NaN only in
+ * the rows that found a place. */
+static const char *too_few_valid_rows(struct op_run *run, int dx) {
     char says[96];
     const char *wrong = NULL;
     struct op_case c = run->c;
     c.flags = (c.flags & ~(uint32_t)(EXACT | MORE | KEPT)) | FEWER;
-    if (counted(&c) == 0) return op_run_not_applicable(run, "too few valid rows: none counts");
+    if (counted(&c) <= (dx >= 0)) return op_run_not_applicable(run, "too few valid rows: none has a place");
     struct op_run *other = op_run_new(run->context, run->op, &c, run->types, 5);
     if (other == NULL) return "no memory";
     snprintf(says, sizeof says, ": valid_rows is %lld, but %lld of %lld rows", (long long)valid_rows(&c),
              (long long)counted(&c), (long long)c.size[ROWS]);
     if (on_cpu(run)) wrong = refusal(other, LIGER_ERR_ARGUMENT, says);
     else if (op_run_call(other) != LIGER_OK) wrong = "the call failed";
-    for (int i = LOGITS + 1; !on_cpu(run) && wrong == NULL && i < run->op->tensor_count; i++)
-        for (int64_t k = 0; other->t[i] && other->spec[i].role == ROLE_OUT && k < other->count[i]; k++)
-            if (other->spec[i].kind != KIND_BOOL && !isnan(other->t[i][k])) wrong = "a result is a number";
+    for (int i = LOGITS + 1; !on_cpu(run) && wrong == NULL && i < run->op->tensor_count; i++) {
+        if (other->t[i] == NULL || other->spec[i].role != ROLE_OUT || other->spec[i].kind == KIND_BOOL) continue;
+        int64_t numbers = 0;
+        for (int64_t k = 0; k < other->count[i]; k++) numbers += !isnan(other->t[i][k]);
+        if (i == dx ? numbers == other->count[i] && numbers > 0 : numbers > 0) wrong = "a result is a number";
+    }
     if (wrong) wrong = op_run_text(run, "%s", on_cpu(run) ? other->text : wrong);
     op_run_free(other);
     return wrong;
 }
+static const char *forward_too_few_valid_rows(struct op_run *run) { return too_few_valid_rows(run, -1); }
+static const char *backward_too_few_valid_rows(struct op_run *run) { return too_few_valid_rows(run, DX); }
 
 /* ---- the advised sizes ---- */
 
@@ -698,14 +704,14 @@ static const char *advised_slice(struct op_run *run) {
 static const struct op_property forward_properties[] = {
     {"a target out of range", forward_target_out_of_range},
     {"an id out of range", id_out_of_range},
-    {"too few valid rows", too_few_valid_rows},
+    {"too few valid rows", forward_too_few_valid_rows},
     {"chunks of any size", any_chunk},
     {"the advised chunk", advised_chunk},
 };
 static const struct op_property backward_properties[] = {
     {"a target out of range", backward_target_out_of_range},
     {"an id out of range", backward_id_out_of_range},
-    {"too few valid rows", too_few_valid_rows},
+    {"too few valid rows", backward_too_few_valid_rows},
     {"slices of any size", any_slice},
     {"the advised slice", advised_slice},
 };
