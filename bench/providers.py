@@ -21,6 +21,7 @@ NAMES = (
     "reference-f32",
     "reference-cute",
     "quack",
+    "trl",
 )
 PROCESSES = {
     "liger": ("liger",),
@@ -29,6 +30,7 @@ PROCESSES = {
     "reference": ("reference", "reference-f32"),
     "reference-cute": ("reference-cute",),
     "quack": ("quack",),
+    "trl": ("trl",),
 }
 # These write over their inputs, which are made afresh before every call.
 OVERWRITES = {("reference", op) for op in ("cross_entropy", "geglu", "mrope", "rope", "swiglu")}
@@ -52,6 +54,7 @@ def function(provider: str, op: str, dtype: str, sums: str | None = None) -> Cal
         "reference-f32": _reference_f32,
         "reference-cute": _reference_cute,
         "quack": _quack,
+        "trl": _trl,
     }[provider]
     if dtype == "float32" and provider in ("eager-bf16", "reference-f32"):
         raise Missing("a variant for bf16")
@@ -145,6 +148,8 @@ def _reference_cute(op: str):
     if not torch.cuda.is_available():
         raise Missing("needs a GPU")
     _import("cutlass")
+    if op == "scaled_cross_entropy":  # which chooses by itself
+        return _function(op)
     call = getattr(_import("liger_kernel.functional"), rows.OPERATORS[op].module, None)
     if call is None:
         raise Missing("no such operator")
@@ -170,3 +175,27 @@ def _quack(op: str):
         extra = {"use_scaled_exp": False} if "use_scaled_exp" in inspect.signature(call).parameters else {}
         return lambda x, w, target: call(x, w, target, chunk_size=4096, ignore_index=IGNORE, tuned=False, **extra)
     raise Missing("no such operator")
+
+
+TRL_CHUNK = 32768  # columns of a tile, as TRL's trainers ask for
+
+
+def _trl(op: str):
+    """The head of TRL's trainers, with the tokens that count moved together on a GPU, as they do it."""
+    if op != "scaled_cross_entropy":
+        raise Missing("log-probabilities on a head only")
+    head = _import("trl.kernels.chunked_logprob")
+
+    def run(x, weight, target):
+        mask = target != IGNORE
+        compact = x.is_cuda
+        given = (x[mask], target[mask]) if compact else (x, target.clamp(min=0))
+        found = head.ChunkedLogProbFunction.apply(
+            given[0], weight, None, given[1], 1.0, TRL_CHUNK, None, 1.0, ("entropy",)
+        )
+        log_prob, entropy = (
+            v.new_zeros(mask.shape).masked_scatter(mask, v) if compact else v.masked_fill(~mask, 0) for v in found[:2]
+        )
+        return -log_prob, entropy.to(x.dtype)
+
+    return run

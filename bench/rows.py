@@ -184,6 +184,16 @@ def linear_cross_entropy_bf16(x: Tensor, weight: Tensor, target: Tensor) -> Tens
     return cross_entropy_bf16(F.linear(x, weight), target)
 
 
+def scaled_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p of the targets, and the entropy, of each token."""
+    logits = F.linear(x, weight)
+    log_p = logits.float().log_softmax(-1)
+    counts, labels = target != IGNORE, target.clamp(min=0)
+    nll = -log_p.gather(-1, labels[:, None])[:, 0]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    return torch.where(counts, nll, 0), torch.where(counts, entropy, 0).to(logits.dtype)
+
+
 def matmul(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return F.linear(x, weight)
 
@@ -313,6 +323,12 @@ def _linear_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, weight], [_targets(rows, vocab, device)])
 
 
+def _scaled_cross_entropy_inputs(shape, dtype, device) -> Inputs:
+    made = _linear_inputs(shape, dtype, device)
+    upstream = [_normal(shape[:1], kind, device, seed) for kind, seed in ((torch.float32, 3), (dtype, 4))]
+    return Inputs(made.diff, made.fixed, upstream)
+
+
 @dataclass(frozen=True)
 class Operator:
     """What a row of this operator needs, in one place.
@@ -384,6 +400,14 @@ OPERATORS = {
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
     "linear_cross_entropy": Operator(_linear_inputs, linear_cross_entropy, *_LINEAR, products=3),
+    "scaled_cross_entropy": Operator(
+        _scaled_cross_entropy_inputs,
+        scaled_cross_entropy,
+        "LigerFusedLinearScaledCrossEntropyFunction",
+        "fused_linear_scaled_cross_entropy",
+        (1.0, IGNORE, 1, True),
+        products=3,
+    ),
     # a product is not public: the loss's forward holds one, and a pass over its result besides
     "gemm": Operator(_linear_inputs, matmul, *_LINEAR, products=1),
 }
@@ -496,6 +520,22 @@ CUDA_ROWS = [
     ),
     Row("FLCE 16384x2048x32000", "flce", "linear_cross_entropy", (16384, 2048, 32000), bar_ms=9.9, bar_mb=690),
     Row("FLCE 1024x2048x128256", "flce", "linear_cross_entropy", (1024, 2048, 128256), bar_ms=2.5, bar_mb=756),
+    Row(
+        "log p + entropy 16384x4096x131072",
+        "flce",
+        "scaled_cross_entropy",
+        (16384, 4096, 131072),
+        bar_ms=111,
+        bar_mb=1600,
+    ),
+    Row(
+        "log p + entropy 16384x2048x248320",
+        "flce",
+        "scaled_cross_entropy",
+        (16384, 2048, 248320),
+        bar_ms=109,
+        bar_mb=1400,
+    ),
 ]
 
 
@@ -526,6 +566,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"MTA 1x32x512x512, 9x9 {short}", "pointwise", "multi_token_attention", (1, 32 << 18), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
+        Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
     ]
 
 

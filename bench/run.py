@@ -70,7 +70,7 @@ def start(options, device: str) -> tuple[dict[str, Process], dict[str, str]]:
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     own = str(ROOT / "python")
     others = [p for p in inherited if Path(p).resolve() != Path(own).resolve()]
-    paths = {"liger": [own, *others], "torch": others, "compile": others}
+    paths = {"liger": [own, *others], "torch": others, "compile": others, "trl": others}
     missing = {}
     folders = {"reference": options.reference, "quack": options.quack, "cute": options.cute}
     for name, needed in (("reference", ["reference"]), ("reference-cute", ["reference", "cute"]), ("quack", ["quack"])):

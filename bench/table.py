@@ -13,7 +13,17 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PEERS = ("eager", "eager-bf16", "compile", "torch-chunked", "reference", "reference-f32", "reference-cute", "quack")
+PEERS = (
+    "eager",
+    "eager-bf16",
+    "compile",
+    "torch-chunked",
+    "reference",
+    "reference-f32",
+    "reference-cute",
+    "quack",
+    "trl",
+)
 
 
 def number(x: float | None) -> str:

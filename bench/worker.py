@@ -39,7 +39,7 @@ class Cell:
         copies = 1
         if device == "cuda":
             copies = max(1, -(-COLD_BYTES // max(1, first.nbytes()))) if first.nbytes() < COLD_BYTES else 1
-            copies = min(copies, 8) if row.op != "linear_cross_entropy" else 1
+            copies = 1 if row.group == "flce" else min(copies, 8)
         self.sets = [first, *(first.with_new_activations() for _ in range(copies - 1))]
         self.overwrites = (provider.split("-")[0], row.op) in providers.OVERWRITES
         self.source = [t.detach().clone() for t in first.diff] if self.overwrites else []

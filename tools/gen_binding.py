@@ -116,7 +116,7 @@ def read_functions(root: Path = ROOT) -> list[Function]:
     return functions
 
 
-QUERIES = ("_workspace", "_chunk_rows")
+QUERIES = ("_workspace", "_chunk_rows", "_slice_cols")
 FUNCTION = """
 static PyObject *py_{name}(PyObject *self, PyObject *const *argv, Py_ssize_t argc) {{
     (void)self;

@@ -1,6 +1,7 @@
 /* linear_loss.c - the one loop over chunks of rows that every loss on top of a linear head shares. */
 #include "liger/chunk/linear_loss.h"
 
+#include "liger/chunk/linear_head.h"
 #include "liger/core/fail.h"
 #include "liger/ops/column_sum/column_sum_problem.h"
 #include "liger/ops/gemm/gemm_problem.h"
@@ -50,7 +51,7 @@ static int64_t cpu_logits_bytes(int64_t element, int64_t rows, int64_t hidden, i
 }
 
 int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
-                               int64_t vocab) {
+                               int64_t vocab, bool dweight) {
     const bool cpu = context->device == LIGER_DEVICE_CPU;
     const int64_t element = (int64_t)liger_dtype_size(dtype), step = cpu ? CPU_STEP : GPU_STEP;
     const int64_t wave = cpu ? step : GPU_WAVE, some = larger(vocab, 1);
@@ -58,94 +59,39 @@ int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, 
         context->loss_workspace_bytes ? context->loss_workspace_bytes : cpu_logits_bytes(element, rows, hidden, some);
     const int64_t chunk = rows_of_bytes(bytes, some * element, step);
     if (rows <= chunk) return rows;
-    if (dtype != LIGER_F32 && rows <= hidden + chunk) return rows; /* an f32 accumulator is as large as `hidden` rows */
+    if (dweight && dtype != LIGER_F32 && rows <= hidden + chunk)
+        return rows; /* an f32 accumulator is as large as `hidden` rows */
     const int64_t chunks = (rows + chunk - 1) / chunk, even = (rows + chunks - 1) / chunks;
     const int64_t waves = round_up(even, wave);
     return waves <= chunk ? waves : round_up(even, step);
 }
 
-/* One chunk's view of the whole: rows [first, first + rows). */
-struct chunk {
-    int64_t first, rows;
-    const char *x;
-    char *dx;
-};
-
-static struct gemm_problem product(const liger_context *context, const struct linear_loss *loss) {
-    return (struct gemm_problem){
-        .dtype = loss->dtype,
-        .c_dtype = loss->dtype,
-        .workspace = gemm_workspace(context, loss) ? loss->workspace : NULL,
-        .workspace_bytes = gemm_workspace(context, loss),
-    };
-}
-
-static liger_status make_logits(liger_context *context, const struct linear_loss *loss, const struct chunk *chunk,
-                                liger_stream stream) {
-    struct gemm_problem gemm = product(context, loss);
-    gemm.transpose_b = true;
-    gemm.m = chunk->rows, gemm.n = loss->vocab, gemm.k = loss->hidden;
-    gemm.a = chunk->x, gemm.lda = loss->x_stride;
-    gemm.b = loss->weight, gemm.ldb = loss->hidden;
-    gemm.c = loss->logits, gemm.ldc = loss->logits_stride;
-    gemm.bias = loss->bias;
-    return context->kernels->gemm(context, &gemm, stream);
-}
-
-static liger_status make_dx(liger_context *context, const struct linear_loss *loss, const struct chunk *chunk,
-                            liger_stream stream) {
-    struct gemm_problem gemm = product(context, loss);
-    gemm.m = chunk->rows, gemm.n = loss->hidden, gemm.k = loss->vocab;
-    gemm.a = loss->logits, gemm.lda = loss->logits_stride;
-    gemm.b = loss->weight, gemm.ldb = loss->hidden;
-    gemm.c = chunk->dx, gemm.ldc = loss->dx_stride;
-    return context->kernels->gemm(context, &gemm, stream);
-}
-
-static liger_status add_dweight(liger_context *context, const struct linear_loss *loss, const struct chunk *chunk,
-                                liger_stream stream) {
-    struct gemm_problem gemm = product(context, loss);
-    gemm.transpose_a = true;
-    gemm.accumulate = chunk->first > 0;
-    gemm.m = loss->vocab, gemm.n = loss->hidden, gemm.k = chunk->rows;
-    gemm.a = loss->logits, gemm.lda = loss->logits_stride;
-    gemm.b = chunk->x, gemm.ldb = loss->x_stride;
-    gemm.c = loss->dweight, gemm.ldc = loss->hidden;
-    gemm.c_dtype = loss->dweight_dtype;
-    return context->kernels->gemm(context, &gemm, stream);
-}
-
-static liger_status add_dbias(liger_context *context, const struct linear_loss *loss, const struct chunk *chunk,
-                              liger_stream stream) {
-    const struct column_sum_problem sum = {
-        .dtype = loss->dtype,
-        .x = loss->logits,
-        .rows = chunk->rows,
-        .cols = loss->vocab,
-        .stride = loss->logits_stride,
-        .sum = loss->dbias,
-        .accumulate = chunk->first > 0,
-        .workspace = (float *)((char *)loss->workspace + gemm_workspace(context, loss)),
-        .workspace_bytes = loss->workspace_bytes - gemm_workspace(context, loss),
-    };
-    return context->kernels->column_sum(context, &sum, stream);
-}
-
 liger_status linear_loss_run(liger_context *context, const struct linear_loss *loss, liger_stream stream) {
-    const int64_t element = (int64_t)liger_dtype_size(loss->dtype);
+    const size_t product_bytes = gemm_workspace(context, loss);
+    const struct linear_head head = {
+        .dtype = loss->dtype,
+        .hidden = loss->hidden,
+        .vocab = loss->vocab,
+        .x = loss->x,
+        .x_stride = loss->x_stride,
+        .weight = loss->weight,
+        .bias = loss->bias,
+        .logits = loss->logits,
+        .logits_stride = loss->logits_stride,
+        .workspace = loss->workspace,
+        .product_bytes = product_bytes,
+        .sum_bytes = loss->workspace_bytes - product_bytes,
+    };
+    const struct linear_result dx = {loss->dx, loss->dtype, loss->dx_stride, false};
     for (int64_t first = 0; first < loss->rows; first += loss->chunk_rows) {
         const int64_t left = loss->rows - first;
-        const struct chunk chunk = {
-            .first = first,
-            .rows = left < loss->chunk_rows ? left : loss->chunk_rows,
-            .x = (const char *)loss->x + first * loss->x_stride * element,
-            .dx = loss->dx ? (char *)loss->dx + first * loss->dx_stride * element : NULL,
-        };
-        LIGER_TRY(make_logits(context, loss, &chunk, stream));
+        const struct linear_part chunk = {first, left < loss->chunk_rows ? left : loss->chunk_rows, 0, loss->vocab};
+        const struct linear_result dweight = {loss->dweight, loss->dweight_dtype, loss->hidden, first > 0};
+        LIGER_TRY(linear_head_logits(context, &head, &chunk, stream));
         LIGER_TRY(loss->head(context, loss->head_state, first, chunk.rows, loss->logits, loss->logits_stride, stream));
-        if (loss->dx) LIGER_TRY(make_dx(context, loss, &chunk, stream));
-        if (loss->dweight) LIGER_TRY(add_dweight(context, loss, &chunk, stream));
-        if (loss->dbias) LIGER_TRY(add_dbias(context, loss, &chunk, stream));
+        if (loss->dx) LIGER_TRY(linear_head_dx(context, &head, &chunk, dx, stream));
+        if (loss->dweight) LIGER_TRY(linear_head_dweight(context, &head, &chunk, dweight, stream));
+        if (loss->dbias) LIGER_TRY(linear_head_dbias(context, &head, &chunk, loss->dbias, first > 0, stream));
     }
     return LIGER_OK;
 }

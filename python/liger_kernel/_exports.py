@@ -61,6 +61,9 @@ OPERATORS = {
         "liger_fused_linear_cross_entropy",
         "linear_cross_entropy",
     ),
+    "fused_linear_scaled_cross_entropy": Exports(
+        "LigerFusedLinearScaledCrossEntropyFunction", "", "", "linear_logprob"
+    ),
     "geglu": Exports(
         "LigerGELUMulFunction geglu_backward geglu_forward",
         "LigerGEGLUMLP",
@@ -75,6 +78,11 @@ OPERATORS = {
         "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
         "LigerLayerNorm",
         "liger_layer_norm",
+    ),
+    "linear_logprob": Exports(
+        "LigerLinearLogProbFunction",
+        "LigerLinearLogProb",
+        "liger_linear_logprob",
     ),
     "mhc": Exports(
         "LigerMHCCoeffsFunction LigerMHCPostResFunction LigerMHCPreFunction",

@@ -4,9 +4,9 @@
  * is made; the row results of all chunks are reduced once, at the end. */
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 
+#include "liger/chunk/linear_head.h"
 #include "liger/chunk/linear_loss.h"
 #include "liger/ops/cross_entropy/cross_entropy_loss_problem.h"
-#include "liger/ops/gemm/gemm_problem.h"
 
 enum { HIDDEN = CROSS_ENTROPY_SIZES, CHUNK };
 
@@ -159,22 +159,6 @@ static liger_status run_chunks(liger_context *context, const struct whole_proble
     return linear_loss_run(context, &chunks, stream);
 }
 
-/* No rows, no chunk: the gradients of the parameters are zero, which is what a product over no rows leaves. */
-static liger_status zero(liger_context *context, void *data, liger_dtype dtype, int64_t count, liger_stream stream) {
-    const struct gemm_problem product = {
-        .dtype = dtype,
-        .c_dtype = dtype,
-        .m = 1,
-        .n = count,
-        .k = 0,
-        .lda = 1,
-        .ldb = 1,
-        .ldc = count,
-        .c = data,
-    };
-    return data ? context->kernels->gemm(context, &product, stream) : LIGER_OK;
-}
-
 static liger_status run(liger_context *context, const struct door_call *call, const liger_tensor *upstream,
                         size_t workspace_bytes, struct whole_problem *whole, liger_stream stream) {
     struct cross_entropy_loss_problem *loss = &whole->loss;
@@ -189,9 +173,9 @@ static liger_status run(liger_context *context, const struct door_call *call, co
     if (chunks->rows > 0) LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
     LIGER_TRY(cross_entropy_run_count(context, loss, stream));
     if (chunks->rows > 0) LIGER_TRY(run_chunks(context, whole, workspace_bytes, stream));
-    else {
-        LIGER_TRY(zero(context, chunks->dweight, chunks->dweight_dtype, chunks->vocab * chunks->hidden, stream));
-        LIGER_TRY(zero(context, chunks->dbias, LIGER_F32, chunks->vocab, stream));
+    else { /* the gradients of the parameters are zero */
+        LIGER_TRY(linear_zero(context, chunks->dweight, chunks->dweight_dtype, chunks->vocab * chunks->hidden, stream));
+        LIGER_TRY(linear_zero(context, chunks->dbias, LIGER_F32, chunks->vocab, stream));
     }
     return cross_entropy_run_reduce(context, loss, stream);
 }
@@ -232,6 +216,6 @@ liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *contex
     LIGER_REQUIRE(context != NULL && rows != NULL, LIGER_ERR_ARGUMENT, "%s_chunk_rows: context or rows is NULL",
                   door->function);
     LIGER_TRY(door_query(&call, door, context, given, &args, BITS(x, weight)));
-    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB]);
+    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB], true);
     return LIGER_OK;
 }

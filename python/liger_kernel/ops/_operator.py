@@ -497,6 +497,50 @@ class Shaped(Operator):
         return self.function(*given, fresh(made))
 
 
+class EachShaped(Operator):
+    """Results of shapes for which there are no wishes: `shapes` has a tensor or a (shape, dtype) for each."""
+
+    def shapes(self, *given: Any) -> tuple:
+        raise NotImplementedError
+
+    def _results(self, given: tuple, flags: tuple) -> list:
+        need, device = iter(flags), given[0].device
+        made: list = []
+        for result, like in zip(self.results, self.shapes(*given)):
+            shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
+            wanted = not result.asked or next(need)
+            made.append(fresh(torch.empty(shape, dtype=dtype, device=device)) if wanted else None)
+        return made
+
+    def eager(self, *args: Any) -> Any:
+        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
+        made = self._results(given, flags)
+        self.function(*given, *made)
+        return tuple(made) if len(made) > 1 else made[0]
+
+    def require_floats(self, args: tuple, words: dict[str, str] | None = None) -> None:
+        require_float(self.name, **{a.name: v for a, v in zip(self.inputs, args) if a.is_tensor})
+
+    def prepared(self, *args: Any) -> Any:
+        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
+        self.require_floats(given)
+        ready = self._prepare(given, given[0].dtype)
+        like = [r.view(v.shape) if a.is_tensor and v is not None else v
+                for a, v, r in zip(self.inputs, given, ready)]  # fmt: skip
+        made = self._results(tuple(like), flags)
+        self.function(*ready, *(m if m is None or m.dim() <= 6 else m.view(-1, m.shape[-1]) for m in made))
+        exact = self.shapes(*given)  # the dtypes before anything was widened
+        dtypes = [like.dtype if isinstance(like, Tensor) else like[1] for like in exact]
+        made = [None if m is None else m.to(dtype) for m, dtype in zip(made, dtypes)]
+        return tuple(made) if len(made) > 1 else made[0]
+
+    def fake(self, *args: Any) -> Any:
+        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
+        made = self._results(given, flags)
+        made = [self._absent(r, args) if m is None else m for r, m in zip(self.results, made)]
+        return tuple(made) if len(made) > 1 else made[0]
+
+
 def as_of(one: Tensor | None, other: Tensor | None, result: Any, wish: Wish | None = None) -> Any:
     """`wish`, the gradient of `one`, in the place of a wish for that of `other`: the library makes both in one dtype. Where
     theirs are two it makes them in f32, which is what both are widened to when the call as it stands is refused. Without a
@@ -512,6 +556,7 @@ __all__ = [
     "TABLE",
     "Asked",
     "Constants",
+    "EachShaped",
     "Heads",
     "KeepsStatistics",
     "LigerArgumentError",

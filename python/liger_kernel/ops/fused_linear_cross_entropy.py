@@ -14,6 +14,7 @@ from liger_kernel import _implementation, _native
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
+from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices
 from liger_kernel.ops._memory import FLOATS, fresh, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
@@ -26,8 +27,6 @@ from liger_kernel.ops.cross_entropy import (
     reduction_number,
 )
 from liger_kernel.ops.scale import cast, free_of_others, scaled_gradient
-
-COMPUTE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of the products, by the operator's number
 
 # ---- the operator ------------------------------------------------------------------------------------------------------
 
@@ -105,8 +104,7 @@ def linear_cross_entropy(
     sums = _accumulator(weight, dtype, lean) if wanted[1] else None
     bias_sums = x.new_empty(vocab, dtype=torch.float32) if wanted[2] else None
     counts = x.new_empty(4, dtype=torch.float32)
-    # rows padded to 16 bytes: the products are faster, and an odd vocabulary is not special
-    logits = fresh(x.new_empty(chunk, -(-vocab // 8) * 8, dtype=dtype))[:, :vocab] if chunk else None
+    logits = padded_logits(x, chunk, vocab, dtype)[:, :vocab] if chunk else None
     values = [ROWS[w] if reduction == 0 and w in ROWS else w for w in (loss, z_loss, accuracy)]
     *made, x_sums = _native.linear_cross_entropy_forward(
         *head, logits, *values, predicted, dx, sums, bias_sums, counts, *options, Wish.SCRATCH
@@ -172,18 +170,6 @@ register_flop_formula(torch.ops.liger.linear_cross_entropy)(_count_products)
 # ---- helpers and the Function -----------------------------------------------------------------------------------------
 
 
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
-
-
-def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Of the products: autocast's, or the one that torch promotes to."""
-    dtype = _autocast_dtype(x.device.type)
-    return torch.promote_types(x.dtype, weight.dtype) if dtype is None else dtype
-
-
 def _accumulates_in(accum_dtype: torch.dtype | None, dtype: torch.dtype) -> bool:
     """Is each chunk's part of a parameter's gradient to be rounded to the products' dtype? Where another is asked for they
     are summed in f32."""
@@ -198,12 +184,6 @@ def _accept(ce_impl: str | None, ce_mode: str | None, chunk_mem_const: int) -> N
     if isinstance(chunk_mem_const, bool) or not isinstance(chunk_mem_const, int) or chunk_mem_const < 1:
         raise LigerArgumentError(f"chunk_mem_const must be a positive integer, but is {chunk_mem_const!r}")
     _implementation.accept("fused_linear_cross_entropy", ce_impl, ce_mode)
-
-
-def _check_dimensions(x: Tensor, weight: Tensor) -> None:
-    for name, value in (("_input", x), ("weight", weight)):
-        if isinstance(value, Tensor) and value.dim() != 2:
-            raise LigerArgumentError(f"linear_cross_entropy: {name} has {value.dim()} dimensions, but must have 2")
 
 
 def _operator_arguments(
@@ -222,9 +202,9 @@ def _operator_arguments(
 ) -> tuple[tuple, tuple]:
     """The public arguments, checked, as the operator takes them: tensors and options."""
     number = reduction_number(reduction)
-    _check_dimensions(_input, weight)
+    require_matrices("linear_cross_entropy", _input=_input, weight=weight)
     require_float("linear_cross_entropy", _input=_input, weight=weight, bias=bias)
-    dtype = _compute_dtype(_input, weight)
+    dtype = compute_dtype(_input, weight)
     class_weight = class_weights(ce_weight, weight.shape[0])
     if is_debugging(target):
         check_targets(target, weight.shape[0], ignore_index)
@@ -379,7 +359,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         _accept(given.get("ce_impl"), given.get("ce_mode"), given.get("chunk_mem_const", 1))
         name, x, weight, bias = cls.operator.name, given["_input"], given["weight"], given.get("bias")
         require_float(name, _input=x, weight=weight, bias=bias)
-        _check_dimensions(x, weight)
+        require_matrices(name, _input=x, weight=weight)
         require_shape(name, "weight", weight, (weight.shape[0], x.shape[1]))
         require_shape(name, "bias", bias, weight.shape[:1])
         check_losses(name, (x.shape[0], weight.shape[0]), given["target"], given.get("ce_weight"), given)
@@ -405,7 +385,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         ce_mode=None,
         chunk_mem_const=1,
     ):
-        dtype = _compute_dtype(_input, weight)
+        dtype = compute_dtype(_input, weight)
         logits = torch.nn.functional.linear(*(None if t is None else t.to(dtype) for t in (_input, weight, bias)))
         options = (ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
         loss, z, accuracy, predicted = plain_cross_entropy(logits, target, ce_weight, *options, use_token_scaling)

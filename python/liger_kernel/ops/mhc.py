@@ -16,7 +16,7 @@ from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import is_plain, require_float
-from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish, fresh
+from liger_kernel.ops._operator import Asked, EachShaped, LigerArgumentError, Made, Wish
 
 MOST_STREAMS, _MOST_STEPS = 1024, 65536  # the library's limits
 
@@ -41,53 +41,13 @@ F32 = Annotated[Tensor, _whole_f32]
 Widened = Annotated[Tensor, _whole_widened]
 
 
-class _Shaped(Operator):
-    """Results of shapes for which there are no wishes: `shapes` has a tensor or a (shape, dtype) for each."""
-
-    def shapes(self, *given: Any) -> tuple:
-        raise NotImplementedError
-
+class _Shaped(EachShaped):
     def _results(self, given: tuple, flags: tuple) -> list:
-        need, device = iter(flags), given[0].device
-        made: list = []
         try:
-            shapes = self.shapes(*given)
+            return super()._results(given, flags)
         except IndexError:
             name, shape = self.inputs[0].name, tuple(given[0].shape)
             raise LigerArgumentError(f"{self.name}: {name} has shape {shape}, but must have [..., HC, C]") from None
-        for result, like in zip(self.results, shapes):
-            shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
-            wanted = not result.asked or next(need)
-            made.append(fresh(torch.empty(shape, dtype=dtype, device=device)) if wanted else None)
-        return made
-
-    def eager(self, *args: Any) -> Any:
-        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        made = self._results(given, flags)
-        self.function(*given, *made)
-        return tuple(made) if len(made) > 1 else made[0]
-
-    def require_floats(self, args: tuple, words: dict[str, str] | None = None) -> None:
-        require_float(self.name, **{a.name: v for a, v in zip(self.inputs, args) if a.is_tensor})
-
-    def prepared(self, *args: Any) -> Any:
-        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        self.require_floats(given)
-        ready = self._prepare(given, given[0].dtype)
-        like = [r.view(v.shape) if a.is_tensor and v is not None else v
-                for a, v, r in zip(self.inputs, given, ready)]  # fmt: skip
-        made = self._results(tuple(like), flags)
-        self.function(*ready, *(m if m is None or m.dim() <= 6 else m.view(-1, m.shape[-1]) for m in made))
-        exact = self.shapes(*given)  # the dtypes before anything was widened
-        dtypes = [like.dtype if isinstance(like, Tensor) else like[1] for like in exact]
-        made = [None if m is None else m.to(dtype) for m, dtype in zip(made, dtypes)]
-        return tuple(made) if len(made) > 1 else made[0]
-
-    def fake(self, *args: Any) -> Any:
-        given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        made = self._results(given, flags)
-        made = [self._absent(r, args) if m is None else m for r, m in zip(self.results, made)]
-        return tuple(made) if len(made) > 1 else made[0]
 
 
 # ---- coefficients ------------------------------------------------------------------------------------------------------

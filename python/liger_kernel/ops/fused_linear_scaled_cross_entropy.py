@@ -1,0 +1,203 @@
+"""Cross entropy of a linear head's logits over a temperature, and on request entropy and log-probabilities of selected ids.
+
+A form of `LigerLinearLogProbFunction` that policy-gradient code calls. Nothing here is chosen by device; `_resolve_implementation`
+and the names that it looks up are for callers who put an implementation of their own in their place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel.ops._formula import readable
+from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._linear_head import compute_dtype
+from liger_kernel.ops._operator import LigerArgumentError
+from liger_kernel.ops.linear_logprob import LigerLinearLogProbFunction, linear_logprob
+
+
+def _as_losses(results: Any, dtype: torch.dtype, entropy: bool) -> Any:
+    """(log p, entropy, ...) as (-log p, entropy in the logits' dtype, ...)."""
+    if isinstance(results, Tensor):
+        return -results
+    first, *others = results
+    if entropy:
+        others[0] = others[0].to(dtype)
+    return (-first, *others)
+
+
+class _FusedLinearPPOFallbackFunction(LigerFunction):
+    """`apply(hidden_states, vocab_weights, input_ids, temperature, ignore_index, return_entropy, selected_token_ids=None)`."""
+
+    operator = linear_logprob
+    gradients = ("hidden_states", "vocab_weights")
+    held = ("input_ids", "selected_token_ids")
+
+    @staticmethod
+    def _given(hidden_states, vocab_weights, input_ids, temperature, ignore_index, return_entropy, selected=None):
+        outputs = ("entropy",) if return_entropy else ()
+        return (
+            hidden_states,
+            vocab_weights,
+            input_ids,
+            None,
+            selected,
+            temperature,
+            None,
+            1.0,
+            ignore_index,
+            None,
+            outputs,
+        )
+
+    @staticmethod
+    def forward(ctx, *args):
+        given = _FusedLinearPPOFallbackFunction._given(*args)
+        ctx.dtype = compute_dtype(args[0], args[1])
+        return _as_losses(LigerLinearLogProbFunction.forward(ctx, *given), ctx.dtype, bool(args[5]))
+
+    @staticmethod
+    def backward(ctx, dnll, *others):
+        dlog_prob = None if dnll is None else -dnll
+        dx, dweight, *_ = LigerLinearLogProbFunction.backward(ctx, dlog_prob, *others)
+        return (dx, dweight, *(None,) * 5)[: len(ctx.needs_input_grad)]
+
+    @classmethod
+    def compiled(cls, *args):
+        results = LigerLinearLogProbFunction.compiled(*cls._given(*args))
+        return _as_losses(results, compute_dtype(args[0], args[1]), bool(args[5]))
+
+    @classmethod
+    def check(cls, *args):
+        LigerLinearLogProbFunction.check(*cls._given(*args))
+
+    @staticmethod
+    def torch_forward(
+        hidden_states, vocab_weights, input_ids, temperature, ignore_index, return_entropy, selected_token_ids=None
+    ):
+        given = _FusedLinearPPOFallbackFunction._given(
+            hidden_states, vocab_weights, input_ids, temperature, ignore_index, return_entropy, selected_token_ids
+        )
+        results = LigerLinearLogProbFunction.torch_forward(*given)
+        return _as_losses(results, compute_dtype(hidden_states, vocab_weights), bool(return_entropy))
+
+
+class _WithTiles:
+    """The same for callers who pass `m_tiles_per_cluster`, which changes nothing here."""
+
+    @staticmethod
+    def apply(hidden_states, vocab_weights, input_ids, temperature, ignore_index, _tiles, return_entropy, *selected):
+        return _FusedLinearPPOFallbackFunction.apply(
+            hidden_states, vocab_weights, input_ids, temperature, ignore_index, return_entropy, *selected
+        )
+
+
+def _load_sm90_function() -> Any:
+    return _WithTiles
+
+
+def _resolve_implementation(device: torch.device) -> Any:
+    """What computes on a device."""
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0):
+        return _load_sm90_function()
+    return _FusedLinearPPOFallbackFunction
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def _require_types(
+    _input: Any, weight: Any, target: Any, temperature: Any, tiles: Any, return_entropy: Any, selected: Any
+) -> None:
+    for name, value in (("_input", _input), ("weight", weight), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise TypeError(f"temperature must be a real number, not {type(temperature).__name__}")
+    if not (_input.is_floating_point() and _input.dtype is weight.dtype):
+        raise TypeError(
+            f"_input is {_input.dtype} and weight {weight.dtype}, but both must be of one floating-point dtype"
+        )
+    if target.dtype is not torch.int64:
+        raise TypeError(f"target is {target.dtype}, but must be int64")
+    if isinstance(tiles, bool) or not isinstance(tiles, int):
+        raise TypeError(f"m_tiles_per_cluster must be an integer, not {type(tiles).__name__}")
+    if not isinstance(return_entropy, bool):
+        raise TypeError(f"return_entropy must be True or False, not {type(return_entropy).__name__}")
+    if selected is not None and not (isinstance(selected, Tensor) and selected.dtype is torch.int64):
+        given = selected.dtype if isinstance(selected, Tensor) else type(selected).__name__
+        raise TypeError(f"selected_token_ids must be an int64 tensor or None, not {given}")
+
+
+def _require_values(
+    _input: Tensor, weight: Tensor, target: Tensor, temperature: float, tiles: int, selected: Any
+) -> None:
+    if not math.isfinite(temperature) or temperature <= 0:
+        raise LigerArgumentError(f"temperature is {temperature}, but must be finite and larger than 0")
+    if tiles < 1:
+        raise LigerArgumentError(f"m_tiles_per_cluster is {tiles}, but must be 1 or more")
+    shapes = f"_input has shape {tuple(_input.shape)}, weight {tuple(weight.shape)} and target {tuple(target.shape)}"
+    if _input.dim() != 2 or weight.dim() != 2 or target.dim() != 1:
+        raise LigerArgumentError(f"{shapes}, but they must have 2, 2 and 1 dimensions")
+    if _input.shape[1] != weight.shape[1] or _input.shape[0] != target.shape[0]:
+        raise LigerArgumentError(f"{shapes}, but they must be [M, H], [V, H] and [M]")
+    given = [t for t in (_input, weight, target, selected) if t is not None]
+    if any(t.device != _input.device for t in given):
+        raise LigerArgumentError(
+            f"the tensors are on {', '.join(str(t.device) for t in given)}, but must be on one device"
+        )
+    if selected is not None and selected.dim() != 1:
+        raise LigerArgumentError(f"selected_token_ids has {selected.dim()} dimensions, but must have 1")
+    ids = None if selected is None else readable(selected)
+    if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < weight.shape[0]):
+        raise LigerArgumentError(
+            f"selected_token_ids must be in [0, V) with V = {weight.shape[0]}, but are from {int(ids.min())} to {int(ids.max())}"
+        )
+
+
+def _require_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
+    values = readable(target)
+    if values is None:
+        return
+    wrong = values[(values != ignore_index) & ((values < 0) | (values >= vocab))]
+    if wrong.numel():
+        raise LigerArgumentError(f"target {int(wrong[0])} is outside [0, {vocab}), and not ignore_index {ignore_index}")
+
+
+class LigerFusedLinearScaledCrossEntropyFunction:
+    """`apply(_input, weight, target, temperature=1.0, ignore_index=-100, m_tiles_per_cluster=1, return_entropy=False,
+    selected_token_ids=None)` -> nll, or a tuple (nll, entropy if it was asked for, selected if there are ids).
+
+    _input [M, H] and weight [V, H] of one floating-point dtype, target [M] int64, z = _input·weightᵀ/temperature and
+    p = softmax(z). nll -log p of the target, float32 [M]; entropy -Σ p log p, [M] in the logits' dtype; selected log p of
+    selected_token_ids [K] over the whole vocabulary, float32 [M, K]: all 0 where target is ignore_index, and differentiable
+    in _input and weight. TypeError and ValueError as the checks above say; a target or an id that is out of range is a
+    ValueError where it can be looked at without waiting for a device, else its results are NaN.
+    """
+
+    @staticmethod
+    def apply(
+        _input: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        temperature: float = 1.0,
+        ignore_index: int = -100,
+        m_tiles_per_cluster: int = 1,
+        return_entropy: bool = False,
+        selected_token_ids: Tensor | None = None,
+    ) -> Any:
+        _require_types(_input, weight, target, temperature, m_tiles_per_cluster, return_entropy, selected_token_ids)
+        _require_values(_input, weight, target, temperature, m_tiles_per_cluster, selected_token_ids)
+        _require_targets(target, weight.shape[0], ignore_index)
+        implementation = _resolve_implementation(_input.device)
+        tiles = () if implementation is _FusedLinearPPOFallbackFunction else (m_tiles_per_cluster,)
+        selected = () if selected_token_ids is None else (selected_token_ids,)
+        return implementation.apply(
+            _input, weight, target, float(temperature), ignore_index, *tiles, return_entropy, *selected
+        )
+
+
+__all__ = ["LigerFusedLinearScaledCrossEntropyFunction"]
