@@ -95,6 +95,12 @@ PyObject *results_make_bytes(PyObject *like, int32_t device, PyObject *quick, si
     return new_strided(like, device, quick, &tensor);
 }
 
+/* Contiguous memory of the shape and dtype of `tensor`, whose strides are set. */
+PyObject *results_make_shaped(PyObject *like, int32_t device, PyObject *quick, liger_tensor *tensor) {
+    (void)make_contiguous(tensor);
+    return new_strided(like, device, quick, tensor);
+}
+
 static PyObject *new_heads(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
                            liger_tensor *tensor) {
     *tensor = *given;

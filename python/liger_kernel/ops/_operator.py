@@ -484,9 +484,7 @@ class Shaped(Operator):
         return (given[0].new_empty(1, dtype=self.dtype).expand(self.shape(*given)),)
 
     def eager(self, *given: Any) -> Any:
-        first = given[0]
-        made = torch.empty(self.shape(*given), dtype=self.dtype or first.dtype, device=first.device)
-        return self.function(*given, fresh(made))
+        return self.function(*given, _native.new(given[0], self.shape(*given), self.dtype))
 
 
 def as_of(dtype_of: Tensor | None, other: Tensor | None, result: Any, wish: Wish, refusal: str) -> Any:

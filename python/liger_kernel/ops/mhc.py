@@ -6,6 +6,7 @@ Z. Xie et al.: mHC: Manifold-Constrained Hyper-Connections (2025).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -41,14 +42,19 @@ F32 = Annotated[Tensor, _whole_f32]
 Widened = Annotated[Tensor, _whole_widened]
 
 
+def _new(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """For any kind of tensor, and of any number of dimensions."""
+    return fresh(like.new_empty(shape, dtype=dtype))
+
+
 class _Shaped(Operator):
     """Results of shapes for which there are no wishes: `shapes` has a tensor or a (shape, dtype) for each."""
 
     def shapes(self, *given: Any) -> tuple:
         raise NotImplementedError
 
-    def _results(self, given: tuple, flags: tuple) -> list:
-        need, device = iter(flags), given[0].device
+    def _results(self, given: tuple, flags: tuple, new: Callable[..., Tensor]) -> list:
+        need = iter(flags)
         made: list = []
         try:
             shapes = self.shapes(*given)
@@ -57,13 +63,12 @@ class _Shaped(Operator):
             raise LigerArgumentError(f"{self.name}: {name} has shape {shape}, but must have [..., HC, C]") from None
         for result, like in zip(self.results, shapes):
             shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
-            wanted = not result.asked or next(need)
-            made.append(fresh(torch.empty(shape, dtype=dtype, device=device)) if wanted else None)
+            made.append(new(given[0], shape, dtype) if not result.asked or next(need) else None)
         return made
 
     def eager(self, *args: Any) -> Any:
         given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        made = self._results(given, flags)
+        made = self._results(given, flags, _native.new)
         self.function(*given, *made)
         return tuple(made) if len(made) > 1 else made[0]
 
@@ -76,7 +81,7 @@ class _Shaped(Operator):
         ready = self._prepare(given, given[0].dtype)
         like = [r.view(v.shape) if a.is_tensor and v is not None else v
                 for a, v, r in zip(self.inputs, given, ready)]  # fmt: skip
-        made = self._results(tuple(like), flags)
+        made = self._results(tuple(like), flags, _new)
         self.function(*ready, *(m if m is None or m.dim() <= 6 else m.view(-1, m.shape[-1]) for m in made))
         exact = self.shapes(*given)  # the dtypes before anything was widened
         dtypes = [like.dtype if isinstance(like, Tensor) else like[1] for like in exact]
@@ -85,7 +90,7 @@ class _Shaped(Operator):
 
     def fake(self, *args: Any) -> Any:
         given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        made = self._results(given, flags)
+        made = self._results(given, flags, _new)
         made = [self._absent(r, args) if m is None else m for r, m in zip(self.results, made)]
         return tuple(made) if len(made) > 1 else made[0]
 
@@ -327,7 +332,7 @@ def _gradients_onto(so_far: Tensor | None, given: tuple, needs: list) -> tuple:
         dx, *others = derivative(*given, *needs)
         return dx + so_far, *others
     ready = derivative._prepare(given, given[0].dtype)
-    made = derivative._results(tuple(ready), tuple(needs))
+    made = derivative._results(tuple(ready), tuple(needs), _native.new)
     with torch.profiler.record_function("liger::mhc_aggregate_backward"):
         _backward(*ready, *made, so_far=_whole(so_far.to(ready[0].dtype), ready[0].dtype))
     return tuple(None if m is None else m.view(t.shape).to(t.dtype) for m, t in zip(made, given))
