@@ -17,21 +17,23 @@ from liger_kernel.ops._memory import require_float
 from liger_kernel.ops._operator import Asked, KeepsStatistics, LigerArgumentError, Made, Planes, Weight, Wish, as_of
 
 
-def _statistics(x: Tensor, groups: int) -> Tensor:
-    """Mean and rstd of each group of each sample; zeros where there is nothing to have them, which nobody writes."""
-    made = x.new_empty if x.numel() else x.new_zeros
-    return made((2, x.shape[0] * groups), dtype=torch.float32)
-
-
 class _GroupNorm(KeepsStatistics):
     def statistics(self, *given: Any) -> Tensor:
-        return _statistics(given[0], given[3])
+        """Mean and rstd of each group of each sample; zeros where there is nothing to have them, which nobody writes."""
+        x, shape = given[0], _of_groups(given[0], given[3])
+        return x.new_empty(shape, dtype=torch.float32) if x.numel() else x.new_zeros(shape, dtype=torch.float32)
+
+
+def _of_groups(x: Tensor, groups: int) -> tuple[int, int]:
+    return 2, x.shape[0] * groups
 
 
 @_GroupNorm
 def group_norm(x: Planes, weight: Weight, bias: Weight, groups: int, eps: float,
                y: Made = Wish.LIKE, statistics: Made = Wish.PER_ROW) -> Any:  # fmt: skip
-    made = _statistics(x, groups) if isinstance(statistics, Wish) else statistics
+    made = _native.new(x, _of_groups(x, groups), torch.float32) if isinstance(statistics, Wish) else statistics
+    if x.numel() == 0:
+        made.zero_()
     return _native.group_norm_forward(x, weight, bias, y, made, groups, eps, Wish.SCRATCH), made
 
 

@@ -18,20 +18,20 @@ from liger_kernel.ops._memory import new_rows
 from liger_kernel.ops._operator import Asked, Constants, KeepsStatistics, LigerArgumentError, Made, Rows, Wish
 
 
-def _rstd(x: Tensor) -> Tensor:
+def _of_powers(x: Tensor) -> tuple[int, int]:
     """Of x³, x² and x of each row."""
-    return x.new_empty((math.prod(x.shape[:-1]), 3), dtype=torch.float32)
+    return math.prod(x.shape[:-1]), 3
 
 
 class _PolyNorm(KeepsStatistics):
     def statistics(self, *given: Any) -> Tensor:
-        return _rstd(given[0])
+        return given[0].new_empty(_of_powers(given[0]), dtype=torch.float32)
 
 
 @_PolyNorm
 def poly_norm(x: Rows, weight: Constants, bias: Constants, eps: float,
               y: Made = Wish.LIKE, rstd: Made = Wish.PER_ROW) -> Any:  # fmt: skip
-    made = _rstd(x) if isinstance(rstd, Wish) else rstd
+    made = _native.new(x, _of_powers(x), torch.float32) if isinstance(rstd, Wish) else rstd
     return _native.poly_norm_forward(x, weight, bias, y, made, eps), made
 
 
