@@ -209,7 +209,8 @@ static void row_chunk(void *argument, int64_t row, int64_t end) {
         if (row < next) clear_rows(stream, p, row, next);
         if (next == end) break;
         while (key < p->tokens && row_of_key(s->keys[key]) == next) key++;
-        LIGER_FOR_FLOAT(p->dtype, write_row(LIGER_T, s, first, key, row_of(p->dweight, next, liger_dtype_size(p->dtype))))
+        LIGER_FOR_FLOAT(p->dtype,
+                        write_row(LIGER_T, s, first, key, row_of(p->dweight, next, liger_dtype_size(p->dtype))))
         row = next + 1;
     }
     v_stream_end();

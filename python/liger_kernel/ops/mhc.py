@@ -473,9 +473,9 @@ Unread = Annotated[Tensor, _itself]
 
 
 class _PostResStreams(_PostRes):
-    def require(self, x: Any, f: Any, h_post: Any, h_res: Any, streams: Any) -> None:
-        super().require(x, f, h_post, h_res)
-        require_shape("mhc_post_res", "streams", streams, x.shape)
+    def require(self, *args: Any) -> None:
+        super().require(*args[:4])
+        require_shape("mhc_post_res", "streams", args[4], args[0].shape)
 
 
 class _PostResStreamsGradients(_Shaped):
