@@ -44,6 +44,12 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _small_gradients_reuse_memory(monkeypatch):
+    """As large ones do: the tests are of small tensors, and whoever sees a saved tensor must keep it whatever its size."""
+    monkeypatch.setattr("liger_kernel.ops._memory.LEAST_REUSED", 0)
+
+
 @pytest.fixture
 def unpatched():
     """Nothing is patched before the test, and nothing after it."""

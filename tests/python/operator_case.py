@@ -17,6 +17,9 @@ HIDDEN = 24
 WITHOUT_GRADIENT = {"int2_matmul"}  # operators on integers, which no Function stands before
 
 
+WITHOUT_FUNCTION = {"scale", "mhc_post_res_streams", "mhc_post_res_streams_backward"}  # their own tests check them
+
+
 @dataclass(frozen=True)
 class Case:
     """`make(rows)`: arguments on the CPU, the tensors among them first. `trained`: positions that can have a gradient."""

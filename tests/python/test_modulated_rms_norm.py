@@ -185,3 +185,21 @@ def test_more_than_2_to_the_31_elements(device):
         found.append((y[-1, -4:].detach().clone(), dx[-1, -4:].clone()))
         del y, dx
     assert all(torch.equal(a, b) for a, b in zip(*found)) and found[0][1].any()
+
+
+@pytest.mark.parametrize("dtypes", [(0, 1, 1, 1), (1, 0, 0, 0), (2, 1, 1, 1), (0, 2, 1, 1), (0, 0, 2, 0), (0, 0, 0, 2)])
+def test_mixed_dtypes_are_not_refused_first(device, dtypes, monkeypatch):
+    """Widened ahead of the call, with the bits of a call that is given f32; gradients in the dtypes of what they belong to."""
+    known = (torch.bfloat16, torch.float16, torch.float32)
+    shapes = ((6, 40), (40,), (2, 40), (2, 40))
+    given = [torch.randn(s, device=device).to(known[d]).requires_grad_() for s, d in zip(shapes, dtypes)]
+    wide = [t.detach().float() if i else t.detach() for i, t in enumerate(given)]
+    wide = [t.requires_grad_() for t in wide]
+    up, operator = torch.randn_like(given[0]), LigerModulatedRMSNormFunction.operator
+    for one in (operator, operator.derivative):
+        monkeypatch.setattr(one, "prepared", lambda *args: pytest.fail("it was refused"))
+    y, right = (LigerModulatedRMSNormFunction.apply(*tensors, 1e-6) for tensors in (given, wide))
+    assert torch.equal(y, right)
+    found, expected = (torch.autograd.grad(out, t, up) for out, t in ((y, given), (right, wide)))
+    for a, b, t in zip(found, expected, given):
+        assert a.dtype is t.dtype and torch.equal(a, b.to(t.dtype))

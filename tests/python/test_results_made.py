@@ -195,3 +195,34 @@ def test_a_balloon_that_reports_free_pages(tmp_path, number, features, taken_bac
     _native.load()
     assert _native.is_host_memory_taken_back(str(tmp_path)) is taken_back
     assert _native.is_host_memory_taken_back(str(tmp_path / "none")) is False
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0, 5), (4, 1, 2, 3), (1100, 1024)])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.int64])
+def test_new_has_its_own_shape(device, shape, dtype):
+    like = torch.randn(4, 6, device=device).to(torch.bfloat16).t()
+    made = _native.new(like, shape, dtype)
+    expected = torch.empty(shape, dtype=dtype or torch.bfloat16, device=device)
+    assert type(made) is torch.Tensor and not made.requires_grad
+    assert (made.shape, made.stride(), made.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert made.device == expected.device
+    made.fill_(3)
+    assert bool((made == 3).all())
+
+
+@pytest.mark.parametrize(
+    "given, error, words",
+    [
+        ((None, (2,), None), TypeError, "like must be a torch.Tensor"),
+        ((torch.zeros(2), (2,), torch.float64), ValueError, "dtype is none that the library has"),
+        ((torch.zeros(2).double(), (2,), None), ValueError, "dtype is none that the library has"),
+        ((torch.zeros(2), (1,) * 7, None), ValueError, "shape has 7 dimensions"),
+        ((torch.zeros(2), (-1,), None), ValueError, "shape has a negative size"),
+        ((torch.zeros(2), 2, None), TypeError, "shape must be a tuple"),
+        ((torch.zeros(2), (2.5,), None), TypeError, "integer"),
+        ((torch.zeros(2), (2,)), TypeError, "3 arguments"),
+    ],
+)
+def test_new_refuses(given, error, words):
+    with pytest.raises(error, match=words):
+        _native.new(*given)

@@ -538,3 +538,12 @@ def test_a_formed_gradient_that_nobody_holds_is_the_gradient(device, loss):
         value, leaves = loss(device)
     (3 * value).backward()
     assert ({leaf.grad.data_ptr() for leaf in leaves} <= set(places)) is REUSES
+
+
+@pytest.mark.parametrize("least, reused", [(1, True), (4 * 3 * 5 * 16, True), (4 * 3 * 5 * 16 + 1, False)])
+def test_small_gradients_have_their_own_memory(device, monkeypatch, least, reused):
+    """To look who sees the saved tensors would take longer than to write a small gradient elsewhere."""
+    monkeypatch.setattr(operator, "LEAST_REUSED", least)
+    graph = Graph(device)
+    graph.function(*graph.take()).sum().backward()
+    assert graph.reused == [reused and REUSES] * 2

@@ -190,18 +190,28 @@ static void part_chunk(void *argument, int64_t which, int64_t end) {
     }
 }
 
+/* Rows that no token has. Of a table without gaps they are one piece: a call for each would cost more than to write it. */
+static void clear_rows(bool stream, const struct embedding_backward_problem *p, int64_t begin, int64_t end) {
+    const size_t element = liger_dtype_size(p->dtype);
+    const bool whole = end - begin > 1 && p->dweight.inverse == 0 && p->dweight.inner_stride == p->cols;
+    const int64_t rows = whole ? 1 : end - begin, cols = whole ? (end - begin) * p->cols : p->cols;
+    for (int64_t i = 0; i < rows; i++) copy_row(stream, p->dtype, row_of(p->dweight, begin + i, element), NULL, cols);
+}
+
 static void row_chunk(void *argument, int64_t row, int64_t end) {
     const struct sums *s = argument;
     const struct embedding_backward_problem *p = s->p;
-    const size_t element = liger_dtype_size(p->dtype);
     const bool stream = streams(p->dtype, p->vocab, p->cols, STREAM_GRADIENT);
     int64_t key = first_key_of(s->keys, 0, p->tokens, row);
-    for (; row < end; row++) {
-        void *out = row_of(p->dweight, row, element);
-        const int64_t first = key;
-        while (key < p->tokens && row_of_key(s->keys[key]) == row) key++;
-        if (first == key) copy_row(stream, p->dtype, out, NULL, p->cols);
-        else LIGER_FOR_FLOAT(p->dtype, write_row(LIGER_T, s, first, key, out))
+    while (row < end) {
+        const int64_t of_key = key < p->tokens ? row_of_key(s->keys[key]) : end, first = key;
+        const int64_t next = of_key < end ? of_key : end; /* those without a row come last, as of row `vocab` */
+        if (row < next) clear_rows(stream, p, row, next);
+        if (next == end) break;
+        while (key < p->tokens && row_of_key(s->keys[key]) == next) key++;
+        LIGER_FOR_FLOAT(p->dtype,
+                        write_row(LIGER_T, s, first, key, row_of(p->dweight, next, liger_dtype_size(p->dtype))))
+        row = next + 1;
     }
     v_stream_end();
 }

@@ -83,23 +83,26 @@ LIGER_TEMPLATE int2_vector int2_zero(void) { return _mm256_setzero_si256(); }
 /* INT2_DEPTH steps: a multiple of what a slab has, or as many as the narrow sums hold. */
 #if defined(__AVX512VNNI__)
 enum { INT2_ROWS = 14, INT2_DEPTH = 1 << 30 };
-LIGER_TEMPLATE int2_vector int2_dot(int2_vector sum, int2_vector codes, int2_vector a) {
-    return _mm512_dpbusd_epi32(sum, codes, a);
+/* As the instruction's function has them: an array of __m512i GCC 12 keeps in memory, and stores every sum in every round. */
+typedef int int2_sum __attribute__((vector_size(64)));
+LIGER_TEMPLATE int2_sum int2_dot(int2_sum sum, int2_vector codes, int2_vector a) {
+    return (int2_sum)_mm512_dpbusd_epi32((int2_vector)sum, codes, a);
 }
-LIGER_TEMPLATE int2_vector int2_widen(int2_vector sum) { return sum; }
+LIGER_TEMPLATE int2_vector int2_widen(int2_sum sum) { return (int2_vector)sum; }
 #else
 enum { INT2_ROWS = INT2_VECTOR == 16 ? 12 : 6, INT2_DEPTH = 2 };
-LIGER_TEMPLATE int2_vector int2_dot(int2_vector sum, int2_vector codes, int2_vector a) {
+typedef int2_vector int2_sum;
+LIGER_TEMPLATE int2_sum int2_dot(int2_sum sum, int2_vector codes, int2_vector a) {
     return INT2_OP(add_epi16)(sum, INT2_OP(maddubs_epi16)(codes, a));
 }
-LIGER_TEMPLATE int2_vector int2_widen(int2_vector sum) { return INT2_OP(madd_epi16)(sum, INT2_OP(set1_epi16)(1)); }
+LIGER_TEMPLATE int2_vector int2_widen(int2_sum sum) { return INT2_OP(madd_epi16)(sum, INT2_OP(set1_epi16)(1)); }
 #endif
 enum { INT2_VECTORS = 2, INT2_COLS = INT2_VECTORS * INT2_VECTOR };
 
 LIGER_TEMPLATE void int2_add_steps(int64_t steps, const int8_t *a, const uint32_t *codes, int32_t *tile) {
-    int2_vector sum[INT2_ROWS][INT2_VECTORS];
+    int2_sum sum[INT2_ROWS][INT2_VECTORS];
 #pragma GCC unroll 16
-    for (int i = 0; i < INT2_ROWS; i++) sum[i][0] = sum[i][1] = int2_zero();
+    for (int i = 0; i < INT2_ROWS; i++) sum[i][0] = sum[i][1] = (int2_sum)int2_zero();
     for (; steps > 0; steps--, a += INT2_ROWS * INT2_STEP_K)
         for (int lane = 0; lane < INT2_LANES; lane++, codes += INT2_COLS) {
             const int2_vector left = int2_load(codes), right = int2_load(codes + INT2_VECTOR);

@@ -193,7 +193,10 @@ def _set_up(module: ModuleType) -> None:
     """Tells the binding what there is of torch."""
     import torch
 
-    floats, integers = (torch.float32, torch.float16, torch.bfloat16), (torch.int32, torch.int64, torch.uint8, torch.int8)
+    floats, integers = (
+        (torch.float32, torch.float16, torch.bfloat16),
+        (torch.int32, torch.int64, torch.uint8, torch.int8),
+    )
     dtypes = (*floats, *integers, torch.bool)
     module.setup(
         torch._C.TensorBase,

@@ -39,16 +39,20 @@ static int is_exact(PyObject *object) {
     return type == torch.tensor || type == torch.parameter;
 }
 
+static int32_t dtype_number(const PyObject *dtype) {
+    for (int i = 0; i < DTYPES; i++) {
+        if (dtype == torch.dtypes[i]) return i + 1;
+    }
+    return UNKNOWN_DTYPE;
+}
+
 /* A dtype that the library does not have goes there as a number that it does not have either: it knows which dtypes the
  * argument takes, and says so; raise_status puts in the name. */
 static int take_dtype(binding_call *call, int index, int32_t *dtype) {
     PyObject *found = ask_dtype(call->argv[index]);
     if (found == NULL) return 0;
     Py_DECREF(found); /* dtypes live for ever; only the address is compared */
-    *dtype = UNKNOWN_DTYPE;
-    for (int i = 0; i < DTYPES; i++) {
-        if (found == torch.dtypes[i]) *dtype = i + 1;
-    }
+    *dtype = dtype_number(found);
     return 1;
 }
 
@@ -182,6 +186,29 @@ int binding_tensor(binding_call *call, int index, liger_tensor *tensor) {
     if (tensor->ndim < 0 || take_sizes(call, index, ask_stride(object), tensor->stride) < 0) return 0;
     settle_strides(tensor);
     return take_data(call, index, object, tensor);
+}
+
+PyObject *binding_new(PyObject *self, PyObject *const *argv, Py_ssize_t argc) {
+    (void)self;
+    static const char *const names[] = {"like", "shape", "dtype"};
+    binding_call call = {.function = "new", .names = names, .argv = argv};
+    liger_tensor like = {0}, tensor = {0};
+    if (!binding_begin(&call, argc, 3, 3) || !binding_tensor(&call, 0, &like)) return NULL;
+    if (call.device == NO_DEVICE) return wrong_type(&call, 0, "a torch.Tensor"), NULL;
+    if (!PyTuple_Check(argv[1])) return wrong_type(&call, 1, "a tuple of int"), NULL;
+    Py_INCREF(argv[1]);
+    tensor.ndim = take_sizes(&call, 1, argv[1], tensor.shape);
+    if (tensor.ndim < 0) return NULL;
+    for (int i = 0; i < tensor.ndim; i++)
+        if (tensor.shape[i] < 0) return refuse(&call, "shape has a negative size"), NULL;
+    tensor.dtype = argv[2] == Py_None ? like.dtype : dtype_number(argv[2]);
+    if (tensor.dtype == UNKNOWN_DTYPE) return refuse(&call, "dtype is none that the library has"), NULL;
+    PyObject *made = results_make_shaped(argv[0], call.device, quick_of(&call), &tensor);
+    if (made == NULL || call.device != LIGER_DEVICE_CPU || bytes_of(&tensor) == 0) return made;
+    call.argv = &made;
+    if (!take_data(&call, 0, made, &tensor)) return Py_DECREF(made), NULL;
+    host_memory_ask_huge(tensor.data, bytes_of(&tensor));
+    return made;
 }
 
 enum { ALIGNMENT = 256 };

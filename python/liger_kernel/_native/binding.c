@@ -87,6 +87,7 @@ static PyMethodDef fixed_methods[] = {
     {"watch_dispatch", binding_watch_dispatch, METH_O, NULL},
     {"is_usual", binding_is_usual, METH_NOARGS, NULL},
     {"setup", torch_functions_setup, METH_VARARGS, NULL},
+    {"new", (PyCFunction)(void (*)(void))binding_new, METH_FASTCALL, NULL},
     {"version", version, METH_NOARGS, NULL},
     {"has_cuda_backend", has_cuda_backend, METH_NOARGS, NULL},
     {"isa_names", isa_names, METH_NOARGS, NULL},

@@ -95,6 +95,16 @@ PyObject *results_make_bytes(PyObject *like, int32_t device, PyObject *quick, si
     return new_strided(like, device, quick, &tensor);
 }
 
+/* Contiguous memory of the shape and dtype of `tensor`, with the strides that torch writes for it. */
+PyObject *results_make_shaped(PyObject *like, int32_t device, PyObject *quick, liger_tensor *tensor) {
+    int64_t stride = 1;
+    for (int i = tensor->ndim - 1; i >= 0; i--) {
+        tensor->stride[i] = stride;
+        stride *= tensor->shape[i] > 0 ? tensor->shape[i] : 1;
+    }
+    return new_strided(like, device, quick, tensor);
+}
+
 static PyObject *new_heads(PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
                            liger_tensor *tensor) {
     *tensor = *given;

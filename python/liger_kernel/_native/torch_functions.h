@@ -87,6 +87,7 @@ static inline PyObject *ask_is_cuda(PyObject *t) {
  * the device. Its data is not looked up. */
 PyObject *results_make(enum wish wish, PyObject *like, int32_t device, PyObject *quick, const liger_tensor *given,
                        liger_tensor *tensor);
+PyObject *results_make_shaped(PyObject *like, int32_t device, PyObject *quick, liger_tensor *tensor);
 /* A uint8 tensor on the device of `like`. */
 PyObject *results_make_bytes(PyObject *like, int32_t device, PyObject *quick, size_t bytes);
 

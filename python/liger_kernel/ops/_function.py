@@ -33,7 +33,7 @@ from torch.autograd.function import FunctionMeta
 from liger_kernel import _native
 from liger_kernel._exports import names_to_disable
 from liger_kernel.ops._formula import check_by_roles, formula
-from liger_kernel.ops._memory import PLAIN, have_no_memory, is_plain, take_saved
+from liger_kernel.ops._memory import PLAIN, are_worth_reuse, have_no_memory, is_plain, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
 _is_compiling = torch.compiler.is_dynamo_compiling
@@ -308,7 +308,7 @@ def _derived_backward(cls: type[LigerFunction]) -> Callable[..., Any]:
         upstreams = tuple([u if type(u) in PLAIN or u is None else cls.received(u) for u in upstreams])
         asked = ctx.needs_input_grad
         needs = [asked[position] for position in differentiable if position < len(asked)]
-        if cls.reuses and is_plain(*upstreams):
+        if cls.reuses and are_worth_reuse(upstreams) and is_plain(*upstreams):
             found = _over_saved(cls, ctx, upstreams, needs)
         else:
             found = operator.gradients(ctx.saved_tensors, ctx.options, upstreams, needs)

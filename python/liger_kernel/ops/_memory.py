@@ -58,6 +58,14 @@ def kept_labels(target: Tensor) -> Tensor:
     return only_memory(target) if type(target).__torch_dispatch__ is Tensor.__torch_dispatch__ else target
 
 
+LEAST_REUSED = 128 << 10  # bytes: to find out who sees a saved tensor takes longer than to write less memory than that
+
+
+def are_worth_reuse(upstreams: tuple) -> bool:
+    """Are they large enough that the gradients should be looked for a place in saved tensors, which are as large?"""
+    return any(u is not None and u.nbytes >= LEAST_REUSED for u in upstreams)
+
+
 def graph_is_kept() -> bool:
     """Will this backward be run again? Unknown counts as yes."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)

@@ -471,7 +471,10 @@ class KeepsStatistics(Operator):
         return made(self.shape(*given), dtype=torch.float32)
 
     def eager(self, *args: Any) -> Any:
-        return self.function(*args, self._made[0], self.statistics(*args))
+        made = _native.new(args[0], self.shape(*args), torch.float32)
+        if args[0].numel() == 0:
+            made.zero_()
+        return self.function(*args, self._made[0], made)
 
     def _new(self, wish: Wish, likes: tuple, ready: list) -> Tensor:
         return self.statistics(*ready) if wish.kind == Wish.PER_ROW.kind else super()._new(wish, likes, ready)
@@ -492,9 +495,12 @@ class Shaped(Operator):
         return (given[0].new_empty(1, dtype=self.dtype).expand(self.shape(*given)),)
 
     def eager(self, *given: Any) -> Any:
-        first = given[0]
-        made = torch.empty(self.shape(*given), dtype=self.dtype or first.dtype, device=first.device)
-        return self.function(*given, fresh(made))
+        return self.function(*given, _native.new(given[0], self.shape(*given), self.dtype))
+
+
+def _new_like(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """For any kind of tensor, and of any number of dimensions."""
+    return fresh(like.new_empty(shape, dtype=dtype))
 
 
 class EachShaped(Operator):
@@ -503,18 +509,17 @@ class EachShaped(Operator):
     def shapes(self, *given: Any) -> tuple:
         raise NotImplementedError
 
-    def _results(self, given: tuple, flags: tuple) -> list:
-        need, device = iter(flags), given[0].device
+    def _results(self, given: tuple, flags: tuple, new: Callable[..., Tensor]) -> list:
+        need = iter(flags)
         made: list = []
         for result, like in zip(self.results, self.shapes(*given)):
             shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
-            wanted = not result.asked or next(need)
-            made.append(fresh(torch.empty(shape, dtype=dtype, device=device)) if wanted else None)
+            made.append(new(given[0], shape, dtype) if not result.asked or next(need) else None)
         return made
 
     def eager(self, *args: Any) -> Any:
         given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        made = self._results(given, flags)
+        made = self._results(given, flags, _native.new)
         self.function(*given, *made)
         return tuple(made) if len(made) > 1 else made[0]
 
@@ -527,7 +532,7 @@ class EachShaped(Operator):
         ready = self._prepare(given, given[0].dtype)
         like = [r.view(v.shape) if a.is_tensor and v is not None else v
                 for a, v, r in zip(self.inputs, given, ready)]  # fmt: skip
-        made = self._results(tuple(like), flags)
+        made = self._results(tuple(like), flags, _new_like)
         self.function(*ready, *(m if m is None or m.dim() <= 6 else m.view(-1, m.shape[-1]) for m in made))
         exact = self.shapes(*given)  # the dtypes before anything was widened
         dtypes = [like.dtype if isinstance(like, Tensor) else like[1] for like in exact]
@@ -536,7 +541,7 @@ class EachShaped(Operator):
 
     def fake(self, *args: Any) -> Any:
         given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
-        made = self._results(given, flags)
+        made = self._results(given, flags, _new_like)
         made = [self._absent(r, args) if m is None else m for r, m in zip(self.results, made)]
         return tuple(made) if len(made) > 1 else made[0]
 

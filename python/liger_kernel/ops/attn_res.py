@@ -11,7 +11,7 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import NATIVE_DTYPE
-from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish, fresh
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish
 
 
 class _AttnRes(Operator):
@@ -21,7 +21,7 @@ class _AttnRes(Operator):
         return v[0], v
 
     def eager(self, v: Tensor, query: Tensor, norm: Tensor, eps: float, rounded: int) -> Any:
-        h = fresh(torch.empty(v.shape[1:], dtype=v.dtype, device=v.device))
+        h = _native.new(v, v.shape[1:], None)
         return h, *self.function(v, query, norm, eps, rounded, h, Wish.PER_ROW, Wish.PER_ROW)
 
 

@@ -98,7 +98,7 @@ def one_pass(
     tensors are plain."""
     operands = (x, weight, target, bias, None)
     options = (ignore_index, -1, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
-    log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6)
+    log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6, _native.new)
     logits = _forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
     found, dlog_probs = weigh(log_probs)
     if not any(needs):
@@ -305,7 +305,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         flags, logits = cls._flags(given), None
         if is_plain(*operands):
             with _named("liger::linear_logprob"):
-                log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags)
+                log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags, _native.new)
                 logits = _forward(operands, options, (log_prob, *others, normalizer))
         else:
             log_prob, normalizer, *others = linear_logprob(*operands, *options, *flags)

@@ -6,6 +6,7 @@ Z. Xie et al.: mHC: Manifold-Constrained Hyper-Connections (2025).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from liger_kernel import _native
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import is_plain, require_float
+from liger_kernel.ops._memory import require_float
 from liger_kernel.ops._operator import Asked, EachShaped, LigerArgumentError, Made, Wish
 
 MOST_STREAMS, _MOST_STEPS = 1024, 65536  # the library's limits
@@ -42,9 +43,9 @@ Widened = Annotated[Tensor, _whole_widened]
 
 
 class _Shaped(EachShaped):
-    def _results(self, given: tuple, flags: tuple) -> list:
+    def _results(self, given: tuple, flags: tuple, new: Callable[..., Tensor]) -> list:
         try:
-            return super()._results(given, flags)
+            return super()._results(given, flags, new)
         except IndexError:
             name, shape = self.inputs[0].name, tuple(given[0].shape)
             raise LigerArgumentError(f"{self.name}: {name} has shape {shape}, but must have [..., HC, C]") from None
@@ -99,9 +100,16 @@ class _Coeffs(_Shaped):
 
 
 class _Aggregate(_Coeffs):
+    """`streams` is one zero in the shape of x, and stands for x where a gradient belongs: see mhc_post_res_streams."""
+
     def shapes(self, x: Tensor, phi: Tensor, *_: Any) -> tuple:
         *public, mix, rstd = super().shapes(x, phi)
-        return *public, ((*x.shape[:-2], x.shape[-1]), x.dtype), mix, rstd
+        return *public, ((*x.shape[:-2], x.shape[-1]), x.dtype), ((1,) * x.dim(), x.dtype), mix, rstd
+
+    def _results(self, given: tuple, flags: tuple, new: Callable[..., Tensor]) -> list:
+        made = super()._results(given, flags, new)
+        made[4] = made[4].zero_().expand(given[0].shape)
+        return made
 
 
 class _Gradients(_Shaped):
@@ -119,8 +127,8 @@ def mhc_coeffs(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_post: F32, 
                                       tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult, Wish.SCRATCH)  # fmt: skip
 
 
-def _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, dx_in, tmax, pre_eps,
-              sinkhorn_eps, post_mult, *gradients, so_far=None):  # fmt: skip
+def _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, dx_in, so_far, tmax,
+              pre_eps, sinkhorn_eps, post_mult, *gradients):  # fmt: skip
     return _native.mhc_coeffs_backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res,
                                        dx_in, so_far, *gradients, tmax, pre_eps, sinkhorn_eps, post_mult, Wish.SCRATCH)  # fmt: skip
 
@@ -130,8 +138,8 @@ def _coeffs_gradient(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_post:
                      sinkhorn_eps: float, post_mult: float, dx: Asked = Wish.LIKE, dphi: Asked = Wish.LIKE[1],
                      db: Asked = Wish.LIKE[2], dalpha_pre: Asked = Wish.LIKE[3], dalpha_post: Asked = Wish.LIKE[4],
                      dalpha_res: Asked = Wish.LIKE[5]) -> Any:  # fmt: skip
-    return _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, None, tmax, pre_eps,
-                     sinkhorn_eps, post_mult, dx, dphi, db, dalpha_pre, dalpha_post, dalpha_res)  # fmt: skip
+    return _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, None, None, tmax,
+                     pre_eps, sinkhorn_eps, post_mult, dx, dphi, db, dalpha_pre, dalpha_post, dalpha_res)  # fmt: skip
 
 
 mhc_coeffs.gradient(_coeffs_gradient, _Gradients)
@@ -140,20 +148,22 @@ mhc_coeffs.gradient(_coeffs_gradient, _Gradients)
 @_Aggregate
 def mhc_aggregate(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_post: F32, alpha_res: F32, tmax: int,
                   rms_eps: float, pre_eps: float, sinkhorn_eps: float, post_mult: float, h_pre: Made = Wish.LIKE,
-                  h_post: Made = Wish.LIKE, h_res: Made = Wish.LIKE, x_in: Made = Wish.LIKE, mix: Made = Wish.LIKE,
-                  rstd: Made = Wish.LIKE) -> Any:  # fmt: skip
-    """The coefficients, and what the layer reads."""
+                  h_post: Made = Wish.LIKE, h_res: Made = Wish.LIKE, x_in: Made = Wish.LIKE,
+                  streams: Made = Wish.LIKE, mix: Made = Wish.LIKE, rstd: Made = Wish.LIKE) -> Any:  # fmt: skip
+    """The coefficients, what the layer reads, and what stands for x."""
     return _native.mhc_coeffs_forward(x, phi, b, alpha_pre, alpha_post, alpha_res, h_pre, h_post, h_res, x_in, mix, rstd,
                                       tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult, Wish.SCRATCH)  # fmt: skip
 
 
 def _aggregate_gradient(x: Whole, phi: Widened, b: F32, alpha_pre: F32, alpha_post: F32, alpha_res: F32, mix: F32,
                         rstd: F32, dh_pre: F32 | None, dh_post: F32 | None, dh_res: F32 | None, dx_in: Widened | None,
-                        tmax: int, pre_eps: float, sinkhorn_eps: float, post_mult: float, dx: Asked = Wish.LIKE,
-                        dphi: Asked = Wish.LIKE[1], db: Asked = Wish.LIKE[2], dalpha_pre: Asked = Wish.LIKE[3],
-                        dalpha_post: Asked = Wish.LIKE[4], dalpha_res: Asked = Wish.LIKE[5]) -> Any:  # fmt: skip
-    return _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, dx_in, tmax, pre_eps,
-                     sinkhorn_eps, post_mult, dx, dphi, db, dalpha_pre, dalpha_post, dalpha_res)  # fmt: skip
+                        dstreams: Widened | None, tmax: int, pre_eps: float, sinkhorn_eps: float, post_mult: float,
+                        dx: Asked = Wish.LIKE, dphi: Asked = Wish.LIKE[1], db: Asked = Wish.LIKE[2],
+                        dalpha_pre: Asked = Wish.LIKE[3], dalpha_post: Asked = Wish.LIKE[4],
+                        dalpha_res: Asked = Wish.LIKE[5]) -> Any:  # fmt: skip
+    so_far = None if dx is None else dstreams
+    return _backward(x, phi, b, alpha_pre, alpha_post, alpha_res, mix, rstd, dh_pre, dh_post, dh_res, dx_in, so_far, tmax,
+                     pre_eps, sinkhorn_eps, post_mult, dx, dphi, db, dalpha_pre, dalpha_post, dalpha_res)  # fmt: skip
 
 
 mhc_aggregate.gradient(_aggregate_gradient, _Gradients)
@@ -236,10 +246,11 @@ class LigerMHCCoeffsFunction(_OfCoeffs):
 
 
 class LigerMHCAggregateFunction(_OfCoeffs):
-    """The arguments of LigerMHCCoeffsFunction -> its results, x_in [..., C] = Σ h_pre·x, and x.
+    """The arguments of LigerMHCCoeffsFunction -> its results, x_in [..., C] = Σ h_pre·x, x, and what stands for x, or None.
 
-    Whoever goes on with that x instead of his own has its gradient added in the kernel, and not by autograd. Not so under
-    torch.compile, where an operator may not answer its argument: there the sum is rounded twice.
+    Whoever goes on with that x instead of his own has its gradient added in the kernel, and not by autograd, which would round
+    the sum twice. Under torch.compile an operator may not answer its argument: there the last result is a tensor, and
+    post_res_of_node, which is given it too, answers x's gradient as that one's.
     """
 
     operator = mhc_aggregate
@@ -252,20 +263,18 @@ class LigerMHCAggregateFunction(_OfCoeffs):
         mhc_aggregate.save(ctx, given, results)
         if not ctx.needs_input_grad[0]:  # else whoever goes on with x would make a gradient of it
             ctx.mark_non_differentiable(args[0])
-        return *results[:4], args[0]
+        return *results[:4], args[0], None
 
     @staticmethod
     def backward(ctx, *upstreams):
         refuse_second_derivative("LigerMHCAggregateFunction")
-        *upstreams, so_far = upstreams
-        needs, saved = list(ctx.needs_input_grad[:6]), ctx.saved_tensors
-        given = mhc_aggregate.gradient_arguments(saved, ctx.options, tuple(upstreams))
-        found = _gradients_onto(so_far, given, needs)
-        return *(gradient if need else None for gradient, need in zip(found, needs)), *[None] * 6
+        needs = list(ctx.needs_input_grad[:6])
+        return *mhc_aggregate.gradients(ctx.saved_tensors, ctx.options, upstreams, needs), *[None] * 6
 
     @classmethod
     def compiled(cls, *args):
-        return *super().compiled(*args), args[0]
+        *results, streams = super().compiled(*args)
+        return *results, args[0], streams
 
     @staticmethod
     def torch_forward(
@@ -274,23 +283,7 @@ class LigerMHCAggregateFunction(_OfCoeffs):
         h = _coeffs_formula(
             x, phi, b, alpha_pre, alpha_post, alpha_res, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult
         )
-        return *h, LigerMHCPreFunction.torch_forward(x, h[0]), x
-
-
-def _gradients_onto(so_far: Tensor | None, given: tuple, needs: list) -> tuple:
-    """The derivative of mhc_aggregate, x's plus what it has so far."""
-    derivative = mhc_aggregate.derivative
-    assert isinstance(derivative, _Gradients)
-    if so_far is None or not needs[0]:
-        return derivative(*given, *needs)
-    if not is_plain(so_far, *(t for t in given if isinstance(t, Tensor))):
-        dx, *others = derivative(*given, *needs)
-        return dx + so_far, *others
-    ready = derivative._prepare(given, given[0].dtype)
-    made = derivative._results(tuple(ready), tuple(needs))
-    with torch.profiler.record_function("liger::mhc_aggregate_backward"):
-        _backward(*ready, *made, so_far=_whole(so_far.to(ready[0].dtype), ready[0].dtype))
-    return tuple(None if m is None else m.view(t.shape).to(t.dtype) for m, t in zip(made, given))
+        return *h, LigerMHCPreFunction.torch_forward(x, h[0]), x, None
 
 
 # ---- pre-aggregation ---------------------------------------------------------------------------------------------------
@@ -423,3 +416,56 @@ class LigerMHCPostResFunction(LigerFunction):
     def torch_forward(x, f_out, h_post, h_res):
         mixed = torch.einsum("...oi,...ic->...oc", h_res.float(), x.float())
         return (mixed + h_post.float().unsqueeze(-1) * f_out.float().unsqueeze(-2)).to(x.dtype)
+
+
+# ---- the same of a node's x -------------------------------------------------------------------------------------------
+
+
+def _itself(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor
+
+
+Unread = Annotated[Tensor, _itself]
+
+
+class _PostResStreams(_PostRes):
+    def require(self, *args: Any) -> None:
+        super().require(*args[:4])
+        require_shape("mhc_post_res", "streams", args[4], args[0].shape)
+
+
+class _PostResStreamsGradients(_Shaped):
+    def shapes(self, dy: Tensor, x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor) -> tuple:
+        return f, h_post, h_res, x
+
+
+@_PostResStreams
+def mhc_post_res_streams(x: Whole, f: Widened, h_post: F32, h_res: F32, streams: Unread, y: Made = Wish.LIKE) -> Any:
+    """mhc_post_res, but the gradient of x is that of `streams`, of which nothing is read."""
+    return _native.mhc_post_res_forward(x, f, h_post, h_res, y)
+
+
+def _post_res_streams_gradient(dy: Whole, x: Whole, f: Widened, h_post: F32, h_res: F32, df: Asked = Wish.LIKE[2],
+                               dh_post: Asked = Wish.LIKE[3], dh_res: Asked = Wish.LIKE[4],
+                               dstreams: Asked = Wish.LIKE[1]) -> Any:  # fmt: skip
+    return _native.mhc_post_res_backward(dy, x, f, h_post, h_res, dstreams, df, dh_post, dh_res)
+
+
+mhc_post_res_streams.gradient(_post_res_streams_gradient, _PostResStreamsGradients)
+
+
+def _count_streams_gradients(dy: Any, x: Any, *rest: Any, **_: Any) -> int:
+    need_dh_res, need_dstreams = rest[-2:]
+    return _count_mixing(x) * (bool(need_dh_res) + bool(need_dstreams))
+
+
+register_flop_formula(torch.ops.liger.mhc_post_res_streams)(_count_mixing)
+register_flop_formula(torch.ops.liger.mhc_post_res_streams_backward)(_count_streams_gradients)
+
+
+def post_res_of_node(x: Tensor, f_out: Tensor, h_post: Tensor, h_res: Tensor, streams: Tensor | None) -> Tensor:
+    """LigerMHCPostResFunction of the last two results of LigerMHCAggregateFunction."""
+    if streams is None:
+        return LigerMHCPostResFunction.apply(x, f_out, h_post, h_res)
+    LigerMHCPostResFunction.require(x, f_out, h_post, h_res)
+    return mhc_post_res_streams.traced(x, f_out, h_post, h_res, streams)

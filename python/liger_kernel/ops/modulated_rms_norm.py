@@ -15,11 +15,28 @@ from liger_kernel.ops._casting import NATIVE_CASTING, casting_number, rms_norm_i
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Modulation, Operator, Rows, Weight, Wish, as_of
 
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _are_mixed(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Is one of them of a 16-bit dtype that is not x's? The library would refuse it."""
+    for t in parameters:  # a generator would take half a microsecond
+        if t is not None and t.dtype is not x.dtype and t.dtype in _HALVES:
+            return True
+    return False
+
+
+def _widened(*tensors: Any) -> list:
+    """In f32, which costs less than to be refused first."""
+    return [t.float() if t is not None and t.dtype in _HALVES else t for t in tensors]
+
 
 @Operator
 def modulated_rms_norm(x: Rows, weight: Weight | None, scale: Modulation, shift: Modulation | None, eps: float,
                        offset: float, casting: int, y: Made = Wish.LIKE, rstd: Made = Wish.PER_ROW) -> Any:  # fmt: skip
     casting = NATIVE_CASTING[casting]
+    if scale.dtype is not x.dtype and _are_mixed(x, weight, scale, shift):
+        weight, scale, shift = _widened(weight, scale, shift)
     return _native.modulated_rms_norm_forward(x, weight, scale, shift, y, rstd, eps, offset, casting)
 
 
@@ -28,10 +45,20 @@ def modulated_rms_norm_gradient(dy: Rows, x: Rows, weight: Weight | None, scale:
                                 shift: Modulation | None, offset: float, casting: int, dx: Asked = Wish.LIKE[1],
                                 dweight: Asked = Wish.LIKE[2], dscale: Asked = Wish.LIKE[3],
                                 dshift: Asked = Wish.LIKE[5], scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
+    """Of shift its likeness is needed: the library makes its gradient like that of scale, where they are alike."""
+    given, casting = (x, weight, scale, shift), NATIVE_CASTING[casting]
+    of_two_dtypes = shift is not None and shift.dtype is not scale.dtype
+    mixed = (of_two_dtypes or scale.dtype is not x.dtype) and isinstance(dx, Wish)
+    mixed = mixed and (of_two_dtypes or _are_mixed(x, weight, scale))
+    if mixed:
+        weight, scale, shift = _widened(weight, scale, shift)
     dshift = as_of(scale, shift, dshift, Wish.LIKE[3])
-    return _native.modulated_rms_norm_backward(
-        dy, x, weight, scale, rstd, dx, dweight, dscale, dshift, offset, NATIVE_CASTING[casting], scratch
+    made = _native.modulated_rms_norm_backward(
+        dy, x, weight, scale, rstd, dx, dweight, dscale, dshift, offset, casting, scratch
     )
+    if not mixed:
+        return made
+    return tuple(m if m is None or t is None else m.to(t.dtype) for m, t in zip(made, given))
 
 
 def _check(X: Tensor, scale: Tensor, shift: Tensor | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from liger_kernel.ops import LigerMHCCoeffsFunction, LigerMHCPostResFunction, LigerMHCPreFunction
-from liger_kernel.ops.mhc import MOST_STREAMS, LigerMHCAggregateFunction, check_options
+from liger_kernel.ops.mhc import MOST_STREAMS, LigerMHCAggregateFunction, check_options, post_res_of_node
 
 
 def liger_mhc_coeffs(x, phi, b, alpha_pre, alpha_post, alpha_res, *, allow_fp32: bool = False, tmax: int = 20,
@@ -48,11 +48,12 @@ def liger_mhc_forward(x, layer, phi, b, alpha_pre, alpha_post, alpha_res, *, all
 
     x [..., HC, C] -> the same; with return_coeffs (x_out, (h_pre, h_post, h_res)).
     """
-    h_pre, h_post, h_res, x_in, x = LigerMHCAggregateFunction.apply(
+    h_pre, h_post, h_res, x_in, x, streams = LigerMHCAggregateFunction.apply(
         x, phi, b, alpha_pre, alpha_post, alpha_res, allow_fp32, tmax, rms_eps, pre_eps, sinkhorn_eps, post_mult
     )
     dtype = _dtype_of(layer)
-    x_out = liger_mhc_post_res(x, layer(x_in if dtype is None else x_in.to(dtype)), h_post, h_res)
+    f_out = layer(x_in if dtype is None else x_in.to(dtype))
+    x_out = post_res_of_node(x, f_out, h_post, h_res, streams)
     return (x_out, (h_pre, h_post, h_res)) if return_coeffs else x_out
 
 

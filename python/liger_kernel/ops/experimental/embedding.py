@@ -22,7 +22,10 @@ class _Embedding(Shaped):
 
 @_Embedding
 def embedding(weight: Rows, indices: Tensor, vocab: int, padding: int, y: Made = Wish.LIKE) -> Any:
-    _native.embedding_forward(weight, indices.reshape(-1), y.view(indices.numel(), weight.shape[1]), padding)
+    if indices.dim() == 1:  # as the library takes them; a view costs as much as a small call
+        _native.embedding_forward(weight, indices, y, padding)
+    else:
+        _native.embedding_forward(weight, indices.reshape(-1), y.view(indices.numel(), weight.shape[1]), padding)
     return y
 
 
@@ -36,8 +39,10 @@ class _EmbeddingGradient(Shaped):
 @functools.partial(embedding.gradient, kind=_EmbeddingGradient)
 def embedding_gradient(dy: Rows, indices: Tensor, vocab: int, padding: int,
                        dweight: Made = Wish.LIKE, scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    tokens = indices.reshape(-1)
-    _native.embedding_backward(dy.reshape(tokens.shape[0], dy.shape[-1]), tokens, dweight, padding, scratch)
+    if indices.dim() != 1:
+        indices = indices.reshape(-1)
+        dy = dy.reshape(indices.shape[0], dy.shape[-1])
+    _native.embedding_backward(dy, indices, dweight, padding, scratch)
     return dweight
 
 
