@@ -81,8 +81,9 @@ def _is_as_seen(mlp: nn.Module, name: str, cls: type) -> bool:
     activation = mlp.__dict__["_modules"].get(name)
     if activation.__class__ is cls and name not in mlp.__dict__ and is_bare(activation):
         return not (_HOOKS or _PRE_HOOKS or _BACKWARD_HOOKS or _BACKWARD_PRE_HOOKS)
-    cause = f"{name} has been replaced or hooked"
-    warn_once(logger, mlp, "changed-since", model=type(mlp).__name__, cause=cause)
+    cause = f"{name} ({type(activation).__name__}) has been replaced or hooked"
+    about = type(mlp)  # once for all layers: an `__init__` around ours may have changed every one
+    warn_once(logger, about, "changed-since", model=about.__name__, cause=cause)
     return False
 
 
