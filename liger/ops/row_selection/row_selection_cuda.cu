@@ -8,7 +8,7 @@ namespace {
 
 /* A warp has LOADS·32 neighbouring targets of a tile, 32 to a load: their order is that of loads, then of lanes. */
 enum { SELECT_THREADS = 1024, SELECT_WARPS = SELECT_THREADS / WARP, LOADS = 8, TILE = SELECT_THREADS * LOADS };
-static_assert(SELECT_WARPS == WARP, "a lane for the count of each warp");
+static_assert((int)SELECT_WARPS == (int)WARP, "a lane for the count of each warp");
 
 /* Where the warp's first row stands among those that count, and in *total how many of the tile there are. */
 __device__ __forceinline__ int warp_offset(const int *counts, int *total) {
