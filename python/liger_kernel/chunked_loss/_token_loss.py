@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._debug import is_debugging
@@ -22,7 +23,7 @@ from liger_kernel.ops._function import OwnApply, WithoutGradient, refuse_second_
 from liger_kernel.ops._memory import is_plain, require_float, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 from liger_kernel.ops.cross_entropy import check_targets
-from liger_kernel.ops.linear_logprob import named, one_pass
+from liger_kernel.ops.linear_logprob import one_pass, profiled
 from liger_kernel.ops.scale import free_of_others, scaled_gradient
 
 
@@ -72,7 +73,8 @@ def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bo
 
     def weigh(log_probs: Tensor) -> tuple[Any, Tensor | None]:
         leaf = log_probs.detach().requires_grad_(any(needs))
-        with torch.set_grad_enabled(any(needs)):
+        # the formula's own graph is gone when forward is: whoever packs what is saved for backward is not to see it
+        with torch.set_grad_enabled(any(needs)), saved_tensors_hooks(_itself, _itself):
             found = loss_of(leaf)
             loss = found[0] if isinstance(found, tuple) else found
         dlog_probs = None
@@ -89,6 +91,10 @@ def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bo
         count, again = head.hidden.shape[0], head.second_targets.shape[0]
         dx = torch.cat((dx[:again] + dx[count:], dx[again:count]))
     return found, (dx, dweight, dbias)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _detached(found: Any) -> Any:
@@ -120,7 +126,7 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
     def apply(cls, *args: Any) -> Any:
         if not is_one_pass(*(a for a in args if isinstance(a, Tensor))):
             return cls.forward(Composed(), *args)
-        with named(f"liger::{cls.__name__}"):
+        with profiled(f"liger::{cls.__name__}"):
             if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in cls._operands(args)):
                 return super().apply(*args)
             return cls.forward(WithoutGradient(), *args)
@@ -164,8 +170,11 @@ def require_head(
     """Refuses hidden states that are not [sequences, T, H] of target's [sequences, T], and what does not go with them.
     Of a reference model the arguments are called `ref_...`."""
     names = [f"{prefix}input" if prefix else "_input", f"{prefix}weight", f"{prefix}bias"]
-    if weight is None:
+    if weight is None and prefix:
         raise LigerArgumentError(f"{function}: {names[1]} is None, but {names[0]} needs a head")
+    for name, value in ((names[0], x), (names[1], weight), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
     require_float(function, **dict(zip(names, (x, weight, bias))))
     for name, value, dims in ((names[0], x, 3), (names[1], weight, 2), ("target", target, 2)):
         if value.dim() != dims:

@@ -16,7 +16,7 @@ from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices
-from liger_kernel.ops._memory import fresh, is_plain, kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._memory import PLAIN, fresh, is_plain, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, EachShaped, LigerArgumentError, Made, Wish
 from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.scale import cast
@@ -37,8 +37,8 @@ def _head(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ids: T
 
 
 def _bound(target: Tensor, ignore_index: int, valid_rows: int) -> int:
-    """How many rows are multiplied at most. On the CPU they can be counted, and are."""
-    if not target.is_cuda and valid_rows < 0:
+    """How many rows are multiplied at most. Where one can look at them and not wait, they are counted."""
+    if valid_rows < 0 and type(target) in PLAIN and target.device.type == "cpu":
         return int(target.ne(ignore_index).sum())
     return valid_rows if 0 <= valid_rows < target.shape[0] else target.shape[0]
 
@@ -142,6 +142,9 @@ class _LinearLogprob(EachShaped):
     def prepared(self, *args: Any) -> Any:
         return self.eager(*args)
 
+    def require_floats(self, args: tuple, words: Any = None) -> None:
+        require_float(self.name, x=args[0], weight=args[1], bias=args[3])
+
     def require(self, *args: Any) -> None:
         _require(self.name, *args[:5])
 
@@ -164,6 +167,9 @@ class _Gradients(EachShaped):
     def shapes(self, *given: Any) -> tuple:
         x, weight, bias = given[6], given[7], given[9]
         return x, weight, bias if bias is not None else ((0,), torch.float32)
+
+    def require_floats(self, args: tuple, words: Any = None) -> None:
+        require_float(self.name, x=args[6], weight=args[7], bias=args[9])
 
     def eager(self, *args: Any) -> Any:
         return _backward(args[:6], args[6:11], args[11:15], args[15:21], args[21:], None)
@@ -226,7 +232,7 @@ def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
 
 
-def named(context: str) -> Any:
+def profiled(context: str) -> Any:
     return torch.profiler.record_function(context) if _is_profiling() else contextlib.nullcontext()
 
 
@@ -285,7 +291,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         given, operands, options = cls._taken(args)
         flags, logits = cls._flags(given), None
         if is_plain(*operands):
-            with named("liger::linear_logprob"):
+            with profiled("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags)
                 logits = _forward(operands, options, (log_prob, *others, normalizer))
         else:
@@ -315,7 +321,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         saved, free = take_saved(ctx)
         operands, known, logits = saved[:5], saved[5:9], saved[9]
         if is_plain(*flat, *operands):
-            with named("liger::linear_logprob_backward"):
+            with profiled("liger::linear_logprob_backward"):
                 found = _backward(tuple(flat), operands, known, ctx.options, ctx.needs, logits if free[9] else None)
         else:
             found = linear_logprob.derivative(*flat, *operands, *known, *ctx.options, *ctx.needs)
