@@ -763,7 +763,7 @@ class Plain(LigerFusedLinearUnpairedPreferenceBase):
 
 def of_others(kind, model, target, reference):
     """Ours and float64: loss, aux behind the base's own, gradients."""
-    (x, weight, bias), wide = model, twins(*model)
+    wide = twins(*model)
     tokens, _ = token_log_probs(*wide, target.cpu())
     ref_tokens, _ = token_log_probs(*twins(*reference), target.cpu())
     ratios = (tokens - ref_tokens).sum(-1)
@@ -816,8 +816,14 @@ def test_a_subclass_without_a_formula(device):
         (dict(loss_type="sigmoids"), "Unsupported loss_type"),
         (dict(loss_type="exo_pair"), "label_smoothing must be > 0 for loss_type='exo_pair'"),
         (dict(loss_type="exo_pair", label_smoothing=1.0), "less than 1"),
-        (dict(loss_type="robust", label_smoothing=0.5), r"label_smoothing must lie in \[0.0, 0.5\) for loss_type='robust'"),
-        (dict(loss_type="robust", label_smoothing=-0.1), r"label_smoothing must lie in \[0.0, 0.5\) for loss_type='robust'"),
+        (
+            dict(loss_type="robust", label_smoothing=0.5),
+            r"label_smoothing must lie in \[0.0, 0.5\) for loss_type='robust'",
+        ),
+        (
+            dict(loss_type="robust", label_smoothing=-0.1),
+            r"label_smoothing must lie in \[0.0, 0.5\) for loss_type='robust'",
+        ),
     ],
 )
 def test_options_of_dpo(device, options, words):

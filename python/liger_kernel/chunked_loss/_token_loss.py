@@ -8,6 +8,7 @@ vocabulary at a time. Where torch compiles or transforms, the same formula stand
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -123,9 +124,13 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
     bias_position: int
 
     @classmethod
-    def apply(cls, *args: Any) -> Any:
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        if kwargs and not torch.compiler.is_compiling():  # autograd's own takes arguments by position only
+            bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
+            bound.apply_defaults()
+            args, kwargs = bound.args[1:], {}
         if not is_one_pass(*(a for a in args if isinstance(a, Tensor))):
-            return cls.forward(Composed(), *args)
+            return cls.forward(Composed(), *args, **kwargs)
         with profiled(f"liger::{cls.__name__}"):
             if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in cls._operands(args)):
                 return super().apply(*args)
@@ -185,9 +190,9 @@ def require_head(
         raise LigerArgumentError(f"{function}: target is {target.dtype}, but must be int32 or int64")
     require_shape(function, names[0], x, (*target.shape, weight.shape[1]))
     require_shape(function, names[2], bias, weight.shape[:1])
-    for name, value in zip((*names, "target"), (x, weight, bias, target)):
-        if value is not None and value.device != x.device:
-            raise LigerArgumentError(f"{function}: {name} is on {value.device}, but {names[0]} is on {x.device}")
+    for name, other in zip((*names, "target"), (x, weight, bias, target)):
+        if other is not None and other.device != x.device:
+            raise LigerArgumentError(f"{function}: {name} is on {other.device}, but {names[0]} is on {x.device}")
 
 
 def flat_head(
