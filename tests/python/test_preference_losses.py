@@ -492,6 +492,15 @@ def test_the_module_is_the_function(device, name):
     same(torch.autograd.grad(loss, model), torch.autograd.grad(right, model))
 
 
+def test_arguments_by_name(device, case):
+    model, target, reference = problem(device, torch.float32)
+    right = result(case, model, target, reference)
+    loss, aux = case.function.apply(**given(case, model, target, reference) | {
+        name: value for name, value in case.options.items() if not isinstance(value, torch.Tensor)
+    })  # fmt: skip
+    same((*flat(loss, aux), *torch.autograd.grad(loss, model)), right)
+
+
 def test_defaults_that_differ():
     simpo, kto = OF_SIMPO, CASES["kto"]
     assert inspect.signature(simpo[0].forward).parameters["compute_nll_loss"].default is False
@@ -643,15 +652,11 @@ def test_inside_of_others_hooks(device, context, case):
 # ---- torch looks at the call -------------------------------------------------------------------------------------------
 
 
-def composed(case, args, monkeypatch):
-    with monkeypatch.context() as m:
-        m.setattr(_token_loss, "is_one_pass", lambda *tensors: False)
-        return result(case, *args)
-
-
-def test_the_composed_form_is_the_same(device, case, monkeypatch):
-    args = problem(device, torch.float32)
-    about(composed(case, args, monkeypatch), result(case, *args))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_composed_form(device, dtype, case, monkeypatch):
+    args = problem(device, dtype)
+    monkeypatch.setattr(_token_loss, "is_one_pass", lambda *tensors: False)
+    check(case, *args, dtype, *run(case, *args))
 
 
 @pytest.mark.parametrize("name", ["cpo", "orpo", "dpo discopop", "kto"])
@@ -661,7 +666,7 @@ def test_compiled(device, name):
     model, target, reference = problem(device, torch.float32)
     compiled = torch.compile(lambda *m: run(case, m, target, reference), fullgraph=True, backend="aot_eager")
     loss, aux = compiled(*model)
-    about((*flat(loss, aux), *torch.autograd.grad(loss, model)), result(case, model, target, reference))
+    check(case, model, target, reference, torch.float32, loss, aux)
 
 
 @pytest.mark.parametrize("name", ["dpo with nll", "kto"])
@@ -677,7 +682,7 @@ def test_compiled_modules_by_inductor(device, name):
         module = case.module(beta=BETA, compute_nll_loss=True, alpha=0.7, average_log_prob=True)
         rest = (weight, x, target, bias, *reference)
     loss, aux = torch.compile(module, fullgraph=True)(*rest)
-    about((*flat(loss, aux), *torch.autograd.grad(loss, model)), result(case, model, target, reference))
+    check(case, model, target, reference, torch.float32, loss, aux)
 
 
 def test_transformed(device, case):
@@ -709,10 +714,9 @@ def test_without_memory(case):
 
 def test_disabled_kernels(case, monkeypatch):
     args = problem("cpu", torch.float32)
-    right = result(case, *args)
     monkeypatch.setattr(_token_loss.LigerLinearLogProbFunction, "_plain_torch", True)
     monkeypatch.setattr(linear_logprob, "_forward", None)
-    about(result(case, *args), right, 32)
+    check(case, *args, torch.float32, *run(case, *args))
 
 
 # ---- losses of others --------------------------------------------------------------------------------------------------

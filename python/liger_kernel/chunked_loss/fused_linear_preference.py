@@ -15,7 +15,7 @@ from liger_kernel.chunked_loss._token_loss import (
     reference_log_probs,
     require_head,
     sequence_log_probs,
-)  # fmt: skip
+)
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._operator import LigerArgumentError
 
