@@ -347,6 +347,17 @@ def test_errors_in_bfloat16_are_not_above_plain_torchs(name):
     assert (ours.sqrt() <= 1.05 * theirs.sqrt()).all(), (ours.sqrt(), theirs.sqrt())
 
 
+def test_means_of_logits_in_pieces(device):
+    """So large a head that its columns are summed in several pieces."""
+    x = torch.randn(3, 1500, 300, device=device).bfloat16()
+    weight, bias = torch.randn(2000, 300, device=device).bfloat16(), torch.randn(2000, device=device).bfloat16()
+    wide = [t.cpu().double() for t in (x, weight, bias)]
+    sums = _token_loss.logit_sums(x, weight, bias)
+    terms = wide[0].abs().sum(1) @ wide[1].abs().sum(0) + 1500 * wide[2].abs().sum()
+    right = torch.nn.functional.linear(*wide).sum((1, 2))
+    assert ((sums.cpu() - right).abs() <= 16 * unit(torch.float32) * terms).all()
+
+
 def test_large_margins_stay_finite(device):
     """e^(-d) alone is infinite at d = -100, and 1 - e^c is 0 at c = -3e-9."""
     chosen = torch.tensor([-400.0, -3e-9, -0.6, 0.0], device=device, requires_grad=True)

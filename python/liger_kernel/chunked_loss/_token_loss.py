@@ -230,6 +230,15 @@ def known_log_probs(function: str, rows: int, **given: Tensor) -> list[Tensor]:
 def logit_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Of each sequence of hidden states [sequences, T, H] the sum of all its logits, float32, without their product:
     Σ_t Σ_v (x_t·w_v + b_v) = (Σ_t x_t)·(Σ_v w_v) + T Σ_v b_v."""
-    x, weight = x.detach(), weight.detach()
-    sums = (x.sum(1, dtype=torch.float32) * weight.sum(0, dtype=torch.float32)).sum(-1)
+    sums = (_sum(x.detach(), 1) * _sum(weight.detach(), 0)).sum(-1)
     return sums if bias is None else sums + x.shape[1] * bias.detach().sum(dtype=torch.float32)
+
+
+def _sum(tensor: Tensor, dim: int) -> Tensor:
+    """In float32. On the CPU torch would widen 16-bit numbers all at once, for which there is no cache: in pieces it takes a
+    ninth of the time."""
+    if tensor.is_cuda or torch.compiler.is_compiling():
+        return tensor.sum(dim, dtype=torch.float32)
+    slice_size = max(tensor.numel() // max(tensor.shape[dim], 1), 1)
+    pieces = tensor.split(max(2**19 // slice_size, 1), dim)
+    return torch.stack([piece.sum(dim, dtype=torch.float32) for piece in pieces]).sum(0)
