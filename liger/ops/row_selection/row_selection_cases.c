@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "liger/core/kernel_table.h"
+#include "liger/core/context_state.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 #include "liger/ops/row_selection/row_selection_ref.h"
 #include "tests/harness/op_cases.h"
@@ -189,7 +189,7 @@ static struct tensor_spec matrix(const char *name, enum tensor_role role, int64_
 static struct tensor_spec places(const struct op_case *c, const char *name) {
     struct tensor_spec spec = numbers(name, ROLE_IN, c->size[ROWS]);
     spec.values = VALUES_TARGET;
-    spec.spread = (double)c->size[X_ROWS];
+    spec.spread = (double)(c->size[X_ROWS] > 0 ? c->size[X_ROWS] : 1);
     spec.offset = -1;
     spec.ignore_every = c->flags & NONE_THERE ? 1 : 4;
     return spec;
@@ -306,7 +306,7 @@ static void describe_scatter(const struct op_case *c, struct tensor_spec *spec) 
 
 static liger_status call_scatter(liger_context *context, const struct op_call *call, liger_stream stream) {
     const struct row_scatter_problem problem = {
-        .x_dtype = (liger_dtype)call->t[X].dtype,
+        .x_dtype = call->c.flags & FROM_F32 ? LIGER_F32 : (liger_dtype)call->t[Y].dtype,
         .y_dtype = (liger_dtype)call->t[Y].dtype,
         .rows = call->t[Y].shape[0],
         .cols = call->t[Y].shape[1],
