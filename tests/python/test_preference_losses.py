@@ -704,9 +704,9 @@ def test_compiled(device, name):
     check(case, model, target, reference, torch.float32, loss, aux)
 
 
-def test_compiled_once_for_all_lengths(device, case, monkeypatch):
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_compiled_once_for_all_lengths(device, case):
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     compiled = torch.compile(
         lambda target, reference, *m: run(case, m, target, reference), fullgraph=True, dynamic=True, backend="aot_eager"
     )
