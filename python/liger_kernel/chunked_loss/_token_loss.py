@@ -8,21 +8,30 @@ vocabulary at a time. Where torch compiles or transforms, the same formula stand
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from liger_kernel.ops import LigerLinearLogProbFunction
-from liger_kernel.ops._memory import is_plain
-from liger_kernel.ops.linear_logprob import one_pass
+from liger_kernel.ops._debug import is_debugging
+from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._function import OwnApply, WithoutGradient, refuse_second_derivative
+from liger_kernel.ops._memory import is_plain, require_float, take_saved
+from liger_kernel.ops._operator import LigerArgumentError, is_transformed
+from liger_kernel.ops.cross_entropy import check_targets
+from liger_kernel.ops.linear_logprob import one_pass, profiled
+from liger_kernel.ops.scale import free_of_others, scaled_gradient
 
 
 @dataclass(frozen=True)
 class Head:
-    """Hidden states [rows, H], the head's weight [V, H], the token of each row and which rows count."""
+    """Hidden states [rows, H], the head's weight [V, H], the token of each row and which rows count. The first rows may have
+    a second token, for which they are given to the head again: their log-probabilities stand behind the others."""
 
     hidden: Tensor
     weight: Tensor
@@ -30,11 +39,22 @@ class Head:
     bias: Tensor | None = None
     temperature: float = 1.0
     ignore_index: int = -100
+    second_targets: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        again = self.second_targets
+        return self.hidden if again is None else torch.cat((self.hidden, self.hidden[: again.shape[0]]))
+
+    @property
+    def labels(self) -> Tensor:
+        again = self.second_targets
+        return self.targets if again is None else torch.cat((self.targets, again.to(self.targets.dtype)))
 
     def log_probs(self, valid_rows: int | None = None) -> Tensor:
         """[rows] float32, 0 where a row does not count. Differentiable."""
         return LigerLinearLogProbFunction.apply(
-            self.hidden, self.weight, self.targets, self.bias, None, self.temperature, None, 1.0, self.ignore_index,
+            self.rows, self.weight, self.labels, self.bias, None, self.temperature, None, 1.0, self.ignore_index,
             valid_rows,
         )  # fmt: skip
 
@@ -43,18 +63,22 @@ class Head:
         return self.hidden, self.weight, self.bias
 
 
-def is_one_pass(head: Head, *others: Tensor | None) -> bool:
-    """Whether `with_gradients` may run: nobody looks at the call but for its values."""
-    return is_plain(head.hidden, head.weight, head.targets, head.bias, *others)
+def is_one_pass(*tensors: Tensor | None) -> bool:
+    """Whether `with_gradients` may run: nobody looks at the call but for its values, and the kernels are not disabled."""
+    return is_plain(*tensors) and not is_transformed() and not LigerLinearLogProbFunction._plain_torch
 
 
-def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bool, bool, bool]) -> tuple[Any, tuple]:
+def with_gradients(
+    head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bool, bool, bool]
+) -> tuple[Any, tuple, Tensor | None]:
     """What `loss_of(log_probs)` answers, detached, and the gradients of hidden, weight and bias of its loss, which is the
-    answer or the first of it. `needs` says which of the three are wanted."""
+    answer or the first of it, all times the third answer if there is one: see `one_pass`. `needs` says which of the three are
+    wanted."""
 
     def weigh(log_probs: Tensor) -> tuple[Any, Tensor | None]:
         leaf = log_probs.detach().requires_grad_(any(needs))
-        with torch.set_grad_enabled(any(needs)):
+        # the formula's own graph is gone when forward is: whoever packs what is saved for backward is not to see it
+        with torch.set_grad_enabled(any(needs)), saved_tensors_hooks(_itself, _itself):
             found = loss_of(leaf)
             loss = found[0] if isinstance(found, tuple) else found
         dlog_probs = None
@@ -62,12 +86,168 @@ def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bo
             (dlog_probs,) = torch.autograd.grad(loss, leaf, allow_unused=True)
         return _detached(found), dlog_probs
 
-    return one_pass(
-        head.hidden, head.weight, head.targets, head.bias, head.temperature, head.ignore_index, needs, weigh
+    if is_debugging(head.targets):
+        check_targets(head.labels, head.weight.shape[0], head.ignore_index)
+    found, (dx, dweight, dbias), factor = one_pass(
+        head.rows, head.weight, head.labels, head.bias, head.temperature, head.ignore_index, needs, weigh
     )
+    if dx is not None and head.second_targets is not None:
+        count, again = head.hidden.shape[0], head.second_targets.shape[0]
+        dx = torch.cat((dx[:again] + dx[count:], dx[again:count]))
+    return found, (dx, dweight, dbias), factor
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _detached(found: Any) -> Any:
     if isinstance(found, tuple | list):
         return tuple(_detached(item) for item in found)
     return found.detach() if isinstance(found, Tensor) else found
+
+
+# ---- the Functions -----------------------------------------------------------------------------------------------------
+
+
+class Composed:
+    """Stands for the autograd context where forward is to answer what torch can differentiate by itself."""
+
+
+class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
+    """A loss on the log-probabilities of a head's tokens: who runs `forward`, and the way back from gradients formed there.
+
+    It is no LigerFunction, which is one operator with a public form in plain torch: this one composes operators, and users
+    derive from it, with arguments of their own. `apply` runs `forward` with autograd's context, with one that stands for it
+    where nobody asks for a gradient, or with `Composed`, where torch compiles or transforms.
+
+    The arguments begin with hidden states and weight; the bias stands at `bias_position`.
+    """
+
+    bias_position: int
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        if kwargs and not torch.compiler.is_compiling():  # autograd's own takes arguments by position only
+            bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
+            bound.apply_defaults()
+            args, kwargs = bound.args[1:], {}
+        if not is_one_pass(*(a for a in args if isinstance(a, Tensor))):
+            return cls.forward(Composed(), *args, **kwargs)
+        with profiled(f"liger::{cls.__name__}"):
+            if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in cls._operands(args)):
+                return super().apply(*args)
+            return cls.forward(WithoutGradient(), *args)
+
+    @classmethod
+    def _operands(cls, args: tuple) -> tuple:
+        return *args[:2], *args[cls.bias_position : cls.bias_position + 1]
+
+    @classmethod
+    def evaluate(cls, ctx: Any, head: Head, shape: torch.Size, loss_of: Callable[[Tensor], tuple]) -> tuple:
+        """What `loss_of(log_probs)` answers, whose first is the loss; the rest is detached. `shape` is that of the hidden
+        states as they were given."""
+        if isinstance(ctx, Composed):
+            loss, *others = loss_of(head.log_probs())
+            return loss, *_detached(others)
+        asked = ctx.needs_input_grad
+        needs = tuple(
+            t is not None and any(asked) and (asked_here or t.requires_grad)
+            for t, asked_here in zip(head.operands, (*cls._operands(asked), False))
+        )
+        found, (dx, dweight, dbias), factor = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
+        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias, factor)
+        ctx.dtypes = [None if t is None else t.dtype for t in head.operands]
+        return found
+
+    @classmethod
+    def scaled_gradients(cls, ctx: Any, upstreams: tuple) -> tuple:
+        """The gradients of hidden states, weight and bias. A subclass's backward may hand on its upstreams as one tuple."""
+        refuse_second_derivative(cls.__name__)
+        upstream = upstreams[0][0] if isinstance(upstreams[0], tuple) else upstreams[0]
+        saved, free = take_saved(ctx)
+        if saved[3] is not None:
+            upstream = upstream / saved[3]
+        with free_of_others(saved, free):
+            return tuple(
+                None if g is None else scaled_gradient(g if g.dtype is dtype else g.float(), upstream).to(dtype)
+                for g, dtype in zip(saved, ctx.dtypes)
+            )
+
+
+# ---- what losses share -------------------------------------------------------------------------------------------------
+
+
+def require_head(
+    function: str, target: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = ""
+) -> None:
+    """Refuses hidden states that are not [sequences, T, H] of target's [sequences, T], and what does not go with them.
+    Of a reference model the arguments are called `ref_...`."""
+    names = [f"{prefix}input" if prefix else "_input", f"{prefix}weight", f"{prefix}bias"]
+    if weight is None and prefix:
+        raise LigerArgumentError(f"{function}: {names[1]} is None, but {names[0]} needs a head")
+    for name, value in ((names[0], x), (names[1], weight), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
+    require_float(function, **dict(zip(names, (x, weight, bias))))
+    for name, value, dims in ((names[0], x, 3), (names[1], weight, 2), ("target", target, 2)):
+        if value.dim() != dims:
+            raise LigerArgumentError(f"{function}: {name} has {value.dim()} dimensions, but must have {dims}")
+    if 0 in weight.shape:
+        raise LigerArgumentError(f"{function}: {names[1]} has shape {tuple(weight.shape)}, but no size may be 0")
+    if target.dtype not in (torch.int32, torch.int64):
+        raise LigerArgumentError(f"{function}: target is {target.dtype}, but must be int32 or int64")
+    require_shape(function, names[0], x, (*target.shape, weight.shape[1]))
+    require_shape(function, names[2], bias, weight.shape[:1])
+    for name, other in zip((*names, "target"), (x, weight, bias, target)):
+        if other is not None and other.device != x.device:
+            raise LigerArgumentError(f"{function}: {name} is on {other.device}, but {names[0]} is on {x.device}")
+
+
+def flat_head(
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ignore_index: int, second: Tensor | None = None
+) -> Head:
+    return Head(x.reshape(-1, x.shape[-1]), weight, target.reshape(-1), bias, 1.0, ignore_index, second)
+
+
+def sequence_log_probs(log_probs: Tensor, target: Tensor, ignore_index: int, average: bool) -> Tensor:
+    """Of each sequence of [sequences, T] the sum over its tokens that count, or their mean; 0 without such a token."""
+    sums = log_probs.sum(-1)
+    return sums / target.ne(ignore_index).sum(-1).clamp(min=1) if average else sums
+
+
+def reference_log_probs(
+    function: str, target: Tensor, ref_input: Any, ref_weight: Any, ref_bias: Any, ignore_index: int, average: bool
+) -> Tensor:
+    """Of each sequence, without gradient: from the reference model's hidden states and head."""
+    if ref_input is None:
+        raise LigerArgumentError(f"{function}: use_ref_model is set, but ref_input is None")
+    require_head(function, target, ref_input, ref_weight, ref_bias, "ref_")
+    tensors = [None if t is None else t.detach() for t in (ref_input, ref_weight, ref_bias)]
+    head = flat_head(tensors[0], tensors[1], target, tensors[2], ignore_index)  # type: ignore[arg-type]
+    return sequence_log_probs(head.log_probs().view(target.shape), target, ignore_index, average)
+
+
+def known_log_probs(function: str, rows: int, **given: Tensor) -> list[Tensor]:
+    """Log-probabilities of the reference that the caller has: [rows] each."""
+    require_float(function, **given)
+    for name, value in given.items():
+        require_shape(function, name, value, (rows,))
+    return [value.detach().float() for value in given.values()]
+
+
+def logit_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Of each sequence of hidden states [sequences, T, H] the sum of all its logits, float32, without their product:
+    Σ_t Σ_v (x_t·w_v + b_v) = (Σ_t x_t)·(Σ_v w_v) + T Σ_v b_v."""
+    sums = (_sum(x.detach(), 1) * _sum(weight.detach(), 0)).sum(-1)
+    return sums if bias is None else sums + x.shape[1] * bias.detach().sum(dtype=torch.float32)
+
+
+def _sum(tensor: Tensor, dim: int) -> Tensor:
+    """In float32. On the CPU torch would widen 16-bit numbers all at once, for which there is no cache: in pieces it takes a
+    ninth of the time."""
+    if tensor.is_cuda or torch.compiler.is_compiling():
+        return tensor.sum(dim, dtype=torch.float32)
+    slice_size = max(tensor.numel() // max(tensor.shape[dim], 1), 1)
+    pieces = tensor.split(max(2**19 // slice_size, 1), dim)
+    return torch.stack([piece.sum(dim, dtype=torch.float32) for piece in pieces]).sum(0)

@@ -16,7 +16,16 @@ from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices
-from liger_kernel.ops._memory import fresh, have_no_memory, is_plain, kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._memory import (
+    PLAIN,
+    fresh,
+    have_no_memory,
+    is_plain,
+    kept_labels,
+    matrix,
+    require_float,
+    take_saved,
+)
 from liger_kernel.ops._operator import Asked, EachShaped, LigerArgumentError, Made, Wish
 from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.scale import cast
@@ -37,8 +46,8 @@ def _head(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ids: T
 
 
 def _bound(target: Tensor, ignore_index: int, valid_rows: int) -> int:
-    """How many rows are multiplied at most. On the CPU they can be counted, and are."""
-    if not target.is_cuda and valid_rows < 0:
+    """How many rows are multiplied at most. Where one can look at them and not wait, they are counted."""
+    if valid_rows < 0 and type(target) in PLAIN and target.device.type == "cpu":
         return int(target.ne(ignore_index).sum())
     return valid_rows if 0 <= valid_rows < target.shape[0] else target.shape[0]
 
@@ -61,9 +70,16 @@ def _forward(operands: tuple, options: tuple, results: tuple, keep: bool = False
 
 
 def _backward(
-    upstreams: tuple, operands: tuple, known: tuple, options: tuple, needs: tuple, kept: Tensor | None
+    upstreams: tuple,
+    operands: tuple,
+    known: tuple,
+    options: tuple,
+    needs: tuple,
+    kept: Tensor | None,
+    final: bool = True,
 ) -> tuple:
-    """The gradients of x, weight and bias. Kept logits are lost."""
+    """The gradients of x, weight and bias. Kept logits are lost. Not `final`: they are to be multiplied before they are
+    rounded, so dweight and dbias are float32, and dx is of the products' dtype."""
     x, weight, target, bias, ids = operands
     log_prob, normalizer, entropy, log_sum_sq_probs = known
     *numbers, compute = options
@@ -76,7 +92,7 @@ def _backward(
     cols = vocab if kept is not None else _slice_cols(head, numbers)
     logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     dx = fresh(torch.empty(x.shape, dtype=dtype, device=x.device)) if needs[0] else None
-    exact = dtype if weight.dtype is dtype else torch.float32
+    exact = dtype if weight.dtype is dtype and final else torch.float32
     dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
     _native.linear_logprob_backward(
@@ -84,6 +100,8 @@ def _backward(
         *numbers, kept is not None, Wish.SCRATCH,
     )  # fmt: skip
     del logits  # what is rounded may take its memory
+    if not final:
+        return dx, dweight, dbias
     return tuple(
         None if g is None else g if g.dtype is like.dtype else cast(g, like.dtype)
         for g, like in ((dx, x), (dweight, weight), (dbias, bias))
@@ -93,22 +111,29 @@ def _backward(
 def one_pass(
     x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, temperature: float, ignore_index: int,
     needs: tuple[bool, bool, bool], weigh: Callable[[Tensor], tuple[Any, Tensor | None]],
-) -> tuple[Any, tuple]:  # fmt: skip
-    """`weigh(log_probs)` -> (anything, its gradient or None); that thing, and the gradients of x, weight and bias. The
-    tensors are plain."""
+) -> tuple[Any, tuple, Tensor | None]:  # fmt: skip
+    """`weigh(log_probs)` -> (anything, its gradient or None); that thing, and the gradients of x, weight and bias, all times
+    the power of two that is the third answer, where there is one. The tensors are plain.
+
+    There is one where products are float16, which small gradients of an unscaled loss would leave before they are scaled.
+    """
     operands = (x, weight, target, bias, None)
     options = (ignore_index, -1, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
     log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6, _native.new)
     logits = _forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
     found, dlog_probs = weigh(log_probs)
     if not any(needs):
-        return found, (None,) * 3
+        return found, (None,) * 3, None
     if dlog_probs is None:
-        return found, tuple(
-            torch.zeros_like(t) if need and t is not None else None for t, need in zip((x, weight, bias), needs)
-        )
+        zeros = [torch.zeros_like(t) if need and t is not None else None for t, need in zip((x, weight, bias), needs)]
+        return found, tuple(zeros), None
+    factor = None
+    if COMPUTE[options[-1]] is torch.float16 and dlog_probs.numel():
+        factor = torch.ldexp(torch.ones_like(dlog_probs[0]), -torch.frexp(dlog_probs.abs().amax()).exponent)
+        dlog_probs = dlog_probs * factor
     known = (log_probs, normalizer, None, None)
-    return found, _backward((dlog_probs, *(None,) * 5), operands, known, options, needs, logits)
+    upstreams = (dlog_probs, *(None,) * 5)
+    return found, _backward(upstreams, operands, known, options, needs, logits, factor is None), factor
 
 
 def _slice_cols(head: tuple, numbers: list) -> int:
@@ -240,7 +265,7 @@ def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1]), targets.reshape(-1)
 
 
-def _named(context: str) -> Any:
+def profiled(context: str) -> Any:
     return torch.profiler.record_function(context) if _is_profiling() else contextlib.nullcontext()
 
 
@@ -304,7 +329,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         given, operands, options = cls._taken(args)
         flags, logits = cls._flags(given), None
         if is_plain(*operands):
-            with _named("liger::linear_logprob"):
+            with profiled("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags, _native.new)
                 logits = _forward(operands, options, (log_prob, *others, normalizer))
         else:
@@ -335,7 +360,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         saved, free = take_saved(ctx)
         operands, known, logits = saved[:5], saved[5:9], saved[9]
         if is_plain(*flat, *operands):
-            with _named("liger::linear_logprob_backward"):
+            with profiled("liger::linear_logprob_backward"):
                 found = _backward(tuple(flat), operands, known, ctx.options, ctx.needs, logits if free[9] else None)
         else:
             found = linear_logprob.derivative(*flat, *operands, *known, *ctx.options, *ctx.needs)
