@@ -226,7 +226,9 @@ class Wide(nn.Module):
 @both_ways
 @pytest.mark.parametrize("name", ["gate_proj", "up_proj"])
 @pytest.mark.parametrize(
-    "change", [lambda y: y.bfloat16(), lambda y: y[..., :1], lambda y: y[:1], lambda y: y[0, 0]], ids=str
+    "change",
+    [lambda y: y.bfloat16(), lambda y: y[..., :1], lambda y: y[:1], lambda y: y[0, 0]],
+    ids=["bf16", "one column", "one sequence", "one token"],
 )
 def test_gate_and_up_that_differ_are_multiplied_as_stock(change, name, way, caplog):
     def wrap(model):
