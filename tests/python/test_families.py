@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -74,12 +76,33 @@ def steps(name, model):
     return found
 
 
-def assert_same(actual, expected, what, tolerance=1e-4):
+def assert_same(actual, expected, what, tolerance=1e-4, besides=0.0):
     # a gradient far smaller than the others is what large terms left of each other
     scale = max(float(expected.detach().abs().max()) if expected.numel() else 0.0, 1e-2)
     torch.testing.assert_close(
-        actual, expected, rtol=0, atol=tolerance * scale, msg=lambda text: f"{what}: {text}", check_dtype=True
+        actual, expected, rtol=0, atol=tolerance * scale + besides, msg=lambda text: f"{what}: {text}", check_dtype=True
     )
+
+
+def assert_same_steps(found, expected, of_rounded_weights):
+    """Losses and gradients. Steps of some models are less certain than that: a difference may be as large as the one that
+    `of_rounded_weights()` has, the stock model's steps from weights that are off by one rounding."""
+    for step, ((loss, gradients), (wanted_loss, wanted)) in enumerate(zip(found, expected, strict=True)):
+        assert_same(loss, wanted_loss, f"loss of step {step}", 2e-5)
+        assert gradients.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            try:
+                assert_same(gradients[name], gradient, name)
+            except AssertionError:
+                moved = (of_rounded_weights()[step][1][name] - gradient).abs().max()
+                assert_same(gradients[name], gradient, f"{name} of step {step}", besides=float(moved))
+
+
+def steps_of_rounded_weights(name, model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 2.0**-23 * torch.randint(0, 2, parameter.shape))
+    return steps(name, model)
 
 
 def fields(output):
@@ -94,6 +117,7 @@ def fields(output):
 def test_three_steps_and_evaluation_equal_stock(name, way, caplog):
     build = builder(name)
     stock = build()
+    first = copy.deepcopy(stock)
     expected = steps(name, stock)
     stock.eval()
     with torch.no_grad():
@@ -102,11 +126,10 @@ def test_three_steps_and_evaluation_equal_stock(name, way, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # none of Hugging Face's may be caused by us
         model = apply(name, way, build)
-        for step, (found, wanted) in enumerate(zip(steps(name, model), expected, strict=True)):
-            assert_same(found[0], wanted[0], f"loss of step {step}", 2e-5)
-            assert found[1].keys() == wanted[1].keys()
-            for parameter, gradient in wanted[1].items():
-                assert_same(found[1][parameter], gradient, f"{parameter} of step {step}")
+        found = steps(name, model)
+        assert_same_steps(
+            found, expected, functools.cache(lambda: steps_of_rounded_weights(name, copy.deepcopy(first)))
+        )
         if row_of(name).heads and asks_for_loss(type(stock).forward):
             assert model(**tiny_models.inputs_of(name)).logits is None
         model.eval()
