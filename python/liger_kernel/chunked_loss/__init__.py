@@ -1,7 +1,7 @@
-"""Preference and distillation losses on an output head: not built yet.
+"""Losses of alignment on an output head.
 
-Programs import these names before they know whether they will use them, so the names are there; constructing one is a
-NotImplementedError.
+Of the preference and distillation losses, which are not built yet, programs import the names before they know whether they
+will use them: the names are there, and constructing one is a NotImplementedError.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+
+from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOLoss
 
 
 class _NotBuilt(nn.Module):
@@ -18,10 +20,6 @@ class _NotBuilt(nn.Module):
 
 class LigerFusedLinearDPOLoss(_NotBuilt):
     """Direct preference optimisation."""
-
-
-class LigerFusedLinearGRPOLoss(_NotBuilt):
-    """Group-relative policy optimisation."""
 
 
 class LigerFusedLinearJSDLoss(_NotBuilt):

@@ -92,12 +92,14 @@ def _backward(
 
 def one_pass(
     x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, temperature: float, ignore_index: int,
-    needs: tuple[bool, bool, bool], weigh: Callable[[Tensor], tuple[Any, Tensor | None]],
+    valid_rows: int, needs: tuple[bool, bool, bool], weigh: Callable[[Tensor], tuple[Any, Tensor | None]],
 ) -> tuple[Any, tuple]:  # fmt: skip
     """`weigh(log_probs)` -> (anything, its gradient or None); that thing, and the gradients of x, weight and bias. The
-    tensors are plain."""
+    tensors are plain. valid_rows as the operator takes it: -1 if nobody has counted them."""
+    if is_debugging(target):
+        check_targets(target, weight.shape[0], ignore_index)
     operands = (x, weight, target, bias, None)
-    options = (ignore_index, -1, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
+    options = (ignore_index, valid_rows, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
     log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6)
     logits = _forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
     found, dlog_probs = weigh(log_probs)
