@@ -21,7 +21,8 @@ int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int6
     const int64_t step = cpu ? CPU_STEP : GPU_STEP, column = (rows ? rows : 1) * (int64_t)liger_dtype_size(dtype);
     const int64_t budget = context->loss_workspace_bytes, usual = cpu ? CPU_BYTES : GPU_BYTES;
     const int64_t bytes = budget && budget < usual ? budget : usual, sum = rows * hidden * (int64_t)sizeof(float);
-    if (vocab * column <= bytes + (budget && sum > budget - bytes ? budget - bytes : sum)) return vocab;
+    const int64_t spared = budget && sum > budget - bytes ? budget - bytes : sum; /* one slice needs no sum */
+    if (vocab <= (bytes + spared) / column) return vocab;
     const int64_t most = bytes / column / step * step, cols = most > step ? most : step;
     const int64_t slices = (vocab + cols - 1) / cols;
     return round_up((vocab + slices - 1) / slices, step);

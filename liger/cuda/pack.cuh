@@ -128,6 +128,14 @@ __device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
     return (T *)rows.data + liger_row_offset(rows, r);
 }
 
+/* How many of a row's elements stand in front of its first boundary of PACK_BYTES. */
+template <typename T>
+__device__ __forceinline__ int64_t to_boundary(const T *row, int64_t cols) {
+    const int64_t misaligned = ((uintptr_t)row % PACK_BYTES) / sizeof(T);
+    const int64_t elements = misaligned ? pack_size<T> - misaligned : 0;
+    return elements < cols ? elements : cols;
+}
+
 /* May every row of the view be moved in packs of 16 bytes? */
 static inline bool rows_are_packable(liger_rows rows, size_t element) {
     const uintptr_t bits = (uintptr_t)rows.data | (uintptr_t)(rows.inner_stride * (int64_t)element) |

@@ -245,6 +245,7 @@ struct block_exchange {
 struct one_exchange {
     using second_slot = nothing;
     static constexpr int TOGETHER = 1; /* so many vectors of a row are not divided between blocks */
+    static constexpr bool ENDS_TOGETHER = false;
 };
 template <typename F>
 constexpr bool has_more_exchanges = !std::is_same_v<typename F::second_slot, nothing>;

@@ -54,7 +54,7 @@ __device__ __forceinline__ void walk(const typename F::problem &p, int64_t r, V 
         row[k] = F::input(p, k, r);
         alike = alike && ((uintptr_t)row[k] ^ (uintptr_t)row[0]) % PACK_BYTES == 0;
     }
-    const int64_t cols = F::cols(p), misaligned = ((uintptr_t)row[0] % PACK_BYTES) / sizeof(T);
+    const int64_t cols = F::cols(p);
     const auto visit_one = [&](int64_t i) {
         packs<T, 1, F::INPUTS> one;
         one.load(row, i);
@@ -64,8 +64,7 @@ __device__ __forceinline__ void walk(const typename F::problem &p, int64_t r, V 
         for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) visit_one(i);
         return;
     }
-    const int64_t to_boundary = misaligned ? N - misaligned : 0, head = to_boundary < cols ? to_boundary : cols;
-    const int64_t vectors = (cols - head) / N, tail = head + vectors * N;
+    const int64_t head = to_boundary(row[0], cols), vectors = (cols - head) / N, tail = head + vectors * N;
     if (threadIdx.x < head) visit_one(threadIdx.x);
     for (int64_t v = threadIdx.x; v < vectors; v += UNROLL * blockDim.x) {
         packs<T, N, F::INPUTS> raw[UNROLL];

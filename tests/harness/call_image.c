@@ -16,6 +16,7 @@ liger_dtype op_tensor_dtype(const struct tensor_spec *spec, struct op_types type
         case KIND_I32: return LIGER_I32;
         case KIND_I8: return LIGER_I8;
         case KIND_U8: return LIGER_U8;
+        case KIND_BOOL: return LIGER_BOOL;
         default: return LIGER_F32;
     }
 }

@@ -109,7 +109,7 @@ static void store_integer(liger_dtype dtype, void *element, double value) {
     const int32_t i32 = value >= -0x1p31 && value < 0x1p31 ? (int32_t)value : 0;
     const int64_t i64 = isfinite(value) && fabs(value) < 0x1p62 ? (int64_t)value : 0;
     const uint8_t byte = (uint8_t)i32; /* of an i8 too */
-    if (dtype == LIGER_I8 || dtype == LIGER_U8) memcpy(element, &byte, 1);
+    if (dtype == LIGER_I8 || dtype == LIGER_U8 || dtype == LIGER_BOOL) memcpy(element, &byte, 1);
     if (dtype == LIGER_I32) memcpy(element, &i32, 4);
     if (dtype == LIGER_I64) memcpy(element, &i64, 8);
 }
@@ -132,7 +132,8 @@ static inline double load(liger_dtype dtype, const void *element) {
         case LIGER_I32: memcpy(&i32, element, 4); return i32;
         case LIGER_I64: memcpy(&i64, element, 8); return (double)i64;
         case LIGER_I8: return *(const int8_t *)element;
-        case LIGER_U8: return *(const uint8_t *)element;
+        case LIGER_U8:
+        case LIGER_BOOL: return *(const uint8_t *)element;
         default: return NAN;
     }
 }

@@ -46,7 +46,8 @@ enum tensor_kind {
     KIND_I64,   /* always i64 */
     KIND_I32,   /* always i32: words of bits, sums of integers */
     KIND_I8,
-    KIND_U8
+    KIND_U8,
+    KIND_BOOL
 };
 
 /* Data beyond N(0, 1): mode range runs every ordinary case with each of these. */

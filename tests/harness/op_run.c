@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "tests/harness/call_image.h"
+#include "tests/harness/compare.h"
 #include "tests/harness/float_formats.h"
 #include "tests/harness/kept_runs.h"
 #include "tests/harness/random.h"
@@ -182,6 +183,33 @@ bool op_run_naive(struct op_run *run) {
     run->op->naive(&run->c, &run->types, t);
     kept_run_keep_outputs(run, KEPT_NAIVE, run->naive);
     return true;
+}
+
+static const char *wrong_output(struct op_run *run, const struct op_run *other, int64_t value) {
+    for (int i = 0; i < other->op->tensor_count; i++) {
+        if (other->t[i] == NULL || other->spec[i].role == ROLE_IN) continue;
+        const struct comparison c = compare_values(&other->spec[i], op_tensor_dtype(&other->spec[i], other->types),
+                                                   other->types.t, other->count[i], other->t[i], other->expected[i]);
+        if (!(c.worst <= 1))
+            return op_run_text(run, "with %lld %s[%lld] is %.9g, expected %.9g", (long long)value, other->spec[i].name,
+                               (long long)c.index, c.got, c.expected);
+    }
+    return NULL;
+}
+
+const char *op_run_any_size(struct op_run *run, int index, const int64_t *values, int count) {
+    const char *wrong = NULL;
+    for (int k = 0; k < count && wrong == NULL; k++) {
+        struct op_case c = run->c;
+        c.size[index] = values[k];
+        struct op_run *other = op_run_new(run->context, run->op, &c, run->types, 5);
+        if (other == NULL || !op_run_expect(other)) wrong = "no memory";
+        else if (op_run_call(other) != LIGER_OK)
+            wrong = op_run_text(run, "with %lld: %s", (long long)values[k], liger_last_error());
+        else wrong = wrong_output(run, other, values[k]);
+        op_run_free(other);
+    }
+    return wrong;
 }
 
 const char *op_run_not_applicable(struct op_run *run, const char *reason) {

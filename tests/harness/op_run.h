@@ -50,4 +50,7 @@ const char *op_run_not_applicable(struct op_run *run, const char *reason);
 /* printf into run->text. */
 const char *op_run_text(struct op_run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* A property: with each of these values of one size of the case, outputs are right within their budgets. */
+const char *op_run_any_size(struct op_run *run, int index, const int64_t *values, int count);
+
 #endif

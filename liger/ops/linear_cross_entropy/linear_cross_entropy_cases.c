@@ -1,8 +1,6 @@
 /* linear_cross_entropy_cases.c - shapes, tolerances, properties and bench points of the fused linear cross entropy.
  *
- * x, weight and bias are multiples of 1/16 and small, so that every logit is exact in f32 whatever the order of its
- * sum: library and reference round the same number to T, ties included, and a result can be held to what comes after.
- * Only the GENERAL cases, in f32, have logits with an error of their own. */
+ * Logits are exact (linear_head_cases.h); only the GENERAL cases, in f32, have logits with an error of their own. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +10,8 @@
 #include "liger/ops/cross_entropy/cross_entropy_cases.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy_ref.h"
-#include "tests/harness/call_image.h"
 #include "tests/harness/compare.h"
-#include "tests/harness/float_formats.h"
+#include "tests/harness/linear_head_cases.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
@@ -67,37 +64,9 @@ static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
                                         .magnitude = 1};
 }
 
-/* For the gradients `absolute` and `inner` are 1 and magnitudes() has the figures. */
 static void describe_gradients(const struct op_case *c, struct tensor_spec *spec) {
-    const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
-    spec[DX] = (struct tensor_spec){.name = "dx",
-                                    .role = ROLE_OUT,
-                                    .kind = KIND_T,
-                                    .ndim = 2,
-                                    .shape = {rows, hidden},
-                                    .gaps = true,
-                                    .absent = has(c, NO_DX),
-                                    .relative = 1.05,
-                                    .absolute = 1,
-                                    .inner = 1};
-    spec[DWEIGHT] = (struct tensor_spec){.name = "dweight",
-                                         .role = ROLE_OUT,
-                                         .kind = KIND_WEIGHT,
-                                         .ndim = 2,
-                                         .shape = {vocab, hidden},
-                                         .absent = has(c, NO_DWEIGHT),
-                                         .relative = 1.05,
-                                         .absolute = 1,
-                                         .inner = 1};
-    spec[DBIAS] = (struct tensor_spec){.name = "dbias",
-                                       .role = ROLE_OUT,
-                                       .kind = KIND_F32,
-                                       .ndim = 1,
-                                       .shape = {vocab},
-                                       .absent = has(c, NO_DBIAS),
-                                       .relative = 1.05,
-                                       .absolute = 1,
-                                       .inner = 1};
+    head_describe_gradients(c->size[ROWS], c->size[HIDDEN], c->size[VOCAB], &spec[DX], &spec[DWEIGHT], &spec[DBIAS]);
+    spec[DX].absent = has(c, NO_DX), spec[DWEIGHT].absent = has(c, NO_DWEIGHT), spec[DBIAS].absent = has(c, NO_DBIAS);
 }
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
@@ -123,18 +92,14 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
                                         .relative = (double)(rows > c->size[VOCAB] ? rows : c->size[VOCAB])};
 }
 
-static void coarsen(double *values, int64_t count) {
-    for (int64_t i = 0; values && i < count; i++) values[i] = round(values[i] * 16) / 16;
-}
-
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
     for (int64_t r = 0; has(c, POISON) && r < c->size[ROWS]; r++)
         if (t[TARGET][r] < 0) t[X][r * c->size[HIDDEN]] = NAN, t[X][r * c->size[HIDDEN] + 1] = INFINITY;
     if (has(c, GENERAL)) return;
-    coarsen(t[X], c->size[ROWS] * c->size[HIDDEN]);
-    coarsen(t[WEIGHT], c->size[VOCAB] * c->size[HIDDEN]);
-    coarsen(t[BIAS], c->size[VOCAB]);
+    head_coarsen(t[X], c->size[ROWS] * c->size[HIDDEN]);
+    head_coarsen(t[WEIGHT], c->size[VOCAB] * c->size[HIDDEN]);
+    head_coarsen(t[BIAS], c->size[VOCAB]);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
@@ -156,12 +121,6 @@ OP_DOOR(linear_cross_entropy_backward, backward_options)
 OP_DOOR_WORKSPACE(linear_cross_entropy_backward)
 
 /* ---- reference -------------------------------------------------------------------------------------------------- */
-
-static double *doubles(int64_t count) {
-    double *values = calloc((size_t)count + 1, sizeof *values);
-    if (values == NULL) abort();
-    return values;
-}
 
 static struct linear_cross_entropy_ref reference_of(const struct op_case *c, const struct op_types *types,
                                                     double *const *t) {
@@ -186,8 +145,8 @@ static struct linear_cross_entropy_ref reference_of(const struct op_case *c, con
         .x = t[X],
         .weight = t[WEIGHT],
         .bias = t[BIAS],
-        .logits = doubles(elements),
-        .dlogits = doubles(elements),
+        .logits = head_doubles(elements),
+        .dlogits = head_doubles(elements),
     };
 }
 static void release(const struct linear_cross_entropy_ref *ref) {
@@ -223,7 +182,7 @@ static void naive_backward(const struct op_case *c, const struct op_types *types
  * token_scaling takes part in no gradient, so that such a case runs in mode edge. */
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     struct linear_cross_entropy_ref ref = reference_of(c, types, t);
-    double *rows = doubles(c->size[ROWS]), counts[4] = {0}, total = 0;
+    double *rows = head_doubles(c->size[ROWS]), counts[4] = {0}, total = 0;
     const bool mean = ref.loss.reduction == LIGER_REDUCTION_MEAN;
     ref.loss.loss = rows, ref.counts = counts;
     ref.loss.reduction = mean && ref.loss.lse_square_scale == 0 ? LIGER_REDUCTION_NONE : cross_entropy_reduction(c);
@@ -239,57 +198,29 @@ static double loss_backward(const struct op_case *c, const struct op_types *type
 
 /* ---- budgets ---------------------------------------------------------------------------------------------------- */
 
-/* One sum Σ d·f of a product: its terms' magnitudes, its largest term, Σ|f|. */
-struct terms {
-    double sum, largest, factors;
-};
-
-static void add_term(struct terms *terms, double d, double least, double factor) {
-    const double term = fabs(d * factor), rounded = fmax(fabs(d), least) * fabs(factor);
-    terms->sum += term;
-    terms->factors += fabs(factor);
-    if (rounded > terms->largest) terms->largest = rounded;
-}
-
-/* The gradient of the logits has an f32 error of 16 u of the largest (cross_entropy_cases.c), which the product adds
- * up; a sum of k terms errs by k u of their magnitudes; f32 logits err by hidden u of theirs, about 4, twice over. In
- * 16 bits an f32 error may push an element of dlogits over a tie: that is one unit of the element. It needs an element
- * within 16 · 2^-24 of a tie, so a few per sum are enough: 3. Both in the unit that the comparison multiplies with. */
-static double allowed(const struct op_case *c, liger_dtype t, const struct terms *s, double largest, int64_t k) {
-    const double logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0;
-    const double f32 = 16 * largest * s->factors + ((double)k + logits) * s->sum;
-    if (t != LIGER_F16 && t != LIGER_BF16) return f32;
-    return 3 * s->largest + f32 * 0x1p-24 / (2 * format_unit(t));
-}
-
-static void raise(double *magnitude, double value) {
-    if (value > *magnitude) *magnitude = value;
-}
-
+/* The gradient of the logits has an f32 error of 16 u of the largest (cross_entropy_cases.c); f32 logits err by hidden u of
+ * theirs, about 4, twice over. */
 static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
-    const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
+    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
     struct linear_cross_entropy_ref ref = reference_of(c, types, t);
+    double *error = head_doubles(elements);
     linear_cross_entropy_reference(ref);
-    const double *d = ref.dlogits, least = types->t == LIGER_F16 ? 0x1p-14 : 0;
-    const double largest = compare_magnitude(rows * vocab, d);
-    const bool rounds = types->weight != LIGER_F32 && c->size[CHUNK] < rows; /* dweight, between chunks */
-    for (int64_t i = 0; i < rows * hidden; i++) {
-        struct terms s = {0, 0, 0};
-        for (int64_t j = 0; j < vocab; j++)
-            add_term(&s, d[i / hidden * vocab + j], least, t[WEIGHT][j * hidden + i % hidden]);
-        raise(&magnitude[DX], allowed(c, types->t, &s, largest, vocab));
-    }
-    for (int64_t j = 0; j < vocab; j++) {
-        struct terms one = {0, 0, 0};
-        for (int64_t r = 0; r < rows; r++) add_term(&one, d[r * vocab + j], least, 1);
-        raise(&magnitude[DBIAS], allowed(c, types->t, &one, largest, rows));
-        for (int64_t h = 0; h < hidden; h++) {
-            struct terms s = {0, 0, 0};
-            for (int64_t r = 0; r < rows; r++) add_term(&s, d[r * vocab + j], least, t[X][r * hidden + h]);
-            if (rounds) s.largest = fmax(s.largest, s.sum);
-            raise(&magnitude[DWEIGHT], allowed(c, types->t, &s, largest, rows));
-        }
-    }
+    const double largest = compare_magnitude(elements, ref.dlogits);
+    for (int64_t i = 0; i < elements; i++) error[i] = 16 * largest;
+    const struct head_budget budget = {
+        .rows = c->size[ROWS],
+        .hidden = c->size[HIDDEN],
+        .vocab = c->size[VOCAB],
+        .t = types->t,
+        .x = t[X],
+        .weight = t[WEIGHT],
+        .dlogits = ref.dlogits,
+        .error = error,
+        .logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0,
+        .rounds = types->weight != LIGER_F32 && c->size[CHUNK] < c->size[ROWS],
+    };
+    head_magnitudes(&budget, &magnitude[DX], &magnitude[DWEIGHT], &magnitude[DBIAS]);
+    free(error);
     release(&ref);
 }
 
@@ -371,34 +302,10 @@ static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESUL
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
 
-static const char *wrong_output(struct op_run *run, const struct op_run *other) {
-    for (int i = 0; i < other->op->tensor_count; i++) {
-        if (other->t[i] == NULL || other->spec[i].role == ROLE_IN) continue;
-        const struct comparison c = compare_values(&other->spec[i], op_tensor_dtype(&other->spec[i], other->types),
-                                                   other->types.t, other->count[i], other->t[i], other->expected[i]);
-        if (!(c.worst <= 1))
-            return op_run_text(run, "with chunks of %lld rows %s[%lld] is %.9g, expected %.9g",
-                               (long long)other->c.size[CHUNK], other->spec[i].name, (long long)c.index, c.got,
-                               c.expected);
-    }
-    return NULL;
-}
-
 /* Chunks of any size give what the whole gives, within the same budget. */
 static const char *any_chunk(struct op_run *run) {
     const int64_t rows = run->c.size[ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
-    const char *wrong = NULL;
-    for (int k = 0; k < OP_COUNT(chunks) && wrong == NULL; k++) {
-        struct op_case c = run->c;
-        c.size[CHUNK] = chunks[k];
-        struct op_run *other = op_run_new(run->context, run->op, &c, run->types, 5);
-        if (other == NULL || !op_run_expect(other)) wrong = "no memory";
-        else if (op_run_call(other) != LIGER_OK)
-            wrong = op_run_text(run, "chunk %lld: %s", (long long)chunks[k], liger_last_error());
-        else wrong = wrong_output(run, other);
-        op_run_free(other);
-    }
-    return wrong;
+    return op_run_any_size(run, CHUNK, chunks, OP_COUNT(chunks));
 }
 
 static const char *forward_target_out_of_range(struct op_run *run) {

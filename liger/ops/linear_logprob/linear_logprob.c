@@ -45,7 +45,7 @@ static int64_t most_rows(const struct door_call *call, int64_t valid_rows) {
 
 struct scratch {
     /* The selection, where rows may be left out. */
-    int64_t *row_of, *place_of, *count;
+    int64_t *row_of, *place_of, *count; /* count: the CPU's is the host's */
     void *x;
     /* Of backward. */
     int32_t *id_first, *id_next;
@@ -65,7 +65,7 @@ static struct scratch scratch_of(const struct door_call *call, int64_t valid_row
     struct scratch s = {.row_of = NULL};
     char *at = workspace;
     if (selects(call, valid_rows)) {
-        s.count = take(&at, &s.bytes, sizeof(int64_t));
+        if (call->context->device != LIGER_DEVICE_CPU) s.count = take(&at, &s.bytes, sizeof(int64_t));
         s.row_of = take(&at, &s.bytes, most * sizeof(int64_t));
         s.place_of = take(&at, &s.bytes, rows * sizeof(int64_t));
         s.x = take(&at, &s.bytes, most * row_bytes);
@@ -228,13 +228,27 @@ struct selection {
     int64_t rows, most;
     const void *x;
     int64_t x_stride;
-    const int64_t *row_of, *place_of, *count; /* NULL: all */
+    const int64_t *row_of, *place_of; /* NULL: all */
+    const int64_t *count;             /* where the host does not know it */
 };
+
+static struct logprob_ids_problem ids_of(const struct door_call *call, const struct whole_problem *whole) {
+    return (struct logprob_ids_problem){
+        .ids = whole->selected_ids,
+        .dtype = whole->selected_dtype,
+        .count = call->size[IDS],
+        .vocab = call->size[VOCAB],
+        .op = call->door->function,
+    };
+}
 
 static liger_status select_rows(liger_context *context, const struct door_call *call, const struct whole_problem *whole,
                                 const struct scratch *scratch, const void *x, int64_t x_stride, struct selection *found,
                                 liger_stream stream) {
+    const bool cpu = context->device == LIGER_DEVICE_CPU;
     const int64_t rows = call->size[ROWS], most = most_rows(call, whole->valid_rows);
+    const struct logprob_ids_problem ids = ids_of(call, whole);
+    int64_t count = 0;
     const struct row_select_problem select = {
         .target = whole->target,
         .target_dtype = whole->target_dtype,
@@ -244,7 +258,7 @@ static liger_status select_rows(liger_context *context, const struct door_call *
         .most = most,
         .row_of = scratch->row_of,
         .place_of = scratch->place_of,
-        .count = scratch->count,
+        .count = cpu ? &count : scratch->count,
         .op = call->door->function,
     };
     struct row_gather_problem gather = {
@@ -258,8 +272,9 @@ static liger_status select_rows(liger_context *context, const struct door_call *
     };
     *found = (struct selection){.rows = rows, .most = most, .x = x, .x_stride = x_stride};
     if (!selects(call, whole->valid_rows)) return LIGER_OK;
+    if (cpu) LIGER_TRY(context->kernels->logprob_ids(context, &ids, stream)); /* before anything is written */
     LIGER_TRY(context->kernels->row_select(context, &select, stream));
-    if (context->device == LIGER_DEVICE_CPU) gather.rows = *scratch->count;
+    if (cpu) gather.rows = count;
     if (gather.rows == rows) return LIGER_OK;
     LIGER_TRY(context->kernels->row_gather(context, &gather, stream));
     *found = (struct selection){
@@ -269,7 +284,7 @@ static liger_status select_rows(liger_context *context, const struct door_call *
         .x_stride = gather.cols,
         .row_of = scratch->row_of,
         .place_of = scratch->place_of,
-        .count = scratch->count,
+        .count = cpu ? NULL : scratch->count,
     };
     return LIGER_OK;
 }
@@ -368,15 +383,8 @@ static liger_status gradient(liger_context *context, void *state, int64_t first,
 /* Everything about the rows that does not depend on a slice. */
 static liger_status weigh_rows(liger_context *context, const struct door_call *call, const struct whole_problem *whole,
                                const struct scratch *scratch, const struct selection *found, liger_stream stream) {
-    const struct logprob_ids_problem ids = {
-        .ids = whole->selected_ids,
-        .dtype = whole->selected_dtype,
-        .count = call->size[IDS],
-        .vocab = call->size[VOCAB],
-        .first = scratch->id_first,
-        .next = scratch->id_next,
-        .op = call->door->function,
-    };
+    struct logprob_ids_problem ids = ids_of(call, whole);
+    ids.first = scratch->id_first, ids.next = scratch->id_next;
     const struct logprob_weights_problem weights = {
         .target_dtype = whole->target_dtype,
         .rows = found->rows,

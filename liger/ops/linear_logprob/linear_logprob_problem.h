@@ -62,7 +62,8 @@ struct logprob_rows_problem {
 
 struct logprob_ignored_problem {
     int64_t rows, selected_count;
-    const int64_t *place_of, *count; /* of the selection */
+    const int64_t *place_of;
+    const int64_t *count; /* of the selection; NULL: known to be no more than most */
     int64_t most;
     struct logprob_results results; /* 0 where place_of is negative; NaN everywhere if *count > most */
 };
@@ -71,7 +72,7 @@ struct logprob_ids_problem {
     const void *ids; /* [count] */
     liger_dtype dtype;
     int64_t count, vocab;
-    int32_t *first; /* [vocab]: the smallest k with ids[k] = j, or -1 */
+    int32_t *first; /* [vocab]: the smallest k with ids[k] = j, or -1. NULL: the ids are looked at, and that is all */
     int32_t *next;  /* [count]: the next larger k with the same id, or -1 */
     const char *op; /* for messages: the CPU refuses ids out of range, CUDA leaves them out */
 };
@@ -85,7 +86,7 @@ struct logprob_weights_problem {
     liger_dtype target_dtype;
     int64_t rows, vocab, selected_count;
     const int64_t *row_of;
-    const int64_t *count; /* of the selection, or NULL */
+    const int64_t *count; /* likewise */
     int64_t most;         /* *count > most: NaN */
     const void *target;
     int64_t ignore_index;

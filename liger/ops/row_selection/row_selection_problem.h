@@ -46,4 +46,17 @@ struct row_scatter_problem {
     int64_t y_stride;
 };
 
+/* What is gathered is scattered from where its rows are numbered: one kernel. */
+static inline struct row_scatter_problem row_gather_as_scatter(const struct row_gather_problem *gather) {
+    struct row_scatter_problem scatter;
+    scatter.x_dtype = scatter.y_dtype = gather->dtype;
+    scatter.rows = gather->rows;
+    scatter.cols = scatter.y_stride = gather->cols;
+    scatter.x = gather->x;
+    scatter.x_stride = gather->x_stride;
+    scatter.place_of = gather->row_of;
+    scatter.y = gather->y;
+    return scatter;
+}
+
 #endif

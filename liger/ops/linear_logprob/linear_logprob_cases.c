@@ -1,0 +1,716 @@
+/* linear_logprob_cases.c - shapes, tolerances, properties and bench points of log-probabilities on a linear head.
+ *
+ * Logits are exact (linear_head_cases.h); only the GENERAL cases, in f32, have logits with an error of their own. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "liger/core/context_state.h"
+#include "liger/ops/linear_logprob/linear_logprob.h"
+#include "liger/ops/linear_logprob/linear_logprob_ref.h"
+#include "tests/harness/linear_head_cases.h"
+#include "tests/harness/op_door.h"
+#include "tests/harness/op_run.h"
+
+/* Both functions have these tensors in common, and these of a case. */
+enum { X, WEIGHT, BIAS, TARGET, SELECTED_IDS, LOGITS, OPERANDS };
+enum {
+    LOG_PROB = OPERANDS,
+    ENTROPY,
+    LSE,
+    LOG_SUM_SQ_PROBS,
+    MEAN_LOGITS,
+    IS_TOP1,
+    SELECTED,
+    NORMALIZER,
+    FORWARD_TENSORS
+};
+enum {
+    OF_LOG_PROB = OPERANDS,
+    OF_NORMALIZER,
+    OF_ENTROPY,
+    OF_SQUARES,
+    D_LOG_PROB,
+    D_ENTROPY,
+    D_LSE,
+    D_SQUARES,
+    D_MEAN,
+    D_SELECTED,
+    DX,
+    DWEIGHT,
+    DBIAS,
+    BACKWARD_TENSORS
+};
+enum { ROWS, HIDDEN, VOCAB, PART, IDS }; /* PART: rows of a chunk, or columns of a slice */
+enum { SCALE, SOFTCAP, TEMPERATURE };
+enum {
+    /* Results, or in backward their upstreams. */
+    HAS_LOG_PROB = 1,
+    HAS_ENTROPY = 2,
+    HAS_LSE = 4,
+    HAS_SQUARES = 8,
+    HAS_MEAN = 16,
+    HAS_TOP1 = 32,
+    HAS_SELECTED = 64,
+    HAS_NORMALIZER = 128,
+    BARE = HAS_LOG_PROB | HAS_LSE | HAS_NORMALIZER,
+    ALL = 255,
+    BIASED = 1 << 8,
+    /* Every third row is ignored, unless all or none are. */
+    IGNORED = 1 << 9,
+    COUNTED = 1 << 10,
+    /* valid_rows: how many are not ignored, one more, or -1. */
+    EXACT = 1 << 11,
+    MORE = 1 << 12,
+    GENERAL = 1 << 13,
+    SURE = 1 << 14,     /* all have one target, with p about .9999 */
+    MASKED = 1 << 15,   /* every third class but the targets has a bias of -inf */
+    SHIFTED = 1 << 16,  /* all logits are about 1024 */
+    POISON = 1 << 17,   /* ignored rows of x hold a NaN and an infinity, their upstreams a NaN */
+    NAN_ROW = 1 << 18,  /* the first row has a NaN */
+    INFINITE = 1 << 19, /* the first class has a bias of +inf */
+    KEPT = 1 << 20,     /* logits are those that forward has left */
+    NO_DX = 1 << 21,
+    NO_DWEIGHT = 1 << 22,
+    NO_DBIAS = 1 << 23,
+    FEWER = 1 << 24, /* valid_rows is too small by one */
+};
+#define PLAIN                                                                                                          \
+    { 1, 0, 1 }
+
+static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
+
+static int64_t counted(const struct op_case *c) {
+    const int64_t rows = c->size[ROWS];
+    return has(c, COUNTED) ? rows : has(c, IGNORED) ? 0 : rows - rows / 3;
+}
+static int64_t valid_rows(const struct op_case *c) {
+    if (has(c, FEWER)) return counted(c) - 1;
+    return has(c, EXACT) ? counted(c) : has(c, MORE) ? counted(c) + 1 : -1;
+}
+/* Rows of logits that backward may have to be given. */
+static int64_t most_rows(const struct op_case *c) {
+    const int64_t rows = c->size[ROWS], valid = valid_rows(c);
+    return valid >= 0 && valid < rows ? valid : rows;
+}
+
+/* ---- tensors ---------------------------------------------------------------------------------------------------- */
+
+static void describe_operands(const struct op_case *c, struct tensor_spec *spec) {
+    const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
+    spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_T, .ndim = 2, .shape = {rows, hidden}, .gaps = true};
+    spec[WEIGHT] =
+        (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2, .shape = {vocab, hidden}};
+    spec[BIAS] =
+        (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab}, .absent = !has(c, BIASED)};
+    spec[TARGET] = (struct tensor_spec){.name = "target",
+                                        .kind = KIND_INDEX,
+                                        .values = VALUES_TARGET,
+                                        .spread = (double)vocab,
+                                        .offset = -100,
+                                        .ignore_every = has(c, COUNTED)   ? 0
+                                                        : has(c, IGNORED) ? 1
+                                                                          : 3,
+                                        .ndim = 1,
+                                        .shape = {rows}};
+    spec[SELECTED_IDS] = (struct tensor_spec){.name = "selected_ids",
+                                              .kind = KIND_INDEX,
+                                              .values = VALUES_TARGET,
+                                              .spread = (double)vocab,
+                                              .ndim = 1,
+                                              .shape = {c->size[IDS]},
+                                              .absent = !has(c, HAS_SELECTED)};
+}
+
+/* What is left in it is nobody's business; its fences and gaps are. */
+static struct tensor_spec logits_of(int64_t rows, int64_t cols) {
+    return (struct tensor_spec){.name = "logits",
+                                .role = ROLE_INOUT,
+                                .kind = KIND_T,
+                                .spread = 1000,
+                                .ndim = 2,
+                                .shape = {rows, cols},
+                                .gaps = true,
+                                .absolute = INFINITY,
+                                .magnitude = 1};
+}
+
+/* One number, or `each`, for every row. */
+static struct tensor_spec of_rows(const struct op_case *c, const char *name, enum tensor_role role, bool present) {
+    return (struct tensor_spec){
+        .name = name, .role = role, .kind = KIND_F32, .ndim = 1, .shape = {c->size[ROWS]}, .absent = !present};
+}
+static struct tensor_spec by_rows(const struct op_case *c, const char *name, enum tensor_role role, int64_t each,
+                                  bool present) {
+    struct tensor_spec spec = of_rows(c, name, role, present);
+    spec.ndim = 2, spec.shape[1] = each;
+    return spec;
+}
+
+/* What a z may be off by, in u of |z|, which is 8 at most: nothing if it is the logit; two roundings with a factor; of a soft
+ * cap those, tanh's 4 u and one more. f32 logits err by hidden u of their terms' magnitudes, about 4 hidden u. */
+static double error_of_z(const struct op_case *c) {
+    const bool same = c->scalar[SCALE] == c->scalar[TEMPERATURE];
+    const double map = c->scalar[SOFTCAP] > 0 ? 7 * 8 : same ? 0 : 2 * 8;
+    return map + (has(c, GENERAL) ? 4.0 * (double)c->size[HIDDEN] : 0);
+}
+
+/* An exponential takes 4 u, the sum over a row some 16 more, logarithm and differences the rest: 32 u of log p, whatever its
+ * size, because 1 - p is a sum as well where p is about 1 (SURE). Where the most probable class is not the target, a
+ * logarithm of about 1 has an error of some u that nothing makes small. */
+static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    const double relative = 32 + 2 * error_of_z(c), about_one = has(c, SURE) ? 0 : 16 + 2 * error_of_z(c);
+    describe_operands(c, spec);
+    spec[LOGITS] = logits_of(c->size[PART], c->size[VOCAB]);
+    spec[LOG_PROB] = of_rows(c, "log_prob", ROLE_OUT, has(c, HAS_LOG_PROB));
+    spec[ENTROPY] = of_rows(c, "entropy", ROLE_OUT, has(c, HAS_ENTROPY));
+    spec[LSE] = of_rows(c, "lse", ROLE_OUT, has(c, HAS_LSE));
+    spec[LOG_SUM_SQ_PROBS] = of_rows(c, "log_sum_sq_probs", ROLE_OUT, has(c, HAS_SQUARES));
+    spec[MEAN_LOGITS] = of_rows(c, "mean_logits", ROLE_OUT, has(c, HAS_MEAN));
+    spec[IS_TOP1] = of_rows(c, "is_top1", ROLE_OUT, has(c, HAS_TOP1));
+    spec[SELECTED] = by_rows(c, "selected_log_probs", ROLE_OUT, c->size[IDS], has(c, HAS_SELECTED));
+    spec[NORMALIZER] = by_rows(c, "normalizer", ROLE_OUT, 2, has(c, HAS_NORMALIZER));
+    spec[IS_TOP1].kind = KIND_BOOL;
+    for (int i = LOG_PROB; i < FORWARD_TENSORS; i++)
+        if (i != IS_TOP1) spec[i].relative = relative, spec[i].absolute = about_one, spec[i].magnitude = 1;
+    spec[LOG_PROB].absolute = 0;
+    spec[LOG_SUM_SQ_PROBS].relative *= 2, spec[LOG_SUM_SQ_PROBS].absolute *= 2;
+    /* Sums about 1024 are rounded to steps of 1024 u, sums of what differs from it to none. */
+    spec[LSE].relative = spec[MEAN_LOGITS].relative = 2;
+    spec[LSE].absolute = spec[MEAN_LOGITS].absolute = 16 + 2 * error_of_z(c);
+}
+
+static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
+    describe_operands(c, spec);
+    spec[LOGITS] = logits_of(most_rows(c), c->size[PART]);
+    spec[OF_LOG_PROB] = of_rows(c, "log_prob", ROLE_IN, has(c, HAS_LOG_PROB));
+    spec[OF_NORMALIZER] = by_rows(c, "normalizer", ROLE_IN, 2, true);
+    spec[OF_ENTROPY] = of_rows(c, "entropy", ROLE_IN, has(c, HAS_ENTROPY));
+    spec[OF_SQUARES] = of_rows(c, "log_sum_sq_probs", ROLE_IN, has(c, HAS_SQUARES));
+    spec[D_LOG_PROB] = of_rows(c, "d_log_prob", ROLE_IN, has(c, HAS_LOG_PROB));
+    spec[D_ENTROPY] = of_rows(c, "d_entropy", ROLE_IN, has(c, HAS_ENTROPY));
+    spec[D_LSE] = of_rows(c, "d_lse", ROLE_IN, has(c, HAS_LSE));
+    spec[D_SQUARES] = of_rows(c, "d_log_sum_sq_probs", ROLE_IN, has(c, HAS_SQUARES));
+    spec[D_MEAN] = of_rows(c, "d_mean_logits", ROLE_IN, has(c, HAS_MEAN));
+    spec[D_SELECTED] = by_rows(c, "d_selected_log_probs", ROLE_IN, c->size[IDS], has(c, HAS_SELECTED));
+    head_describe_gradients(c->size[ROWS], c->size[HIDDEN], c->size[VOCAB], &spec[DX], &spec[DWEIGHT], &spec[DBIAS]);
+    spec[DX].absent = has(c, NO_DX), spec[DWEIGHT].absent = has(c, NO_DWEIGHT), spec[DBIAS].absent = has(c, NO_DBIAS);
+}
+
+/* ---- reference -------------------------------------------------------------------------------------------------- */
+
+static struct linear_logprob_ref reference_of(const struct op_case *c, const struct op_types *types, double *const *t) {
+    return (struct linear_logprob_ref){
+        .rows = c->size[ROWS],
+        .hidden = c->size[HIDDEN],
+        .vocab = c->size[VOCAB],
+        .ids = c->size[IDS],
+        .ignore_index = -100,
+        .dtype = types->t,
+        .scale = c->scalar[SCALE],
+        .softcap = c->scalar[SOFTCAP],
+        .temperature = c->scalar[TEMPERATURE],
+        .x = t[X],
+        .weight = t[WEIGHT],
+        .bias = t[BIAS],
+        .target = t[TARGET],
+        .selected_ids = t[SELECTED_IDS],
+        .logits = head_doubles(c->size[ROWS] * c->size[VOCAB]),
+    };
+}
+
+static void evaluate_forward(const struct op_case *c, const struct op_types *types, double *const *t,
+                             void (*loops)(struct linear_logprob_ref)) {
+    struct linear_logprob_ref ref = reference_of(c, types, t);
+    ref.log_prob = t[LOG_PROB], ref.entropy = t[ENTROPY], ref.lse = t[LSE], ref.mean_logits = t[MEAN_LOGITS];
+    ref.log_sum_sq_probs = t[LOG_SUM_SQ_PROBS], ref.is_top1 = t[IS_TOP1];
+    ref.selected = t[SELECTED], ref.normalizer = t[NORMALIZER];
+    loops(ref);
+    free(ref.logits);
+}
+static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate_forward(c, types, t, linear_logprob_reference_forward);
+}
+static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate_forward(c, types, t, linear_logprob_naive_forward);
+}
+
+static struct linear_logprob_ref backward_of(const struct op_case *c, const struct op_types *types, double *const *t) {
+    struct linear_logprob_ref ref = reference_of(c, types, t);
+    ref.d_log_prob = t[D_LOG_PROB], ref.d_entropy = t[D_ENTROPY], ref.d_lse = t[D_LSE];
+    ref.d_log_sum_sq_probs = t[D_SQUARES], ref.d_mean_logits = t[D_MEAN], ref.d_selected = t[D_SELECTED];
+    ref.dlogits = head_doubles(c->size[ROWS] * c->size[VOCAB]);
+    return ref;
+}
+static void release(const struct linear_logprob_ref *ref) {
+    free(ref->logits);
+    free(ref->dlogits);
+    free(ref->terms);
+}
+
+static void evaluate_backward(const struct op_case *c, const struct op_types *types, double *const *t,
+                              void (*loops)(struct linear_logprob_ref)) {
+    struct linear_logprob_ref ref = backward_of(c, types, t);
+    ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS];
+    loops(ref);
+    release(&ref);
+}
+static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate_backward(c, types, t, linear_logprob_reference_backward);
+}
+static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate_backward(c, types, t, linear_logprob_naive_backward);
+}
+
+/* Σ upstream · result. Ignored rows have results of 0. */
+static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    struct linear_logprob_ref ref = backward_of(c, types, t);
+    const int64_t rows = c->size[ROWS], each[] = {1, 1, 1, 1, 1, c->size[IDS]};
+    double *result[6], total = 0;
+    for (int i = 0; i < 6; i++) result[i] = head_doubles(rows * each[i]);
+    ref.log_prob = result[0], ref.entropy = result[1], ref.lse = result[2];
+    ref.log_sum_sq_probs = result[3], ref.mean_logits = result[4], ref.selected = t[SELECTED_IDS] ? result[5] : NULL;
+    linear_logprob_reference_forward(ref);
+    for (int i = 0; i < 6; i++) {
+        for (int64_t k = 0; t[D_LOG_PROB + i] && k < rows * each[i]; k++) total += t[D_LOG_PROB + i][k] * result[i][k];
+        free(result[i]);
+    }
+    release(&ref);
+    return total;
+}
+
+/* ---- inputs ------------------------------------------------------------------------------------------------------- */
+
+static void spoil_ignored_rows(const struct op_case *c, double *const *t, int first_upstream, int upstreams) {
+    const int64_t hidden = c->size[HIDDEN];
+    for (int64_t r = 0; r < c->size[ROWS]; r++) {
+        if (t[TARGET][r] >= 0) continue;
+        t[X][r * hidden] = NAN, t[X][r * hidden + 1] = INFINITY;
+        for (int i = 0; i < upstreams; i++)
+            if (t[first_upstream + i]) t[first_upstream + i][r] = NAN;
+    }
+}
+
+static void prepare_operands(const struct op_case *c, double *const *t) {
+    const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
+    if (!has(c, GENERAL)) {
+        head_coarsen(t[X], rows * hidden);
+        head_coarsen(t[WEIGHT], vocab * hidden);
+        head_coarsen(t[BIAS], vocab);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        if (t[TARGET][r] < 0) continue;
+        if (has(c, SURE)) t[TARGET][r] = (double)(vocab / 2);
+        if (has(c, MASKED)) t[TARGET][r] -= (int64_t)t[TARGET][r] % 3 == 1;
+    }
+    for (int64_t j = 0; t[BIAS] && j < vocab; j++) {
+        if (has(c, SURE)) t[BIAS][j] = j == vocab / 2 ? round(16 * (9.5 + log((double)vocab))) / 16 : t[BIAS][j] / 4;
+        if (has(c, MASKED) && j % 3 == 1) t[BIAS][j] = -INFINITY;
+        if (has(c, SHIFTED)) t[BIAS][j] += 1024;
+        if (has(c, INFINITE) && j == 0) t[BIAS][j] = INFINITY;
+    }
+    for (int64_t i = 0; has(c, SURE) && i < rows * hidden; i++) t[X][i] = round(t[X][i] * 4) / 16;
+    if (has(c, NAN_ROW)) t[X][0] = NAN;
+    /* Some ids are there twice, and one is a target. */
+    if (t[SELECTED_IDS] && c->size[IDS] > 2) t[SELECTED_IDS][2] = t[SELECTED_IDS][0];
+    if (t[SELECTED_IDS] && c->size[IDS] > 1 && rows > 0 && t[TARGET][0] >= 0) t[SELECTED_IDS][1] = t[TARGET][0];
+}
+
+static void prepare_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    (void)types;
+    prepare_operands(c, t);
+    if (has(c, POISON)) spoil_ignored_rows(c, t, 0, 0);
+}
+
+/* The statistics that forward gives, and the logits that it leaves: those of the rows that count, if it has left out any. */
+static void prepare_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const int64_t vocab = c->size[VOCAB];
+    int64_t place = 0;
+    prepare_operands(c, t);
+    struct linear_logprob_ref ref = reference_of(c, types, t);
+    ref.log_prob = t[OF_LOG_PROB], ref.entropy = t[OF_ENTROPY], ref.log_sum_sq_probs = t[OF_SQUARES];
+    ref.normalizer = t[OF_NORMALIZER];
+    linear_logprob_reference_forward(ref);
+    for (int64_t r = 0; has(c, KEPT) && r < c->size[ROWS]; r++)
+        if (t[TARGET][r] >= 0) memcpy(t[LOGITS] + vocab * place++, ref.logits + vocab * r, (size_t)vocab * sizeof(double));
+    free(ref.logits);
+    if (has(c, POISON)) spoil_ignored_rows(c, t, D_LOG_PROB, D_MEAN - D_LOG_PROB + 1);
+}
+
+/* ---- calls ------------------------------------------------------------------------------------------------------ */
+
+#define FILL(to, c)                                                                                                    \
+    ((to)->ignore_index = -100, (to)->valid_rows = valid_rows(c), (to)->scale = (float)(c)->scalar[SCALE],             \
+     (to)->softcap = (float)(c)->scalar[SOFTCAP], (to)->temperature = (float)(c)->scalar[TEMPERATURE])
+
+static void forward_options(const struct op_case *c, void *args) { FILL((liger_linear_logprob_forward_args *)args, c); }
+static void backward_options(const struct op_case *c, void *args) {
+    liger_linear_logprob_backward_args *to = args;
+    FILL(to, c);
+    to->logits_kept = has(c, KEPT);
+}
+OP_DOOR(linear_logprob_forward, forward_options)
+OP_DOOR_WORKSPACE(linear_logprob_forward)
+OP_DOOR(linear_logprob_backward, backward_options)
+OP_DOOR_WORKSPACE(linear_logprob_backward)
+
+/* ---- budgets ---------------------------------------------------------------------------------------------------- */
+
+/* An element of the gradient is a sum of a few products with p, which errs by what z errs by twice, by 4 u of an exponential
+ * and by roundings of the statistics, each of them about 8: 32 u of the magnitudes that it is made of. A slope of tanh has
+ * 8 u and what its argument errs by. */
+static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
+    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
+    struct linear_logprob_ref ref = backward_of(c, types, t);
+    ref.terms = head_doubles(elements);
+    linear_logprob_reference_backward(ref);
+    const double each = 32 + 2 * error_of_z(c) + (c->scalar[SOFTCAP] > 0 ? 8 : 0);
+    for (int64_t i = 0; i < elements; i++) ref.terms[i] *= each;
+    const struct head_budget budget = {
+        .rows = c->size[ROWS],
+        .hidden = c->size[HIDDEN],
+        .vocab = c->size[VOCAB],
+        .t = types->t,
+        .x = t[X],
+        .weight = t[WEIGHT],
+        .dlogits = ref.dlogits,
+        .error = ref.terms,
+    };
+    head_magnitudes(&budget, &magnitude[DX], &magnitude[DWEIGHT], &magnitude[DBIAS]);
+    release(&ref);
+}
+
+/* ---- cases ------------------------------------------------------------------------------------------------------ */
+
+/* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. */
+static const struct op_case forward_cases[] = {
+    {.label = "all", .size = {7, 9, 33, 3, 5}, .scalar = {1.5, 6, .7}, .flags = ALL | BIASED},
+    {.label = "1x1x1", .size = {1, 1, 1, 1, 1}, .scalar = PLAIN, .flags = ALL},
+    {.label = "5x3x2, chunk 1", .size = {5, 3, 2, 1, 3}, .scalar = PLAIN, .flags = ALL | BIASED},
+    {.label = "6x8x15, chunk 2", .size = {6, 8, 15, 2, 4}, .scalar = PLAIN, .flags = ALL},
+    {.label = "6x8x16, ids of a vector", .size = {6, 8, 16, 2, 16}, .scalar = PLAIN, .flags = ALL},
+    {.label = "7x17x17, more ids than classes", .size = {7, 17, 17, 5, 83}, .scalar = PLAIN, .flags = ALL | BIASED},
+    {.label = "12x16x64, one chunk, none ignored", .size = {12, 16, 64, 12, 3}, .scalar = PLAIN, .flags = ALL | COUNTED},
+    {.label = "11x31x67, buffer too large", .size = {11, 31, 67, 16, 2}, .scalar = PLAIN, .flags = ALL | BIASED},
+    {.label = "9x12x35 valid rows", .size = {9, 12, 35, 4, 2}, .scalar = PLAIN, .flags = ALL | BIASED | EXACT},
+    {.label = "9x12x35 one valid row more", .size = {9, 12, 35, 4, 2}, .scalar = PLAIN, .flags = ALL | MORE},
+    {.label = "9x12x35 valid rows, none ignored", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = BARE | COUNTED | EXACT},
+    {.label = "9x12x35 bare", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = BARE},
+    {.label = "9x12x35 only log_prob", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = HAS_LOG_PROB},
+    {.label = "9x12x35 only entropy", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = HAS_ENTROPY},
+    {.label = "9x12x35 only lse", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = HAS_LSE},
+    {.label = "9x12x35 only log_sum_sq_probs", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = HAS_SQUARES},
+    {.label = "9x12x35 only mean_logits", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = HAS_MEAN},
+    {.label = "9x12x35 only is_top1", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = HAS_TOP1},
+    {.label = "9x12x35 only selected", .size = {9, 12, 35, 4, 3}, .scalar = PLAIN, .flags = HAS_SELECTED},
+    {.label = "9x12x35 only normalizer", .size = {9, 12, 35, 4}, .scalar = PLAIN, .flags = HAS_NORMALIZER},
+    {.label = "9x12x35 temperature", .size = {9, 12, 35, 4, 3}, .scalar = {1, 0, .6}, .flags = ALL | BIASED},
+    {.label = "9x12x35 scale and temperature", .size = {9, 12, 35, 4, 3}, .scalar = {.7, 0, .7}, .flags = ALL},
+    {.label = "9x12x35 negative scale", .size = {9, 12, 35, 4, 3}, .scalar = {-1.3, 0, 1}, .flags = ALL | BIASED},
+    {.label = "9x12x35 scale 0", .size = {9, 12, 35, 4, 3}, .scalar = {0, 0, 1}, .flags = ALL | BIASED},
+    {.label = "9x12x35 cap", .size = {9, 12, 35, 4, 3}, .scalar = {1, 5, 1}, .flags = ALL | BIASED},
+    {.label = "9x12x35 narrow cap", .size = {9, 12, 35, 4, 3}, .scalar = {-4, .25, 1}, .flags = ALL | BIASED},
+    {.label = "14x12x47 sure", .size = {14, 12, 47, 5, 3}, .scalar = PLAIN, .flags = ALL | BIASED | SURE},
+    {.label = "14x12x47 sure, with a factor", .size = {14, 12, 47, 5, 3}, .scalar = {1, 0, .9}, .flags = ALL | BIASED | SURE},
+    {.label = "14x12x47 masked", .size = {14, 12, 47, 5, 9}, .scalar = PLAIN, .flags = ALL | BIASED | MASKED},
+    {.label = "14x12x47 masked, with a factor", .size = {14, 12, 47, 5, 9}, .scalar = {1, 0, 2}, .flags = ALL | BIASED | MASKED},
+    {.label = "14x12x47 shifted", .size = {14, 12, 47, 5, 3}, .scalar = PLAIN, .flags = ALL | BIASED | SHIFTED},
+    {.label = "23x45x131 general", .size = {23, 45, 131, 8, 3}, .scalar = PLAIN, .flags = ALL | BIASED | GENERAL, .dtypes = 1u << LIGER_F32},
+    {.label = "40x33x3001", .size = {40, 33, 3001, 16, 70}, .scalar = PLAIN, .flags = ALL | BIASED, .large = true},
+    {.label = "40x33x3001 cap", .size = {40, 33, 3001, 16, 70}, .scalar = {1, 5, .8}, .flags = ALL | BIASED, .large = true},
+    {.label = "no rows", .size = {0, 9, 33, 3, 4}, .scalar = PLAIN, .flags = ALL | BIASED, .edge = true},
+    {.label = "no rows, no buffer", .size = {0, 9, 33, 0}, .scalar = PLAIN, .flags = BARE, .edge = true},
+    {.label = "no ids", .size = {5, 9, 33, 3, 0}, .scalar = PLAIN, .flags = ALL | BIASED, .edge = true},
+    {.label = "all ignored", .size = {5, 9, 33, 2, 4}, .scalar = PLAIN, .flags = ALL | IGNORED, .edge = true},
+    {.label = "all ignored, no valid rows", .size = {5, 9, 33, 0, 4}, .scalar = PLAIN, .flags = ALL | IGNORED | EXACT, .edge = true},
+    {.label = "NaN and Inf in ignored rows", .size = {7, 9, 33, 3, 4}, .scalar = PLAIN, .flags = ALL | POISON, .edge = true},
+    {.label = "NaN and Inf in rows left out", .size = {7, 9, 33, 3, 4}, .scalar = PLAIN, .flags = ALL | POISON | EXACT, .edge = true},
+    {.label = "a row of NaN", .size = {7, 9, 33, 3, 4}, .scalar = PLAIN, .flags = (ALL & ~HAS_NORMALIZER) | NAN_ROW, .edge = true},
+    {.label = "a logit of +inf", .size = {7, 9, 33, 3, 4}, .scalar = PLAIN, .flags = ALL | BIASED | INFINITE, .edge = true},
+};
+
+static const struct op_case backward_cases[] = {
+    {.label = "all", .size = {7, 9, 33, 13, 5}, .scalar = {1.5, 6, .7}, .flags = ALL | BIASED},
+    {.label = "1x1x1", .size = {1, 1, 1, 1, 1}, .scalar = PLAIN, .flags = ALL},
+    {.label = "5x3x7, slices of 1", .size = {5, 3, 7, 1, 3}, .scalar = PLAIN, .flags = ALL | BIASED},
+    {.label = "7x17x15, slices of 4", .size = {7, 17, 15, 4, 3}, .scalar = PLAIN, .flags = ALL},
+    {.label = "7x17x16, slices of 8", .size = {7, 17, 16, 8, 3}, .scalar = PLAIN, .flags = ALL | BIASED},
+    {.label = "7x17x17, more ids than classes", .size = {7, 17, 17, 17, 83}, .scalar = PLAIN, .flags = ALL | BIASED},
+    {.label = "12x16x64, one slice, none ignored", .size = {12, 16, 64, 64, 3}, .scalar = PLAIN, .flags = ALL | COUNTED},
+    {.label = "12x16x64, none ignored", .size = {12, 16, 64, 20, 3}, .scalar = PLAIN, .flags = ALL | COUNTED | BIASED},
+    {.label = "11x13x29, buffer too large", .size = {11, 13, 29, 40, 2}, .scalar = PLAIN, .flags = ALL | BIASED},
+    {.label = "9x12x35 valid rows", .size = {9, 12, 35, 16, 2}, .scalar = PLAIN, .flags = ALL | BIASED | EXACT},
+    {.label = "9x12x35 one valid row more", .size = {9, 12, 35, 16, 2}, .scalar = PLAIN, .flags = ALL | MORE},
+    {.label = "9x12x35 kept, none ignored", .size = {9, 12, 35, 35, 2}, .scalar = PLAIN, .flags = ALL | KEPT | COUNTED},
+    {.label = "9x12x35 kept, valid rows", .size = {9, 12, 35, 35, 2}, .scalar = {1, 0, .8}, .flags = ALL | BIASED | KEPT | EXACT},
+    {.label = "9x12x35 only log_prob", .size = {9, 12, 35, 16}, .scalar = PLAIN, .flags = HAS_LOG_PROB | BIASED},
+    {.label = "9x12x35 only entropy", .size = {9, 12, 35, 16}, .scalar = PLAIN, .flags = HAS_ENTROPY | BIASED},
+    {.label = "9x12x35 only lse", .size = {9, 12, 35, 16}, .scalar = PLAIN, .flags = HAS_LSE | BIASED},
+    {.label = "9x12x35 only log_sum_sq_probs", .size = {9, 12, 35, 16}, .scalar = PLAIN, .flags = HAS_SQUARES | BIASED},
+    {.label = "9x12x35 only mean_logits", .size = {9, 12, 35, 16}, .scalar = PLAIN, .flags = HAS_MEAN | BIASED},
+    {.label = "9x12x35 only selected", .size = {9, 12, 35, 16, 6}, .scalar = PLAIN, .flags = HAS_SELECTED | BIASED},
+    {.label = "9x12x35 no upstream", .size = {9, 12, 35, 16}, .scalar = PLAIN, .flags = BIASED},
+    {.label = "9x12x35 log_prob, temperature", .size = {9, 12, 35, 16}, .scalar = {1, 0, .6}, .flags = HAS_LOG_PROB | BIASED},
+    {.label = "9x12x35 negative scale", .size = {9, 12, 35, 16, 3}, .scalar = {-1.3, 0, 1}, .flags = ALL | BIASED},
+    {.label = "9x12x35 scale 0", .size = {9, 12, 35, 16, 3}, .scalar = {0, 0, 1}, .flags = ALL | BIASED},
+    {.label = "9x12x35 log_prob, cap", .size = {9, 12, 35, 16}, .scalar = {1, 5, 1}, .flags = HAS_LOG_PROB | BIASED},
+    {.label = "9x12x35 narrow cap", .size = {9, 12, 35, 16, 3}, .scalar = {-4, 2, 1}, .flags = ALL | BIASED},
+    {.label = "14x12x47 sure", .size = {14, 12, 47, 20}, .scalar = PLAIN, .flags = HAS_LOG_PROB | BIASED | SURE},
+    {.label = "14x12x47 sure, all", .size = {14, 12, 47, 20, 3}, .scalar = {1, 0, .9}, .flags = ALL | BIASED | SURE},
+    {.label = "14x12x47 shifted", .size = {14, 12, 47, 20, 3}, .scalar = PLAIN, .flags = ALL | BIASED | SHIFTED},
+    {.label = "9x12x35 only dx", .size = {9, 12, 35, 16, 3}, .scalar = PLAIN, .flags = ALL | NO_DWEIGHT | NO_DBIAS},
+    {.label = "9x12x35 only dweight", .size = {9, 12, 35, 16, 3}, .scalar = PLAIN, .flags = ALL | NO_DX | NO_DBIAS},
+    {.label = "9x12x35 only dbias", .size = {9, 12, 35, 16, 3}, .scalar = PLAIN, .flags = ALL | BIASED | NO_DX | NO_DWEIGHT},
+    {.label = "23x45x131 general", .size = {23, 45, 131, 50, 3}, .scalar = PLAIN, .flags = ALL | BIASED | GENERAL, .dtypes = 1u << LIGER_F32},
+    {.label = "40x17x3001", .size = {40, 17, 3001, 1200, 70}, .scalar = PLAIN, .flags = ALL | BIASED, .large = true},
+    {.label = "masked", .size = {14, 12, 47, 20, 9}, .scalar = PLAIN, .flags = (ALL & ~HAS_MEAN) | BIASED | MASKED, .edge = true},
+    {.label = "masked, log_prob", .size = {14, 12, 47, 20}, .scalar = PLAIN, .flags = HAS_LOG_PROB | BIASED | MASKED, .edge = true},
+    {.label = "no rows", .size = {0, 9, 33, 13, 4}, .scalar = PLAIN, .flags = ALL | BIASED, .edge = true},
+    {.label = "no rows, no buffer", .size = {0, 9, 33, 0}, .scalar = PLAIN, .flags = BARE, .edge = true},
+    {.label = "no ids", .size = {5, 9, 33, 13, 0}, .scalar = PLAIN, .flags = ALL | BIASED, .edge = true},
+    {.label = "all ignored", .size = {5, 9, 33, 12, 4}, .scalar = PLAIN, .flags = ALL | IGNORED, .edge = true},
+    {.label = "all ignored, no valid rows", .size = {5, 9, 33, 12, 4}, .scalar = PLAIN, .flags = ALL | IGNORED | EXACT, .edge = true},
+    {.label = "NaN and Inf in rows left out", .size = {7, 9, 33, 12, 4}, .scalar = PLAIN, .flags = ALL | POISON | EXACT, .edge = true},
+};
+
+static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIAS, BIAS}};
+
+/* ---- refusals --------------------------------------------------------------------------------------------------- */
+
+static const struct op_provocation shared_provocations[] = {
+    {"temperature 0", OP_SCALAR(TEMPERATURE, 0), LIGER_ERR_ARGUMENT, {": temperature is 0, but must be larger than 0"}},
+    {"temperature below 0", OP_SCALAR(TEMPERATURE, -1), LIGER_ERR_ARGUMENT, {": temperature is -1", "larger than 0"}},
+    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits is required"}},
+};
+static const struct op_provocation forward_provocations[] = {
+    {"logits without rows", OP_SHAPE(LOGITS, 0, 0), LIGER_ERR_SHAPE, {"logits", "1 or more rows", "has 0"}},
+};
+static const struct op_provocation backward_provocations[] = {
+    {"too few rows of logits", OP_SHAPE(LOGITS, 0, 6), LIGER_ERR_SHAPE, {": logits has 6 rows, but 7 may have to be"}},
+    {"logits without columns", OP_SHAPE(LOGITS, 1, 0), LIGER_ERR_SHAPE, {": logits has no columns"}},
+    {"a slice of kept logits", OP_FLAGS(KEPT), LIGER_ERR_SHAPE, {": logits has 13 columns, but those that were kept are 33"}},
+};
+
+/* ---- properties ------------------------------------------------------------------------------------------------- */
+
+/* Chunks of any size give what the whole gives, within the same budget. */
+static const char *any_chunk(struct op_run *run) {
+    const int64_t rows = run->c.size[ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
+    return op_run_any_size(run, PART, chunks, OP_COUNT(chunks));
+}
+static const char *any_slice(struct op_run *run) {
+    const int64_t vocab = run->c.size[VOCAB], slices[] = {1, 2, vocab / 3 + 1, vocab / 2 + 1, vocab, vocab + 3};
+    if (has(&run->c, KEPT)) return op_run_not_applicable(run, "slices of any size: kept logits are one");
+    return op_run_any_size(run, PART, slices, OP_COUNT(slices));
+}
+
+static bool on_cpu(const struct op_run *run) { return liger_context_device(run->context) == LIGER_DEVICE_CPU; }
+
+static const char *refusal(struct op_run *run, liger_status wanted, const char *says) {
+    const liger_status status = op_run_call(run);
+    if (status != wanted) return op_run_text(run, "the status was %s", liger_status_name(status));
+    return strstr(liger_last_error(), says) ? NULL : op_run_text(run, "the message was: %s", liger_last_error());
+}
+
+/* The CPU refuses the call and names the value; on CUDA, where nobody can be told, what of `result` it is about is NaN, and
+ * the rest is not: of `every` elements a row, that row, or that column of the rows that count. */
+static const char *out_of_range(struct op_run *run, int tensor, int64_t at, int result, int64_t every) {
+    char says[96];
+    run->t[tensor][at] = (double)run->c.size[VOCAB];
+    snprintf(says, sizeof says, "%s[%lld] is %lld, which is out of bounds", run->spec[tensor].name, (long long)at,
+             (long long)run->c.size[VOCAB]);
+    if (on_cpu(run)) return refusal(run, LIGER_ERR_TARGET, says);
+    const liger_status status = op_run_call(run);
+    if (status != LIGER_OK) return op_run_text(run, "the status was %s", liger_status_name(status));
+    for (int64_t i = 0; run->t[result] && i < run->count[result]; i++) {
+        const bool row = tensor == TARGET, counts = row || run->t[TARGET][i / every] >= 0;
+        if (isnan(run->t[result][i]) != (counts && (row ? i / every : i % every) == at))
+            return op_run_text(run, "%s[%lld] is %g", run->spec[result].name, (long long)i, run->t[result][i]);
+    }
+    return NULL;
+}
+
+static const char *forward_target_out_of_range(struct op_run *run) {
+    return out_of_range(run, TARGET, run->c.size[ROWS] - 1, LOG_PROB, 1);
+}
+static const char *backward_target_out_of_range(struct op_run *run) {
+    if (has(&run->c, KEPT | EXACT | MORE) || (!on_cpu(run) && !has(&run->c, HAS_LOG_PROB)))
+        return op_run_not_applicable(run, "a target out of range: what counts has been prepared without it");
+    return out_of_range(run, TARGET, run->c.size[ROWS] - 1, DX, run->c.size[HIDDEN]);
+}
+static const char *id_out_of_range(struct op_run *run) {
+    if (!has(&run->c, HAS_SELECTED)) return op_run_not_applicable(run, "an id out of range: the case has none");
+    return out_of_range(run, SELECTED_IDS, run->c.size[IDS] - 1, SELECTED, run->c.size[IDS]);
+}
+/* A GPU leaves it out. */
+static const char *backward_id_out_of_range(struct op_run *run) {
+    if (!has(&run->c, HAS_SELECTED) || !on_cpu(run))
+        return op_run_not_applicable(run, "an id out of range: the case has none, or runs on a GPU");
+    return out_of_range(run, SELECTED_IDS, run->c.size[IDS] - 1, DX, 1);
+}
+
+/* More rows count than valid_rows says: the CPU refuses, a GPU makes NaN of every number. */
+static const char *too_few_valid_rows(struct op_run *run) {
+    char says[96];
+    const char *wrong = NULL;
+    struct op_case c = run->c;
+    c.flags = (c.flags & ~(uint32_t)(EXACT | MORE)) | FEWER;
+    if (counted(&c) == 0) return op_run_not_applicable(run, "too few valid rows: none counts");
+    struct op_run *other = op_run_new(run->context, run->op, &c, run->types, 5);
+    if (other == NULL) return "no memory";
+    snprintf(says, sizeof says, ": valid_rows is %lld, but %lld of %lld rows", (long long)valid_rows(&c),
+             (long long)counted(&c), (long long)c.size[ROWS]);
+    if (on_cpu(run)) wrong = refusal(other, LIGER_ERR_ARGUMENT, says);
+    else if (op_run_call(other) != LIGER_OK) wrong = "the call failed";
+    for (int i = LOGITS + 1; !on_cpu(run) && wrong == NULL && i < run->op->tensor_count; i++)
+        for (int64_t k = 0; other->t[i] && other->spec[i].role == ROLE_OUT && k < other->count[i]; k++)
+            if (other->spec[i].kind != KIND_BOOL && !isnan(other->t[i][k])) wrong = "a result is a number";
+    if (wrong) wrong = op_run_text(run, "%s", on_cpu(run) ? other->text : wrong);
+    op_run_free(other);
+    return wrong;
+}
+
+/* ---- the advised sizes ---- */
+
+static const int64_t advised_shapes[][3] = {{1, 64, 32000},        {100, 64, 1000},     {100000, 64, 128256},
+                                            {70000, 4096, 32000},  {1000, 8, 10000000}, {4096, 4096, 128256},
+                                            {INT64_MAX / 16, 1, 5}}; /* nobody has the memory, but a question needs none */
+
+static const char *advised_chunk(struct op_run *run) {
+    for (int k = 0; k < OP_COUNT(advised_shapes); k++) {
+        const int64_t *shape = advised_shapes[k];
+        liger_linear_logprob_forward_args args = LIGER_LINEAR_LOGPROB_FORWARD_ARGS_INIT;
+        args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){shape[0], shape[1]});
+        args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){shape[2], shape[1]});
+        size_t rows = 0;
+        if (liger_linear_logprob_forward_chunk_rows(run->context, &args, &rows) != LIGER_OK) return liger_last_error();
+        if (rows < 1 || rows > (size_t)shape[0])
+            return op_run_text(run, "%lld rows: chunk of %zu", (long long)shape[0], rows);
+    }
+    return NULL;
+}
+
+/* All columns, where they cost no more than the budget and a sum of dx; else whole steps within the budget. valid_rows bounds
+ * the rows. */
+static const char *advised_slice(struct op_run *run) {
+    const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), step = on_cpu(run) ? 64 : 128;
+    const int64_t most = (int64_t)(on_cpu(run) ? 28 : 128) << 20, given = run->context->loss_workspace_bytes;
+    const int64_t budget = given && given < most ? given : most;
+    for (int k = 0; k < 2 * OP_COUNT(advised_shapes); k++) {
+        const int64_t *shape = advised_shapes[k / 2], rows = k % 2 ? (shape[0] + 1) / 2 : shape[0], vocab = shape[2];
+        liger_linear_logprob_backward_args args = LIGER_LINEAR_LOGPROB_BACKWARD_ARGS_INIT;
+        args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){shape[0], shape[1]});
+        args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, shape[1]});
+        args.valid_rows = k % 2 ? rows : -1;
+        size_t advised = 0;
+        if (liger_linear_logprob_backward_slice_cols(run->context, &args, &advised) != LIGER_OK)
+            return liger_last_error();
+        const int64_t cols = (int64_t)advised;
+        const bool fits = cols == step || cols <= budget / (rows * size);
+        const bool whole = cols == vocab && vocab <= (budget + rows * shape[1] * 4) / (rows * size);
+        if (cols < 1 || !(whole || (fits && cols % step == 0)))
+            return op_run_text(run, "%lld rows, vocabulary %lld: slices of %lld", (long long)rows, (long long)vocab,
+                               (long long)cols);
+    }
+    return NULL;
+}
+
+static const struct op_property forward_properties[] = {
+    {"a target out of range", forward_target_out_of_range},
+    {"an id out of range", id_out_of_range},
+    {"too few valid rows", too_few_valid_rows},
+    {"chunks of any size", any_chunk},
+    {"the advised chunk", advised_chunk},
+};
+static const struct op_property backward_properties[] = {
+    {"a target out of range", backward_target_out_of_range},
+    {"an id out of range", backward_id_out_of_range},
+    {"too few valid rows", too_few_valid_rows},
+    {"slices of any size", any_slice},
+    {"the advised slice", advised_slice},
+};
+
+/* ---- bench ------------------------------------------------------------------------------------------------------ */
+
+/* With the parts that are advised for bf16. */
+static const struct op_case forward_bench[] = {
+    {.label = "1024x1024x32000", .size = {1024, 1024, 32000, 352}, .scalar = PLAIN, .flags = BARE | COUNTED},
+    {.label = "1024x1024x32000 all",
+     .size = {1024, 1024, 32000, 352, 64},
+     .scalar = {1, 0, .7},
+     .flags = ALL | COUNTED},
+    {.label = "16384x4096x131072",
+     .size = {16384, 4096, 131072, 4096},
+     .scalar = PLAIN,
+     .flags = BARE | HAS_ENTROPY | COUNTED,
+     .large = true,
+     .dtypes = 1u << LIGER_BF16},
+};
+static const struct op_case backward_bench[] = {
+    {.label = "1024x1024x32000",
+     .size = {1024, 1024, 32000, 10688},
+     .scalar = PLAIN,
+     .flags = HAS_LOG_PROB | COUNTED | NO_DBIAS},
+    {.label = "1024x1024x32000 all",
+     .size = {1024, 1024, 32000, 10688, 64},
+     .scalar = {1, 0, .7},
+     .flags = ALL | COUNTED | NO_DBIAS},
+    {.label = "16384x4096x131072",
+     .size = {16384, 4096, 131072, 4096},
+     .scalar = PLAIN,
+     .flags = HAS_LOG_PROB | HAS_ENTROPY | COUNTED | NO_DBIAS,
+     .large = true,
+     .dtypes = 1u << LIGER_BF16},
+};
+
+static double flops_of_product(const struct op_case *c) {
+    return 2.0 * (double)c->size[ROWS] * (double)c->size[HIDDEN] * (double)c->size[VOCAB];
+}
+static double flops_of_backward(const struct op_case *c) { return 3 * flops_of_product(c); }
+
+#define INEXACT "linear head: only sums of multiples of 1/16 are exact logits; gemm and cross_entropy have this range"
+#define DOMINATED                                                                                                      \
+    "linear head: about 1024 a class of probability 1 that is not the target hides the others; see the shifted cases"
+
+const struct op_cases linear_logprob_forward_cases = {
+    .name = "linear_logprob_forward",
+    .tensor_count = FORWARD_TENSORS,
+    .describe = describe_forward,
+    OP_CASES(forward_cases),
+    .prepare = prepare_forward,
+    .call = call_linear_logprob_forward,
+    .workspace = workspace_linear_logprob_forward,
+    .reference = reference_forward,
+    .naive = naive_forward,
+    .no_loss = OP_IS_FORWARD,
+    .no_range = {INEXACT, INEXACT, INEXACT, DOMINATED},
+    .no_aliases = OP_NO_ALIASES,
+    OP_PROVOCATIONS(shared_provocations),
+    OP_MORE_PROVOCATIONS(forward_provocations),
+    OP_PROPERTIES(forward_properties),
+    OP_BENCH(forward_bench),
+    .flops = flops_of_product,
+};
+
+const struct op_cases linear_logprob_backward_cases = {
+    .name = "linear_logprob_backward",
+    .tensor_count = BACKWARD_TENSORS,
+    .describe = describe_backward,
+    OP_CASES(backward_cases),
+    .prepare = prepare_backward,
+    .call = call_linear_logprob_backward,
+    .workspace = workspace_linear_logprob_backward,
+    .reference = reference_backward,
+    .naive = naive_backward,
+    .no_range = {INEXACT, INEXACT, INEXACT, DOMINATED},
+    .no_aliases = OP_NO_ALIASES,
+    .magnitudes = magnitudes,
+    .loss = loss_backward,
+    OP_GRADIENTS(gradients),
+    OP_PROVOCATIONS(shared_provocations),
+    OP_MORE_PROVOCATIONS(backward_provocations),
+    OP_PROPERTIES(backward_properties),
+    OP_BENCH(backward_bench),
+    .flops = flops_of_backward,
+};
