@@ -1,7 +1,7 @@
-"""Losses of alignment on an output head.
+"""Preference and distillation losses on an output head.
 
-Of the preference and distillation losses, which are not built yet, programs import the names before they know whether they
-will use them: the names are there, and constructing one is a NotImplementedError.
+Programs import the names of losses that are not built yet before they know whether they will use them, so these names are
+there too; constructing one is a NotImplementedError.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from liger_kernel.chunked_loss.cpo_loss import LigerFusedLinearCPOLoss
+from liger_kernel.chunked_loss.dpo_loss import LigerFusedLinearDPOLoss
 from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOLoss
+from liger_kernel.chunked_loss.kto_loss import LigerFusedLinearKTOLoss
+from liger_kernel.chunked_loss.orpo_loss import LigerFusedLinearORPOLoss
+from liger_kernel.chunked_loss.simpo_loss import LigerFusedLinearSimPOLoss
 
 
 class _NotBuilt(nn.Module):
@@ -18,21 +23,16 @@ class _NotBuilt(nn.Module):
         raise NotImplementedError(f"liger_kernel has no {type(self).__name__} yet: train without liger_kernel's loss")
 
 
-class LigerFusedLinearDPOLoss(_NotBuilt):
-    """Direct preference optimisation."""
-
-
 class LigerFusedLinearJSDLoss(_NotBuilt):
     """Distillation by the Jensen-Shannon divergence."""
 
 
-class LigerFusedLinearKTOLoss(_NotBuilt):
-    """Kahneman-Tversky optimisation."""
-
-
 __all__ = [
+    "LigerFusedLinearCPOLoss",
     "LigerFusedLinearDPOLoss",
     "LigerFusedLinearGRPOLoss",
     "LigerFusedLinearJSDLoss",
     "LigerFusedLinearKTOLoss",
+    "LigerFusedLinearORPOLoss",
+    "LigerFusedLinearSimPOLoss",
 ]

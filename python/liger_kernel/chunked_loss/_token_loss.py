@@ -16,15 +16,21 @@ import torch
 from torch import Tensor
 
 from liger_kernel.ops import LigerLinearLogProbFunction
-from liger_kernel.ops._memory import is_plain, kept_labels, take_saved
-from liger_kernel.ops.linear_logprob import one_pass
-from liger_kernel.ops.scale import free_of_others, scaled_gradients
+from liger_kernel.ops._debug import is_debugging
+from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._function import OwnApply, WithoutGradient, refuse_second_derivative
+from liger_kernel.ops._memory import is_plain, require_float, take_saved
+from liger_kernel.ops._operator import LigerArgumentError, is_transformed
+from liger_kernel.ops.cross_entropy import check_targets
+from liger_kernel.ops.linear_logprob import named, one_pass
+from liger_kernel.ops.scale import free_of_others, scaled_gradient
 
 
 @dataclass(frozen=True)
 class Head:
-    """Hidden states [rows, H], the head's weight [V, H], the token of each row and which rows count: valid_rows, if given,
-    bounds their number."""
+    """Hidden states [rows, H], the head's weight [V, H], the token of each row and which rows count. The first rows may have
+    a second token, for which they are given to the head again: their log-probabilities stand behind the others. valid_rows, where
+    the caller has it on the host, bounds how many rows count."""
 
     hidden: Tensor
     weight: Tensor
@@ -32,12 +38,23 @@ class Head:
     bias: Tensor | None = None
     temperature: float = 1.0
     ignore_index: int = -100
+    second_targets: Tensor | None = None
     valid_rows: int | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        again = self.second_targets
+        return self.hidden if again is None else torch.cat((self.hidden, self.hidden[: again.shape[0]]))
+
+    @property
+    def labels(self) -> Tensor:
+        again = self.second_targets
+        return self.targets if again is None else torch.cat((self.targets, again.to(self.targets.dtype)))
 
     def log_probs(self) -> Tensor:
         """[rows] float32, 0 where a row does not count. Differentiable."""
         return LigerLinearLogProbFunction.apply(
-            self.hidden, self.weight, self.targets, self.bias, None, self.temperature, None, 1.0, self.ignore_index,
+            self.rows, self.weight, self.labels, self.bias, None, self.temperature, None, 1.0, self.ignore_index,
             self.valid_rows,
         )  # fmt: skip
 
@@ -46,14 +63,9 @@ class Head:
         return self.hidden, self.weight, self.bias
 
 
-def are_plain(*tensors: Tensor | None) -> bool:
-    """Does nobody look at a call with these tensors but for its values, or has taken the operator away?"""
-    return is_plain(*tensors) and not LigerLinearLogProbFunction._plain_torch
-
-
-def is_one_pass(head: Head, *others: Tensor | None) -> bool:
-    """Whether `with_gradients` may run."""
-    return are_plain(head.hidden, head.weight, head.targets, head.bias, *others)
+def is_one_pass(*tensors: Tensor | None) -> bool:
+    """Whether `with_gradients` may run: nobody looks at the call but for its values, and the kernels are not disabled."""
+    return is_plain(*tensors) and not is_transformed() and not LigerLinearLogProbFunction._plain_torch
 
 
 def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bool, bool, bool]) -> tuple[Any, tuple]:
@@ -68,35 +80,151 @@ def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bo
         dlog_probs = None
         if any(needs) and loss.requires_grad:
             (dlog_probs,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-        return detached(found), dlog_probs
+        return _detached(found), dlog_probs
 
+    if is_debugging(head.targets):
+        check_targets(head.labels, head.weight.shape[0], head.ignore_index)
     valid_rows = -1 if head.valid_rows is None else head.valid_rows
-    return one_pass(
-        head.hidden, head.weight, head.targets, head.bias, head.temperature, head.ignore_index, valid_rows, needs, weigh
+    found, (dx, dweight, dbias) = one_pass(
+        head.rows, head.weight, head.labels, head.bias, head.temperature, head.ignore_index, valid_rows, needs, weigh
     )
+    if dx is not None and head.second_targets is not None:
+        count, again = head.hidden.shape[0], head.second_targets.shape[0]
+        dx = torch.cat((dx[:again] + dx[count:], dx[again:count]))
+    return found, (dx, dweight, dbias)
 
 
-def detached(found: Any) -> Any:
+def _detached(found: Any) -> Any:
     if isinstance(found, tuple | list):
-        return tuple(detached(item) for item in found)
+        return tuple(_detached(item) for item in found)
     return found.detach() if isinstance(found, Tensor) else found
 
 
-# ---- between a Function's forward and its backward -------------------------------------------------------------------
+# ---- the Functions -----------------------------------------------------------------------------------------------------
 
 
-def keep_gradients(ctx: Any, head: Head, gradients: tuple) -> None:
-    """For `gradients_times`: of hidden, weight and bias, as `with_gradients` has formed them."""
-    ctx.ignore_index = head.ignore_index
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*gradients, kept_labels(head.targets))
+class Composed:
+    """Stands for the autograd context where forward is to answer what torch can differentiate by itself."""
 
 
-def gradients_times(ctx: Any, upstream: Tensor | None) -> list[Tensor | None]:
-    """The kept gradients times the upstream scalar, as new tensors, or in their own memory where nobody can see it. Rows that
-    do not count keep their zeros, whatever comes from above."""
-    if upstream is None:
-        return [None] * 3
-    saved, free = take_saved(ctx)
-    with free_of_others(saved, free):
-        return scaled_gradients(upstream, saved[:3], saved[3], ctx.ignore_index)
+class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
+    """A loss on the log-probabilities of a head's tokens: who runs `forward`, and the way back from gradients formed there.
+
+    It is no LigerFunction, which is one operator with a public form in plain torch: this one composes operators, and users
+    derive from it, with arguments of their own. `apply` runs `forward` with autograd's context, with one that stands for it
+    where nobody asks for a gradient, or with `Composed`, where torch compiles or transforms.
+
+    The arguments begin with hidden states and weight; the bias stands at `bias_position`.
+    """
+
+    bias_position: int
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if not is_one_pass(*(a for a in args if isinstance(a, Tensor))):
+            return cls.forward(Composed(), *args)
+        with named(f"liger::{cls.__name__}"):
+            if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in cls._operands(args)):
+                return super().apply(*args)
+            return cls.forward(WithoutGradient(), *args)
+
+    @classmethod
+    def _operands(cls, args: tuple) -> tuple:
+        return *args[:2], *args[cls.bias_position : cls.bias_position + 1]
+
+    @classmethod
+    def evaluate(cls, ctx: Any, head: Head, shape: torch.Size, loss_of: Callable[[Tensor], tuple]) -> tuple:
+        """What `loss_of(log_probs)` answers, whose first is the loss; the rest is detached. `shape` is that of the hidden
+        states as they were given."""
+        if isinstance(ctx, Composed):
+            loss, *others = loss_of(head.log_probs())
+            return loss, *_detached(others)
+        asked = ctx.needs_input_grad
+        needs = tuple(
+            t is not None and any(asked) and (asked_here or t.requires_grad)
+            for t, asked_here in zip(head.operands, (*cls._operands(asked), False))
+        )
+        found, (dx, dweight, dbias) = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
+        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias)
+        return found
+
+    @classmethod
+    def scaled_gradients(cls, ctx: Any, upstreams: tuple) -> tuple:
+        """The gradients of hidden states, weight and bias. A subclass's backward may hand on its upstreams as one tuple."""
+        refuse_second_derivative(cls.__name__)
+        upstream = upstreams[0][0] if isinstance(upstreams[0], tuple) else upstreams[0]
+        saved, free = take_saved(ctx)
+        with free_of_others(saved, free):
+            return tuple(None if g is None else scaled_gradient(g, upstream) for g in saved)
+
+
+# ---- what losses share -------------------------------------------------------------------------------------------------
+
+
+def require_head(
+    function: str,
+    target: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    prefix: str = "",
+    labels: str = "target",
+) -> None:
+    """Refuses hidden states that are not [sequences, T, H] of target's [sequences, T], and what does not go with them.
+    Of a reference model the arguments are called `ref_...`; the target is called `labels`."""
+    names = [f"{prefix}input" if prefix else "_input", f"{prefix}weight", f"{prefix}bias"]
+    if weight is None:
+        raise LigerArgumentError(f"{function}: {names[1]} is None, but {names[0]} needs a head")
+    require_float(function, **dict(zip(names, (x, weight, bias))))
+    for name, value, dims in ((names[0], x, 3), (names[1], weight, 2), (labels, target, 2)):
+        if value.dim() != dims:
+            raise LigerArgumentError(f"{function}: {name} has {value.dim()} dimensions, but must have {dims}")
+    if 0 in weight.shape:
+        raise LigerArgumentError(f"{function}: {names[1]} has shape {tuple(weight.shape)}, but no size may be 0")
+    if target.dtype not in (torch.int32, torch.int64):
+        raise LigerArgumentError(f"{function}: {labels} is {target.dtype}, but must be int32 or int64")
+    require_shape(function, names[0], x, (*target.shape, weight.shape[1]))
+    require_shape(function, names[2], bias, weight.shape[:1])
+    for name, value in zip((*names, labels), (x, weight, bias, target)):
+        if value is not None and value.device != x.device:
+            raise LigerArgumentError(f"{function}: {name} is on {value.device}, but {names[0]} is on {x.device}")
+
+
+def flat_head(
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ignore_index: int, second: Tensor | None = None
+) -> Head:
+    return Head(x.reshape(-1, x.shape[-1]), weight, target.reshape(-1), bias, 1.0, ignore_index, second)
+
+
+def sequence_log_probs(log_probs: Tensor, target: Tensor, ignore_index: int, average: bool) -> Tensor:
+    """Of each sequence of [sequences, T] the sum over its tokens that count, or their mean; 0 without such a token."""
+    sums = log_probs.sum(-1)
+    return sums / target.ne(ignore_index).sum(-1).clamp(min=1) if average else sums
+
+
+def reference_log_probs(
+    function: str, target: Tensor, ref_input: Any, ref_weight: Any, ref_bias: Any, ignore_index: int, average: bool
+) -> Tensor:
+    """Of each sequence, without gradient: from the reference model's hidden states and head."""
+    if ref_input is None:
+        raise LigerArgumentError(f"{function}: use_ref_model is set, but ref_input is None")
+    require_head(function, target, ref_input, ref_weight, ref_bias, "ref_")
+    tensors = [None if t is None else t.detach() for t in (ref_input, ref_weight, ref_bias)]
+    head = flat_head(tensors[0], tensors[1], target, tensors[2], ignore_index)  # type: ignore[arg-type]
+    return sequence_log_probs(head.log_probs().view(target.shape), target, ignore_index, average)
+
+
+def known_log_probs(function: str, rows: int, **given: Tensor) -> list[Tensor]:
+    """Log-probabilities of the reference that the caller has: [rows] each."""
+    require_float(function, **given)
+    for name, value in given.items():
+        require_shape(function, name, value, (rows,))
+    return [value.detach().float() for value in given.values()]
+
+
+def logit_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Of each sequence of hidden states [sequences, T, H] the sum of all its logits, float32, without their product:
+    Σ_t Σ_v (x_t·w_v + b_v) = (Σ_t x_t)·(Σ_v w_v) + T Σ_v b_v."""
+    x, weight = x.detach(), weight.detach()
+    sums = (x.sum(1, dtype=torch.float32) * weight.sum(0, dtype=torch.float32)).sum(-1)
+    return sums if bias is None else sums + x.shape[1] * bias.detach().sum(dtype=torch.float32)

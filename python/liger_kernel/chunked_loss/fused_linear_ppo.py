@@ -7,28 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_kernel._native import LigerArgumentError
-from liger_kernel.chunked_loss._token_loss import (
-    Head,
-    are_plain,
-    detached,
-    gradients_times,
-    keep_gradients,
-    with_gradients,
-)
+from liger_kernel.chunked_loss._token_loss import Head, TokenLossFunction, require_head
 from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._formula import require_shape
-from liger_kernel.ops._function import _OwnApply, _WithoutGradient, refuse_second_derivative
-from liger_kernel.ops._memory import require_float
+from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops._policy_loss import batch_normalizer, require_ratio
 from liger_kernel.ops.linear_logprob import check_options
 
-IGNORED = torch.iinfo(
-    torch.int32
-).min  # no token, nor a label that others use for none: -100 is refused where it counts
+IGNORED = -(2**31)  # no token, and not what others mean by none: -100 is refused where it counts
 
 
-class LigerFusedLinearPPOBase(torch.autograd.Function, metaclass=_OwnApply):
+class LigerFusedLinearPPOBase(TokenLossFunction):
     """The base of losses of a policy: hidden states [B, T, H] and a head [V, H] in, (loss, metrics) out, no full logits.
 
     A subclass has `ppo_loss_fn`, a static method in differentiable torch operations, called once with the whole batch and with
@@ -51,11 +40,7 @@ class LigerFusedLinearPPOBase(torch.autograd.Function, metaclass=_OwnApply):
     operator `linear_logprob`. compiled and chunk_size change nothing.
     """
 
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        if torch.is_grad_enabled() and are_plain(*(a for a in args if isinstance(a, Tensor))):
-            return super().apply(*args)
-        return cls.forward(_WithoutGradient(), *args)  # by torch's own graph, or without any
+    bias_position = 5
 
     @staticmethod
     def ppo_loss_fn(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
@@ -80,8 +65,8 @@ class LigerFusedLinearPPOBase(torch.autograd.Function, metaclass=_OwnApply):
 
     @staticmethod
     def forward(
-        cls,
-        ctx,
+        cls: Any,
+        ctx: Any,
         _input,
         weight,
         selected_token_ids,
@@ -115,9 +100,11 @@ class LigerFusedLinearPPOBase(torch.autograd.Function, metaclass=_OwnApply):
         num_items_in_batch=None,
         valid_rows=None,
     ):
+        name = cls.__name__
         check_options(temperature, None, 1.0, valid_rows, ())
-        _require_tokens(_input, weight, bias, selected_token_ids)
+        require_head(name, selected_token_ids, _input, weight, bias, labels="selected_token_ids")
         _require_batch(
+            name,
             selected_token_ids,
             attention_mask=attention_mask,
             advantages=advantages,
@@ -143,131 +130,74 @@ class LigerFusedLinearPPOBase(torch.autograd.Function, metaclass=_OwnApply):
             vespo_lambda_neg=vespo_lambda_neg,
             num_items_in_batch=num_items_in_batch,
         )
-        beside = (selected_token_ids, attention_mask, _constant(advantages), _constant(old_per_token_logps))
-        references = (_constant(ref_per_token_logps), ref_input, ref_weight, ref_bias) if use_ref_model else None
-        return _evaluated(cls, ctx, (_input, weight, bias), beside, references, options, float(temperature), valid_rows)
+        targets = selected_token_ids
+        if cls.reads_masked(**options):
+            valid_rows = None
+        else:
+            targets = torch.where(attention_mask != 0, targets, IGNORED)
+        about_tokens = targets, float(temperature), valid_rows
+        if not use_ref_model:
+            ref_per_token_logps = None
+        elif ref_per_token_logps is None:
+            ref_per_token_logps = _reference(name, *about_tokens, ref_input, ref_weight, ref_bias)
+        constants = [_constant(t) for t in (advantages, ref_per_token_logps, old_per_token_logps)]
+
+        def loss_of(log_probs: Tensor) -> tuple[Tensor, Any]:
+            return cls.ppo_loss_fn(
+                per_token_logps=log_probs.view(targets.shape),
+                attention_mask=attention_mask,
+                advantages=constants[0],
+                full_attention_mask=attention_mask,
+                ref_per_token_logps=constants[1],
+                old_per_token_logps=constants[2],
+                **options,
+            )
+
+        return cls.evaluate(ctx, _head(*about_tokens, _input, weight, bias), _input.shape, loss_of)
 
     @staticmethod
-    def backward(ctx, grad_output, *_grad_metrics):
-        refuse_second_derivative("a loss of a policy on a linear head")
-        dx, dweight, dbias = gradients_times(ctx, grad_output)
-        dx = None if dx is None else dx.view(ctx.shape)
+    def backward(ctx, *grad_output):
+        """Gradients of _input, weight and bias at their places, and None for what else apply was given."""
+        dx, dweight, dbias = LigerFusedLinearPPOBase.scaled_gradients(ctx, grad_output)
         return (dx, dweight, None, None, None, dbias, *(None,) * (len(ctx.needs_input_grad) - 6))
 
 
-def _evaluated(
-    cls: type[LigerFusedLinearPPOBase], ctx: Any, operands: tuple, beside: tuple, references: tuple | None, options: dict,
-    temperature: float, valid_rows: int | None,
-) -> tuple[Tensor, Any]:  # fmt: skip
-    """(loss, metrics): with the gradients where autograd has called, by torch's own graph else."""
-    targets, mask, advantages, old = beside
-    if cls.reads_masked(**options):
-        valid_rows = None
-    else:
-        targets = torch.where(mask != 0, targets, IGNORED)
-    reference = None
-    if references is not None:
-        reference, ref_hidden, ref_weight, ref_bias = references
-        if reference is None:
-            _require_tokens(ref_hidden, ref_weight, ref_bias, targets, "ref_")
-            with torch.no_grad():
-                ref_head = _head(ref_hidden, ref_weight, ref_bias, targets, temperature, valid_rows)
-                reference = ref_head.log_probs().detach().view(targets.shape)
-
-    def loss_of(log_probs: Tensor) -> tuple[Tensor, Any]:
-        return cls.ppo_loss_fn(
-            per_token_logps=log_probs.view(targets.shape),
-            attention_mask=mask,
-            advantages=advantages,
-            full_attention_mask=mask,
-            ref_per_token_logps=reference,
-            old_per_token_logps=old,
-            **options,
-        )
-
-    hidden, weight, bias = operands
-    head = _head(hidden, weight, bias, targets, temperature, valid_rows)
-    if isinstance(ctx, _WithoutGradient) and (torch.is_grad_enabled() or not are_plain(*operands, targets, mask)):
-        loss, metrics = loss_of(head.log_probs())
-        return loss, detached(metrics)
-    needs = _needs(ctx, hidden, weight, bias)
-    found, gradients = with_gradients(head, loss_of, needs)
-    if any(needs):
-        keep_gradients(ctx, head, gradients)
-        ctx.shape = hidden.shape
-    return found
+def _head(
+    targets: Tensor, temperature: float, valid_rows: int | None, hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> Head:
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return Head(flat, weight, targets.reshape(-1), bias, temperature, IGNORED, valid_rows=valid_rows)
 
 
-def _constant(values: Tensor | None) -> Tensor | None:
+def _reference(
+    function: str, targets: Tensor, temperature: float, valid_rows: int | None, hidden: Any, weight: Any, bias: Any
+) -> Tensor:
+    """The tokens' log-probabilities under the reference model, from its hidden states and head."""
+    if hidden is None:
+        raise LigerArgumentError(f"{function}: use_ref_model is set, but ref_per_token_logps and ref_input are None")
+    require_head(function, targets, hidden, weight, bias, "ref_", "selected_token_ids")
+    operands = [_constant(t) for t in (hidden, weight, bias)]
+    return _head(targets, temperature, valid_rows, *operands).log_probs().view(targets.shape)
+
+
+def _constant(values: Any) -> Any:
     return None if values is None else values.detach()
 
 
-def _head(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, valid_rows: int | None
-) -> Head:
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return Head(flat, weight, targets.reshape(-1), bias, temperature, IGNORED, valid_rows)
-
-
-def _needs(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[bool, bool, bool]:
-    """Whose gradients are wanted: of arguments in the order of this file, and, where a subclass has another, by themselves."""
-    if isinstance(ctx, _WithoutGradient):
-        return False, False, False
-    asked = ctx.needs_input_grad
-    of_hidden, of_weight, of_bias = (
-        t is not None and (t.requires_grad or (place < len(asked) and asked[place]))
-        for t, place in ((hidden, 0), (weight, 1), (bias, 5))
-    )
-    return of_hidden, of_weight, of_bias
-
-
-# ---- what is refused ---------------------------------------------------------------------------------------------------
-
-_NAME = "fused_linear_ppo"
-
-
-def _require_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, prefix: str = "", /) -> None:
-    """Hidden states, head and bias fit each other and the ids."""
-    named = {f"{prefix}input" if prefix else "_input": hidden, f"{prefix}weight": weight, f"{prefix}bias": bias}
-    first, second, third = named
-    for name in (first, second):
-        if named[name] is None:
-            raise LigerArgumentError(f"{_NAME}: {name} is None")
-    require_float(_NAME, **named)
-    _require_dimensions(first, hidden, 3)
-    _require_dimensions(second, weight, 2)
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{_NAME}: selected_token_ids must be a torch.Tensor, not {type(ids).__name__}")
-    if ids.dtype not in (torch.int32, torch.int64):
-        raise LigerArgumentError(f"{_NAME}: selected_token_ids is {ids.dtype}, but must be int32 or int64")
-    require_shape(_NAME, "selected_token_ids", ids, hidden.shape[:2])
-    require_shape(_NAME, second, weight, (weight.shape[0], hidden.shape[2]))
-    require_shape(_NAME, third, bias, weight.shape[:1])
-    _require_device(ids, **named)
-
-
-def _require_dimensions(name: str, tensor: Tensor, count: int) -> None:
-    if tensor.dim() != count:
-        raise LigerArgumentError(f"{_NAME}: {name} has {tensor.dim()} dimensions, but must have {count}")
-
-
-def _require_device(ids: Tensor, **tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != ids.device:
-            raise LigerArgumentError(f"{_NAME}: {name} is on {tensor.device}, but selected_token_ids on {ids.device}")
-
-
-def _require_batch(ids: Tensor, **tensors: Tensor | None) -> None:
+def _require_batch(function: str, ids: Tensor, **tensors: Tensor | None) -> None:
     """What stands beside the tokens, [B, T] or [B]."""
     for name, tensor in tensors.items():
         if tensor is None and name not in ("attention_mask", "advantages"):
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{_NAME}: {name} must be a torch.Tensor, not {type(tensor).__name__}")
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(tensor).__name__}")
         if name != "vllm_is_ratio":
-            require_shape(_NAME, name, tensor, ids.shape[:1] if name == "advantages" else ids.shape)
+            require_shape(function, name, tensor, ids.shape[:1] if name == "advantages" else ids.shape)
+        if tensor.device != ids.device:
+            raise LigerArgumentError(
+                f"{function}: {name} is on {tensor.device}, but selected_token_ids is on {ids.device}"
+            )
     require_ratio(tensors["vllm_is_ratio"], *ids.shape)
-    _require_device(ids, **tensors)
 
 
 __all__ = ["LigerFusedLinearPPOBase"]

@@ -54,7 +54,7 @@ def _disabled_names() -> frozenset[str]:
 _DISABLED = _disabled_names()
 
 
-class _WithoutGradient:
+class WithoutGradient:
     """Stands for the autograd context when nobody asks for a gradient. What is set on it goes with it."""
 
     needs_input_grad = (False,) * 32
@@ -66,7 +66,7 @@ class _WithoutGradient:
     def set_materialize_grads(self, value: bool) -> None: ...
 
 
-class _OwnApply(FunctionMeta):
+class OwnApply(FunctionMeta):
     """The metaclass of Functions with an `apply` of their own. Of a class whose metaclass is torch's, torch.compile never
     runs `apply`, but traces `forward` and `backward`: what `apply` decides would be lost in a compiled model."""
 
@@ -80,7 +80,7 @@ def refuse_second_derivative(function: str) -> None:
         )
 
 
-class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
+class LigerFunction(torch.autograd.Function, metaclass=OwnApply):
     """See the head of this file. Autograd is skipped where no gradient is needed, and second derivatives are refused.
 
     Whether one is needed is decided before `forward`: inside it `ctx.needs_input_grad` is True even under no_grad.
@@ -137,8 +137,8 @@ class LigerFunction(torch.autograd.Function, metaclass=_OwnApply):
                 return cls._direct(*args)  # without torch's look at functorch's wrappers, which takes a microsecond
             if _is_profiling():
                 with torch.profiler.record_function(f"liger::{cls.operator.name}"):
-                    return cls.forward(_WithoutGradient(), *args)
-            return cls.forward(_WithoutGradient(), *args)
+                    return cls.forward(WithoutGradient(), *args)
+            return cls.forward(WithoutGradient(), *args)
         except LigerArgumentError as error:
             cls.require(*args)
             raise LigerArgumentError(cls._in_callers_words(str(error))) from None

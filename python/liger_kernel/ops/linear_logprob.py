@@ -96,8 +96,6 @@ def one_pass(
 ) -> tuple[Any, tuple]:  # fmt: skip
     """`weigh(log_probs)` -> (anything, its gradient or None); that thing, and the gradients of x, weight and bias. The
     tensors are plain. valid_rows as the operator takes it: -1 if nobody has counted them."""
-    if is_debugging(target):
-        check_targets(target, weight.shape[0], ignore_index)
     operands = (x, weight, target, bias, None)
     options = (ignore_index, valid_rows, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
     log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6)
@@ -228,7 +226,7 @@ def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
 
 
-def _named(context: str) -> Any:
+def named(context: str) -> Any:
     return torch.profiler.record_function(context) if _is_profiling() else contextlib.nullcontext()
 
 
@@ -287,7 +285,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         given, operands, options = cls._taken(args)
         flags, logits = cls._flags(given), None
         if is_plain(*operands):
-            with _named("liger::linear_logprob"):
+            with named("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags)
                 logits = _forward(operands, options, (log_prob, *others, normalizer))
         else:
@@ -317,7 +315,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         saved, free = take_saved(ctx)
         operands, known, logits = saved[:5], saved[5:9], saved[9]
         if is_plain(*flat, *operands):
-            with _named("liger::linear_logprob_backward"):
+            with named("liger::linear_logprob_backward"):
                 found = _backward(tuple(flat), operands, known, ctx.options, ctx.needs, logits if free[9] else None)
         else:
             found = linear_logprob.derivative(*flat, *operands, *known, *ctx.options, *ctx.needs)

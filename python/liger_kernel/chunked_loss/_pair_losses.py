@@ -1,0 +1,16 @@
+"""What the formulas of pairs share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def mean_over_pairs(losses: Tensor, full_target: Tensor) -> Tensor:
+    """0 where there are no pairs."""
+    return losses.sum() / max(full_target.shape[0] // 2, 1)
+
+
+def smoothed_sigmoid(margin: Tensor, label_smoothing: float) -> Tensor:
+    """-(1 - s) log σ(l) - s log σ(-l): the label is wrong with probability s."""
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
