@@ -79,9 +79,7 @@ class LigerFusedLinearPreferenceBase(TokenLossFunction):
         name = cls.__name__
         require_head(name, target, _input, weight, bias)
         if target.shape[0] % 2:
-            raise LigerArgumentError(
-                f"{name}: target has {target.shape[0]} rows, but must have chosen and rejected ones"
-            )
+            raise LigerArgumentError(f"{name}: target has {target.shape[0]} rows, but must have chosen and rejected ones")
         pairs, length = target.shape[0] // 2, target.shape[1]
         if use_ref_model:
             if isinstance(ref_input, tuple):
