@@ -307,8 +307,8 @@ class LigerLinearLogProbFunction(LigerFunction):
     def backward(ctx, dlog_prob, *others):
         refuse_second_derivative("LigerLinearLogProbFunction")
         count = len(ctx.needs_input_grad)
-        named = dict(zip((*ctx.names, "selected"), others))
-        upstreams = (dlog_prob, *(named.get(name) for name in (*OUTPUTS[:4], "selected")))
+        by_name = dict(zip((*ctx.names, "selected"), others))
+        upstreams = (dlog_prob, *(by_name.get(name) for name in (*OUTPUTS[:4], "selected")))
         if all(u is None for u in upstreams):
             return (None,) * count
         flat = [None if u is None else u.reshape(-1, *u.shape[len(ctx.shape) - 1 :]) for u in upstreams]
