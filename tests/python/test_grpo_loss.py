@@ -253,9 +253,7 @@ def check_against_formula(given, loss, metrics, seen):
     p64, others = log_probs64(x, weight, bias, given["selected_token_ids"], full["temperature"])
     counts = (given["attention_mask"] != 0).cpu()
     read = torch.ones_like(counts) if seen["p"][~counts].any() else counts
-    assert_close(
-        seen["p"][read].float(), p64[read], dtype, logits_error() / min(full["temperature"], 1), VOCAB
-    )
+    assert_close(seen["p"][read].float(), p64[read], dtype, logits_error() / min(full["temperature"], 1), VOCAB)
     if "ref_input" in given:
         operands = given["ref_input"], given["ref_weight"], given["ref_bias"], given["selected_token_ids"]
         wanted, _ = log_probs64(*operands, full["temperature"])
@@ -313,7 +311,9 @@ def test_masks_of_any_dtype(device, kind, mask_dtype):
 @pytest.mark.parametrize("kind", _policy_loss.LOSS_TYPES)
 def test_nothing_at_masked_positions_spreads(device, kind):
     """NaN in all that has a number for each token, and ids of no token. Of a GPU's rows only those that are left out."""
-    level, kl = ("sequence", "clip") if kind == "luspo" else ("token", "kl corrected")  # LUSPO's terms of tokens all count
+    level, kl = (
+        ("sequence", "clip") if kind == "luspo" else ("token", "kl corrected")
+    )  # LUSPO's terms of tokens all count
     clean = make_case(device, torch.float32, kind, level, VARIANTS[kl])
     mask, x = clean["attention_mask"], clean["_input"]
     if kind not in ("vespo", "luspo"):  # VESPO's weight reads the ratios of all positions
@@ -365,7 +365,7 @@ def test_a_bound_of_the_tokens(device, kind, valid_rows):
         results.append((loss, *metrics, *torch.autograd.grad(loss, tensors)))
     for one, other in zip(*results):  # a product of fewer rows may add up in another order
         assert_close(other.flatten(), one.flatten().double(), torch.float32, 2 * logits_error(), VOCAB)
-    module = LigerFusedLinearGRPOLoss(loss_type=kind, use_ref_model=False)
+    module = LigerFusedLinearGRPOLoss(loss_type=kind, use_ref_model=False, max_completion_length=TOKENS)
     named = "_input", "weight", "selected_token_ids", "attention_mask", "advantages", "bias"
     loss, _ = module(*(given[n] for n in named), valid_rows=bound)
     assert loss.isfinite()
@@ -777,25 +777,49 @@ def test_normaliser_of_two_processes(tmp_path):
 # ---- training ----------------------------------------------------------------------------------------------------------
 
 
-def train(dtype, steps, reward):
-    """The entropies of a policy that is trained on its own samples, with the same random numbers for every dtype."""
+STATES, ACTIONS = 6, 16
+
+
+def entropies(dtype, loss_of, steps=1000):
+    """Of a policy that is trained by the exact gradient of its expected reward and entropy: every action stands in the batch, and
+    its probability and advantage in the ratio. No sample sends two such runs apart, and they end in the same policy."""
     torch.manual_seed(3)
-    states, tokens, hidden, vocab = 8, 4, 16, 24
-    table = torch.randn(states, tokens, hidden)
-    weight = torch.nn.Parameter(0.1 * torch.randn(vocab, hidden))
-    optimizer = torch.optim.SGD([weight], lr=0.5)
-    module = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="grpo")
-    noise = -torch.empty(steps, states, tokens, vocab).exponential_().log()
-    mask, entropies = torch.ones(states, tokens), []
-    for step in range(steps):
+    states = torch.randn(STATES, 12).bfloat16().float()
+    weight = torch.nn.Parameter(0.1 * torch.randn(ACTIONS, 12))
+    rewards, optimizer, found = torch.randn(STATES, ACTIONS), torch.optim.SGD([weight], lr=0.5), []
+    ids = torch.arange(ACTIONS).expand(STATES, ACTIONS)
+    hidden = states[:, None].expand(STATES, ACTIONS, 12).to(dtype)
+    for _ in range(steps):
         with torch.no_grad():
-            log_p = (table @ weight.t()).log_softmax(-1)
-            entropies.append(-(log_p.exp() * log_p).sum(-1).mean())
-            ids = (log_p + noise[step]).argmax(-1)
-            rewards = reward(ids)
-            advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
-        loss, _ = module(table.to(dtype), weight.to(dtype), ids, mask, advantages)
+            log_p = (states @ weight.t()).log_softmax(-1)
+            p, values = log_p.exp(), rewards - 0.5 * log_p
+            found.append(-(p * log_p).sum(-1).mean())
+            ratio = ACTIONS * p * (values - (p * values).sum(-1, keepdim=True))
         optimizer.zero_grad()
-        loss.backward()
+        loss_of(hidden, weight.to(dtype), ids, ratio).backward()
         optimizer.step()
-    return torch.stack(entropies)
+    return torch.stack(found)
+
+
+def test_entropy_does_not_drift():
+    """In bf16 it stays as close to float32's as that of torch's own evaluation in bf16."""
+    module = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="grpo")
+    mask, advantages = torch.ones(STATES, ACTIONS), torch.ones(STATES)
+
+    def fused(x, weight, ids, ratio):
+        return module(x, weight, ids, mask, advantages, vllm_is_ratio=ratio)[0]
+
+    def plain(x, weight, ids, ratio):
+        log_p = (x @ weight.t()).float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        return -((log_p - log_p.detach()).exp() * ratio).mean()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small are the tensors
+    try:
+        exact = entropies(torch.float32, plain)
+        ours, torchs = (entropies(torch.bfloat16, loss_of) - exact for loss_of in (fused, plain))
+    finally:
+        torch.set_num_threads(threads)
+    assert exact[0] - exact[-1] > 0.5
+    assert ours.abs().max() <= 2 * torchs.abs().max()
+    assert ours[-200:].abs().max() <= 2 * torchs[-200:].abs().max() + 8 * unit(torch.float32) * exact[0]
