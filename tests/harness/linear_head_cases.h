@@ -23,9 +23,10 @@ struct head_budget {
     liger_dtype t;
     const double *x, *weight;
     const double *dlogits; /* [rows, vocab], as rounded to t */
-    const double *error;   /* [rows, vocab]: what an element of it may be off by in f32, before its rounding, in units of u */
-    double logits;         /* what dlogits is off by because logits are, relative to itself, in units of u */
-    bool rounds;           /* dweight is rounded between chunks */
+    const double
+        *error;    /* [rows, vocab]: what an element of it may be off by in f32, before its rounding, in units of u */
+    double logits; /* what dlogits is off by because logits are, relative to itself, in units of u */
+    bool rounds;   /* dweight is rounded between chunks */
 };
 void head_magnitudes(const struct head_budget *b, double *dx, double *dweight, double *dbias);
 

@@ -167,7 +167,8 @@ def nearly_same(a: list[Tensor], b: list[Tensor], roundings: float = 32) -> bool
 
 
 def _gap(t: Tensor) -> Tensor:
-    wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype, device=t.device)
+    nothing = float("nan") if t.is_floating_point() else -1
+    wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), nothing, dtype=t.dtype, device=t.device)
     wide[..., 1:-2] = t
     return wide[..., 1:-2]
 

@@ -25,7 +25,7 @@ def case(request) -> Case:
 def operator_arguments(case: Case, args: list) -> tuple:
     """Of the operator behind the Function; every result on request is asked for."""
     operator = case.function.operator
-    if case.name.startswith("linear"):
+    if case.name.startswith("linear_cross"):
         x, weight, target, bias, *_ = args
         given = (
             x,

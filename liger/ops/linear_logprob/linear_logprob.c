@@ -309,6 +309,7 @@ liger_status liger_linear_logprob_forward(liger_context *context, const liger_li
     struct selection found;
     LIGER_TRY(door_enter(&call, &linear_logprob_forward_door, context, given, &args, &whole));
     if (call.size[ROWS] == 0) return LIGER_OK;
+    if (call.size[IDS] == 0) whole.results.selected = NULL;
     const size_t loop_bytes = forward_loop(&call);
     const struct scratch scratch = scratch_of(&call, whole.valid_rows, whole.workspace, false, loop_bytes);
     LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
@@ -413,6 +414,7 @@ liger_status liger_linear_logprob_backward(liger_context *context, const liger_l
     struct door_call call;
     struct selection found = {.rows = 0};
     LIGER_TRY(door_enter(&call, &linear_logprob_backward_door, context, given, &args, &whole));
+    if (call.size[IDS] == 0) whole.upstream.selected = NULL;
     struct linear_slices *loop = &whole.backward;
     const size_t loop_bytes = backward_loop(&call);
     const struct scratch scratch = scratch_of(&call, whole.valid_rows, whole.workspace, true, loop_bytes);

@@ -83,9 +83,9 @@ static float bounded(float distance) { return distance < FARTHEST ? FARTHEST : d
 
 struct row {
     struct softmax_state others; /* over all classes but the target, relative to the maximum over all */
-    float weighted, squares;     /* Σ e·(z - max) and Σ e² of the others, e = exp(z - max); where they are asked for */
-    float target;                /* z of the target */
-    float base, offsets;         /* Σ (z - base): what all z have in common does not cancel */
+    float weighted, squares; /* Σ e·(z - max) and Σ e² of the others, e = exp(z - max); where they are asked for */
+    float target;            /* z of the target */
+    float base, offsets;     /* Σ (z - base): what all z have in common does not cancel */
 };
 
 /* softmax_push, and the other two sums. */
@@ -100,8 +100,7 @@ LIGER_TEMPLATE void push_moments(struct row *row, const float *block, int64_t co
         squares[k] = v_fma(e, e, squares[k]);
         (void)n;
     });
-    row->weighted =
-        kept * (row->weighted + bounded(step) * row->others.sum) + v_sum(v_add(weighted[0], weighted[1]));
+    row->weighted = kept * (row->weighted + bounded(step) * row->others.sum) + v_sum(v_add(weighted[0], weighted[1]));
     row->squares = kept * kept * row->squares + v_sum(v_add(squares[0], squares[1]));
     row->others = (struct softmax_state){max, kept * row->others.sum + v_sum(v_add(sum[0], sum[1]))};
 }
@@ -338,7 +337,8 @@ LIGER_TEMPLATE void gradient_row(liger_dtype t, bool moments, bool cap, const st
     }
 }
 
-LIGER_TEMPLATE void gradient_of(liger_dtype t, const struct logits_gradient_problem *p, const struct map *m, int64_t i) {
+LIGER_TEMPLATE void gradient_of(liger_dtype t, const struct logits_gradient_problem *p, const struct map *m,
+                                int64_t i) {
     const struct logits_gradient_row *w = &p->weights[i];
     const int64_t r = p->row_of ? p->row_of[i] : i, size = (int64_t)liger_dtype_size(t);
     const float *selected = p->selected ? p->selected + r * p->selected_count : NULL;

@@ -137,7 +137,8 @@ static void make_dlogits(const struct linear_logprob_ref *p, int64_t r) {
     const struct row row = counts ? read_row(p, logits) : (struct row){0, 0, 0, 0, 0};
     for (int64_t j = 0; j < p->vocab; j++) {
         double terms = 0;
-        REAL d = counts ? dz_of(p, &row, r, j, log_p(p, &row, logits[j]), &terms) : 0, slope = p->scale / p->temperature;
+        REAL d = counts ? dz_of(p, &row, r, j, log_p(p, &row, logits[j]), &terms) : 0,
+             slope = p->scale / p->temperature;
         if (p->softcap > 0) slope *= 1 - tanh_of(p, logits[j]) * tanh_of(p, logits[j]);
         p->dlogits[r * p->vocab + j] = op_round(p->dtype, d * slope);
         if (p->terms) p->terms[r * p->vocab + j] = terms * fabs(slope);

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "liger/core/kernel_table.h"
+#include "liger/core/context_state.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 #include "liger/ops/row_selection/row_selection_ref.h"
 #include "tests/harness/op_cases.h"
@@ -189,7 +189,7 @@ static struct tensor_spec matrix(const char *name, enum tensor_role role, int64_
 static struct tensor_spec places(const struct op_case *c, const char *name) {
     struct tensor_spec spec = numbers(name, ROLE_IN, c->size[ROWS]);
     spec.values = VALUES_TARGET;
-    spec.spread = (double)c->size[X_ROWS];
+    spec.spread = (double)(c->size[X_ROWS] > 0 ? c->size[X_ROWS] : 1);
     spec.offset = -1;
     spec.ignore_every = c->flags & NONE_THERE ? 1 : 4;
     return spec;

@@ -42,7 +42,7 @@ static PyObject *exception_of(liger_status status) {
 static const char unknown_dtype[] = "unknown dtype";
 static const char *const dtype_words[][2] = {
     {"f32", "float32"}, {"f16", "float16"}, {"bf16", "bfloat16"}, {"i32", "int32"},
-    {"i64", "int64"},   {"u8", "uint8"},    {"i8", "int8"},
+    {"i64", "int64"},   {"u8", "uint8"},    {"i8", "int8"},       {"bool", "bool"},
 };
 
 /* `text` may say "x is unknown dtype, but ..." of one of the arguments: then with the dtype that torch has for it. */

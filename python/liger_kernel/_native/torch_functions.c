@@ -11,7 +11,7 @@
 struct torch_functions torch;
 
 /* DLPack 1.3, as far as it is used here. */
-enum { DL_CPU = 1, DL_CUDA = 2, DL_INT = 0, DL_UINT = 1, DL_FLOAT = 2, DL_BFLOAT = 4 };
+enum { DL_CPU = 1, DL_CUDA = 2, DL_INT = 0, DL_UINT = 1, DL_FLOAT = 2, DL_BFLOAT = 4, DL_BOOL = 6 };
 
 typedef struct dl_tensor {
     void *data;
@@ -130,6 +130,7 @@ static int32_t dtype_of(const dl_tensor *seen) {
         case DL_INT << 8 | 64: return LIGER_I64;
         case DL_UINT << 8 | 8: return LIGER_U8;
         case DL_INT << 8 | 8: return LIGER_I8;
+        case DL_BOOL << 8 | 8: return LIGER_BOOL;
         default: return LIGER_DTYPE_NONE;
     }
 }

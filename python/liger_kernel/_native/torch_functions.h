@@ -4,7 +4,7 @@
 
 #include "binding.h"
 
-enum { DTYPES = 7, MAX_CUDA_DEVICES = 64 };
+enum { DTYPES = 8, MAX_CUDA_DEVICES = 64 };
 
 /* What a call can be asked to make. A wish is an int of _native.Wish: its kind, and the number of the argument (one of the
  * first FOLLOWED) in whose likeness it is: kind * 16 + source. */

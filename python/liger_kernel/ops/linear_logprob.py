@@ -16,7 +16,7 @@ from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices
-from liger_kernel.ops._memory import fresh, is_plain, kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._memory import fresh, have_no_memory, is_plain, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, EachShaped, LigerArgumentError, Made, Wish
 from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.scale import cast
@@ -133,14 +133,29 @@ def _require(operator: str, x: Tensor, weight: Tensor, target: Tensor, bias: Ten
         raise LigerArgumentError(f"{operator}: weight has shape {tuple(weight.shape)}, but no size may be 0")
 
 
-class _LinearLogprob(EachShaped):
+class _OnAHead(EachShaped):
+    """Operands are brought to what products take inside of the call."""
+
+    floats: tuple[int, ...]
+
+    def prepared(self, *args: Any) -> Any:
+        return self.eager(*args)
+
+    def require_floats(self, args: tuple, words: dict[str, str] | None = None) -> None:
+        named = {self.inputs[i].name: args[i] for i in self.floats}
+        require_float(self.name, **{(words or {}).get(name, name): value for name, value in named.items()})
+
+    def now(self, *args: Any) -> Any:
+        return self.traced(*args) if have_no_memory(*args) else super().now(*args)
+
+
+class _LinearLogprob(_OnAHead):
+    floats = (0, 1, 3)
+
     def shapes(self, x: Tensor, _weight: Tensor, _target: Tensor, _bias: Any, ids: Tensor | None, *_: Any) -> tuple:
         rows, f32 = x.shape[0], torch.float32
         selected = ((rows, 0 if ids is None else ids.shape[0]), f32)
         return ((rows,), f32), ((rows, 2), f32), *(((rows,), f32),) * 4, ((rows,), torch.bool), selected
-
-    def prepared(self, *args: Any) -> Any:
-        return self.eager(*args)
 
     def require(self, *args: Any) -> None:
         _require(self.name, *args[:5])
@@ -160,16 +175,15 @@ def linear_logprob(
     return _forward((x, weight, target, bias, ids), options, results)
 
 
-class _Gradients(EachShaped):
+class _Gradients(_OnAHead):
+    floats = (6, 7, 9)
+
     def shapes(self, *given: Any) -> tuple:
         x, weight, bias = given[6], given[7], given[9]
         return x, weight, bias if bias is not None else ((0,), torch.float32)
 
     def eager(self, *args: Any) -> Any:
         return _backward(args[:6], args[6:11], args[11:15], args[15:21], args[21:], None)
-
-    def prepared(self, *args: Any) -> Any:
-        return self.eager(*args)
 
 
 def _gradient(
@@ -206,11 +220,11 @@ def check_options(
     temperature: float, softcap: float | None, scale: float, valid_rows: int | None, outputs: Any
 ) -> None:
     """What is refused of them, for a caller who may be a user."""
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not 0 < temperature < math.inf:
         raise LigerArgumentError(f"temperature is {temperature}, but must be finite and larger than 0")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+    if softcap is not None and not 0 < softcap < math.inf:
         raise LigerArgumentError(f"softcap is {softcap}, but must be None, or finite and larger than 0")
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise LigerArgumentError(f"scale is {scale}, but must be finite")
     if valid_rows is not None and (isinstance(valid_rows, bool) or not isinstance(valid_rows, int) or valid_rows < 0):
         raise LigerArgumentError(f"valid_rows is {valid_rows!r}, but must be None, or an integer of 0 or more")
@@ -223,7 +237,7 @@ def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         raise LigerArgumentError(
             f"linear_logprob: targets has shape {tuple(targets.shape)}, but hidden has {tuple(hidden.shape)}"
         )
-    return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    return hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1]), targets.reshape(-1)
 
 
 def named(context: str) -> Any:
@@ -265,6 +279,11 @@ class LigerLinearLogProbFunction(LigerFunction):
                    float(given["temperature"]), COMPUTE.index(compute_dtype(hidden, weight)))  # fmt: skip
         return given, (hidden, weight, targets, given["bias"], ids), options
 
+    @staticmethod
+    def arguments(*args):
+        _given, operands, options = LigerLinearLogProbFunction._taken(args)
+        return *operands, *options
+
     @classmethod
     def _flags(cls, given: dict) -> tuple:
         return *(name in given["outputs"] for name in OUTPUTS), given["selected_token_ids"] is not None
@@ -275,7 +294,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         shape, found = given["targets"].shape, dict(zip(OUTPUTS, others))
         results = [log_prob.view(shape), *(found[name].view(shape) for name in given["outputs"])]
         if given["selected_token_ids"] is not None:
-            results.append(others[5].view(*shape, -1) if others[5].shape[1] else others[5].view(*shape, 0))
+            results.append(others[5].view(*shape, others[5].shape[1]))
         return tuple(results) if len(results) > 1 else results[0]
 
     @staticmethod
@@ -311,7 +330,8 @@ class LigerLinearLogProbFunction(LigerFunction):
         upstreams = (dlog_prob, *(by_name.get(name) for name in (*OUTPUTS[:4], "selected")))
         if all(u is None for u in upstreams):
             return (None,) * count
-        flat = [None if u is None else u.reshape(-1, *u.shape[len(ctx.shape) - 1 :]) for u in upstreams]
+        leading = len(ctx.shape) - 1
+        flat = [None if u is None else u.reshape(math.prod(ctx.shape[:-1]), *u.shape[leading:]) for u in upstreams]
         saved, free = take_saved(ctx)
         operands, known, logits = saved[:5], saved[5:9], saved[9]
         if is_plain(*flat, *operands):
