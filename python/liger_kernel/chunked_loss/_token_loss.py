@@ -8,12 +8,14 @@ vocabulary at a time. Where torch compiles or transforms, the same formula stand
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._debug import is_debugging
@@ -22,7 +24,7 @@ from liger_kernel.ops._function import OwnApply, WithoutGradient, refuse_second_
 from liger_kernel.ops._memory import is_plain, require_float, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 from liger_kernel.ops.cross_entropy import check_targets
-from liger_kernel.ops.linear_logprob import named, one_pass
+from liger_kernel.ops.linear_logprob import one_pass, profiled
 from liger_kernel.ops.scale import free_of_others, scaled_gradient
 
 
@@ -74,7 +76,8 @@ def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bo
 
     def weigh(log_probs: Tensor) -> tuple[Any, Tensor | None]:
         leaf = log_probs.detach().requires_grad_(any(needs))
-        with torch.set_grad_enabled(any(needs)):
+        # the formula's own graph is gone when forward is: whoever packs what is saved for backward is not to see it
+        with torch.set_grad_enabled(any(needs)), saved_tensors_hooks(_itself, _itself):
             found = loss_of(leaf)
             loss = found[0] if isinstance(found, tuple) else found
         dlog_probs = None
@@ -92,6 +95,10 @@ def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bo
         count, again = head.hidden.shape[0], head.second_targets.shape[0]
         dx = torch.cat((dx[:again] + dx[count:], dx[again:count]))
     return found, (dx, dweight, dbias)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _detached(found: Any) -> Any:
@@ -120,10 +127,14 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
     bias_position: int
 
     @classmethod
-    def apply(cls, *args: Any) -> Any:
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        if kwargs and not torch.compiler.is_compiling():  # autograd's own takes arguments by position only
+            bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
+            bound.apply_defaults()
+            args, kwargs = bound.args[1:], {}
         if not is_one_pass(*(a for a in args if isinstance(a, Tensor))):
-            return cls.forward(Composed(), *args)
-        with named(f"liger::{cls.__name__}"):
+            return cls.forward(Composed(), *args, **kwargs)
+        with profiled(f"liger::{cls.__name__}"):
             if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in cls._operands(args)):
                 return super().apply(*args)
             return cls.forward(WithoutGradient(), *args)
@@ -173,8 +184,11 @@ def require_head(
     """Refuses hidden states that are not [sequences, T, H] of target's [sequences, T], and what does not go with them.
     Of a reference model the arguments are called `ref_...`; the target is called `labels`."""
     names = [f"{prefix}input" if prefix else "_input", f"{prefix}weight", f"{prefix}bias"]
-    if weight is None:
+    if weight is None and prefix:
         raise LigerArgumentError(f"{function}: {names[1]} is None, but {names[0]} needs a head")
+    for name, value in ((names[0], x), (names[1], weight), (labels, target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
     require_float(function, **dict(zip(names, (x, weight, bias))))
     for name, value, dims in ((names[0], x, 3), (names[1], weight, 2), (labels, target, 2)):
         if value.dim() != dims:
@@ -185,9 +199,9 @@ def require_head(
         raise LigerArgumentError(f"{function}: {labels} is {target.dtype}, but must be int32 or int64")
     require_shape(function, names[0], x, (*target.shape, weight.shape[1]))
     require_shape(function, names[2], bias, weight.shape[:1])
-    for name, value in zip((*names, labels), (x, weight, bias, target)):
-        if value is not None and value.device != x.device:
-            raise LigerArgumentError(f"{function}: {name} is on {value.device}, but {names[0]} is on {x.device}")
+    for name, other in zip((*names, labels), (x, weight, bias, target)):
+        if other is not None and other.device != x.device:
+            raise LigerArgumentError(f"{function}: {name} is on {other.device}, but {names[0]} is on {x.device}")
 
 
 def flat_head(
@@ -225,6 +239,15 @@ def known_log_probs(function: str, rows: int, **given: Tensor) -> list[Tensor]:
 def logit_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Of each sequence of hidden states [sequences, T, H] the sum of all its logits, float32, without their product:
     Σ_t Σ_v (x_t·w_v + b_v) = (Σ_t x_t)·(Σ_v w_v) + T Σ_v b_v."""
-    x, weight = x.detach(), weight.detach()
-    sums = (x.sum(1, dtype=torch.float32) * weight.sum(0, dtype=torch.float32)).sum(-1)
+    sums = (_sum(x.detach(), 1) * _sum(weight.detach(), 0)).sum(-1)
     return sums if bias is None else sums + x.shape[1] * bias.detach().sum(dtype=torch.float32)
+
+
+def _sum(tensor: Tensor, dim: int) -> Tensor:
+    """In float32. On the CPU torch would widen 16-bit numbers all at once, for which there is no cache: in pieces it takes a
+    ninth of the time."""
+    if tensor.is_cuda or torch.compiler.is_compiling():
+        return tensor.sum(dim, dtype=torch.float32)
+    slice_size = max(tensor.numel() // max(tensor.shape[dim], 1), 1)
+    pieces = tensor.split(max(2**19 // slice_size, 1), dim)
+    return torch.stack([piece.sum(dim, dtype=torch.float32) for piece in pieces]).sum(0)

@@ -50,13 +50,17 @@ LOSSES: dict[str, Callable[[_Pairs], Tensor]] = {
     "sigmoid": lambda p: -logsigmoid(p.d),  # Rafailov et al. 2023
     "hinge": lambda p: (1 - p.d).relu(),  # Zhao et al. 2023, arXiv 2305.10425; Liu et al. 2023, arXiv 2309.06657
     "exo_pair": _exo,  # Ji et al. 2024, arXiv 2402.00856
-    "nca_pair": lambda p: -logsigmoid(p.chosen)  # Chen et al. 2024, arXiv 2402.05369
-    - 0.5 * logsigmoid(-p.chosen)
-    - 0.5 * logsigmoid(-p.rejected),
+    "nca_pair": lambda p: (
+        -logsigmoid(p.chosen)  # Chen et al. 2024, arXiv 2402.05369
+        - 0.5 * logsigmoid(-p.chosen)
+        - 0.5 * logsigmoid(-p.rejected)
+    ),
     "robust": _robust,  # Chowdhury et al. 2024, arXiv 2403.00409
     "bco_pair": lambda p: -logsigmoid(p.chosen) - logsigmoid(-p.rejected),  # Jung et al. 2024, arXiv 2404.04656
-    "sppo_hard": lambda p: ((p.chosen - 0.5) / p.beta).square()  # Wu et al. 2024, arXiv 2405.00675
-    + ((p.rejected + 0.5) / p.beta).square(),
+    "sppo_hard": lambda p: (
+        ((p.chosen - 0.5) / p.beta).square()  # Wu et al. 2024, arXiv 2405.00675
+        + ((p.rejected + 0.5) / p.beta).square()
+    ),
     "apo_zero": lambda p: torch.sigmoid(-p.chosen) + torch.sigmoid(p.rejected),  # D'Oosterlinck et al. 2024,
     "apo_down": lambda p: torch.sigmoid(p.chosen) + torch.sigmoid(-p.d),  # arXiv 2408.06266
     "discopop": _discopop,  # Lu et al. 2024, arXiv 2406.08414
@@ -71,9 +75,7 @@ def check_loss_type(loss_type: str, label_smoothing: float) -> None:
             f"label_smoothing must be > 0 for loss_type='exo_pair', and less than 1, but is {label_smoothing}"
         )
     if loss_type == "robust" and not 0 <= label_smoothing < 0.5:
-        raise ValueError(
-            f"label_smoothing must lie in [0.0, 0.5) for loss_type='robust', but is {label_smoothing}"
-        )
+        raise ValueError(f"label_smoothing must lie in [0.0, 0.5) for loss_type='robust', but is {label_smoothing}")
 
 
 class LigerFusedLinearDPOFunction(LigerFusedLinearPreferenceBase):
@@ -177,7 +179,9 @@ class LigerFusedLinearDPOLoss(nn.Module):
         ref_rejected_logps: Tensor | None = None,
     ):
         if (ref_chosen_logps is None) != (ref_rejected_logps is None):
-            raise ValueError("LigerFusedLinearDPOLoss: ref_chosen_logps and ref_rejected_logps go together, but one is None")
+            raise ValueError(
+                "LigerFusedLinearDPOLoss: ref_chosen_logps and ref_rejected_logps go together, but one is None"
+            )
         reference = ref_input if ref_chosen_logps is None else (ref_chosen_logps, ref_rejected_logps)
         return LigerFusedLinearDPOFunction.apply(
             _input, lin_weight, target, bias, reference, ref_weight, ref_bias, self.ignore_index, self.beta,

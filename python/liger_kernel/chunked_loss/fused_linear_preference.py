@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from liger_kernel.chunked_loss._token_loss import (
-    TokenLossFunction, flat_head, known_log_probs, logit_sums, reference_log_probs, require_head, sequence_log_probs,
-)  # fmt: skip
+    TokenLossFunction,
+    flat_head,
+    known_log_probs,
+    logit_sums,
+    reference_log_probs,
+    require_head,
+    sequence_log_probs,
+)
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._operator import LigerArgumentError
 
@@ -79,16 +85,19 @@ class LigerFusedLinearPreferenceBase(TokenLossFunction):
         name = cls.__name__
         require_head(name, target, _input, weight, bias)
         if target.shape[0] % 2:
-            raise LigerArgumentError(f"{name}: target has {target.shape[0]} rows, but must have chosen and rejected ones")
+            raise LigerArgumentError(
+                f"{name}: target has {target.shape[0]} rows, but must have chosen and rejected ones"
+            )
         pairs, length = target.shape[0] // 2, target.shape[1]
         if use_ref_model:
             if isinstance(ref_input, tuple):
                 chosen, rejected = ref_input
-                known = known_log_probs(name, pairs, ref_chosen_logps=chosen, ref_rejected_logps=rejected)
+                references = known_log_probs(name, pairs, ref_chosen_logps=chosen, ref_rejected_logps=rejected)
             else:
                 model = ref_input, ref_weight, ref_bias
-                known = reference_log_probs(name, target, *model, ignore_index, average_log_prob).view(2, pairs)
-            loss_kwargs.update(ref_chosen_logps=known[0], ref_rejected_logps=known[1])
+                both = reference_log_probs(name, target, *model, ignore_index, average_log_prob)
+                references = list(both.view(2, pairs))
+            loss_kwargs.update(ref_chosen_logps=references[0], ref_rejected_logps=references[1])
 
         labels, second = target, None
         if compute_nll_loss and nll_target is not None:
@@ -102,7 +111,7 @@ class LigerFusedLinearPreferenceBase(TokenLossFunction):
             nll = torch.zeros((), dtype=torch.float32, device=target.device)
             if compute_nll_loss:
                 texts, text_labels = tokens[:pairs], target[:pairs]
-                if second is not None:
+                if second is not None and nll_target is not None:
                     texts = texts.where(second == ignore_index, log_probs[target.numel() :].view(second.shape))
                     text_labels = nll_target[:pairs]
                 counts = text_labels != ignore_index

@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from liger_kernel.chunked_loss._token_loss import (
-    TokenLossFunction, flat_head, known_log_probs, logit_sums, reference_log_probs, require_head, sequence_log_probs,
-)  # fmt: skip
+    TokenLossFunction,
+    flat_head,
+    known_log_probs,
+    logit_sums,
+    reference_log_probs,
+    require_head,
+    sequence_log_probs,
+)
 from liger_kernel.ops._formula import require_shape
 
 

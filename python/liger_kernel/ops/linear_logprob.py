@@ -16,7 +16,7 @@ from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices
-from liger_kernel.ops._memory import fresh, have_no_memory, is_plain, kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._memory import PLAIN, fresh, have_no_memory, is_plain, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, EachShaped, LigerArgumentError, Made, Wish
 from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.scale import cast
@@ -37,8 +37,8 @@ def _head(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ids: T
 
 
 def _bound(target: Tensor, ignore_index: int, valid_rows: int) -> int:
-    """How many rows are multiplied at most. On the CPU they can be counted, and are."""
-    if not target.is_cuda and valid_rows < 0:
+    """How many rows are multiplied at most. Where one can look at them and not wait, they are counted."""
+    if valid_rows < 0 and type(target) in PLAIN and target.device.type == "cpu":
         return int(target.ne(ignore_index).sum())
     return valid_rows if 0 <= valid_rows < target.shape[0] else target.shape[0]
 
@@ -240,7 +240,7 @@ def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.reshape(math.prod(hidden.shape[:-1]), hidden.shape[-1]), targets.reshape(-1)
 
 
-def named(context: str) -> Any:
+def profiled(context: str) -> Any:
     return torch.profiler.record_function(context) if _is_profiling() else contextlib.nullcontext()
 
 
@@ -304,7 +304,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         given, operands, options = cls._taken(args)
         flags, logits = cls._flags(given), None
         if is_plain(*operands):
-            with named("liger::linear_logprob"):
+            with profiled("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags)
                 logits = _forward(operands, options, (log_prob, *others, normalizer))
         else:
@@ -326,8 +326,8 @@ class LigerLinearLogProbFunction(LigerFunction):
     def backward(ctx, dlog_prob, *others):
         refuse_second_derivative("LigerLinearLogProbFunction")
         count = len(ctx.needs_input_grad)
-        by_name = dict(zip((*ctx.names, "selected"), others))
-        upstreams = (dlog_prob, *(by_name.get(name) for name in (*OUTPUTS[:4], "selected")))
+        named = dict(zip((*ctx.names, "selected"), others))
+        upstreams = (dlog_prob, *(named.get(name) for name in (*OUTPUTS[:4], "selected")))
         if all(u is None for u in upstreams):
             return (None,) * count
         leading = len(ctx.shape) - 1
@@ -335,7 +335,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         saved, free = take_saved(ctx)
         operands, known, logits = saved[:5], saved[5:9], saved[9]
         if is_plain(*flat, *operands):
-            with named("liger::linear_logprob_backward"):
+            with profiled("liger::linear_logprob_backward"):
                 found = _backward(tuple(flat), operands, known, ctx.options, ctx.needs, logits if free[9] else None)
         else:
             found = linear_logprob.derivative(*flat, *operands, *known, *ctx.options, *ctx.needs)

@@ -22,21 +22,25 @@ class _FSDPForwardRedirection:
             f"_FSDPForwardRedirection needs a FullyShardedDataParallel module, got {type(wrapper_module).__name__}"
         )
         # What the wrapper itself calls: an activation-checkpoint wrapper in between would otherwise run `method` again.
-        inner = wrapper_module._fsdp_wrapped_module
-        own = inner.__dict__.get("forward")
+        return instead_of_forward(wrapper_module, wrapper_module._fsdp_wrapped_module, method, *args, **kwargs)
 
-        def restore() -> None:
-            if own is None:
-                inner.__dict__.pop("forward", None)
-            else:
-                inner.__dict__["forward"] = own
 
-        def redirected(*inner_args: Any, **inner_kwargs: Any) -> Any:
-            restore()  # first, because `method` may call the module
-            return method(*inner_args, **inner_kwargs)
+def instead_of_forward(wrapper: nn.Module, inner: nn.Module, method: Callable[..., Any], *args: Any, **kwargs: Any):
+    """`method(*args, **kwargs)`, called by `wrapper(...)` in the place of the forward of `inner`, which it is or wraps."""
+    own = inner.__dict__.get("forward")
 
-        inner.__dict__["forward"] = redirected
-        try:
-            return wrapper_module(*args, **kwargs)
-        finally:
-            restore()
+    def restore() -> None:
+        if own is None:
+            inner.__dict__.pop("forward", None)
+        else:
+            inner.__dict__["forward"] = own
+
+    def redirected(*inner_args: Any, **inner_kwargs: Any) -> Any:
+        restore()  # first, because `method` may call the module
+        return method(*inner_args, **inner_kwargs)
+
+    inner.__dict__["forward"] = redirected
+    try:
+        return wrapper(*args, **kwargs)
+    finally:
+        restore()

@@ -77,7 +77,7 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
 
     aux_loss = None
     if head.router_loss and given["output_router_logits"]:
-        aux_loss = _router_loss(model, outputs, given.get("attention_mask"))
+        aux_loss = router_loss(model, outputs, given.get("attention_mask"))
         if loss is not None:
             loss = loss + model.router_aux_loss_coef * aux_loss.to(loss.device)
 
@@ -271,7 +271,7 @@ def _given_by_position(model_class: Any) -> tuple[str, ...]:
     )
 
 
-def _router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def router_loss(model: Any, outputs: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """The load-balancing loss, by the function of the family's modelling module."""
     modules = (sys.modules.get(cls.__module__) for cls in type(model).__mro__)
     function = next(f for module in modules if (f := getattr(module, "load_balancing_loss_func", None)) is not None)

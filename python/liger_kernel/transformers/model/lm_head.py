@@ -389,6 +389,26 @@ def head_loss(
     return _loss_inside(outer, head, *arguments, **loss_kwargs)
 
 
+def computed_in_head(
+    head: nn.Module,
+    hidden_states: torch.Tensor,
+    function: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """`function(weight, bias, hidden_states)` of another loss, where `head_loss` computes its own."""
+    outer, head = head, unwrap_peft(head)
+
+    def compute(input: torch.Tensor) -> torch.Tensor:
+        inner = unwrap_peft(head.module) if _is_fsdp1(head) else head
+        weight = _require_full_weight(inner, input.shape[-1])
+        return function(weight, cast("torch.Tensor | None", inner.bias), input.to(weight.device))
+
+    if _is_fsdp1(head):
+        return _FSDPForwardRedirection()(head, compute, hidden_states)
+    if _is_read(outer, head):
+        return compute(hidden_states)
+    return _call_instead_of_forward(outer, head, compute, hidden_states)
+
+
 def lce_maybe_trainable_lm_head(self, hidden_states, hidden_size, labels, shift_labels, **loss_kwargs):
     """The fused loss with `self.lm_head`, also where PEFT trains a copy of it or FSDP owns it."""
     return head_loss(self.lm_head, hidden_states, hidden_size, labels, shift_labels, **loss_kwargs)
