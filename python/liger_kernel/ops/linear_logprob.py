@@ -16,7 +16,16 @@ from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices
-from liger_kernel.ops._memory import PLAIN, fresh, have_no_memory, is_plain, kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._memory import (
+    PLAIN,
+    fresh,
+    have_no_memory,
+    is_plain,
+    kept_labels,
+    matrix,
+    require_float,
+    take_saved,
+)
 from liger_kernel.ops._operator import Asked, EachShaped, LigerArgumentError, Made, Wish
 from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.scale import cast
