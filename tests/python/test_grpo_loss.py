@@ -19,7 +19,7 @@ from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction, Li
 from liger_kernel.ops import _policy_loss
 
 BATCH, TOKENS, HIDDEN, VOCAB = 5, 6, 16, 61
-LOW, HIGH = 0.15, 0.25
+LOW, HIGH, CISPO = 0.15, 0.25, 1.1  # CISPO's is the bound itself
 DTYPES = (torch.float32, torch.bfloat16)
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 KINDS = [(kind, level) for kind in CLIPPED for level in ("token", "sequence")] + [
@@ -44,7 +44,7 @@ def is_clipped(kind, w, a):
     if kind in ("sapo", "vespo"):
         return False
     if kind == "cispo":
-        return bool(w > HIGH and a > 0)
+        return bool(w > CISPO and a > 0)
     return bool((w < 1 - LOW and a < 0) or (w > 1 + HIGH and a > 0))
 
 
@@ -63,7 +63,8 @@ class Exact:
     """Loss and metrics of log-probabilities p [B, T] float64, and `size`: the magnitudes of all that is added up, which
     rounding errors of a float32 evaluation are parts of."""
 
-    def __init__(self, p, mask, advantages, old, reference, ratio, given):
+    def __init__(self, p, mask, advantages, old, reference, ratio, given, skips_masked=False):
+        self.skips_masked = skips_masked  # LUSPO too, whose terms are then numbers of a token always
         self.p, self.mask, self.advantages, self.given = p, mask.cpu() != 0, advantages.cpu().double(), given
         self.old, self.reference = (t if t is None else t.cpu().double() for t in (old, reference))
         self.ratio = None if ratio is None else ratio.cpu().double().reshape(BATCH, -1)
@@ -89,7 +90,7 @@ class Exact:
         a, p, given = self.advantages[i], self.p[i, t], self.given
         extra = 1.0
         if self.kind == "cispo":
-            term = -w.detach().clamp(max=HIGH) * a * p
+            term = -w.detach().clamp(max=CISPO) * a * p
         elif self.kind == "sapo":
             tau = given["sapo_temperature_pos"] if a > 0 else given["sapo_temperature_neg"]
             term = -a * 4 / tau / (1 + torch.exp(-tau * (w - 1)))
@@ -129,14 +130,14 @@ class Exact:
 
     def has_tokens(self):
         is_wide = self.ratio is not None and self.ratio.shape[1] > 1
-        return self.given["importance_sampling_level"] == "token" or bool(self.beta) or is_wide
+        return self.skips_masked or self.given["importance_sampling_level"] == "token" or bool(self.beta) or is_wide
 
     def _reduced(self):
         loss = torch.zeros((), dtype=torch.float64)
         for i in range(BATCH):
             log_ratios, weights = self._weights(i)
             for t in range(TOKENS):
-                everywhere = self.kind == "luspo" and (self.has_tokens() or t == 0)
+                everywhere = self.kind == "luspo" and not self.skips_masked and (self.has_tokens() or t == 0)
                 if not (self.mask[i, t] or everywhere):
                     continue
                 term, size = self._term(i, t, log_ratios, weights[t])
@@ -208,7 +209,7 @@ def make_case(device, dtype, kind, level, variant, mask_dtype=torch.bool):
     given = dict(
         _input=x, weight=weight, selected_token_ids=ids, attention_mask=mask.to(mask_dtype), advantages=advantages,
         bias=bias, loss_type=kind, importance_sampling_level=level, epsilon_low=LOW, max_completion_length=TOKENS + 2,
-        epsilon_high=HIGH, use_ref_model=False,
+        epsilon_high=CISPO if kind == "cispo" else HIGH, use_ref_model=False,
     )  # fmt: skip
     if variant.pop("old", False):
         given["old_per_token_logps"] = near(p, spread).to(device)

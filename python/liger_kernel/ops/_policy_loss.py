@@ -98,6 +98,8 @@ class PolicyLoss:
     sapo_temperatures: tuple[float, float] = (1.0, 1.05)  # of advantages above 0, of the others
     corrects_kl: bool = False
     vespo_numbers: tuple[float, float, float, float] = (2.0, 3.0, 3.0, 2.0)  # k and λ of A >= 0, k and λ of A < 0
+    vespo_weights: Tensor | None = None  # φ [B, 1], where the caller has it
+    skips_masked: bool = False  # for LUSPO too
 
     def is_per_token(self, ratio: Tensor | None) -> bool:
         """Has a sequence a term for each token, or is one number all that it has?"""
@@ -106,7 +108,7 @@ class PolicyLoss:
 
     def reads_masked(self, ratio: Tensor | None) -> bool:
         """LUSPO adds all positions up, masked ones too, where there is a term for each."""
-        return self.loss_type == "luspo" and self.is_per_token(ratio)
+        return self.loss_type == "luspo" and not self.skips_masked and self.is_per_token(ratio)
 
     def terms(
         self, log_probs: Tensor, mask: Tensor, advantages: Tensor, old: Tensor | None = None,
@@ -141,7 +143,10 @@ class PolicyLoss:
             above, below = (sapo_loss_fn(weight, temperature) for temperature in self.sapo_temperatures)
             return -a * torch.where(a > 0, above, below), never
         if self.loss_type == "vespo":
-            return -get_gamma_weights(a, log_ratio, mask, ratio, *self.vespo_numbers) * a * p, never
+            phi = self.vespo_weights
+            if phi is None:
+                phi = get_gamma_weights(a, log_ratio, mask, ratio, *self.vespo_numbers)
+            return -phi * a * p, never
         clipped, is_low, is_high = clip_coef_fn(weight, self.epsilon_low, self.epsilon_high, self.loss_type)
         if self.loss_type == "cispo":
             return -clipped * a * p, is_high & (a > 0)
