@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import pathlib
 
+import own_process
 import pytest
 import torch
 from tiny_models import build
@@ -105,6 +107,18 @@ def test_a_replica_takes_part_in_the_reduction(classes, tmp_path):
     finally:
         distributed.destroy_process_group()
     assert sum(reduced) == sum(p.numel() for p in trainer.model.parameters())
+
+
+def test_sharded_models(tmp_path):
+    if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard") or torch.version.cuda:
+        pytest.skip("needs FSDP2, and a torch without CUDA, in which FSDP1 shards on the CPU")
+    worker = pathlib.Path(__file__).with_name("orpo_worker.py")
+    environment = {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    processes = [own_process.start(worker, rank, 2, tmp_path / "store", tmp_path, **environment) for rank in range(2)]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    for process, (output, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output + errors
+        assert "fsdp1 ok" in output and "fsdp2 ok" in output
 
 
 def test_a_head_with_an_adapter_is_refused(classes, tmp_path):

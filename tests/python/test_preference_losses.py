@@ -615,15 +615,14 @@ def test_a_second_backward(device, dtype, case):
     same(first, kept)
 
 
-def test_many_upstreams_at_once(device, case):
-    model, target, reference = problem(device, torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_upstreams_at_once(device, dtype, case):
+    model, target, reference = problem(device, dtype)
     loss, _ = run(case, model, target, reference)
-    one = torch.autograd.grad(loss, model, retain_graph=True)
-    many = torch.autograd.grad(
-        loss, model, torch.tensor([1.0, -2.0], device=device), is_grads_batched=True, retain_graph=True
-    )
-    for single, both in zip(one, many):
-        assert torch.equal(both[0], single) and torch.equal(both[1], -2 * single)
+    upstreams = torch.tensor([1.0, -2.0], device=device)
+    each = [torch.autograd.grad(loss, model, upstream, retain_graph=True) for upstream in upstreams]
+    many = torch.autograd.grad(loss, model, upstreams, is_grads_batched=True, retain_graph=True)
+    same(many, [torch.stack(pair) for pair in zip(*each)])
     with pytest.raises(RuntimeError, match="second derivatives are not provided"):
         torch.autograd.grad(loss, model, create_graph=True)
 
@@ -639,6 +638,31 @@ def test_autocast(device, case):
     found = torch.autograd.grad(loss, model)
     assert all(g.dtype is torch.float32 for g in found)
     about(found, torch.autograd.grad(right, low), 1, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("beta", "upstream"), [(1e-6, 2.0**-3), (1e-6, 2.0**18), (1.0, 1.0), (1e5, 2.0**-12)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_float16_is_rounded_once_what_comes_from_above_is_known(device, beta, upstream, autocast):
+    """A gradient scaler keeps small gradients in float16's range, which those formed in forward must not have left before;
+    nor may large ones that it takes back."""
+    hinge = lambda c, r: torch.clamp(1 - beta * (c - r), min=0)  # noqa: E731
+    case = paired(*OF_DPO, hinge, loss_type="hinge", compute_nll_loss=False, use_ref_model=False, beta=beta)
+    model, target, reference = problem(device, torch.float16)
+    right = exact(case, model, target, reference, torch.float16)
+    if autocast:
+        model = [t.detach().float().requires_grad_() for t in model]
+    with torch.autocast(device.type, dtype=torch.float16, enabled=autocast):
+        loss, _ = run(case, model, target, reference)
+    for _ in range(2):
+        found = torch.autograd.grad(loss, model, torch.tensor(upstream, device=device), retain_graph=True)
+        for ours, wanted in zip(found, right.gradients):
+            roundings = 8 + 4 + right.factor_error / unit(torch.float16)
+            kept = torch.float32 if autocast else torch.float16
+            assert ours.dtype is kept
+            wanted = upstream * wanted.flatten()
+            step = torch.finfo(kept).smallest_normal * torch.finfo(kept).eps  # what float16 itself cannot hold
+            excess = (ours.cpu().double().flatten() - wanted).abs() - step
+            assert excess.max() <= roundings * unit(torch.float16) * wanted.abs().max()
 
 
 @pytest.mark.parametrize("context", ["checkpoint", "on_cpu"])
@@ -710,6 +734,39 @@ def test_transformed(device, case):
     many = torch.stack([tensors[0], 0.5 * tensors[0]])
     both = torch.func.vmap(lambda x: loss_of(x, *tensors[1:]))(many)
     about(both, torch.stack([loss_of(x, *tensors[1:]) for x in many]), 32)
+
+
+def test_tracing_and_counting(case):
+    """torch.jit.trace has the formula; a counter sees the products, a profiler the loss by its name."""
+    from torch.profiler import ProfilerActivity, profile
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, target, reference = problem("cpu", torch.float32)
+    loss, aux = run(case, model, target, reference)
+    traced = torch.jit.trace(
+        lambda *m: run(case, list(m), target, reference)[0], [t.detach() for t in model], check_trace=False
+    )
+    check(case, model, target, reference, torch.float32, traced(*model), aux)
+    with FlopCounterMode(display=False) as counter:
+        run(case, model, target, reference)[0].backward()
+    products = 2 * target.numel() * VOCAB * (4 * HIDDEN + (HIDDEN - 5 if case.has_reference else 0))
+    assert counter.get_total_flops() == products
+    for grads in (True, False):
+        with torch.set_grad_enabled(grads), profile(activities=[ProfilerActivity.CPU]) as seen:
+            run(case, model, target, reference)
+        assert f"liger::{case.function.__name__}" in {event.name for event in seen.events()}
+
+
+@pytest.mark.parametrize("wide", [0, 1])
+def test_mixed_dtypes(device, wide, case):
+    """16-bit hidden states on a float32 head, and the reverse: products in float32, gradients in each tensor's dtype."""
+    model, target, reference = problem(device, torch.bfloat16)
+    right = result(case, [t.detach().float().requires_grad_() for t in model], target, reference)
+    mixed = [t.detach().float().requires_grad_() if i == wide else t for i, t in enumerate(model)]
+    found = result(case, mixed, target, reference)
+    same(found[:-3], right[:-3])
+    for i, (ours, wanted) in enumerate(zip(found[-3:], right[-3:])):
+        assert ours.dtype is mixed[i].dtype and torch.equal(ours, wanted.to(ours.dtype))
 
 
 def test_without_memory(case):

@@ -372,6 +372,8 @@ static const struct op_property backward_properties[] = {
 
 static const struct op_case bench[] = {
     {.label = "512x1024x32000", .size = {512, 1024, 32000, 256}, .flags = BARE | NO_DBIAS},
+    {.label = "1024x1024x32000", .size = {1024, 1024, 32000, 352}, .flags = BARE | NO_DBIAS},
+    {.label = "1024x1024x32000 loss", .size = {1024, 1024, 32000, 352}, .flags = BARE | LOSS_ONLY},
     {.label = "8192x4096x32000",
      .size = {8192, 4096, 32000, 4096},
      .flags = BARE | NO_DBIAS,

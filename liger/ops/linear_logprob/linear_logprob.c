@@ -431,7 +431,7 @@ liger_status liger_linear_logprob_backward(liger_context *context, const liger_l
         .weights = scratch.weights,
         .id_first = scratch.id_first,
         .id_next = scratch.id_next,
-        .selected = whole.upstream.selected,
+        .selected = call.size[IDS] > 0 ? whole.upstream.selected : NULL,
         .selected_count = call.size[IDS],
         .row_of = found.row_of,
     };

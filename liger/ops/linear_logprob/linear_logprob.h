@@ -39,7 +39,8 @@ extern "C" {
  *   rows cost what others do. If there are more, the CPU refuses the call, and a GPU, which counts without anybody waiting,
  *   makes NaN of every result.
  *   T is f32, f16 or bf16. Products accumulate in f32; logits are rounded to T, as an unfused head's; the rest is f32.
- *   Edges: logits of -inf have probability 0; a row of NaN or +inf gives NaN. Targets out of range: as cross entropy; ids
+ *   Edges: logits of -inf have probability 0; a row of NaN or +inf gives NaN, is_top1 false,
+ *   and as mean_logits what its sum is. Targets out of range: as cross entropy; ids
  *   out of range: TARGET on the CPU, NaN on a GPU. rows == 0: nothing. hidden or vocab == 0: SHAPE.
  *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET, WORKSPACE, UNSUPPORTED (no cuBLASLt).  Workspace: see the query.
  *   Same inputs and chunk size, same bits.  Graph-capturable after one warm-up call per shape.  Since 0.9. */

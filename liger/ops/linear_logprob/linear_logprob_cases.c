@@ -208,9 +208,9 @@ static struct linear_logprob_ref reference_of(const struct op_case *c, const str
         .ids = c->size[IDS],
         .ignore_index = -100,
         .dtype = types->t,
-        .scale = c->scalar[SCALE],
-        .softcap = c->scalar[SOFTCAP],
-        .temperature = c->scalar[TEMPERATURE],
+        .scale = op_round(LIGER_F32, c->scalar[SCALE]),
+        .softcap = op_round(LIGER_F32, c->scalar[SOFTCAP]),
+        .temperature = op_round(LIGER_F32, c->scalar[TEMPERATURE]),
         .x = t[X],
         .weight = t[WEIGHT],
         .bias = t[BIAS],
@@ -238,6 +238,8 @@ static void naive_forward(const struct op_case *c, const struct op_types *types,
 
 static struct linear_logprob_ref backward_of(const struct op_case *c, const struct op_types *types, double *const *t) {
     struct linear_logprob_ref ref = reference_of(c, types, t);
+    ref.of_log_prob = t[OF_LOG_PROB], ref.of_entropy = t[OF_ENTROPY], ref.of_squares = t[OF_SQUARES];
+    ref.of_normalizer = t[OF_NORMALIZER];
     ref.d_log_prob = t[D_LOG_PROB], ref.d_entropy = t[D_ENTROPY], ref.d_lse = t[D_LSE];
     ref.d_log_sum_sq_probs = t[D_SQUARES], ref.d_mean_logits = t[D_MEAN], ref.d_selected = t[D_SELECTED];
     ref.dlogits = head_doubles(c->size[ROWS] * c->size[VOCAB]);
@@ -292,7 +294,7 @@ static void spoil_ignored_rows(const struct op_case *c, double *const *t, int fi
     }
 }
 
-static void prepare_operands(const struct op_case *c, double *const *t) {
+static void prepare_operands(const struct op_case *c, const struct op_types *types, double *const *t) {
     const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
     if (!has(c, GENERAL)) {
         head_coarsen(t[X], rows * hidden);
@@ -307,7 +309,7 @@ static void prepare_operands(const struct op_case *c, double *const *t) {
     for (int64_t j = 0; t[BIAS] && j < vocab; j++) {
         if (has(c, SURE)) t[BIAS][j] = j == vocab / 2 ? round(16 * (9.5 + log((double)vocab))) / 16 : t[BIAS][j] / 4;
         if (has(c, MASKED) && j % 3 == 1) t[BIAS][j] = -INFINITY;
-        if (has(c, SHIFTED)) t[BIAS][j] += 1024;
+        if (has(c, SHIFTED)) t[BIAS][j] = op_round(types->t, t[BIAS][j] + 1024);
         if (has(c, INFINITE) && j == 0) t[BIAS][j] = INFINITY;
     }
     for (int64_t i = 0; has(c, SURE) && i < rows * hidden; i++) t[X][i] = round(t[X][i] * 4) / 16;
@@ -318,8 +320,7 @@ static void prepare_operands(const struct op_case *c, double *const *t) {
 }
 
 static void prepare_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    prepare_operands(c, t);
+    prepare_operands(c, types, t);
     if (has(c, POISON)) spoil_ignored_rows(c, t, 0, 0);
 }
 
@@ -327,7 +328,7 @@ static void prepare_forward(const struct op_case *c, const struct op_types *type
 static void prepare_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     const int64_t vocab = c->size[VOCAB];
     int64_t place = 0;
-    prepare_operands(c, t);
+    prepare_operands(c, types, t);
     struct linear_logprob_ref ref = reference_of(c, types, t);
     ref.log_prob = t[OF_LOG_PROB], ref.entropy = t[OF_ENTROPY], ref.log_sum_sq_probs = t[OF_SQUARES];
     ref.normalizer = t[OF_NORMALIZER];
@@ -508,7 +509,6 @@ static const struct op_case backward_cases[] = {
     {.label = "9x12x35 narrow cap", .size = {9, 12, 35, 16, 3}, .scalar = {-4, 2, 1}, .flags = ALL | BIASED},
     {.label = "14x12x47 sure", .size = {14, 12, 47, 20}, .scalar = PLAIN, .flags = HAS_LOG_PROB | BIASED | SURE},
     {.label = "14x12x47 sure, all", .size = {14, 12, 47, 20, 3}, .scalar = {1, 0, .9}, .flags = ALL | BIASED | SURE},
-    {.label = "14x12x47 shifted", .size = {14, 12, 47, 20, 3}, .scalar = PLAIN, .flags = ALL | BIASED | SHIFTED},
     {.label = "9x12x35 only dx", .size = {9, 12, 35, 16, 3}, .scalar = PLAIN, .flags = ALL | NO_DWEIGHT | NO_DBIAS},
     {.label = "9x12x35 only dweight", .size = {9, 12, 35, 16, 3}, .scalar = PLAIN, .flags = ALL | NO_DX | NO_DBIAS},
     {.label = "9x12x35 only dbias",
@@ -521,6 +521,7 @@ static const struct op_case backward_cases[] = {
      .flags = ALL | BIASED | GENERAL,
      .dtypes = 1u << LIGER_F32},
     {.label = "40x17x3001", .size = {40, 17, 3001, 1200, 70}, .scalar = PLAIN, .flags = ALL | BIASED, .large = true},
+    {.label = "shifted", .size = {14, 12, 47, 20, 3}, .scalar = PLAIN, .flags = ALL | BIASED | SHIFTED, .edge = true},
     {.label = "masked",
      .size = {14, 12, 47, 20, 9},
      .scalar = PLAIN,
@@ -626,26 +627,32 @@ static const char *backward_id_out_of_range(struct op_run *run) {
     return out_of_range(run, SELECTED_IDS, run->c.size[IDS] - 1, DX, 1);
 }
 
-/* More rows count than valid_rows says: the CPU refuses, a GPU makes NaN of every number. */
-static const char *too_few_valid_rows(struct op_run *run) {
+/* More rows count than valid_rows says: the CPU refuses; a GPU makes NaN of every number, but for dx, which has NaN only in
+ * the rows that found a place. */
+static const char *too_few_valid_rows(struct op_run *run, int dx) {
     char says[96];
     const char *wrong = NULL;
     struct op_case c = run->c;
-    c.flags = (c.flags & ~(uint32_t)(EXACT | MORE)) | FEWER;
-    if (counted(&c) == 0) return op_run_not_applicable(run, "too few valid rows: none counts");
+    c.flags = (c.flags & ~(uint32_t)(EXACT | MORE | KEPT)) | FEWER;
+    if (counted(&c) <= (dx >= 0)) return op_run_not_applicable(run, "too few valid rows: none has a place");
     struct op_run *other = op_run_new(run->context, run->op, &c, run->types, 5);
     if (other == NULL) return "no memory";
     snprintf(says, sizeof says, ": valid_rows is %lld, but %lld of %lld rows", (long long)valid_rows(&c),
              (long long)counted(&c), (long long)c.size[ROWS]);
     if (on_cpu(run)) wrong = refusal(other, LIGER_ERR_ARGUMENT, says);
     else if (op_run_call(other) != LIGER_OK) wrong = "the call failed";
-    for (int i = LOGITS + 1; !on_cpu(run) && wrong == NULL && i < run->op->tensor_count; i++)
-        for (int64_t k = 0; other->t[i] && other->spec[i].role == ROLE_OUT && k < other->count[i]; k++)
-            if (other->spec[i].kind != KIND_BOOL && !isnan(other->t[i][k])) wrong = "a result is a number";
+    for (int i = LOGITS + 1; !on_cpu(run) && wrong == NULL && i < run->op->tensor_count; i++) {
+        if (other->t[i] == NULL || other->spec[i].role != ROLE_OUT || other->spec[i].kind == KIND_BOOL) continue;
+        int64_t numbers = 0;
+        for (int64_t k = 0; k < other->count[i]; k++) numbers += !isnan(other->t[i][k]);
+        if (i == dx ? numbers == other->count[i] && numbers > 0 : numbers > 0) wrong = "a result is a number";
+    }
     if (wrong) wrong = op_run_text(run, "%s", on_cpu(run) ? other->text : wrong);
     op_run_free(other);
     return wrong;
 }
+static const char *forward_too_few_valid_rows(struct op_run *run) { return too_few_valid_rows(run, -1); }
+static const char *backward_too_few_valid_rows(struct op_run *run) { return too_few_valid_rows(run, DX); }
 
 /* ---- the advised sizes ---- */
 
@@ -697,14 +704,14 @@ static const char *advised_slice(struct op_run *run) {
 static const struct op_property forward_properties[] = {
     {"a target out of range", forward_target_out_of_range},
     {"an id out of range", id_out_of_range},
-    {"too few valid rows", too_few_valid_rows},
+    {"too few valid rows", forward_too_few_valid_rows},
     {"chunks of any size", any_chunk},
     {"the advised chunk", advised_chunk},
 };
 static const struct op_property backward_properties[] = {
     {"a target out of range", backward_target_out_of_range},
     {"an id out of range", backward_id_out_of_range},
-    {"too few valid rows", too_few_valid_rows},
+    {"too few valid rows", backward_too_few_valid_rows},
     {"slices of any size", any_slice},
     {"the advised slice", advised_slice},
 };

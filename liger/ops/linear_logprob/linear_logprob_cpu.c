@@ -85,7 +85,7 @@ struct row {
     struct softmax_state others; /* over all classes but the target, relative to the maximum over all */
     float weighted, squares; /* Σ e·(z - max) and Σ e² of the others, e = exp(z - max); where they are asked for */
     float target;            /* z of the target */
-    float base, offsets;     /* Σ (z - base): what all z have in common does not cancel */
+    double total;            /* Σ z, where it is asked for */
 };
 
 /* softmax_push, and the other two sums. */
@@ -105,31 +105,23 @@ LIGER_TEMPLATE void push_moments(struct row *row, const float *block, int64_t co
     row->others = (struct softmax_state){max, kept * row->others.sum + v_sum(v_add(sum[0], sum[1]))};
 }
 
-/* Σ (z - base) of a block. */
-LIGER_TEMPLATE float offsets_of_block(const float *block, int64_t count, float base) {
-    v_f32 sum = v_zero();
-    float rest = 0.0f;
-    int64_t i = 0;
-    for (; i + V_LANES <= count; i += V_LANES) sum = v_add(sum, v_sub(v_load_f32(block + i), v_set(base)));
-    for (; i < count; i++) rest += block[i] - base;
-    return v_sum(sum) + rest;
+/* Σ z of a block: few enough that their sum in f32 is off by a few u of the largest; the sum of blocks is in double. */
+LIGER_TEMPLATE float sum_of_block(const float *block, int64_t count) {
+    v_f32 sum[2] = {v_zero(), v_zero()};
+    V_FOR_EACH_CHAIN(i, n, k, 2, count, sum[k] = v_add(sum[k], v_load_n(LIGER_F32, block, i, n)));
+    return v_sum(v_add(sum[0], sum[1]));
 }
 
 LIGER_TEMPLATE struct row read_row(liger_dtype t, const struct logprob_rows_problem *p, const struct map *m,
                                    const void *logits, int64_t y) {
     const bool moments = p->results.entropy || p->results.log_sum_sq_probs, mean = p->results.mean_logits != NULL;
     float block[VOCAB_BLOCK + V_LANES];
-    const float first = mapped_at(t, m, logits, 0);
-    struct row row = {
-        .others = softmax_empty(),
-        .target = mapped_at(t, m, logits, y),
-        .base = isfinite(first) ? first : 0.0f,
-    };
+    struct row row = {.others = softmax_empty(), .target = mapped_at(t, m, logits, y)};
     for (int64_t begin = 0; begin < p->vocab; begin += VOCAB_BLOCK) {
         const int64_t count = vocab_block(p->vocab, begin), padded = (count + V_LANES - 1) / V_LANES * V_LANES;
         float most = vocab_widen(t, logits, begin, count, false, 0.0f, block);
         if (!m->same) most = map_block(m, block, count);
-        if (mean) row.offsets += offsets_of_block(block, count, row.base);
+        if (mean) row.total += (double)sum_of_block(block, count);
         if (y >= begin && y < begin + count) block[y - begin] = -INFINITY;
         if (moments) push_moments(&row, block, padded, most);
         else row.others = softmax_push(row.others, block, padded, most);
@@ -194,7 +186,7 @@ LIGER_TEMPLATE void one_row(liger_dtype t, const struct logprob_rows_problem *p,
     if (to->lse) to->lse[r] = max + log_sum;
     if (to->log_sum_sq_probs)
         to->log_sum_sq_probs[r] = (sure ? log1pf(row.squares) : logf(row.squares + own * own)) - 2.0f * log_sum;
-    if (to->mean_logits) to->mean_logits[r] = row.base + row.offsets / (float)p->vocab;
+    if (to->mean_logits) to->mean_logits[r] = (float)(row.total / (double)p->vocab);
     if (to->is_top1) {
         const float sign = m->slope > 0 ? 1.0f : m->slope < 0 ? -1.0f : 0.0f;
         to->is_top1[r] = sure && !isnan(log_sum) && is_first_max(t, logits, p->vocab, y, sign);
@@ -285,11 +277,12 @@ LIGER_TEMPLATE v_f32 dz_of(bool moments, const struct logits_gradient_row *w, fl
     return v_fma(p, by, v_set(w->constant));
 }
 
-/* dz/dlogit. */
-LIGER_TEMPLATE v_f32 slope_of(const struct map *m, v_f32 logit) {
+/* z behind a soft cap, and dz/dlogit. */
+LIGER_TEMPLATE v_f32 capped_and_slope(const struct map *m, v_f32 logit, v_f32 *slope) {
     v_f32 rest;
-    v_tanh_and_rest(v_mul(logit, v_set(m->inner)), &rest);
-    return v_mul(v_set(4.0f * m->slope), v_fnma(rest, rest, rest));
+    const v_f32 tanh = v_tanh_and_rest(v_mul(logit, v_set(m->inner)), &rest);
+    *slope = v_mul(v_set(4.0f * m->slope), v_fnma(rest, rest, rest));
+    return v_mul(v_set(m->outer), tanh);
 }
 
 /* Adds to dz of a block, which begins at `first` of the vocabulary, what the selected ids get. Few of its ids are selected:
@@ -322,8 +315,9 @@ LIGER_TEMPLATE void gradient_row(liger_dtype t, bool moments, bool cap, const st
         const int64_t count = vocab_block(p->cols, begin), target = w->target - p->first - begin;
         V_FOR_EACH(i, n, count, {
             const v_f32 logit = v_load_n(t, row, begin + i, n);
-            v_store_n(LIGER_F32, dz, i, n, dz_of(moments, w, probability, by_p, mapped(m, logit)));
-            if (cap) v_store_n(LIGER_F32, slope, i, n, slope_of(m, logit));
+            v_f32 by = v_zero(), z = cap ? capped_and_slope(m, logit, &by) : mapped(m, logit);
+            v_store_n(LIGER_F32, dz, i, n, dz_of(moments, w, probability, by_p, z));
+            if (cap) v_store_n(LIGER_F32, slope, i, n, by);
         });
         if (target >= 0 && target < count) {
             const v_f32 z = v_set(mapped_at(t, m, row, begin + target));

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(THREADS) link_ids_kernel(const __grid_constant
 /* A warp for each row. */
 __global__ void __launch_bounds__(THREADS) ignored_kernel(const __grid_constant__ logprob_ignored_problem p) {
     const int64_t r = blockIdx.x * (int64_t)WARPS + threadIdx.x / WARP;
-    const bool spoiled = *p.count > p.most;
+    const bool spoiled = p.count && *p.count > p.most;
     if (r >= p.rows || (!spoiled && p.place_of[r] >= 0)) return;
     fill_row(p.results, p.selected_count, r, spoiled ? NAN : 0.0f, threadIdx.x % WARP, WARP);
 }

@@ -55,58 +55,66 @@ __device__ __forceinline__ float selected_sum(const gradient_problem &p, const f
     return sum;
 }
 
-/* A row of the slice as its threads see it: elements up to a boundary of 16 bytes, whole packs, and the rest. The blocks of
- * a row share out the packs; the first one has the other elements too. */
+/* The blocks of a row share out its whole packs, and the first one has the elements in front of them and behind them too. */
 enum { GRADIENT_THREADS = 256, GRADIENT_PACKS = 4, GRADIENT_GRID_Y = 65535 };
 
+/* A thread's packs: their distance, and how far the last one may be, in elements. */
 template <typename T>
-struct row_walk {
-    static constexpr int N = pack_size<T>;
-    int64_t head, packs, first, edge;
+struct thread_packs {
+    T *first;
+    int64_t column; /* of the first one's first element */
+    int step, end;
 
-    __device__ __forceinline__ row_walk(const T *row, int64_t cols) {
-        head = to_boundary(row, cols);
-        packs = (cols - head) / N;
-        first = (int64_t)blockIdx.x * (GRADIENT_PACKS * blockDim.x) + threadIdx.x;
-        const bool has_edge = blockIdx.x == 0 && threadIdx.x < cols - packs * N;
-        edge = has_edge ? (threadIdx.x < head ? threadIdx.x : packs * N + threadIdx.x) : -1;
+    __device__ __forceinline__ thread_packs(T *row, int64_t head, int64_t packs) {
+        constexpr int N = pack_size<T>;
+        const int64_t pack = (int64_t)blockIdx.x * (GRADIENT_PACKS * blockDim.x) + threadIdx.x;
+        const int64_t left = (packs - pack) * N;
+        step = (int)blockDim.x * N;
+        end = (int)(left < GRADIENT_PACKS * step ? left : GRADIENT_PACKS * step);
+        column = head + pack * N;
+        first = row + column;
     }
-    __device__ __forceinline__ bool has(int u) const { return first + u * blockDim.x < packs; }
-    __device__ __forceinline__ int64_t element(int u) const { return head + (first + u * blockDim.x) * N; }
+    __device__ __forceinline__ bool has(int u) const { return u * step < end; }
 };
 
+/* Which of the elements outside of whole packs is this thread's; -1: none. */
 template <typename T>
-__device__ __forceinline__ void clear_row(T *row, const row_walk<T> &walk) {
+__device__ __forceinline__ int64_t edge_of(int64_t cols, int64_t head, int64_t packs) {
+    const int64_t inside = packs * pack_size<T>;
+    if (blockIdx.x != 0 || threadIdx.x >= cols - inside) return -1;
+    return threadIdx.x < head ? threadIdx.x : inside + threadIdx.x;
+}
+
+template <typename T>
+__device__ __forceinline__ void clear(const thread_packs<T> &packs) {
     pack<T, pack_size<T>> zeros;
     *(uint4 *)&zeros = make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int u = 0; u < GRADIENT_PACKS; u++)
-        if (walk.has(u)) store_pack(row + walk.element(u), zeros);
-    if (walk.edge >= 0) row[walk.edge] = from_f32<T>(0.0f);
+        if (packs.has(u)) store_pack(packs.first + u * packs.step, zeros);
 }
 
 template <typename T, bool CAPPED, bool SELECTED>
 struct gradient_row {
     const gradient_problem &p;
-    T *row;
-    int64_t target; /* in the slice, if it is there */
     const float *selected;
     gradient_factors f;
 
+    /* Of N elements; the own-th is the target, if there is one. */
     template <int N>
-    __device__ __forceinline__ pack<T, N> of(const pack<T, N> &raw, int64_t i) const {
+    __device__ __forceinline__ pack<T, N> of(const pack<T, N> &raw, int own, int64_t column) const {
         float logit[N], d[N];
         unpack(raw, logit);
 #pragma unroll
         for (int k = 0; k < N; k++) d[k] = dz_of<CAPPED>(p.to_z, f, f.by, logit[k]);
-        if ((uint64_t)(target - i) < (uint64_t)N) {
+        if ((unsigned)own < (unsigned)N) {
 #pragma unroll
             for (int k = 0; k < N; k++)
-                if (i + k == target) d[k] = dz_of<CAPPED>(p.to_z, f, f.by_target, logit[k]) + f.own;
+                if (k == own) d[k] = dz_of<CAPPED>(p.to_z, f, f.by_target, logit[k]) + f.own;
         }
         if constexpr (SELECTED) {
 #pragma unroll
-            for (int k = 0; k < N; k++) d[k] += selected_sum(p, selected, p.first + i + k);
+            for (int k = 0; k < N; k++) d[k] += selected_sum(p, selected, p.first + column + k);
         }
 #pragma unroll
         for (int k = 0; k < N; k++) d[k] *= slope_of<CAPPED>(p.to_z, logit[k]);
@@ -115,33 +123,40 @@ struct gradient_row {
         return out;
     }
 
-    __device__ __forceinline__ void write(const row_walk<T> &walk) const {
+    __device__ __forceinline__ void write(const thread_packs<T> &packs, int64_t target) const {
         constexpr int N = pack_size<T>;
+        const int64_t from_first = target - packs.column;
+        const int own = from_first >= 0 && from_first < packs.end ? (int)from_first : -1;
         pack<T, N> raw[GRADIENT_PACKS];
 #pragma unroll
         for (int u = 0; u < GRADIENT_PACKS; u++)
-            if (walk.has(u)) raw[u] = load_pack<T, N>(row + walk.element(u));
+            if (packs.has(u)) raw[u] = load_pack<T, N>(packs.first + u * packs.step);
 #pragma unroll
         for (int u = 0; u < GRADIENT_PACKS; u++)
-            if (walk.has(u)) store_pack(row + walk.element(u), of(raw[u], walk.element(u)));
-        if (walk.edge >= 0) store_pack(row + walk.edge, of(load_pack<T, 1>(row + walk.edge), walk.edge));
+            if (packs.has(u))
+                store_pack(packs.first + u * packs.step,
+                           of(raw[u], own - u * packs.step, packs.column + u * packs.step));
     }
 };
 
 template <typename T, bool CAPPED, bool SELECTED>
-__global__ void __launch_bounds__(GRADIENT_THREADS) gradient_kernel(const __grid_constant__ gradient_problem p) {
+__global__ void __launch_bounds__(GRADIENT_THREADS, 3) gradient_kernel(const __grid_constant__ gradient_problem p) {
     for (int64_t i = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; i < p.rows; i += (int64_t)gridDim.y * blockDim.y) {
         const int64_t r = vocab_rows::from_the_end(p.rows, i);
         const logits_gradient_row weights = p.weights[r];
         T *row = (T *)p.logits + r * p.logits_stride;
-        const row_walk<T> walk(row, p.cols);
+        const int64_t head = to_boundary(row, p.cols), packs = (p.cols - head) / pack_size<T>;
+        const int64_t edge = edge_of<T>(p.cols, head, packs);
         if (weights.target < 0 || (!SELECTED && is_zero(weights))) {
-            clear_row(row, walk);
+            if (edge >= 0) row[edge] = from_f32<T>(0.0f);
+            clear(thread_packs<T>(row, head, packs));
             continue;
         }
         const float *selected = SELECTED ? p.selected + (p.row_of ? p.row_of[r] : r) * p.selected_count : nullptr;
-        gradient_row<T, CAPPED, SELECTED>{p, row, weights.target - p.first, selected, gradient_factors_of(weights)}
-            .write(walk);
+        const gradient_row<T, CAPPED, SELECTED> gradient = {p, selected, gradient_factors_of(weights)};
+        const int64_t target = weights.target - p.first;
+        if (edge >= 0) store_pack(row + edge, gradient.of(load_pack<T, 1>(row + edge), edge == target ? 0 : -1, edge));
+        gradient.write(thread_packs<T>(row, head, packs), target);
     }
 }
 

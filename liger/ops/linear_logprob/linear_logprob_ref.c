@@ -117,7 +117,7 @@ static REAL dz_of(const struct linear_logprob_ref *p, const struct row *row, int
                   double *terms) {
     const REAL probability = exp(lp), v = at(p->d_entropy, r), q = at(p->d_log_sum_sq_probs, r);
     const REAL u = at(p->d_log_prob, r), l = at(p->d_lse, r), m = at(p->d_mean_logits, r) / (REAL)p->vocab;
-    const REAL from_u = u * ((j == (int64_t)p->target[r] ? 1 : 0) - probability);
+    const REAL from_u = u * (u != 0 && j == (int64_t)p->target[r] ? -expm1(p->of_log_prob[r]) : -probability);
     const REAL from_v = v != 0 && probability != 0 ? -v * probability * (lp + row->entropy) : 0;
     const REAL from_q = q != 0 ? 2 * q * (probability * probability / row->squares - probability) : 0;
     REAL dz = from_u + from_v + l * probability + from_q + m;
@@ -134,7 +134,12 @@ static REAL dz_of(const struct linear_logprob_ref *p, const struct row *row, int
 static void make_dlogits(const struct linear_logprob_ref *p, int64_t r) {
     const double *logits = p->logits + r * p->vocab;
     const bool counts = !ignored(p, r);
-    const struct row row = counts ? read_row(p, logits) : (struct row){0, 0, 0, 0, 0};
+    const struct row row = {
+        .max = p->of_normalizer[2 * r],
+        .log_sum = p->of_normalizer[2 * r + 1],
+        .entropy = at(p->of_entropy, r),
+        .squares = exp(at(p->of_squares, r)),
+    };
     for (int64_t j = 0; j < p->vocab; j++) {
         double terms = 0;
         REAL d = counts ? dz_of(p, &row, r, j, log_p(p, &row, logits[j]), &terms) : 0,

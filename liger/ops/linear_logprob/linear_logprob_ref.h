@@ -14,7 +14,9 @@ struct linear_logprob_ref {
     const double *x, *weight, *bias, *target, *selected_ids;
     double *logits; /* [rows, vocab], required; those of ignored rows are left out */
     double *log_prob, *entropy, *lse, *log_sum_sq_probs, *mean_logits, *is_top1, *selected, *normalizer;
-    /* Backward: dlogits is required, as rounded. terms: the magnitudes that an element of it is made of, may be NULL. */
+    /* Backward, from forward's results. dlogits is required, as rounded. terms: the magnitudes that an element of it is made
+     * of, may be NULL. */
+    const double *of_log_prob, *of_entropy, *of_squares, *of_normalizer;
     const double *d_log_prob, *d_entropy, *d_lse, *d_log_sum_sq_probs, *d_mean_logits, *d_selected;
     double *dlogits, *terms;
     double *dx, *dweight, *dbias;

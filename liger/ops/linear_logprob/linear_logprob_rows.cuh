@@ -293,7 +293,8 @@ struct full_row : logits_row<T, CAPPED> {
             to.log_sum_sq_probs[key.row] = row.sure ? log1pf(s.squares / own_squared) - 2.0f * row.rest
                                                     : logf(s.squares + own_squared) - 2.0f * logf(sum);
         if (to.mean_logits) to.mean_logits[key.row] = key.base + s.offsets / (float)p.vocab;
-        if (to.is_top1) to.is_top1[key.row] = !s.beaten && !isnan(row.log_sum);
+        const bool first = p.to_z.inner == 0.0f ? key.y == 0 : !s.beaten; /* a scale of 0 makes all z equal */
+        if (to.is_top1) to.is_top1[key.row] = first && !isnan(row.log_sum);
     }
     static __device__ __forceinline__ void finish(const problem &p, int64_t r, const row_key &key, const slot &s) {
         if (threadIdx.x != 0 && !p.results.selected) return;

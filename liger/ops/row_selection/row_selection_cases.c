@@ -306,7 +306,7 @@ static void describe_scatter(const struct op_case *c, struct tensor_spec *spec) 
 
 static liger_status call_scatter(liger_context *context, const struct op_call *call, liger_stream stream) {
     const struct row_scatter_problem problem = {
-        .x_dtype = (liger_dtype)call->t[X].dtype,
+        .x_dtype = call->c.flags & FROM_F32 ? LIGER_F32 : (liger_dtype)call->t[Y].dtype,
         .y_dtype = (liger_dtype)call->t[Y].dtype,
         .rows = call->t[Y].shape[0],
         .cols = call->t[Y].shape[1],

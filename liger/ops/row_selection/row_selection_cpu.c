@@ -68,7 +68,7 @@ static void scatter_chunk(void *argument, int64_t begin, int64_t end) {
 }
 
 static void scatter(liger_context *context, struct row_scatter_problem p) {
-    if (p.cols > 0) liger_parallel_for(context, p.rows, rows_per_task(p.cols, p.x_dtype), scatter_chunk, &p);
+    if (p.cols > 0) liger_parallel_for(context, p.rows, rows_per_task(p.cols, p.y_dtype), scatter_chunk, &p);
 }
 
 liger_status LIGER_CPU(row_gather)(liger_context *context, const struct row_gather_problem *problem,

@@ -193,7 +193,16 @@ def _set_up(module: ModuleType) -> None:
     """Tells the binding what there is of torch."""
     import torch
 
-    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8, torch.int8, torch.bool)
+    dtypes = (
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int32,
+        torch.int64,
+        torch.uint8,
+        torch.int8,
+        torch.bool,
+    )
     module.setup(
         torch._C.TensorBase,
         torch.Tensor,

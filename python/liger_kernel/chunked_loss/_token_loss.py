@@ -70,9 +70,12 @@ def is_one_pass(*tensors: Tensor | None) -> bool:
     return is_plain(*tensors) and not is_transformed() and not LigerLinearLogProbFunction._plain_torch
 
 
-def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bool, bool, bool]) -> tuple[Any, tuple]:
+def with_gradients(
+    head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bool, bool, bool]
+) -> tuple[Any, tuple, Tensor | None]:
     """What `loss_of(log_probs)` answers, detached, and the gradients of hidden, weight and bias of its loss, which is the
-    answer or the first of it. `needs` says which of the three are wanted."""
+    answer or the first of it, all times the third answer if there is one: see `one_pass`. `needs` says which of the three are
+    wanted."""
 
     def weigh(log_probs: Tensor) -> tuple[Any, Tensor | None]:
         leaf = log_probs.detach().requires_grad_(any(needs))
@@ -88,13 +91,13 @@ def with_gradients(head: Head, loss_of: Callable[[Tensor], Any], needs: tuple[bo
     if is_debugging(head.targets):
         check_targets(head.labels, head.weight.shape[0], head.ignore_index)
     valid_rows = -1 if head.valid_rows is None else head.valid_rows
-    found, (dx, dweight, dbias) = one_pass(
+    found, (dx, dweight, dbias), factor = one_pass(
         head.rows, head.weight, head.labels, head.bias, head.temperature, head.ignore_index, valid_rows, needs, weigh
     )
     if dx is not None and head.second_targets is not None:
         count, again = head.hidden.shape[0], head.second_targets.shape[0]
         dx = torch.cat((dx[:again] + dx[count:], dx[again:count]))
-    return found, (dx, dweight, dbias)
+    return found, (dx, dweight, dbias), factor
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -155,8 +158,9 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
             t is not None and any(asked) and (asked_here or t.requires_grad)
             for t, asked_here in zip(head.operands, (*cls._operands(asked), False))
         )
-        found, (dx, dweight, dbias) = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
-        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias)
+        found, (dx, dweight, dbias), factor = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
+        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias, factor)
+        ctx.dtypes = [None if t is None else t.dtype for t in head.operands]
         return found
 
     @classmethod
@@ -165,8 +169,13 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
         refuse_second_derivative(cls.__name__)
         upstream = upstreams[0][0] if isinstance(upstreams[0], tuple) else upstreams[0]
         saved, free = take_saved(ctx)
+        if saved[3] is not None:
+            upstream = upstream / saved[3]
         with free_of_others(saved, free):
-            return tuple(None if g is None else scaled_gradient(g, upstream) for g in saved)
+            return tuple(
+                None if g is None else scaled_gradient(g if g.dtype is dtype else g.float(), upstream).to(dtype)
+                for g, dtype in zip(saved, ctx.dtypes)
+            )
 
 
 # ---- what losses share -------------------------------------------------------------------------------------------------

@@ -70,9 +70,16 @@ def _forward(operands: tuple, options: tuple, results: tuple, keep: bool = False
 
 
 def _backward(
-    upstreams: tuple, operands: tuple, known: tuple, options: tuple, needs: tuple, kept: Tensor | None
+    upstreams: tuple,
+    operands: tuple,
+    known: tuple,
+    options: tuple,
+    needs: tuple,
+    kept: Tensor | None,
+    final: bool = True,
 ) -> tuple:
-    """The gradients of x, weight and bias. Kept logits are lost."""
+    """The gradients of x, weight and bias. Kept logits are lost. Not `final`: they are to be multiplied before they are
+    rounded, so dweight and dbias are float32, and dx is of the products' dtype."""
     x, weight, target, bias, ids = operands
     log_prob, normalizer, entropy, log_sum_sq_probs = known
     *numbers, compute = options
@@ -85,7 +92,7 @@ def _backward(
     cols = vocab if kept is not None else _slice_cols(head, numbers)
     logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     dx = fresh(torch.empty(x.shape, dtype=dtype, device=x.device)) if needs[0] else None
-    exact = dtype if weight.dtype is dtype else torch.float32
+    exact = dtype if weight.dtype is dtype and final else torch.float32
     dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
     _native.linear_logprob_backward(
@@ -93,6 +100,8 @@ def _backward(
         *numbers, kept is not None, Wish.SCRATCH,
     )  # fmt: skip
     del logits  # what is rounded may take its memory
+    if not final:
+        return dx, dweight, dbias
     return tuple(
         None if g is None else g if g.dtype is like.dtype else cast(g, like.dtype)
         for g, like in ((dx, x), (dweight, weight), (dbias, bias))
@@ -102,22 +111,30 @@ def _backward(
 def one_pass(
     x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, temperature: float, ignore_index: int,
     valid_rows: int, needs: tuple[bool, bool, bool], weigh: Callable[[Tensor], tuple[Any, Tensor | None]],
-) -> tuple[Any, tuple]:  # fmt: skip
-    """`weigh(log_probs)` -> (anything, its gradient or None); that thing, and the gradients of x, weight and bias. The
-    tensors are plain. valid_rows as the operator takes it: -1 if nobody has counted them."""
+) -> tuple[Any, tuple, Tensor | None]:  # fmt: skip
+    """`weigh(log_probs)` -> (anything, its gradient or None); that thing, and the gradients of x, weight and bias, all times
+    the power of two that is the third answer, where there is one. The tensors are plain. valid_rows as the operator takes it:
+    -1 if nobody has counted them.
+
+    There is a power where products are float16, which small gradients of an unscaled loss would leave before they are scaled.
+    """
     operands = (x, weight, target, bias, None)
     options = (ignore_index, valid_rows, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
     log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6)
     logits = _forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
     found, dlog_probs = weigh(log_probs)
     if not any(needs):
-        return found, (None,) * 3
+        return found, (None,) * 3, None
     if dlog_probs is None:
-        return found, tuple(
-            torch.zeros_like(t) if need and t is not None else None for t, need in zip((x, weight, bias), needs)
-        )
+        zeros = [torch.zeros_like(t) if need and t is not None else None for t, need in zip((x, weight, bias), needs)]
+        return found, tuple(zeros), None
+    factor = None
+    if COMPUTE[options[-1]] is torch.float16 and dlog_probs.numel():
+        factor = torch.ldexp(torch.ones_like(dlog_probs[0]), -torch.frexp(dlog_probs.abs().amax()).exponent)
+        dlog_probs = dlog_probs * factor
     known = (log_probs, normalizer, None, None)
-    return found, _backward((dlog_probs, *(None,) * 5), operands, known, options, needs, logits)
+    upstreams = (dlog_probs, *(None,) * 5)
+    return found, _backward(upstreams, operands, known, options, needs, logits, factor is None), factor
 
 
 def _slice_cols(head: tuple, numbers: list) -> int:
