@@ -595,6 +595,8 @@ def test_two_references_are_one_too_many(device):
     with pytest.warns(UserWarning, match="ref_per_token_logps and ref_input are both given"):
         other, _ = LigerFusedLinearGRPOFunction.apply(*arguments(both))
     assert torch.equal(loss, other)
+    compiled, _ = compiled_apply()(*arguments(both))
+    assert_close(compiled, loss.double(), torch.float32, 2 * logits_error(), VOCAB)
     unused = both | dict(use_ref_model=False)
     _, metrics = LigerFusedLinearGRPOFunction.apply(*arguments(unused))
     assert metrics[0] == 0
@@ -824,3 +826,19 @@ def test_entropy_does_not_drift():
     assert exact[0] - exact[-1] > 0.5
     assert ours.abs().max() <= 2 * torchs.abs().max()
     assert ours[-200:].abs().max() <= 2 * torchs[-200:].abs().max() + 8 * unit(torch.float32) * exact[0]
+
+
+def test_small_gradients_in_float16():
+    """A loss of many tokens has gradients that float16 has no numbers for; what they are scaled by reaches them in time."""
+    tokens, vocab = 512, 1000
+    x = torch.randn(4, tokens, HIDDEN).half().requires_grad_()
+    weight = (0.05 * torch.randn(vocab, HIDDEN)).half().requires_grad_()
+    ids, advantages = torch.randint(0, vocab, (4, tokens)), 0.05 * torch.randn(4)
+    module = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False)
+    loss, _ = module(x, weight, ids, torch.ones_like(ids), advantages)
+    (2.0**16 * loss).backward()
+    p, others = log_probs64(x, weight, None, ids)
+    (-(2.0**16) * advantages[:, None].double() * p / ids.numel()).sum().backward()
+    for ours, twin in zip((x, weight), others):
+        error = (ours.grad.double() - twin.grad).norm() / twin.grad.norm()
+        assert error <= 4 * unit(torch.float16), error  # of the logits, of their gradients, of the result

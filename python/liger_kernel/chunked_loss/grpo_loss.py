@@ -6,6 +6,7 @@ import inspect
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from liger_kernel.chunked_loss.fused_linear_ppo import LigerFusedLinearPPOBase
@@ -205,7 +206,8 @@ def _require_reference(ref_per_token_logps: Tensor | None, ref_input: Tensor | N
     assert ref_per_token_logps is not None or ref_input is not None, (
         "use_ref_model needs ref_per_token_logps, or ref_input and ref_weight"
     )
-    if ref_per_token_logps is not None and ref_input is not None:
+    both = ref_per_token_logps is not None and ref_input is not None
+    if both and not torch.compiler.is_compiling():  # a warning would break the graph
         warnings.warn("ref_per_token_logps and ref_input are both given: ref_input is not used", stacklevel=2)
 
 

@@ -68,7 +68,8 @@ def _dlogits(
     for piece in _pieces(*source.shape):
         weights = dlog_probs[piece, None] / temperature
         gradient = (source[piece].float() / temperature - normalizers[piece, None]).exp_().mul_(-weights)
-        gradient.scatter_add_(-1, labels[piece, None], weights)
+        chosen = labels[piece, None]
+        gradient.scatter_(-1, chosen, gradient.gather(-1, chosen) + weights)
         target[piece] = gradient.masked_fill_(weights == 0, 0)
     return made
 
