@@ -432,6 +432,21 @@ def test_upstream_and_a_second_backward(device):
         assert one.data_ptr() != other.data_ptr()
 
 
+def test_autocast(device):
+    """float32 parameters and products in bf16; backward outside of the block computes as forward did."""
+    given = make_case(device, torch.float32, "dapo", "token", VARIANTS["kl"])
+    tensors = given["_input"], given["weight"], given["bias"]
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        loss, _ = LigerFusedLinearGRPOFunction.apply(*arguments(given))
+    found = torch.autograd.grad(loss, tensors)
+    low = [t.detach().bfloat16().requires_grad_() for t in tensors]
+    other, _ = LigerFusedLinearGRPOFunction.apply(*arguments(given | dict(zip(("_input", "weight", "bias"), low))))
+    assert torch.equal(loss, other)
+    for ours, wanted in zip(found, torch.autograd.grad(other, low)):
+        assert ours.dtype is torch.float32
+        assert_close(ours.flatten(), wanted.flatten().double(), torch.bfloat16, 2, VOCAB)
+
+
 def test_no_gradient_is_asked_for(device):
     given = make_case(device, torch.float32, "grpo", "token", VARIANTS["kl"])
     loss, metrics = LigerFusedLinearGRPOFunction.apply(*arguments(given))
@@ -490,6 +505,7 @@ def compiled_apply():
 @pytest.mark.parametrize(("kind", "level"), [(k, v) for k, v in KINDS if k in ("grpo", "luspo", "cispo", "vespo")])
 def test_compiled(device, kind, level, name):
     given = make_case(device, torch.float32, kind, level, VARIANTS[name])
+    given["valid_rows"] = int(given["attention_mask"].sum())
     tensors = given["_input"], given["weight"], given["bias"]
     results = []
     for apply in (LigerFusedLinearGRPOFunction.apply, compiled_apply()):
