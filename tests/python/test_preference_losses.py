@@ -704,6 +704,17 @@ def test_compiled(device, name):
     check(case, model, target, reference, torch.float32, loss, aux)
 
 
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_compiled_once_for_all_lengths(device, case):
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda target, reference, *m: run(case, m, target, reference), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for tokens in (TOKENS, 9, 12):
+        model, target, reference = problem(device, torch.float32, tokens=tokens)
+        check(case, model, target, reference, torch.float32, *compiled(target, reference, *model))
+
+
 @pytest.mark.parametrize("name", ["dpo with nll", "kto"])
 def test_compiled_modules_by_inductor(device, name):
     torch._dynamo.reset()
