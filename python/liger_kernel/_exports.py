@@ -74,6 +74,7 @@ OPERATORS = {
         "",
         "liger_group_norm",
     ),
+    "grpo_loss": Exports("GrpoLossFunction", "", ""),
     "layer_norm": Exports(
         "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
         "LigerLayerNorm",

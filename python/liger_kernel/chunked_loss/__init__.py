@@ -12,6 +12,7 @@ from torch import nn
 
 from liger_kernel.chunked_loss.cpo_loss import LigerFusedLinearCPOLoss
 from liger_kernel.chunked_loss.dpo_loss import LigerFusedLinearDPOLoss
+from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOLoss
 from liger_kernel.chunked_loss.kto_loss import LigerFusedLinearKTOLoss
 from liger_kernel.chunked_loss.orpo_loss import LigerFusedLinearORPOLoss
 from liger_kernel.chunked_loss.simpo_loss import LigerFusedLinearSimPOLoss
@@ -20,10 +21,6 @@ from liger_kernel.chunked_loss.simpo_loss import LigerFusedLinearSimPOLoss
 class _NotBuilt(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(f"liger_kernel has no {type(self).__name__} yet: train without liger_kernel's loss")
-
-
-class LigerFusedLinearGRPOLoss(_NotBuilt):
-    """Group-relative policy optimisation."""
 
 
 class LigerFusedLinearJSDLoss(_NotBuilt):

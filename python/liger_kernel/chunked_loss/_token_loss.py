@@ -31,7 +31,8 @@ from liger_kernel.ops.scale import free_of_others, scaled_gradient
 @dataclass(frozen=True)
 class Head:
     """Hidden states [rows, H], the head's weight [V, H], the token of each row and which rows count. The first rows may have
-    a second token, for which they are given to the head again: their log-probabilities stand behind the others."""
+    a second token, for which they are given to the head again: their log-probabilities stand behind the others. valid_rows, where
+    the caller has it on the host, bounds how many rows count."""
 
     hidden: Tensor
     weight: Tensor
@@ -40,6 +41,7 @@ class Head:
     temperature: float = 1.0
     ignore_index: int = -100
     second_targets: Tensor | None = None
+    valid_rows: int | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -51,11 +53,11 @@ class Head:
         again = self.second_targets
         return self.targets if again is None else torch.cat((self.targets, again.to(self.targets.dtype)))
 
-    def log_probs(self, valid_rows: int | None = None) -> Tensor:
+    def log_probs(self) -> Tensor:
         """[rows] float32, 0 where a row does not count. Differentiable."""
         return LigerLinearLogProbFunction.apply(
             self.rows, self.weight, self.labels, self.bias, None, self.temperature, None, 1.0, self.ignore_index,
-            valid_rows,
+            self.valid_rows,
         )  # fmt: skip
 
     @property
@@ -88,8 +90,9 @@ def with_gradients(
 
     if is_debugging(head.targets):
         check_targets(head.labels, head.weight.shape[0], head.ignore_index)
+    valid_rows = -1 if head.valid_rows is None else head.valid_rows
     found, (dx, dweight, dbias), factor = one_pass(
-        head.rows, head.weight, head.labels, head.bias, head.temperature, head.ignore_index, needs, weigh
+        head.rows, head.weight, head.labels, head.bias, head.temperature, head.ignore_index, valid_rows, needs, weigh
     )
     if dx is not None and head.second_targets is not None:
         count, again = head.hidden.shape[0], head.second_targets.shape[0]
@@ -179,27 +182,33 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
 
 
 def require_head(
-    function: str, target: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = ""
+    function: str,
+    target: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    prefix: str = "",
+    labels: str = "target",
 ) -> None:
     """Refuses hidden states that are not [sequences, T, H] of target's [sequences, T], and what does not go with them.
-    Of a reference model the arguments are called `ref_...`."""
+    Of a reference model the arguments are called `ref_...`; the target is called `labels`."""
     names = [f"{prefix}input" if prefix else "_input", f"{prefix}weight", f"{prefix}bias"]
     if weight is None and prefix:
         raise LigerArgumentError(f"{function}: {names[1]} is None, but {names[0]} needs a head")
-    for name, value in ((names[0], x), (names[1], weight), ("target", target)):
+    for name, value in ((names[0], x), (names[1], weight), (labels, target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
     require_float(function, **dict(zip(names, (x, weight, bias))))
-    for name, value, dims in ((names[0], x, 3), (names[1], weight, 2), ("target", target, 2)):
+    for name, value, dims in ((names[0], x, 3), (names[1], weight, 2), (labels, target, 2)):
         if value.dim() != dims:
             raise LigerArgumentError(f"{function}: {name} has {value.dim()} dimensions, but must have {dims}")
     if 0 in weight.shape:
         raise LigerArgumentError(f"{function}: {names[1]} has shape {tuple(weight.shape)}, but no size may be 0")
     if target.dtype not in (torch.int32, torch.int64):
-        raise LigerArgumentError(f"{function}: target is {target.dtype}, but must be int32 or int64")
+        raise LigerArgumentError(f"{function}: {labels} is {target.dtype}, but must be int32 or int64")
     require_shape(function, names[0], x, (*target.shape, weight.shape[1]))
     require_shape(function, names[2], bias, weight.shape[:1])
-    for name, other in zip((*names, "target"), (x, weight, bias, target)):
+    for name, other in zip((*names, labels), (x, weight, bias, target)):
         if other is not None and other.device != x.device:
             raise LigerArgumentError(f"{function}: {name} is on {other.device}, but {names[0]} is on {x.device}")
 

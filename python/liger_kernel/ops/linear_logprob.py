@@ -110,15 +110,16 @@ def _backward(
 
 def one_pass(
     x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, temperature: float, ignore_index: int,
-    needs: tuple[bool, bool, bool], weigh: Callable[[Tensor], tuple[Any, Tensor | None]],
+    valid_rows: int, needs: tuple[bool, bool, bool], weigh: Callable[[Tensor], tuple[Any, Tensor | None]],
 ) -> tuple[Any, tuple, Tensor | None]:  # fmt: skip
     """`weigh(log_probs)` -> (anything, its gradient or None); that thing, and the gradients of x, weight and bias, all times
-    the power of two that is the third answer, where there is one. The tensors are plain.
+    the power of two that is the third answer, where there is one. The tensors are plain. valid_rows as the operator takes it:
+    -1 if nobody has counted them.
 
-    There is one where products are float16, which small gradients of an unscaled loss would leave before they are scaled.
+    There is a power where products are float16, which small gradients of an unscaled loss would leave before they are scaled.
     """
     operands = (x, weight, target, bias, None)
-    options = (ignore_index, -1, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
+    options = (ignore_index, valid_rows, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
     log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6, _native.new)
     logits = _forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
     found, dlog_probs = weigh(log_probs)
