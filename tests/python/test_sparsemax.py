@@ -185,3 +185,14 @@ def test_module_and_function(device):
     assert torch.equal(LigerSparsemax()(x), liger_sparsemax(x)) and "dim=-1" in repr(LigerSparsemax())
     scalar = LigerSparsemaxFunction.apply(torch.tensor(3.0, device=device), -1)
     assert scalar.shape == () and scalar == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_as_large_as_tau_has_no_gradient(device, dtype):
+    """On a coarse grid it happens in every other row: in the kernels and in the formula."""
+    x = (torch.randint(-8, 9, (200, 24), device=device) / 4).to(dtype).requires_grad_()
+    dy = torch.randn(200, 24, device=device).to(dtype)
+    for function in (LigerSparsemaxFunction.apply, LigerSparsemaxFunction.torch_forward):
+        y = function(x, -1)
+        (dx,) = torch.autograd.grad(y, x, dy)
+        assert not dx[y == 0].any()

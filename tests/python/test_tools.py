@@ -144,7 +144,7 @@ def test_a_new_operator_passes_all_tests_at_once(whole_tree):
     build = whole_tree / "build"
     assert run(whole_tree, "tools/new_op.py", "square", "--root", str(whole_tree))[0] == 0
     # the linear losses' loop and the tables of the product sets name the others
-    keep_rooms(whole_tree, "square", "gemm", "column_sum", "int2_matmul")
+    keep_rooms(whole_tree, "square", "gemm", "column_sum", "int2_matmul", "row_selection")
     definitions = {"CMAKE_BUILD_TYPE": "Debug", "CMAKE_C_FLAGS_DEBUG": "-O1", "LIGER_WERROR": "ON"}
     definitions |= {"LIGER_CUDA": "OFF", "LIGER_CPU_ISAS": "best", "Python_EXECUTABLE": sys.executable}
     commands = [

@@ -33,6 +33,7 @@ class _FusedLinearPPOFallbackFunction(LigerFunction):
     """`apply(hidden_states, vocab_weights, input_ids, temperature, ignore_index, return_entropy, selected_token_ids=None)`."""
 
     operator = linear_logprob
+    names = "fused_linear_scaled_cross_entropy linear_logprob"
     gradients = ("hidden_states", "vocab_weights")
     held = ("input_ids", "selected_token_ids")
 

@@ -180,7 +180,7 @@ class _LinearLogprob(_OnAHead):
 
     def shapes(self, x: Tensor, _weight: Tensor, _target: Tensor, _bias: Any, ids: Tensor | None, *_: Any) -> tuple:
         rows, f32 = x.shape[0], torch.float32
-        selected = ((rows, 0 if ids is None else ids.shape[0]), f32)
+        selected = ((rows, 0 if ids is None else ids.numel()), f32)
         return ((rows,), f32), ((rows, 2), f32), *(((rows,), f32),) * 4, ((rows,), torch.bool), selected
 
     def require(self, *args: Any) -> None:

@@ -38,14 +38,16 @@ def _dimension(x: Tensor, dim: Any) -> int:
 
 
 def _sorted_formula(x: Tensor) -> Tensor:
-    """Over the last dimension. A shift of x shifts tau, and is nothing to a gradient."""
+    """Over the last dimension. A shift of x shifts tau, and is nothing to a gradient. What is as large as tau is not part of
+    the support, and has no gradient."""
     x = x - x.amax(-1, keepdim=True).detach()
     z = x.sort(-1, descending=True).values
     sums = z.cumsum(-1)
     count = torch.arange(1, x.shape[-1] + 1, device=x.device)
     size = (1 + count * z > sums).sum(-1, keepdim=True).clamp(min=1)
     tau = (sums.gather(-1, size - 1) - 1) / size
-    return (x - tau).clamp(min=0)
+    smallest = z.gather(-1, size - 1).detach()
+    return torch.where(x < smallest, 0, (x - tau).clamp(min=0))
 
 
 class LigerSparsemaxFunction(LigerFunction):
