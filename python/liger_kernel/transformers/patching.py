@@ -215,7 +215,7 @@ def _patched(cls: type, patch: Patch) -> type:
         reduced = super(made, self).__reduce_ex__(max(protocol, 2))  # the old protocols name the class
         if type(self) is not made or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return reduced
-        return (_new, (cls, patch), *reduced[2:])
+        return (_new, (cls, patch, *reduced[1][1:]), *reduced[2:])
 
     def __prepare_scriptable__(self: Any) -> Any:
         """What torch.jit.script compiles instead: our methods are not written in its part of Python."""
@@ -259,9 +259,10 @@ def have_changed(module: nn.Module, values: Values) -> bool:
     return False
 
 
-def _new(cls: type, patch: Patch) -> Any:
+def _new(cls: type, patch: Patch, *args: Any) -> Any:
+    """`args`: what its `__new__` is given."""
     made: Any = _patched(cls, patch)
-    return made.__new__(made)
+    return made.__new__(made, *args)
 
 
 def patched_class(cls: type) -> type:
