@@ -60,13 +60,17 @@ def is_own(rotary: nn.Module, modeling: str) -> bool:
 
 def watch_model(model: nn.Module) -> None:
     for module in model.modules():
-        if module._modules.get(_CHILD) is not None:
+        if _child(module) is not None:
             _watch_child(module, _CHILD, None)
 
 
 def modules_in(model: nn.Module) -> list[nn.Module]:
-    found = (module._modules.get(_CHILD) for module in model.modules())
-    return [module for module in found if module is not None]
+    return [child for module in model.modules() if (child := _child(module)) is not None]
+
+
+def _child(module: nn.Module) -> nn.Module | None:
+    """Its rotary module. A scripted module's children are in no dictionary."""
+    return module._modules[_CHILD] if _CHILD in module._modules else None  # type: ignore[return-value]
 
 
 def _watch_child(parent: nn.Module, name: str, child: Any) -> None:
@@ -178,7 +182,7 @@ def while_stock(modeling: Any, name: str, ours: Callable[..., Any], accepted: bo
             patching.replace(cls, "forward", _recording(cls.forward))
 
     def changed() -> bool:
-        children = (parent._modules.get(_CHILD) for parent in parents)
+        children = map(_child, parents)
         foreign = (type(child).__name__ for child in children if child is not None and not is_own(child, home))
         return says(code.replaced() or next(foreign, None))
 
