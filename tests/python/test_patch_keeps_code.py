@@ -11,6 +11,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
@@ -250,3 +251,43 @@ def test_a_text_that_is_put_inside_decorators_counts(order, way, caplog):
         patch.setattr(OWN_FORWARD, "__code__", namespace["forward"].__code__)
 
     assert_counts("llama", way, order, change, caplog, "LlamaForCausalLM")
+
+
+# ---- modes of torch --------------------------------------------------------------------------------------------------
+
+
+class Halving(TorchFunctionMode):
+    """Another value of one of torch's functions, within a context."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result / 2 if func is self.function else result
+
+
+@both_ways
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+@pytest.mark.parametrize(
+    "function",
+    [nn.functional.silu, nn.functional.gelu, torch.rsqrt, nn.functional.cross_entropy, nn.functional.linear, torch.cat],
+)
+def test_a_mode_sees_what_the_stock_model_calls(function, family, way, caplog):
+    with Halving(function):
+        expected = step(build(family))
+    model = applied(family, way, "", None)
+    with Halving(function):
+        found = step(model)
+    assert_same_step(found, expected, 1e-4)
+    assert any("Halving" in text for text in warnings_of(caplog)), warnings_of(caplog)
+    assert step(model)[0].logits is None
+
+
+@both_ways
+def test_the_mode_of_a_device_is_no_obstacle(way, caplog):
+    model = applied("llama", way, "", None)
+    with torch.device("cpu"):
+        assert step(model)[0].logits is None
+    assert warnings_of(caplog) == []

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import patching
@@ -22,6 +24,18 @@ _OURS = (torch.float32, torch.float16, torch.bfloat16)
 def is_other(*tensors: Any) -> bool:
     """Whether one is of a dtype that the library does not have."""
     return any(isinstance(tensor, torch.Tensor) and tensor.dtype not in _OURS for tensor in tensors)
+
+
+def is_seen(about: Any) -> bool:
+    """Whether a mode sees which functions of torch are called, and may change what they do; torch's own for a device does
+    not. `about`: who is called. A trace knows no modes."""
+    if is_compiling() or not torch._C._len_torch_function_stack():
+        return False
+    mode = next((mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)), None)
+    if mode is not None:
+        cause = f"a TorchFunctionMode ({type(mode).__name__}) is active"
+        warn_once(logger, about, "stock-call", model=getattr(about, "__name__", type(about).__name__), cause=cause)
+    return mode is not None
 
 
 def is_of_stock(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from liger_kernel.transformers import patching, stock_code
+from liger_kernel.transformers import patching, stock_calls, stock_code
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.stock_code import Code
 
@@ -69,7 +69,7 @@ def while_stock(ours: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(ours)
     def forward(self: nn.Module, *x: Any, **by_name: Any) -> Any:
         watch = getattr(type(self), WATCH, None)
-        if watch is None or not has_changed(self, watch):
+        if watch is None or not runs_stock(self, watch):
             return ours(self, *x, **_renamed(type(self), names, by_name)) if by_name else ours(self, *x)
         return _run_below(self, ours, *x, **by_name)
 
@@ -104,6 +104,10 @@ def _run_below(module: nn.Module, ours: Callable[..., Any], *x: Any, **by_name: 
         return below(module, *x, **by_name)
     finally:
         running.discard(id(module))
+
+
+def runs_stock(module: nn.Module, watch: Watch) -> bool:
+    return has_changed(module, watch) or stock_calls.is_seen(module)
 
 
 def has_changed(module: nn.Module, watch: Watch) -> bool:

@@ -17,7 +17,7 @@ from liger_kernel.transformers import patching
 from liger_kernel.transformers.model import causal_lm
 from liger_kernel.transformers.rows import Head
 from liger_kernel.transformers.stock import names_in
-from liger_kernel.transformers.while_stock import WATCH, Watch, forward_below, has_changed, watching
+from liger_kernel.transformers.while_stock import WATCH, Watch, forward_below, runs_stock, watching
 
 # The parameters of most families' forwards.
 LANGUAGE_MODEL = (
@@ -114,7 +114,7 @@ def _with_signature(
         `ignore_index`, `label_smoothing`, `return_token_accuracy`, `return_predicted_tokens`, `accum_dtype`,
         `use_token_scaling`, and what the base model takes.
         """
-        if watch is not None and has_changed(self, watch):
+        if watch is not None and runs_stock(self, watch):
             kwargs.pop("skip_logits", None)
             return _own_forward(self, stock)(self, *args, **kwargs)
         if len(args) > len(by_position):
