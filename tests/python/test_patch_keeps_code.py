@@ -291,3 +291,55 @@ def test_the_mode_of_a_device_is_no_obstacle(way, caplog):
     with torch.device("cpu"):
         assert step(model)[0].logits is None
     assert warnings_of(caplog) == []
+
+
+class Halved(torch.Tensor):
+    """Of a class that has its own values for some of torch's functions."""
+
+    functions = frozenset(
+        {
+            nn.functional.silu,
+            nn.functional.gelu,
+            torch.rsqrt,
+            nn.functional.cross_entropy,
+            nn.functional.linear,
+            torch.cat,
+        }
+    )
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return result / 2 if func in cls.functions else result
+
+
+@both_ways
+@pytest.mark.parametrize("family", ["llama", "gemma", "phi3"])
+def test_a_class_of_tensors_sees_what_the_stock_model_calls(family, way, caplog):
+    def loss_of(model):
+        ids, labels = tiny_models.batch().values()
+        embedded = model.get_input_embeddings()(ids).detach().as_subclass(Halved)
+        return model(inputs_embeds=embedded, labels=labels).loss.as_subclass(torch.Tensor)
+
+    stock = build(family)
+    model = applied(family, way, "", None)
+    x = torch.randn(2, 3, 32).as_subclass(Halved)
+    for theirs, ours in ((stock.model.norm, model.model.norm), (stock.model.layers[0].mlp, model.model.layers[0].mlp)):
+        assert type(ours(x)) is Halved
+        torch.testing.assert_close(ours(x).as_subclass(torch.Tensor), theirs(x).as_subclass(torch.Tensor))
+    torch.testing.assert_close(loss_of(model), loss_of(stock), rtol=1e-4, atol=1e-4)
+    assert any("Halved" in text for text in warnings_of(caplog)), warnings_of(caplog)
+    assert step(model)[0].logits is None
+
+
+class Named(torch.Tensor):
+    """With torch's values for all of its functions."""
+
+
+@both_ways
+def test_a_class_of_tensors_without_functions_of_its_own_is_no_obstacle(way, caplog):
+    model = applied("llama", way, "", None)
+    ids, labels = tiny_models.batch().values()
+    embedded = model.get_input_embeddings()(ids).detach().as_subclass(Named)
+    assert model(inputs_embeds=embedded, labels=labels).logits is None
+    assert warnings_of(caplog) == []

@@ -24,7 +24,7 @@ from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import patching, stock
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.stock import names_in
-from liger_kernel.transformers.stock_calls import is_compiling, is_seen
+from liger_kernel.transformers.stock_calls import class_of_tensors, is_compiling, is_seen
 from liger_kernel.transformers.stock_code import Code, Place
 
 logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
@@ -204,7 +204,7 @@ def while_stock(modeling: Any, name: str, ours: Callable[..., Any], accepted: bo
 
     @functools.wraps(ours)
     def rotate(*args: Any, **kwargs: Any) -> Any:
-        if not takes(*args, **kwargs) or is_seen(about):
+        if not takes(*args, **kwargs) or is_seen(about) or class_of_tensors(*args, *kwargs.values()) is not None:
             return standing(*args, **kwargs)
         tables = [args[i] if len(args) > i else kwargs[name] for i, name in ((2, "cos"), (3, "sin"))]
         if is_compiling():

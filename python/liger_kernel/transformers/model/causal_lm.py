@@ -17,6 +17,7 @@ from liger_kernel.transformers import stock
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.model import lm_head, loss_utils, output_classes
 from liger_kernel.transformers.rows import Head
+from liger_kernel.transformers.stock_calls import class_of_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any], ca
     multiplier = _at(model, head.multiplier) if head.multiplier else None
     projection, targets = projection_of(model, head), (labels, shift_labels)
     logits = result = None
-    if _decide_skip(model, skip_logits, has_targets, caller) and _fusible(model, projection):
+    if _decide_skip(model, skip_logits, has_targets, caller) and _fusible(model, projection, kept):
         changes = {"final_logit_softcapping": softcap, "multiplier": multiplier}
         result = lm_head.head_loss(projection, kept, kept.shape[-1], *targets, **{**_present(loss_kwargs), **changes})
     else:
@@ -238,18 +239,21 @@ def _replaced_in_loss() -> str | None:
     return stock.replaced_in_loss()
 
 
-def _obstacle(model: Any, head: nn.Module | None) -> str | None:
+def _obstacle(model: Any, head: nn.Module | None, hidden_states: torch.Tensor) -> str | None:
     """Why the loss cannot be fused, or None if it can."""
     reason = _loss_obstacle(model)
     if reason is not None:
         return reason
     if getattr(model.config, "pretraining_tp", 1) > 1:
         return f"pretraining_tp is {model.config.pretraining_tp}"
-    return lm_head.obstacle(head)
+    named = class_of_tensors(hidden_states)
+    return (
+        lm_head.obstacle(head) if named is None else f"its hidden states are {named}, a class with functions of its own"
+    )
 
 
-def _fusible(model: nn.Module, head: nn.Module | None) -> bool:
-    reason = _obstacle(model, head)
+def _fusible(model: nn.Module, head: nn.Module | None, hidden_states: torch.Tensor) -> bool:
+    reason = _obstacle(model, head, hidden_states)
     if reason is not None:
         warn_once(logger, model, "loss-not-fused", model=type(model).__name__, reason=reason)
     return reason is None
