@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack, has_torch_function
+from torch.overrides import _get_current_function_mode_stack, has_torch_function_variadic
 from torch.utils._device import DeviceContext
 
 from liger_kernel.ops._operator import LigerArgumentError
@@ -41,7 +41,9 @@ def is_seen(about: Any) -> bool:
 
 def class_of_tensors(*tensors: Any) -> str | None:
     """The name of a class of tensors that has its own values for torch's functions, if one is of such a class."""
-    if is_compiling() or not has_torch_function(tensors):  # which a mode of torch's for a device is enough for
+    if is_compiling() or not has_torch_function_variadic(
+        *tensors
+    ):  # which a mode of torch's for a device is enough for
         return None
     others = (type(tensor) for tensor in tensors if isinstance(tensor, torch.Tensor))
     return next((cls.__name__ for cls in others if patching.function_of(cls.__torch_function__) not in _TORCHS), None)
@@ -61,12 +63,11 @@ def norm(
 ) -> Any:
     """`function.apply(x, weight, *args)`, or what the stock forward says of x. `promotes`: the stock forward multiplies by
     the weight last."""
-    if is_of_stock(module):
-        named = class_of_tensors(x, weight)
+    named = class_of_tensors(x, weight)
+    if (named is not None or (promotes and _is_promoted(x, weight))) and is_of_stock(module):
         if named is not None:
             warn_once(logger, module, "stock-call", model=type(module).__name__, cause=f"its input is {named}")
-        if named is not None or (promotes and _is_promoted(x, weight)):
-            return _stock_forward(module)(module, x)
+        return _stock_forward(module)(module, x)
     if not (is_compiling() and (is_other(x, weight) or _cause(x, weight, epsilon))):  # a trace has no use for the error
         try:
             return function.apply(x, weight, *args)
