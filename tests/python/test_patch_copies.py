@@ -16,6 +16,7 @@ pytest.importorskip("transformers", reason="needs transformers")
 
 import tiny_llama  # noqa: E402
 from llama_patching import assert_close, assert_same_step  # noqa: E402
+from transformers import LlamaForCausalLM  # noqa: E402
 
 from liger_kernel.transformers import (  # noqa: E402
     LigerRMSNorm,
@@ -80,6 +81,40 @@ def test_a_copy_is_patched_runs_its_own_weights_and_reverts_by_itself(way):
     assert twin(input_ids=ids, labels=labels).logits is not None
     assert type(twin) is type(stock)
     assert tiny_llama.run(model, input_ids=ids, labels=labels)[0].logits is None
+
+
+class MadeOfItsConfig(LlamaForCausalLM):
+    """`__new__` wants what `__init__` is given; copies and pickles ask for it."""
+
+    def __new__(cls, config):
+        made = super().__new__(cls)
+        made.__dict__["made_of"] = config
+        return made
+
+    def __getnewargs__(self):
+        return (self.made_of,)
+
+
+class MadeOfNames(MadeOfItsConfig):
+    def __new__(cls, *, config):
+        return super().__new__(cls, config)
+
+    def __init__(self, *, config):
+        super().__init__(config)
+
+    def __getnewargs_ex__(self):
+        return (), {"config": self.made_of}
+
+
+@pytest.mark.parametrize("way", sorted(COPIES))
+@pytest.mark.parametrize("cls", [MadeOfItsConfig, MadeOfNames])
+def test_a_copy_is_made_of_what_the_class_asks_for(cls, way):
+    (ids, labels), config = tiny_llama.batch(), tiny_llama.config()
+    torch.manual_seed(0)
+    model = cls(config) if cls is MadeOfItsConfig else cls(config=config)
+    apply_liger_kernel_to_llama(model=model.train())
+    before = tiny_llama.run(model, input_ids=ids, labels=labels)
+    assert_same_step(tiny_llama.run(COPIES[way](model), input_ids=ids, labels=labels), before)
 
 
 def replicate(model, scale):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ import tiny_llama  # noqa: E402
 import tiny_models  # noqa: E402
 from llama_patching import assert_same_step, both_ways, warnings_of  # noqa: E402
 
-from liger_kernel.transformers import LigerRMSNorm, LigerSwiGLUMLP, monkey_patch  # noqa: E402
+from liger_kernel.transformers import LigerRMSNorm, LigerSwiGLUMLP, monkey_patch, patching  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unpatched")
 
@@ -244,6 +246,41 @@ def test_gate_and_up_that_differ_are_multiplied_as_stock(change, name, way, capl
         monkey_patch.apply_liger_kernel_to_llama(model=model)
     assert isinstance(model.model.layers[0].mlp, LigerSwiGLUMLP)
     assert_same_step(step(wrap(model)), expected, 1e-4)
+
+
+# ---- arguments by name -----------------------------------------------------------------------------------------------
+
+
+@both_ways
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma", "gemma3", "qwen2_5_vl", "falcon_h1", "mixtral"])
+def test_the_argument_of_a_module_has_the_name_that_it_has_in_the_stock_forward(family, way):
+    stock = tiny_models.build(family)
+    if stock is None:
+        pytest.skip(f"this transformers has no {family}")
+    if way == "class":
+        getattr(monkey_patch, f"apply_liger_kernel_to_{family}")()
+    model = tiny_models.build(family)
+    if way == "instance":
+        getattr(monkey_patch, f"apply_liger_kernel_to_{family}")(model=model)
+    called = 0
+    for (_, theirs), (_, ours) in zip(stock.named_modules(), model.named_modules(), strict=True):
+        if not patching.is_patched(ours) or ours is model:
+            continue
+        (name,) = [*inspect.signature(type(theirs).forward).parameters][1:]
+        width = ours.weight.shape[0] if hasattr(ours, "weight") else next(ours.parameters()).shape[1]
+        x = torch.randn(2, 3, width)
+        torch.testing.assert_close(ours(**{name: x}), theirs(**{name: x}), rtol=1e-5, atol=1e-5)
+        with pytest.raises(TypeError):
+            ours(another=x)
+        called += 1
+    assert called > 3
+
+
+def test_a_norm_is_compiled_with_its_argument_by_name():
+    norm, x = nn.LayerNorm(8), torch.randn(3, 8)
+    expected = norm(x)
+    monkey_patch._patch_layer_norm_module(norm)
+    torch.testing.assert_close(torch.compile(lambda x: norm(input=x), fullgraph=True, backend="eager")(x), expected)
 
 
 def test_modules_of_ours_refuse_what_they_say():

@@ -488,11 +488,13 @@ def test_a_class_derived_from_a_patched_models_class_is_reverted():
             return output
 
     model.__class__ = Twice
-    assert step(model)[0].logits is None
-    revert_liger_kernel(model)
-    output = step(model)[0]
-    assert output.logits is not None
-    assert_close(output.loss, 2 * step(tiny_llama.build())[0].loss)
+    assert patching.is_patched(model)
+    for revert in (lambda model: None, revert_liger_kernel):
+        revert(model)
+        output = step(model)[0]
+        assert output.logits is not None
+        assert_close(output.loss, 2 * step(tiny_llama.build())[0].loss)
+    assert not patching.is_patched(model)
 
 
 # ---- warnings --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
@@ -250,3 +251,95 @@ def test_a_text_that_is_put_inside_decorators_counts(order, way, caplog):
         patch.setattr(OWN_FORWARD, "__code__", namespace["forward"].__code__)
 
     assert_counts("llama", way, order, change, caplog, "LlamaForCausalLM")
+
+
+# ---- modes of torch --------------------------------------------------------------------------------------------------
+
+
+class Halving(TorchFunctionMode):
+    """Another value of one of torch's functions, within a context."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result / 2 if func is self.function else result
+
+
+@both_ways
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+@pytest.mark.parametrize(
+    "function",
+    [nn.functional.silu, nn.functional.gelu, torch.rsqrt, nn.functional.cross_entropy, nn.functional.linear, torch.cat],
+)
+def test_a_mode_sees_what_the_stock_model_calls(function, family, way, caplog):
+    with Halving(function):
+        expected = step(build(family))
+    model = applied(family, way, "", None)
+    with Halving(function):
+        found = step(model)
+    assert_same_step(found, expected, 1e-4)
+    assert any("Halving" in text for text in warnings_of(caplog)), warnings_of(caplog)
+    assert step(model)[0].logits is None
+
+
+@both_ways
+def test_the_mode_of_a_device_is_no_obstacle(way, caplog):
+    model = applied("llama", way, "", None)
+    with torch.device("cpu"):
+        assert step(model)[0].logits is None
+    assert warnings_of(caplog) == []
+
+
+class Halved(torch.Tensor):
+    """Of a class that has its own values for some of torch's functions."""
+
+    functions = frozenset(
+        {
+            nn.functional.silu,
+            nn.functional.gelu,
+            torch.rsqrt,
+            nn.functional.cross_entropy,
+            nn.functional.linear,
+            torch.cat,
+        }
+    )
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return result / 2 if func in cls.functions else result
+
+
+@both_ways
+@pytest.mark.parametrize("family", ["llama", "gemma", "phi3"])
+def test_a_class_of_tensors_sees_what_the_stock_model_calls(family, way, caplog):
+    def loss_of(model):
+        ids, labels = tiny_models.batch().values()
+        embedded = model.get_input_embeddings()(ids).detach().as_subclass(Halved)
+        return model(inputs_embeds=embedded, labels=labels).loss.as_subclass(torch.Tensor)
+
+    stock = build(family)
+    model = applied(family, way, "", None)
+    x = torch.randn(2, 3, 32).as_subclass(Halved)
+    for theirs, ours in ((stock.model.norm, model.model.norm), (stock.model.layers[0].mlp, model.model.layers[0].mlp)):
+        assert type(ours(x)) is Halved
+        torch.testing.assert_close(ours(x).as_subclass(torch.Tensor), theirs(x).as_subclass(torch.Tensor))
+    torch.testing.assert_close(loss_of(model), loss_of(stock), rtol=1e-4, atol=1e-4)
+    assert any("Halved" in text for text in warnings_of(caplog)), warnings_of(caplog)
+    assert step(model)[0].logits is None
+
+
+class Named(torch.Tensor):
+    """With torch's values for all of its functions."""
+
+
+@both_ways
+def test_a_class_of_tensors_without_functions_of_its_own_is_no_obstacle(way, caplog):
+    model = applied("llama", way, "", None)
+    ids, labels = tiny_models.batch().values()
+    embedded = model.get_input_embeddings()(ids).detach().as_subclass(Named)
+    assert model(inputs_embeds=embedded, labels=labels).logits is None
+    assert warnings_of(caplog) == []

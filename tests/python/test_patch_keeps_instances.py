@@ -6,6 +6,7 @@ import copy
 import functools
 import pickle
 import types
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,7 +21,12 @@ from llama_patching import assert_same_step, both_ways, warnings_of  # noqa: E40
 from transformers.models.gemma import modeling_gemma  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402
 
-from liger_kernel.transformers import LigerRMSNorm, monkey_patch, revert_liger_kernel  # noqa: E402
+from liger_kernel.transformers import (  # noqa: E402
+    LigerRMSNorm,
+    apply_liger_kernel_to_llama,
+    monkey_patch,
+    revert_liger_kernel,
+)
 
 pytestmark = pytest.mark.usefixtures("unpatched")
 
@@ -155,6 +161,44 @@ def test_a_subclass_of_a_patched_norm_can_be_built_after_the_revert():
 
 
 # ---- what patches are made of ----------------------------------------------------------------------------------------
+
+
+class OfAFamily(transformers.LlamaForCausalLM):
+    """It wants to be told something of each class that is derived from it, and knows them all."""
+
+    known: ClassVar[list] = []
+
+    def __init_subclass__(cls, *, tag, **kwargs):
+        super().__init_subclass__(**kwargs)
+        OfAFamily.known.append((cls, tag))
+
+
+class Tagged(OfAFamily, tag="tagged"):
+    pass
+
+
+class Sealed(transformers.LlamaForCausalLM):
+    """Nothing is set on it once it has been made."""
+
+    def __setattr__(self, name, value):
+        if "sealed" in self.__dict__:
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("cls", [Tagged, Sealed])
+def test_a_class_with_rules_of_its_own_is_patched_and_reverted(cls):
+    ids, labels = tiny_llama.batch()
+    expected = tiny_llama.run(tiny_llama.build(), input_ids=ids, labels=labels)
+    torch.manual_seed(0)
+    model = cls(tiny_llama.config()).train()
+    model.__dict__["sealed"] = True
+    apply_liger_kernel_to_llama(model=model)
+    step = tiny_llama.run(model, input_ids=ids, labels=labels)
+    assert step[0].logits is None
+    assert_same_step(step, expected)
+    revert_liger_kernel(model)
+    assert type(model) is cls and OfAFamily.known == [(Tagged, "tagged")]
 
 
 def test_a_partial_of_a_modelling_class_stays(caplog, monkeypatch):

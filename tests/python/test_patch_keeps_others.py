@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +20,7 @@ from llama_patching import (  # noqa: E402
     both_ways,
     warnings_of,
 )
+from transformers.modeling_outputs import ModelOutput  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402
 
 from liger_kernel.transformers import (  # noqa: E402
@@ -114,7 +119,50 @@ def test_a_subclass_keeps_its_forward(way, caplog):
         torch.manual_seed(0)
         return TwiceTheLoss(tiny_llama.config()).train()
 
-    assert_as_stock(build, way, caplog, "TwiceTheLoss" if way == "instance" else None)
+    assert_as_stock(build, way, caplog, "TwiceTheLoss")
+
+
+class WithALossOfLogits(transformers.LlamaForCausalLM):
+    """It looks at what the forward that it is written around has made."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.loss = output.loss + 0.1 * output.logits.logsumexp(-1).square().mean()
+        return output
+
+
+class OfTuples(transformers.LlamaForCausalLM):
+    def forward(self, **kwargs):
+        loss, logits, *_ = super().forward(return_dict=False, **kwargs)
+        return transformers.modeling_outputs.CausalLMOutputWithPast(loss=loss + logits.mean(), logits=logits)
+
+
+@both_ways
+@pytest.mark.parametrize("cls", [WithALossOfLogits, OfTuples])
+def test_a_forward_written_around_that_of_the_class_gets_logits(cls, way, caplog):
+    def build():
+        torch.manual_seed(0)
+        return cls(tiny_llama.config()).train()
+
+    assert_as_stock(build, way, caplog, cls.__name__)
+
+
+class FromEmbeddings(transformers.LlamaForCausalLM):
+    """It wants no logits, and says so where that is understood."""
+
+    def forward(self, input_ids, **kwargs):
+        return super().forward(inputs_embeds=self.get_input_embeddings()(input_ids), skip_logits=True, **kwargs)
+
+
+def test_a_forward_written_around_that_of_the_class_can_do_without_logits(caplog):
+    ids, labels = tiny_llama.batch()
+    expected = tiny_llama.run(tiny_llama.build(), input_ids=ids, labels=labels)
+    apply_liger_kernel_to_llama()
+    torch.manual_seed(0)
+    model = FromEmbeddings(tiny_llama.config()).train()
+    step = tiny_llama.run(model, input_ids=ids, labels=labels)
+    assert_same_step(step, expected)
+    assert step[0].logits is None and warnings_of(caplog) == []
 
 
 class Renamed(transformers.LlamaForCausalLM):
@@ -142,6 +190,39 @@ def test_a_replaced_class_forward_stays(way, caplog, monkeypatch):
     forward.__wrapped__ = own  # as functools.wraps does
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", forward)
     assert_as_stock(tiny_llama.build, way, caplog, "LlamaForCausalLM")
+
+
+@dataclass
+class Scored(ModelOutput):
+    """The result of a base model which has more to say than Hugging Face's."""
+
+    scores: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    cache: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+def scored(module, args, output):
+    hidden = output.last_hidden_state
+    return Scored(scores=torch.zeros_like(hidden), last_hidden_state=2 * hidden)
+
+
+def described(module, args, output):
+    given = {field.name: output.get(field.name) for field in fields(Scored)}
+    return SimpleNamespace(**{**given, "last_hidden_state": 2 * output.last_hidden_state})
+
+
+@both_ways
+@pytest.mark.parametrize("hook", [scored, described])
+def test_hidden_states_go_by_their_name(hook, way, caplog):
+    def build():
+        model = tiny_llama.build()
+        model.model.register_forward_hook(hook)
+        return model
+
+    assert assert_as_stock(build, way, caplog).logits is None
 
 
 # ---- modules ---------------------------------------------------------------------------------------------------------
@@ -418,6 +499,62 @@ def test_layer_norms_of_another_dtype():
         expected = own(x)
         monkey_patch._patch_layer_norm_module(own)
         assert torch.equal(own(x), expected)
+
+
+# ---- heads and modules that are no nn.Module of Python's ---------------------------------------------------------------
+
+
+def head_is_a_function(model):
+    model.weight = model.lm_head.weight
+    del model.lm_head
+    model.lm_head = lambda hidden: 2 * hidden @ model.weight.T
+
+
+@both_ways
+@pytest.mark.parametrize("after", [False, True])
+def test_a_head_that_is_a_function_is_called(after, way, caplog):
+    def build():
+        model = tiny_llama.build()
+        if not after:
+            head_is_a_function(model)
+        return model
+
+    ids, labels = tiny_llama.batch()
+    models = [tiny_llama.build(), apply(build, way)]
+    for model in models:
+        if "weight" not in model._parameters:
+            head_is_a_function(model)
+    expected, step = (tiny_llama.run(model, input_ids=ids, labels=labels) for model in models)
+    assert_same_step(step, expected, 1e-4)
+    assert any("function" in text for text in warnings_of(caplog)), warnings_of(caplog)
+
+
+def scripted(path):
+    def change(model):
+        owner, _, name = path.rpartition(".")
+        setattr(model.get_submodule(owner), name, torch.jit.script(model.get_submodule(path)))
+
+    return change
+
+
+@both_ways
+@pytest.mark.parametrize("path", ["lm_head", "model.norm", "model.layers.0.mlp", "model.layers.0.mlp.gate_proj"])
+def test_a_scripted_module_stays(path, way, caplog):
+    ids, labels = tiny_llama.batch()
+    stock = tiny_llama.build()
+    scripted(path)(stock)
+    expected = tiny_llama.run(stock, input_ids=ids, labels=labels)
+
+    def build():
+        model = tiny_llama.build()
+        scripted(path)(model)
+        return model
+
+    model = apply(build, way)
+    assert_same_step(tiny_llama.run(model, input_ids=ids, labels=labels), expected, 1e-4)
+    revert_liger_kernel()
+    revert_liger_kernel(model)
+    assert_same_step(tiny_llama.run(model, input_ids=ids, labels=labels), expected, 1e-4)
 
 
 # ---- hooks and wrappers ----------------------------------------------------------------------------------------------

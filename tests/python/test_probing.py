@@ -304,18 +304,21 @@ def test_an_mlp_that_drops_in_training_is_left_alone():
     assert not any("MLP" in what for what in done.values()) and done["model.norm"].startswith("LigerRMSNorm")
 
 
-class ByKeyword(nn.Module):
+class OfOneClass(nn.Module):
+    """It asks for the class of its child, which a patch changes."""
+
     def __init__(self, norm):
         super().__init__()
         self.inner = RoundsLate(norm)
 
     def forward(self, x):
-        return self.inner(x=x)
+        assert type(self.inner) is RoundsLate
+        return self.inner(x)
 
 
 def test_what_breaks_the_model_is_taken_back():
     model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.0, attention_dropout=0.0)
-    model.model.norm = ByKeyword(model.model.norm)
+    model.model.norm = OfOneClass(model.model.norm)
     expected = run(model, **tiny_models.batch())
     done = apply_liger_kernel(model)
     assert "model.norm.inner" not in done and "model.layers.0.input_layernorm" in done and FUSED in done.values()

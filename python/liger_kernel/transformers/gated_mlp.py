@@ -18,7 +18,7 @@ from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import stock_code
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.patching import PatchedAs
-from liger_kernel.transformers.stock_calls import is_compiling, is_of_stock, is_other
+from liger_kernel.transformers.stock_calls import class_of_tensors, is_compiling, is_of_stock, is_other
 from liger_kernel.transformers.while_stock import logger
 
 _HOOKS = nn.modules.module._global_forward_hooks
@@ -107,8 +107,9 @@ def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
     known = "act_fn" not in own["_modules"] if seen is None else _is_as_seen(mlp, *seen)
     if not known:
         return _composed(getattr(mlp, "act_fn" if seen is None else seen[0]), *args)
-    if not _are_alike(args) and is_of_stock(mlp):
-        warn_once(logger, mlp, "stock-call", model=type(mlp).__name__, cause="its gate and up differ in shape or dtype")
+    cause = _cause(args)
+    if cause is not None and is_of_stock(mlp):
+        warn_once(logger, mlp, "stock-call", model=type(mlp).__name__, cause=cause)
     elif not (is_compiling() and is_other(args[0])):  # a trace has no use for the error
         try:
             return function.apply(*args)
@@ -116,6 +117,14 @@ def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
             if not is_other(args[0]):
                 raise
     return _composed(getattr(mlp, seen[0]) if seen else _PLAIN.get(function, nn.functional.silu), *args)
+
+
+def _cause(args: Any) -> str | None:
+    """In words, why our operator is not to have these."""
+    if not _are_alike(args):
+        return "its gate and up differ in shape or dtype"
+    named = class_of_tensors(*args)
+    return None if named is None else f"its input is {named}"
 
 
 def _are_alike(args: Any) -> bool:

@@ -179,6 +179,14 @@ class _Made(type):
     """The class of the classes made here, by which they are pickled: no name leads to them."""
 
 
+class _Unannounced:
+    """Stands before a base while a class is made of it, which is not told: `__init_subclass__` may register classes, or want
+    arguments."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
 def _reduced(cls: type) -> Any:
     return (_patched, (cls.__bases__[0], vars(cls)[_PATCH])) if _PATCH in vars(cls) else cls.__qualname__
 
@@ -200,13 +208,14 @@ def _patched(cls: type, patch: Patch) -> type:
             return subclass
     named = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass = _Made if type(cls) is type else type(cls)
-    made: Any = metaclass(cls.__name__, (cls,), {**named, **patch.methods(cls), _PATCH: patch})
+    made: Any = metaclass(cls.__name__, (_Unannounced, cls), {**named, **patch.methods(cls), _PATCH: patch})
+    made.__bases__ = (cls,)
 
     # Its own, although it does as an inherited one would: tools that wrap those of all classes put back what they found.
     @functools.wraps(cls.__init__)  # type: ignore[misc]
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if type(self) is made:  # `type(norm)(64)`: patched if `cls` builds what is patched
-            object.__setattr__(self, "__class__", cls)
+            _become(self, cls)
             cls.__init__(self, *args, **kwargs)  # type: ignore[misc]
         else:
             super(made, self).__init__(*args, **kwargs)
@@ -215,7 +224,7 @@ def _patched(cls: type, patch: Patch) -> type:
         reduced = super(made, self).__reduce_ex__(max(protocol, 2))  # the old protocols name the class
         if type(self) is not made or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return reduced
-        return (_new, (cls, patch), *reduced[2:])
+        return (_new, (cls, patch, *reduced[1][1:]), *reduced[2:])
 
     def __prepare_scriptable__(self: Any) -> Any:
         """What torch.jit.script compiles instead: our methods are not written in its part of Python."""
@@ -259,9 +268,10 @@ def have_changed(module: nn.Module, values: Values) -> bool:
     return False
 
 
-def _new(cls: type, patch: Patch) -> Any:
+def _new(cls: type, patch: Patch, *args: Any) -> Any:
+    """`args`: what its `__new__` is given."""
     made: Any = _patched(cls, patch)
-    return made.__new__(made)
+    return made.__new__(made, *args)
 
 
 def patched_class(cls: type) -> type:
@@ -320,8 +330,12 @@ def give_methods(module: nn.Module, patch: Patch) -> bool:
             set_on_instance(module, name, value)
     else:
         module.__dict__.pop("forward", None)  # the method of its class, stored on the instance
-    module.__class__ = made
+    _become(module, made)
     return True
+
+
+def _become(module: nn.Module, cls: type) -> None:
+    object.__setattr__(module, "__class__", cls)  # whatever the class thinks of attributes
 
 
 def _slot(module: nn.Module) -> str:
@@ -387,7 +401,7 @@ def restore_instance(module: nn.Module) -> None:
     """Undo all of the above on this module (not on its children) that still stands."""
     cls = type(module)
     if hasattr(cls, _PATCH):
-        module.__class__ = unpatched(cls)
+        _become(module, unpatched(cls))
     record = module.__dict__.pop(_RECORD, {})
     for name, (original, ours) in record.items():
         current = module.__dict__.get(name, Absent)

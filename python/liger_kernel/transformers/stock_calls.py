@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack, has_torch_function_variadic
+from torch.utils._device import DeviceContext
 
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import patching
@@ -16,12 +18,35 @@ from liger_kernel.transformers.messages import warn_once
 logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
 
 is_compiling = torch.compiler.is_dynamo_compiling
+_TORCHS = (patching.function_of(torch.Tensor.__torch_function__), torch._C._disabled_torch_function_impl)
 _OURS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def is_other(*tensors: Any) -> bool:
     """Whether one is of a dtype that the library does not have."""
     return any(isinstance(tensor, torch.Tensor) and tensor.dtype not in _OURS for tensor in tensors)
+
+
+def is_seen(about: Any) -> bool:
+    """Whether a mode sees which functions of torch are called, and may change what they do; torch's own for a device does
+    not. `about`: who is called. A trace knows no modes."""
+    if is_compiling() or not torch._C._len_torch_function_stack():
+        return False
+    mode = next((mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)), None)
+    if mode is not None:
+        cause = f"a TorchFunctionMode ({type(mode).__name__}) is active"
+        warn_once(logger, about, "stock-call", model=getattr(about, "__name__", type(about).__name__), cause=cause)
+    return mode is not None
+
+
+def class_of_tensors(*tensors: Any) -> str | None:
+    """The name of a class of tensors that has its own values for torch's functions, if one is of such a class."""
+    if is_compiling() or not has_torch_function_variadic(
+        *tensors
+    ):  # which a mode of torch's for a device is enough for
+        return None
+    others = (type(tensor) for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return next((cls.__name__ for cls in others if patching.function_of(cls.__torch_function__) not in _TORCHS), None)
 
 
 def is_of_stock(module: nn.Module) -> bool:
@@ -38,7 +63,10 @@ def norm(
 ) -> Any:
     """`function.apply(x, weight, *args)`, or what the stock forward says of x. `promotes`: the stock forward multiplies by
     the weight last."""
-    if promotes and _is_promoted(x, weight) and is_of_stock(module):
+    named = class_of_tensors(x, weight)
+    if (named is not None or (promotes and _is_promoted(x, weight))) and is_of_stock(module):
+        if named is not None:
+            warn_once(logger, module, "stock-call", model=type(module).__name__, cause=f"its input is {named}")
         return _stock_forward(module)(module, x)
     if not (is_compiling() and (is_other(x, weight) or _cause(x, weight, epsilon))):  # a trace has no use for the error
         try:

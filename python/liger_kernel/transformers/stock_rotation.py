@@ -24,7 +24,7 @@ from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import patching, stock
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.stock import names_in
-from liger_kernel.transformers.stock_calls import is_compiling
+from liger_kernel.transformers.stock_calls import class_of_tensors, is_compiling, is_seen
 from liger_kernel.transformers.stock_code import Code, Place
 
 logger = logging.getLogger("liger_kernel.transformers.monkey_patch")
@@ -60,13 +60,17 @@ def is_own(rotary: nn.Module, modeling: str) -> bool:
 
 def watch_model(model: nn.Module) -> None:
     for module in model.modules():
-        if module._modules.get(_CHILD) is not None:
+        if _child(module) is not None:
             _watch_child(module, _CHILD, None)
 
 
 def modules_in(model: nn.Module) -> list[nn.Module]:
-    found = (module._modules.get(_CHILD) for module in model.modules())
-    return [module for module in found if module is not None]
+    return [child for module in model.modules() if (child := _child(module)) is not None]
+
+
+def _child(module: nn.Module) -> nn.Module | None:
+    """Its rotary module. A scripted module's children are in no dictionary."""
+    return module._modules[_CHILD] if _CHILD in module._modules else None  # type: ignore[return-value]
 
 
 def _watch_child(parent: nn.Module, name: str, child: Any) -> None:
@@ -178,7 +182,7 @@ def while_stock(modeling: Any, name: str, ours: Callable[..., Any], accepted: bo
             patching.replace(cls, "forward", _recording(cls.forward))
 
     def changed() -> bool:
-        children = (parent._modules.get(_CHILD) for parent in parents)
+        children = map(_child, parents)
         foreign = (type(child).__name__ for child in children if child is not None and not is_own(child, home))
         return says(code.replaced() or next(foreign, None))
 
@@ -200,7 +204,7 @@ def while_stock(modeling: Any, name: str, ours: Callable[..., Any], accepted: bo
 
     @functools.wraps(ours)
     def rotate(*args: Any, **kwargs: Any) -> Any:
-        if not takes(*args, **kwargs):
+        if not takes(*args, **kwargs) or is_seen(about) or class_of_tensors(*args, *kwargs.values()) is not None:
             return standing(*args, **kwargs)
         tables = [args[i] if len(args) > i else kwargs[name] for i, name in ((2, "cos"), (3, "sin"))]
         if is_compiling():

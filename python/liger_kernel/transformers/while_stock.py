@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from liger_kernel.transformers import patching, stock_code
+from liger_kernel.transformers import patching, stock_calls, stock_code
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.stock_code import Code
 
@@ -62,16 +63,32 @@ def asker(code: Code, cls: type) -> Callable[[], bool]:
 
 
 def while_stock(ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates the forwards, of one argument, that patched modules are given."""
+    """Decorates the forwards that patched modules are given."""
+    names = _names(ours)
 
     @functools.wraps(ours)
     def forward(self: nn.Module, *x: Any, **by_name: Any) -> Any:
         watch = getattr(type(self), WATCH, None)
-        if watch is None or not has_changed(self, watch):
-            return ours(self, *x, **by_name) if by_name else ours(self, *x)
+        if watch is None or not runs_stock(self, watch):
+            return ours(self, *x, **_renamed(type(self), names, by_name)) if by_name else ours(self, *x)
         return _run_below(self, ours, *x, **by_name)
 
     return forward
+
+
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)
+
+
+def _renamed(cls: type, names: tuple[str, ...], by_name: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that go by the names of the stock forward, by those that ours has for them."""
+    ours = _ours_for(cls, names)
+    return {ours.get(name, name): value for name, value in by_name.items()}
+
+
+@torch.compiler.assume_constant_result
+def _ours_for(cls: type, names: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(_names(patching.original(patching.patched_class(cls), "forward")), names, strict=False))
 
 
 def _run_below(module: nn.Module, ours: Callable[..., Any], *x: Any, **by_name: Any) -> Any:
@@ -87,6 +104,10 @@ def _run_below(module: nn.Module, ours: Callable[..., Any], *x: Any, **by_name: 
         return below(module, *x, **by_name)
     finally:
         running.discard(id(module))
+
+
+def runs_stock(module: nn.Module, watch: Watch) -> bool:
+    return has_changed(module, watch) or stock_calls.is_seen(module)
 
 
 def has_changed(module: nn.Module, watch: Watch) -> bool:

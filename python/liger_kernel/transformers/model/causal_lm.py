@@ -17,6 +17,7 @@ from liger_kernel.transformers import stock
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.model import lm_head, loss_utils, output_classes
 from liger_kernel.transformers.rows import Head
+from liger_kernel.transformers.stock_calls import class_of_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,11 @@ _OF_THE_CALL = frozenset({"return_dict", "past_key_values", "cache"})
 _NOT_HANDED_ON = frozenset({"self", "labels", "logits_to_keep", "skip_logits", "return_dict"})
 
 
-def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) -> Any:
+def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any], caller: str | None = None) -> Any:
     """The forward of a causal language model with the fused loss.
 
-    `given` are the arguments of the call; those that are not `named` parameters of its forward reach the loss too.
+    `given` are the arguments of the call; those that are not `named` parameters of its forward reach the loss too. `caller`:
+    somebody's forward that calls this one, and may look at logits.
 
     Returns the head's output class, or a tuple (loss?, aux_loss?, logits, rest of the base model's output,
     token_accuracy?, predicted_tokens?) if return_dict is false. ValueError if skip_logits is true in training without
@@ -59,14 +61,15 @@ def run(model: Any, head: Head, named: frozenset[str], given: dict[str, Any]) ->
 
     shift_labels = loss_kwargs.pop("shift_labels", None)
     has_targets = labels is not None or shift_labels is not None
-    kept = _keep(outputs[0], logits_to_keep)
-    _require_as_many_targets(kept, kept is outputs[0], labels, shift_labels)
+    hidden_states = outputs.last_hidden_state if _goes_by_name(type(model)) else outputs[0]
+    kept = _keep(hidden_states, logits_to_keep)
+    _require_as_many_targets(kept, kept is hidden_states, labels, shift_labels)
 
     softcap = getattr(config, head.softcap, None) if head.softcap and _applies(type(model), head.softcap) else None
     multiplier = _at(model, head.multiplier) if head.multiplier else None
     projection, targets = projection_of(model, head), (labels, shift_labels)
     logits = result = None
-    if _decide_skip(model, skip_logits, has_targets) and _fusible(model, projection):
+    if _decide_skip(model, skip_logits, has_targets, caller) and _fusible(model, projection, kept):
         changes = {"final_logit_softcapping": softcap, "multiplier": multiplier}
         result = lm_head.head_loss(projection, kept, kept.shape[-1], *targets, **{**_present(loss_kwargs), **changes})
     else:
@@ -126,6 +129,12 @@ def _cache_name(model_class: Any, otherwise: str) -> str:
 @torch.compiler.assume_constant_result
 def _applies(model_class: Any, name: str) -> bool:
     return stock.forward_names(model_class, name)
+
+
+@torch.compiler.assume_constant_result
+def _goes_by_name(model_class: Any) -> bool:
+    """Whether a model's own forward asks the base model's output for its hidden states by name, not for its first entry."""
+    return stock.forward_names(model_class, "last_hidden_state")
 
 
 @torch.compiler.assume_constant_result
@@ -189,9 +198,9 @@ def _require_as_many_targets(
 # ---- to fuse or not --------------------------------------------------------------------------------------------------
 
 
-def _decide_skip(model: nn.Module, skip_logits: bool | None, has_targets: bool) -> bool:
+def _decide_skip(model: nn.Module, skip_logits: bool | None, has_targets: bool, caller: str | None) -> bool:
     if skip_logits is None:
-        return model.training and has_targets
+        return model.training and has_targets and not _may_look_at_logits(model, caller)
     if skip_logits and not has_targets:
         if model.training:
             raise ValueError("skip_logits is True, but labels and shift_labels are None")
@@ -199,6 +208,13 @@ def _decide_skip(model: nn.Module, skip_logits: bool | None, has_targets: bool) 
         warn_once(logger, model, "skip-without-targets")
         return False
     return bool(skip_logits)
+
+
+def _may_look_at_logits(model: nn.Module, caller: str | None) -> bool:
+    if caller is not None:
+        reason = f"{caller} is written around its forward, and may look at logits"
+        warn_once(logger, model, "loss-not-fused", model=type(model).__name__, reason=reason)
+    return caller is not None
 
 
 def _advise_eager(model: Any) -> None:
@@ -223,18 +239,21 @@ def _replaced_in_loss() -> str | None:
     return stock.replaced_in_loss()
 
 
-def _obstacle(model: Any, head: nn.Module | None) -> str | None:
+def _obstacle(model: Any, head: nn.Module | None, hidden_states: torch.Tensor) -> str | None:
     """Why the loss cannot be fused, or None if it can."""
     reason = _loss_obstacle(model)
     if reason is not None:
         return reason
     if getattr(model.config, "pretraining_tp", 1) > 1:
         return f"pretraining_tp is {model.config.pretraining_tp}"
-    return lm_head.obstacle(head)
+    named = class_of_tensors(hidden_states)
+    return (
+        lm_head.obstacle(head) if named is None else f"its hidden states are {named}, a class with functions of its own"
+    )
 
 
-def _fusible(model: nn.Module, head: nn.Module | None) -> bool:
-    reason = _obstacle(model, head)
+def _fusible(model: nn.Module, head: nn.Module | None, hidden_states: torch.Tensor) -> bool:
+    reason = _obstacle(model, head, hidden_states)
     if reason is not None:
         warn_once(logger, model, "loss-not-fused", model=type(model).__name__, reason=reason)
     return reason is None

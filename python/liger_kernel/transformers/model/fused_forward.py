@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from liger_kernel.transformers import patching
 from liger_kernel.transformers.model import causal_lm
 from liger_kernel.transformers.rows import Head
 from liger_kernel.transformers.stock import names_in
-from liger_kernel.transformers.while_stock import WATCH, Watch, forward_below, has_changed, watching
+from liger_kernel.transformers.while_stock import WATCH, Watch, forward_below, runs_stock, watching
 
 # The parameters of most families' forwards.
 LANGUAGE_MODEL = (
@@ -64,6 +66,15 @@ def _own_forward(model: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
     return stock if patching.is_ours(forward) else forward
 
 
+@torch.compiler.assume_constant_result
+def _caller(cls: Any) -> str | None:
+    """The forward of a class, if it is not ours: that of somebody who has derived from a class of ours, or has wrapped its
+    forward."""
+    if patching.is_ours(cls.forward):
+        return None
+    return getattr(cls.forward, "__qualname__", type(cls.forward).__name__)
+
+
 def named_forward(head: Head, parameters: str, name: str = "lce_forward") -> Callable[..., Any]:
     """The forward of a family's file in this folder: its parameters, separated by blanks, are the same whatever
     transformers is installed. The last one gathers the loss's keyword arguments."""
@@ -103,7 +114,7 @@ def _with_signature(
         `ignore_index`, `label_smoothing`, `return_token_accuracy`, `return_predicted_tokens`, `accum_dtype`,
         `use_token_scaling`, and what the base model takes.
         """
-        if watch is not None and has_changed(self, watch):
+        if watch is not None and runs_stock(self, watch):
             kwargs.pop("skip_logits", None)
             return _own_forward(self, stock)(self, *args, **kwargs)
         if len(args) > len(by_position):
@@ -112,7 +123,8 @@ def _with_signature(
             if given in kwargs:
                 raise TypeError(f"{qualified} got multiple values for argument {given!r}")
         arguments = {**dict(zip(by_position, args, strict=False)), **kwargs}
-        return causal_lm.run(self, head, named, arguments)
+        caller = None if stock is None else _caller(type(self))
+        return causal_lm.run(self, head, named, arguments, caller)
 
     lce_forward.__signature__ = signature  # type: ignore[attr-defined]
     lce_forward.__name__, lce_forward.__qualname__ = name, qualified

@@ -76,6 +76,8 @@ def obstacle(head: Any) -> str | None:
     """Why the loss cannot be fused with `head`, or None if it can. Asks only what is known outside the head's call."""
     if head is None:
         return "the model has no output head"
+    if not isinstance(head, nn.Module):
+        return f"it is a {type(head).__name__}, not an nn.Linear"
     inner = unwrap_peft(head)
     reason = _hook_obstacle(head) or _hook_obstacle(inner)
     if reason is None and inner is not head:
