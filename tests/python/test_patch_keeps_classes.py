@@ -59,7 +59,7 @@ def test_a_class_is_the_same_object_before_and_after(kind):
         cls, part = pickle.loads(pickle.dumps((own, functools.partial(own, 8)), protocol))
         assert cls is own and part.func is own
     assert pickle.loads(pickled)[0] is own
-    assert own.__subclasses__() == derived
+    assert [cls for cls in own.__subclasses__() if cls not in derived] == []
 
 
 def test_a_model_that_was_built_before_a_class_patch_is_pickled():
