@@ -664,6 +664,16 @@ def test_what_is_refused(change, error, words):
         LigerFusedLinearGRPOFunction.apply(*arguments(given | change))
 
 
+def test_a_token_that_is_refused_goes_by_the_callers_word():
+    given = make_case(torch.device("cpu"), torch.float32, "grpo", "token", VARIANTS["on policy"])
+    vocab = given["weight"].shape[0]
+    args = list(arguments(given))
+    args[2], args[3] = torch.full_like(args[2], vocab), torch.ones_like(args[3])
+    words = rf"LigerFusedLinearGRPOFunction: selected_token_ids\[0\] is {vocab}, .* in \[0, {vocab}\)$"
+    with pytest.raises(ValueError, match=words):
+        LigerFusedLinearGRPOFunction.apply(*args)
+
+
 @pytest.mark.parametrize(
     "options",
     [dict(sapo_temperature_pos=0), dict(sapo_temperature_neg=-1.0), dict(delta=0.0), dict(delta=-1.0)],

@@ -128,6 +128,7 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
     """
 
     bias_position: int
+    labels = "target"  # what its callers call the tokens
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
@@ -158,10 +159,18 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
             t is not None and any(asked) and (asked_here or t.requires_grad)
             for t, asked_here in zip(head.operands, (*cls._operands(asked), False))
         )
-        found, (dx, dweight, dbias), factor = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
+        try:
+            found, (dx, dweight, dbias), factor = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
+        except LigerArgumentError as error:
+            raise LigerArgumentError(cls._in_callers_words(str(error))) from None
         ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias, factor)
         ctx.dtypes = [None if t is None else t.dtype for t in head.operands]
         return found
+
+    @classmethod
+    def _in_callers_words(cls, text: str) -> str:
+        """An error of the library about a token."""
+        return text.replace("linear_logprob_forward: target[", f"{cls.__name__}: {cls.labels}[")
 
     @classmethod
     def scaled_gradients(cls, ctx: Any, upstreams: tuple) -> tuple:

@@ -41,6 +41,7 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
     """
 
     bias_position = 5
+    labels = "selected_token_ids"
 
     @staticmethod
     def ppo_loss_fn(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
@@ -49,6 +50,10 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
     @staticmethod
     def reads_masked(**options: Any) -> bool:
         return True
+
+    @classmethod
+    def _in_callers_words(cls, text: str) -> str:
+        return super()._in_callers_words(text).replace(f" or ignore_index {IGNORED}", "")  # no word of the caller's
 
     @staticmethod
     def chunk_forward(

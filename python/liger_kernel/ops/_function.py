@@ -178,7 +178,7 @@ class LigerFunction(torch.autograd.Function, metaclass=OwnApply):
     def _in_callers_words(cls, text: str) -> str:
         """An error of the library or of the operator, which have names of their own for the arguments."""
         known = "|".join(cls.words)
-        return re.sub(rf"\b({known})\b(?=:|\.| is | has | must | overlaps)", lambda m: cls.words[m[1]], text)
+        return re.sub(rf"\b({known})\b(?=:|\.|\[| is | has | must | overlaps)", lambda m: cls.words[m[1]], text)
 
     @classmethod
     def compiled(cls, *args: Any) -> Any:
