@@ -276,6 +276,10 @@ static const struct op_case forward_cases[] = {
     {.label = "9x12x35 two passes, only dweight", .size = {9, 12, 35, 0, 4}, .flags = NO_DX | NO_DBIAS | BARE},
     {.label = "9x12x35 two passes, only dbias", .size = {9, 12, 35, 0, 4}, .flags = NO_DX | NO_DWEIGHT | BIASED},
     {.label = "9x12x35 two passes, loss only", .size = {9, 12, 35, 0, 4}, .scalar = {.1, 1e-3}, .flags = LOSS_ONLY},
+    {.label = "23x45x131 general, two passes",
+     .size = {23, 45, 131, 0, 48},
+     .flags = GENERAL | BARE | BIASED,
+     .dtypes = 1u << LIGER_F32},
     {.label = "150x33x1031 two passes",
      .size = {150, 33, 1031, 0, 256},
      .scalar = {.1, 1e-4},
@@ -328,6 +332,7 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
+static void wide(struct op_call *call) { call->t[LOGITS].stride[0] = 34; }
 static void narrow_slice(struct op_call *call) { call->t[LOGITS].shape[1] = call->t[LOGITS].stride[0] = 4; }
 static void gaps_in_slice(struct op_call *call) { call->t[LOGITS].shape[1] = 8, call->t[LOGITS].stride[0] = 9; }
 
@@ -336,7 +341,7 @@ static const struct op_provocation shared_provocations[] = {
     {"no hidden size", OP_SHAPE(WEIGHT, 1, 0), LIGER_ERR_SHAPE, {"weight is 33 x 0", "shard"}},
     {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits is required"}},
     {"logits without rows", OP_SHAPE(LOGITS, 0, 0), LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},
-    {"logits wider than the vocabulary", OP_SHAPE(LOGITS, 1, 34), LIGER_ERR_SHAPE, {"logits", "34", "33"}},
+    {"logits wider than the vocabulary", OP_SHAPE(LOGITS, 1, 34), LIGER_ERR_SHAPE, {"logits", "34", "33"}, wide},
     {"a slice of some rows", OP_SHAPE(LOGITS, 1, 32), LIGER_ERR_SHAPE, {"logits is 3 x 32", "33 columns", "7 rows"}},
     {"a slice too narrow", OP_SHAPE(LOGITS, 0, 7), LIGER_ERR_SHAPE, {"logits is 7 x 4", "5 columns"}, narrow_slice},
     {"a slice with gaps", OP_SHAPE(LOGITS, 0, 7), LIGER_ERR_LAYOUT, {"logits", "stride is 9 and not 8"}, gaps_in_slice},
