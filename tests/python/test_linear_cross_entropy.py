@@ -350,7 +350,7 @@ def test_memory_of_two_passes(device):
         said = own_process.output("-c", TWO_PASSES, device.type, "memory", LIGER_LOSS_WORKSPACE_MB=budget)
         peaks.append(float(said.split()[-1]) / 1024)
     gradients = (65536 + 512) * 256 * 2 / 2**20
-    assert peaks[0] < gradients + 40 + 4 < gradients + 60 < peaks[1]
+    assert peaks[0] < gradients + 40 + 1 and peaks[1] > gradients + 60
 
 
 def test_helpers(device):
