@@ -354,8 +354,10 @@ static void workers_leave_signals_alone(struct report *report) {
 static struct plan_key product_key(int i) {
     const int64_t rows = 1 + i / 7, hidden = 4096, vocab = 128256;
     struct plan_key key = {.m = rows, .n = vocab, .k = hidden, .lda = hidden, .ldb = hidden, .ldc = vocab};
-    if (i % 7 > 1) key = (struct plan_key){.m = rows, .n = hidden, .k = vocab, .lda = vocab, .ldb = hidden, .ldc = hidden};
-    if (i % 7 > 3) key = (struct plan_key){.m = vocab, .n = hidden, .k = rows, .lda = vocab, .ldb = hidden, .ldc = hidden};
+    if (i % 7 > 1)
+        key = (struct plan_key){.m = rows, .n = hidden, .k = vocab, .lda = vocab, .ldb = hidden, .ldc = hidden};
+    if (i % 7 > 3)
+        key = (struct plan_key){.m = vocab, .n = hidden, .k = rows, .lda = vocab, .ldb = hidden, .ldc = hidden};
     key.accumulate = i % 7 == 6;
     key.alignment_a = 16 >> i % 2, key.alignment_b = key.alignment_c = 16;
     return key;

@@ -18,7 +18,7 @@ struct linear_head {
     const void *bias;   /* [vocab] or NULL */
     void *logits;
     int64_t logits_stride;
-    void *workspace; /* scratch of the products, then of dbias */
+    void *workspace;                 /* scratch of the products, then of dbias */
     size_t product_bytes, sum_bytes; /* set by the loops */
 };
 

@@ -65,7 +65,8 @@ int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, 
     const bool cpu = context->device == LIGER_DEVICE_CPU;
     const int64_t element = (int64_t)liger_dtype_size(dtype), step = cpu ? CPU_STEP : GPU_STEP;
     const int64_t wave = cpu ? step : GPU_WAVE, some = larger(vocab, 1);
-    const int64_t budget = linear_budget(context), bytes = budget ? budget : cpu_logits_bytes(element, rows, hidden, some);
+    const int64_t budget = linear_budget(context),
+                  bytes = budget ? budget : cpu_logits_bytes(element, rows, hidden, some);
     const int64_t chunk = rows_of_bytes(bytes, some * element, step);
     if (rows <= chunk) return rows;
     if (dweight && dtype != LIGER_F32 && rows <= hidden + chunk && sum_fits(context, sum_bytes(vocab, hidden)))

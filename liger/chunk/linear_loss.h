@@ -30,8 +30,8 @@ struct linear_loss {
 size_t linear_loss_workspace(const liger_context *context, const struct linear_loss *loss);
 
 /* The number of rows per chunk that a caller should provide logits for: one chunk where the accumulator of dweight, if there
- * is a dweight, would cost as much memory as the logits it saves, else what the budget allows (LIGER_LOSS_WORKSPACE_MB),
- * evenly spread or in sizes that suit a GPU. */
+ * is a dweight, would cost as much memory as the logits it saves and is within what somebody has named as a budget, else what
+ * the budget allows (LIGER_LOSS_WORKSPACE_MB), evenly spread or in sizes that suit a GPU. */
 int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab, bool dweight);
 

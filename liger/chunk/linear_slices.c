@@ -4,6 +4,7 @@
 #include "liger/core/fail.h"
 #include "liger/ops/column_sum/column_sum_problem.h"
 #include "liger/ops/gemm/gemm_problem.h"
+#include "liger/ops/linear_logprob/linear_logprob_problem.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -18,7 +19,8 @@ static int64_t column_bytes(liger_dtype dtype, int64_t rows) {
     return (rows ? rows : 1) * (int64_t)liger_dtype_size(dtype);
 }
 
-int64_t linear_slices_even(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t vocab, int64_t bytes) {
+int64_t linear_slices_even(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t vocab,
+                           int64_t bytes) {
     const int64_t step = context->device == LIGER_DEVICE_CPU ? CPU_STEP : GPU_STEP;
     const int64_t most = bytes / column_bytes(dtype, rows) / step * step, cols = most > step ? most : step;
     const int64_t slices = (vocab + cols - 1) / cols;
@@ -60,6 +62,16 @@ size_t linear_slices_workspace(const liger_context *context, const struct linear
     return layout.products + layout.sums + layout.dx;
 }
 
+liger_status linear_slices_from_rows(liger_context *context, void *state, int64_t first, int64_t cols, void *logits,
+                                     int64_t stride, liger_stream stream) {
+    struct logits_gradient_problem problem = *(const struct logits_gradient_problem *)state;
+    problem.first = first;
+    problem.cols = cols;
+    problem.logits = logits;
+    problem.logits_stride = stride;
+    return context->kernels->logits_gradient(context, &problem, stream);
+}
+
 /* ---- the loop --------------------------------------------------------------------------------------------------- */
 
 static liger_status round_dx(liger_context *context, const struct linear_slices *slices, const float *sum,
@@ -99,8 +111,7 @@ liger_status linear_slices_run(liger_context *context, const struct linear_slice
         const int64_t left = head.vocab - first;
         const struct linear_part part = {0, slices->rows, first, left < slices->slice_cols ? left : slices->slice_cols};
         if (!slices->kept) LIGER_TRY(linear_head_logits(context, &head, &part, stream));
-        LIGER_TRY(
-            slices->gradient(context, slices->state, first, part.cols, head.logits, head.logits_stride, stream));
+        LIGER_TRY(slices->gradient(context, slices->state, first, part.cols, head.logits, head.logits_stride, stream));
         if (slices->dx) LIGER_TRY(linear_head_dx(context, &head, &part, dx, stream));
         if (slices->dweight) LIGER_TRY(linear_head_dweight(context, &head, &part, dweight, stream));
         if (slices->dbias) LIGER_TRY(linear_head_dbias(context, &head, &part, slices->dbias, false, stream));

@@ -38,6 +38,9 @@ size_t linear_slices_workspace(const liger_context *context, const struct linear
 int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                            int64_t vocab);
 
+/* Such a gradient from a row of numbers for each token: `state` is the struct logits_gradient_problem of all columns. */
+linear_slices_gradient linear_slices_from_rows;
+
 /* The columns of slices of `bytes` each, evenly spread; one step at least. */
 int64_t linear_slices_even(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t vocab, int64_t bytes);
 

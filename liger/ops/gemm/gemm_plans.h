@@ -12,7 +12,8 @@
 /* Everything that the choice of an algorithm may depend on. No padding: it is compared and hashed as words. */
 struct plan_key {
     int64_t m, n, k, lda, ldb, ldc;
-    int32_t dtype, c_dtype, transpose_a, transpose_b, accumulate, alignment_a, alignment_b, alignment_c, workspace, reserved;
+    int32_t dtype, c_dtype, transpose_a, transpose_b, accumulate, alignment_a, alignment_b, alignment_c, workspace,
+        reserved;
 };
 
 /* 2000 numbers of rows. With what cuBLASLt keeps for each of its four descriptions a place takes some 720 bytes once it is

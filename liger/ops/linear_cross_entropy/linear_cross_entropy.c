@@ -55,11 +55,12 @@ static liger_status check_logits(struct door_call *call) {
     LIGER_REQUIRE(slice <= vocab, LIGER_ERR_SHAPE, "%s: logits has %lld columns, but the vocabulary is %lld",
                   call->door->function, (long long)slice, (long long)vocab);
     if (!two_passes(call)) return LIGER_OK;
-    LIGER_REQUIRE(chunk == rows && slice > 0 && slice >= (vocab + rows - 1) / rows, LIGER_ERR_SHAPE,
-                  "%s: logits is %lld x %lld, but must have the %lld columns of the vocabulary, or the %lld rows of x and "
-                  "%lld columns or more",
-                  call->door->function, (long long)chunk, (long long)slice, (long long)vocab, (long long)rows,
-                  (long long)((vocab + rows - 1) / rows));
+    LIGER_REQUIRE(
+        chunk == rows && slice > 0 && slice >= (vocab + rows - 1) / rows, LIGER_ERR_SHAPE,
+        "%s: logits is %lld x %lld, but must have the %lld columns of the vocabulary, or the %lld rows of x and "
+        "%lld columns or more",
+        call->door->function, (long long)chunk, (long long)slice, (long long)vocab, (long long)rows,
+        (long long)((vocab + rows - 1) / rows));
     LIGER_REQUIRE(call->query || rows == 1 || logits->stride[0] == slice, LIGER_ERR_LAYOUT,
                   "%s: logits: rows of a slice must follow each other, but their stride is %lld and not %lld",
                   call->door->function, (long long)logits->stride[0], (long long)slice);
@@ -68,7 +69,7 @@ static liger_status check_logits(struct door_call *call) {
 
 /* ---- the loops --------------------------------------------------------------------------------------------------- */
 
-/* Both loops of a problem: for one pass the first is all. In two passes it makes no gradients. */
+/* The loop over slices, which makes the gradients of two passes, */
 static struct linear_slices slices_of(const struct door_call *call, const struct linear_loss *chunks) {
     return (struct linear_slices){
         .head = chunks->head,
@@ -83,6 +84,7 @@ static struct linear_slices slices_of(const struct door_call *call, const struct
     };
 }
 
+/* and the loop before it, which makes none. */
 static struct linear_loss statistics_of(const struct door_call *call, const struct linear_loss *chunks) {
     struct linear_loss loop = *chunks;
     loop.dx = loop.dweight = loop.dbias = NULL;
@@ -204,16 +206,6 @@ static struct step_state state_of(const struct whole_problem *whole) {
     return state;
 }
 
-static liger_status gradient(liger_context *context, void *opaque, int64_t first, int64_t cols, void *logits,
-                             int64_t stride, liger_stream stream) {
-    struct logits_gradient_problem problem = *(const struct logits_gradient_problem *)opaque;
-    problem.first = first;
-    problem.cols = cols;
-    problem.logits = logits;
-    problem.logits_stride = stride;
-    return context->kernels->logits_gradient(context, &problem, stream);
-}
-
 static liger_status run_slices(liger_context *context, const struct door_call *call, const struct whole_problem *whole,
                                const struct logits_gradient_row *rows, liger_stream stream) {
     const struct cross_entropy_loss_problem *loss = &whole->loss;
@@ -226,7 +218,7 @@ static liger_status run_slices(liger_context *context, const struct door_call *c
         .class_weight = loss->label_smoothing > 0 ? loss->weight : NULL,
     };
     struct linear_slices slices = slices_of(call, &whole->chunks);
-    slices.gradient = gradient;
+    slices.gradient = linear_slices_from_rows;
     slices.state = &problem;
     return linear_slices_run(context, &slices, stream);
 }
@@ -260,8 +252,7 @@ static liger_status run(liger_context *context, const struct door_call *call, co
     if (chunks->rows > 0) LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
     LIGER_TRY(cross_entropy_run_count(context, loss, stream));
     if (chunks->rows > 0) LIGER_TRY(run_loops(context, call, whole, stream));
-    else { /* the gradients of the parameters are zero */
-        const int64_t vocab = chunks->head.vocab;
+    else { /* the gradients of the parameters are zero */ const int64_t vocab = chunks->head.vocab;
         LIGER_TRY(linear_zero(context, chunks->dweight, chunks->dweight_dtype, vocab * chunks->head.hidden, stream));
         LIGER_TRY(linear_zero(context, chunks->dbias, LIGER_F32, vocab, stream));
     }
@@ -295,8 +286,8 @@ WORKSPACE_QUERY(linear_cross_entropy_forward)
 WORKSPACE_QUERY(linear_cross_entropy_backward)
 
 #define DOOR linear_cross_entropy_forward, whole_problem
-static liger_status ask(liger_context *context, const liger_linear_cross_entropy_forward_args *given, const size_t *answer,
-                        struct door_call *call) {
+static liger_status ask(liger_context *context, const liger_linear_cross_entropy_forward_args *given,
+                        const size_t *answer, struct door_call *call) {
     liger_linear_cross_entropy_forward_args args;
     const struct door *door = &linear_cross_entropy_forward_door;
     LIGER_REQUIRE(context != NULL && answer != NULL, LIGER_ERR_ARGUMENT, "%s: context or the answer's address is NULL",

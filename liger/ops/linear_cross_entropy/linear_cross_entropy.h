@@ -48,9 +48,9 @@ extern "C" {
  *   but makes NaN of its column of dweight (0 · NaN), as in an unfused head.
  *   Edges, targets out of range: as cross entropy. rows == 0: loss 0, dweight and dbias 0. hidden or vocab == 0: SHAPE.
  *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET, WORKSPACE, UNSUPPORTED (no cuBLASLt).  Workspace: see the query.
- *   Two passes take every option, and give what one gives but for the last bits: of logits that differ in nothing, the gradient
- *   is worked out from the logarithm of a row's sum instead of the sum. They take 8 instead of 6 operations for each row and
- *   element of the weight.
+ *   Two passes take every option, and give what one pass gives but for roundings: a row's probabilities are made from the
+ *   logarithm of their sum, and dx is summed up slice by slice. They take 8 operations for each row and element of the
+ *   weight, where one pass takes 6.
  *   Same inputs and size of logits, same bits.  Graph-capturable after one warm-up call per shape.  Since 0.9. */
 typedef struct liger_linear_cross_entropy_forward_args {
     size_t size;

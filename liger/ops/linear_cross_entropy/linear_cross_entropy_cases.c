@@ -265,7 +265,10 @@ static const struct op_case forward_cases[] = {
      .size = {7, 9, 33, 0, 8},
      .scalar = {.2},
      .flags = BY_ROW | SUM},
-    {.label = "13x20x41 two passes, token", .size = {13, 20, 41, 0, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | WEIGHTED},
+    {.label = "13x20x41 two passes, token",
+     .size = {13, 20, 41, 0, 4},
+     .scalar = {.1, 1e-3},
+     .flags = TOKEN | WEIGHTED},
     {.label = "13x20x41 two passes, token, none", .size = {13, 20, 41, 0, 16}, .flags = TOKEN | NONE | BY_ROW},
     {.label = "13x20x41 two passes, raw",
      .size = {13, 20, 41, 0, 40},
@@ -372,7 +375,8 @@ static const char *backward_target_out_of_range(struct op_run *run) {
     return cross_entropy_target_out_of_range(run, TARGET, DX, -1);
 }
 
-typedef liger_status question(liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *answer);
+typedef liger_status question(liger_context *context, const liger_linear_cross_entropy_forward_args *args,
+                              size_t *answer);
 
 static int64_t advised(struct op_run *run, question *ask, int64_t rows, int64_t hidden, int64_t vocab) {
     liger_linear_cross_entropy_forward_args args = LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT;
@@ -413,10 +417,14 @@ static const char *advised_slice(struct op_run *run) {
     static const struct {
         int64_t megabytes, rows, hidden, vocab;
         bool two;
-    } asked[] = {{0, 16384, 4096, 128256},           {512, 16384, 2048, 248320, .two = true},
-                 {2004, 16384, 4096, 128256},        {2003, 16384, 4096, 128256, .two = true},
-                 {1, 1, 4096, 128256},               {1, 2, 64, 1000000, .two = true},
-                 {1, 128256, 64, 128256},            {16, 128000, 64, 128256, .two = true},
+    } asked[] = {{0, 16384, 4096, 128256},
+                 {512, 16384, 2048, 248320, .two = true},
+                 {2004, 16384, 4096, 128256},
+                 {2003, 16384, 4096, 128256, .two = true},
+                 {1, 1, 4096, 128256},
+                 {1, 2, 64, 1000000, .two = true},
+                 {1, 128256, 64, 128256},
+                 {16, 128000, 64, 128256, .two = true},
                  {64, INT64_MAX / 64, 1, 1 << 30}};
     const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), named = run->context->loss_workspace_bytes;
     const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
@@ -425,8 +433,7 @@ static const char *advised_slice(struct op_run *run) {
     for (int k = 0; k < OP_COUNT(asked) && wrong == NULL; k++) {
         const int64_t rows = asked[k].rows, vocab = asked[k].vocab, budget = asked[k].megabytes << 20;
         run->context->loss_workspace_bytes = budget;
-        const int64_t cols =
-            advised(run, liger_linear_cross_entropy_forward_slice_cols, rows, asked[k].hidden, vocab);
+        const int64_t cols = advised(run, liger_linear_cross_entropy_forward_slice_cols, rows, asked[k].hidden, vocab);
         const int64_t above = cols * rows * size + rows * asked[k].hidden * 4 + products;
         const bool two = asked[k].two && size == 2, fits = above <= budget || cols <= step || cols <= vocab / rows + 8;
         if (two != (cols < vocab) || (two && (!fits || cols % 8 != 0 || cols * rows < vocab)))

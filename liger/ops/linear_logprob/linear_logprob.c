@@ -374,16 +374,6 @@ liger_status liger_linear_logprob_forward_chunk_rows(liger_context *context,
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
-static liger_status gradient(liger_context *context, void *state, int64_t first, int64_t cols, void *logits,
-                             int64_t stride, liger_stream stream) {
-    struct logits_gradient_problem problem = *(const struct logits_gradient_problem *)state;
-    problem.first = first;
-    problem.cols = cols;
-    problem.logits = logits;
-    problem.logits_stride = stride;
-    return context->kernels->logits_gradient(context, &problem, stream);
-}
-
 /* Everything about the rows that does not depend on a slice. */
 static liger_status weigh_rows(liger_context *context, const struct door_call *call, const struct whole_problem *whole,
                                const struct scratch *scratch, const struct selection *found, liger_stream stream) {
@@ -444,7 +434,7 @@ liger_status liger_linear_logprob_backward(liger_context *context, const liger_l
     loop->kept = whole.kept != 0;
     loop->dx_rows = call.size[ROWS];
     loop->place_of = found.place_of;
-    loop->gradient = gradient;
+    loop->gradient = linear_slices_from_rows;
     loop->state = &slice;
     return linear_slices_run(context, loop, stream);
 }

@@ -303,7 +303,8 @@ V_OUT_OF_LINE void add_selected(const struct logits_gradient_problem *p, const f
 /* What a row's constant becomes where classes have weights. */
 V_OUT_OF_LINE void add_by_class(const float *class_weight, float constant, int64_t count, float *dz) {
     V_FOR_EACH(i, n, count, {
-        const v_f32 sum = v_fma(v_set(constant), v_load_n(LIGER_F32, class_weight, i, n), v_load_n(LIGER_F32, dz, i, n));
+        const v_f32 sum =
+            v_fma(v_set(constant), v_load_n(LIGER_F32, class_weight, i, n), v_load_n(LIGER_F32, dz, i, n));
         v_store_n(LIGER_F32, dz, i, n, sum);
     });
 }
