@@ -171,9 +171,9 @@ def package() -> dict:
 
 def main() -> None:
     device = sys.argv[1]
-    for folder in list(sys.path):
-        if Path(folder).name == "site-packages" and folder in os.environ["PYTHONPATH"].split(os.pathsep):
-            site.addsitedir(folder)  # PYTHONPATH alone does not read .pth files
+    for folder in os.environ["PYTHONPATH"].split(os.pathsep):
+        if any(Path(folder).glob("*.pth")):
+            site.addsitedir(folder)  # PYTHONPATH alone does not read these
     reply = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a package prints is no answer
     meter = Cuda() if device == "cuda" else Cpu()
