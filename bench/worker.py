@@ -18,8 +18,9 @@ from pathlib import Path
 
 import providers
 import torch
+from inputs import Inputs
 from measure import Cpu, Cuda
-from rows import OPERATORS, Inputs, Row, all_rows
+from rows import OPERATORS, Row, all_rows
 
 TOLERANCE = {"bfloat16": 2e-2, "float32": 2e-4, "int8": 1e-12}  # integers are exact
 COLD_BYTES = 4 * 60 * 2**20
