@@ -82,11 +82,10 @@ static int64_t pitch_of(int64_t vocab) { return round_up(vocab, 8); }
 int64_t linear_loss_slice_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab) {
     const int64_t element = (int64_t)liger_dtype_size(dtype), budget = context->loss_workspace_bytes;
-    const int64_t of_dx = sum_bytes(rows, hidden), of_dweight = sum_bytes(vocab, hidden);
-    if (dtype == LIGER_F32 || sum_fits(context, of_dweight) || of_dweight <= of_dx) return vocab;
+    if (dtype == LIGER_F32 || sum_fits(context, sum_bytes(vocab, hidden)) || rows >= vocab) return vocab;
     if (rows == 0 || vocab <= budget / (rows * element)) return vocab;
     const int64_t products = context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES;
-    const int64_t cols = linear_slices_even(context, dtype, rows, vocab, budget - of_dx - products);
+    const int64_t cols = linear_slices_even(context, dtype, rows, vocab, budget - sum_bytes(rows, hidden) - products);
     const int64_t one_row = (pitch_of(vocab) + rows - 1) / rows, least = cols > one_row ? cols : round_up(one_row, 8);
     return least < vocab ? least : vocab;
 }
