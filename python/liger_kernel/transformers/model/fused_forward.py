@@ -16,7 +16,7 @@ import torch
 from liger_kernel.transformers import patching
 from liger_kernel.transformers.model import causal_lm
 from liger_kernel.transformers.rows import Head
-from liger_kernel.transformers.stock import names_in
+from liger_kernel.transformers.stock import names_in, spelled_in
 from liger_kernel.transformers.while_stock import WATCH, Watch, forward_below, runs_stock, watching
 
 # The parameters of most families' forwards.
@@ -67,12 +67,12 @@ def _own_forward(model: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @torch.compiler.assume_constant_result
-def _caller(cls: Any) -> str | None:
+def _caller(cls: Any) -> tuple[str | None, bool]:
     """The forward of a class, if it is not ours: that of somebody who has derived from a class of ours, or has wrapped its
-    forward."""
+    forward. And whether it may have said `skip_logits` itself; else it hands on what a Trainer has said."""
     if patching.is_ours(cls.forward):
-        return None
-    return getattr(cls.forward, "__qualname__", type(cls.forward).__name__)
+        return None, True
+    return getattr(cls.forward, "__qualname__", type(cls.forward).__name__), "skip_logits" in spelled_in(cls.forward)
 
 
 def named_forward(head: Head, parameters: str, name: str = "lce_forward") -> Callable[..., Any]:
@@ -123,7 +123,9 @@ def _with_signature(
             if given in kwargs:
                 raise TypeError(f"{qualified} got multiple values for argument {given!r}")
         arguments = {**dict(zip(by_position, args, strict=False)), **kwargs}
-        caller = None if stock is None else _caller(type(self))
+        caller, speaks_for_itself = (None, True) if stock is None else _caller(type(self))
+        if not speaks_for_itself:
+            arguments.pop("skip_logits", None)
         return causal_lm.run(self, head, named, arguments, caller)
 
     lce_forward.__signature__ = signature  # type: ignore[attr-defined]
