@@ -75,7 +75,7 @@ def forward_spells(cls: type, keyword: str) -> bool:
 
 def handed_on(cls: type, without: frozenset[str]) -> tuple[str, ...]:
     """The parameters of that forward, or of one that is not Hugging Face's, which it gives by keyword to what it calls."""
-    forward = _own_forward(cls) or patching.original(patching.patched_class(cls), "forward")
+    forward = _own_forward(cls) or patching.forward_below(cls)
     if patching.is_ours(forward):
         return ()
     return tuple(sorted((parameters_of(forward) & spelled_in(forward)) - without))

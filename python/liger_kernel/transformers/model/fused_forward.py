@@ -17,7 +17,7 @@ from liger_kernel.transformers import patching
 from liger_kernel.transformers.model import causal_lm
 from liger_kernel.transformers.rows import Head
 from liger_kernel.transformers.stock import names_in, spelled_in
-from liger_kernel.transformers.while_stock import WATCH, Watch, forward_below, runs_stock, watching
+from liger_kernel.transformers.while_stock import WATCH, Watch, runs_stock, watching
 
 # The parameters of most families' forwards.
 LANGUAGE_MODEL = (
@@ -60,9 +60,9 @@ def fused_forward(head: Head, stock: Callable[..., Any], watch: Watch | None = N
     return _with_signature(head, signature, "forward", getattr(stock, "__qualname__", "forward"), stock, watch)
 
 
-def _own_forward(model: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
+def _forward_now(model: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
     """That of an instance's class, which may be another one by now, or the one that was replaced in the class."""
-    forward = forward_below(model) if patching.is_patched(model) else stock
+    forward = patching.forward_below(type(model)) if patching.is_patched(model) else stock
     return stock if patching.is_ours(forward) else forward
 
 
@@ -116,7 +116,7 @@ def _with_signature(
         """
         if watch is not None and runs_stock(self, watch):
             kwargs.pop("skip_logits", None)
-            return _own_forward(self, stock)(self, *args, **kwargs)
+            return _forward_now(self, stock)(self, *args, **kwargs)
         if len(args) > len(by_position):
             raise TypeError(f"{qualified} takes {len(by_position)} positional arguments, but {len(args)} were given")
         for given in by_position[: len(args)]:
