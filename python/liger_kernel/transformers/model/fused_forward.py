@@ -123,7 +123,8 @@ def _with_signature(
             if given in kwargs:
                 raise TypeError(f"{qualified} got multiple values for argument {given!r}")
         arguments = {**dict(zip(by_position, args, strict=False)), **kwargs}
-        caller, speaks_for_itself = (None, True) if stock is None else _caller(type(self))
+        is_called = stock is None or type(self).forward is stock  # as a function, by who knows it
+        caller, speaks_for_itself = (None, True) if is_called else _caller(type(self))
         if not speaks_for_itself:
             arguments.pop("skip_logits", None)
         return causal_lm.run(self, head, named, arguments, caller)
