@@ -78,6 +78,7 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
     const uint32_t only = c->flags & (ONLY_LOSS | ONLY_GRADIENT | ONLY_SEQUENCES);
     spec[LOG_PROB] = matrix("log_prob", sequences, tokens, KIND_F32, false);
     spec[LOG_PROB].ranges = OP_EVERY_RANGE;
+    spec[LOG_PROB].specials = true;
     spec[LOG_PROB].huge = 0x1p40;  /* what is squared stays finite */
     spec[LOG_PROB].tiny = 0x1p-90; /* and so do odds */
     spec[TARGET] = targets("target", sequences, tokens, c->flags & NO_LABELS ? 1 : 4, false);
@@ -100,13 +101,13 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
 /* Log-probabilities; answers of unequal length, one of them empty. What nobody counts is no number. */
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
     const int64_t sequences = c->size[SEQUENCES], tokens = c->size[TOKENS];
-    (void)types;
+    const double nobodys = types->t == LIGER_DTYPE_NONE ? 5 : NAN; /* of which differences can be taken, if need be */
     for (int64_t i = 0; i < sequences * tokens; i++) {
         const int64_t s = i / tokens, length = sequences > 2 && s == 1 ? 0 : tokens - 3 * s % ((tokens + 1) / 2);
         if (i % tokens >= length) t[TARGET][i] = -100;
         t[LOG_PROB][i] = c->flags & CERTAIN ? 0 : -fabs(t[LOG_PROB][i]);
         const bool text = t[NLL_TARGET] && s < sequences / 2 && t[NLL_TARGET][i] >= 0;
-        if (t[TARGET][i] < 0 && !text) t[LOG_PROB][i] = NAN;
+        if (t[TARGET][i] < 0 && !text) t[LOG_PROB][i] = nobodys;
     }
 }
 

@@ -56,7 +56,7 @@ LIGER_HOST_DEVICE static inline struct preference_term margin_term(const struct 
         of.chosen =
             (log_logistic(d) * logistic_slope(t) + other * logistic(-t)) / p->tau - logistic(-d) * logistic(-t) - other;
     } else { /* a weight of 0 must not meet an infinity */
-        of.loss = -p->right * log_logistic(d) - (p->wrong == 0 ? 0 : p->wrong * log_logistic(-d));
+        of.loss = (p->right == 0 ? 0 : -p->right * log_logistic(d)) - (p->wrong == 0 ? 0 : p->wrong * log_logistic(-d));
         of.chosen = p->wrong * logistic(d) - p->right * logistic(-d);
     }
     return of;

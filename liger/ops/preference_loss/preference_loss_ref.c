@@ -17,6 +17,8 @@ static REAL logarithm(REAL x) { return (REAL)log((double)x); }
 static REAL sigma(REAL x) { return 1 / (1 + exponential(-x)); }
 /* An exponential that overflows is followed by the other form. */
 static REAL log_sigma(REAL x) { return x < 0 ? x - logarithm(1 + exponential(x)) : -logarithm(1 + exponential(-x)); }
+/* A weight of 0 takes no part, even of an infinity. */
+static REAL times(REAL weight, REAL x) { return weight == 0 ? 0 : weight * x; }
 /* log(odds) + log(1 - p), and its slope. */
 static REAL log_other(REAL x) { return (REAL)log(-expm1(fmin((double)x, -(double)FLT_MIN))); }
 static REAL log_other_slope(REAL x) {
@@ -47,7 +49,7 @@ static struct term term_of_pair(const struct preference_loss_ref *p, REAL c, REA
             return (struct term){-log_sigma(C) - (REAL)0.5 * (log_sigma(-C) + log_sigma(-R)),
                                  b * ((REAL)0.5 * sigma(C) - sigma(-C)), b * (REAL)0.5 * sigma(R)};
         case LIGER_PREFERENCE_ROBUST:
-            return on_difference(b / (1 - 2 * s), (s * log_sigma(-d) - (1 - s) * log_sigma(d)) / (1 - 2 * s),
+            return on_difference(b / (1 - 2 * s), (times(s, log_sigma(-d)) - (1 - s) * log_sigma(d)) / (1 - 2 * s),
                                  -s * sigma(d) - (1 - s) * sigma(-d));
         case LIGER_PREFERENCE_BCO_PAIR:
             return (struct term){-log_sigma(C) - log_sigma(-R), -b * sigma(-C), b * sigma(R)};
@@ -66,7 +68,8 @@ static struct term term_of_pair(const struct preference_loss_ref *p, REAL c, REA
             return (struct term){-b * log_sigma(odds), -b * sigma(-odds) * (1 - log_other_slope(c)),
                                  b * sigma(-odds) * (1 - log_other_slope(r))};
         default: /* CPO; SIMPO has a gamma */
-            return on_difference(b, -(1 - s) * log_sigma(l) - s * log_sigma(-l), s * sigma(l) - (1 - s) * sigma(-l));
+            return on_difference(b, times(s - 1, log_sigma(l)) - times(s, log_sigma(-l)),
+                                 s * sigma(l) - (1 - s) * sigma(-l));
     }
 }
 
@@ -136,5 +139,5 @@ void preference_loss_reference(const struct preference_loss_ref *p, double *loss
     }
     const REAL text = nll_of(p, kto ? 0 : terms, d_log_prob);
     if (nll) *nll = text;
-    if (loss) *loss = (terms > 0 ? sum / (REAL)terms : 0) + (REAL)p->alpha * text;
+    if (loss) *loss = (terms > 0 ? sum / (REAL)terms : 0) + times((REAL)p->alpha, text);
 }
