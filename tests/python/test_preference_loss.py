@@ -56,7 +56,7 @@ def test_the_torch_formula(device, name, alpha, average):
     if name == "kto":
         nll = torch.zeros_like(nll)
     total = loss + alpha * nll
-    (expected,) = torch.autograd.grad(total, leaf)
+    expected = torch.autograd.grad(total, leaf)[0].where(counts, 0)  # the head's backward leaves the others out
 
     found = [torch.full((), 7.0, device=device) for _ in range(2)] + [torch.empty_like(reference) for _ in range(2)]
     d = torch.full_like(log_probs, 7)
@@ -66,7 +66,6 @@ def test_the_torch_formula(device, name, alpha, average):
     )  # fmt: skip
     for got, right in zip((*found, d), (total, nll, answers, rewards, expected)):
         torch.testing.assert_close(got.double(), right.detach(), rtol=1e-5, atol=1e-6)
-    assert (d[~counts] == 0).all()
 
 
 def test_the_c_example(tmp_path):

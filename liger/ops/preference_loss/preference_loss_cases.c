@@ -14,7 +14,16 @@ enum { LOG_PROB, TARGET, NLL_TARGET, REFERENCE, DESIRABLE, KL, UPSTREAM, INPUTS 
 enum { LOSS = INPUTS, NLL, SEQUENCE_LOG_PROB, REWARD, D_LOG_PROB, TENSORS };
 enum { SEQUENCES, TOKENS, TYPE };
 enum { BETA, ALPHA, SMOOTHING, TAU };
-enum { FULL = 1, AVERAGE = 2, NO_LABELS = 4, ONLY_LOSS = 8, ONLY_GRADIENT = 16, ONLY_SEQUENCES = 32, CERTAIN = 64 };
+enum {
+    FULL = 1,
+    AVERAGE = 2,
+    NO_LABELS = 4,
+    ONLY_LOSS = 8,
+    ONLY_GRADIENT = 16,
+    ONLY_SEQUENCES = 32,
+    CERTAIN = 64,
+    ENDLESS = 128
+};
 
 /* clang-format off */
 #define CASE(text, type, sequences, tokens, ...)                                                                       \
@@ -53,6 +62,7 @@ static const struct op_case cases[] = {
     CASE("nothing counts",   SIGMOID,    4, 5,   {.1, 1},      .edge = true, .flags = FULL | NO_LABELS),
     CASE("nothing, mean",    SIMPO,      4, 5,   {.1, 1},      .edge = true, .flags = NO_LABELS),
     CASE("nothing, odds",    ORPO,       4, 5,   {.1, 1},      .edge = true, .flags = NO_LABELS),
+    CASE("endless upstream", SIGMOID,    4, 5,   {.1},         .edge = true, .flags = FULL | ENDLESS),
     CASE("sure tokens",      ORPO,       4, 5,   {.1},         .edge = true, .flags = CERTAIN),
 };
 static const struct op_case bench[] = {
@@ -98,12 +108,15 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
     for (int i = LOSS; i < TENSORS; i++) spec[i].role = ROLE_OUT, spec[i].relative = 1, spec[i].absolute = 16;
 }
 
-/* Log-probabilities; answers of unequal length, one of them empty. What nobody counts is no number. */
+/* Log-probabilities; answers of unequal length, a chosen and a rejected one empty. What nobody counts is no number. */
 static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
     const int64_t sequences = c->size[SEQUENCES], tokens = c->size[TOKENS];
     const double nobodys = types->t == LIGER_DTYPE_NONE ? 5 : NAN; /* of which differences can be taken, if need be */
+    if (c->flags & ENDLESS) *t[UPSTREAM] = INFINITY;
     for (int64_t i = 0; i < sequences * tokens; i++) {
-        const int64_t s = i / tokens, length = sequences > 2 && s == 1 ? 0 : tokens - 3 * s % ((tokens + 1) / 2);
+        const int64_t s = i / tokens;
+        const bool empty = sequences > 4 && (s == 1 || s == sequences - 1);
+        const int64_t length = empty ? 0 : tokens - 3 * s % ((tokens + 1) / 2);
         if (i % tokens >= length) t[TARGET][i] = -100;
         t[LOG_PROB][i] = c->flags & CERTAIN ? 0 : -fabs(t[LOG_PROB][i]);
         const bool text = t[NLL_TARGET] && s < sequences / 2 && t[NLL_TARGET][i] >= 0;

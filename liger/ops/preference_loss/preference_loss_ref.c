@@ -100,7 +100,7 @@ static REAL nll_of(const struct preference_loss_ref *p, int64_t pairs, double *d
     int64_t tokens = 0;
     REAL sum = 0;
     for (int64_t s = 0; s < pairs; s++) sum -= sum_of(p, target, s, &tokens);
-    for (int64_t s = 0; s < pairs && tokens > 0; s++)
+    for (int64_t s = 0; s < pairs && p->alpha != 0; s++)
         add_slope(p, target, s, -(REAL)p->alpha / (REAL)tokens, d_log_prob);
     return tokens > 0 ? sum / (REAL)tokens : 0;
 }
