@@ -35,7 +35,7 @@ typedef enum liger_preference_type {
  *   target             in    [sequences, tokens]    i32 or i64  a token counts unless it is ignore_index; no other value matters.
  *                                                               Pairs: the chosen sequences, then as many rejected ones
  *   nll_target         in    [sequences/2, tokens]  i32 or i64  likewise, says which tokens of the chosen ones nll counts;
- *                                                               absent: those of target
+ *                                                               absent: those of target. The head is given either's label
  *   reference          in    [sequences]            f32         log-probabilities under the reference model: what this function
  *                                                               answers as sequence_log_prob. Absent: 0. CPO, SIMPO and ORPO
  *                                                               have none and do not look at it
@@ -48,7 +48,7 @@ typedef enum liger_preference_type {
  *                                                               SIMPO and ORPO always take the mean
  *   reward             out   [sequences]            f32         beta·(sequence_log_prob - reference)
  *   d_log_prob         out   [sequences, tokens]    f32         upstream·∂loss/∂log_prob, 0 where a token has no part in the loss;
- *                                                               may be log_prob itself
+ *                                                               may be log_prob itself, which the head's backward still needs
  *
  *   Edges: a log_prob that does not count is not looked at, NaN or not. A sequence without a token that counts has log-probability
  *   0, and ORPO leaves out its pair, which is still counted in the mean. No token for nll: 0. With alpha 0 nll has no part in
@@ -74,12 +74,12 @@ typedef struct liger_preference_loss_args {
     int32_t type;             /* liger_preference_type */
     int32_t average_log_prob; /* 0 or 1 */
     float alpha;              /* finite, as beta and gamma: the weight of nll */
-    float beta;
-    float gamma;           /* of SIMPO */
-    float label_smoothing; /* in [0, 1]; of EXO_PAIR, ROBUST, CPO and SIMPO */
-    float discopop_tau;    /* finite; DISCOPOP: > 0 */
-    int32_t reserved;      /* 0 */
-    void *workspace;       /* 256-byte aligned, in the device's memory */
+    float beta;               /* SPPO_HARD divides by it */
+    float gamma;              /* of SIMPO */
+    float label_smoothing;    /* in [0, 1]; of EXO_PAIR, ROBUST, CPO and SIMPO */
+    float discopop_tau;       /* finite; DISCOPOP: > 0 */
+    int32_t reserved;         /* 0 */
+    void *workspace;          /* 256-byte aligned, in the device's memory */
     size_t workspace_bytes;
 } liger_preference_loss_args;
 
