@@ -304,9 +304,12 @@ def test_what_is_trained(device, dtype, trained, loss):
         assert tensor.grad is None if i not in trained else torch.equal(tensor.grad, wanted)
 
 
-@pytest.mark.parametrize("compiles", [False, True])
-def test_nothing_else_has_a_gradient(device, compiles, loss):
+@pytest.mark.parametrize(
+    ("name", "compiles"), [*((name, False) for name in LOSSES), ("dpo with nll", True), ("grpo", True)]
+)
+def test_nothing_else_has_a_gradient(device, name, compiles):
     """Not references and other policies, nor advantages and ratios, also where they ask for one."""
+    loss = LOSSES[name]
     given = loss.make(device, torch.float32)
     others = [
         k for k, v in given.items() if k not in OPERANDS and isinstance(v, torch.Tensor) and v.is_floating_point()
