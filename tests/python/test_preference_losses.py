@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -613,6 +614,18 @@ def test_a_second_backward(device, dtype, case):
     same(first, again)
     same(first, last)
     same(first, kept)
+
+
+@pytest.mark.parametrize("upstream", [math.inf, math.nan])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tokens_that_do_not_count_are_zero_whatever_comes_from_above(device, dtype, upstream, case):
+    model, target, reference = problem(device, dtype)
+    above = torch.tensor(upstream, device=device)
+    dx, *_ = torch.autograd.grad(run(case, model, target, reference)[0], model, above)
+    assert not dx[target == -100].any() and not dx[target != -100].isfinite().any()
+    target.fill_(-100)
+    for gradient in torch.autograd.grad(run(case, model, target, reference)[0], model, above):
+        assert not gradient.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

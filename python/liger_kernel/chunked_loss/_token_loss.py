@@ -21,11 +21,11 @@ from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import OwnApply, WithoutGradient, refuse_second_derivative
-from liger_kernel.ops._memory import is_plain, require_float, take_saved
+from liger_kernel.ops._memory import is_plain, kept_labels, require_float, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.linear_logprob import one_pass, profiled
-from liger_kernel.ops.scale import free_of_others, scaled_gradient
+from liger_kernel.ops.scale import free_of_others, scaled_gradients
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,9 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
             found, (dx, dweight, dbias), factor = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
         except LigerArgumentError as error:
             raise LigerArgumentError(cls._in_callers_words(str(error))) from None
-        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias, factor)
+        counted = kept_labels(head.targets)
+        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias, factor, counted)
+        ctx.ignore_index = head.ignore_index
         ctx.dtypes = [None if t is None else t.dtype for t in head.operands]
         return found
 
@@ -178,13 +180,13 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
         refuse_second_derivative(cls.__name__)
         upstream = upstreams[0][0] if isinstance(upstreams[0], tuple) else upstreams[0]
         saved, free = take_saved(ctx)
-        if saved[3] is not None:
-            upstream = upstream / saved[3]
+        *gradients, factor, target = saved
+        if factor is not None:
+            upstream = upstream / factor
+        wide = [g if g is None or g.dtype is dtype else g.float() for g, dtype in zip(gradients, ctx.dtypes)]
         with free_of_others(saved, free):
-            return tuple(
-                None if g is None else scaled_gradient(g if g.dtype is dtype else g.float(), upstream).to(dtype)
-                for g, dtype in zip(saved, ctx.dtypes)
-            )
+            scaled = scaled_gradients(upstream, wide, target, ctx.ignore_index)
+        return tuple(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes))
 
 
 # ---- what losses share -------------------------------------------------------------------------------------------------
