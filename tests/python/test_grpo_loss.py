@@ -527,6 +527,11 @@ def test_under_functorch_and_without_memory(device):
         return LigerFusedLinearGRPOFunction.apply(*arguments(given | dict(weight=weight)))[0]
 
     found = torch.func.grad(loss_of)(given["weight"].detach())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        given["_input"], given["bias"] = given["_input"].detach(), given["bias"].detach()
+        traced = torch.jit.trace(loss_of, given["weight"].detach(), check_trace=False)
+    assert_close(traced(given["weight"]), loss.double(), torch.float32, 2 * logits_error(), VOCAB)
     assert_close(found.flatten(), wanted.flatten().double(), torch.float32, 2 * logits_error(), VOCAB)
     on_meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in given.items()}
     loss, metrics = LigerFusedLinearGRPOFunction.apply(*arguments(on_meta))
@@ -653,6 +658,10 @@ REFUSED = [
     (dict(_input=torch.zeros(BATCH, HIDDEN)), ValueError, "_input"),
     (dict(_input=torch.zeros(BATCH, TOKENS, HIDDEN, dtype=torch.float64)), ValueError, "float64"),
     (dict(weight=torch.zeros(VOCAB, HIDDEN + 1)), ValueError, "_input"),
+    (dict(loss_type="dapo", num_items_in_batch=torch.ones(2)), ValueError, r"num_items_in_batch has shape \(2,\)"),
+    (dict(vllm_is_ratio=[1.0]), TypeError, "vllm_is_ratio"),
+    (dict(use_ref_model=True, beta=0.1, ref_input=torch.ones(BATCH, TOKENS, 3), ref_weight=torch.ones(1, 3)),
+     ValueError, r"^LigerFusedLinearGRPOFunction: selected_token_ids\[\d+\] is \d+, .* in \[0, 1\)$"),
     (dict(bias=torch.zeros(VOCAB + 1)), ValueError, "bias"),
 ]
 

@@ -184,6 +184,15 @@ def test_rows_that_are_left_out(device, ignored, valid_rows):
         assert_close(given.grad.flatten(), twin.grad.flatten(), torch.float32, 8, VOCAB)
 
 
+def test_rows_that_are_left_out_of_the_formula(device):
+    x, weight, bias, target = problem(device, torch.float32)
+    poisoned = torch.where((target == -100)[:, None], torch.nan, x.detach())
+    found = torch.func.grad(lambda *t: liger_linear_logprob(*t, target).sum(), argnums=(0, 1))(poisoned, weight)
+    liger_linear_logprob(x, weight, target).sum().backward()
+    for ours, given in zip(found, (x, weight)):
+        assert_close(ours.flatten(), given.grad.flatten().double(), torch.float32, 8, VOCAB)
+
+
 def test_too_small_a_bound_is_not_silent(device):
     x, weight, bias, target = problem(device, torch.float32)
     if device.type == "cpu":

@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_kernel.chunked_loss._token_loss import Head, TokenLossFunction, require_head
+from liger_kernel.chunked_loss._token_loss import IGNORED, Head, TokenLossFunction, require_beside, require_head
 from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops._policy_loss import batch_normalizer, require_ratio
 from liger_kernel.ops.linear_logprob import check_options
-
-IGNORED = -(2**31)  # no token, and not what others mean by none: -100 is refused where it counts
 
 
 class LigerFusedLinearPPOBase(TokenLossFunction):
@@ -50,10 +48,6 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
     @staticmethod
     def reads_masked(**options: Any) -> bool:
         return True
-
-    @classmethod
-    def _in_callers_words(cls, text: str) -> str:
-        return super()._in_callers_words(text).replace(f" or ignore_index {IGNORED}", "")  # no word of the caller's
 
     @staticmethod
     def chunk_forward(
@@ -182,7 +176,8 @@ def _reference(
         raise LigerArgumentError(f"{function}: use_ref_model is set, but ref_per_token_logps and ref_input are None")
     require_head(function, targets, hidden, weight, bias, "ref_", "selected_token_ids")
     operands = [_constant(t) for t in (hidden, weight, bias)]
-    return _head(targets, temperature, valid_rows, *operands).log_probs().view(targets.shape)
+    head = _head(targets, temperature, valid_rows, *operands)
+    return head.log_probs_for(function, "selected_token_ids").view(targets.shape)
 
 
 def _constant(values: Any) -> Any:
@@ -194,14 +189,8 @@ def _require_batch(function: str, ids: Tensor, **tensors: Tensor | None) -> None
     for name, tensor in tensors.items():
         if tensor is None and name not in ("attention_mask", "advantages"):
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(tensor).__name__}")
-        if name != "vllm_is_ratio":
-            require_shape(function, name, tensor, ids.shape[:1] if name == "advantages" else ids.shape)
-        if tensor.device != ids.device:
-            raise LigerArgumentError(
-                f"{function}: {name} is on {tensor.device}, but selected_token_ids is on {ids.device}"
-            )
+        shape = getattr(tensor, "shape", ()) if name == "vllm_is_ratio" else ids.shape
+        require_beside(function, name, tensor, ids.shape[:1] if name == "advantages" else shape, ids)
     require_ratio(tensors["vllm_is_ratio"], *ids.shape)
 
 

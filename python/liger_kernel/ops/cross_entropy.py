@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import readable, require_shape
+from liger_kernel.ops._formula import readable, require_shape, unrecorded
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import kept_labels, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
@@ -50,6 +50,7 @@ def check_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
     refuse_strays("target", target, wrong, vocab, f" or ignore_index ({ignore_index})")
 
 
+@unrecorded
 def refuse_strays(name: str, values: Tensor, wrong: Tensor, vocab: int, besides: str = "") -> None:
     """An error about the first of the labels that are wrong. Looking at them waits for a device."""
     if bool(wrong.any()):

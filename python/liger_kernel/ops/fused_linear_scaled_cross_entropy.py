@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_kernel.ops._formula import readable
+from liger_kernel.ops._formula import readable, unrecorded
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._linear_head import compute_dtype
 from liger_kernel.ops._operator import LigerArgumentError
@@ -133,6 +133,7 @@ def _require_types(
         raise TypeError(f"selected_token_ids must be an int64 tensor or None, not {given}")
 
 
+@unrecorded
 def _require_values(
     _input: Tensor, weight: Tensor, target: Tensor, temperature: float, tiles: int, selected: Any
 ) -> None:
@@ -159,6 +160,7 @@ def _require_values(
         )
 
 
+@unrecorded
 def _require_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
     values = readable(target)
     if values is None:

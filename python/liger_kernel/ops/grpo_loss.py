@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import readable, require_shape
+from liger_kernel.ops._formula import readable, require_shape, unrecorded
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
 from liger_kernel.ops._memory import is_plain, kept_labels, require_float, stand_for_batches, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
@@ -249,6 +249,7 @@ def _require_beside(function: str, logits: Tensor, shape: tuple, **tensors: Tens
             raise LigerArgumentError(f"{function}: {name} is {tensor.dtype}, but must be int32 or int64")
 
 
+@unrecorded
 def require_tensors(
     logits: Tensor, old_logp: Tensor | None, ref_logp: Tensor | None, ids: Tensor, advantages: Tensor,
     mask: Tensor | None, temperature: float,
@@ -262,6 +263,7 @@ def require_tensors(
     _require_beside("grpo_loss", logits, one_each, advantages=advantages)
 
 
+@unrecorded
 def require_call(
     logits: Tensor, old_logp: Tensor | None, ref_logp: Tensor | None, ids: Tensor, advantages: Tensor,
     mask: Tensor | None, temperature: float, beta: float, loss_type: str, level: str, ratio: Tensor | None,

@@ -398,12 +398,13 @@ class LigerLinearLogProbFunction(LigerFunction):
         outputs=(),
     ):
         dtype = compute_dtype(hidden, weight)
+        counts, labels = targets != ignore_index, torch.where(targets == ignore_index, 0, targets).long()
+        hidden = torch.where(counts.unsqueeze(-1), hidden, 0)  # what is not read may be NaN
         z = (
             scale
             * torch.nn.functional.linear(*(None if t is None else t.to(dtype) for t in (hidden, weight, bias))).float()
         )
         z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / temperature
-        counts, labels = targets != ignore_index, torch.where(targets == ignore_index, 0, targets).long()
         log_p = z.log_softmax(-1)
         p = log_p.exp()
         values = {
