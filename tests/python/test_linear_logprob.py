@@ -108,14 +108,18 @@ def test_values_and_gradients(device, dtype, slices, options, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["log_prob", *OUTPUTS[:4], "selected"])
-def test_each_output_alone(device, name):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_output_alone(device, name, compiled):
     """Its gradient does not depend on what else was asked for."""
     x, weight, bias, target = problem(device, torch.float32)
     ids = torch.tensor([7, 3], device=device) if name == "selected" else None
-    results = LigerLinearLogProbFunction.apply(
-        x, weight, target, bias, ids, 1.0, None, 1.0, -100, None, (name,) if name in OUTPUTS else ()
-    )
-    value = results if name == "log_prob" else results[-1]
+
+    def evaluate():
+        names = (name,) if name in OUTPUTS else ()
+        results = LigerLinearLogProbFunction.apply(x, weight, target, bias, ids, 1.0, None, 1.0, -100, None, names)
+        return results if name == "log_prob" else results[-1]
+
+    value = torch.compile(evaluate, fullgraph=True, backend="aot_eager")() if compiled else evaluate()
     right, others = exact(x, weight, target, bias, ids)
     assert_close(value, right[name], torch.float32, 4, VOCAB)
     upstream = torch.rand_like(value) + 0.5  # the bias's gradient of a mean is a sum of nothing else
