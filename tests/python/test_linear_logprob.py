@@ -360,8 +360,10 @@ def test_scaled_cross_entropy(device, dtype, entropy, count):
         (dict(_input=torch.zeros(5, 4, 1)), ValueError, "dimensions"),
     ],
 )
-def test_what_the_scaled_cross_entropy_refuses(change, error, words):
+def test_what_the_scaled_cross_entropy_refuses(device, change, error, words, monkeypatch):
+    monkeypatch.setenv("LIGER_DEBUG", "1")
     given = dict(_input=torch.zeros(5, 4), weight=torch.zeros(7, 4), target=torch.zeros(5, dtype=torch.int64)) | change
+    given = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
     with pytest.raises(error, match=words):
         LigerFusedLinearScaledCrossEntropyFunction.apply(**given)
 
