@@ -625,6 +625,14 @@ def test_a_second_backward(device, dtype, case):
     same(first, kept)
 
 
+def test_gradients_that_float32_hardly_holds(device):
+    """There is no power of two in float32 that would bring them to 1."""
+    args = problem(device, torch.float16)
+    loss, _ = run(CASES["cpo alone"], *args, beta=1e-39)
+    for gradient in torch.autograd.grad(loss, args[0]):
+        assert not gradient.any()
+
+
 @pytest.mark.parametrize("upstream", [math.inf, math.nan])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tokens_that_do_not_count_are_zero_whatever_comes_from_above(device, dtype, upstream, case):

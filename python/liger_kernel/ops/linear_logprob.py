@@ -130,7 +130,8 @@ def one_pass(
         return found, tuple(zeros), None
     factor = None
     if COMPUTE[options[-1]] is torch.float16 and dlog_probs.numel():
-        factor = torch.ldexp(torch.ones_like(dlog_probs[0]), -torch.frexp(dlog_probs.abs().amax()).exponent)
+        exponent = torch.frexp(dlog_probs.abs().amax()).exponent.clamp(min=-126)  # its power is a float32 number
+        factor = torch.ldexp(torch.ones_like(dlog_probs[0]), -exponent)
         dlog_probs = dlog_probs * factor
     known = (log_probs, normalizer, None, None)
     upstreams = (dlog_probs, *(None,) * 5)
