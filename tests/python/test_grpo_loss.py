@@ -483,6 +483,21 @@ def test_inputs_are_left_alone(device):
     assert all(torch.equal(given[k], v) for k, v in before.items())
 
 
+@pytest.mark.parametrize("kind", ["grpo", "vespo"])
+def test_what_was_made_in_inference_mode(device, kind):
+    """As samplers make log-probabilities and rewards."""
+    given = make_case(device, torch.float32, kind, "token", VARIANTS["kl"])
+    given["vllm_is_ratio"] = torch.rand(BATCH, TOKENS, device=device)
+    trained = given["_input"], given["weight"], given["bias"]
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            others = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor) and not v.requires_grad}
+        loss, _ = LigerFusedLinearGRPOFunction.apply(*arguments(given | others))
+        found.append((loss, *torch.autograd.grad(loss, trained)))
+    assert all(map(torch.equal, *found))
+
+
 def test_hidden_states_of_any_strides(device):
     """As trainers cut them out of longer sequences."""
     given = make_case(device, torch.float32, "grpo", "token", VARIANTS["clip"])

@@ -132,6 +132,15 @@ def test_many_upstreams_at_once(device, reduce):
         assert_close(one.flatten(), alone.flatten().double(), torch.float32, 4, VOCAB)
 
 
+def test_what_was_made_in_inference_mode(device):
+    given = make_case(device, torch.float32, "grpo", "token", VARIANTS["kl"])
+    names = "completion_ids", "completion_mask", "advantages", "old_logp", "ref_logp"
+    with torch.inference_mode():
+        others = {name: given[name].clone() for name in names}
+    losses = [triton_grpo_loss(**tensors, reduce=True)[0] for tensors in (given, given | others)]
+    assert torch.equal(*(torch.autograd.grad(loss, given["logits"])[0] for loss in losses))
+
+
 def test_no_sequences_at_all(device):
     given = make_case(device, torch.float32, "grpo", "token", VARIANTS["kl"])
     names = "logits", "completion_ids", "completion_mask", "advantages", "old_logp", "ref_logp"

@@ -559,6 +559,15 @@ def test_a_reference_that_is_known(device):
         chunked_loss.LigerFusedLinearKTOLoss(use_ref_model=True)(x, weight, target, bias, labels, ref_logps=own[0])
 
 
+def test_what_was_made_in_inference_mode(device, case):
+    model, target, reference = problem(device, torch.float32)
+    right = result(case, model, target, reference)
+    with torch.inference_mode():
+        target, reference = target.clone(), [t.clone() for t in reference]
+        options = {k: v.clone() for k, v in case.options.items() if isinstance(v, torch.Tensor)}
+    same(result(case, model, target, reference, **options), right)
+
+
 def test_what_changes_nothing(device, case):
     args = problem(device, torch.float32)
     right = result(case, *args)

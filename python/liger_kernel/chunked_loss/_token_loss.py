@@ -22,7 +22,7 @@ from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import require_shape, unrecorded
 from liger_kernel.ops._function import OwnApply, WithoutGradient, refuse_second_derivative
-from liger_kernel.ops._memory import is_plain, kept_labels, require_float, take_saved
+from liger_kernel.ops._memory import constant, is_plain, kept_labels, require_float, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.linear_logprob import one_pass, profiled
@@ -281,7 +281,7 @@ def known_log_probs(function: str, rows: int, like: Tensor, **given: Tensor) -> 
     for name, value in given.items():
         require_beside(function, name, value, (rows,), like)
     require_float(function, **given)
-    return [value.detach().float() for value in given.values()]
+    return [constant(value).float() for value in given.values()]  # type: ignore[union-attr]
 
 
 def logit_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

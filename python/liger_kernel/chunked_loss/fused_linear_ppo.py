@@ -7,9 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_kernel.chunked_loss._token_loss import IGNORED, Head, TokenLossFunction, require_beside, require_head
+from liger_kernel.chunked_loss._token_loss import (
+    IGNORED,
+    Head,
+    TokenLossFunction,
+    require_beside,
+    require_head,
+)
 from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._memory import constant
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops._policy_loss import batch_normalizer, require_ratio
 from liger_kernel.ops.linear_logprob import check_options
@@ -120,7 +127,7 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
             importance_sampling_level=importance_sampling_level,
             sapo_temperature_pos=sapo_temperature_pos,
             sapo_temperature_neg=sapo_temperature_neg,
-            vllm_is_ratio=_constant(vllm_is_ratio),
+            vllm_is_ratio=constant(vllm_is_ratio),
             delta=delta,
             use_bias_correction_kl=use_bias_correction_kl,
             vespo_k_pos=vespo_k_pos,
@@ -139,7 +146,7 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
             ref_per_token_logps = None
         elif ref_per_token_logps is None:
             ref_per_token_logps = _reference(name, *about_tokens, ref_input, ref_weight, ref_bias)
-        constants = [_constant(t) for t in (advantages, ref_per_token_logps, old_per_token_logps)]
+        constants = [constant(t) for t in (advantages, ref_per_token_logps, old_per_token_logps)]
 
         def loss_of(log_probs: Tensor) -> tuple[Tensor, Any]:
             return cls.ppo_loss_fn(
@@ -175,13 +182,9 @@ def _reference(
     if hidden is None:
         raise LigerArgumentError(f"{function}: use_ref_model is set, but ref_per_token_logps and ref_input are None")
     require_head(function, targets, hidden, weight, bias, "ref_", "selected_token_ids")
-    operands = [_constant(t) for t in (hidden, weight, bias)]
+    operands = [None if t is None else t.detach() for t in (hidden, weight, bias)]
     head = _head(targets, temperature, valid_rows, *operands)
     return head.log_probs_for(function, "selected_token_ids").view(targets.shape)
-
-
-def _constant(values: Any) -> Any:
-    return None if values is None else values.detach()
 
 
 def _require_batch(function: str, ids: Tensor, **tensors: Tensor | None) -> None:

@@ -72,7 +72,7 @@ class LigerFusedLinearUnpairedPreferenceBase(TokenLossFunction):
                 model = ref_input, ref_weight, ref_bias
                 known = reference_log_probs(name, target, *model, ignore_index, average_log_prob)
             loss_kwargs.update(ref_log_prob_chunk=known)
-        desirable = preference_labels.bool()
+        desirable = preference_labels != 0
         logits = logit_sums(_input, weight, bias)
 
         def loss_of(log_probs: Tensor) -> tuple:

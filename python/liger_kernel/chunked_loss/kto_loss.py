@@ -12,6 +12,7 @@ from liger_kernel.chunked_loss.fused_linear_unpaired_preference import (
     sums_by_label,
 )
 from liger_kernel.ops._formula import at_least_one, unrecorded
+from liger_kernel.ops._memory import constant
 from liger_kernel.ops._operator import LigerArgumentError
 
 
@@ -51,7 +52,7 @@ class LigerFusedLinearKTOFunction(LigerFusedLinearUnpairedPreferenceBase):
     ):
         _require_kl(cls.__name__, kl)
         if isinstance(kl, Tensor):
-            kl = kl.detach().float()
+            kl = constant(kl).float()
         return super().forward(
             cls=cls, ctx=ctx, _input=_input, weight=weight, target=target, preference_labels=preference_labels, bias=bias,
             chunk_size=chunk_size, ignore_index=ignore_index, compiled=compiled, use_ref_model=use_ref_model,

@@ -11,7 +11,7 @@ from torch import Tensor
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape, unrecorded
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
-from liger_kernel.ops._memory import is_plain, kept_labels, require_float, stand_for_batches, take_saved
+from liger_kernel.ops._memory import constant, is_plain, kept_labels, require_float, stand_for_batches, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 from liger_kernel.ops._policy_loss import (
     PER_TOKEN_ONLY,
@@ -166,13 +166,13 @@ class GrpoLossFunction(torch.autograd.Function, metaclass=OwnApply):
         require_tensors(logits, old_logp, ref_logp, completion_ids, advantages, completion_mask, temperature)
         loss = PolicyLoss(
             loss_type, importance_sampling_level, beta, eps_low, eps_high, delta,
-            (sapo_temperature_pos, sapo_temperature_neg), use_bias_correction_kl, vespo_weights=phi_seq,
+            (sapo_temperature_pos, sapo_temperature_neg), use_bias_correction_kl, vespo_weights=constant(phi_seq),
             skips_masked=True,
         )  # fmt: skip
         counts = torch.ones_like(completion_ids) if completion_mask is None else completion_mask
         counts = counts != 0
         length = counts.shape[1] if max_completion_length is None else max_completion_length
-        constants = [None if t is None else t.detach() for t in (advantages, old_logp, ref_logp, vllm_is_ratio)]
+        constants = [constant(t) for t in (advantages, old_logp, ref_logp, vllm_is_ratio)]
 
         def results(log_probs: Tensor) -> tuple:
             terms, kl, is_clipped = loss.terms(log_probs, counts, *constants)
