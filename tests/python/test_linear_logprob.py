@@ -6,6 +6,7 @@ import pytest
 import torch
 from operator_case import Case
 from reference import DTYPES, assert_close, twins
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction, LigerLinearLogProbFunction
 from liger_kernel.ops import linear_logprob as module
@@ -310,6 +311,19 @@ def test_out_of_range_targets_on_a_gpu_are_nan(device):
     assert value[4].isnan() and not value[:4].isnan().any() and not value[5:].isnan().any()
     (dx,) = torch.autograd.grad(value.nan_to_num().sum(), x)
     assert dx[4].isnan().all() and not dx[:4].isnan().any() and not dx[5:].isnan().any()
+
+
+def test_one_graph_for_all_bounds(device):
+    """valid_rows is another number in each step of a training."""
+    x, weight, bias, target = problem(device, torch.float32, ignored=False)
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(liger_linear_logprob, fullgraph=True, backend=backend)
+    for count in range(2, ROWS, 2):
+        labels = torch.where(torch.arange(ROWS, device=device) < count, target, -100)
+        value = compiled(x, weight, labels, bias, valid_rows=count)
+        assert torch.equal(value, liger_linear_logprob(x, weight, labels, bias, valid_rows=count))
+        value.sum().backward()
+    assert backend.frame_count <= 2
 
 
 # ---- the scaled cross entropy --------------------------------------------------------------------------------------------

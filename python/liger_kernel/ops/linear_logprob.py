@@ -35,6 +35,8 @@ OUTPUTS = ("entropy", "lse", "log_sum_sq_probs", "mean_logits", "is_top1")  # be
 _INDICES = (torch.int32, torch.int64)
 _is_profiling = torch.autograd._profiler_enabled
 
+Count = torch.SymInt  # an integer that is another one in each call: torch.compile makes no new graph for it
+
 # ---- the library -------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +193,7 @@ class _LinearLogprob(_OnAHead):
 @_LinearLogprob
 def linear_logprob(
     x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, selected_ids: Tensor | None,
-    ignore_index: int, valid_rows: int, scale: float, softcap: float, temperature: float, compute: int,
+    ignore_index: int, valid_rows: Count, scale: float, softcap: float, temperature: float, compute: int,
     log_prob: Made = Wish.LIKE, normalizer: Made = Wish.LIKE, entropy: Asked = Wish.LIKE, lse: Asked = Wish.LIKE,
     log_sum_sq_probs: Asked = Wish.LIKE, mean_logits: Asked = Wish.LIKE, is_top1: Asked = Wish.LIKE,
     selected: Asked = Wish.LIKE,
@@ -217,7 +219,7 @@ def _gradient(
     dlog_prob: Tensor | None, dentropy: Tensor | None, dlse: Tensor | None, dlog_sum_sq_probs: Tensor | None,
     dmean_logits: Tensor | None, dselected: Tensor | None, x: Tensor, weight: Tensor, target: Tensor,
     bias: Tensor | None, selected_ids: Tensor | None, log_prob: Tensor, normalizer: Tensor, entropy: Tensor | None,
-    log_sum_sq_probs: Tensor | None, ignore_index: int, valid_rows: int, scale: float, softcap: float,
+    log_sum_sq_probs: Tensor | None, ignore_index: int, valid_rows: Count, scale: float, softcap: float,
     temperature: float, compute: int, dx: Asked = Wish.LIKE, dweight: Asked = Wish.LIKE, dbias: Asked = Wish.LIKE,
 ) -> Any:  # fmt: skip
     """What is read of it is the signature: `_Gradients.eager` makes the call."""
