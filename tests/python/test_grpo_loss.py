@@ -675,8 +675,11 @@ REFUSED = [
     (dict(weight=torch.zeros(VOCAB, HIDDEN + 1)), ValueError, "_input"),
     (dict(loss_type="dapo", num_items_in_batch=torch.ones(2)), ValueError, r"num_items_in_batch has shape \(2,\)"),
     (dict(vllm_is_ratio=[1.0]), TypeError, "vllm_is_ratio"),
-    (dict(use_ref_model=True, beta=0.1, ref_input=torch.ones(BATCH, TOKENS, 3), ref_weight=torch.ones(1, 3)),
-     ValueError, r"^LigerFusedLinearGRPOFunction: selected_token_ids\[\d+\] is \d+, .* in \[0, 1\)$"),
+    (
+        dict(use_ref_model=True, beta=0.1, ref_input=torch.ones(BATCH, TOKENS, 3), ref_weight=torch.ones(1, 3)),
+        ValueError,
+        r"^LigerFusedLinearGRPOFunction: selected_token_ids\[\d+\] is \d+, .* in \[0, 1\)$",
+    ),
     (dict(bias=torch.zeros(VOCAB + 1)), ValueError, "bias"),
 ]
 

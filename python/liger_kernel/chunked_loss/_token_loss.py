@@ -28,7 +28,9 @@ from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.linear_logprob import one_pass, profiled
 from liger_kernel.ops.scale import free_of_others, scaled_gradients
 
-IGNORED = -(2**31)  # no token, and not what others mean by none: where masks say what counts, -100 is refused like others
+IGNORED = -(
+    2**31
+)  # no token, and not what others mean by none: where masks say what counts, -100 is refused like others
 
 
 @dataclass(frozen=True)

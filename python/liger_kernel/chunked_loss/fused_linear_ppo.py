@@ -15,7 +15,6 @@ from liger_kernel.chunked_loss._token_loss import (
     require_head,
 )
 from liger_kernel.ops import LigerLinearLogProbFunction
-from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._memory import constant
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops._policy_loss import batch_normalizer, require_ratio
@@ -183,7 +182,7 @@ def _reference(
         raise LigerArgumentError(f"{function}: use_ref_model is set, but ref_per_token_logps and ref_input are None")
     require_head(function, targets, hidden, weight, bias, "ref_", "selected_token_ids")
     operands = [None if t is None else t.detach() for t in (hidden, weight, bias)]
-    head = _head(targets, temperature, valid_rows, *operands)
+    head = _head(targets, temperature, valid_rows, *operands)  # type: ignore[arg-type]
     return head.log_probs_for(function, "selected_token_ids").view(targets.shape)
 
 

@@ -134,16 +134,20 @@ class LigerFusedLinearPreferenceBase(TokenLossFunction):
 @unrecorded
 def _require_pairs(function: str, target: Tensor) -> None:
     if target.shape[0] % 2:
-        raise LigerArgumentError(f"{function}: target has {target.shape[0]} rows, but must have chosen and rejected ones")
+        raise LigerArgumentError(
+            f"{function}: target has {target.shape[0]} rows, but must have chosen and rejected ones"
+        )
 
 
 @unrecorded
 def _require_texts(function: str, nll_target: Any, target: Tensor) -> None:
-    rows, pairs = getattr(nll_target, "shape", ())[:1], target.shape[0] // 2
-    require_beside(function, "nll_target", nll_target, (*rows, target.shape[1]), target)
+    pairs, shape = target.shape[0] // 2, getattr(nll_target, "shape", ())
+    require_beside(function, "nll_target", nll_target, (*shape[:1], target.shape[1]), target)
     require_labels(function, "nll_target", nll_target)
-    if rows[0] < pairs:
-        raise LigerArgumentError(f"{function}: nll_target has {rows[0]} rows, but target has {pairs} chosen ones")
+    if len(nll_target) < pairs:
+        raise LigerArgumentError(
+            f"{function}: nll_target has {len(nll_target)} rows, but target has {pairs} chosen ones"
+        )
 
 
 def _labels_for_both(function: str, target: Tensor, nll_target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

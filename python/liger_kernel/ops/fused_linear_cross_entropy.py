@@ -70,7 +70,9 @@ class _LinearCrossEntropy(Operator):
         if dloss is not None and any(ctx.formed):
             saved, free = take_saved(ctx)
             with free_of_others(saved, free):
-                found = scaled_gradients(dloss, [g if f else None for g, f in zip(saved, ctx.formed)], saved[3], ctx.options[0])
+                found = scaled_gradients(
+                    dloss, [g if f else None for g, f in zip(saved, ctx.formed)], saved[3], ctx.options[0]
+                )
         elif dloss is not None:
             found = _recomputed(ctx, dloss, needs)
         gradients: list = [None] * len(ctx.needs_input_grad)
