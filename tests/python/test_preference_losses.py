@@ -989,6 +989,7 @@ def changed(name, change):
         ("kto", changed("preference_labels", lambda t: t.tolist()), TypeError, "preference_labels must be"),
         ("kto", changed("preference_labels", lambda t: t.to("meta")), ValueError, "preference_labels is on meta"),
         ("kto", changed("kl", lambda t: "0"), TypeError, "kl must be a number"),
+        ("kto", changed("kl", lambda t: t.to("meta")), ValueError, "kl is on meta"),
         ("kto", lambda g: g | {"ref_input": (torch.ones(6, device="meta"),)}, ValueError, "ref_logps is on meta"),
         ("orpo", lambda g: g | {"nll_target": g["target"].float()}, ValueError, "nll_target is torch.float32"),
         ("orpo", lambda g: g | {"nll_target": g["target"].tolist()}, TypeError, "nll_target must be"),

@@ -50,7 +50,7 @@ class LigerFusedLinearKTOFunction(LigerFusedLinearUnpairedPreferenceBase):
         average_log_prob=False,
         chunk_size=1,
     ):
-        _require_kl(cls.__name__, kl)
+        _require_kl(cls.__name__, kl, _input)
         if isinstance(kl, Tensor):
             kl = constant(kl).float()
         return super().forward(
@@ -62,10 +62,12 @@ class LigerFusedLinearKTOFunction(LigerFusedLinearUnpairedPreferenceBase):
 
 
 @unrecorded
-def _require_kl(function: str, kl: Any) -> None:
+def _require_kl(function: str, kl: Any, x: Tensor) -> None:
     if isinstance(kl, Tensor):
         if kl.shape not in ((), (1,)):
             raise LigerArgumentError(f"{function}: kl has shape {tuple(kl.shape)}, but must have () or (1,)")
+        if kl.dim() == 1 and isinstance(x, Tensor) and kl.device != x.device:
+            raise LigerArgumentError(f"{function}: kl is on {kl.device}, but _input is on {x.device}")
     elif kl is not None and not isinstance(kl, int | float):
         raise TypeError(f"{function}: kl must be a number, a torch.Tensor or None, not {type(kl).__name__}")
 
