@@ -6,9 +6,10 @@ import importlib
 import inspect
 from collections.abc import Callable
 
+import losses
 import rows
 import torch
-from rows import EPSILON, IGNORE
+from inputs import EPSILON, IGNORE
 
 # In the order in which they are shown. Variants of one package share its process.
 NAMES = (
@@ -77,6 +78,9 @@ def _function(op: str, sums: torch.dtype | None = None):
     operator = rows.OPERATORS[op]
     if op == "mhc":
         return _around_a_layer(_import("liger_kernel.transformers.functional").liger_mhc_forward)
+    if op in losses.OPERATORS:
+        made = getattr(_import(f"liger_kernel.chunked_loss.{operator.module}"), operator.function)(**operator.options)
+        return losses.of_module(made, op, "valid_rows" in inspect.signature(made.forward).parameters)
     found = getattr(_import(f"liger_kernel.ops.{operator.module}"), operator.function)
     apply = getattr(found, "apply", found)
     options = operator.options if sums is None else (*operator.options, sums)

@@ -8,47 +8,15 @@ every provider is checked against.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import losses
 import torch
 import torch.nn.functional as F
+from inputs import EPSILON, IGNORE, Inputs, Operator, normal, targets
 from torch import Tensor
 
-EPSILON = 1e-6
-IGNORE = -100
 MROPE_SECTION = [16, 24, 24]  # of the 64 pairs of a head of 128
-
-
-@dataclass
-class Inputs:
-    diff: list[Tensor]
-    fixed: list[Tensor] = field(default_factory=list)
-    upstream: list[Tensor] = field(default_factory=list)
-    rotated: int = 1  # how many of `diff` are activations, of which cold copies are made
-
-    def with_new_activations(self) -> Inputs:
-        def again(t: Tensor) -> Tensor:
-            return t.detach().clone().requires_grad_(t.requires_grad)
-
-        diff = [again(t) if i < self.rotated else t for i, t in enumerate(self.diff)]
-        return Inputs(diff, self.fixed, [again(t) for t in self.upstream], self.rotated)
-
-    def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in [*self.diff[: self.rotated], *self.upstream])
-
-
-def _normal(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int, scale: float = 1.0) -> Tensor:
-    generator = torch.Generator(device=device).manual_seed(seed)
-    return torch.empty(shape, dtype=torch.float32, device=device).normal_(0, scale, generator=generator).to(dtype)
-
-
-def _targets(rows: int, vocab: int, device: str) -> Tensor:
-    """One in twenty is ignored."""
-    generator = torch.Generator(device=device).manual_seed(5)
-    target = torch.randint(vocab, (rows,), generator=generator, device=device)
-    target[torch.rand(rows, generator=generator, device=device) < 0.05] = IGNORE
-    return target
 
 
 # ---- plain formulas, as Hugging Face's Llama has them ---------------------------------------------------------------
@@ -203,37 +171,37 @@ def matmul(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 def _norm_inputs(shape, dtype, device) -> Inputs:
     rows, hidden = shape
-    x = _normal((rows, hidden), dtype, device, 1)
-    weight = 1 + _normal((hidden,), dtype, device, 2, 0.1)
-    return Inputs([x, weight], upstream=[_normal((rows, hidden), dtype, device, 3)])
+    x = normal((rows, hidden), dtype, device, 1)
+    weight = 1 + normal((hidden,), dtype, device, 2, 0.1)
+    return Inputs([x, weight], upstream=[normal((rows, hidden), dtype, device, 3)])
 
 
 def _add_norm_inputs(shape, dtype, device) -> Inputs:
     plain = _norm_inputs(shape, dtype, device)
     x, weight = plain.diff
-    more = _normal(tuple(shape), dtype, device, 4)
-    return Inputs([x, more, weight], upstream=[*plain.upstream, _normal(tuple(shape), dtype, device, 6)], rotated=2)
+    more = normal(tuple(shape), dtype, device, 4)
+    return Inputs([x, more, weight], upstream=[*plain.upstream, normal(tuple(shape), dtype, device, 6)], rotated=2)
 
 
 def _modulated_inputs(shape, dtype, device) -> Inputs:
     """8 samples."""
     plain = _norm_inputs(shape, dtype, device)
-    return Inputs([*plain.diff, *(_normal((8, shape[1]), dtype, device, s) for s in (7, 8))], upstream=plain.upstream)
+    return Inputs([*plain.diff, *(normal((8, shape[1]), dtype, device, s) for s in (7, 8))], upstream=plain.upstream)
 
 
 def _layer_norm_inputs(shape, dtype, device) -> Inputs:
     plain = _norm_inputs(shape, dtype, device)
-    return Inputs([*plain.diff, _normal(shape[1:], dtype, device, 7, 0.1)], upstream=plain.upstream)
+    return Inputs([*plain.diff, normal(shape[1:], dtype, device, 7, 0.1)], upstream=plain.upstream)
 
 
 def _rope_inputs(shape, dtype, device) -> Inputs:
     batch, seq, heads, kv_heads, dim = shape
-    q = _normal((batch, seq, heads, dim), dtype, device, 1).transpose(1, 2)
-    k = _normal((batch, seq, kv_heads, dim), dtype, device, 2).transpose(1, 2)
+    q = normal((batch, seq, heads, dim), dtype, device, 1).transpose(1, 2)
+    k = normal((batch, seq, kv_heads, dim), dtype, device, 2).transpose(1, 2)
     inverse = 1e4 ** (-torch.arange(0, dim, 2, device=device) / dim)
     angle = torch.arange(seq, device=device)[:, None] * inverse
     angle = torch.cat((angle, angle), -1)[None]
-    up = [_normal((batch, n, seq, dim), dtype, device, s) for n, s in ((heads, 3), (kv_heads, 4))]
+    up = [normal((batch, n, seq, dim), dtype, device, s) for n, s in ((heads, 3), (kv_heads, 4))]
     return Inputs([q, k], [angle.cos().to(dtype), angle.sin().to(dtype)], up, rotated=2)
 
 
@@ -241,58 +209,58 @@ def _mrope_inputs(shape, dtype, device) -> Inputs:
     """Other angles for each of the three positions of each token."""
     made = _rope_inputs(shape, dtype, device)
     batch, seq, _, _, dim = shape
-    angle = _normal((3, batch, seq, dim // 2), torch.float32, device, 5, 10.0).repeat(1, 1, 1, 2)
+    angle = normal((3, batch, seq, dim // 2), torch.float32, device, 5, 10.0).repeat(1, 1, 1, 2)
     return Inputs(made.diff, [angle.cos().to(dtype), angle.sin().to(dtype)], made.upstream, rotated=2)
 
 
 def _gated_inputs(shape, dtype, device) -> Inputs:
-    return Inputs([_normal(shape, dtype, device, s) for s in (1, 2)], [], [_normal(shape, dtype, device, 3)], rotated=2)
+    return Inputs([normal(shape, dtype, device, s) for s in (1, 2)], [], [normal(shape, dtype, device, 3)], rotated=2)
 
 
 def _softmax_inputs(shape, dtype, device) -> Inputs:
-    return Inputs([_normal(shape, dtype, device, 1)], upstream=[_normal(shape, dtype, device, 3)])
+    return Inputs([normal(shape, dtype, device, 1)], upstream=[normal(shape, dtype, device, 3)])
 
 
 def _attn_res_inputs(shape, dtype, device) -> Inputs:
     blocks, rows, hidden = shape
-    query = _normal((hidden,), dtype, device, 2, hidden**-0.5)
-    norm = 1 + _normal((hidden,), dtype, device, 4, 0.1)
-    v = _normal((blocks, 1, rows, hidden), dtype, device, 1)
-    return Inputs([v, query, norm], upstream=[_normal((1, rows, hidden), dtype, device, 3)])
+    query = normal((hidden,), dtype, device, 2, hidden**-0.5)
+    norm = 1 + normal((hidden,), dtype, device, 4, 0.1)
+    v = normal((blocks, 1, rows, hidden), dtype, device, 1)
+    return Inputs([v, query, norm], upstream=[normal((1, rows, hidden), dtype, device, 3)])
 
 
 def _mhc_inputs(shape, dtype, device) -> Inputs:
     tokens, streams, cols = shape
     k, m = streams * cols, streams * (streams + 2)
-    phi, b = _normal((k, m), dtype, device, 4, 0.02), torch.zeros(m, device=device)
+    phi, b = normal((k, m), dtype, device, 4, 0.02), torch.zeros(m, device=device)
     alphas = [torch.ones((), device=device) for _ in range(3)]
-    x, up = (_normal(shape, dtype, device, seed) for seed in (1, 3))
-    f, up_in = (_normal((tokens, cols), dtype, device, seed) for seed in (2, 6))
+    x, up = (normal(shape, dtype, device, seed) for seed in (1, 3))
+    f, up_in = (normal((tokens, cols), dtype, device, seed) for seed in (2, 6))
     return Inputs([x, f, phi, b, *alphas], upstream=[up_in, up], rotated=2)
 
 
 def _embedding_inputs(shape, dtype, device) -> Inputs:
     tokens, hidden, vocab = shape
     indices = torch.randint(vocab, (tokens,), generator=torch.Generator(device=device).manual_seed(5), device=device)
-    upstream = _normal((tokens, hidden), dtype, device, 3)
-    return Inputs([_normal((vocab, hidden), dtype, device, 1)], [indices], [upstream], rotated=0)
+    upstream = normal((tokens, hidden), dtype, device, 3)
+    return Inputs([normal((vocab, hidden), dtype, device, 1)], [indices], [upstream], rotated=0)
 
 
 def _dyt_inputs(shape, dtype, device) -> Inputs:
     x, gamma, beta = _layer_norm_inputs(shape, dtype, device).diff
     alpha = torch.full((1,), 0.5, dtype=dtype, device=device)
-    return Inputs([x, alpha, gamma, beta], upstream=[_normal(shape, dtype, device, 3)])
+    return Inputs([x, alpha, gamma, beta], upstream=[normal(shape, dtype, device, 3)])
 
 
 def _group_norm_inputs(shape, dtype, device) -> Inputs:
     """512 channels, 32 groups."""
-    x, dy = (_normal(shape, dtype, device, seed).view(shape[0], 512, -1) for seed in (1, 3))
+    x, dy = (normal(shape, dtype, device, seed).view(shape[0], 512, -1) for seed in (1, 3))
     return Inputs([x, *_layer_norm_inputs((1, 512), dtype, device).diff[1:]], upstream=[dy])
 
 
 def _poly_norm_inputs(shape, dtype, device) -> Inputs:
     weight, bias = (torch.full(size, value, dtype=dtype, device=device) for size, value in (((3,), 1 / 3), ((), 1.0)))
-    return Inputs([_normal(shape, dtype, device, 1), weight, bias], upstream=[_normal(shape, dtype, device, 3)])
+    return Inputs([normal(shape, dtype, device, 1), weight, bias], upstream=[normal(shape, dtype, device, 3)])
 
 
 def _int2_inputs(shape, dtype, device) -> Inputs:
@@ -306,48 +274,27 @@ def _int2_inputs(shape, dtype, device) -> Inputs:
 def _multi_token_attention_inputs(shape, dtype, device) -> Inputs:
     """32 heads, each with 9 x 9 taps of its own."""
     batch, heads, size = shape[0], 32, math.isqrt(shape[1] // 32)
-    scores, upstream = (_normal((batch, heads, size, size), dtype, device, seed) for seed in (1, 3))
-    weight, bias = _normal((heads, 1, 9, 9), dtype, device, 2, 1 / 9), _normal((heads,), dtype, device, 4, 0.1)
+    scores, upstream = (normal((batch, heads, size, size), dtype, device, seed) for seed in (1, 3))
+    weight, bias = normal((heads, 1, 9, 9), dtype, device, 2, 1 / 9), normal((heads,), dtype, device, 4, 0.1)
     return Inputs([scores, weight, bias], upstream=[upstream])
 
 
 def _loss_inputs(shape, dtype, device) -> Inputs:
     rows, vocab = shape
-    return Inputs([_normal((rows, vocab), dtype, device, 1, 2.0)], [_targets(rows, vocab, device)])
+    return Inputs([normal((rows, vocab), dtype, device, 1, 2.0)], [targets(rows, vocab, device)])
 
 
 def _linear_inputs(shape, dtype, device) -> Inputs:
     rows, hidden, vocab = shape
-    x = _normal((rows, hidden), dtype, device, 1)
-    weight = _normal((vocab, hidden), dtype, device, 2, 2.0 * hidden**-0.5)
-    return Inputs([x, weight], [_targets(rows, vocab, device)])
+    x = normal((rows, hidden), dtype, device, 1)
+    weight = normal((vocab, hidden), dtype, device, 2, 2.0 * hidden**-0.5)
+    return Inputs([x, weight], [targets(rows, vocab, device)])
 
 
 def _scaled_cross_entropy_inputs(shape, dtype, device) -> Inputs:
     made = _linear_inputs(shape, dtype, device)
-    upstream = [_normal(shape[:1], kind, device, seed) for kind, seed in ((torch.float32, 3), (dtype, 4))]
+    upstream = [normal(shape[:1], kind, device, seed) for kind, seed in ((torch.float32, 3), (dtype, 4))]
     return Inputs(made.diff, made.fixed, upstream)
-
-
-@dataclass(frozen=True)
-class Operator:
-    """What a row of this operator needs, in one place.
-
-    inputs    makes its inputs; plain: the formula on them
-    function  the autograd Function of `liger_kernel.ops.<module>`, in our package and in the reference; or a plain function of
-              what has no gradient
-    options   what `apply` gets after the tensors (a loss with sums to choose: their dtype besides)
-    passes    how often a tensor of the row's shape is read or written, forward and backward
-    products  how often rows x hidden x vocabulary multiplications and additions are made
-    """
-
-    inputs: Callable[..., Inputs]
-    plain: Callable[..., object]
-    function: str
-    module: str
-    options: tuple = ()
-    passes: int = 0
-    products: int = 0
 
 
 _CASTING = (EPSILON, 0.0, "llama", True)
@@ -410,6 +357,7 @@ OPERATORS = {
     ),
     # a product is not public: the loss's forward holds one, and a pass over its result besides
     "gemm": Operator(_linear_inputs, matmul, *_LINEAR, products=1),
+    **losses.OPERATORS,
 }
 
 
@@ -536,6 +484,12 @@ CUDA_ROWS = [
         bar_ms=109,
         bar_mb=1400,
     ),
+    Row("DPO 8x1024x4096x128256", "flce", "dpo", (8, 1024, 4096, 128256), bar_ms=54.1, bar_mb=3090),
+    Row("ORPO 8x1024x4096x128256", "flce", "orpo", (8, 1024, 4096, 128256), bar_ms=41.4, bar_mb=3088),
+    Row("SimPO 8x1024x4096x128256", "flce", "simpo", (8, 1024, 4096, 128256), bar_ms=40.2, bar_mb=3088),
+    Row("CPO 8x1024x4096x128256", "flce", "cpo", (8, 1024, 4096, 128256), bar_ms=40.3, bar_mb=3088),
+    Row("GRPO 8x1024x4096x128256", "flce", "grpo", (8, 1024, 4096, 128256), bar_ms=39.4, bar_mb=3088),
+    Row("GRPO 8x1024x4096x128256, half", "flce", "grpo_half", (8, 1024, 4096, 128256), bar_ms=22, bar_mb=3088),
 ]
 
 
@@ -567,6 +521,9 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
+        Row(f"DPO 8x128x1024x32000 {short}", "flce", "dpo", (8, 128, 1024, 32000), dtype),
+        Row(f"GRPO 8x128x1024x32000 {short}", "flce", "grpo", (8, 128, 1024, 32000), dtype),
+        Row(f"GRPO 8x128x1024x32000 {short}, half", "flce", "grpo_half", (8, 128, 1024, 32000), dtype),
     ]
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import providers
 import torch
+from inputs import Inputs
 from measure import Cpu, Cuda
-from rows import OPERATORS, Inputs, Row, all_rows
+from rows import OPERATORS, Row, all_rows
 
 TOLERANCE = {"bfloat16": 2e-2, "float32": 2e-4, "int8": 1e-12}  # integers are exact
 COLD_BYTES = 4 * 60 * 2**20
@@ -171,9 +172,9 @@ def package() -> dict:
 
 def main() -> None:
     device = sys.argv[1]
-    for folder in list(sys.path):
-        if Path(folder).name == "site-packages" and folder in os.environ["PYTHONPATH"].split(os.pathsep):
-            site.addsitedir(folder)  # PYTHONPATH alone does not read .pth files
+    for folder in os.environ["PYTHONPATH"].split(os.pathsep):
+        if any(Path(folder).glob("*.pth")):
+            site.addsitedir(folder)  # PYTHONPATH alone does not read these
     reply = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a package prints is no answer
     meter = Cuda() if device == "cuda" else Cpu()

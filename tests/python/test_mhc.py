@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import shutil
-import subprocess
 import warnings
 
+import c_program
 import pytest
 import torch
 from operator_case import HIDDEN, Case
@@ -26,7 +23,6 @@ from liger_kernel.transformers.functional import (
     liger_mhc_pre,
 )
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 OPTIONS = (True, 3, 1e-6, 0.1, 1e-6, 2.0)
 HC = 2  # in a forked child torch compares no more than it does with one thread
 
@@ -469,26 +465,7 @@ def test_the_module_compiled_in_two_graphs(device):
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler on PATH")
 def test_the_c_example(tmp_path):
     """A layer in C, whose gradients are those of finite differences."""
-    build = os.environ.get("LIGER_NATIVE_DIR")
-    if not build or not (pathlib.Path(build) / "libliger.so").exists():
-        pytest.skip("LIGER_NATIVE_DIR does not point at a build with libliger.so")
-    program = tmp_path / "mhc_layer"
-    command = [
-        "cc",
-        "-std=c99",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        f"-I{ROOT}",
-        ROOT / "examples" / "mhc_layer.c",
-        "-o",
-        program,
-    ]
-    command += [f"-L{build}", "-lliger", "-lm", f"-Wl,-rpath,{pathlib.Path(build).resolve()}"]
-    subprocess.run(command, check=True, timeout=120)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("agrees with finite differences") == 7
+    said = c_program.output(c_program.ROOT / "examples" / "mhc_layer.c", tmp_path / "mhc_layer")
+    assert said.count("agrees with finite differences") == 7

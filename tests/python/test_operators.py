@@ -213,7 +213,13 @@ def test_layouts(case, device, layout, dtype):
     if uses_blas(case, dtype):
         assert nearly_same(got, expected)
     elif sums_in_another_order(case, device, layout):
-        assert nearly_same(got, expected, roundings=4)
+        if case.name in ("mhc_coeffs", "mhc_aggregate"):
+            # An alpha's gradient is one sum of all that those of phi and b are made of, and may cancel: of the largest of them.
+            # With the hidden dimension in another order, torch's own formula moves by up to 5.4 roundings (300 draws).
+            got, expected = ([*r[:-5], torch.cat([g.flatten() for g in r[-5:]])] for r in (got, expected))
+            assert nearly_same(got, expected, roundings=8)
+        else:
+            assert nearly_same(got, expected, roundings=4)
     else:
         assert same(got, expected)
 

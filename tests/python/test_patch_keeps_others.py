@@ -145,6 +145,9 @@ def test_a_forward_written_around_that_of_the_class_gets_logits(cls, way, caplog
         return cls(tiny_llama.config()).train()
 
     assert_as_stock(build, way, caplog, cls.__name__)
+    caplog.clear()
+    of_trainer = {"skip_logits": True}  # in an evaluation that is to give the loss alone
+    assert_as_stock(build, way, caplog, cls.__name__ if way == "instance" else None, "eval", **of_trainer)
 
 
 class FromEmbeddings(transformers.LlamaForCausalLM):

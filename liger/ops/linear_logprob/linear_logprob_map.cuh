@@ -18,10 +18,11 @@ static inline z_map z_map_of(const logit_map &map) {
             (float)(scale / temperature)};
 }
 
+/* Rounded as it is: a difference of two z would fuse one of them, and that of a z from itself would not be 0. */
 template <bool CAPPED>
 __device__ __forceinline__ float z_of(const z_map &map, float logit) {
-    const float x = logit * map.inner;
-    return CAPPED ? map.outer * tanhf(x) : x;
+    const float x = __fmul_rn(logit, map.inner);
+    return CAPPED ? __fmul_rn(map.outer, tanhf(x)) : x;
 }
 
 /* dz/dlogit. 1 - tanh² as 4·e/(1 + e)², e = exp(-2|x|), which does not cancel where the cap saturates. */

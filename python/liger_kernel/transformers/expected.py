@@ -107,11 +107,11 @@ def patch_unasked(module: nn.Module, ours: type[nn.Module]) -> bool:
     if issubclass(ours, LigerRMSNorm):
         preset = inspect.signature(ours).parameters
         options = {name: preset[name].default for name in ("offset", "casting_mode", "in_place")}
-        return module_patches._patch_norm(module, LigerRMSNorm, 1e-6, written=True, row_mode=None, **options)
+        return module_patches.patch_norm(module, LigerRMSNorm, 1e-6, written=True, row_mode=None, **options)
     if issubclass(ours, LigerLayerNorm):
         of_module = module_patches.of_layer_norm(module)
-        return module_patches._patch_norm(module, LigerLayerNorm, 1e-6, written=True, **of_module)
-    return module_patches._patch_module(module, ours, written=True)
+        return module_patches.patch_norm(module, LigerLayerNorm, 1e-6, written=True, **of_module)
+    return module_patches.patch_module(module, ours, written=True)
 
 
 def missing_child(module: nn.Module, ours: type[nn.Module]) -> str | None:

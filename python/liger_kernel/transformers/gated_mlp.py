@@ -18,7 +18,7 @@ from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.transformers import stock_code
 from liger_kernel.transformers.messages import warn_once
 from liger_kernel.transformers.patching import PatchedAs
-from liger_kernel.transformers.stock_calls import class_of_tensors, is_compiling, is_of_stock, is_other
+from liger_kernel.transformers.stock_calls import class_of_tensors, is_compiling, is_left_to_stock, is_other
 from liger_kernel.transformers.while_stock import logger
 
 _HOOKS = nn.modules.module._global_forward_hooks
@@ -107,10 +107,8 @@ def gated(mlp: nn.Module, function: Any, *args: Any) -> torch.Tensor:
     known = "act_fn" not in own["_modules"] if seen is None else _is_as_seen(mlp, *seen)
     if not known:
         return _composed(getattr(mlp, "act_fn" if seen is None else seen[0]), *args)
-    cause = _cause(args)
-    if cause is not None and is_of_stock(mlp):
-        warn_once(logger, mlp, "stock-call", model=type(mlp).__name__, cause=cause)
-    elif not (is_compiling() and is_other(args[0])):  # a trace has no use for the error
+    a_trace_fails = is_compiling() and is_other(args[0])  # and has no use for the error
+    if not (is_left_to_stock(mlp, _cause(args)) or a_trace_fails):
         try:
             return function.apply(*args)
         except LigerArgumentError:

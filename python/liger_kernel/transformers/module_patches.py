@@ -1,6 +1,6 @@
 """Making one module compute as one of our classes.
 
-The functions that begin with `_` are also called by other packages, with any module: they ask nothing about its class.
+The functions that begin with `_` are also called by other packages, with any module. None asks about its class.
 `expected.patch_as` is what the rows use.
 """
 
@@ -83,7 +83,7 @@ def peft_copies(module: nn.Module) -> list[nn.Module] | None:
     return [*module.modules_to_save.values(), module.original_module]
 
 
-def _patch_module(
+def patch_module(
     module: nn.Module,
     liger_module: type[nn.Module],
     epsilon: str = "",
@@ -97,7 +97,7 @@ def _patch_module(
     """
     copies = peft_copies(module)
     if copies is not None:
-        return all([_patch_module(copy, liger_module, epsilon, values, written, **attributes) for copy in copies])
+        return all([patch_module(copy, liger_module, epsilon, values, written, **attributes) for copy in copies])
     if not give_methods(module, MethodsOf(liger_module, epsilon, values, written, tuple(attributes.items()))):
         return False
     for name, value in {**attributes, **seen_activation(module)}.items():
@@ -107,20 +107,20 @@ def _patch_module(
 
 def _name_of_epsilon(module: nn.Module) -> str | None:
     """The attribute that has it; it may be set anew at any time. 0 is a value."""
-    patch = getattr(type(module), patching._PATCH, None)
+    patch = patching.patch_of(type(module))
     known = getattr(patch, "epsilon", "")
     names = (known,) if known else ("variance_epsilon", "eps")
     return next((name for name in names if getattr(module, name, None) is not None), None)
 
 
-def _patch_norm(module: nn.Module, liger_module: type[nn.Module], eps: float, **attributes: Any) -> bool:
+def patch_norm(module: nn.Module, liger_module: type[nn.Module], eps: float, **attributes: Any) -> bool:
     name = _name_of_epsilon(module)
     if name is None and isinstance(module, getattr(nn, "RMSNorm", ())):
         warn_once(logger, module, "epsilon-of-dtype", model=type(module).__name__)
         return False
     if name is None:
         attributes["variance_epsilon"] = eps
-    return _patch_module(module, liger_module, "" if name in (None, "variance_epsilon") else name, **attributes)
+    return patch_module(module, liger_module, "" if name in (None, "variance_epsilon") else name, **attributes)
 
 
 def _patch_rms_norm_module(
@@ -131,11 +131,11 @@ def _patch_rms_norm_module(
     in_place: bool = True,
     row_mode: bool | None = None,
 ) -> bool:
-    """Make a norm with a `weight` compute as `LigerRMSNorm`; False as in `_patch_module`.
+    """Make a norm with a `weight` compute as `LigerRMSNorm`; False as in `patch_module`.
 
     Its own epsilon is kept; `eps` is for one that has none.
     """
-    return _patch_norm(
+    return patch_norm(
         module, LigerRMSNorm, eps, offset=offset, casting_mode=casting_mode, in_place=in_place, row_mode=row_mode
     )
 
@@ -143,13 +143,13 @@ def _patch_rms_norm_module(
 def _patch_layer_norm_module(module: nn.Module, eps: float = 1e-6) -> bool:
     """Make a norm compute as `LigerLayerNorm`. Its own epsilon is kept; `eps` is for one that has none.
 
-    False as in `_patch_module`, and for a norm without a weight or over several dimensions.
+    False as in `patch_module`, and for a norm without a weight or over several dimensions.
     """
     weight = getattr(module, "weight", None)
     if weight is None or weight.ndim != 1:
         warn_once(logger, module, "no-vector-weight", model=type(module).__name__)
         return False
-    return _patch_norm(module, LigerLayerNorm, eps, **of_layer_norm(module))
+    return patch_norm(module, LigerLayerNorm, eps, **of_layer_norm(module))
 
 
 def of_layer_norm(module: nn.Module) -> dict[str, Any]:
@@ -159,10 +159,10 @@ def of_layer_norm(module: nn.Module) -> dict[str, Any]:
 
 
 def _patch_swiglu_module(module: nn.Module, liger_module: type[nn.Module]) -> bool:
-    """Make an MLP with the same projections compute as `liger_module`; False as in `_patch_module`."""
-    return _patch_module(module, liger_module)
+    """Make an MLP with the same projections compute as `liger_module`; False as in `patch_module`."""
+    return patch_module(module, liger_module)
 
 
 def _patch_geglu_module(module: nn.Module) -> bool:
-    """Make an MLP with the same projections compute as `LigerGEGLUMLP`; False as in `_patch_module`."""
-    return _patch_module(module, LigerGEGLUMLP)
+    """Make an MLP with the same projections compute as `LigerGEGLUMLP`; False as in `patch_module`."""
+    return patch_module(module, LigerGEGLUMLP)

@@ -242,10 +242,10 @@ class PatchedAs(type):
     modules are patched as they are built derives from it, where somebody asks."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return type.__instancecheck__(cls, instance) or cls._is(getattr(type(instance), _PATCH, None))
+        return type.__instancecheck__(cls, instance) or cls._is(patch_of(type(instance)))
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        by_patch = getattr(subclass, _PATCH, None) or builds.get(subclass, {}).get(ANYWHERE)
+        by_patch = patch_of(subclass) or builds.get(subclass, {}).get(ANYWHERE)
         return type.__subclasscheck__(cls, subclass) or cls._is(by_patch)
 
     def _is(cls, patch: Any) -> bool:
@@ -309,6 +309,16 @@ def is_patched(module: nn.Module) -> bool:
     return hasattr(type(module), _PATCH)
 
 
+def patch_of(cls: type) -> Any:
+    """What the methods of such a class were made from; None of another."""
+    return getattr(cls, _PATCH, None)
+
+
+def forward_below(cls: type) -> Any:
+    """The forward of the class that was patched, as it is now."""
+    return original(patched_class(cls), "forward")
+
+
 def give_methods(module: nn.Module, patch: Patch) -> bool:
     """Give this one instance the methods of `patch`. False, and nothing done, where that would lose a wrapper.
 
@@ -322,7 +332,7 @@ def give_methods(module: nn.Module, patch: Patch) -> bool:
     slot, forward = _slot(module), made.forward  # type: ignore[attr-defined]
     if slot == "_old_forward":
         set_on_instance(module, slot, types.MethodType(forward, module))
-    elif _is_wrapper(module, slot):
+    elif is_wrapped(module):
         around = mixed_precision.rewrap(module, forward)
         if around is None:
             return False
@@ -347,9 +357,9 @@ def _forward_of(cls: Any) -> Any:
     return unpatched(cls).forward  # type: ignore[attr-defined]
 
 
-def _is_wrapper(module: nn.Module, slot: str) -> bool:
-    """Whether what stands there is neither ours nor just the method of its class, stored on the instance."""
-    forward = module.__dict__.get(slot)
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether the innermost forward on an instance is neither ours nor just the method of its class, stored there."""
+    forward = module.__dict__.get(_slot(module))
     return forward is not None and not is_ours(forward) and function_of(forward) is not _forward_of(type(module))
 
 
@@ -391,7 +401,7 @@ def bind(module: nn.Module, name: str, function: Callable[..., Any]) -> bool:
     False, and nothing done, where that would lose a wrapper (see `give_methods`).
     """
     slot = _slot(module) if name == "forward" else name
-    if name == "forward" and slot == name and _is_wrapper(module, name):
+    if name == slot == "forward" and is_wrapped(module):
         return False
     set_on_instance(module, slot, types.MethodType(function, module))
     return True

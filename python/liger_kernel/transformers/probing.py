@@ -237,7 +237,7 @@ def _try_norm(module: nn.Module) -> str | None:
 
 
 def _patch_norm(module: nn.Module, offset: float, casting: str, values: patching.Values = ()) -> None:
-    module_patches._patch_norm(module, LigerRMSNorm, 0.0, values=values, offset=offset, casting_mode=casting)
+    module_patches.patch_norm(module, LigerRMSNorm, 0.0, values=values, offset=offset, casting_mode=casting)
 
 
 def _probes(scales: tuple[float, ...]) -> list[tuple[float, tuple[int, ...]]]:
@@ -277,7 +277,7 @@ def _try_mlp(module: nn.Module) -> str | None:
         if values is None or not all(_is_activation(module, name, child, ours) for name, child in others.items()):
             continue
         if all(_behaves_in_modes(functools.partial(_mlp_pair, module, ours, *probe)) for probe in _probes(_SCALES)):
-            module_patches._patch_module(module, ours, values=values)
+            module_patches.patch_module(module, ours, values=values)
             return ours.__name__
     return None
 

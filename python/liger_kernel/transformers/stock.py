@@ -46,7 +46,7 @@ def names_in(function: Any) -> tuple[Any, ...]:
     return () if code is None else (*code.co_names, *code.co_consts)
 
 
-def _spelled_in(function: Any) -> set[Any]:
+def spelled_in(function: Any) -> set[Any]:
     """The constants alone, keywords of calls among them: compilers gather those of one call in a tuple, or do not."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     constants = () if code is None else code.co_consts
@@ -70,15 +70,15 @@ def forward_names(cls: type, name: str) -> bool:
 
 def forward_spells(cls: type, keyword: str) -> bool:
     """Whether that forward gives an argument of a call by this keyword."""
-    return keyword in _spelled_in(_own_forward(cls))
+    return keyword in spelled_in(_own_forward(cls))
 
 
 def handed_on(cls: type, without: frozenset[str]) -> tuple[str, ...]:
     """The parameters of that forward, or of one that is not Hugging Face's, which it gives by keyword to what it calls."""
-    forward = _own_forward(cls) or patching.original(patching.patched_class(cls), "forward")
+    forward = _own_forward(cls) or patching.forward_below(cls)
     if patching.is_ours(forward):
         return ()
-    return tuple(sorted((parameters_of(forward) & _spelled_in(forward)) - without))
+    return tuple(sorted((parameters_of(forward) & spelled_in(forward)) - without))
 
 
 # ---- the loss --------------------------------------------------------------------------------------------------------

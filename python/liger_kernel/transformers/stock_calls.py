@@ -49,7 +49,7 @@ def class_of_tensors(*tensors: Any) -> str | None:
     return next((cls.__name__ for cls in others if patching.function_of(cls.__torch_function__) not in _TORCHS), None)
 
 
-def is_of_stock(module: nn.Module) -> bool:
+def _is_of_stock(module: nn.Module) -> bool:
     """Whether a stock forward stands below ours."""
     return patching.is_patched(module) and not patching.is_ours(_stock_forward(module))
 
@@ -58,26 +58,32 @@ def _stock_forward(module: nn.Module) -> Any:
     return patching.patched_class(type(module)).forward  # type: ignore[attr-defined]
 
 
+def is_left_to_stock(module: nn.Module, cause: str | None) -> bool:
+    """Whether the stock forward computes a call, if there is a `cause`; a warning says so."""
+    if cause is None or not _is_of_stock(module):
+        return False
+    warn_once(logger, module, "stock-call", model=type(module).__name__, cause=cause)
+    return True
+
+
 def norm(
     module: nn.Module, function: Any, x: Any, weight: Any, *args: Any, epsilon: Any, promotes: bool = False
 ) -> Any:
     """`function.apply(x, weight, *args)`, or what the stock forward says of x. `promotes`: the stock forward multiplies by
     the weight last."""
     named = class_of_tensors(x, weight)
-    if (named is not None or (promotes and _is_promoted(x, weight))) and is_of_stock(module):
-        if named is not None:
-            warn_once(logger, module, "stock-call", model=type(module).__name__, cause=f"its input is {named}")
+    cause = None if named is None else f"its input is {named}"
+    if is_left_to_stock(module, cause) or (promotes and _is_promoted(x, weight) and _is_of_stock(module)):
         return _stock_forward(module)(module, x)
     if not (is_compiling() and (is_other(x, weight) or _cause(x, weight, epsilon))):  # a trace has no use for the error
         try:
             return function.apply(x, weight, *args)
         except (LigerArgumentError, TypeError):
             if not is_other(x, weight, *args):
-                if not is_of_stock(module):
-                    raise
                 cause = _cause(x, weight, epsilon) or f"its input is {type(x).__name__}"
-                warn_once(logger, module, "stock-call", model=type(module).__name__, cause=cause)
-    return _stock_forward(module)(module, x) if is_of_stock(module) else function.torch_forward(x, weight, *args)
+                if not is_left_to_stock(module, cause):
+                    raise
+    return _stock_forward(module)(module, x) if _is_of_stock(module) else function.torch_forward(x, weight, *args)
 
 
 def _is_promoted(x: Any, weight: Any) -> bool:

@@ -55,7 +55,7 @@ def is_own(rotary: nn.Module, modeling: str) -> bool:
     cls = stock.class_of(rotary)
     if cls.__module__ != modeling or not cls.__name__.endswith(_CLASS) or "_call_impl" in rotary.__dict__:
         return False
-    return not (patching._is_wrapper(rotary, patching._slot(rotary)) or rotary._forward_hooks)
+    return not (patching.is_wrapped(rotary) or rotary._forward_hooks)
 
 
 def watch_model(model: nn.Module) -> None:

@@ -88,12 +88,12 @@ def _renamed(cls: type, names: tuple[str, ...], by_name: dict[str, Any]) -> dict
 
 @torch.compiler.assume_constant_result
 def _ours_for(cls: type, names: tuple[str, ...]) -> dict[str, str]:
-    return dict(zip(_names(patching.original(patching.patched_class(cls), "forward")), names, strict=False))
+    return dict(zip(_names(patching.forward_below(cls)), names, strict=False))
 
 
 def _run_below(module: nn.Module, ours: Callable[..., Any], *x: Any, **by_name: Any) -> Any:
     """What stands below ours; which may call ours in turn, as what it was written around."""
-    below = forward_below(module)
+    below = patching.forward_below(type(module))
     if torch.compiler.is_compiling():
         return below(module, *x, **by_name)
     running = _below.__dict__.setdefault("running", set())
@@ -120,9 +120,3 @@ def has_changed(module: nn.Module, watch: Watch) -> bool:
             warn_once(logger, module, "changed-since", model=type(module).__name__, cause=cause)
             return True
     return bool(values) and patching.have_changed(module, values)
-
-
-def forward_below(module: nn.Module) -> Callable[..., Any]:
-    """The forward of the class that was patched, as it is now."""
-    cls = patching.patched_class(type(module))
-    return patching.original(cls, "forward")  # type: ignore[no-any-return]

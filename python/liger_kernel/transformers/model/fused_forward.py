@@ -16,8 +16,8 @@ import torch
 from liger_kernel.transformers import patching
 from liger_kernel.transformers.model import causal_lm
 from liger_kernel.transformers.rows import Head
-from liger_kernel.transformers.stock import names_in
-from liger_kernel.transformers.while_stock import WATCH, Watch, forward_below, runs_stock, watching
+from liger_kernel.transformers.stock import names_in, spelled_in
+from liger_kernel.transformers.while_stock import WATCH, Watch, runs_stock, watching
 
 # The parameters of most families' forwards.
 LANGUAGE_MODEL = (
@@ -60,19 +60,19 @@ def fused_forward(head: Head, stock: Callable[..., Any], watch: Watch | None = N
     return _with_signature(head, signature, "forward", getattr(stock, "__qualname__", "forward"), stock, watch)
 
 
-def _own_forward(model: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
+def _forward_now(model: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
     """That of an instance's class, which may be another one by now, or the one that was replaced in the class."""
-    forward = forward_below(model) if patching.is_patched(model) else stock
+    forward = patching.forward_below(type(model)) if patching.is_patched(model) else stock
     return stock if patching.is_ours(forward) else forward
 
 
 @torch.compiler.assume_constant_result
-def _caller(cls: Any) -> str | None:
+def _caller(cls: Any) -> tuple[str | None, bool]:
     """The forward of a class, if it is not ours: that of somebody who has derived from a class of ours, or has wrapped its
-    forward."""
+    forward. And whether it may have said `skip_logits` itself; else it hands on what a Trainer has said."""
     if patching.is_ours(cls.forward):
-        return None
-    return getattr(cls.forward, "__qualname__", type(cls.forward).__name__)
+        return None, True
+    return getattr(cls.forward, "__qualname__", type(cls.forward).__name__), "skip_logits" in spelled_in(cls.forward)
 
 
 def named_forward(head: Head, parameters: str, name: str = "lce_forward") -> Callable[..., Any]:
@@ -116,14 +116,17 @@ def _with_signature(
         """
         if watch is not None and runs_stock(self, watch):
             kwargs.pop("skip_logits", None)
-            return _own_forward(self, stock)(self, *args, **kwargs)
+            return _forward_now(self, stock)(self, *args, **kwargs)
         if len(args) > len(by_position):
             raise TypeError(f"{qualified} takes {len(by_position)} positional arguments, but {len(args)} were given")
         for given in by_position[: len(args)]:
             if given in kwargs:
                 raise TypeError(f"{qualified} got multiple values for argument {given!r}")
         arguments = {**dict(zip(by_position, args, strict=False)), **kwargs}
-        caller = None if stock is None else _caller(type(self))
+        is_called = stock is None or type(self).forward is stock  # as a function, by who knows it
+        caller, speaks_for_itself = (None, True) if is_called else _caller(type(self))
+        if not speaks_for_itself:
+            arguments.pop("skip_logits", None)
         return causal_lm.run(self, head, named, arguments, caller)
 
     lce_forward.__signature__ = signature  # type: ignore[attr-defined]
