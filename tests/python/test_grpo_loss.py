@@ -317,6 +317,13 @@ REFUSED = [
     (dict(old_per_token_logps=torch.ones(BATCH, 1)), ValueError, "old_per_token_logps"),
     (dict(use_ref_model=True, ref_per_token_logps=torch.ones(2)), ValueError, "ref_per_token_logps"),
     (dict(use_ref_model=True, beta=0.1, ref_input=torch.ones(BATCH, TOKENS, 3)), ValueError, "ref_weight"),
+    (dict(loss_type="dapo", num_items_in_batch=torch.ones(2)), ValueError, r"num_items_in_batch has shape \(2,\)"),
+    (dict(vllm_is_ratio=[1.0]), TypeError, "vllm_is_ratio"),
+    (
+        dict(use_ref_model=True, beta=0.1, ref_input=torch.ones(BATCH, TOKENS, 3), ref_weight=torch.ones(1, 3)),
+        ValueError,
+        r"^LigerFusedLinearGRPOFunction: selected_token_ids\[\d+\] is \d+, .* in \[0, 1\)$",
+    ),
     (dict(selected_token_ids=torch.full((BATCH, TOKENS), VOCAB)), ValueError, str(VOCAB)),
     (dict(selected_token_ids=torch.full((BATCH, TOKENS), -100)), ValueError, "-100"),
 ]

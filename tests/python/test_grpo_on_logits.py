@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 
 import pytest
@@ -118,6 +119,52 @@ def test_nothing_at_masked_positions_spreads(device):
             loss, metrics = triton_grpo_loss(**given, reduce=True)
             found.append((loss, *metrics, *torch.autograd.grad(loss, given["logits"])))
         assert all(map(torch.equal, *found))
+        logits, others = dirty["logits"], {name: value for name, value in dirty.items() if name != "logits"}
+        loss_of = functools.partial(triton_grpo_loss, reduce=True, **others)
+        composed, _ = torch.func.grad(loss_of, has_aux=True)(logits)
+        assert_close(composed.flatten(), found[0][-1].flatten().double(), torch.float32, 8, VOCAB)
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_many_upstreams_at_once(device, reduce):
+    given = make_case(device, torch.float32, "dapo", "token", VARIANTS["kl"])
+    loss, logits = triton_grpo_loss(**given, reduce=reduce)[0], given["logits"]
+    upstreams = torch.randn(3, *loss.shape, device=device)
+    (together,) = torch.autograd.grad(loss, logits, upstreams, retain_graph=True, is_grads_batched=True)
+    for one, upstream in zip(together, upstreams):
+        (alone,) = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
+        assert_close(one.flatten(), alone.flatten().double(), torch.float32, 4, VOCAB)
+
+
+def test_what_was_made_in_inference_mode(device):
+    given = make_case(device, torch.float32, "grpo", "token", VARIANTS["kl"])
+    names = "completion_ids", "completion_mask", "advantages", "old_logp", "ref_logp"
+    with torch.inference_mode():
+        others = {name: given[name].clone() for name in names}
+    losses = [triton_grpo_loss(**tensors, reduce=True)[0] for tensors in (given, given | others)]
+    assert torch.equal(*(torch.autograd.grad(loss, given["logits"])[0] for loss in losses))
+
+
+def test_no_sequences_at_all(device):
+    given = make_case(device, torch.float32, "grpo", "token", VARIANTS["kl"])
+    names = "logits", "completion_ids", "completion_mask", "advantages", "old_logp", "ref_logp"
+    given |= {name: given[name].detach()[:0] for name in names}
+    given["logits"].requires_grad_()
+    loss, metrics = triton_grpo_loss(**given, reduce=True)
+    loss.backward()
+    assert loss == 0 and metrics == [0, 0] and given["logits"].grad.shape == given["logits"].shape
+    assert fused_selective_log_softmax(given["logits"], given["completion_ids"]).shape == (0, TOKENS)
+
+
+def test_logits_of_any_strides(device):
+    """The Function takes what `triton_grpo_loss` refuses."""
+    given = make_case(device, torch.float32, "grpo", "token", VARIANTS["on policy"])
+    others = given["completion_ids"], given["advantages"], given["completion_mask"], 0.7, 0.0, LOW, HIGH, True
+    found = []
+    for logits in (given["logits"], given["logits"].detach().mT.contiguous().mT.requires_grad_()):
+        loss, *_ = GrpoLossFunction.apply(logits, None, None, *others)
+        found.append((loss, *torch.autograd.grad(loss, logits)))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("inplace", [True, False])
@@ -200,10 +247,41 @@ def test_log_softmax_of_chosen_tokens(device):
         (dict(completion_ids=torch.zeros(TOKENS, BATCH, dtype=torch.int64).t()), AssertionError, "contiguous"),
         (dict(logits=torch.zeros(VOCAB, TOKENS + 1, BATCH).permute(2, 1, 0)), AssertionError, "contiguous"),
         (dict(completion_mask=torch.ones(TOKENS, BATCH).t()), AssertionError, "contiguous"),
-        (dict(completion_ids=torch.full((BATCH, TOKENS), VOCAB)), ValueError, str(VOCAB)),
+        (
+            dict(completion_ids=torch.full((BATCH, TOKENS), VOCAB)),
+            ValueError,
+            rf"completion_ids\[0, 0\] is {VOCAB}, .*\)$",
+        ),
+        (dict(completion_ids=torch.zeros(BATCH, TOKENS)), ValueError, "completion_ids is torch.float32"),
+        (dict(completion_ids=[[1]]), TypeError, "completion_ids must be a torch.Tensor"),
+        (dict(completion_mask=torch.ones(BATCH, 1)), ValueError, rf"completion_mask has shape \({BATCH}, 1\)"),
+        (dict(old_logp=torch.ones(BATCH, 1)), ValueError, "old_logp has shape"),
+        (dict(ref_logp=torch.ones(TOKENS)), ValueError, "ref_logp has shape"),
+        (dict(advantages=torch.ones(1)), ValueError, "advantages has shape"),
+        (dict(advantages=torch.ones(BATCH, TOKENS)), ValueError, "advantages has shape"),
+        (dict(advantages=torch.ones(BATCH, device="meta")), ValueError, "advantages is on meta"),
+        (dict(logits=torch.zeros(BATCH, VOCAB)), ValueError, "logits has shape"),
+        (dict(temperature=0.0), ValueError, "temperature"),
     ],
 )
 def test_what_is_refused(change, error, words):
     given = make_case(torch.device("cpu"), torch.float32, "grpo", "token", VARIANTS["on policy"])
     with pytest.raises(error, match=words):
         triton_grpo_loss(**given | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(input_ids=torch.zeros(BATCH, 2, dtype=torch.int64)), "input_ids has shape"),
+        (dict(input_ids=torch.full((BATCH, TOKENS), VOCAB)), rf"input_ids\[0, 0\] is {VOCAB}"),
+        (dict(input_ids=torch.zeros(BATCH, TOKENS)), "input_ids is torch.float32"),
+        (dict(mask=torch.ones(BATCH, 2)), "mask has shape"),
+        (dict(logits=torch.zeros(BATCH, TOKENS + 1, VOCAB, dtype=torch.float64)), "logits is torch.float64"),
+        (dict(temperature=-1.0), "temperature"),
+    ],
+)
+def test_what_the_log_softmax_refuses(change, words):
+    logits, ids = torch.zeros(BATCH, TOKENS + 1, VOCAB), torch.zeros(BATCH, TOKENS, dtype=torch.int64)
+    with pytest.raises(ValueError, match=words):
+        fused_selective_log_softmax(**dict(logits=logits, input_ids=ids) | change)

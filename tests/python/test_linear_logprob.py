@@ -6,6 +6,7 @@ import pytest
 import torch
 from operator_case import Case
 from reference import DTYPES, assert_close, twins
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction, LigerLinearLogProbFunction
 from liger_kernel.ops import linear_logprob as module
@@ -108,14 +109,18 @@ def test_values_and_gradients(device, dtype, slices, options, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["log_prob", *OUTPUTS[:4], "selected"])
-def test_each_output_alone(device, name):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_output_alone(device, name, compiled):
     """Its gradient does not depend on what else was asked for."""
     x, weight, bias, target = problem(device, torch.float32)
     ids = torch.tensor([7, 3], device=device) if name == "selected" else None
-    results = LigerLinearLogProbFunction.apply(
-        x, weight, target, bias, ids, 1.0, None, 1.0, -100, None, (name,) if name in OUTPUTS else ()
-    )
-    value = results if name == "log_prob" else results[-1]
+
+    def evaluate():
+        names = (name,) if name in OUTPUTS else ()
+        results = LigerLinearLogProbFunction.apply(x, weight, target, bias, ids, 1.0, None, 1.0, -100, None, names)
+        return results if name == "log_prob" else results[-1]
+
+    value = torch.compile(evaluate, fullgraph=True, backend="aot_eager")() if compiled else evaluate()
     right, others = exact(x, weight, target, bias, ids)
     assert_close(value, right[name], torch.float32, 4, VOCAB)
     upstream = torch.rand_like(value) + 0.5  # the bias's gradient of a mean is a sum of nothing else
@@ -182,6 +187,15 @@ def test_rows_that_are_left_out(device, ignored, valid_rows):
     right["log_prob"].sum().backward()
     for given, twin in zip((poisoned, weight, bias), others):
         assert_close(given.grad.flatten(), twin.grad.flatten(), torch.float32, 8, VOCAB)
+
+
+def test_rows_that_are_left_out_of_the_formula(device):
+    x, weight, bias, target = problem(device, torch.float32)
+    poisoned = torch.where((target == -100)[:, None], torch.nan, x.detach())
+    found = torch.func.grad(lambda *t: liger_linear_logprob(*t, target).sum(), argnums=(0, 1))(poisoned, weight)
+    liger_linear_logprob(x, weight, target).sum().backward()
+    for ours, given in zip(found, (x, weight)):
+        assert_close(ours.flatten(), given.grad.flatten().double(), torch.float32, 8, VOCAB)
 
 
 def test_too_small_a_bound_is_not_silent(device):
@@ -299,6 +313,19 @@ def test_out_of_range_targets_on_a_gpu_are_nan(device):
     assert dx[4].isnan().all() and not dx[:4].isnan().any() and not dx[5:].isnan().any()
 
 
+def test_one_graph_for_all_bounds(device):
+    """valid_rows is another number in each step of a training."""
+    x, weight, bias, target = problem(device, torch.float32, ignored=False)
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(liger_linear_logprob, fullgraph=True, backend=backend)
+    for count in range(2, ROWS, 2):
+        labels = torch.where(torch.arange(ROWS, device=device) < count, target, -100)
+        value = compiled(x, weight, labels, bias, valid_rows=count)
+        assert torch.equal(value, liger_linear_logprob(x, weight, labels, bias, valid_rows=count))
+        value.sum().backward()
+    assert backend.frame_count <= 2
+
+
 # ---- the scaled cross entropy --------------------------------------------------------------------------------------------
 
 
@@ -347,8 +374,10 @@ def test_scaled_cross_entropy(device, dtype, entropy, count):
         (dict(_input=torch.zeros(5, 4, 1)), ValueError, "dimensions"),
     ],
 )
-def test_what_the_scaled_cross_entropy_refuses(change, error, words):
+def test_what_the_scaled_cross_entropy_refuses(device, change, error, words, monkeypatch):
+    monkeypatch.setenv("LIGER_DEBUG", "1")
     given = dict(_input=torch.zeros(5, 4), weight=torch.zeros(7, 4), target=torch.zeros(5, dtype=torch.int64)) | change
+    given = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
     with pytest.raises(error, match=words):
         LigerFusedLinearScaledCrossEntropyFunction.apply(**given)
 

@@ -116,6 +116,22 @@ def test_means_of_logits_in_pieces(device):
     assert ((sums.cpu() - right).abs() <= 16 * unit(torch.float32) * terms).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+def test_a_distance_of_any_dtype(device, dtype):
+    """Of the reference that KTO is given, as tensors of these or a number."""
+    args, case = problem(device, torch.float32), CASES["kto"]
+    losses = [run(case, *args, kl=kl)[0] for kl in (torch.ones(1, dtype=dtype, device=device), 1, 1.0)]
+    assert losses[0].dtype is torch.float32 and torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+
+
+def test_gradients_that_float32_hardly_holds(device):
+    """There is no power of two in float32 that would bring them to 1."""
+    args = problem(device, torch.float16)
+    loss, _ = run(CASES["cpo alone"], *args, beta=1e-39)
+    for gradient in torch.autograd.grad(loss, args[0]):
+        assert not gradient.any()
+
+
 def test_large_margins_stay_finite(device):
     """e^(-d) alone is infinite at d = -100, and 1 - e^c is 0 at c = -3e-9."""
     chosen = torch.tensor([-400.0, -3e-9, -0.6, 0.0], device=device, requires_grad=True)
@@ -472,9 +488,22 @@ def changed(name, change):
         ("kto", changed("preference_labels", lambda t: t[1:]), ValueError, "preference_labels has shape"),
         ("kto", changed("kl", lambda t: t.expand(6)), ValueError, r"kl has shape \(6,\), but must have \(\) or \(1,\)"),
         ("kto", changed("ref_input", lambda t: None), ValueError, "ref_input"),
+        ("kto", changed("preference_labels", lambda t: t.tolist()), TypeError, "preference_labels must be"),
+        ("kto", changed("preference_labels", lambda t: t.to("meta")), ValueError, "preference_labels is on meta"),
+        ("kto", changed("kl", lambda t: "0"), TypeError, "kl must be a number"),
+        ("kto", changed("kl", lambda t: t.to("meta")), ValueError, "kl is on meta"),
+        ("kto", lambda g: g | {"ref_input": (torch.ones(6, device="meta"),)}, ValueError, "ref_logps is on meta"),
+        ("orpo", lambda g: g | {"nll_target": g["target"].float()}, ValueError, "nll_target is torch.float32"),
+        ("orpo", lambda g: g | {"nll_target": g["target"].tolist()}, TypeError, "nll_target must be"),
+        ("orpo", lambda g: g | {"target": g["target"].int(), "nll_target": torch.full_like(g["target"], 2**32)},
+         ValueError, rf"target\[\d+\] is {2**32}"),
+        ("dpo sigmoid", lambda g: g | {n: g[n][:1] for n in ("ref_weight", "ref_bias")}, ValueError,
+         r"^LigerFusedLinearDPOFunction: target\[\d+\] is \d+, .* in \[0, 1\) or ignore_index"),
+        ("cpo", changed("_input", lambda t: t.to_sparse()), ValueError, "_input is torch.sparse_coo"),
     ],
 )  # fmt: skip
 def test_arguments(device, name, change, error, words, one_pass, monkeypatch):
+    monkeypatch.setenv("LIGER_DEBUG", "1")
     if not one_pass:
         monkeypatch.setattr(_token_loss, "is_one_pass", lambda *tensors: False)
     case = CASES[name]

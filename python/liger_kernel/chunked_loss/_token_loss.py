@@ -9,6 +9,7 @@ vocabulary at a time. Where torch compiles or transforms, the same formula stand
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,17 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import require_shape, unrecorded
 from liger_kernel.ops._function import OwnApply, WithoutGradient, refuse_second_derivative
-from liger_kernel.ops._memory import is_plain, require_float, take_saved
+from liger_kernel.ops._memory import constant, is_plain, kept_labels, require_float, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 from liger_kernel.ops.cross_entropy import check_targets
 from liger_kernel.ops.linear_logprob import one_pass, profiled
-from liger_kernel.ops.scale import free_of_others, scaled_gradient
+from liger_kernel.ops.scale import free_of_others, scaled_gradients
+
+IGNORED = -(
+    2**31
+)  # no token, and not what others mean by none: where masks say what counts, -100 is refused like others
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Head:
     @property
     def labels(self) -> Tensor:
         again = self.second_targets
-        return self.targets if again is None else torch.cat((self.targets, again.to(self.targets.dtype)))
+        return self.targets if again is None else torch.cat((self.targets, again))
 
     def log_probs(self) -> Tensor:
         """[rows] float32, 0 where a row does not count. Differentiable."""
@@ -59,6 +64,13 @@ class Head:
             self.rows, self.weight, self.labels, self.bias, None, self.temperature, None, 1.0, self.ignore_index,
             self.valid_rows,
         )  # fmt: skip
+
+    def log_probs_for(self, function: str, labels: str) -> Tensor:
+        """The same for a function whose callers call the tokens `labels`."""
+        try:
+            return self.log_probs()
+        except LigerArgumentError as error:
+            raise in_callers_words(error, function, labels) from None
 
     @property
     def operands(self) -> tuple:
@@ -152,7 +164,7 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
         """What `loss_of(log_probs)` answers, whose first is the loss; the rest is detached. `shape` is that of the hidden
         states as they were given."""
         if isinstance(ctx, Composed):
-            loss, *others = loss_of(head.log_probs())
+            loss, *others = loss_of(head.log_probs_for(cls.__name__, cls.labels))
             return loss, *_detached(others)
         asked = ctx.needs_input_grad
         needs = tuple(
@@ -162,15 +174,12 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
         try:
             found, (dx, dweight, dbias), factor = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
         except LigerArgumentError as error:
-            raise LigerArgumentError(cls._in_callers_words(str(error))) from None
-        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias, factor)
+            raise in_callers_words(error, cls.__name__, cls.labels) from None
+        counted = kept_labels(head.targets)
+        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias, factor, counted)
+        ctx.ignore_index = head.ignore_index
         ctx.dtypes = [None if t is None else t.dtype for t in head.operands]
         return found
-
-    @classmethod
-    def _in_callers_words(cls, text: str) -> str:
-        """An error of the library about a token."""
-        return text.replace("linear_logprob_forward: target[", f"{cls.__name__}: {cls.labels}[")
 
     @classmethod
     def scaled_gradients(cls, ctx: Any, upstreams: tuple) -> tuple:
@@ -178,18 +187,39 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
         refuse_second_derivative(cls.__name__)
         upstream = upstreams[0][0] if isinstance(upstreams[0], tuple) else upstreams[0]
         saved, free = take_saved(ctx)
-        if saved[3] is not None:
-            upstream = upstream / saved[3]
+        *gradients, factor, target = saved
+        if factor is not None:
+            upstream = upstream / factor
+        wide = [g if g is None or g.dtype is dtype else g.float() for g, dtype in zip(gradients, ctx.dtypes)]
         with free_of_others(saved, free):
-            return tuple(
-                None if g is None else scaled_gradient(g if g.dtype is dtype else g.float(), upstream).to(dtype)
-                for g, dtype in zip(saved, ctx.dtypes)
-            )
+            scaled = scaled_gradients(upstream, wide, target, ctx.ignore_index)
+        return tuple(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes))
 
 
 # ---- what losses share -------------------------------------------------------------------------------------------------
 
 
+def in_callers_words(error: LigerArgumentError, function: str, labels: str) -> LigerArgumentError:
+    """An error of the library about a token."""
+    text = re.sub(r"^(linear_logprob_forward: )?targets?\[", f"{function}: {labels}[", str(error))
+    return LigerArgumentError(re.sub(rf" or ignore_index \(?{IGNORED}\)?$", "", text))
+
+
+def require_beside(function: str, name: str, value: Any, shape: tuple, like: Tensor) -> None:
+    """Of what stands beside the tokens `like`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
+    require_shape(function, name, value, shape)
+    if value.device != like.device:
+        raise LigerArgumentError(f"{function}: {name} is on {value.device}, but _input is on {like.device}")
+
+
+def require_labels(function: str, name: str, labels: Tensor) -> None:
+    if labels.dtype not in (torch.int32, torch.int64):
+        raise LigerArgumentError(f"{function}: {name} is {labels.dtype}, but must be int32 or int64")
+
+
+@unrecorded
 def require_head(
     function: str,
     target: Tensor,
@@ -207,14 +237,15 @@ def require_head(
     for name, value in ((names[0], x), (names[1], weight), (labels, target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
+        if value.layout is not torch.strided:
+            raise LigerArgumentError(f"{function}: {name} is {value.layout}, but must be strided")
     require_float(function, **dict(zip(names, (x, weight, bias))))
     for name, value, dims in ((names[0], x, 3), (names[1], weight, 2), (labels, target, 2)):
         if value.dim() != dims:
             raise LigerArgumentError(f"{function}: {name} has {value.dim()} dimensions, but must have {dims}")
     if 0 in weight.shape:
         raise LigerArgumentError(f"{function}: {names[1]} has shape {tuple(weight.shape)}, but no size may be 0")
-    if target.dtype not in (torch.int32, torch.int64):
-        raise LigerArgumentError(f"{function}: {labels} is {target.dtype}, but must be int32 or int64")
+    require_labels(function, labels, target)
     require_shape(function, names[0], x, (*target.shape, weight.shape[1]))
     require_shape(function, names[2], bias, weight.shape[:1])
     for name, other in zip((*names, labels), (x, weight, bias, target)):
@@ -243,15 +274,16 @@ def reference_log_probs(
     require_head(function, target, ref_input, ref_weight, ref_bias, "ref_")
     tensors = [None if t is None else t.detach() for t in (ref_input, ref_weight, ref_bias)]
     head = flat_head(tensors[0], tensors[1], target, tensors[2], ignore_index)  # type: ignore[arg-type]
-    return sequence_log_probs(head.log_probs().view(target.shape), target, ignore_index, average)
+    tokens = head.log_probs_for(function, "target").view(target.shape)
+    return sequence_log_probs(tokens, target, ignore_index, average)
 
 
-def known_log_probs(function: str, rows: int, **given: Tensor) -> list[Tensor]:
+def known_log_probs(function: str, rows: int, like: Tensor, **given: Tensor) -> list[Tensor]:
     """Log-probabilities of the reference that the caller has: [rows] each."""
-    require_float(function, **given)
     for name, value in given.items():
-        require_shape(function, name, value, (rows,))
-    return [value.detach().float() for value in given.values()]
+        require_beside(function, name, value, (rows,), like)
+    require_float(function, **given)
+    return [constant(value).float() for value in given.values()]  # type: ignore[union-attr]
 
 
 def logit_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -264,7 +296,7 @@ def logit_sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _sum(tensor: Tensor, dim: int) -> Tensor:
     """In float32. On the CPU torch would widen 16-bit numbers all at once, for which there is no cache: in pieces it takes a
     ninth of the time."""
-    if tensor.is_cuda or torch.compiler.is_compiling():
+    if tensor.is_cuda or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return tensor.sum(dim, dtype=torch.float32)
     slice_size = max(tensor.numel() // max(tensor.shape[dim], 1), 1)
     pieces = tensor.split(max(2**19 // slice_size, 1), dim)

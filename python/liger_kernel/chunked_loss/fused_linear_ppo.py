@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_kernel.chunked_loss._token_loss import Head, TokenLossFunction, require_head
+from liger_kernel.chunked_loss._token_loss import (
+    IGNORED,
+    Head,
+    TokenLossFunction,
+    require_beside,
+    require_head,
+)
 from liger_kernel.ops import LigerLinearLogProbFunction
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._memory import constant
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops._policy_loss import batch_normalizer, require_ratio
 from liger_kernel.ops.linear_logprob import check_options
-
-IGNORED = -(2**31)  # no token, and not what others mean by none: -100 is refused where it counts
 
 
 class LigerFusedLinearPPOBase(TokenLossFunction):
@@ -50,10 +54,6 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
     @staticmethod
     def reads_masked(**options: Any) -> bool:
         return True
-
-    @classmethod
-    def _in_callers_words(cls, text: str) -> str:
-        return super()._in_callers_words(text).replace(f" or ignore_index {IGNORED}", "")  # no word of the caller's
 
     @staticmethod
     def chunk_forward(
@@ -126,7 +126,7 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
             importance_sampling_level=importance_sampling_level,
             sapo_temperature_pos=sapo_temperature_pos,
             sapo_temperature_neg=sapo_temperature_neg,
-            vllm_is_ratio=_constant(vllm_is_ratio),
+            vllm_is_ratio=constant(vllm_is_ratio),
             delta=delta,
             use_bias_correction_kl=use_bias_correction_kl,
             vespo_k_pos=vespo_k_pos,
@@ -145,7 +145,7 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
             ref_per_token_logps = None
         elif ref_per_token_logps is None:
             ref_per_token_logps = _reference(name, *about_tokens, ref_input, ref_weight, ref_bias)
-        constants = [_constant(t) for t in (advantages, ref_per_token_logps, old_per_token_logps)]
+        constants = [constant(t) for t in (advantages, ref_per_token_logps, old_per_token_logps)]
 
         def loss_of(log_probs: Tensor) -> tuple[Tensor, Any]:
             return cls.ppo_loss_fn(
@@ -181,12 +181,9 @@ def _reference(
     if hidden is None:
         raise LigerArgumentError(f"{function}: use_ref_model is set, but ref_per_token_logps and ref_input are None")
     require_head(function, targets, hidden, weight, bias, "ref_", "selected_token_ids")
-    operands = [_constant(t) for t in (hidden, weight, bias)]
-    return _head(targets, temperature, valid_rows, *operands).log_probs().view(targets.shape)
-
-
-def _constant(values: Any) -> Any:
-    return None if values is None else values.detach()
+    operands = [None if t is None else t.detach() for t in (hidden, weight, bias)]
+    head = _head(targets, temperature, valid_rows, *operands)  # type: ignore[arg-type]
+    return head.log_probs_for(function, "selected_token_ids").view(targets.shape)
 
 
 def _require_batch(function: str, ids: Tensor, **tensors: Tensor | None) -> None:
@@ -194,14 +191,8 @@ def _require_batch(function: str, ids: Tensor, **tensors: Tensor | None) -> None
     for name, tensor in tensors.items():
         if tensor is None and name not in ("attention_mask", "advantages"):
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(tensor).__name__}")
-        if name != "vllm_is_ratio":
-            require_shape(function, name, tensor, ids.shape[:1] if name == "advantages" else ids.shape)
-        if tensor.device != ids.device:
-            raise LigerArgumentError(
-                f"{function}: {name} is on {tensor.device}, but selected_token_ids is on {ids.device}"
-            )
+        shape = getattr(tensor, "shape", ()) if name == "vllm_is_ratio" else ids.shape
+        require_beside(function, name, tensor, ids.shape[:1] if name == "advantages" else shape, ids)
     require_ratio(tensors["vllm_is_ratio"], *ids.shape)
 
 

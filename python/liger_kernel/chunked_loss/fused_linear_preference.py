@@ -13,10 +13,12 @@ from liger_kernel.chunked_loss._token_loss import (
     known_log_probs,
     logit_sums,
     reference_log_probs,
+    require_beside,
     require_head,
+    require_labels,
     sequence_log_probs,
 )
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import at_least_one, unrecorded
 from liger_kernel.ops._operator import LigerArgumentError
 
 
@@ -84,30 +86,29 @@ class LigerFusedLinearPreferenceBase(TokenLossFunction):
         """
         name = cls.__name__
         require_head(name, target, _input, weight, bias)
-        if target.shape[0] % 2:
-            raise LigerArgumentError(
-                f"{name}: target has {target.shape[0]} rows, but must have chosen and rejected ones"
-            )
+        _require_pairs(name, target)
         pairs, length = target.shape[0] // 2, target.shape[1]
         if use_ref_model:
             if isinstance(ref_input, tuple):
                 chosen, rejected = ref_input
-                references = known_log_probs(name, pairs, ref_chosen_logps=chosen, ref_rejected_logps=rejected)
+                given = dict(ref_chosen_logps=chosen, ref_rejected_logps=rejected)
+                references = known_log_probs(name, pairs, target, **given)
             else:
                 model = ref_input, ref_weight, ref_bias
                 both = reference_log_probs(name, target, *model, ignore_index, average_log_prob)
-                references = list(both.view(2, pairs))
+                references = list(both.view(2, pairs).unbind())
             loss_kwargs.update(ref_chosen_logps=references[0], ref_rejected_logps=references[1])
 
         labels, second = target, None
         if compute_nll_loss and nll_target is not None:
             labels, second = _labels_for_both(name, target, nll_target, ignore_index)
-        means = logit_sums(_input, weight, bias).view(2, pairs).sum(1) / max(pairs * length * weight.shape[0], 1)
+        means = logit_sums(_input, weight, bias).view(2, pairs).sum(1) / at_least_one(pairs * length * weight.shape[0])
 
         def loss_of(log_probs: Tensor) -> tuple:
             tokens = log_probs[: target.numel()].view(target.shape)
             answers = tokens if second is None else tokens.where(target != ignore_index, 0)
-            chosen, rejected = sequence_log_probs(answers, target, ignore_index, average_log_prob).view(2, pairs)
+            both = sequence_log_probs(answers, target, ignore_index, average_log_prob).view(2, pairs)
+            chosen, rejected = both.unbind()
             nll = torch.zeros((), dtype=torch.float32, device=target.device)
             if compute_nll_loss:
                 texts, text_labels = tokens[:pairs], target[:pairs]
@@ -118,7 +119,7 @@ class LigerFusedLinearPreferenceBase(TokenLossFunction):
                 nll = -texts.where(counts, 0).sum() / counts.sum().clamp(min=1)
             found = cls.preference_loss_fn(chosen, rejected, target, beta=beta, **loss_kwargs)
             preference, *others = found if isinstance(found, tuple) else (found,)
-            return alpha * nll + preference, (chosen, rejected, *means, nll, *others)
+            return alpha * nll + preference, (chosen, rejected, *means.unbind(), nll, *others)
 
         head = flat_head(_input, weight, labels, bias, ignore_index, None if second is None else second.flatten())
         return cls.evaluate(ctx, head, _input.shape, loss_of)
@@ -130,16 +131,31 @@ class LigerFusedLinearPreferenceBase(TokenLossFunction):
         return dx, dweight, None, dbias, *(None,) * (len(ctx.needs_input_grad) - 4)
 
 
+@unrecorded
+def _require_pairs(function: str, target: Tensor) -> None:
+    if target.shape[0] % 2:
+        raise LigerArgumentError(
+            f"{function}: target has {target.shape[0]} rows, but must have chosen and rejected ones"
+        )
+
+
+@unrecorded
+def _require_texts(function: str, nll_target: Any, target: Tensor) -> None:
+    pairs, shape = target.shape[0] // 2, getattr(nll_target, "shape", ())
+    require_beside(function, "nll_target", nll_target, (*shape[:1], target.shape[1]), target)
+    require_labels(function, "nll_target", nll_target)
+    if len(nll_target) < pairs:
+        raise LigerArgumentError(
+            f"{function}: nll_target has {len(nll_target)} rows, but target has {pairs} chosen ones"
+        )
+
+
 def _labels_for_both(function: str, target: Tensor, nll_target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """One label a row, and a second one of the chosen rows that need both: where the preference loss does not count a token, its
     first label is that of nll. Usually both agree on the others, and no row is left with a second label."""
     pairs = target.shape[0] // 2
-    require_shape(function, "nll_target", nll_target, (nll_target.shape[0], target.shape[1]))
-    if nll_target.shape[0] < pairs:
-        raise LigerArgumentError(
-            f"{function}: nll_target has {nll_target.shape[0]} rows, but target has {pairs} chosen ones"
-        )
-    chosen, texts = target[:pairs], nll_target[:pairs].to(target.dtype)
+    _require_texts(function, nll_target, target)
+    chosen, texts = target[:pairs], nll_target[:pairs]
     counts = chosen != ignore_index
     second = texts.where(counts & (texts != chosen), ignore_index)
     return torch.cat((chosen.where(counts, texts), target[pairs:])), second

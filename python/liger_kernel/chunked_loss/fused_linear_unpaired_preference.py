@@ -13,10 +13,10 @@ from liger_kernel.chunked_loss._token_loss import (
     known_log_probs,
     logit_sums,
     reference_log_probs,
+    require_beside,
     require_head,
     sequence_log_probs,
 )
-from liger_kernel.ops._formula import require_shape
 
 
 class LigerFusedLinearUnpairedPreferenceBase(TokenLossFunction):
@@ -64,15 +64,15 @@ class LigerFusedLinearUnpairedPreferenceBase(TokenLossFunction):
         name = cls.__name__
         assert preference_labels is not None, f"{name}: preference_labels is None, but every sequence needs a label"
         require_head(name, target, _input, weight, bias)
-        require_shape(name, "preference_labels", preference_labels, target.shape[:1])
+        require_beside(name, "preference_labels", preference_labels, target.shape[:1], target)
         if use_ref_model:
             if isinstance(ref_input, tuple):
-                (known,) = known_log_probs(name, target.shape[0], ref_logps=ref_input[0])
+                (known,) = known_log_probs(name, target.shape[0], target, ref_logps=ref_input[0])
             else:
                 model = ref_input, ref_weight, ref_bias
                 known = reference_log_probs(name, target, *model, ignore_index, average_log_prob)
             loss_kwargs.update(ref_log_prob_chunk=known)
-        desirable = preference_labels.bool()
+        desirable = preference_labels != 0
         logits = logit_sums(_input, weight, bias)
 
         def loss_of(log_probs: Tensor) -> tuple:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from liger_kernel.chunked_loss.fused_linear_unpaired_preference import (
     LigerFusedLinearUnpairedPreferenceBase,
     sums_by_label,
 )
+from liger_kernel.ops._formula import at_least_one, unrecorded
+from liger_kernel.ops._memory import constant
 from liger_kernel.ops._operator import LigerArgumentError
 
 
@@ -24,7 +28,7 @@ class LigerFusedLinearKTOFunction(LigerFusedLinearUnpairedPreferenceBase):
         margins = beta * (ratios if kl is None else ratios - kl)
         losses = torch.sigmoid(torch.where(preference_labels_chunk, -margins, margins))
         rewards = sums_by_label(beta * ratios, preference_labels_chunk)
-        return losses.sum() / max(full_target.shape[0], 1), *rewards
+        return losses.sum() / at_least_one(full_target.shape[0]), *rewards
 
     @classmethod
     def forward(
@@ -46,16 +50,26 @@ class LigerFusedLinearKTOFunction(LigerFusedLinearUnpairedPreferenceBase):
         average_log_prob=False,
         chunk_size=1,
     ):
+        _require_kl(cls.__name__, kl, _input)
         if isinstance(kl, Tensor):
-            if kl.shape not in ((), (1,)):
-                raise LigerArgumentError(f"{cls.__name__}: kl has shape {tuple(kl.shape)}, but must have () or (1,)")
-            kl = kl.detach()
+            kl = constant(kl).float()
         return super().forward(
             cls=cls, ctx=ctx, _input=_input, weight=weight, target=target, preference_labels=preference_labels, bias=bias,
             chunk_size=chunk_size, ignore_index=ignore_index, compiled=compiled, use_ref_model=use_ref_model,
             ref_input=ref_input, ref_weight=ref_weight, ref_bias=ref_bias, average_log_prob=average_log_prob, beta=beta,
             kl=kl,
         )  # fmt: skip
+
+
+@unrecorded
+def _require_kl(function: str, kl: Any, x: Tensor) -> None:
+    if isinstance(kl, Tensor):
+        if kl.shape not in ((), (1,)):
+            raise LigerArgumentError(f"{function}: kl has shape {tuple(kl.shape)}, but must have () or (1,)")
+        if kl.dim() == 1 and isinstance(x, Tensor) and kl.device != x.device:
+            raise LigerArgumentError(f"{function}: kl is on {kl.device}, but _input is on {x.device}")
+    elif kl is not None and not isinstance(kl, int | float):
+        raise TypeError(f"{function}: kl must be a number, a torch.Tensor or None, not {type(kl).__name__}")
 
 
 class LigerFusedLinearKTOLoss(nn.Module):

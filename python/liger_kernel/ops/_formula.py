@@ -5,6 +5,8 @@ torch's operations broadcast and promote where the C library refuses, and give g
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +16,25 @@ from liger_kernel._native import LigerArgumentError, untraced
 from liger_kernel.ops._memory import PLAIN, parameter, planes, rows, wide_rows
 
 
+def unrecorded(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a check, which torch.jit.trace would record, and warn of what it decides."""
+
+    @functools.wraps(check)
+    def quiet(*args: Any, **named: Any) -> Any:
+        if torch.jit.is_tracing():
+            with untraced():
+                return check(*args, **named)
+        return check(*args, **named)
+
+    return quiet
+
+
+def at_least_one(count: int) -> int:
+    """What a mean divides by. To torch.jit.trace a size is a tensor, by which it wants nothing decided."""
+    return count + (count == 0) if torch.jit.is_tracing() else max(count, 1)
+
+
+@unrecorded
 def require_shape(operator: str, name: str, tensor: Tensor | None, shape: tuple) -> None:
     if tensor is not None and tuple(tensor.shape) != tuple(shape):
         raise LigerArgumentError(f"{operator}: {name} has shape {tuple(tensor.shape)}, but must have {tuple(shape)}")

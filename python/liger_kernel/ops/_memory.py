@@ -58,6 +58,14 @@ def kept_labels(target: Tensor) -> Tensor:
     return only_memory(target) if type(target).__torch_dispatch__ is Tensor.__torch_dispatch__ else target
 
 
+def constant(values: Tensor | None) -> Tensor | None:
+    """Without a gradient. Of what autograd does not save, because its changes are not counted, a copy."""
+    if values is None or torch.compiler.is_compiling() or not values.is_inference():
+        return None if values is None else values.detach()
+    with torch.inference_mode(False):
+        return values.clone()
+
+
 LEAST_REUSED = 128 << 10  # bytes: to find out who sees a saved tensor takes longer than to write less memory than that
 
 

@@ -109,7 +109,7 @@ class _Result(typing.NamedTuple):
     asked: bool
 
 
-_SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int", bool: "bool"}
+_SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int", bool: "bool", torch.SymInt: "SymInt"}
 
 
 def _argument(name: str, hint: Any, default: Any) -> _Argument:
@@ -350,9 +350,10 @@ class Operator:
         return tuple(self._absent(r, args) if v is None else v for r, v in zip(self.results, results))
 
     def _absent(self, result: _Result, args: tuple) -> Tensor:
+        first = _first_tensor(args)
         like = args[result.wish.source]
-        like = args[0] if like is None else like
-        return absent(args[0], _DTYPES.get(result.wish[0], like.dtype))
+        like = first if like is None else like
+        return absent(first, _DTYPES.get(result.wish[0], like.dtype))
 
     def _fake(self, *args: Any) -> Any:
         """torch comes here too where one tensor of a call is meta and the others are not: what it made then would be memory
@@ -498,6 +499,11 @@ class Shaped(Operator):
         return self.function(*given, _native.new(given[0], self.shape(*given), self.dtype))
 
 
+def _first_tensor(args: tuple) -> Tensor:
+    """Upstreams, which nobody may have given, stand first."""
+    return next(value for value in args if isinstance(value, Tensor))
+
+
 def _new_like(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """For any kind of tensor, and of any number of dimensions."""
     return fresh(like.new_empty(shape, dtype=dtype))
@@ -510,11 +516,11 @@ class EachShaped(Operator):
         raise NotImplementedError
 
     def _results(self, given: tuple, flags: tuple, new: Callable[..., Tensor]) -> list:
-        need = iter(flags)
+        need, first = iter(flags), _first_tensor(given)
         made: list = []
         for result, like in zip(self.results, self.shapes(*given)):
             shape, dtype = (like.shape, like.dtype) if isinstance(like, Tensor) else like
-            made.append(new(given[0], shape, dtype) if not result.asked or next(need) else None)
+            made.append(new(first, shape, dtype) if not result.asked or next(need) else None)
         return made
 
     def eager(self, *args: Any) -> Any:
@@ -529,7 +535,7 @@ class EachShaped(Operator):
     def prepared(self, *args: Any) -> Any:
         given, flags = args[: len(self.inputs)], args[len(self.inputs) :]
         self.require_floats(given)
-        ready = self._prepare(given, given[0].dtype)
+        ready = self._prepare(given, _first_tensor(given).dtype)
         like = [r.view(v.shape) if a.is_tensor and v is not None else v
                 for a, v, r in zip(self.inputs, given, ready)]  # fmt: skip
         made = self._results(tuple(like), flags, _new_like)

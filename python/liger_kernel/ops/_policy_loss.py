@@ -26,6 +26,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from liger_kernel.ops._formula import at_least_one, unrecorded
+from liger_kernel.ops._operator import LigerArgumentError
+
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
 PER_TOKEN_ONLY = ("cispo", "sapo", "vespo")
 LEVELS = ("token", "sequence")
@@ -176,6 +179,10 @@ def batch_normalizer(mask: Tensor, num_items: float | Tensor | None = None) -> T
         if world > 1:
             dist.all_reduce(items)
     elif isinstance(num_items, Tensor):
+        if num_items.numel() != 1:
+            raise LigerArgumentError(
+                f"num_items_in_batch has shape {tuple(num_items.shape)}, but must have one element"
+            )
         items = num_items.detach().reshape(()).to(mask.device, torch.float32, non_blocking=True)
     else:  # filled in on the device: a copy would wait for it
         items = torch.full((), float(num_items), device=mask.device)
@@ -188,10 +195,10 @@ def reduced(
 ) -> Tensor:  # fmt: skip
     """The loss of the batch from the terms of its tokens, [B, T], or of its sequences, [B, 1]."""
     require_loss_type(loss_type)
-    mask, sequences = mask != 0, max(mask.shape[0], 1)
+    mask, sequences = mask != 0, at_least_one(mask.shape[0])
     lengths = mask.sum(-1, keepdim=True)
     if loss_type == "luspo":
-        return (terms * lengths).sum() / max(terms.numel(), 1)
+        return (terms * lengths).sum() / at_least_one(terms.numel())
     counted = torch.where(mask, terms, 0)
     if loss_type in ("grpo", "sapo"):
         return (counted / lengths.clamp(min=1)).sum() / sequences
@@ -219,6 +226,7 @@ def require_level(level: str, loss_type: str) -> None:
         raise ValueError(f"Sequence-level importance sampling is not supported with loss_type {loss_type!r}")
 
 
+@unrecorded
 def require_ratio(ratio: Tensor | None, batch: int, length: int) -> None:
     """One number a sequence, [B] or [B, 1], or one a token, [B, T]."""
     if ratio is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import readable, require_shape
+from liger_kernel.ops._formula import readable, require_shape, unrecorded
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import kept_labels, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
@@ -47,11 +47,17 @@ def class_weights(weight: Tensor | None, vocab: int) -> Tensor | None:
 
 def check_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
     wrong = (target != ignore_index) & ((target < 0) | (target >= vocab))
+    refuse_strays("target", target, wrong, vocab, f" or ignore_index ({ignore_index})")
+
+
+@unrecorded
+def refuse_strays(name: str, values: Tensor, wrong: Tensor, vocab: int, besides: str = "") -> None:
+    """An error about the first of the labels that are wrong. Looking at them waits for a device."""
     if bool(wrong.any()):
         row = wrong.nonzero()[0].tolist()
         raise LigerArgumentError(
-            f"target[{', '.join(map(str, row))}] is {int(target[tuple(row)])}, which is out of bounds: it must be in [0, {vocab}) or ignore_index "
-            f"({ignore_index})"
+            f"{name}[{', '.join(map(str, row))}] is {int(values.expand(wrong.shape)[tuple(row)])}, which is out of bounds: it must be in "
+            f"[0, {vocab}){besides}"
         )
 
 

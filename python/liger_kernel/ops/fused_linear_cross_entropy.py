@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from liger_kernel.ops.cross_entropy import (
     plain_cross_entropy,
     reduction_number,
 )
-from liger_kernel.ops.scale import cast, free_of_others, scaled_gradient
+from liger_kernel.ops.scale import cast, free_of_others, scaled_gradients
 
 # ---- the operator ------------------------------------------------------------------------------------------------------
 
@@ -71,7 +70,9 @@ class _LinearCrossEntropy(Operator):
         if dloss is not None and any(ctx.formed):
             saved, free = take_saved(ctx)
             with free_of_others(saved, free):
-                found = _scaled(dloss, [g if f else None for g, f in zip(saved, ctx.formed)], saved[3], ctx.options[0])
+                found = scaled_gradients(
+                    dloss, [g if f else None for g, f in zip(saved, ctx.formed)], saved[3], ctx.options[0]
+                )
         elif dloss is not None:
             found = _recomputed(ctx, dloss, needs)
         gradients: list = [None] * len(ctx.needs_input_grad)
@@ -144,16 +145,6 @@ def _finished(
     if gradient.dtype is torch.float32 and like.dtype is not torch.float32:
         return cast(gradient, like.dtype)
     return gradient.to(like.dtype)
-
-
-def _scaled(upstream: Tensor, gradients: Sequence[Tensor | None], target: Tensor | None, ignore_index: int) -> list:
-    """The gradients of x, whose rows are those of `target`, weight and bias, times the upstream scalar. Of the latter two
-    each is as one row, which is ignored if all rows are: its label is how many are not."""
-    valid = None
-    if target is not None and any(g is not None for g in gradients[1:3]):
-        valid = target.ne(ignore_index).sum(0, keepdim=True)
-    labels = ((target, ignore_index), (valid, 0), (valid, 0))
-    return [None if g is None else scaled_gradient(g, upstream, *told) for g, told in zip(gradients, labels)]
 
 
 def _normaliser(counts: Tensor, weighted: bool) -> Tensor:
@@ -277,7 +268,7 @@ def fused_linear_cross_entropy_backward(
     """The gradients that forward formed, times the upstream scalar. Where a backward pass has found that nobody else
     can see them they are scaled in their own memory, else in new memory. It does not know the targets: an upstream that is
     infinite or NaN makes NaN of the zeros of ignored rows too, which the Function's own backward leaves zeros."""
-    dx, dweight, dbias = _scaled(grad_output, (grad_input, grad_weight, grad_bias), None, 0)
+    dx, dweight, dbias = scaled_gradients(grad_output, (grad_input, grad_weight, grad_bias), None, 0)
     return dx, dweight, dbias
 
 
@@ -341,7 +332,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         if ctx.formed:
             saved, free = take_saved(ctx)
             with free_of_others(saved, free):
-                gradients = _scaled(dloss, saved, saved[3], ctx.ignore_index)
+                gradients = scaled_gradients(dloss, saved, saved[3], ctx.ignore_index)
         else:
             gradients = _recomputed(ctx, dloss, ctx.needs)
         wanted = zip(gradients, ctx.dtypes, ctx.needs)

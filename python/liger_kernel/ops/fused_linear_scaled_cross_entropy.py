@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_kernel.ops._formula import readable
+from liger_kernel.ops._debug import is_debugging
+from liger_kernel.ops._formula import readable, unrecorded
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._linear_head import compute_dtype
 from liger_kernel.ops._operator import LigerArgumentError
@@ -133,6 +134,11 @@ def _require_types(
         raise TypeError(f"selected_token_ids must be an int64 tensor or None, not {given}")
 
 
+def _to_look_at(labels: Tensor) -> Tensor | None:
+    return labels if is_debugging(labels) else readable(labels)
+
+
+@unrecorded
 def _require_values(
     _input: Tensor, weight: Tensor, target: Tensor, temperature: float, tiles: int, selected: Any
 ) -> None:
@@ -152,15 +158,16 @@ def _require_values(
         )
     if selected is not None and selected.dim() != 1:
         raise LigerArgumentError(f"selected_token_ids has {selected.dim()} dimensions, but must have 1")
-    ids = None if selected is None else readable(selected)
+    ids = None if selected is None else _to_look_at(selected)
     if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < weight.shape[0]):
         raise LigerArgumentError(
             f"selected_token_ids must be in [0, V) with V = {weight.shape[0]}, but are from {int(ids.min())} to {int(ids.max())}"
         )
 
 
+@unrecorded
 def _require_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
-    values = readable(target)
+    values = _to_look_at(target)
     if values is None:
         return
     wrong = values[(values != ignore_index) & ((values < 0) | (values >= vocab))]

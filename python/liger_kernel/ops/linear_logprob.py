@@ -35,6 +35,8 @@ OUTPUTS = ("entropy", "lse", "log_sum_sq_probs", "mean_logits", "is_top1")  # be
 _INDICES = (torch.int32, torch.int64)
 _is_profiling = torch.autograd._profiler_enabled
 
+Count = torch.SymInt  # an integer that is another one in each call: torch.compile makes no new graph for it
+
 # ---- the library -------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +132,8 @@ def one_pass(
         return found, tuple(zeros), None
     factor = None
     if COMPUTE[options[-1]] is torch.float16 and dlog_probs.numel():
-        factor = torch.ldexp(torch.ones_like(dlog_probs[0]), -torch.frexp(dlog_probs.abs().amax()).exponent)
+        exponent = torch.frexp(dlog_probs.abs().amax()).exponent.clamp(min=-126)  # its power is a float32 number
+        factor = torch.ldexp(torch.ones_like(dlog_probs[0]), -exponent)
         dlog_probs = dlog_probs * factor
     known = (log_probs, normalizer, None, None)
     upstreams = (dlog_probs, *(None,) * 5)
@@ -190,7 +193,7 @@ class _LinearLogprob(_OnAHead):
 @_LinearLogprob
 def linear_logprob(
     x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, selected_ids: Tensor | None,
-    ignore_index: int, valid_rows: int, scale: float, softcap: float, temperature: float, compute: int,
+    ignore_index: int, valid_rows: Count, scale: float, softcap: float, temperature: float, compute: int,
     log_prob: Made = Wish.LIKE, normalizer: Made = Wish.LIKE, entropy: Asked = Wish.LIKE, lse: Asked = Wish.LIKE,
     log_sum_sq_probs: Asked = Wish.LIKE, mean_logits: Asked = Wish.LIKE, is_top1: Asked = Wish.LIKE,
     selected: Asked = Wish.LIKE,
@@ -216,7 +219,7 @@ def _gradient(
     dlog_prob: Tensor | None, dentropy: Tensor | None, dlse: Tensor | None, dlog_sum_sq_probs: Tensor | None,
     dmean_logits: Tensor | None, dselected: Tensor | None, x: Tensor, weight: Tensor, target: Tensor,
     bias: Tensor | None, selected_ids: Tensor | None, log_prob: Tensor, normalizer: Tensor, entropy: Tensor | None,
-    log_sum_sq_probs: Tensor | None, ignore_index: int, valid_rows: int, scale: float, softcap: float,
+    log_sum_sq_probs: Tensor | None, ignore_index: int, valid_rows: Count, scale: float, softcap: float,
     temperature: float, compute: int, dx: Asked = Wish.LIKE, dweight: Asked = Wish.LIKE, dbias: Asked = Wish.LIKE,
 ) -> Any:  # fmt: skip
     """What is read of it is the signature: `_Gradients.eager` makes the call."""
@@ -398,12 +401,13 @@ class LigerLinearLogProbFunction(LigerFunction):
         outputs=(),
     ):
         dtype = compute_dtype(hidden, weight)
+        counts, labels = targets != ignore_index, torch.where(targets == ignore_index, 0, targets).long()
+        hidden = torch.where(counts.unsqueeze(-1), hidden, 0)  # what is not read may be NaN
         z = (
             scale
             * torch.nn.functional.linear(*(None if t is None else t.to(dtype) for t in (hidden, weight, bias))).float()
         )
         z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / temperature
-        counts, labels = targets != ignore_index, torch.where(targets == ignore_index, 0, targets).long()
         log_p = z.log_softmax(-1)
         p = log_p.exp()
         values = {

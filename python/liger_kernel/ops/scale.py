@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,18 @@ def scaled_gradient(saved: Tensor, upstream: Tensor, target: Tensor | None = Non
         return scale(saved, upstream, target, ignore_index)
     _native.scale(saved, upstream.float(), saved, target if target is None else target.contiguous(), ignore_index)
     return saved
+
+
+def scaled_gradients(
+    upstream: Tensor, gradients: Sequence[Tensor | None], target: Tensor | None, ignore_index: int
+) -> list:
+    """The gradients of x, whose rows are those of `target`, weight and bias, times the upstream scalar. Of the latter two
+    each is as one row, which is ignored if all rows are: its label is how many are not."""
+    valid = None
+    if target is not None and any(g is not None for g in gradients[1:3]):
+        valid = target.ne(ignore_index).sum(0, keepdim=True)
+    labels = ((target, ignore_index), (valid, 0), (valid, 0))
+    return [None if g is None else scaled_gradient(g, upstream, *told) for g, told in zip(gradients, labels)]
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:

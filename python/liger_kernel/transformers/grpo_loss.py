@@ -24,8 +24,8 @@ def triton_grpo_loss(
     """
     temperatures = (sapo_temperature_pos, sapo_temperature_neg)
     require_call(
-        logits, ref_logp, completion_ids, advantages, completion_mask, beta, loss_type, importance_sampling_level,
-        vllm_is_ratio, delta, temperatures,
+        logits, old_logp, ref_logp, completion_ids, advantages, completion_mask, temperature, beta, loss_type,
+        importance_sampling_level, vllm_is_ratio, delta, temperatures,
     )  # fmt: skip
     phi = None
     if loss_type == "vespo":
