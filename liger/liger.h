@@ -23,6 +23,7 @@
 #include "liger/ops/mhc/mhc.h"
 #include "liger/ops/modulated_rms_norm/modulated_rms_norm.h"
 #include "liger/ops/multi_token_attention/multi_token_attention.h"
+#include "liger/ops/policy_loss/policy_loss.h"
 #include "liger/ops/poly_norm/poly_norm.h"
 #include "liger/ops/preference_loss/preference_loss.h"
 #include "liger/ops/relu_squared/relu_squared.h"

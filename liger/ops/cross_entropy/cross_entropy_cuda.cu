@@ -1,5 +1,6 @@
 /* cross_entropy_cuda.cu - cross entropy on CUDA: count, rows, reduce, and which row kernel a shape gets. */
 #include "liger/core/kernel_table.h"
+#include "liger/cuda/block_total.cuh"
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/shared_memory.cuh"
 #include "liger/ops/cross_entropy/cross_entropy_loss.cuh"
@@ -11,22 +12,6 @@ namespace cross_entropy {
 /* ---- count and reduce: one block, so that the order of every sum is fixed ------------------------------------------ */
 
 enum { ONE_BLOCK = 1024 };
-
-template <typename S>
-__device__ __forceinline__ S warp_total(S x) {
-    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
-    return x;
-}
-template <typename S>
-__device__ S block_total(S x) {
-    __shared__ S slots[ONE_BLOCK / WARP];
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    x = warp_total(x);
-    __syncthreads(); /* the slots' last readers are done */
-    if (lane == 0) slots[warp] = x;
-    __syncthreads();
-    return warp_total(slots[lane]);
-}
 
 __global__ void __launch_bounds__(ONE_BLOCK) count_kernel(const cross_entropy_count_problem p) {
     int valid = 0;
