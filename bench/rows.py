@@ -469,6 +469,14 @@ CUDA_ROWS = [
     Row("FLCE 16384x2048x32000", "flce", "linear_cross_entropy", (16384, 2048, 32000), bar_ms=9.9, bar_mb=690),
     Row("FLCE 1024x2048x128256", "flce", "linear_cross_entropy", (1024, 2048, 128256), bar_ms=2.5, bar_mb=756),
     Row(
+        "FLCE 16384x2048x248320, 512 MB",
+        "flce",
+        "linear_cross_entropy",
+        (16384, 2048, 248320),
+        bar_mb=1550,
+        environment=(("LIGER_LOSS_WORKSPACE_MB", "512"),),
+    ),
+    Row(
         "log p + entropy 16384x4096x131072",
         "flce",
         "scaled_cross_entropy",

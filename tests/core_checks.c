@@ -13,6 +13,7 @@
 #include "liger/core/overlap.h"
 #include "liger/core/rows.h"
 #include "liger/cpu/parallel.h"
+#include "liger/ops/gemm/gemm_plans.h"
 #include "liger/ops/rope/rope.h"
 #include "tests/door_checks.h"
 #include "tests/harness/random.h"
@@ -347,6 +348,57 @@ static void workers_leave_signals_alone(struct report *report) {
     liger_context_destroy(context);
 }
 
+/* ---- plans of products -------------------------------------------------------------------------------------------- */
+
+/* The products of a linear loss, of which the i-th row count brings seven. */
+static struct plan_key product_key(int i) {
+    const int64_t rows = 1 + i / 7, hidden = 4096, vocab = 128256;
+    struct plan_key key = {.m = rows, .n = vocab, .k = hidden, .lda = hidden, .ldb = hidden, .ldc = vocab};
+    if (i % 7 > 1)
+        key = (struct plan_key){.m = rows, .n = hidden, .k = vocab, .lda = vocab, .ldb = hidden, .ldc = hidden};
+    if (i % 7 > 3)
+        key = (struct plan_key){.m = vocab, .n = hidden, .k = rows, .lda = vocab, .ldb = hidden, .ldc = hidden};
+    key.accumulate = i % 7 == 6;
+    key.alignment_a = 16 >> i % 2, key.alignment_b = key.alignment_c = 16;
+    return key;
+}
+
+static int longest_chain(const struct plan_table *table) {
+    int most = 0;
+    for (int i = 0; i < PLANS; i++) {
+        int length = 0;
+        for (int32_t at = table->first[i]; at > 0; at = table->following[at - 1]) length++;
+        most = length > most ? length : most;
+    }
+    return most;
+}
+
+static void plans_of_a_long_run(struct report *report) {
+    enum { LATE = PLANS / 3, SEEN = PLANS + LATE };
+    struct plan_table *table = calloc(1, sizeof *table);
+    static int place[SEEN];
+    int strangers = 0, lost = 0, moved = 0, kept = 0;
+    if (table == NULL) return expect(report, false, "memory for a table of plans");
+    for (int i = 0; i < SEEN; i++) {
+        const struct plan_key key = product_key(i);
+        strangers += plan_find(table, &key) != NO_PLAN;
+        place[i] = plan_place(table, &key);
+        lost += plan_find(table, &key) != place[i];
+    }
+    for (int i = 0; i < SEEN; i++) {
+        const struct plan_key key = product_key(i);
+        const int found = plan_find(table, &key);
+        if (i < LATE) kept += found != NO_PLAN;
+        else moved += found != place[i];
+    }
+    expect(report, strangers == 0, "a product that was not seen has no plan");
+    expect(report, lost == 0, "a product has the place that it was given");
+    expect(report, kept == 0, "the oldest give way");
+    expect(report, moved == 0, "the others keep their places");
+    expect(report, longest_chain(table) <= 12, "products are spread over the table"); /* of a fair hash 7 or 8 */
+    free(table);
+}
+
 void core_checks(struct report *report) {
     report_begin(report);
     known_views(report);
@@ -361,6 +413,9 @@ void core_checks(struct report *report) {
     isa_of_environment(report);
     workers_leave_signals_alone(report);
     report_end(report, "core", "context", "host");
+    report_begin(report);
+    plans_of_a_long_run(report);
+    report_end(report, "core", "plans", "host");
     door_checks(report);
     thread_checks(report);
 }

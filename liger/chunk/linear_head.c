@@ -71,6 +71,11 @@ liger_status linear_head_dbias(liger_context *context, const struct linear_head 
     return context->kernels->column_sum(context, &sum, stream);
 }
 
+int64_t linear_budget(const liger_context *context) {
+    const int64_t usual = context->device == LIGER_DEVICE_CPU ? 0 : 1 << 30;
+    return context->loss_workspace_bytes ? context->loss_workspace_bytes : usual;
+}
+
 liger_status linear_zero(liger_context *context, void *data, liger_dtype dtype, int64_t count, liger_stream stream) {
     const struct gemm_problem nothing = {
         .dtype = dtype,

@@ -18,8 +18,8 @@ struct linear_head {
     const void *bias;   /* [vocab] or NULL */
     void *logits;
     int64_t logits_stride;
-    void *workspace; /* scratch of the products, then of dbias */
-    size_t product_bytes, sum_bytes;
+    void *workspace;                 /* scratch of the products, then of dbias */
+    size_t product_bytes, sum_bytes; /* set by the loops */
 };
 
 /* The part whose logits are in the buffer. */
@@ -45,6 +45,10 @@ liger_status linear_head_dweight(liger_context *context, const struct linear_hea
                                  struct linear_result dweight, liger_stream stream);
 liger_status linear_head_dbias(liger_context *context, const struct linear_head *head, const struct linear_part *part,
                                float *dbias, bool accumulate, liger_stream stream);
+
+/* Bytes that the loops may take above what gradients need: LIGER_LOSS_WORKSPACE_MB, else 1 GB on a GPU and on a CPU 0: by the
+ * shape. */
+int64_t linear_budget(const liger_context *context);
 
 /* `count` zeros, which is what a product over nothing leaves; nothing where data is NULL. */
 liger_status linear_zero(liger_context *context, void *data, liger_dtype dtype, int64_t count, liger_stream stream);

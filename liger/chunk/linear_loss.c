@@ -1,7 +1,7 @@
 /* linear_loss.c - the one loop over chunks of rows that every loss on top of a linear head shares. */
 #include "liger/chunk/linear_loss.h"
 
-#include "liger/chunk/linear_head.h"
+#include "liger/chunk/linear_slices.h"
 #include "liger/core/fail.h"
 #include "liger/ops/column_sum/column_sum_problem.h"
 #include "liger/ops/gemm/gemm_problem.h"
@@ -14,12 +14,16 @@ static size_t gemm_workspace(const liger_context *context, const struct linear_l
     const int64_t busy = 1024 * 2048, rest = loss->chunk_rows ? loss->rows % loss->chunk_rows : 0;
     const int64_t smallest = rest ? rest : loss->chunk_rows;
     if (context->device == LIGER_DEVICE_CPU) return 0;
-    return loss->bias || smallest * loss->hidden < busy ? GEMM_WORKSPACE_BYTES : 0;
+    return loss->head.bias || smallest * loss->head.hidden < busy ? GEMM_WORKSPACE_BYTES : 0;
+}
+
+static size_t sum_workspace(const struct linear_loss *loss) {
+    const size_t sums = loss->dbias ? column_sum_workspace(loss->chunk_rows, loss->head.vocab) : 0;
+    return (size_t)round_up((int64_t)sums, 256);
 }
 
 size_t linear_loss_workspace(const liger_context *context, const struct linear_loss *loss) {
-    const size_t sums = loss->dbias ? column_sum_workspace(loss->chunk_rows, loss->vocab) : 0;
-    return gemm_workspace(context, loss) + (size_t)round_up((int64_t)sums, 256);
+    return gemm_workspace(context, loss) + sum_workspace(loss);
 }
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -50,45 +54,60 @@ static int64_t cpu_logits_bytes(int64_t element, int64_t rows, int64_t hidden, i
     return in_many * per_chunk + in_memory < in_few * per_chunk ? allowed : cached;
 }
 
+static int64_t sum_bytes(int64_t rows, int64_t hidden) { return rows * hidden * (int64_t)sizeof(float); }
+
+static bool sum_fits(const liger_context *context, int64_t bytes) {
+    return context->loss_workspace_bytes == 0 || bytes <= context->loss_workspace_bytes;
+}
+
 int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab, bool dweight) {
     const bool cpu = context->device == LIGER_DEVICE_CPU;
     const int64_t element = (int64_t)liger_dtype_size(dtype), step = cpu ? CPU_STEP : GPU_STEP;
     const int64_t wave = cpu ? step : GPU_WAVE, some = larger(vocab, 1);
-    const int64_t bytes =
-        context->loss_workspace_bytes ? context->loss_workspace_bytes : cpu_logits_bytes(element, rows, hidden, some);
+    const int64_t budget = linear_budget(context),
+                  bytes = budget ? budget : cpu_logits_bytes(element, rows, hidden, some);
     const int64_t chunk = rows_of_bytes(bytes, some * element, step);
     if (rows <= chunk) return rows;
-    if (dweight && dtype != LIGER_F32 && rows <= hidden + chunk)
+    if (dweight && dtype != LIGER_F32 && rows <= hidden + chunk && sum_fits(context, sum_bytes(vocab, hidden)))
         return rows; /* an f32 accumulator is as large as `hidden` rows */
     const int64_t chunks = (rows + chunk - 1) / chunk, even = (rows + chunks - 1) / chunks;
     const int64_t waves = round_up(even, wave);
     return waves <= chunk ? waves : round_up(even, step);
 }
 
+/* 16 bytes of any dtype. */
+static int64_t pitch_of(int64_t vocab) { return round_up(vocab, 8); }
+
+int64_t linear_loss_slice_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
+                               int64_t vocab) {
+    const int64_t element = (int64_t)liger_dtype_size(dtype), budget = context->loss_workspace_bytes;
+    if (dtype == LIGER_F32 || sum_fits(context, sum_bytes(vocab, hidden)) || rows >= vocab) return vocab;
+    if (rows == 0 || vocab <= budget / (rows * element)) return vocab;
+    const int64_t products = context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES;
+    const int64_t cols = linear_slices_even(context, dtype, rows, vocab, budget - sum_bytes(rows, hidden) - products);
+    const int64_t one_row = (pitch_of(vocab) + rows - 1) / rows, least = cols > one_row ? cols : round_up(one_row, 8);
+    return least < vocab ? least : vocab;
+}
+
+void linear_loss_share(const liger_context *context, struct linear_loss *loss, int64_t elements) {
+    const int64_t step = context->device == LIGER_DEVICE_CPU ? CPU_STEP : GPU_STEP, vocab = loss->head.vocab;
+    const int64_t pitch = pitch_of(vocab) <= elements ? pitch_of(vocab) : vocab, fit = elements / pitch;
+    loss->head.logits_stride = pitch;
+    loss->chunk_rows = fit < step ? fit : rows_of_bytes(fit, 1, step);
+}
+
 liger_status linear_loss_run(liger_context *context, const struct linear_loss *loss, liger_stream stream) {
-    const size_t product_bytes = gemm_workspace(context, loss);
-    const struct linear_head head = {
-        .dtype = loss->dtype,
-        .hidden = loss->hidden,
-        .vocab = loss->vocab,
-        .x = loss->x,
-        .x_stride = loss->x_stride,
-        .weight = loss->weight,
-        .bias = loss->bias,
-        .logits = loss->logits,
-        .logits_stride = loss->logits_stride,
-        .workspace = loss->workspace,
-        .product_bytes = product_bytes,
-        .sum_bytes = loss->workspace_bytes - product_bytes,
-    };
-    const struct linear_result dx = {loss->dx, loss->dtype, loss->dx_stride, false};
+    struct linear_head head = loss->head;
+    head.product_bytes = gemm_workspace(context, loss);
+    head.sum_bytes = sum_workspace(loss);
+    const struct linear_result dx = {loss->dx, head.dtype, loss->dx_stride, false};
     for (int64_t first = 0; first < loss->rows; first += loss->chunk_rows) {
         const int64_t left = loss->rows - first;
-        const struct linear_part chunk = {first, left < loss->chunk_rows ? left : loss->chunk_rows, 0, loss->vocab};
-        const struct linear_result dweight = {loss->dweight, loss->dweight_dtype, loss->hidden, first > 0};
+        const struct linear_part chunk = {first, left < loss->chunk_rows ? left : loss->chunk_rows, 0, head.vocab};
+        const struct linear_result dweight = {loss->dweight, loss->dweight_dtype, head.hidden, first > 0};
         LIGER_TRY(linear_head_logits(context, &head, &chunk, stream));
-        LIGER_TRY(loss->head(context, loss->head_state, first, chunk.rows, loss->logits, loss->logits_stride, stream));
+        LIGER_TRY(loss->step(context, loss->state, first, chunk.rows, head.logits, head.logits_stride, stream));
         if (loss->dx) LIGER_TRY(linear_head_dx(context, &head, &chunk, dx, stream));
         if (loss->dweight) LIGER_TRY(linear_head_dweight(context, &head, &chunk, dweight, stream));
         if (loss->dbias) LIGER_TRY(linear_head_dbias(context, &head, &chunk, loss->dbias, first > 0, stream));

@@ -10,41 +10,39 @@
 #ifndef LIGER_CHUNK_LINEAR_SLICES_H
 #define LIGER_CHUNK_LINEAR_SLICES_H
 
-#include "liger/core/context_state.h"
-#include "liger/core/tensor.h"
+#include "liger/chunk/linear_head.h"
 
 /* Turns the logits of the columns [first, first + cols) of all rows into their gradient, in place. */
 typedef liger_status linear_slices_gradient(liger_context *context, void *state, int64_t first, int64_t cols,
                                             void *logits, int64_t stride, liger_stream stream);
 
 struct linear_slices {
-    liger_dtype dtype; /* of x, weight, bias, logits and dx */
-    int64_t rows, hidden, vocab;
-    const void *x; /* [rows, hidden] */
-    int64_t x_stride;
-    const void *weight; /* [vocab, hidden], contiguous */
-    const void *bias;   /* [vocab] or NULL */
-    void *logits;       /* [rows, slice_cols], overwritten again and again */
-    int64_t logits_stride, slice_cols;
+    struct linear_head head; /* logits: [rows, slice_cols], overwritten again and again; workspace: 256-byte aligned */
+    int64_t rows, slice_cols;
     bool kept; /* logits are there: slice_cols == vocab */
     /* Results, or NULL. Row r of dx is that of row place_of[r] here, or 0 where that is negative; without it, of row r. */
-    void *dx; /* [dx_rows, hidden] */
+    void *dx; /* [dx_rows, hidden] of the head's dtype */
     int64_t dx_stride, dx_rows;
     const int64_t *place_of;
     void *dweight; /* [vocab, hidden], contiguous */
     liger_dtype dweight_dtype;
-    float *dbias;    /* [vocab] */
-    void *workspace; /* linear_slices_workspace() bytes, 256-byte aligned */
+    float *dbias; /* [vocab] */
     linear_slices_gradient *gradient;
     void *state;
 };
 
-/* Looks at sizes and at which pointers there are. */
+/* The bytes of head.workspace. Looks at sizes and at which pointers there are. */
 size_t linear_slices_workspace(const liger_context *context, const struct linear_slices *slices);
 
 /* The columns per slice that a caller should provide logits for. */
 int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                            int64_t vocab);
+
+/* Such a gradient from a row of numbers for each token: `state` is the struct logits_gradient_problem of all columns. */
+linear_slices_gradient linear_slices_from_rows;
+
+/* The columns of slices of `bytes` each, evenly spread; one step at least. */
+int64_t linear_slices_even(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t vocab, int64_t bytes);
 
 liger_status linear_slices_run(liger_context *context, const struct linear_slices *slices, liger_stream stream);
 

@@ -12,12 +12,10 @@ static bool environment_flag(const char *name) {
     return value != NULL && strcmp(value, "1") == 0;
 }
 
-/* What the user names; else on a GPU what fills the chip, and on a CPU 0: it is chosen by the shape. */
-static int64_t loss_workspace_bytes(int32_t device) {
+static int64_t loss_workspace_bytes(void) {
     const char *text = getenv("LIGER_LOSS_WORKSPACE_MB");
     const long long megabytes = text ? strtoll(text, NULL, 10) : 0;
-    const long long fallback = device == LIGER_DEVICE_CPU ? 0 : 1024;
-    return (megabytes >= 1 && megabytes <= 1 << 20 ? megabytes : fallback) << 20;
+    return (megabytes >= 1 && megabytes <= 1 << 20 ? megabytes : 0) << 20;
 }
 
 #define OPTION(kind_, field)                                                                                           \
@@ -72,7 +70,7 @@ liger_status liger_context_create(const liger_context_options *options, liger_co
     made->parallel_for = known.parallel_for;
     made->thread_count = known.thread_count;
     made->user = known.user;
-    made->loss_workspace_bytes = loss_workspace_bytes(known.device);
+    made->loss_workspace_bytes = loss_workspace_bytes();
     made->synchronous = environment_flag("LIGER_SYNC");
     const liger_status status = backend_init(made, &known);
     if (status != LIGER_OK) {

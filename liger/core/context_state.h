@@ -13,7 +13,7 @@ struct liger_context {
     int32_t isa;
     int32_t multiprocessors;      /* CUDA; 0 on the CPU */
     int32_t threads;              /* CPU: threads of our own pool, when the host lends none */
-    int64_t loss_workspace_bytes; /* for the logits of a linear loss: LIGER_LOSS_WORKSPACE_MB; 0: by shape */
+    int64_t loss_workspace_bytes; /* of a linear loss: LIGER_LOSS_WORKSPACE_MB; 0: nobody has named it */
     bool synchronous;             /* LIGER_SYNC=1: wait after every CUDA launch, so that an error names its operator */
     void (*parallel_for)(void *user, int64_t tasks, liger_task task, void *argument);
     int32_t (*thread_count)(void *user);

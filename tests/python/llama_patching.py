@@ -69,5 +69,20 @@ def assert_trains_alike(patched, stock, tolerance=2e-5, device="cpu"):
     return step
 
 
+def assert_as_stock(build, way, caplog, named=None, mode="train", **options):
+    """A step of the patched model is one of the stock model. `named`: the one warning holds this word; None: no warning."""
+    ids, labels = tiny_llama.batch()
+    stock = getattr(build(), mode)()
+    expected = tiny_llama.run(stock, input_ids=ids, labels=labels)
+    patched = getattr(apply(build, way), mode)()
+    step = tiny_llama.run(patched, input_ids=ids, labels=labels, **options)
+    assert_same_step(step, expected, 1e-4)
+    if named is None:
+        assert warnings_of(caplog) == []
+    else:
+        assert any(named in text for text in warnings_of(caplog)), warnings_of(caplog)
+    return step[0]
+
+
 def warnings_of(caplog):
     return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name.startswith("liger")]

@@ -5,6 +5,7 @@ Every rank has the same batch, so the sharded model must give the loss and gradi
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -13,9 +14,11 @@ from test_orpo_trainer import trainer_of
 from tiny_models import build
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from trl.experimental import orpo
 
-from liger_kernel.transformers.trainer import LigerORPOTrainer
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # here, so that the process may begin as a fork
+from trl.experimental import orpo  # noqa: E402
+
+from liger_kernel.transformers.trainer import LigerORPOTrainer  # noqa: E402
 
 
 def fsdp1(model):

@@ -28,30 +28,37 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```python(?: needs=(\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def program(page: pathlib.Path, package: str | None) -> str:
-    """The blocks without a need, and those that need `package`, each on its lines of the page."""
-    text, lines = page.read_text(), []
+def packages(page: pathlib.Path) -> dict[str | None, bool]:
+    """What blocks of the page need, None among it, and whether it is installed."""
+    needs = dict.fromkeys(block[1] for block in BLOCK.finditer(page.read_text()))
+    return {name: name is None or importlib.util.find_spec(name) is not None for name in needs}
+
+
+def program(page: pathlib.Path) -> str:
+    """All blocks whose package is installed, each on its lines of the page."""
+    text, lines, here = page.read_text(), [], packages(page)
     for block in BLOCK.finditer(text):
-        if block[1] in (None, package):
+        if here[block[1]]:
             first = text.count("\n", 0, block.start(2))
             lines += [""] * (first - len(lines)) + block[2].splitlines()
     return "\n".join(lines) + "\n"
 
 
-def cases():
-    for page in PAGES:
-        needs = dict.fromkeys(block[1] for block in BLOCK.finditer(page.read_text()))
-        yield from (pytest.param(page, package, id=f"{page.name}-{package or 'plain'}") for package in needs)
-
-
-@pytest.mark.parametrize(("page", "package"), list(cases()))
-def test_snippets(page, package, tmp_path):
+@pytest.mark.parametrize("page", [page for page in PAGES if packages(page)], ids=lambda page: page.name)
+def test_snippets(page, tmp_path):
     pytest.importorskip("transformers", reason="needs transformers")
-    if package is not None and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
     file = tmp_path / f"{page.stem}.py"
-    file.write_text(program(page, package))
+    file.write_text(program(page))
     own_process.output(file, timeout=600)
+
+
+@pytest.mark.parametrize("package", sorted({name for page in PAGES for name in packages(page) if name is not None}))
+def test_snippets_of_a_package(package):
+    """They are part of the page's program, or are left out by name."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    for page in PAGES:
+        assert all(block[2] in program(page) for block in BLOCK.finditer(page.read_text()) if block[1] == package)
 
 
 def test_no_block_is_forgotten():

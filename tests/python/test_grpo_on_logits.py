@@ -1,4 +1,4 @@
-"""Losses of a policy on given logits against the float64 formulas of test_grpo_loss.py, and what the helpers owe."""
+"""Losses of a policy on given logits against the float64 formulas of policy_formulas.py, and what the helpers owe."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import inspect
 
 import pytest
 import torch
+from policy_formulas import BATCH, CISPO, HIGH, KINDS, LOW, TOKENS, VARIANTS, Exact, cases, near, problem
 from reference import DTYPES, assert_close
-from test_grpo_loss import BATCH, CISPO, HIGH, KINDS, LOW, TOKENS, VARIANTS, VOCAB, Exact, cases, near, problem
+from token_losses import VOCAB
 
 from liger_kernel.ops import GrpoLossFunction
 from liger_kernel.ops import grpo_loss as module

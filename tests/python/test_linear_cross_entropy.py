@@ -290,6 +290,69 @@ def test_several_chunks(device, tmp_path):
                 assert_close(a.flatten(), b.flatten(), getattr(torch, name), 2, 700)
 
 
+TWO_PASSES = """
+import sys, torch
+from pathlib import Path
+from liger_kernel import _native
+from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as F
+import liger_kernel.ops.fused_linear_cross_entropy as m
+torch.manual_seed(0)
+cuda = sys.argv[1] == "cuda"
+V, H, N = 65536, 256, 512
+x = torch.randn(N, H, device=sys.argv[1]).bfloat16().requires_grad_()
+w = (.2 * torch.randn(V, H, device=sys.argv[1])).bfloat16().requires_grad_()
+b = torch.randn(V, device=sys.argv[1]).bfloat16().requires_grad_()
+y = torch.randint(0, V, (N,), device=sys.argv[1]); y[::9] = -100
+c = torch.rand(V, device=sys.argv[1])
+if sys.argv[2] == "memory":
+    F.apply(x[:8], w[:64], y[:8] % 64)[0].backward()  # sets everything up
+    x.grad = w.grad = None
+    def kilobytes(key):
+        return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
+    if not cuda: Path("/proc/self/clear_refs").write_text("5")
+    if cuda: torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() / 1024 if cuda else kilobytes("VmRSS")
+    F.apply(x, w, y)[0].backward()
+    print((torch.cuda.max_memory_allocated() / 1024 if cuda else kilobytes("VmHWM")) - before)
+else:
+    results = []
+    for reduction in ("mean", "sum", "none"):
+        up = torch.linspace(-1, 1, N, device=x.device) if reduction == "none" else torch.tensor(.5, device=x.device)
+        loss, z_loss, *_ = F.apply(x, w, y, b, c, -100, 1e-3, .1, reduction, 5.0, True, None, True)
+        results += [loss, z_loss, *torch.autograd.grad(loss, (x, w, b), up)]
+    for frozen in (x, w, b):
+        frozen.requires_grad_(False)
+        wanted = [t for t in (x, w, b) if t.requires_grad]
+        results += torch.autograd.grad(F.apply(x, w, y, b)[0], wanted)
+        frozen.requires_grad_(True)
+    torch.save(results, sys.argv[2])
+    options = (x, w, b, y, None, None, *(None,) * 9, -100, 0., 0., 0., 1, 0, 0)
+    print(m._native.linear_cross_entropy_forward_slice_cols(*options) < V)
+"""
+
+
+def test_two_passes(device, tmp_path):
+    """A budget that does not hold the f32 sum of the weight's gradient, 64 MB, nor the logits, as many."""
+    few, many = [], []
+    for results, budget, two in ((few, "40", "True"), (many, "1024", "False")):
+        program = ("-c", TWO_PASSES, device.type, str(tmp_path / budget))
+        assert own_process.output(*program, LIGER_LOSS_WORKSPACE_MB=budget).split()[-1] == two
+        results += torch.load(tmp_path / budget)
+    assert len(few) == len(many) == 3 * 5 + 3 * 2
+    for a, b in zip(few, many):
+        assert_close(a.float().flatten(), b.float().flatten(), torch.bfloat16, 2, 512)
+
+
+def test_memory_of_two_passes(device):
+    """The weight's gradient, that of x, and the budget; a budget that allows it takes all logits at once."""
+    peaks = []
+    for budget in ("40", "1024"):
+        said = own_process.output("-c", TWO_PASSES, device.type, "memory", LIGER_LOSS_WORKSPACE_MB=budget)
+        peaks.append(float(said.split()[-1]) / 1024)
+    gradients = (65536 + 512) * 256 * 2 / 2**20
+    assert peaks[0] < gradients + 40 + 1 and peaks[1] > gradients + 60
+
+
 def test_helpers(device):
     x, weight, bias, target = problem(device, torch.float32)
     loss, z, accuracy, predicted, *gradients = fused_linear_cross_entropy_forward(x, weight, target, None, bias)

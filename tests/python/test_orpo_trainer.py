@@ -113,8 +113,7 @@ def test_sharded_models(tmp_path):
     if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard") or torch.version.cuda:
         pytest.skip("needs FSDP2, and a torch without CUDA, in which FSDP1 shards on the CPU")
     worker = pathlib.Path(__file__).with_name("orpo_worker.py")
-    environment = {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    processes = [own_process.start(worker, rank, 2, tmp_path / "store", tmp_path, **environment) for rank in range(2)]
+    processes = [own_process.start(worker, rank, 2, tmp_path / "store", tmp_path) for rank in range(2)]
     outputs = [process.communicate(timeout=240) for process in processes]
     for process, (output, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output + errors

@@ -123,11 +123,12 @@ LIGER_TEMPLATE void fill_row(liger_dtype t, void *row, int64_t vocab, float valu
 }
 
 static void write_results(const struct cross_entropy_rows_problem *p, int64_t r, float loss, float z, float accuracy,
-                          int64_t predicted) {
+                          int64_t predicted, struct logits_gradient_row gradient) {
     if (p->loss) p->loss[r] = loss;
     if (p->z_loss) p->z_loss[r] = z;
     if (p->accuracy) p->accuracy[r] = accuracy;
     if (p->predicted) p->predicted[r] = predicted;
+    if (p->gradient) p->gradient[r] = gradient;
 }
 
 LIGER_TEMPLATE void one_row(liger_dtype t, bool options, const struct cross_entropy_rows_problem *p, int64_t r) {
@@ -135,14 +136,14 @@ LIGER_TEMPLATE void one_row(liger_dtype t, bool options, const struct cross_entr
     const char *logits = (const char *)p->logits + r * p->logits_stride * element;
     char *dlogits = p->dlogits ? (char *)p->dlogits + r * p->dlogits_stride * element : NULL;
     if (y == p->ignore_index) {
-        write_results(p, r, 0.0f, 0.0f, 0.0f, -1);
+        write_results(p, r, 0.0f, 0.0f, 0.0f, -1, (struct logits_gradient_row){.target = -1});
         if (dlogits) fill_row(t, dlogits, p->vocab, 0.0f);
         return;
     }
     const struct row row = read_row(t, options, p, logits, y);
     const int64_t predicted = p->accuracy || p->predicted ? first_max(t, p, logits, row.others.max) : 0;
     if (y < 0 || y >= p->vocab) {
-        write_results(p, r, NAN, NAN, 0.0f, predicted);
+        write_results(p, r, NAN, NAN, 0.0f, predicted, (struct logits_gradient_row){.by_p = NAN});
         if (dlogits) fill_row(t, dlogits, p->vocab, NAN);
         return;
     }
@@ -157,15 +158,23 @@ LIGER_TEMPLATE void one_row(liger_dtype t, bool options, const struct cross_entr
     const float z = p->lse_square_scale * lse * lse * by_count * token;
     float loss = (1.0f - a) * weight * ((row.others.max - row.target) + log_sum) * by_weight;
     if (a > 0) loss += e * (((row.others.max - row.base) + log_sum) * total - row.shape) * by_weight;
-    write_results(p, r, loss * token + z, z, predicted == y ? 1.0f : 0.0f, predicted);
-    if (dlogits == NULL) return;
-
     const float upstream = (p->upstream ? p->upstream[r * p->upstream_stride] : 1.0f) * token;
     const float ce = upstream * (p->raw_gradient ? 1.0f : by_weight);
     const float zs =
         upstream * (p->raw_gradient ? (p->mean ? p->counts->weight_sum / p->counts->valid : 1.0f) : by_count);
     const float hit = ce * weight * (1.0f - a), spread = ce * e * total + zs * 2.0f * p->lse_square_scale * lse;
     const struct gradient g = {.max = row.others.max, .probability = (hit + spread) / sum, .uniform = ce * e};
+    const struct logits_gradient_row later = {
+        .max = row.others.max,
+        .log_sum = log_sum,
+        .by_p = spread,
+        .constant = -g.uniform,
+        .hit = -hit,
+        .own = -hit * (row.others.sum / sum),
+        .target = y,
+    };
+    write_results(p, r, loss * token + z, z, predicted == y ? 1.0f : 0.0f, predicted, later);
+    if (dlogits == NULL) return;
     write_gradient(t, options, p, logits, dlogits, &g);
     float d = (own * spread - row.others.sum * hit) / sum;
     if (a > 0) d -= g.uniform * weight;

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "liger/core/tensor.h"
+#include "liger/ops/linear_logprob/linear_logprob_problem.h"
 
 /* In the device's memory, written by count, read by rows and reduce. */
 struct cross_entropy_counts {
@@ -54,6 +55,9 @@ struct cross_entropy_rows_problem {
     int64_t *predicted;              /* [rows]; -1 for ignored rows */
     void *dlogits;                   /* [rows, vocab], dtype; may be logits itself */
     int64_t dlogits_stride;
+    /* [rows]: what logits_gradient makes the same gradient from, later; with label smoothing and class weights it has to be
+     * told the latter. */
+    struct logits_gradient_row *gradient;
 };
 
 struct cross_entropy_reduce_problem {

@@ -114,6 +114,21 @@ __device__ __forceinline__ factors factors_of(const problem &p, const batch &b, 
     return {(hit + spread) * inverse, uniform, hit, spread, own, weight, token};
 }
 
+/* The same gradient, for logits_gradient. */
+__device__ __forceinline__ logits_gradient_row gradient_of(int64_t y, const factors &f, softmax_state others,
+                                                           float log_sum) {
+    const softmax_unit unit = softmax_unit_of(others.max);
+    logits_gradient_row row = {};
+    row.max = others.max;
+    row.log_sum = log_sum - softmax_exponent(others.max, unit) * unit.ln; /* offsets are rounded */
+    row.by_p = f.spread;
+    row.constant = -f.uniform;
+    row.hit = -f.hit;
+    row.own = -f.hit * (others.sum / (others.sum + f.own));
+    row.target = y;
+    return row;
+}
+
 /* A row's results and the gradient of the target's own logit, by one thread, after the others' gradients: 1 - p of a
  * confident row is others/(others + own), which does not cancel. */
 __device__ __forceinline__ float finish_row(const problem &p, const batch &b, int64_t r, int64_t y, const factors &f,
@@ -131,6 +146,7 @@ __device__ __forceinline__ float finish_row(const problem &p, const batch &b, in
     if (p.z_loss) p.z_loss[r] = z;
     if (p.accuracy) p.accuracy[r] = s.predicted == y ? 1.0f : 0.0f;
     if (p.predicted) p.predicted[r] = s.predicted;
+    if (p.gradient) p.gradient[r] = gradient_of(y, f, s.others, log_sum);
     float d = (f.own * f.spread - s.others.sum * f.hit) / sum;
     if (a > 0.0f) d -= f.uniform * f.weight;
     return d * cap_slope(p, s.target);
@@ -142,6 +158,7 @@ __device__ __forceinline__ void spoil_row(const problem &p, int64_t r, int64_t p
     if (p.z_loss) p.z_loss[r] = NAN;
     if (p.accuracy) p.accuracy[r] = 0.0f;
     if (p.predicted) p.predicted[r] = predicted;
+    if (p.gradient) p.gradient[r] = {0.0f, 0.0f, NAN};
 }
 
 __device__ __forceinline__ void ignore_row(const problem &p, int64_t r) {
@@ -149,6 +166,7 @@ __device__ __forceinline__ void ignore_row(const problem &p, int64_t r) {
     if (p.z_loss) p.z_loss[r] = 0.0f;
     if (p.accuracy) p.accuracy[r] = 0.0f;
     if (p.predicted) p.predicted[r] = -1;
+    if (p.gradient) p.gradient[r].target = -1;
 }
 
 } // namespace cross_entropy

@@ -12,6 +12,7 @@
 #include "liger/core/fail.h"
 #include "liger/cuda/cuda_state.h"
 #include "liger/ops/gemm/cublaslt_api.h"
+#include "liger/ops/gemm/gemm_plans.h"
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */
 
@@ -95,14 +96,7 @@ const char *cuda_gemm_provider(liger_context *context) {
 
 /* ---- plans ------------------------------------------------------------------------------------------------------ */
 
-/* Everything that the choice of an algorithm may depend on. */
-struct plan_key {
-    int64_t m, n, k, lda, ldb, ldc;
-    int32_t dtype, c_dtype, transpose_a, transpose_b, accumulate, alignment_a, alignment_b, alignment_c, workspace;
-};
-
 struct plan {
-    struct plan_key key;
     lt_desc desc;
     lt_layout a, b, c;
     lt_algo algo;
@@ -110,13 +104,11 @@ struct plan {
     bool refused;
 };
 
-enum { PLANS = 64 };
-
 struct cublaslt {
     pthread_mutex_t lock;
     lt_handle handle;
-    int plans, next;
-    struct plan plan[PLANS];
+    struct plan_table table;
+    struct plan plan[PLANS]; /* by place */
 };
 
 static int lt_type(liger_dtype dtype) {
@@ -165,9 +157,8 @@ static void plan_close(struct plan *plan) {
 }
 
 /* cuBLASLt is column-major: c = op(a)·op(b) in rows is cᵀ = op(b)ᵀ·op(a)ᵀ in columns, so b goes first and sizes swap. */
-static int plan_describe(struct plan *plan) {
+static int plan_describe(struct plan *plan, const struct plan_key *key) {
     const lt_functions *call = &library.call;
-    const struct plan_key *key = &plan->key;
     const int32_t op_first = key->transpose_b ? LT_OP_T : LT_OP_N, op_second = key->transpose_a ? LT_OP_T : LT_OP_N;
     const int type = lt_type((liger_dtype)key->dtype), c_type = lt_type((liger_dtype)key->c_dtype);
     const bool integers = key->dtype == LIGER_I8;
@@ -184,9 +175,8 @@ static int plan_describe(struct plan *plan) {
     return status;
 }
 
-static int plan_choose(struct plan *plan, lt_handle handle) {
+static int plan_choose(struct plan *plan, const struct plan_key *key, lt_handle handle) {
     const lt_functions *call = &library.call;
-    const struct plan_key *key = &plan->key;
     lt_preference preference = NULL;
     lt_heuristic best;
     int found = 0;
@@ -218,32 +208,31 @@ static bool is_refusal(int status) {
     return status == LT_INVALID_VALUE || status == LT_ARCH_MISMATCH || status == LT_NOT_SUPPORTED;
 }
 
-/* The plan for a shape, made at first sight; the oldest makes room. The caller holds the lock. */
+/* The plan for a shape, made at first sight. The caller holds the lock. */
 static liger_status plan_for(struct cublaslt *lt, const struct gemm_problem *p, struct plan **plan) {
     const struct plan_key key = key_of(p);
-    for (int i = 0; i < lt->plans; i++)
-        if (memcmp(&lt->plan[i].key, &key, sizeof key) == 0) return *plan = &lt->plan[i], LIGER_OK;
-    struct plan *made = &lt->plan[lt->next];
-    plan_close(made);
-    made->key = key;
-    int status = plan_describe(made);
-    if (!status) status = plan_choose(made, lt->handle);
-    made->refused = is_refusal(status);
-    if (status && !made->refused) {
-        plan_close(made);
+    int place = plan_find(&lt->table, &key);
+    if (place != NO_PLAN) return *plan = &lt->plan[place], LIGER_OK;
+    struct plan made = {.refused = false};
+    int status = plan_describe(&made, &key);
+    if (!status) status = plan_choose(&made, &key, lt->handle);
+    made.refused = is_refusal(status);
+    if (status && !made.refused) {
+        plan_close(&made);
         return liger_fail(LIGER_ERR_CUDA, "gemm: cuBLASLt has no plan for m=%lld n=%lld k=%lld: status %d",
                           (long long)p->m, (long long)p->n, (long long)p->k, status);
     }
-    lt->next = (lt->next + 1) % PLANS;
-    if (lt->plans < PLANS) lt->plans++;
-    *plan = made;
+    place = plan_place(&lt->table, &key);
+    *plan = &lt->plan[place];
+    plan_close(*plan);
+    **plan = made;
     return LIGER_OK;
 }
 
 /* ---- the product ------------------------------------------------------------------------------------------------ */
 
 static void lt_close(struct cublaslt *lt) {
-    for (int i = 0; i < lt->plans; i++) plan_close(&lt->plan[i]);
+    for (int i = 0; i < lt->table.count; i++) plan_close(&lt->plan[i]);
     library.call.destroy(lt->handle);
     pthread_mutex_destroy(&lt->lock);
     free(lt);

@@ -2,7 +2,8 @@
  *
  * The logits of a model with a large vocabulary are its largest tensor. Here they are made chunk by chunk in a buffer
  * that the caller sizes, turned into their gradient in place and consumed at once: loss and gradients come out of one
- * call, and the memory needed is that of the gradients and of one chunk. */
+ * call, and the memory needed is that of the gradients and of one chunk, and where weight's gradient is in 16 bits of its sum
+ * in f32. Where that is too much the logits are made twice, in two passes, and the sum is one of x's gradient. */
 #ifndef LIGER_OPS_LINEAR_CROSS_ENTROPY_H
 #define LIGER_OPS_LINEAR_CROSS_ENTROPY_H
 
@@ -24,13 +25,16 @@ extern "C" {
  *   upstream      in    scalar or [rows] f32  multiplies the gradient of the logits; absent: 1
  *   logits        work  [chunk, vocab]   T    any row stride >= vocab; its rows are the size of a chunk:
  *                                             liger_linear_cross_entropy_forward_chunk_rows advises. Contents are lost
+ *                       or [rows, slice]      two passes: contiguous, slice < vocab, one row of the vocabulary at least:
+ *                                             liger_linear_cross_entropy_forward_slice_cols advises
  *   loss          out   scalar, or [rows] with NONE   T or f32   may be absent, as every output
  *   z_loss        out   as loss                       T or f32
  *   accuracy      out   as loss                       f32
  *   predicted     out   [rows]                        i64
  *   dx            out   [rows, hidden]   T    must not overlap x
  *   dweight       out   [vocab, hidden]  T or f32     contiguous. With more than one chunk a T result is rounded after
- *                                             each: pass f32 and round once with liger_scale
+ *                                             each: pass f32 and round once with liger_scale, or take two passes,
+ *                                             which round once
  *   dbias         out   [vocab]         f32
  *   counts        out   [4]             f32   rows that are not ignored, the sum of their class weights (without: the
  *                                             rows again), the sum of all class weights (without: 0), 0
@@ -44,7 +48,10 @@ extern "C" {
  *   but makes NaN of its column of dweight (0 · NaN), as in an unfused head.
  *   Edges, targets out of range: as cross entropy. rows == 0: loss 0, dweight and dbias 0. hidden or vocab == 0: SHAPE.
  *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET, WORKSPACE, UNSUPPORTED (no cuBLASLt).  Workspace: see the query.
- *   Same inputs and chunk size, same bits.  Graph-capturable after one warm-up call per shape.  Since 0.9. */
+ *   Two passes take every option, and give what one pass gives but for roundings: a row's probabilities are made from the
+ *   logarithm of their sum, and dx is summed up slice by slice. They take 8 operations for each row and element of the
+ *   weight, where one pass takes 6.
+ *   Same inputs and size of logits, same bits.  Graph-capturable after one warm-up call per shape.  Since 0.9. */
 typedef struct liger_linear_cross_entropy_forward_args {
     size_t size;
     liger_tensor x;
@@ -86,6 +93,11 @@ LIGER_API liger_status liger_linear_cross_entropy_forward_workspace(liger_contex
  * the shape on the CPU). */
 LIGER_API liger_status liger_linear_cross_entropy_forward_chunk_rows(
     liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *rows);
+/* To be asked first where dweight is wanted in 16 bits and rounded once: vocab, for one pass, or the columns of all rows of
+ * `logits` for two. Two, if T has 16 bits and LIGER_LOSS_WORKSPACE_MB is set to less than an f32 sum of dweight, to less than
+ * all logits, and rows < vocab. What is advised then is what an f32 sum of dx leaves of the budget. */
+LIGER_API liger_status liger_linear_cross_entropy_forward_slice_cols(
+    liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *cols);
 
 /* liger_linear_cross_entropy_backward     the gradients for an upstream that is known only now
  *

@@ -18,7 +18,7 @@
 /* Both functions share one order of tensors; backward has no results. */
 enum { X, WEIGHT, BIAS, TARGET, CLASS_WEIGHT, UPSTREAM, LOGITS, DX, DWEIGHT, DBIAS, BACKWARD_TENSORS };
 enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, COUNTS, FORWARD_TENSORS };
-enum { ROWS, HIDDEN, VOCAB, CHUNK };
+enum { ROWS, HIDDEN, VOCAB, CHUNK, SLICE }; /* SLICE: 0, for one pass, or the columns for two */
 enum {
     WEIGHTED = 4,
     BIASED = 8,
@@ -37,6 +37,7 @@ enum {
 };
 
 static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
+static int64_t chunk_of(const struct op_case *c) { return c->size[SLICE] ? c->size[ROWS] : c->size[CHUNK]; }
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
 
@@ -58,8 +59,8 @@ static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
                                         .kind = KIND_T,
                                         .spread = 1000,
                                         .ndim = 2,
-                                        .shape = {c->size[CHUNK], vocab},
-                                        .gaps = true,
+                                        .shape = {chunk_of(c), c->size[SLICE] ? c->size[SLICE] : vocab},
+                                        .gaps = c->size[SLICE] == 0,
                                         .absolute = INFINITY,
                                         .magnitude = 1};
 }
@@ -138,7 +139,7 @@ static struct linear_cross_entropy_ref reference_of(const struct op_case *c, con
                 .upstream = t[UPSTREAM],
             },
         .hidden = c->size[HIDDEN],
-        .chunk = c->size[CHUNK],
+        .chunk = chunk_of(c),
         .dtype = types->t,
         .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
         .raw_gradient = has(c, RAW),
@@ -217,7 +218,7 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
         .dlogits = ref.dlogits,
         .error = error,
         .logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0,
-        .rounds = types->weight != LIGER_F32 && c->size[CHUNK] < c->size[ROWS],
+        .rounds = types->weight != LIGER_F32 && chunk_of(c) < c->size[ROWS],
     };
     head_magnitudes(&budget, &magnitude[DX], &magnitude[DWEIGHT], &magnitude[DBIAS]);
     free(error);
@@ -226,7 +227,8 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
 
 /* ---- cases ------------------------------------------------------------------------------------------------------ */
 
-/* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. */
+/* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. Slices: as small as can be, one
+ * column less than the vocabulary, and such that a row of the vocabulary fits with and without a pitch of 16 bytes. */
 static const struct op_case forward_cases[] = {
     {.label = "all", .size = {7, 9, 33, 3}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
     {.label = "1x1x1", .size = {1, 1, 1, 1}},
@@ -254,13 +256,50 @@ static const struct op_case forward_cases[] = {
      .size = {23, 45, 131, 8},
      .flags = GENERAL | BARE | BIASED,
      .dtypes = 1u << LIGER_F32},
+    {.label = "7x9x33 two passes, all",
+     .size = {7, 9, 33, 0, 5},
+     .scalar = {.1, 1e-3, 8},
+     .flags = WEIGHTED | BIASED | SCALED},
+    {.label = "7x9x33 two passes, weights without smoothing", .size = {7, 9, 33, 0, 6}, .flags = WEIGHTED | BIASED},
+    {.label = "7x9x33 two passes, smoothing without weights",
+     .size = {7, 9, 33, 0, 8},
+     .scalar = {.2},
+     .flags = BY_ROW | SUM},
+    {.label = "13x20x41 two passes, token",
+     .size = {13, 20, 41, 0, 4},
+     .scalar = {.1, 1e-3},
+     .flags = TOKEN | WEIGHTED},
+    {.label = "13x20x41 two passes, token, none", .size = {13, 20, 41, 0, 16}, .flags = TOKEN | NONE | BY_ROW},
+    {.label = "13x20x41 two passes, raw",
+     .size = {13, 20, 41, 0, 40},
+     .scalar = {.2, 1e-3, 12},
+     .flags = RAW | WEIGHTED | BIASED | SCALED},
+    {.label = "9x12x35 two passes, cap", .size = {9, 12, 35, 0, 7}, .scalar = {0, 0, 5}, .flags = BIASED},
+    {.label = "9x12x35 two passes, only dx", .size = {9, 12, 35, 0, 4}, .flags = NO_DWEIGHT | NO_DBIAS | BARE},
+    {.label = "9x12x35 two passes, only dweight", .size = {9, 12, 35, 0, 4}, .flags = NO_DX | NO_DBIAS | BARE},
+    {.label = "9x12x35 two passes, only dbias", .size = {9, 12, 35, 0, 4}, .flags = NO_DX | NO_DWEIGHT | BIASED},
+    {.label = "9x12x35 two passes, loss only", .size = {9, 12, 35, 0, 4}, .scalar = {.1, 1e-3}, .flags = LOSS_ONLY},
+    {.label = "23x45x131 general, two passes",
+     .size = {23, 45, 131, 0, 48},
+     .flags = GENERAL | BARE | BIASED,
+     .dtypes = 1u << LIGER_F32},
+    {.label = "150x33x1031 two passes",
+     .size = {150, 33, 1031, 0, 256},
+     .scalar = {.1, 1e-4},
+     .flags = SUM | BIASED | WEIGHTED,
+     .large = true},
     {.label = "150x33x1031", .size = {150, 33, 1031, 64}, .scalar = {0, 1e-4}, .flags = SUM | BIASED, .large = true},
     {.label = "no rows", .size = {0, 9, 33, 3}, .flags = BIASED, .edge = true},
     {.label = "no rows, none, weighted", .size = {0, 9, 33, 3}, .flags = NONE | WEIGHTED | BY_ROW, .edge = true},
     {.label = "no rows, no buffer", .size = {0, 9, 33, 0}, .flags = SUM, .edge = true},
     {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | BIASED, .edge = true},
+    {.label = "all ignored, two passes", .size = {5, 9, 33, 0, 8}, .flags = IGNORED | BIASED, .edge = true},
     {.label = "all ignored, weighted, raw", .size = {5, 9, 33, 2}, .flags = IGNORED | WEIGHTED | RAW, .edge = true},
     {.label = "NaN and Inf in ignored rows", .size = {7, 9, 33, 3}, .flags = POISON | BIASED, .edge = true},
+    {.label = "NaN and Inf in ignored rows, two passes",
+     .size = {7, 9, 33, 0, 8},
+     .flags = POISON | BIASED,
+     .edge = true},
 };
 
 static const struct op_case backward_cases[] = {
@@ -274,6 +313,11 @@ static const struct op_case backward_cases[] = {
     {.label = "11x13x29, buffer too large", .size = {11, 13, 29, 16}, .flags = NONE | WEIGHTED | BY_ROW},
     {.label = "9x12x35 mean, upstream of rows", .size = {9, 12, 35, 4}, .scalar = {.1}, .flags = BY_ROW | WEIGHTED},
     {.label = "9x12x35 mean", .size = {9, 12, 35, 2}, .scalar = {.1, 1e-3}, .flags = SCALED | WEIGHTED},
+    {.label = "9x12x35 two passes",
+     .size = {9, 12, 35, 0, 8},
+     .scalar = {.1, 1e-3, 9},
+     .flags = NONE | BIASED | WEIGHTED | BY_ROW},
+    {.label = "9x12x35 two passes, mean", .size = {9, 12, 35, 0, 13}, .scalar = {.1, 1e-3}, .flags = SCALED | WEIGHTED},
     {.label = "9x12x35 only dweight", .size = {9, 12, 35, 4}, .flags = NONE | BY_ROW | NO_DX | NO_DBIAS},
     {.label = "9x12x35 only dx", .size = {9, 12, 35, 4}, .flags = NONE | BY_ROW | NO_DWEIGHT | NO_DBIAS},
     {.label = "9x12x35 only dbias", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DX | BIASED},
@@ -291,11 +335,19 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
+static void wide(struct op_call *call) { call->t[LOGITS].stride[0] = 34; }
+static void narrow_slice(struct op_call *call) { call->t[LOGITS].shape[1] = call->t[LOGITS].stride[0] = 4; }
+static void gaps_in_slice(struct op_call *call) { call->t[LOGITS].shape[1] = 8, call->t[LOGITS].stride[0] = 9; }
+
 static const struct op_provocation shared_provocations[] = {
     {"no vocabulary", OP_SHAPE(WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9", "shard"}},
     {"no hidden size", OP_SHAPE(WEIGHT, 1, 0), LIGER_ERR_SHAPE, {"weight is 33 x 0", "shard"}},
     {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits is required"}},
     {"logits without rows", OP_SHAPE(LOGITS, 0, 0), LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},
+    {"logits wider than the vocabulary", OP_SHAPE(LOGITS, 1, 34), LIGER_ERR_SHAPE, {"logits", "34", "33"}, wide},
+    {"a slice of some rows", OP_SHAPE(LOGITS, 1, 32), LIGER_ERR_SHAPE, {"logits is 3 x 32", "33 columns", "7 rows"}},
+    {"a slice too narrow", OP_SHAPE(LOGITS, 0, 7), LIGER_ERR_SHAPE, {"logits is 7 x 4", "5 columns"}, narrow_slice},
+    {"a slice with gaps", OP_SHAPE(LOGITS, 0, 7), LIGER_ERR_LAYOUT, {"logits", "stride is 9 and not 8"}, gaps_in_slice},
     {"x rows overlap", OP_STRIDE(X, 0, 8), LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},
 };
 static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESULT_PROVOCATIONS(LOSS, Z_LOSS, ACCURACY)};
@@ -305,7 +357,15 @@ static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESUL
 /* Chunks of any size give what the whole gives, within the same budget. */
 static const char *any_chunk(struct op_run *run) {
     const int64_t rows = run->c.size[ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
+    if (run->c.size[SLICE]) return op_run_not_applicable(run, "chunks of any size: the case has slices");
     return op_run_any_size(run, CHUNK, chunks, OP_COUNT(chunks));
+}
+
+/* So do two passes. */
+static const char *any_slice(struct op_run *run) {
+    const int64_t rows = run->c.size[ROWS], vocab = run->c.size[VOCAB], least = (vocab + rows - 1) / rows;
+    const int64_t most = vocab - 1 > least ? vocab - 1 : least;
+    return op_run_any_size(run, SLICE, (int64_t[]){least, (least + most) / 2, most, vocab}, 4);
 }
 
 static const char *forward_target_out_of_range(struct op_run *run) {
@@ -315,13 +375,18 @@ static const char *backward_target_out_of_range(struct op_run *run) {
     return cross_entropy_target_out_of_range(run, TARGET, DX, -1);
 }
 
-static int64_t chunk_advised(struct op_run *run, int64_t rows, int64_t hidden, int64_t vocab) {
+typedef liger_status question(liger_context *context, const liger_linear_cross_entropy_forward_args *args,
+                              size_t *answer);
+
+static int64_t advised(struct op_run *run, question *ask, int64_t rows, int64_t hidden, int64_t vocab) {
     liger_linear_cross_entropy_forward_args args = LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT;
     args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){rows, hidden});
     args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, hidden});
-    size_t advised = 0;
-    const liger_status status = liger_linear_cross_entropy_forward_chunk_rows(run->context, &args, &advised);
-    return status == LIGER_OK ? (int64_t)advised : -1;
+    size_t answer = 0;
+    return ask(run->context, &args, &answer) == LIGER_OK ? (int64_t)answer : -1;
+}
+static int64_t chunk_advised(struct op_run *run, int64_t rows, int64_t hidden, int64_t vocab) {
+    return advised(run, liger_linear_cross_entropy_forward_chunk_rows, rows, hidden, vocab);
 }
 
 /* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. On a CPU without a budget they
@@ -335,7 +400,8 @@ static const char *advised_chunk(struct op_run *run) {
     for (int k = 0; k < OP_COUNT(shapes); k++) {
         const int64_t rows = shapes[k][0], hidden = shapes[k][1], vocab = shapes[k][2];
         const int64_t part = (rows + vocab) * hidden * size / 100 * 15, least = 48 << 20;
-        const int64_t given = run->context->loss_workspace_bytes, budget = given ? given : part > least ? part : least;
+        const int64_t given = run->context->loss_workspace_bytes, by_shape = part > least ? part : least;
+        const int64_t budget = given ? given : step == 128 ? 1 << 30 : by_shape;
         const int64_t chunk = chunk_advised(run, rows, hidden, vocab);
         const bool fits = chunk * vocab * size <= budget || chunk == step;
         if (chunk < 1 || chunk > rows || !(chunk == rows || (fits && chunk % step == 0)))
@@ -343,6 +409,39 @@ static const char *advised_chunk(struct op_run *run) {
                                (long long)chunk);
     }
     return NULL;
+}
+
+/* Two passes if, and only if, a budget is named and holds neither an f32 sum of dweight nor the logits; then slice and sum of dx
+ * are within it, where they can be. */
+static const char *advised_slice(struct op_run *run) {
+    static const struct {
+        int64_t megabytes, rows, hidden, vocab;
+        bool two;
+    } asked[] = {{0, 16384, 4096, 128256},
+                 {512, 16384, 2048, 248320, .two = true},
+                 {2004, 16384, 4096, 128256},
+                 {2003, 16384, 4096, 128256, .two = true},
+                 {1, 1, 4096, 128256},
+                 {1, 2, 64, 1000000, .two = true},
+                 {1, 128256, 64, 128256},
+                 {16, 128000, 64, 128256, .two = true},
+                 {64, INT64_MAX / 64, 1, 1 << 30}};
+    const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), named = run->context->loss_workspace_bytes;
+    const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
+    const int64_t step = cpu ? 64 : 128, products = cpu ? 0 : 32 << 20;
+    const char *wrong = NULL;
+    for (int k = 0; k < OP_COUNT(asked) && wrong == NULL; k++) {
+        const int64_t rows = asked[k].rows, vocab = asked[k].vocab, budget = asked[k].megabytes << 20;
+        run->context->loss_workspace_bytes = budget;
+        const int64_t cols = advised(run, liger_linear_cross_entropy_forward_slice_cols, rows, asked[k].hidden, vocab);
+        const int64_t above = cols * rows * size + rows * asked[k].hidden * 4 + products;
+        const bool two = asked[k].two && size == 2, fits = above <= budget || cols <= step || cols <= vocab / rows + 8;
+        if (two != (cols < vocab) || (two && (!fits || cols % 8 != 0 || cols * rows < vocab)))
+            wrong = op_run_text(run, "budget of %lld MB, %lld rows, vocabulary %lld: %lld columns",
+                                (long long)asked[k].megabytes, (long long)rows, (long long)vocab, (long long)cols);
+    }
+    run->context->loss_workspace_bytes = named;
+    return wrong;
 }
 
 /* Every chunk passes over all of dweight: few rows on a large head are one chunk, if memory allows. In f32 a small head's
@@ -360,12 +459,15 @@ static const char *chunks_of_a_cpu(struct op_run *run) {
 static const struct op_property forward_properties[] = {
     {"a target out of range", forward_target_out_of_range},
     {"chunks of any size", any_chunk},
+    {"two passes with slices of any size", any_slice},
     {"the advised chunk", advised_chunk},
+    {"the advised slice", advised_slice},
     {"chunks of a CPU", chunks_of_a_cpu, .of_a_cpu = true},
 };
 static const struct op_property backward_properties[] = {
     {"a target out of range", backward_target_out_of_range},
     {"chunks of any size", any_chunk},
+    {"two passes with slices of any size", any_slice},
 };
 
 /* ---- bench ------------------------------------------------------------------------------------------------------ */
@@ -384,11 +486,17 @@ static const struct op_case bench[] = {
      .flags = BARE | NO_DBIAS,
      .large = true,
      .dtypes = 1u << LIGER_BF16},
+    {.label = "1024x1024x32000 two passes", .size = {1024, 1024, 32000, 0, 4608}, .flags = BARE | NO_DBIAS},
+    {.label = "16384x2048x248320 two passes",
+     .size = {16384, 2048, 248320, 0, 9600},
+     .flags = BARE | NO_DBIAS,
+     .large = true,
+     .dtypes = 1u << LIGER_BF16},
 };
 
-/* Three products. */
+/* Three products; in two passes four. */
 static double flops(const struct op_case *c) {
-    return 6.0 * (double)c->size[ROWS] * (double)c->size[HIDDEN] * (double)c->size[VOCAB];
+    return (c->size[SLICE] ? 8.0 : 6.0) * (double)c->size[ROWS] * (double)c->size[HIDDEN] * (double)c->size[VOCAB];
 }
 
 #define INEXACT "linear loss: only sums of multiples of 1/16 are exact logits; gemm and cross_entropy have this range"

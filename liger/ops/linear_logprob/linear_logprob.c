@@ -86,9 +86,9 @@ static struct scratch scratch_of(const struct door_call *call, int64_t valid_row
 
 /* clang-format off */
 #define OPERANDS(loop)                                                                                                 \
-    {ARG(x),      IN, FLOAT_T, DIMS(2, ROWS, SOME(HIDDEN)), TO_PITCHED(loop.x), PITCH_TO(loop.x_stride)},              \
-    {ARG(weight), IN, T,       DIMS(2, SOME(VOCAB), HIDDEN), TO_POINTER(loop.weight)},                                 \
-    {ARG(bias),   IN, T,       VECTOR(VOCAB), TO_POINTER(loop.bias), OPTIONAL},                                        \
+    {ARG(x),      IN, FLOAT_T, DIMS(2, ROWS, SOME(HIDDEN)), TO_PITCHED(loop.head.x), PITCH_TO(loop.head.x_stride)},    \
+    {ARG(weight), IN, T,       DIMS(2, SOME(VOCAB), HIDDEN), TO_POINTER(loop.head.weight)},                            \
+    {ARG(bias),   IN, T,       VECTOR(VOCAB), TO_POINTER(loop.head.bias), OPTIONAL},                                   \
     {ARG(target), IN, INDEX,   VECTOR(ROWS),  TO_POINTER(target), DTYPE_TO(target_dtype)}
 #define OPTIONS(check_temperature)                                                                                     \
     {INT64(ignore_index), TO(ignore_index)},                                                                           \
@@ -123,12 +123,12 @@ static liger_status check_logits(struct door_call *call) {
 
 static size_t forward_loop(const struct door_call *call) {
     const struct linear_loss loop = {
-        .dtype = call->t,
+        .head = {.dtype = call->t,
+                 .hidden = call->size[HIDDEN],
+                 .vocab = call->size[VOCAB],
+                 .bias = door_has(call, BIT(bias)) ? call : NULL},
         .rows = most_rows(call, ARGS(call)->valid_rows),
-        .hidden = call->size[HIDDEN],
-        .vocab = call->size[VOCAB],
         .chunk_rows = call->size[CHUNK],
-        .bias = door_has(call, BIT(bias)) ? call : NULL,
     };
     return linear_loss_workspace(call->context, &loop);
 }
@@ -140,7 +140,7 @@ static const struct door_rule forward_rules[] = {
     OPERANDS(forward),
     {ARG(selected_ids), IN, INDEX, VECTOR(IDS), TO_POINTER(selected_ids), DTYPE_TO(selected_dtype), ONLY_WITH(selected_log_probs)},
     OPTIONS(check_forward_temperature),
-    {ARG(logits), SCRATCH, T, DIMS(2, CHUNK, VOCAB), TO_PITCHED(forward.logits), PITCH_TO(forward.logits_stride), OPTIONAL},
+    {ARG(logits), SCRATCH, T, DIMS(2, CHUNK, VOCAB), TO_PITCHED(forward.head.logits), PITCH_TO(forward.head.logits_stride), OPTIONAL},
     {CHECK(check_logits)},
     RESULT(log_prob), RESULT(entropy), RESULT(lse), RESULT(log_sum_sq_probs), RESULT(mean_logits),
     {ARG(is_top1), OUT, DTYPE(BOOL), VECTOR(ROWS), TO_POINTER(results.is_top1), OPTIONAL},
@@ -181,10 +181,8 @@ static int64_t slice_cols(const struct door_call *call) {
 
 static size_t backward_loop(const struct door_call *call) {
     const struct linear_slices loop = {
-        .dtype = call->t,
+        .head = {.dtype = call->t, .hidden = call->size[HIDDEN], .vocab = call->size[VOCAB]},
         .rows = most_rows(call, ARGS(call)->valid_rows),
-        .hidden = call->size[HIDDEN],
-        .vocab = call->size[VOCAB],
         .slice_cols = slice_cols(call),
         .dx = door_has(call, BIT(dx)) ? (void *)(uintptr_t)call : NULL,
         .dbias = door_has(call, BIT(dbias)) ? (float *)(void *)(uintptr_t)call : NULL,
@@ -201,7 +199,7 @@ static const struct door_rule backward_rules[] = {
     {ARG(selected_ids), IN, INDEX, VECTOR(IDS), TO_POINTER(selected_ids), DTYPE_TO(selected_dtype), ONLY_WITH(d_selected_log_probs)},
     OPTIONS(check_backward_temperature),
     {INT32(logits_kept),  BETWEEN(0, 1), TO(kept)},
-    {ARG(logits), SCRATCH, T, DIMS(2, CHUNK, SLICE), TO_PITCHED(backward.logits), PITCH_TO(backward.logits_stride), OPTIONAL},
+    {ARG(logits), SCRATCH, T, DIMS(2, CHUNK, SLICE), TO_PITCHED(backward.head.logits), PITCH_TO(backward.head.logits_stride), OPTIONAL},
     {CHECK(check_slice)},
     {ARG(log_prob),         IN, DTYPE(F32), VECTOR(ROWS),             TO_POINTER(log_prob), ONLY_WITH(d_log_prob)},
     {ARG(normalizer),       IN, DTYPE(F32), DIMS(2, ROWS, EXACTLY(2)), TO_POINTER(normalizer)},
@@ -289,6 +287,17 @@ static liger_status select_rows(liger_context *context, const struct door_call *
     return LIGER_OK;
 }
 
+/* What the table has not filled in. */
+static void complete_head(const struct door_call *call, const struct selection *found, const struct scratch *scratch,
+                          struct linear_head *head) {
+    head->dtype = call->t;
+    head->hidden = call->size[HIDDEN];
+    head->vocab = call->size[VOCAB];
+    head->x = found->x;
+    head->x_stride = found->x_stride;
+    head->workspace = scratch->loop;
+}
+
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 static liger_status statistics(liger_context *context, void *state, int64_t first, int64_t rows, void *logits,
@@ -314,7 +323,7 @@ liger_status liger_linear_logprob_forward(liger_context *context, const liger_li
     const struct scratch scratch = scratch_of(&call, whole.valid_rows, whole.workspace, false, loop_bytes);
     LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
     struct linear_loss *loop = &whole.forward;
-    LIGER_TRY(select_rows(context, &call, &whole, &scratch, loop->x, loop->x_stride, &found, stream));
+    LIGER_TRY(select_rows(context, &call, &whole, &scratch, loop->head.x, loop->head.x_stride, &found, stream));
     struct logprob_rows_problem rows = {
         .dtype = call.t,
         .target_dtype = whole.target_dtype,
@@ -328,17 +337,11 @@ liger_status liger_linear_logprob_forward(liger_context *context, const liger_li
         .selected_count = call.size[IDS],
         .results = whole.results,
     };
-    loop->dtype = call.t;
+    complete_head(&call, &found, &scratch, &loop->head);
     loop->rows = found.rows;
-    loop->hidden = call.size[HIDDEN];
-    loop->vocab = call.size[VOCAB];
-    loop->x = found.x;
-    loop->x_stride = found.x_stride;
     loop->chunk_rows = call.size[CHUNK];
-    loop->workspace = scratch.loop;
-    loop->workspace_bytes = loop_bytes;
-    loop->head = statistics;
-    loop->head_state = &rows;
+    loop->step = statistics;
+    loop->state = &rows;
     LIGER_TRY(linear_loss_run(context, loop, stream));
     if (found.row_of == NULL) return LIGER_OK;
     const struct logprob_ignored_problem ignored = {
@@ -370,16 +373,6 @@ liger_status liger_linear_logprob_forward_chunk_rows(liger_context *context,
 #undef DOOR
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
-
-static liger_status gradient(liger_context *context, void *state, int64_t first, int64_t cols, void *logits,
-                             int64_t stride, liger_stream stream) {
-    struct logits_gradient_problem problem = *(const struct logits_gradient_problem *)state;
-    problem.first = first;
-    problem.cols = cols;
-    problem.logits = logits;
-    problem.logits_stride = stride;
-    return context->kernels->logits_gradient(context, &problem, stream);
-}
 
 /* Everything about the rows that does not depend on a slice. */
 static liger_status weigh_rows(liger_context *context, const struct door_call *call, const struct whole_problem *whole,
@@ -420,7 +413,7 @@ liger_status liger_linear_logprob_backward(liger_context *context, const liger_l
     const struct scratch scratch = scratch_of(&call, whole.valid_rows, whole.workspace, true, loop_bytes);
     LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
     if (call.size[ROWS] > 0) {
-        LIGER_TRY(select_rows(context, &call, &whole, &scratch, loop->x, loop->x_stride, &found, stream));
+        LIGER_TRY(select_rows(context, &call, &whole, &scratch, loop->head.x, loop->head.x_stride, &found, stream));
         if (found.rows > 0) LIGER_TRY(weigh_rows(context, &call, &whole, &scratch, &found, stream));
     }
     struct logits_gradient_problem slice = {
@@ -435,18 +428,13 @@ liger_status liger_linear_logprob_backward(liger_context *context, const liger_l
         .selected_count = call.size[IDS],
         .row_of = found.row_of,
     };
-    loop->dtype = call.t;
+    complete_head(&call, &found, &scratch, &loop->head);
     loop->rows = found.rows;
-    loop->hidden = call.size[HIDDEN];
-    loop->vocab = call.size[VOCAB];
-    loop->x = found.x;
-    loop->x_stride = found.x_stride;
     loop->slice_cols = slice_cols(&call);
     loop->kept = whole.kept != 0;
     loop->dx_rows = call.size[ROWS];
     loop->place_of = found.place_of;
-    loop->workspace = scratch.loop;
-    loop->gradient = gradient;
+    loop->gradient = linear_slices_from_rows;
     loop->state = &slice;
     return linear_slices_run(context, loop, stream);
 }

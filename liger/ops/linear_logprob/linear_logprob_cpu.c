@@ -300,15 +300,31 @@ V_OUT_OF_LINE void add_selected(const struct logits_gradient_problem *p, const f
     }
 }
 
+/* What a row's constant becomes where classes have weights. */
+V_OUT_OF_LINE void add_by_class(const float *class_weight, float constant, int64_t count, float *dz) {
+    V_FOR_EACH(i, n, count, {
+        const v_f32 sum =
+            v_fma(v_set(constant), v_load_n(LIGER_F32, class_weight, i, n), v_load_n(LIGER_F32, dz, i, n));
+        v_store_n(LIGER_F32, dz, i, n, sum);
+    });
+}
+
 static bool is_zero(const struct logits_gradient_row *w, const float *selected, int64_t count) {
     bool zero = w->by_p == 0 && w->by_p_log_p == 0 && w->by_p_squared == 0 && w->constant == 0 && w->hit == 0;
     for (int64_t k = 0; zero && selected && k < count; k++) zero = selected[k] == 0;
     return zero;
 }
 
+static struct logits_gradient_row without_constant(const struct logits_gradient_row *given) {
+    struct logits_gradient_row row = *given;
+    row.constant = 0;
+    return row;
+}
+
 LIGER_TEMPLATE void gradient_row(liger_dtype t, bool moments, bool cap, const struct logits_gradient_problem *p,
-                                 const struct map *m, const struct logits_gradient_row *w, const float *selected,
+                                 const struct map *m, const struct logits_gradient_row *given, const float *selected,
                                  char *row) {
+    const struct logits_gradient_row plain = without_constant(given), *w = p->class_weight ? &plain : given;
     const float probability = expf(-w->log_sum), by_p = w->by_p - w->hit;
     float dz[VOCAB_BLOCK], slope[VOCAB_BLOCK];
     for (int64_t begin = 0; begin < p->cols; begin += VOCAB_BLOCK) {
@@ -324,6 +340,7 @@ LIGER_TEMPLATE void gradient_row(liger_dtype t, bool moments, bool cap, const st
             dz[target] = first_lane(dz_of(moments, w, probability, w->by_p, z)) + w->own;
         }
         if (selected) add_selected(p, selected, p->first + begin, count, dz);
+        if (p->class_weight) add_by_class(p->class_weight + p->first + begin, given->constant, count, dz);
         V_FOR_EACH(i, n, count, {
             const v_f32 by = cap ? v_load_n(LIGER_F32, slope, i, n) : v_set(m->slope);
             v_store_n(t, row, begin + i, n, v_mul(v_load_n(LIGER_F32, dz, i, n), by));

@@ -118,9 +118,9 @@ void launch_rows(const rows_problem &p, cudaStream_t stream) {
 
 template <typename T>
 void launch_gradient_of(const gradient_problem &p, cudaStream_t stream) {
-    const bool capped = p.map.softcap > 0;
-    if (p.selected && capped) launch_gradient<T, true, true>(p, stream);
-    else if (p.selected) launch_gradient<T, false, true>(p, stream);
+    const bool capped = p.map.softcap > 0, by_column = p.selected || p.class_weight;
+    if (by_column && capped) launch_gradient<T, true, true>(p, stream);
+    else if (by_column) launch_gradient<T, false, true>(p, stream);
     else if (capped) launch_gradient<T, true, false>(p, stream);
     else launch_gradient<T, false, false>(p, stream);
 }

@@ -48,10 +48,12 @@ __device__ __forceinline__ bool is_zero(const logits_gradient_row &row) {
            row.hit == 0.0f && row.own == 0.0f;
 }
 
-/* What the selected ids that are this column get. */
-__device__ __forceinline__ float selected_sum(const gradient_problem &p, const float *selected, int64_t column) {
-    float sum = 0.0f;
-    for (int32_t k = p.id_first[column]; k >= 0; k = p.id_next[k]) sum += selected[k];
+/* What the selected ids that are this column get, and its class. */
+__device__ __forceinline__ float of_column(const gradient_problem &p, const float *selected, float constant,
+                                           int64_t column) {
+    float sum = p.class_weight ? constant * p.class_weight[column] : 0.0f;
+    if (selected)
+        for (int32_t k = p.id_first[column]; k >= 0; k = p.id_next[k]) sum += selected[k];
     return sum;
 }
 
@@ -94,10 +96,11 @@ __device__ __forceinline__ void clear(const thread_packs<T> &packs) {
         if (packs.has(u)) store_pack(packs.first + u * packs.step, zeros);
 }
 
-template <typename T, bool CAPPED, bool SELECTED>
+template <typename T, bool CAPPED, bool BY_COLUMN>
 struct gradient_row {
     const gradient_problem &p;
     const float *selected;
+    float constant; /* of each class, where they have weights: then not among the factors */
     gradient_factors f;
 
     /* Of N elements; the own-th is the target, if there is one. */
@@ -112,9 +115,9 @@ struct gradient_row {
             for (int k = 0; k < N; k++)
                 if (k == own) d[k] = dz_of<CAPPED>(p.to_z, f, f.by_target, logit[k]) + f.own;
         }
-        if constexpr (SELECTED) {
+        if constexpr (BY_COLUMN) {
 #pragma unroll
-            for (int k = 0; k < N; k++) d[k] += selected_sum(p, selected, p.first + column + k);
+            for (int k = 0; k < N; k++) d[k] += of_column(p, selected, constant, p.first + column + k);
         }
 #pragma unroll
         for (int k = 0; k < N; k++) d[k] *= slope_of<CAPPED>(p.to_z, logit[k]);
@@ -139,7 +142,7 @@ struct gradient_row {
     }
 };
 
-template <typename T, bool CAPPED, bool SELECTED>
+template <typename T, bool CAPPED, bool BY_COLUMN>
 __global__ void __launch_bounds__(GRADIENT_THREADS, 3) gradient_kernel(const __grid_constant__ gradient_problem p) {
     for (int64_t i = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; i < p.rows; i += (int64_t)gridDim.y * blockDim.y) {
         const int64_t r = vocab_rows::from_the_end(p.rows, i);
@@ -147,13 +150,15 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 3) gradient_kernel(const __g
         T *row = (T *)p.logits + r * p.logits_stride;
         const int64_t head = to_boundary(row, p.cols), packs = (p.cols - head) / pack_size<T>;
         const int64_t edge = edge_of<T>(p.cols, head, packs);
-        if (weights.target < 0 || (!SELECTED && is_zero(weights))) {
+        if (weights.target < 0 || (!BY_COLUMN && is_zero(weights))) {
             if (edge >= 0) row[edge] = from_f32<T>(0.0f);
             clear(thread_packs<T>(row, head, packs));
             continue;
         }
-        const float *selected = SELECTED ? p.selected + (p.row_of ? p.row_of[r] : r) * p.selected_count : nullptr;
-        const gradient_row<T, CAPPED, SELECTED> gradient = {p, selected, gradient_factors_of(weights)};
+        const int64_t of_batch = p.row_of ? p.row_of[r] : r;
+        const float *selected = BY_COLUMN && p.selected ? p.selected + of_batch * p.selected_count : nullptr;
+        gradient_row<T, CAPPED, BY_COLUMN> gradient = {p, selected, weights.constant, gradient_factors_of(weights)};
+        if (BY_COLUMN && p.class_weight) gradient.f.constant = 0.0f;
         const int64_t target = weights.target - p.first;
         if (edge >= 0) store_pack(row + edge, gradient.of(load_pack<T, 1>(row + edge), edge == target ? 0 : -1, edge));
         gradient.write(thread_packs<T>(row, head, packs), target);
@@ -161,14 +166,14 @@ __global__ void __launch_bounds__(GRADIENT_THREADS, 3) gradient_kernel(const __g
 }
 
 /* Narrow slices have several rows to a block. */
-template <typename T, bool CAPPED, bool SELECTED>
+template <typename T, bool CAPPED, bool BY_COLUMN>
 void launch_gradient(const gradient_problem &p, cudaStream_t stream) {
     const int64_t packs = p.cols / pack_size<T>;
     unsigned x = GRADIENT_THREADS;
     while (x > WARP && (int64_t)x / 2 * GRADIENT_PACKS >= packs) x /= 2;
     const dim3 block(x, GRADIENT_THREADS / x);
     const dim3 grid(grid_size(packs, (int64_t)x * GRADIENT_PACKS), grid_size(p.rows, block.y, GRADIENT_GRID_Y));
-    gradient_kernel<T, CAPPED, SELECTED><<<grid, block, 0, stream>>>(p);
+    gradient_kernel<T, CAPPED, BY_COLUMN><<<grid, block, 0, stream>>>(p);
 }
 
 } // namespace linear_logprob

@@ -109,6 +109,7 @@ struct logits_gradient_problem {
     const float *selected;
     int64_t selected_count;
     const int64_t *row_of;
+    const float *class_weight; /* [vocab], or NULL: `constant` is multiplied by it */
 };
 
 #endif

@@ -1,4 +1,4 @@
-"""A linear head and its cross entropy in one pass over chunks of rows: the full logits never exist."""
+"""A linear head and its cross entropy, over chunks of rows or slices of the vocabulary: the full logits never exist."""
 
 from __future__ import annotations
 
@@ -98,14 +98,17 @@ def linear_cross_entropy(
     wanted = [wish != Wish.NOTHING for wish in (dx, dweight, dbias)]
     raw = dtype is torch.float16 and any(wanted)
     options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction, token_scaling, raw)
-    chunk = _native.linear_cross_entropy_forward_chunk_rows(*head, *(None,) * 9, *options)
     rows, vocab = x.shape[0], weight.shape[0]
-    chunks = -(-rows // chunk) if chunk else 0
-    lean = not raw and (round_per_chunk or (chunks <= 1 and weight.dtype is not torch.float32))  # one chunk: no sum
+    once = wanted[1] and weight.dtype is dtype and not raw and not round_per_chunk
+    cols = _native.linear_cross_entropy_forward_slice_cols(*head, *(None,) * 9, *options) if once else vocab
+    two = cols < vocab  # passes
+    chunk = rows if two else _native.linear_cross_entropy_forward_chunk_rows(*head, *(None,) * 9, *options)
+    chunks = -(-rows // chunk) if chunk and not two else 1
+    lean = not raw and (round_per_chunk or (chunks <= 1 and weight.dtype is not torch.float32))  # no sum
     sums = _accumulator(weight, dtype, lean) if wanted[1] else None
     bias_sums = x.new_empty(vocab, dtype=torch.float32) if wanted[2] else None
     counts = x.new_empty(4, dtype=torch.float32)
-    logits = padded_logits(x, chunk, vocab, dtype)[:, :vocab] if chunk else None
+    logits = padded_logits(x, chunk, cols, dtype)[:, :cols] if chunk else None
     values = [ROWS[w] if reduction == 0 and w in ROWS else w for w in (loss, z_loss, accuracy)]
     *made, x_sums = _native.linear_cross_entropy_forward(
         *head, logits, *values, predicted, dx, sums, bias_sums, counts, *options, Wish.SCRATCH
