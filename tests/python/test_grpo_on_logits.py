@@ -253,6 +253,8 @@ def test_log_softmax_of_chosen_tokens(device):
             rf"completion_ids\[0, 0\] is {VOCAB}, .*\)$",
         ),
         (dict(completion_ids=torch.zeros(BATCH, TOKENS)), ValueError, "completion_ids is torch.float32"),
+        (dict(vllm_is_ratio=[1.0]), TypeError, "vllm_is_ratio must be a torch.Tensor"),
+        (dict(vllm_is_ratio=torch.ones(BATCH, device="meta")), ValueError, "vllm_is_ratio is on meta"),
         (dict(completion_ids=[[1]]), TypeError, "completion_ids must be a torch.Tensor"),
         (dict(completion_mask=torch.ones(BATCH, 1)), ValueError, rf"completion_mask has shape \({BATCH}, 1\)"),
         (dict(old_logp=torch.ones(BATCH, 1)), ValueError, "old_logp has shape"),

@@ -283,6 +283,7 @@ def require_call(
     require_tensors(logits, old_logp, ref_logp, ids, advantages, mask, temperature)
     for name, tensor in (("logits", logits), ("completion_ids", ids), ("completion_mask", mask)):
         assert tensor is None or tensor.is_contiguous(), f"{name} must be contiguous"
+    _require_beside("grpo_loss", logits, getattr(ratio, "shape", ()), vllm_is_ratio=ratio)
     require_ratio(ratio, *ids.shape)
 
 
