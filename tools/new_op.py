@@ -73,7 +73,7 @@ def add_bench(root: Path, op: str) -> None:
     formula = "def @op@(x: Tensor) -> Tensor:\n    return x * x  # TODO\n\n\n"
     inputs = (
         "def _@op@_inputs(shape, dtype, device) -> Inputs:\n"
-        "    return Inputs([_normal(shape, dtype, device, 1)], upstream=[_normal(shape, dtype, device, 3)])\n\n\n"
+        "    return Inputs([normal(shape, dtype, device, 1)], upstream=[normal(shape, dtype, device, 3)])\n\n\n"
     )
     insert(rows, r"^def cross_entropy\(", formula, op)
     insert(rows, r"^def _loss_inputs\(", inputs, op)
