@@ -110,7 +110,8 @@ LIGER_API liger_status liger_linear_logprob_forward_chunk_rows(liger_context *co
  *   dbias               out   [vocab]         f32
  *
  *   The gradient of the logits is rounded to T, as an unfused head's; dx is summed in f32 and rounded once.
- *   Edges, errors and promises as forward; rows == 0: dweight and dbias 0. The options must be those of the forward call. */
+ *   Edges, errors and promises as forward; rows == 0: dweight and dbias 0. An id out of range hits no column on a GPU: forward's
+ *   NaN says that it is there. The options must be those of the forward call. */
 typedef struct liger_linear_logprob_backward_args {
     size_t size;
     liger_tensor x;
