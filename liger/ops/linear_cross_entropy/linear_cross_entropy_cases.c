@@ -434,8 +434,9 @@ static const char *advised_slice(struct op_run *run) {
         const int64_t rows = asked[k].rows, vocab = asked[k].vocab, budget = asked[k].megabytes << 20;
         run->context->loss_workspace_bytes = budget;
         const int64_t cols = advised(run, liger_linear_cross_entropy_forward_slice_cols, rows, asked[k].hidden, vocab);
-        const int64_t above = cols * rows * size + rows * asked[k].hidden * 4 + products;
-        const bool two = asked[k].two && size == 2, fits = above <= budget || cols <= step || cols <= vocab / rows + 8;
+        const bool two = asked[k].two && size == 2;
+        const int64_t above = two ? cols * rows * size + rows * asked[k].hidden * 4 + products : 0;
+        const bool fits = above <= budget || cols <= step || cols <= vocab / rows + 8;
         if (two != (cols < vocab) || (two && (!fits || cols % 8 != 0 || cols * rows < vocab)))
             wrong = op_run_text(run, "budget of %lld MB, %lld rows, vocabulary %lld: %lld columns",
                                 (long long)asked[k].megabytes, (long long)rows, (long long)vocab, (long long)cols);
