@@ -24,7 +24,7 @@ enum {
     NO_GRADIENT = 1024,
     ONLY_GRADIENT = 2048,
     NONE_COUNTS = 4096,
-    FAR = 8192, /* weights that overflow */
+    FAR = 8192, /* weights that overflow; without OLD a reference that is far */
     ALONE = NO_MASK | NO_OLD | NO_REF | NO_RATIO | NO_ITEMS
 };
 enum { SPOILED = 100 }; /* a type more than this: with a number that the type refuses */
@@ -58,6 +58,7 @@ static const struct op_case cases[] = {
     {"SAPO 6x29",                 {6, 29, SAPO},      .flags = CORRECTED},
     {"SAPO 5x16 no old",          {5, 16, SAPO},      .flags = NO_OLD | NO_KL | NO_RATIO},
     {"SAPO 4x7 far",              {4, 7, SAPO},       .flags = NO_KL | NO_MASK | FAR},
+    {"BNPO 4x7 far",              {4, 7, BNPO},       .flags = NO_OLD | NO_RATIO | CORRECTED | FAR},
     {"VESPO 8x12",                {8, 12, VESPO}},
     {"VESPO 7x14 one ratio",      {7, 14, VESPO},     .flags = ONE_RATIO | NO_ITEMS | CORRECTED},
     {"VESPO 6x19 no ratio",       {6, 19, VESPO},     .flags = NO_RATIO | NO_KL | DELTA},
@@ -136,8 +137,8 @@ static void prepare(const struct op_case *c, const struct op_types *types, doubl
         const int64_t i = at / c->size[TOKENS];
         t[HELD][at] = t[P][at];
         if (t[OLD]) t[OLD][at] += t[P][at] + (c->flags & WHOLE ? 0.35 * (double)(i % 3 - 1) : 0);
-        if (c->flags & FAR && at % 3 == 0) t[OLD][at] -= 100;
-        if (t[REFERENCE]) t[REFERENCE][at] += t[P][at];
+        if (c->flags & FAR && t[OLD] && at % 3 == 0) t[OLD][at] -= 100;
+        if (t[REFERENCE]) t[REFERENCE][at] += t[P][at] + (c->flags & FAR && at % 3 == 1 ? 12 : 0);
         if (t[MASK] && (c->flags & NONE_COUNTS || i % 5 == 4)) t[MASK][at] = 0;
     }
 }

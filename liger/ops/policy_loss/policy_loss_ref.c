@@ -103,8 +103,12 @@ static struct term term_of(const struct policy_loss_ref *p, int64_t i, int64_t a
     const REAL factor = p->args.corrects_kl ? w : 1, slope = (REAL)expm1((double)x);
     term.kl = (slope - x) * factor;
     term.loss += beta * term.kl;
-    term.by_weight += p->args.corrects_kl ? beta * term.kl : 0;
-    term.by_log_prob -= beta * slope * factor;
+    if (p->args.corrects_kl && !is_sequence_wise(p)) { /* d of w·(e^x - x - 1), w = e^(log_prob - old) */
+        term.by_log_prob -= beta * x * w;
+    } else {
+        term.by_weight += p->args.corrects_kl ? beta * term.kl : 0;
+        term.by_log_prob -= beta * slope * factor;
+    }
     return term;
 }
 

@@ -98,8 +98,12 @@ POLICY struct policy_term policy_term_of(const struct policy_loss_problem *probl
     const float x = row->reference[t] - p, factor = problem->corrects_kl ? w : 1;
     term.kl = policy_k3(x) * factor;
     term.loss += problem->beta * term.kl;
-    if (problem->corrects_kl) term.by_weight += problem->beta * term.kl;
-    term.by_log_prob -= problem->beta * expm1f(x) * factor;
+    if (problem->corrects_kl && problem->level == LIGER_POLICY_TOKEN) { /* of both factors: e^x cancels */
+        term.by_log_prob -= problem->beta * (x * w);
+    } else {
+        if (problem->corrects_kl) term.by_weight += problem->beta * term.kl;
+        term.by_log_prob -= problem->beta * expm1f(x) * factor;
+    }
     return term;
 }
 
