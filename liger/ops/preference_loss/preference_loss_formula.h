@@ -45,7 +45,7 @@ LIGER_HOST_DEVICE static inline struct preference_term margin_term(const struct 
     struct preference_term of = {0, 0, 0};
     if (p->type == LIGER_PREFERENCE_HINGE) {
         of.loss = 1 - d <= 0 ? 0 : 1 - d; /* NaN stays */
-        of.chosen = 1 - d <= 0 ? 0 : -1;
+        of.chosen = 1 - d <= 0 ? 0 : 1 - d > 0 ? -1 : d;
     } else if (p->type == LIGER_PREFERENCE_EXO_PAIR) {
         const float s = p->label_smoothing;
         of.loss = logistic(d) * (log_logistic(d) - log1pf(-s)) + logistic(-d) * (log_logistic(-d) - logf(s));
@@ -53,8 +53,8 @@ LIGER_HOST_DEVICE static inline struct preference_term margin_term(const struct 
     } else if (p->type == LIGER_PREFERENCE_DISCOPOP) { /* m e^(-d) is one exponential: e^(-d) alone overflows */
         const float t = d / p->tau, other = expf(log_logistic(t) - d);
         of.loss = -log_logistic(d) * logistic(-t) + other;
-        of.chosen =
-            (log_logistic(d) * logistic_slope(t) + other * logistic(-t)) / p->tau - logistic(-d) * logistic(-t) - other;
+        of.chosen = log_logistic(d) * logistic_slope(t) / p->tau - logistic(-d) * logistic(-t) +
+                    other * (logistic(-t) / p->tau - 1); /* of one sign where other is infinite */
     } else { /* a weight of 0 must not meet an infinity */
         of.loss = (p->right == 0 ? 0 : -p->right * log_logistic(d)) - (p->wrong == 0 ? 0 : p->wrong * log_logistic(-d));
         of.chosen = p->wrong * logistic(d) - p->right * logistic(-d);
