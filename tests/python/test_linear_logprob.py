@@ -76,6 +76,19 @@ def forget_logits(monkeypatch):
     monkeypatch.setattr(module, "_forward", lambda *args: (forward(*args), None)[1])
 
 
+def test_probabilities_of_logits_that_are_made_again(device, monkeypatch):
+    """A product of another shape may round them up, above the largest one of the first: not e^(1 ulp of 1e9)."""
+    forget_logits(monkeypatch)
+    in_slices(monkeypatch, 9)
+    for scale in (1e7, 1e8, 1e9):
+        torch.manual_seed(0)
+        x, weight, target = torch.randn(6, 8) * scale, torch.randn(50, 8), torch.randint(0, 50, (6,))
+        bias = torch.zeros(50, device=device, requires_grad=True)
+        log_prob = LigerLinearLogProbFunction.apply(x.to(device), weight.to(device), target.to(device), bias)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), bias)
+        assert gradient.abs().max() <= 6
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("slices", [None, VOCAB, 64])
 @pytest.mark.parametrize("dtype", DTYPES)

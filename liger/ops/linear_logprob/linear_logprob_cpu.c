@@ -269,7 +269,7 @@ liger_status LIGER_CPU(logprob_weights)(liger_context *context, const struct log
 
 /* dz of a vector of z, with `by_p` for its elements. */
 LIGER_TEMPLATE v_f32 dz_of(bool moments, const struct logits_gradient_row *w, float probability, float by_p, v_f32 z) {
-    const v_f32 distance = v_sub(z, v_set(w->max));
+    const v_f32 distance = v_min(v_zero(), v_sub(z, v_set(w->max))); /* logits made again may be rounded up */
     if (!moments) return v_fma(v_exp(distance), v_set(probability * by_p), v_set(w->constant));
     const v_f32 near = v_max(v_set(FARTHEST), distance), p = v_mul(v_exp(near), v_set(probability));
     const v_f32 log_p = v_sub(near, v_set(w->log_sum));

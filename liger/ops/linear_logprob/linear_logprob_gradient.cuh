@@ -18,13 +18,13 @@ struct gradient_problem : logits_gradient_problem {
  *   dz = e·(by + by_exponent·t + by_term·e) + constant        by: by_target for the target, which gets `own` besides */
 struct gradient_factors {
     softmax_unit unit;
-    float by, by_target, by_exponent, by_term, constant, own;
+    float most, by, by_target, by_exponent, by_term, constant, own; /* most: the maximum's exponent */
 };
 
 __device__ __forceinline__ gradient_factors gradient_factors_of(const logits_gradient_row &row) {
     gradient_factors f;
     f.unit = softmax_unit_of(row.max);
-    const float max_exponent = softmax_exponent(row.max, f.unit);
+    const float max_exponent = f.most = softmax_exponent(row.max, f.unit);
     /* p = to_p·e and log p = ln·t + log_to_p */
     const float to_p = exp2f(-fmaf(row.log_sum, LOG2E, max_exponent));
     const float log_to_p = -fmaf(max_exponent, f.unit.ln, row.log_sum), moment = row.by_p_log_p * log_to_p;
@@ -39,7 +39,8 @@ __device__ __forceinline__ gradient_factors gradient_factors_of(const logits_gra
 
 template <bool CAPPED>
 __device__ __forceinline__ float dz_of(const z_map &to_z, const gradient_factors &f, float by, float logit) {
-    const float t = softmax_exponent(z_of<CAPPED>(to_z, logit), f.unit), e = exp2_approx(t);
+    const float again = softmax_exponent(z_of<CAPPED>(to_z, logit), f.unit); /* of logits that may be rounded up */
+    const float t = again > f.most ? f.most : again, e = exp2_approx(t);
     return fmaf(e, fmaf(f.by_term, e, fmaf(f.by_exponent, bounded_exponent(t), by)), f.constant);
 }
 
