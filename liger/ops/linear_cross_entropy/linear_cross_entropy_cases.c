@@ -422,7 +422,8 @@ static const char *advised_slice(struct op_run *run) {
                  {2004, 16384, 4096, 128256},
                  {2003, 16384, 4096, 128256, .two = true},
                  {1, 1, 4096, 128256},
-                 {1, 2, 64, 1000000, .two = true},
+                 {1, 2, 64, 1000000}, /* a chunk of one pass */
+                 {1, 256, 64, 1000000, .two = true},
                  {1, 128256, 64, 128256},
                  {16, 128000, 64, 128256, .two = true},
                  {64, INT64_MAX / 64, 1, 1 << 30}};
@@ -436,7 +437,7 @@ static const char *advised_slice(struct op_run *run) {
         const int64_t cols = advised(run, liger_linear_cross_entropy_forward_slice_cols, rows, asked[k].hidden, vocab);
         const bool two = asked[k].two && size == 2;
         const int64_t above = two ? cols * rows * size + rows * asked[k].hidden * 4 + products : 0;
-        const bool fits = above <= budget || cols <= step || cols <= vocab / rows + 8;
+        const bool fits = above <= budget || cols <= step || cols <= step * vocab / rows + 8;
         if (two != (cols < vocab) || (two && (!fits || cols % 8 != 0 || cols * rows < vocab)))
             wrong = op_run_text(run, "budget of %lld MB, %lld rows, vocabulary %lld: %lld columns",
                                 (long long)asked[k].megabytes, (long long)rows, (long long)vocab, (long long)cols);
