@@ -1,5 +1,7 @@
 """The preference losses of the C library against the torch formulas of the same losses, and the example that trains with them."""
 
+import math
+
 import c_program
 import pytest
 import torch
@@ -66,6 +68,20 @@ def test_the_torch_formula(device, name, alpha, average):
     )  # fmt: skip
     for got, right in zip((*found, d), (total, nll, answers, rewards, expected)):
         torch.testing.assert_close(got.double(), right.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "chosen", "slope"), [("hinge", math.nan, math.nan), ("discopop", -1000.0, -math.inf)])
+def test_slopes_that_are_no_numbers(device, name, chosen, slope):
+    """NaN is not the slope of a margin, and what float32 does not hold is infinite, with its sign. Of the other pair: a number."""
+    log_probs = torch.tensor([[chosen], [-1.0], [-1.0], [-2.0]], device=device)
+    target = torch.zeros(4, 1, dtype=torch.int64, device=device)
+    d = torch.empty_like(log_probs)
+    _native.preference_loss(
+        log_probs, target, None, None, None, None, None, None, None, None, None, d, -100, TYPES.index(name), 0, 0.0, 0.5, 0.0,
+        0.0, 2.0, Wish.SCRATCH,
+    )  # fmt: skip
+    assert torch.equal(d[[0, 2]].flatten().nan_to_num(7), torch.tensor([slope, -slope], device=device).nan_to_num(7))
+    assert d[[1, 3]].isfinite().all()
 
 
 def test_the_c_example(tmp_path):
