@@ -86,8 +86,10 @@ int64_t linear_loss_slice_cols(const liger_context *context, liger_dtype dtype, 
     if (rows == 0 || vocab <= budget / (rows * element)) return vocab;
     const int64_t products = context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES;
     const int64_t cols = linear_slices_even(context, dtype, rows, vocab, budget - sum_bytes(rows, hidden) - products);
-    const int64_t step = context->device == LIGER_DEVICE_CPU ? CPU_STEP : GPU_STEP; /* a chunk of the first pass, at least */
-    const int64_t of_step = (step * pitch_of(vocab) + rows - 1) / rows, least = cols > of_step ? cols : round_up(of_step, 8);
+    const int64_t step =
+        context->device == LIGER_DEVICE_CPU ? CPU_STEP : GPU_STEP; /* a chunk of the first pass, at least */
+    const int64_t of_step = (step * pitch_of(vocab) + rows - 1) / rows,
+                  least = cols > of_step ? cols : round_up(of_step, 8);
     return least < vocab ? least : vocab;
 }
 

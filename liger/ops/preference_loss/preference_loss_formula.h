@@ -55,7 +55,7 @@ LIGER_HOST_DEVICE static inline struct preference_term margin_term(const struct 
         of.loss = -log_logistic(d) * logistic(-t) + other;
         of.chosen = log_logistic(d) * logistic_slope(t) / p->tau - logistic(-d) * logistic(-t) +
                     other * (logistic(-t) / p->tau - 1); /* of one sign where other is infinite */
-    } else { /* a weight of 0 must not meet an infinity */
+    } else {                                             /* a weight of 0 must not meet an infinity */
         of.loss = (p->right == 0 ? 0 : -p->right * log_logistic(d)) - (p->wrong == 0 ? 0 : p->wrong * log_logistic(-d));
         of.chosen = p->wrong * logistic(d) - p->right * logistic(-d);
     }

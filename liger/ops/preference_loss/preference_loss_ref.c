@@ -40,7 +40,8 @@ static struct term term_of_pair(const struct preference_loss_ref *p, REAL c, REA
     const REAL odds = c - r - log_other(c) + log_other(r);
     switch (p->type) {
         case LIGER_PREFERENCE_SIGMOID: return on_difference(b, -log_sigma(d), -sigma(-d));
-        case LIGER_PREFERENCE_HINGE: return on_difference(b, d < 1 ? 1 - d : d >= 1 ? 0 : d, d < 1 ? -1 : d >= 1 ? 0 : d);
+        case LIGER_PREFERENCE_HINGE:
+            return on_difference(b, d < 1 ? 1 - d : d >= 1 ? 0 : d, d < 1 ? -1 : d >= 1 ? 0 : d);
         case LIGER_PREFERENCE_EXO_PAIR:
             return on_difference(
                 b, sigma(d) * (log_sigma(d) - logarithm(1 - s)) + sigma(-d) * (log_sigma(-d) - logarithm(s)),
