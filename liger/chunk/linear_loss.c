@@ -56,7 +56,7 @@ static int64_t cpu_logits_bytes(int64_t element, int64_t rows, int64_t hidden, i
 
 static int64_t sum_bytes(int64_t rows, int64_t hidden) { return rows * hidden * (int64_t)sizeof(float); }
 
-static bool sum_fits(const liger_context *context, int64_t bytes) {
+static bool fits_a_named_budget(const liger_context *context, int64_t bytes) {
     return context->loss_workspace_bytes == 0 || bytes <= context->loss_workspace_bytes;
 }
 
@@ -69,11 +69,18 @@ int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, 
                   bytes = budget ? budget : cpu_logits_bytes(element, rows, hidden, some);
     const int64_t chunk = rows_of_bytes(bytes, some * element, step);
     if (rows <= chunk) return rows;
-    if (dweight && dtype != LIGER_F32 && rows <= hidden + chunk && sum_fits(context, sum_bytes(vocab, hidden)))
+    if (dweight && dtype != LIGER_F32 && rows <= hidden + chunk && fits_a_named_budget(context, sum_bytes(vocab, hidden)))
         return rows; /* an f32 accumulator is as large as `hidden` rows */
     const int64_t chunks = (rows + chunk - 1) / chunk, even = (rows + chunks - 1) / chunks;
     const int64_t waves = round_up(even, wave);
     return waves <= chunk ? waves : round_up(even, step);
+}
+
+int64_t linear_loss_kept_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
+                              int64_t vocab) {
+    const int64_t chunk = linear_loss_chunk_rows(context, dtype, rows, hidden, vocab, false);
+    if (rows > hidden + chunk) return chunk;
+    return fits_a_named_budget(context, rows * vocab * (int64_t)liger_dtype_size(dtype)) ? rows : chunk;
 }
 
 /* 16 bytes of any dtype. */
@@ -82,14 +89,13 @@ static int64_t pitch_of(int64_t vocab) { return round_up(vocab, 8); }
 int64_t linear_loss_slice_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab) {
     const int64_t element = (int64_t)liger_dtype_size(dtype), budget = context->loss_workspace_bytes;
-    if (dtype == LIGER_F32 || sum_fits(context, sum_bytes(vocab, hidden)) || rows >= vocab) return vocab;
+    if (dtype == LIGER_F32 || fits_a_named_budget(context, sum_bytes(vocab, hidden)) || rows >= vocab) return vocab;
     if (rows == 0 || vocab <= budget / (rows * element)) return vocab;
     const int64_t products = context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES;
     const int64_t cols = linear_slices_even(context, dtype, rows, vocab, budget - sum_bytes(rows, hidden) - products);
-    const int64_t step =
-        context->device == LIGER_DEVICE_CPU ? CPU_STEP : GPU_STEP; /* a chunk of the first pass, at least */
-    const int64_t of_step = (step * pitch_of(vocab) + rows - 1) / rows,
-                  least = cols > of_step ? cols : round_up(of_step, 8);
+    const int64_t step = context->device == LIGER_DEVICE_CPU ? CPU_STEP : GPU_STEP;
+    const int64_t of_step = (step * pitch_of(vocab) + rows - 1) / rows; /* a chunk of the first pass, at least */
+    const int64_t least = cols > of_step ? cols : round_up(of_step, 8);
     return least < vocab ? least : vocab;
 }
 

@@ -146,7 +146,7 @@ static const struct door_rule forward_rules[] = {
     {ARG(is_top1), OUT, DTYPE(BOOL), VECTOR(ROWS), TO_POINTER(results.is_top1), OPTIONAL},
     {ARG(selected_log_probs), OUT, DTYPE(F32), DIMS(2, ROWS, IDS), TO_POINTER(results.selected), ONLY_WITH(selected_ids)},
     {ARG(normalizer), OUT, DTYPE(F32), DIMS(2, ROWS, EXACTLY(2)), TO_POINTER(results.normalizer), OPTIONAL},
-    {RESERVED(reserved)},
+    {INT32(keep), BETWEEN(0, 1)},
     {WORKSPACE(forward_workspace, x, weight, logits), TO(workspace)},
 };
 #undef ARGS
@@ -366,8 +366,9 @@ liger_status liger_linear_logprob_forward_chunk_rows(liger_context *context,
     LIGER_REQUIRE(context != NULL && rows != NULL, LIGER_ERR_ARGUMENT, "%s_chunk_rows: context or rows is NULL",
                   door->function);
     LIGER_TRY(door_query(&call, door, context, given, &args, BITS(x, weight)));
-    *rows = (size_t)linear_loss_chunk_rows(context, call.t, most_rows(&call, args.valid_rows), call.size[HIDDEN],
-                                           call.size[VOCAB], false);
+    const int64_t most = most_rows(&call, args.valid_rows), hidden = call.size[HIDDEN], vocab = call.size[VOCAB];
+    *rows = (size_t)(args.keep ? linear_loss_kept_rows(context, call.t, most, hidden, vocab)
+                               : linear_loss_chunk_rows(context, call.t, most, hidden, vocab, false));
     return LIGER_OK;
 }
 #undef DOOR

@@ -65,7 +65,7 @@ typedef struct liger_linear_logprob_forward_args {
     float scale;        /* finite */
     float softcap;      /* 0 = none, else > 0 */
     float temperature;  /* finite, > 0 */
-    int32_t reserved;   /* 0 */
+    int32_t keep;       /* 0 or 1: read by liger_linear_logprob_forward_chunk_rows alone */
     void *workspace;    /* 256-byte aligned, in the device's memory */
     size_t workspace_bytes;
 } liger_linear_logprob_forward_args;
@@ -81,8 +81,9 @@ LIGER_API liger_status liger_linear_logprob_forward(liger_context *context,
 LIGER_API liger_status liger_linear_logprob_forward_workspace(liger_context *context,
                                                               const liger_linear_logprob_forward_args *args,
                                                               size_t *bytes);
-/* The rows of `logits` to provide, from x, weight and the budget LIGER_LOSS_WORKSPACE_MB (by itself 1024 on CUDA; by
- * the shape on the CPU). */
+/* The rows of `logits` to provide, from x, weight, valid_rows and the budget LIGER_LOSS_WORKSPACE_MB (by itself 1024 on
+ * CUDA; by the shape on the CPU). With keep, for a caller who holds what is left for backward: all that are multiplied,
+ * where a budget that is set holds them and they are at most `hidden` more than without. */
 LIGER_API liger_status liger_linear_logprob_forward_chunk_rows(liger_context *context,
                                                                const liger_linear_logprob_forward_args *args,
                                                                size_t *rows);

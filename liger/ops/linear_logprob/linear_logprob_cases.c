@@ -439,8 +439,32 @@ static const char *advised_chunk(struct op_run *run) {
         if (liger_linear_logprob_forward_chunk_rows(run->context, &args, &rows) != LIGER_OK) return liger_last_error();
         if (rows < 1 || rows > (size_t)shape[0])
             return op_run_text(run, "%lld rows: chunk of %zu", (long long)shape[0], rows);
+        size_t kept = 0;
+        args.keep = 1;
+        if (liger_linear_logprob_forward_chunk_rows(run->context, &args, &kept) != LIGER_OK) return liger_last_error();
+        if (kept < rows || (kept > rows && (kept != (size_t)shape[0] || kept > rows + (size_t)shape[1])))
+            return op_run_text(run, "%lld rows: chunk of %zu, %zu to keep", (long long)shape[0], rows, kept);
     }
     return NULL;
+}
+
+/* What is kept is within a budget that is named. */
+static const char *kept_logits(struct op_run *run) {
+    const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), named = run->context->loss_workspace_bytes;
+    const int64_t rows = 4096, hidden = 4096, vocab = 32000, bytes = rows * vocab * size;
+    liger_linear_logprob_forward_args args = LIGER_LINEAR_LOGPROB_FORWARD_ARGS_INIT;
+    args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){rows, hidden});
+    args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, hidden});
+    args.keep = 1;
+    size_t within = 0, without = 0;
+    run->context->loss_workspace_bytes = bytes;
+    bool asked = liger_linear_logprob_forward_chunk_rows(run->context, &args, &within) == LIGER_OK;
+    run->context->loss_workspace_bytes = bytes - 1;
+    asked = asked && liger_linear_logprob_forward_chunk_rows(run->context, &args, &without) == LIGER_OK;
+    run->context->loss_workspace_bytes = named;
+    if (!asked) return liger_last_error();
+    if (within == (size_t)rows && without < (size_t)rows) return NULL;
+    return op_run_text(run, "%zu rows within the budget, %zu where it is a byte less", within, without);
 }
 
 /* All columns, where they cost no more than the budget and a sum of dx; else whole steps within the budget. valid_rows bounds
@@ -474,6 +498,7 @@ static const struct op_property forward_properties[] = {
     {"too few valid rows", forward_too_few_valid_rows},
     {"chunks of any size", any_chunk},
     {"the advised chunk", advised_chunk},
+    {"logits to keep", kept_logits},
 };
 static const struct op_property backward_properties[] = {
     {"a target out of range", backward_target_out_of_range},

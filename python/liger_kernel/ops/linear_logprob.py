@@ -56,18 +56,16 @@ def _bound(target: Tensor, ignore_index: int, valid_rows: int) -> int:
 
 def _forward(operands: tuple, options: tuple, results: tuple, keep: bool = False) -> Tensor | None:
     """Fills the results. Where all logits were there at once it answers them, rows padded: backward may consume them. `keep`:
-    they are, too, where they cost no more than an f32 accumulator of the weight's gradient."""
+    they are, too, where they cost no more than an f32 accumulator of the weight's gradient and what budget there is."""
     x, weight, target, bias, ids = operands
     *numbers, compute = options
     head = _head(x, weight, target, bias, ids, compute)
     numbers[1] = most = _bound(target, numbers[0], numbers[1])
-    chunk = _native.linear_logprob_forward_chunk_rows(*head, *(None,) * 9, *numbers)
+    chunk = _native.linear_logprob_forward_chunk_rows(*head, *(None,) * 9, *numbers, keep)
     vocab = weight.shape[0]
-    if keep and chunk < most <= chunk + weight.shape[1]:
-        chunk = most
     logits = padded_logits(x, chunk, vocab, COMPUTE[compute]) if chunk else None
     buffer = None if logits is None else logits[:, :vocab]
-    _native.linear_logprob_forward(*head, buffer, *results, *numbers, Wish.SCRATCH)
+    _native.linear_logprob_forward(*head, buffer, *results, *numbers, keep, Wish.SCRATCH)
     return logits if chunk >= most else None
 
 
@@ -331,14 +329,14 @@ class LigerLinearLogProbFunction(LigerFunction):
         cls = LigerLinearLogProbFunction
         cls.check_shapes(args)
         given, operands, options = cls._taken(args)
-        flags, logits = cls._flags(given), None
+        needs, flags, logits = ctx.needs_input_grad, cls._flags(given), None
         if is_plain(*operands):
             with profiled("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags, _native.new)
-                logits = _forward(operands, options, (log_prob, *others, normalizer))
+                keep = any(needs) and operands[0].device.type == "cpu" and COMPUTE[options[-1]] is torch.float32
+                logits = _forward(operands, options, (log_prob, *others, normalizer), keep)
         else:
             log_prob, normalizer, *others = linear_logprob(*operands, *options, *flags)
-        needs = ctx.needs_input_grad
         ctx.needs = (needs[0], needs[1], given["bias"] is not None and len(needs) > 3 and needs[3])
         ctx.set_materialize_grads(False)
         if any(ctx.needs):
