@@ -69,7 +69,8 @@ int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, 
                   bytes = budget ? budget : cpu_logits_bytes(element, rows, hidden, some);
     const int64_t chunk = rows_of_bytes(bytes, some * element, step);
     if (rows <= chunk) return rows;
-    if (dweight && dtype != LIGER_F32 && rows <= hidden + chunk && fits_a_named_budget(context, sum_bytes(vocab, hidden)))
+    if (dweight && dtype != LIGER_F32 && rows <= hidden + chunk &&
+        fits_a_named_budget(context, sum_bytes(vocab, hidden)))
         return rows; /* an f32 accumulator is as large as `hidden` rows */
     const int64_t chunks = (rows + chunk - 1) / chunk, even = (rows + chunks - 1) / chunks;
     const int64_t waves = round_up(even, wave);

@@ -376,6 +376,23 @@ def test_k3_keeps_its_digits():
     assert (torch.exp(d) - d - 1)[0] != found[0]
 
 
+@pytest.mark.parametrize(("level", "mask"), [("token", [[1, 1, 0]]), ("sequence", [[0, 1, 0]])])
+@pytest.mark.parametrize("x", [0.5, 15.0, 25.0, 95.0, -40.0])
+def test_the_corrected_kl_keeps_its_digits(x, level, mask):
+    """With w = exp(p - o) and x = q - p the derivative of w·(exp(x) - x - 1) by p is -x·w. exp(95) is no float32 number, its
+    product with the weight is."""
+    p = torch.full((1, 3), -100.0, requires_grad=True)
+    old, mask = p.detach() + min(x, 90.0), torch.tensor(mask)
+    formula = _policy_loss.PolicyLoss("bnpo", level, 1.0, corrects_kl=True)
+    _, kl, _ = formula.terms(p, mask, torch.zeros(1), old, p.detach() + x)
+    (gradient,) = torch.autograd.grad(kl, p, mask.float())
+    log_w = -min(x, 90.0)
+    value, slope = math.exp(log_w + x) - math.exp(log_w) * (1 + x), -x * math.exp(log_w)
+    counts = mask.bool()
+    assert (kl[counts].double() / value - 1).abs().max() <= 2.0**-20  # one exponential of up to 40, and a sum near 1
+    assert (gradient[counts].double() / slope - 1).abs().max() <= 2.0**-20
+
+
 def test_pieces_by_name():
     w = torch.tensor([0.5, 1.0, 1.5])
     clipped, low, high = grpo_loss.clip_coef_fn(w, 0.2, 0.3, "grpo")

@@ -24,7 +24,8 @@ enum {
     NO_GRADIENT = 1024,
     ONLY_GRADIENT = 2048,
     NONE_COUNTS = 4096,
-    FAR = 8192, /* weights that overflow; without OLD a reference that is far */
+    FAR = 8192,   /* weights that overflow; without OLD a reference that is far */
+    RARE = 16384, /* tokens that the policy has unlearned: e^(q - p) overflows, its product with w does not */
     ALONE = NO_MASK | NO_OLD | NO_REF | NO_RATIO | NO_ITEMS
 };
 enum { SPOILED = 100 }; /* a type more than this: with a number that the type refuses */
@@ -59,6 +60,9 @@ static const struct op_case cases[] = {
     {"SAPO 5x16 no old",          {5, 16, SAPO},      .flags = NO_OLD | NO_KL | NO_RATIO},
     {"SAPO 4x7 far",              {4, 7, SAPO},       .flags = NO_KL | NO_MASK | FAR},
     {"BNPO 4x7 far",              {4, 7, BNPO},       .flags = NO_OLD | NO_RATIO | CORRECTED | FAR},
+    {"BNPO 9x1 of sequences, far", {9, 1, BNPO},      .flags = NO_OLD | NO_RATIO | WHOLE | CORRECTED | FAR},
+    {"LUSPO 9x1 of sequences, far", {9, 1, LUSPO},    .flags = NO_OLD | NO_RATIO | WHOLE | CORRECTED | FAR},
+    {"BNPO 4x7 far, rarely sampled", {4, 7, BNPO},    .flags = NO_RATIO | CORRECTED | RARE},
     {"VESPO 8x12",                {8, 12, VESPO}},
     {"VESPO 7x14 one ratio",      {7, 14, VESPO},     .flags = ONE_RATIO | NO_ITEMS | CORRECTED},
     {"VESPO 6x19 no ratio",       {6, 19, VESPO},     .flags = NO_RATIO | NO_KL | DELTA},
@@ -139,6 +143,7 @@ static void prepare(const struct op_case *c, const struct op_types *types, doubl
         if (t[OLD]) t[OLD][at] += t[P][at] + (c->flags & WHOLE ? 0.35 * (double)(i % 3 - 1) : 0);
         if (c->flags & FAR && t[OLD] && at % 3 == 0) t[OLD][at] -= 100;
         if (t[REFERENCE]) t[REFERENCE][at] += t[P][at] + (c->flags & FAR && at % 3 == 1 ? 12 : 0);
+        if (c->flags & RARE && at % 2) t[OLD][at] = t[P][at] + 95, t[REFERENCE][at] = t[P][at] + 92;
         if (t[MASK] && (c->flags & NONE_COUNTS || i % 5 == 4)) t[MASK][at] = 0;
     }
 }

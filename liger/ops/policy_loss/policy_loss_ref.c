@@ -94,7 +94,7 @@ static struct term objective(const struct policy_loss_ref *p, int64_t i, int64_t
     return term;
 }
 
-static struct term term_of(const struct policy_loss_ref *p, int64_t i, int64_t at, REAL mean, REAL phi) {
+static struct term term_of(const struct policy_loss_ref *p, int64_t i, int64_t at, REAL length, REAL mean, REAL phi) {
     const REAL beta = (REAL)p->args.beta;
     const REAL w = real_exp(is_sequence_wise(p) ? mean : log_weight(p, p->log_prob, at));
     struct term term = objective(p, i, at, w, phi);
@@ -103,7 +103,8 @@ static struct term term_of(const struct policy_loss_ref *p, int64_t i, int64_t a
     const REAL factor = p->args.corrects_kl ? w : 1, slope = (REAL)expm1((double)x);
     term.kl = (slope - x) * factor;
     term.loss += beta * term.kl;
-    if (p->args.corrects_kl && !is_sequence_wise(p)) { /* d of w·(e^x - x - 1), w = e^(log_prob - old) */
+    const bool own = !is_sequence_wise(p) || (length == 1 && counts(p, at));
+    if (p->args.corrects_kl && own) { /* d of w·(e^x - x - 1), w = e^(log_prob - old) */
         term.by_log_prob -= beta * x * w;
     } else {
         term.by_weight += p->args.corrects_kl ? beta * term.kl : 0;
@@ -140,7 +141,7 @@ void policy_loss_reference(const struct policy_loss_ref *p, double *loss, double
         for (int64_t at = i * p->tokens; at < (i + 1) * p->tokens; at++) {
             if (d_log_prob) d_log_prob[at] = 0;
             if (!counts(p, at) && !everywhere) continue;
-            const struct term term = term_of(p, i, at, mean, phi);
+            const struct term term = term_of(p, i, at, length, mean, phi);
             total += term.loss / divisor;
             by_mean += term.by_weight / divisor;
             if (d_log_prob) d_log_prob[at] = (term.by_log_prob + (is_sequence_wise(p) ? 0 : term.by_weight)) / divisor;

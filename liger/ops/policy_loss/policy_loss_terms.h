@@ -74,11 +74,21 @@ POLICY void policy_soft(float temperature, float w, float a, float ratio, struct
     term->by_weight = slope == 0 ? 0 : -4 * a * slope * w * ratio; /* w may be infinite there */
 }
 
-/* `held`: log w of the sequence, or φ. */
+/* w·(e^x - x - 1). Where the weight is this token's own, w·e^x does not change with p; the difference of its two derivatives
+ * would have the digits of the larger one only. */
+POLICY void policy_corrected_kl(float beta, float x, float log_weight, bool own, struct policy_term *term) {
+    const float w = expf(log_weight);
+    term->kl = x > 1 ? expf(log_weight + x) - w * (1 + x) : policy_k3(x) * w; /* e^x alone may overflow */
+    term->by_weight += own ? 0 : beta * term->kl;
+    term->by_log_prob -= beta * w * (own ? x : expm1f(x));
+}
+
+/* `sum`: of the sequence the tokens and log w, or φ. */
 POLICY struct policy_term policy_term_of(const struct policy_loss_problem *problem, const struct policy_row *row,
-                                         float held, int64_t t) {
-    const float p = row->p[t], a = row->advantage, old = row->old[t];
-    const float w = expf(problem->level == LIGER_POLICY_SEQUENCE ? held : p - old);
+                                         const struct policy_sums *sum, int64_t t) {
+    const bool by_token = problem->level == LIGER_POLICY_TOKEN;
+    const float p = row->p[t], a = row->advantage, old = row->old[t], held = (float)sum->held;
+    const float log_weight = by_token ? p - old : held, w = expf(log_weight);
     const float ratio = row->ratio ? row->ratio[t * row->ratio_step] : 1;
     struct policy_term term = {0, 0, 0, 0, 0};
     if (problem->loss_type == LIGER_POLICY_SAPO) {
@@ -95,15 +105,15 @@ POLICY struct policy_term policy_term_of(const struct policy_loss_problem *probl
         policy_clipped(problem, w, a, ratio, &term);
     }
     if (problem->beta == 0) return term;
-    const float x = row->reference[t] - p, factor = problem->corrects_kl ? w : 1;
-    term.kl = policy_k3(x) * factor;
-    term.loss += problem->beta * term.kl;
-    if (problem->corrects_kl && problem->level == LIGER_POLICY_TOKEN) { /* of both factors: e^x cancels */
-        term.by_log_prob -= problem->beta * (x * w);
+    const float x = row->reference[t] - p;
+    if (problem->corrects_kl) {
+        const bool own = by_token || (sum->tokens == 1 && policy_counts(row, t));
+        policy_corrected_kl(problem->beta, x, log_weight, own, &term);
     } else {
-        if (problem->corrects_kl) term.by_weight += problem->beta * term.kl;
-        term.by_log_prob -= problem->beta * expm1f(x) * factor;
+        term.kl = policy_k3(x);
+        term.by_log_prob -= problem->beta * expm1f(x);
     }
+    term.loss += problem->beta * term.kl;
     return term;
 }
 
@@ -141,7 +151,7 @@ POLICY void policy_add_terms(const struct policy_loss_problem *problem, const st
     for (int64_t t = first; t < problem->tokens; t += step) {
         const bool counts = policy_counts(row, t);
         if (!counts && problem->loss_type != LIGER_POLICY_LUSPO) continue;
-        const struct policy_term term = policy_term_of(problem, row, (float)sum->held, t);
+        const struct policy_term term = policy_term_of(problem, row, sum, t);
         sum->loss += term.loss;
         sum->by_weight += term.by_weight;
         if (!counts) continue;
@@ -209,7 +219,7 @@ POLICY void policy_gradient(const struct policy_loss_problem *problem, int64_t i
         const bool counts = policy_counts(&row, t);
         float d = 0;
         if (counts || problem->loss_type == LIGER_POLICY_LUSPO) {
-            const struct policy_term term = policy_term_of(problem, &row, (float)sum->held, t);
+            const struct policy_term term = policy_term_of(problem, &row, sum, t);
             d = (term.by_log_prob + (!whole ? term.by_weight : counts ? of_each : 0)) * share;
         }
         row.d[t] = d;

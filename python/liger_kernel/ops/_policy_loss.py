@@ -133,9 +133,13 @@ class PolicyLoss:
             loss = loss * (read(ratio) if ratio.shape == mask.shape else column(ratio.float()))
         if self.beta == 0:
             return loss, None, is_clipped
-        kl = k3_loss_fn(p.detach() if reference is None else read(reference), p)
-        if self.corrects_kl:
-            kl = kl * weight
+        q = p.detach() if reference is None else read(reference)
+        if not self.corrects_kl:
+            kl = k3_loss_fn(q, p)
+        elif self.level == "token":
+            kl = _corrected_kl(q - p, log_weight, torch.ones_like(mask))
+        else:
+            kl = _corrected_kl(q - p, log_weight, mask & (mask.sum(-1, keepdim=True) == 1))
         return loss + self.beta * kl, kl, is_clipped
 
     def _objective(
@@ -155,6 +159,17 @@ class PolicyLoss:
             return -clipped * a * p, is_high & (a > 0)
         bounded = weight if self.delta is None else weight.clamp(max=self.delta)
         return -torch.min(bounded * a, clipped * a), (is_low & (a < 0)) | (is_high & (a > 0))
+
+
+def _corrected_kl(x: Tensor, log_weight: Tensor, alone: Tensor) -> Tensor:
+    """w·(exp(x) - x - 1) of x = q - p. Where the weight is of one token `alone`, w·exp(x) = exp(q - o) has no gradient: that of
+    a product would be the difference of two numbers of its size, and of the far larger one nothing else is left in float32."""
+    weight, far = log_weight.exp(), x.abs() > 1
+    apart = torch.where(far, x, 0)  # each branch is finite where the other is taken
+    exponent = log_weight + apart
+    exponent = torch.where(alone, exponent.detach(), exponent)
+    near = torch.where(far, 0, x)
+    return torch.where(far, exponent.exp() - weight * (1 + apart), (torch.expm1(near) - near) * weight)
 
 
 def _means(values: Tensor, mask: Tensor) -> Tensor:
