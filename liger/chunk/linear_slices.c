@@ -36,9 +36,10 @@ int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int6
     return linear_slices_even(context, dtype, rows, vocab, bytes);
 }
 
-/* Whether dx is summed up in scratch: over slices, in more digits than it has, or because its rows lie elsewhere. */
+/* Whether dx is summed up in scratch: over slices, in more digits than it has, or because its rows lie elsewhere. What has
+ * one slice is rounded by its product. */
 static bool needs_sum(const struct linear_slices *slices) {
-    const bool several = slices->slice_cols < slices->head.vocab && slices->head.dtype != LIGER_F32;
+    const bool several = slices->slice_cols < slices->head.vocab && slices->dx_dtype != LIGER_F32;
     return slices->dx != NULL && (several || slices->place_of != NULL);
 }
 
@@ -78,7 +79,7 @@ static liger_status round_dx(liger_context *context, const struct linear_slices 
                              liger_stream stream) {
     const struct row_scatter_problem scatter = {
         .x_dtype = LIGER_F32,
-        .y_dtype = slices->head.dtype,
+        .y_dtype = slices->dx_dtype,
         .rows = slices->dx_rows,
         .cols = slices->head.hidden,
         .x = sum,
@@ -103,7 +104,7 @@ liger_status linear_slices_run(liger_context *context, const struct linear_slice
     struct linear_head head = slices->head;
     head.product_bytes = layout.products, head.sum_bytes = layout.sums;
     float *sum = needs_sum(slices) ? (float *)((char *)head.workspace + layout.products + layout.sums) : NULL;
-    struct linear_result dx = {slices->dx, head.dtype, slices->dx_stride, false};
+    struct linear_result dx = {slices->dx, slices->dx_dtype, slices->dx_stride, false};
     if (sum != NULL) dx = (struct linear_result){sum, LIGER_F32, head.hidden, false};
     const struct linear_result dweight = {slices->dweight, slices->dweight_dtype, head.hidden, false};
     if (slices->rows == 0) return run_empty(context, slices, stream);

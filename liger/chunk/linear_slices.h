@@ -21,7 +21,8 @@ struct linear_slices {
     int64_t rows, slice_cols;
     bool kept; /* logits are there: slice_cols == vocab */
     /* Results, or NULL. Row r of dx is that of row place_of[r] here, or 0 where that is negative; without it, of row r. */
-    void *dx; /* [dx_rows, hidden] of the head's dtype */
+    void *dx;             /* [dx_rows, hidden] */
+    liger_dtype dx_dtype; /* the head's, or f32 */
     int64_t dx_stride, dx_rows;
     const int64_t *place_of;
     void *dweight; /* [vocab, hidden], contiguous */

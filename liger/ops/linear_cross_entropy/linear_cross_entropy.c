@@ -76,6 +76,7 @@ static struct linear_slices slices_of(const struct door_call *call, const struct
         .rows = chunks->rows,
         .slice_cols = call->size[SLICE],
         .dx = chunks->dx,
+        .dx_dtype = call->t,
         .dx_stride = chunks->dx_stride,
         .dx_rows = chunks->rows,
         .dweight = chunks->dweight,

@@ -185,6 +185,7 @@ static size_t backward_loop(const struct door_call *call) {
         .rows = most_rows(call, ARGS(call)->valid_rows),
         .slice_cols = slice_cols(call),
         .dx = door_has(call, BIT(dx)) ? (void *)(uintptr_t)call : NULL,
+        .dx_dtype = door_has(call, BIT(dx)) ? (liger_dtype)ARGS(call)->dx.dtype : call->t,
         .dbias = door_has(call, BIT(dbias)) ? (float *)(void *)(uintptr_t)call : NULL,
         .place_of = selects(call, ARGS(call)->valid_rows) ? (const int64_t *)(const void *)call : NULL,
     };
@@ -207,7 +208,7 @@ static const struct door_rule backward_rules[] = {
     {ARG(log_sum_sq_probs), IN, DTYPE(F32), VECTOR(ROWS),             TO_POINTER(log_sum_sq_probs), ONLY_WITH(d_log_sum_sq_probs)},
     UPSTREAM(log_prob), UPSTREAM(entropy), UPSTREAM(lse), UPSTREAM(log_sum_sq_probs), UPSTREAM(mean_logits),
     {ARG(d_selected_log_probs), IN, DTYPE(F32), DIMS(2, ROWS, IDS), TO_POINTER(upstream.selected), ONLY_WITH(selected_ids)},
-    {ARG(dx),      OUT, T,          LIKE(x),       TO_PITCHED(backward.dx), PITCH_TO(backward.dx_stride), OPTIONAL},
+    {ARG(dx),      OUT, T_OR_F32,   LIKE(x),       TO_PITCHED(backward.dx), PITCH_TO(backward.dx_stride), DTYPE_TO(backward.dx_dtype), OPTIONAL},
     {ARG(dweight), OUT, T_OR_F32,   LIKE(weight),  TO_POINTER(backward.dweight), DTYPE_TO(backward.dweight_dtype), OPTIONAL},
     {ARG(dbias),   OUT, DTYPE(F32), VECTOR(VOCAB), TO_POINTER(backward.dbias), OPTIONAL},
     {WORKSPACE(backward_workspace, x, weight, logits), TO(workspace)},

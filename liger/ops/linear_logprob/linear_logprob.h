@@ -106,11 +106,12 @@ LIGER_API liger_status liger_linear_logprob_forward_chunk_rows(liger_context *co
  *   entropy             in    [rows]          f32   forward's; may be absent if d_entropy is
  *   log_sum_sq_probs    in    [rows]          f32   forward's; may be absent if d_log_sum_sq_probs is
  *   d_...               in    as the output   f32   upstream gradients, contiguous; each may be absent, which is 0
- *   dx                  out   [rows, hidden]   T    must not overlap x. May be absent, as every output
+ *   dx                  out   [rows, hidden]   T or f32   must not overlap x. May be absent, as every output
  *   dweight             out   [vocab, hidden]  T or f32   contiguous; rounded once
  *   dbias               out   [vocab]         f32
  *
- *   The gradient of the logits is rounded to T, as an unfused head's; dx is summed in f32 and rounded once.
+ *   The gradient of the logits is rounded to T, as an unfused head's; dx is summed in f32 and rounded once, or,
+ *   for a vocabulary that is split over processes, handed out as that sum.
  *   Edges, errors and promises as forward; rows == 0: dweight and dbias 0. An id out of range hits no column on a GPU: forward's
  *   NaN says that it is there. The options must be those of the forward call. */
 typedef struct liger_linear_logprob_backward_args {

@@ -114,6 +114,7 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     spec[D_MEAN] = of_rows(c, "d_mean_logits", ROLE_IN, has(c, HAS_MEAN));
     spec[D_SELECTED] = by_rows(c, "d_selected_log_probs", ROLE_IN, c->size[IDS], has(c, HAS_SELECTED));
     head_describe_gradients(c->size[ROWS], c->size[HIDDEN], c->size[VOCAB], &spec[DX], &spec[DWEIGHT], &spec[DBIAS]);
+    if (has(c, WIDE_DX)) spec[DX].kind = KIND_F32;
     spec[DX].absent = has(c, NO_DX), spec[DWEIGHT].absent = has(c, NO_DWEIGHT), spec[DBIAS].absent = has(c, NO_DBIAS);
 }
 

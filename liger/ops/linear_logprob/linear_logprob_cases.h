@@ -65,7 +65,8 @@ enum {
     NO_DX = 1 << 21,
     NO_DWEIGHT = 1 << 22,
     NO_DBIAS = 1 << 23,
-    FEWER = 1 << 24, /* valid_rows is too small by one */
+    FEWER = 1 << 24,   /* valid_rows is too small by one */
+    WIDE_DX = 1 << 25, /* f32 */
 };
 #define PLAIN                                                                                                          \
     { 1, 0, 1 }
@@ -213,6 +214,16 @@ static const struct op_case backward_cases[] = {
     {.label = "14x12x47 sure", .size = {14, 12, 47, 20}, .scalar = PLAIN, .flags = HAS_LOG_PROB | BIASED | SURE},
     {.label = "14x12x47 sure, all", .size = {14, 12, 47, 20, 3}, .scalar = {1, 0, .9}, .flags = ALL | BIASED | SURE},
     {.label = "9x12x35 only dx", .size = {9, 12, 35, 16, 3}, .scalar = PLAIN, .flags = ALL | NO_DWEIGHT | NO_DBIAS},
+    {.label = "9x12x35 f32 dx", .size = {9, 12, 35, 16, 3}, .scalar = PLAIN, .flags = ALL | COUNTED | WIDE_DX},
+    {.label = "9x12x35 f32 dx, one slice",
+     .size = {9, 12, 35, 35, 3},
+     .scalar = PLAIN,
+     .flags = ALL | COUNTED | WIDE_DX},
+    {.label = "9x12x35 f32 dx, valid rows",
+     .size = {9, 12, 35, 16, 2},
+     .scalar = PLAIN,
+     .flags = ALL | EXACT | WIDE_DX},
+    {.label = "no rows, f32 dx", .size = {0, 9, 33, 13, 4}, .scalar = PLAIN, .flags = ALL | WIDE_DX, .edge = true},
     {.label = "9x12x35 only dweight", .size = {9, 12, 35, 16, 3}, .scalar = PLAIN, .flags = ALL | NO_DX | NO_DBIAS},
     {.label = "9x12x35 only dbias",
      .size = {9, 12, 35, 16, 3},
