@@ -86,7 +86,7 @@ format: $(SETUP) ## formats C, CUDA and Python sources
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
-.PHONY: test checks lint test-c test-abi test-asan test-tsan test-sets test-cuda-build test-python test-transformers gpu-test test-aarch64
+.PHONY: test checks lint test-c test-abi test-asan test-tsan test-sets test-cuda-build test-python test-transformers gpu-test gpu-test-multi test-aarch64
 # In two lanes, so that no core waits for the last file of a build or for a program of one thread; pytest, which uses all
 # cores by itself, comes last and prints the closing line.
 test: ## everything that needs no GPU
@@ -138,6 +138,9 @@ test-transformers: build $(SETUP) ## every family, flag and dtype, on three rele
 
 gpu-test: ## on a machine with a GPU: installs nothing, needs no network; QUICK=1, or STAGES="build driver-cpu" for a part
 	QUICK=$(QUICK) STAGES="$(STAGES)" tools/gpu_test.sh
+
+gpu-test-multi: ## on a machine with two GPUs: heads that are split over them, replicas, a GPU that is not current
+	STAGES="build pytest-multi" tools/gpu_test.sh
 
 test-aarch64: $(TOOLS) ## cross build, reduced driver under emulation
 	@tools/system_packages.sh aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu qemu-aarch64=qemu-user

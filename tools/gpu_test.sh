@@ -5,13 +5,15 @@
 #   STAGES="build driver-cpu"   these only, where one run would be too long; a later call finds the build of an earlier one
 #   QUICK=1                     the short form: quick drivers, pytest without what is marked slow, no foreign PTX, no
 #                               compute-sanitizer
+#   STAGES="build pytest-multi" what needs two GPUs; no part of the rest
 #   BUILD=build/gpu             where it is built
 #
 # Every stage is run, whatever fails; the last page says what passed, what did not run and why, and where the logs are.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-ALL_STAGES="build harness-selftest fuzz driver-cpu driver-cuda driver-ptx pytest-cuda memcheck racecheck"
-STAGES=${STAGES:-$ALL_STAGES}
+DEFAULT_STAGES="build harness-selftest fuzz driver-cpu driver-cuda driver-ptx pytest-cuda memcheck racecheck"
+ALL_STAGES="$DEFAULT_STAGES pytest-multi"
+STAGES=${STAGES:-$DEFAULT_STAGES}
 QUICK=${QUICK:-}
 BUILD=$(realpath -m "${BUILD:-build/gpu}")
 LOGS=$BUILD/logs
@@ -57,12 +59,19 @@ stage_driver_ptx() {
     configure_and_build "$BUILD-ptx" "" -DLIGER_CUDA_PTX=80 -DLIGER_BINDING=OFF -DLIGER_CPU_ISAS=best &&
         driver ptx "$BUILD-ptx/liger_test" timeout -k 10 240 "$BUILD-ptx/liger_test" --backend cuda --quick
 }
+# pytest_on_gpus PLACE ARGUMENT...
+pytest_on_gpus() {
+    PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$BUILD python3 -m pytest --device cuda -p no:cacheprovider -rs "$@"
+}
 stage_pytest_cuda() {
-    local arguments=(-rs)
+    local arguments=()
     [ -n "$QUICK" ] && arguments+=(-m "not slow")
     python3 -c 'import xdist' 2>/dev/null && arguments+=(-n $((JOBS * 3 / 4)))
-    PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$BUILD \
-        python3 -m pytest tests/python --device cuda -p no:cacheprovider "${arguments[@]}"
+    pytest_on_gpus tests/python "${arguments[@]}"
+}
+# Processes with a GPU each, replicas, tensors on a GPU that is not current.
+stage_pytest_multi() {
+    pytest_on_gpus tests/python/test_vocab_parallel.py tests/python/test_patch_copies.py tests/python/test_operators_on_cuda.py
 }
 # A checked kernel runs a hundred times longer, most of it on the host: small ragged shapes only.
 sanitizer() {
@@ -84,6 +93,7 @@ why_not() {
     esac
     case $1 in
         driver-ptx) [ "$capability" -ge 80 ] || echo "this GPU is older than sm_80" ;;
+        pytest-multi) [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || echo "there is one GPU" ;;
         memcheck | racecheck) compute-sanitizer --version >/dev/null 2>&1 || echo "no compute-sanitizer on PATH" ;;
     esac
 }

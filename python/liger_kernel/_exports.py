@@ -62,7 +62,10 @@ OPERATORS = {
         "linear_cross_entropy",
     ),
     "fused_linear_scaled_cross_entropy": Exports(
-        "LigerFusedLinearScaledCrossEntropyFunction", "", "", "linear_logprob"
+        "LigerFusedLinearScaledCrossEntropyFunction LigerFusedLinearScaledCrossEntropyTPFunction",
+        "",
+        "liger_fused_linear_scaled_cross_entropy_tp",
+        "linear_logprob",
     ),
     "geglu": Exports(
         "LigerGELUMulFunction geglu_backward geglu_forward",
@@ -142,6 +145,7 @@ OPERATORS = {
         "LigerSwiGLUMLPForMuseGlimmer",
         "liger_swiglu",
     ),
+    "vocab_parallel_logprob": Exports("LigerVocabParallelLinearLogProbFunction", "", "", "linear_logprob"),
 }
 
 

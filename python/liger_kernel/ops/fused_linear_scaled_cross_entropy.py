@@ -1,6 +1,6 @@
 """Cross entropy of a linear head's logits over a temperature, and on request entropy and log-probabilities of selected ids.
 
-A form of `LigerLinearLogProbFunction` that policy-gradient code calls. Nothing here is chosen by device; `_resolve_implementation`
+A form of `LigerLinearLogProbFunction` that policy-gradient code calls, and one over a vocabulary that is split over processes. Nothing here is chosen by device; `_resolve_implementation`
 and the names that it looks up are for callers who put an implementation of their own in their place.
 """
 
@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from liger_kernel.ops._debug import is_debugging
@@ -18,6 +19,7 @@ from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._linear_head import compute_dtype
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops.linear_logprob import LigerLinearLogProbFunction, linear_logprob
+from liger_kernel.ops.vocab_parallel_logprob import LigerVocabParallelLinearLogProbFunction
 
 
 def _as_losses(results: Any, dtype: torch.dtype, entropy: bool) -> Any:
@@ -111,24 +113,44 @@ def _resolve_implementation(device: torch.device) -> Any:
 # ---- what is refused ---------------------------------------------------------------------------------------------------
 
 
-def _require_types(
-    _input: Any, weight: Any, target: Any, temperature: Any, tiles: Any, return_entropy: Any, selected: Any
-) -> None:
+def _require_tensors(_input: Any, weight: Any, target: Any) -> None:
     for name, value in (("_input", _input), ("weight", weight), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+
+
+def _require_a_number(temperature: Any) -> None:
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise TypeError(f"temperature must be a real number, not {type(temperature).__name__}")
+
+
+def _require_dtypes(_input: Tensor, weight: Tensor, target: Tensor) -> None:
     if not (_input.is_floating_point() and _input.dtype is weight.dtype):
         raise TypeError(
             f"_input is {_input.dtype} and weight {weight.dtype}, but both must be of one floating-point dtype"
         )
     if target.dtype is not torch.int64:
         raise TypeError(f"target is {target.dtype}, but must be int64")
-    if isinstance(tiles, bool) or not isinstance(tiles, int):
-        raise TypeError(f"m_tiles_per_cluster must be an integer, not {type(tiles).__name__}")
+
+
+def _require_an_integer(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+
+
+def _require_true_or_false(return_entropy: Any) -> None:
     if not isinstance(return_entropy, bool):
         raise TypeError(f"return_entropy must be True or False, not {type(return_entropy).__name__}")
+
+
+def _require_types(
+    _input: Any, weight: Any, target: Any, temperature: Any, tiles: Any, return_entropy: Any, selected: Any
+) -> None:
+    _require_tensors(_input, weight, target)
+    _require_a_number(temperature)
+    _require_dtypes(_input, weight, target)
+    _require_an_integer("m_tiles_per_cluster", tiles)
+    _require_true_or_false(return_entropy)
     if selected is not None and not (isinstance(selected, Tensor) and selected.dtype is torch.int64):
         given = selected.dtype if isinstance(selected, Tensor) else type(selected).__name__
         raise TypeError(f"selected_token_ids must be an int64 tensor or None, not {given}")
@@ -138,14 +160,13 @@ def _to_look_at(labels: Tensor) -> Tensor | None:
     return labels if is_debugging(labels) else readable(labels)
 
 
-@unrecorded
-def _require_values(
-    _input: Tensor, weight: Tensor, target: Tensor, temperature: float, tiles: int, selected: Any
-) -> None:
+def _require_positive(temperature: float) -> None:
     if not math.isfinite(temperature) or temperature <= 0:
         raise LigerArgumentError(f"temperature is {temperature}, but must be finite and larger than 0")
-    if tiles < 1:
-        raise LigerArgumentError(f"m_tiles_per_cluster is {tiles}, but must be 1 or more")
+
+
+def _require_alike(_input: Tensor, weight: Tensor, target: Tensor, selected: Tensor | None = None) -> None:
+    """Ranks, sizes and devices."""
     shapes = f"_input has shape {tuple(_input.shape)}, weight {tuple(weight.shape)} and target {tuple(target.shape)}"
     if _input.dim() != 2 or weight.dim() != 2 or target.dim() != 1:
         raise LigerArgumentError(f"{shapes}, but they must have 2, 2 and 1 dimensions")
@@ -156,6 +177,16 @@ def _require_values(
         raise LigerArgumentError(
             f"the tensors are on {', '.join(str(t.device) for t in given)}, but must be on one device"
         )
+
+
+@unrecorded
+def _require_values(
+    _input: Tensor, weight: Tensor, target: Tensor, temperature: float, tiles: int, selected: Any
+) -> None:
+    _require_positive(temperature)
+    if tiles < 1:
+        raise LigerArgumentError(f"m_tiles_per_cluster is {tiles}, but must be 1 or more")
+    _require_alike(_input, weight, target, selected)
     if selected is not None and selected.dim() != 1:
         raise LigerArgumentError(f"selected_token_ids has {selected.dim()} dimensions, but must have 1")
     ids = None if selected is None else _to_look_at(selected)
@@ -208,4 +239,52 @@ class LigerFusedLinearScaledCrossEntropyFunction:
         )
 
 
-__all__ = ["LigerFusedLinearScaledCrossEntropyFunction"]
+# ---- a vocabulary that is split over processes -------------------------------------------------------------------------
+
+
+def _load_native_tp_function() -> Any:
+    """An implementation in a package of its own: there is none."""
+    return None
+
+
+class LigerFusedLinearScaledCrossEntropyTPFunction:
+    """`apply(_input, weight, target, tp_group, temperature=1.0, ignore_index=-100, tiles_per_reduce=1, return_entropy=False)`
+    -> nll, or (nll, entropy): as `LigerFusedLinearScaledCrossEntropyFunction`, float32 both, over the vocabulary of all processes
+    of tp_group (None: of the default group), of which rank r has the ids [r·V_r, (r + 1)·V_r) as weight [V_r, H].
+
+    _input [M, H] and target [M] are the same on every process, and so are the results. The gradient of _input is summed over
+    processes in float32 and rounded once; that of weight is its slice's. A target that no process has counts as a logit of 0.
+    tiles_per_reduce, 1, 2 or 4, changes nothing here. See `LigerVocabParallelLinearLogProbFunction`.
+    """
+
+    @staticmethod
+    def apply(
+        _input: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        tp_group: Any,
+        temperature: float = 1.0,
+        ignore_index: int = -100,
+        tiles_per_reduce: int = 1,
+        return_entropy: bool = False,
+    ) -> Any:
+        _require_a_number(temperature)
+        _require_positive(temperature)
+        _require_an_integer("tiles_per_reduce", tiles_per_reduce)
+        if tiles_per_reduce not in (1, 2, 4):
+            raise LigerArgumentError(f"tiles_per_reduce is {tiles_per_reduce}, but must be 1, 2 or 4")
+        _require_true_or_false(return_entropy)
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError("torch.distributed must be initialized: a vocabulary is split over its processes")
+        _require_tensors(_input, weight, target)
+        _require_alike(_input, weight, target)
+        _require_dtypes(_input, weight, target)
+        outputs = ("entropy",) if return_entropy else ()
+        results = LigerVocabParallelLinearLogProbFunction.apply(
+            _input, weight, target, dist.group.WORLD if tp_group is None else tp_group, None, None, None,
+            float(temperature), None, 1.0, ignore_index, None, outputs, True,
+        )  # fmt: skip
+        return _as_losses(results, torch.float32, return_entropy)
+
+
+__all__ = ["LigerFusedLinearScaledCrossEntropyFunction", "LigerFusedLinearScaledCrossEntropyTPFunction"]

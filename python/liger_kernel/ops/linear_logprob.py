@@ -54,7 +54,7 @@ def _bound(target: Tensor, ignore_index: int, valid_rows: int) -> int:
     return valid_rows if 0 <= valid_rows < target.shape[0] else target.shape[0]
 
 
-def _forward(operands: tuple, options: tuple, results: tuple, keep: bool = False) -> Tensor | None:
+def kernel_forward(operands: tuple, options: tuple, results: tuple, keep: bool = False) -> Tensor | None:
     """Fills the results. Where all logits were there at once it answers them, rows padded: backward may consume them. `keep`:
     they are, too, where they cost no more than an f32 accumulator of the weight's gradient and what budget there is."""
     x, weight, target, bias, ids = operands
@@ -69,7 +69,7 @@ def _forward(operands: tuple, options: tuple, results: tuple, keep: bool = False
     return logits if chunk >= most else None
 
 
-def _backward(
+def kernel_backward(
     upstreams: tuple,
     operands: tuple,
     known: tuple,
@@ -77,9 +77,11 @@ def _backward(
     needs: tuple,
     kept: Tensor | None,
     final: bool = True,
+    wide_dx: bool = False,
 ) -> tuple:
     """The gradients of x, weight and bias. Kept logits are lost. Not `final`: they are to be multiplied before they are
-    rounded, so dweight and dbias are float32, and dx is of the products' dtype."""
+    rounded, so dweight and dbias are float32, and dx is of the products' dtype. `wide_dx`: dx is float32, for a sum over
+    processes."""
     x, weight, target, bias, ids = operands
     log_prob, normalizer, entropy, log_sum_sq_probs = known
     *numbers, compute = options
@@ -91,7 +93,8 @@ def _backward(
               log_sum_sq_probs if given[3] is not None else None)  # fmt: skip
     cols = vocab if kept is not None else _slice_cols(head, numbers)
     logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
-    dx = fresh(torch.empty(x.shape, dtype=dtype, device=x.device)) if needs[0] else None
+    of_dx = torch.float32 if wide_dx else dtype
+    dx = fresh(torch.empty(x.shape, dtype=of_dx, device=x.device)) if needs[0] else None
     exact = dtype if weight.dtype is dtype and final else torch.float32
     dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
@@ -102,9 +105,10 @@ def _backward(
     del logits  # what is rounded may take its memory
     if not final:
         return dx, dweight, dbias
+    likes = (None if wide_dx else x, weight, bias)
     return tuple(
-        None if g is None else g if g.dtype is like.dtype else cast(g, like.dtype)
-        for g, like in ((dx, x), (dweight, weight), (dbias, bias))
+        g if g is None or like is None or g.dtype is like.dtype else cast(g, like.dtype)
+        for g, like in zip((dx, dweight, dbias), likes)
     )
 
 
@@ -121,7 +125,7 @@ def one_pass(
     operands = (x, weight, target, bias, None)
     options = (ignore_index, valid_rows, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
     log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6, _native.new)
-    logits = _forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
+    logits = kernel_forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
     found, dlog_probs = weigh(log_probs)
     if not any(needs):
         return found, (None,) * 3, None
@@ -135,7 +139,7 @@ def one_pass(
         dlog_probs = dlog_probs * factor
     known = (log_probs, normalizer, None, None)
     upstreams = (dlog_probs, *(None,) * 5)
-    return found, _backward(upstreams, operands, known, options, needs, logits, factor is None), factor
+    return found, kernel_backward(upstreams, operands, known, options, needs, logits, factor is None), factor
 
 
 def _slice_cols(head: tuple, numbers: list) -> int:
@@ -145,7 +149,9 @@ def _slice_cols(head: tuple, numbers: list) -> int:
 # ---- the operators -----------------------------------------------------------------------------------------------------
 
 
-def _require(operator: str, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ids: Tensor | None) -> None:
+def require_head(
+    operator: str, x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ids: Tensor | None
+) -> None:
     require_float(operator, x=x, weight=weight, bias=bias)
     require_matrices(operator, x=x, weight=weight)
     require_shape(operator, "weight", weight, (weight.shape[0], x.shape[1]))
@@ -185,7 +191,7 @@ class _LinearLogprob(_OnAHead):
         return ((rows,), f32), ((rows, 2), f32), *(((rows,), f32),) * 4, ((rows,), torch.bool), selected
 
     def require(self, *args: Any) -> None:
-        _require(self.name, *args[:5])
+        require_head(self.name, *args[:5])
 
 
 @_LinearLogprob
@@ -199,7 +205,7 @@ def linear_logprob(
     results = (log_prob, entropy, lse, log_sum_sq_probs, mean_logits, is_top1, selected, normalizer)
     ids = None if selected is None else selected_ids
     options = (ignore_index, valid_rows, scale, softcap, temperature, compute)
-    return _forward((x, weight, target, bias, ids), options, results)
+    return kernel_forward((x, weight, target, bias, ids), options, results)
 
 
 class _Gradients(_OnAHead):
@@ -210,7 +216,7 @@ class _Gradients(_OnAHead):
         return x, weight, bias if bias is not None else ((0,), torch.float32)
 
     def eager(self, *args: Any) -> Any:
-        return _backward(args[:6], args[6:11], args[11:15], args[15:21], args[21:], None)
+        return kernel_backward(args[:6], args[6:11], args[11:15], args[15:21], args[21:], None)
 
 
 def _gradient(
@@ -259,7 +265,7 @@ def check_options(
         raise LigerArgumentError(f"outputs is {outputs!r}, but must be a sequence of some of {list(OUTPUTS)}")
 
 
-def _flat(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def flat_rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(hidden, Tensor) and isinstance(targets, Tensor) and targets.shape != hidden.shape[:-1]:
         raise LigerArgumentError(
             f"linear_logprob: targets has shape {tuple(targets.shape)}, but hidden has {tuple(hidden.shape)}"
@@ -298,7 +304,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         given = dict(zip(cls.parameters, cls.complete(args)))
         weight, ids, cap, valid = (given[n] for n in ("weight", "selected_token_ids", "softcap", "valid_rows"))
         check_options(given["temperature"], cap, given["scale"], valid, given["outputs"])
-        hidden, targets = _flat(given["hidden"], given["targets"])
+        hidden, targets = flat_rows(given["hidden"], given["targets"])
         if is_debugging(targets):
             check_targets(targets, weight.shape[0], given["ignore_index"])
         require_float("linear_logprob", hidden=hidden, weight=weight, bias=given["bias"])
@@ -334,7 +340,7 @@ class LigerLinearLogProbFunction(LigerFunction):
             with profiled("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags, _native.new)
                 keep = any(needs) and operands[0].device.type == "cpu" and COMPUTE[options[-1]] is torch.float32
-                logits = _forward(operands, options, (log_prob, *others, normalizer), keep)
+                logits = kernel_forward(operands, options, (log_prob, *others, normalizer), keep)
         else:
             log_prob, normalizer, *others = linear_logprob(*operands, *options, *flags)
         ctx.needs = (needs[0], needs[1], given["bias"] is not None and len(needs) > 3 and needs[3])
@@ -363,7 +369,9 @@ class LigerLinearLogProbFunction(LigerFunction):
         operands, known, logits = saved[:5], saved[5:9], saved[9]
         if is_plain(*flat, *operands):
             with profiled("liger::linear_logprob_backward"):
-                found = _backward(tuple(flat), operands, known, ctx.options, ctx.needs, logits if free[9] else None)
+                found = kernel_backward(
+                    tuple(flat), operands, known, ctx.options, ctx.needs, logits if free[9] else None
+                )
         else:
             found = linear_logprob.derivative(*flat, *operands, *known, *ctx.options, *ctx.needs)
         dx, dweight, dbias = (g if need else None for g, need in zip(found, ctx.needs))
@@ -379,7 +387,7 @@ class LigerLinearLogProbFunction(LigerFunction):
     @classmethod
     def check(cls, *args):
         given, (x, weight, target, bias, ids), _options = cls._taken(args)
-        _require(cls.operator.name, x, weight, target, bias, ids)
+        require_head(cls.operator.name, x, weight, target, bias, ids)
         values = readable(target)
         if values is not None:
             check_targets(values, weight.shape[0], given["ignore_index"])

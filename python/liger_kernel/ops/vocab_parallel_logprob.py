@@ -1,0 +1,325 @@
+"""Log-probabilities of tokens under a linear head whose vocabulary is split over processes, each with some rows of the weight.
+
+A process makes the statistics of its slice with the kernels of `linear_logprob`, and one all-gather of a few numbers a token makes
+them those of the whole vocabulary. Backward starts from these, and needs nothing else of other processes to make the logits'
+gradient in its slice; one all-reduce adds up the gradient of the hidden states, in float32.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from liger_kernel import _native
+from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
+from liger_kernel.ops._linear_head import COMPUTE, compute_dtype
+from liger_kernel.ops._memory import is_plain, require_float, take_saved
+from liger_kernel.ops._operator import is_transformed
+from liger_kernel.ops.linear_logprob import (
+    OUTPUTS,
+    check_options,
+    flat_rows,
+    kernel_backward,
+    kernel_forward,
+    linear_logprob,
+    profiled,
+    require_head,
+)
+from liger_kernel.ops.scale import cast
+
+NAME = "vocab_parallel_linear_logprob"
+_NAMES = {"vocab_parallel_logprob", "linear_logprob"}  # in LIGER_DISABLE
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13 gave it another name
+_IGNORED = -100  # among a slice's own targets
+
+# ---- from slices to the vocabulary -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """What this process has of the targets and of the ids: numbers within its slice, and where they are its own."""
+
+    targets: Tensor  # another's: 0, a token that counts
+    counts: Tensor
+    owned: Tensor
+    ids: Tensor | None
+    owned_ids: Tensor | None
+
+
+def _slice_of(targets: Tensor, ids: Tensor | None, ignore_index: int, start: int, size: int) -> _Slice:
+    def own(values: Tensor) -> tuple[Tensor, Tensor]:
+        here = values.long() - start
+        return here, (here >= 0) & (here < size)
+
+    counts = targets != ignore_index
+    here, owned = own(targets)
+    owned &= counts
+    local = torch.where(owned, here, 0).masked_fill(~counts, _IGNORED)
+    if ids is None:
+        return _Slice(local, counts, owned, None, None)
+    here, owned_ids = own(ids)
+    return _Slice(local, counts, owned, torch.where(owned_ids, here, 0), owned_ids)
+
+
+def _gathered(columns: dict[str, Tensor], group: Any) -> dict[str, Tensor]:
+    """[rows] or [rows, K] of this process -> [processes, rows] or [processes, rows, K] of all, in the order of their ranks.
+    Differentiable in this process's."""
+    wide = [c if c.dim() == 2 else c.unsqueeze(1) for c in columns.values()]
+    packed = torch.cat(wide, 1)
+    everyone = packed.detach().new_empty(group.size(), *packed.shape)
+    _all_gather(everyone.flatten(0, 1), packed.detach(), group=group)
+    if packed.requires_grad:
+        everyone[group.rank()] = packed
+    parts = everyone.split([w.shape[1] for w in wide], 2)
+    return {name: p if c.dim() == 2 else p.squeeze(2) for (name, c), p in zip(columns.items(), parts)}
+
+
+def _whole(found: dict[str, Tensor], unowned_is_zero: bool) -> dict[str, Tensor]:
+    """The numbers of the vocabulary from those of its slices. With s = Σ exp z of a slice over that of the vocabulary:
+
+    entropy  Σ s·entropy - Σ s·log s       log Σ p²  log Σ s²·(Σ p² of the slice)       log p  that of the slice + log s
+    """
+    maximum = found["maximum"].amax(0)
+    shifted = found["maximum"] - maximum + found["log_sum"]
+    log_sum = shifted.logsumexp(0)
+    log_share = shifted - log_sum
+    share = log_share.exp()
+    own = found["log_prob"]  # NaN: not mine
+    log_prob = torch.where(own.isnan(), 0, own + log_share).sum(0)
+    nobodys = torch.where(own.isnan().all(0), -1.0 if unowned_is_zero else math.nan, 0.0)
+    whole = {
+        "maximum": maximum,
+        "log_sum": log_sum,
+        "lse": maximum + log_sum,
+        "log_prob": torch.where(nobodys == 0, log_prob, (maximum + log_sum) * nobodys),
+    }
+    if "entropy" in found:
+        whole["entropy"] = (torch.special.entr(share) + torch.where(share > 0, share * found["entropy"], 0)).sum(0)
+        whole["entropy"] = torch.where(log_sum.isnan(), log_sum, whole["entropy"])
+    if "log_sum_sq_probs" in found:
+        squares = torch.where(share == 0, -math.inf, 2 * log_share + found["log_sum_sq_probs"])
+        whole["log_sum_sq_probs"] = squares.logsumexp(0)
+    if "mean_logits" in found:
+        whole["vocab"] = found["vocab"].sum(0)
+        whole["mean_logits"] = (found["mean_logits"] * found["vocab"]).sum(0) / whole["vocab"]
+    if "is_top1" in found:
+        largest = found["maximum"] == maximum
+        first = largest & (largest.cumsum(0) == 1)
+        whole["is_top1"] = (first & (found["is_top1"] != 0)).any(0)
+    if "selected" in found:
+        own = found["selected"]
+        values = torch.where(own.isnan(), 0, own + log_share.unsqueeze(2)).sum(0)
+        whole["selected"] = torch.where(own.isnan().all(0), math.nan, values)
+    return whole
+
+
+# ---- the Function ------------------------------------------------------------------------------------------------------
+
+
+def is_split(group: Any) -> bool:
+    """None, and a group of one process, hold a whole vocabulary."""
+    return group is not None and group.size() > 1
+
+
+class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass=OwnApply):
+    """`apply(hidden, weight, targets, process_group, vocab_start_index=None, bias=None, selected_token_ids=None, temperature=1.0,
+    softcap=None, scale=1.0, ignore_index=-100, valid_rows=None, outputs=(), unowned_is_zero=False)` -> as
+    `LigerLinearLogProbFunction`, over the vocabulary of all processes of the group, and the same on each.
+
+    weight [V_r, H] and bias [V_r] are this process's rows of the head: the ids [vocab_start_index, vocab_start_index + V_r),
+    without it [rank·V_r, (rank + 1)·V_r). Slices may differ in size; together they are the vocabulary, in the order of ranks.
+    hidden and targets are the same on every process, and so has to be what is made of the results: backward takes each
+    upstream gradient as that of one loss which all have. The gradient of hidden is the sum over all processes, in float32 until
+    it is rounded once; those of weight and bias are of the slice.
+
+    A target that no process has gives NaN, and NaN gradients; with unowned_is_zero its logit is 0. On no device does a call wait
+    for the values of targets. The tensors of one call are on one device, for which the group has a backend (NCCL, gloo).
+    Under torch.compile the call stands beside the graph. Transforms of torch.func, forward mode and second derivatives are
+    refused.
+    """
+
+    @classmethod
+    @torch.compiler.disable
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        args = bound.args[1:]
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if is_transformed() or not is_plain(*tensors):
+            raise RuntimeError(f"{NAME}: tensors must be plain: no transform of torch.func, no fake or meta tensors")
+        with profiled(f"liger::{NAME}"):
+            if torch.is_grad_enabled() and any(t.requires_grad for t in (args[0], args[1], args[5]) if t is not None):
+                return super().apply(*args)
+            return cls.forward(WithoutGradient(), *args)
+
+    @staticmethod
+    def forward(
+        ctx, hidden, weight, targets, process_group, vocab_start_index=None, bias=None, selected_token_ids=None,
+        temperature=1.0, softcap=None, scale=1.0, ignore_index=-100, valid_rows=None, outputs=(), unowned_is_zero=False,
+    ):  # fmt: skip
+        check_options(temperature, softcap, scale, valid_rows, outputs)
+        x, target = flat_rows(hidden, targets)
+        require_float(NAME, hidden=hidden, weight=weight, bias=bias)
+        require_head(NAME, x, weight, target, bias, selected_token_ids)
+        size = weight.shape[0]
+        start = process_group.rank() * size if vocab_start_index is None else vocab_start_index
+        here = _slice_of(target, selected_token_ids, ignore_index, start, size)
+        options = (_IGNORED, -1 if valid_rows is None else valid_rows, float(scale), float(softcap or 0.0),
+                   float(temperature), COMPUTE.index(compute_dtype(x, weight)))  # fmt: skip
+        operands = (x, weight, here.targets, bias, here.ids)
+        needs = ctx.needs_input_grad
+        ctx.needs = needs[0], needs[1], bias is not None and needs[5]
+        ctx.set_materialize_grads(False)
+        ctx.names, ctx.shape, ctx.group, ctx.options = tuple(outputs), hidden.shape, process_group, options
+        ctx.unowned_is_zero, ctx.by_torch = unowned_is_zero, None
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias)]
+        if _NAMES.isdisjoint(_DISABLED):
+            columns, logits = _by_kernels(operands, options, here, outputs)
+            whole = _whole(_gathered(columns, process_group), unowned_is_zero)
+            normalizer = torch.stack((whole["maximum"], whole["log_sum"]), 1)
+            ctx.save_for_backward(
+                *operands, here.owned, here.owned_ids, whole["log_prob"], normalizer, whole.get("entropy"),
+                whole.get("log_sum_sq_probs"), whole.get("vocab"), logits,
+            )  # fmt: skip
+            found = _public(whole, here, ctx.names, targets.shape)
+        else:
+            leaves = [None if t is None else t.detach().float().requires_grad_() for t in (x, weight, bias)]
+            with torch.enable_grad():
+                columns = _by_torch(leaves, options, here, outputs)
+                whole = _whole(_gathered(columns, process_group), unowned_is_zero)
+                made = _public(whole, here, ctx.names, targets.shape)
+            ctx.by_torch = leaves, made
+            found = [m.detach() for m in made]
+        if "is_top1" in outputs:
+            ctx.mark_non_differentiable(found[1 + ctx.names.index("is_top1")])
+        return tuple(found) if len(found) > 1 else found[0]
+
+    @staticmethod
+    def backward(ctx, *upstreams):
+        refuse_second_derivative("LigerVocabParallelLinearLogProbFunction")
+        count = len(ctx.needs_input_grad)
+        if all(u is None for u in upstreams):
+            return (None,) * count
+        with profiled(f"liger::{NAME}_backward"):
+            dx, dweight, dbias = (_gradients_by_torch if ctx.by_torch else _gradients_by_kernels)(ctx, upstreams)
+            if dx is not None:
+                dist.all_reduce(dx, group=ctx.group)
+                dx = (dx if ctx.dtypes[0] is dx.dtype else cast(dx, ctx.dtypes[0])).view(ctx.shape)
+        found = {0: dx, 1: dweight, 5: dbias}
+        return tuple(found.get(i) for i in range(count))
+
+
+def _public(whole: dict[str, Tensor], here: _Slice, names: tuple, shape: torch.Size) -> list[Tensor]:
+    """What a caller gets: 0 where nothing counts."""
+
+    def counted(values: Tensor) -> Tensor:
+        counts = here.counts if values.dim() == 1 else here.counts.unsqueeze(1)
+        return torch.where(counts, values, False if values.dtype is torch.bool else 0).view(*shape, *values.shape[1:])
+
+    return [counted(whole[name]) for name in ("log_prob", *names, *(("selected",) if here.ids is not None else ()))]
+
+
+# ---- by the kernels ----------------------------------------------------------------------------------------------------
+
+
+def _by_kernels(operands: tuple, options: tuple, here: _Slice, outputs: tuple) -> tuple[dict, Tensor | None]:
+    """The numbers of this slice, and its logits where they are kept."""
+    flags = tuple(name in outputs and name != "lse" for name in OUTPUTS)
+    made = linear_logprob._results((*operands, *options), (*flags, here.ids is not None), _native.new)
+    log_prob, normalizer, *others = made
+    logits = kernel_forward(operands, options, (log_prob, *others, normalizer))
+    columns = dict(zip((*OUTPUTS, "selected"), others))
+    columns |= {"maximum": normalizer[:, 0], "log_sum": normalizer[:, 1], "log_prob": log_prob}
+    return _of_slice({name: c for name, c in columns.items() if c is not None}, here, operands[1].shape[0]), logits
+
+
+def _of_slice(columns: dict[str, Tensor], here: _Slice, size: int) -> dict[str, Tensor]:
+    """NaN where the number is another process's. Where nothing counts, whatever there is."""
+    columns["log_prob"] = torch.where(here.owned | ~here.counts, columns["log_prob"], math.nan)
+    if "mean_logits" in columns:
+        columns["vocab"] = torch.full_like(columns["log_sum"], size)
+    if "is_top1" in columns:
+        columns["is_top1"] = (columns["is_top1"] & here.owned).float()
+    if here.owned_ids is not None:
+        columns["selected"] = torch.where(here.owned_ids, columns["selected"], math.nan)
+    return columns
+
+
+def _gradients_by_kernels(ctx: Any, given: tuple) -> tuple:
+    saved, free = take_saved(ctx)
+    operands, owned, owned_ids, log_prob, normalizer, entropy, squares, vocab, logits = saved[:5], *saved[5:]
+    rows = operands[0].shape[0]
+    upstreams = {
+        name: None if u is None else u.float().reshape(rows, *u.shape[len(ctx.shape) - 1 :])
+        for name, u in zip(("log_prob", *ctx.names, "selected"), given)
+    }
+    of_slice = _upstreams_of_slice(upstreams, owned, owned_ids, operands[1].shape[0], vocab)
+    if upstreams["log_prob"] is not None and not ctx.unowned_is_zero:
+        of_slice[2] = torch.where(log_prob.isnan(), math.nan, of_slice[2])
+    known = (torch.where(owned, log_prob, 0), normalizer, entropy, squares)
+    kept = logits if free[12] else None
+    return kernel_backward(tuple(of_slice), operands, known, ctx.options, ctx.needs, kept, wide_dx=True)
+
+
+def _upstreams_of_slice(upstreams: dict[str, Any], owned: Tensor, owned_ids: Any, size: int, vocab: Any) -> list[Any]:
+    """In the order of the kernels, which know no target and no id but their own: of another's log p = z - lse it is lse that
+    this slice has a part in."""
+    of_log_prob, of_lse = upstreams["log_prob"], upstreams.get("lse")
+    of_mean, of_selected = upstreams.get("mean_logits"), upstreams.get("selected")
+    moved = []
+    if of_log_prob is not None:
+        moved.append(torch.where(owned, 0, of_log_prob))
+        of_log_prob = torch.where(owned, of_log_prob, 0)
+    if of_selected is not None:
+        moved.append(torch.where(owned_ids, 0, of_selected).sum(1))
+        of_selected = torch.where(owned_ids, of_selected, 0)
+    for of_others in moved:
+        of_lse = -of_others if of_lse is None else of_lse - of_others
+    if of_mean is not None:
+        of_mean = of_mean * (size / vocab)
+    return [of_log_prob, upstreams.get("entropy"), of_lse, upstreams.get("log_sum_sq_probs"), of_mean, of_selected]
+
+
+# ---- by torch, where LIGER_DISABLE says so -------------------------------------------------------------------------------
+
+
+def _by_torch(leaves: list[Any], options: tuple, here: _Slice, outputs: tuple) -> dict[str, Tensor]:
+    """The same numbers, differentiable in the leaves."""
+    _, _, scale, softcap, temperature, compute = options
+    products: list[Any] = [None if t is None else t.to(COMPUTE[compute]) for t in leaves]
+    x, weight, bias = products
+    z = scale * torch.nn.functional.linear(torch.where(here.counts.unsqueeze(1), x, 0), weight, bias).float()
+    z = (softcap * torch.tanh(z / softcap) if softcap else z) / temperature
+    log_p, maximum = z.log_softmax(1), z.detach().amax(1).clamp(min=torch.finfo(torch.float32).min)
+    labels = here.targets.clamp(min=0)
+    columns = {
+        "maximum": maximum,
+        "log_sum": z.logsumexp(1) - maximum,
+        "log_prob": log_p.gather(1, labels.unsqueeze(1)).squeeze(1),
+        "entropy": -torch.where(log_p == -math.inf, 0, log_p.exp() * log_p).sum(1),
+        "log_sum_sq_probs": (2 * log_p).logsumexp(1),
+        "mean_logits": z.mean(1),
+        "is_top1": z.argmax(1) == labels,
+    }
+    if here.ids is not None:
+        columns["selected"] = log_p[:, here.ids]
+    always = {"maximum", "log_sum", "log_prob", "selected"}
+    return _of_slice({n: c for n, c in columns.items() if n in always or n in outputs}, here, weight.shape[0])
+
+
+def _gradients_by_torch(ctx: Any, upstreams: tuple) -> list:
+    leaves, made = ctx.by_torch
+    asked = [(m, u) for m, u in zip(made, upstreams) if u is not None]
+    wanted = [leaf for leaf, need in zip(leaves, ctx.needs) if need]
+    found = iter(torch.autograd.grad([m for m, _ in asked], wanted, [u.float() for _, u in asked], retain_graph=True))
+    gradients = [next(found) if need else None for need in ctx.needs]
+    return [g if g is None or i == 0 else g.to(ctx.dtypes[i]) for i, g in enumerate(gradients)]
+
+
+__all__ = ["LigerVocabParallelLinearLogProbFunction", "is_split"]

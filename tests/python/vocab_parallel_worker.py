@@ -1,0 +1,233 @@
+"""One of the processes of test_vocab_parallel.py: `vocab_parallel_worker.py RANK WORLD STORE_FILE DEVICE`.
+
+Each has a slice of one head, and holds its results and gradients to those of the whole vocabulary in float64.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from liger_kernel import _native
+from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction, LigerVocabParallelLinearLogProbFunction
+from liger_kernel.ops.linear_logprob import OUTPUTS
+from liger_kernel.transformers import LigerLinearLogProb
+from liger_kernel.transformers.functional import (
+    liger_fused_linear_scaled_cross_entropy_tp,
+    liger_linear_logprob,
+)
+
+ROWS, HIDDEN, VOCAB = 23, 16, 60
+UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def bounds(world, uneven):
+    """Where slices begin; uneven ones have sizes that no two share."""
+    if not uneven:
+        return [r * VOCAB // world for r in range(world + 1)]
+    return [0, 7, *(VOCAB - 5 * (world - r) for r in range(2, world)), VOCAB]
+
+
+def results64(x, weight, bias, target, ids, temperature, softcap, scale, ignore_index):
+    """The formulas of LigerLinearLogProbFunction over the whole vocabulary."""
+    z = scale * (x @ weight.t() if bias is None else x @ weight.t() + bias)
+    z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / temperature
+    log_p = z.log_softmax(-1)
+    labels = target.where(target != ignore_index, 0).long()
+    found = {
+        "log_prob": log_p.gather(-1, labels[..., None])[..., 0],
+        "entropy": -(log_p.exp() * log_p).sum(-1),
+        "lse": z.logsumexp(-1),
+        "log_sum_sq_probs": (2 * log_p).logsumexp(-1),
+        "mean_logits": z.mean(-1),
+        "is_top1": z.argmax(-1) == labels,
+        "selected": log_p[..., ids],
+    }
+    counts = target != ignore_index
+    return {
+        n: v.masked_fill(~(counts.unsqueeze(-1) if v.dim() > counts.dim() else counts), 0) for n, v in found.items()
+    }
+
+
+def near(found, right, steps, unit, what):
+    """`steps` roundings of `unit`, of numbers as large as the largest."""
+    error, size = (found.double().cpu() - right).abs().max().item(), max(right.abs().max().item(), 1e-3)
+    assert error <= steps * unit * size, f"{what}: {error / (unit * size):.1f} units, more than {steps}"
+
+
+def check(device, dtype, uneven, names, leading=(ROWS,), with_bias=True, **options):
+    rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    torch.manual_seed(5)
+    x = torch.randn(*leading, HIDDEN).to(dtype)
+    weight, bias = (0.4 * torch.randn(VOCAB, HIDDEN)).to(dtype), (0.5 * torch.randn(VOCAB)).to(dtype)
+    target = torch.randint(0, VOCAB // world - 1, leading)  # the last slices have none
+    target.view(-1)[1::3] = -1
+    target.view(-1)[-1] = x.view(-1, HIDDEN)[-1].float().matmul(weight.float().t()).add(bias.float()).argmax()
+    ids = torch.tensor([VOCAB - 1, 0, 8, 8])
+    given = dict(temperature=1.0, softcap=None, scale=1.0, ignore_index=-1) | options
+
+    wide = [t.double().requires_grad_() for t in (x, weight, bias)]
+    right = results64(wide[0], wide[1], wide[2] if with_bias else None, target, ids, **given)
+    torch.manual_seed(6)
+    kept = ["log_prob", *names, "selected"]
+    upstreams = {n: torch.randn(right[n].shape, dtype=torch.float64) for n in kept if n != "is_top1"}
+    sum((upstreams[n] * right[n]).sum() for n in upstreams).backward()
+
+    first, last = bounds(world, uneven)[rank : rank + 2]
+    parts = [t.to(device).requires_grad_() for t in (x, weight[first:last].clone(), bias[first:last].clone())]
+    found = LigerVocabParallelLinearLogProbFunction.apply(
+        parts[0], parts[1], target.to(device), group, first if uneven else None, parts[2] if with_bias else None,
+        ids.to(device), given["temperature"], given["softcap"], given["scale"], -1, None, tuple(names),
+    )  # fmt: skip
+    found = dict(zip(kept, found))
+    unit = UNIT[dtype]
+    for name, value in found.items():
+        if name == "is_top1":
+            assert torch.equal(value.cpu(), right[name])
+        else:  # of the logits one rounding, and of float32 sums of some 60 numbers
+            near(value.detach(), right[name].detach(), 4 if dtype is not torch.float32 else 64, unit, name)
+    total = sum((upstreams[n].float().to(device) * found[n]).sum() for n in upstreams)
+    parameters = parts if with_bias else parts[:2]
+    gradients = torch.autograd.grad(total, parameters, retain_graph=True)
+    again = torch.autograd.grad(total, parameters)
+    cut = [slice(None), slice(first, last), slice(first, last)]
+    for name, one, other, twin, part in zip(("dx", "dweight", "dbias"), gradients, again, wide, cut):
+        if os.environ.get("LIGER_DISABLE"):  # torch's products do not promise their bits
+            near(one, other.double().cpu(), 4, unit, f"{name} again")
+        else:
+            assert torch.equal(one, other), f"{name}: another one the second time"
+        assert one.dtype is dtype
+        near(one, twin.grad[part], 12 if dtype is not torch.float32 else 64, unit, name)
+
+
+def check_scaled(device, dtype):
+    """As one process' scaled cross entropy, but for a target that nobody has."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(7)
+    x, weight = torch.randn(ROWS, HIDDEN).to(dtype).to(device), (0.4 * torch.randn(VOCAB, HIDDEN)).to(dtype).to(device)
+    target = torch.randint(0, VOCAB, (ROWS,), device=device)
+    target[3] = -7
+    x.requires_grad_(), weight.requires_grad_()
+    part = weight.detach().view(world, -1, HIDDEN)[rank].clone().requires_grad_()
+    alone = LigerFusedLinearScaledCrossEntropyFunction.apply(x, weight, target, 0.7, -7, 1, True)
+    split = liger_fused_linear_scaled_cross_entropy_tp(x, part, target, None, 0.7, -7, 2, True)
+    steps = 64 if dtype is torch.float32 else 4
+    for name, one, all_of_it in zip(("nll", "entropy"), split, alone):
+        assert one.dtype is torch.float32
+        near(one.detach(), all_of_it.detach().double().cpu(), steps, UNIT[dtype], name)
+    u = torch.linspace(-1, 2, ROWS, device=device)
+    right = torch.autograd.grad((u * (alone[0] + alone[1].float())).sum(), (x, weight))
+    found = torch.autograd.grad((u * (split[0] + split[1])).sum(), (x, part))
+    near(found[0], right[0].double().cpu(), steps, UNIT[dtype], "dx")
+    near(found[1], right[1].view(world, -1, HIDDEN)[rank].double().cpu(), steps, UNIT[dtype], "dweight")
+    target[0] = VOCAB
+    assert liger_fused_linear_scaled_cross_entropy_tp(x, part, target, dist.group.WORLD).isfinite().all()
+    assert torch.equal(split[0], liger_fused_linear_scaled_cross_entropy_tp(x, part, target, None, 0.7, -7)) is False
+
+
+def check_one_of_one(device):
+    """A group of one process is no split, and the function is that of one process."""
+    group = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    x, weight = torch.randn(4, 8, device=device), torch.randn(6, 8, device=device)
+    target = torch.arange(4, device=device)
+    assert torch.equal(
+        liger_linear_logprob(x, weight, target, process_group=group), liger_linear_logprob(x, weight, target)
+    )
+    module = LigerLinearLogProb(outputs=("entropy",))
+    dist.broadcast(x, 0)
+    dist.broadcast(weight, 0)
+    whole = torch.cat([weight] * dist.get_world_size())
+    for one, all_of_it in zip(module(x, weight, target, process_group=dist.group.WORLD), module(x, whole, target)):
+        near(one, all_of_it.double().cpu(), 16, 2.0**-24, "module")
+
+
+def check_frozen(device):
+    """Of what is frozen no gradient, and where hidden states are, no sum over processes is waited for."""
+    rank, group = dist.get_rank(), dist.group.WORLD
+    x, weight = torch.randn(5, 8, device=device), torch.randn(6, 8, device=device, requires_grad=True)
+    dist.broadcast(x, 0)
+    target = torch.tensor([0, 3, 6, 11, 1], device=device)
+    log_p = LigerVocabParallelLinearLogProbFunction.apply(x, weight, target, group)
+    if rank == 0:  # a collective in here would never end
+        log_p.sum().backward()
+        assert weight.grad is not None
+    dist.barrier()
+    with torch.no_grad():
+        assert not LigerVocabParallelLinearLogProbFunction.apply(x, weight, target, group).requires_grad
+    empty = LigerVocabParallelLinearLogProbFunction.apply(x[:0], weight, target[:0], group)
+    assert empty.shape == (0,)
+
+
+def check_unowned(device):
+    """A target of no process: NaN, with NaN gradients in its row; on request its logit is 0."""
+    group = dist.group.WORLD
+    torch.manual_seed(dist.get_rank())
+    x, weight = torch.ones(3, 8, device=device, requires_grad=True), torch.randn(6, 8, device=device)
+    target = torch.tensor([0, 6 * dist.get_world_size(), -100], device=device)
+    log_p = LigerVocabParallelLinearLogProbFunction.apply(x, weight, target, group)
+    assert log_p.isnan().tolist() == [False, True, False]
+    log_p.sum().backward()
+    assert x.grad.isnan().any(1).tolist() == [False, True, False]
+    x.grad = None
+    log_p, lse = LigerVocabParallelLinearLogProbFunction.apply(
+        x, weight, target, group, None, None, None, 1.0, None, 1.0, -100, None, ("lse",), True
+    )
+    assert torch.equal(log_p[1], -lse[1])
+    log_p.sum().backward()
+    assert x.grad.isfinite().all() and x.grad[1].any()
+
+
+def check_extremes(device):
+    """A slice of which nothing has a probability, and the largest logit of two slices at once."""
+    rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    x, weight = torch.ones(2, 1, device=device), torch.full((4, 1), 3.0, device=device)
+    bias = torch.full((4,), -math.inf if rank == world - 1 else 0.0, device=device)
+    target = torch.tensor([0, 4], device=device)
+    names = ("entropy", "lse", "log_sum_sq_probs", "is_top1")
+    log_p, entropy, lse, squares, top1 = LigerVocabParallelLinearLogProbFunction.apply(
+        x, weight, target, group, None, bias, None, 1.0, None, 1.0, -100, None, names
+    )
+    count = math.log(4 * (world - 1))
+    for value, right in ((entropy, count), (lse, 3 + count), (squares, -count)):
+        near(value, torch.full((2,), right, dtype=torch.float64), 8, 2.0**-24, right)
+    assert abs(log_p[0].item() + count) <= 8 * 2.0**-24 * max(count, 1)
+    assert top1.tolist() == [True, False]  # of equal ones the first
+
+
+def main():
+    rank, world, store, device = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world)
+    everything, reduce = list(OUTPUTS), dist.all_reduce
+
+    def wide_reduce(tensor, **options):
+        assert tensor.dtype is torch.float32  # what is rounded before it is added up is rounded once for each process
+        return reduce(tensor, **options)
+
+    dist.all_reduce = wide_reduce
+    if "vocab_parallel_logprob" in os.environ.get("LIGER_DISABLE", ""):
+        for name in ("linear_logprob_forward", "linear_logprob_backward"):
+            setattr(_native, name, None)  # not to be called
+    for dtype in UNIT:
+        for uneven in (False, True):
+            check(device, dtype, uneven, everything)
+            check(device, dtype, uneven, everything, temperature=0.7, softcap=5.0, scale=-1.3)
+        check(device, dtype, True, ["mean_logits"], leading=(3, 5), with_bias=False)
+        check(device, dtype, False, [])
+        check_scaled(device, dtype)
+    check_one_of_one(device)
+    check_frozen(device)
+    check_unowned(device)
+    check_extremes(device)
+    dist.destroy_process_group()
+    print("ok")
+
+
+if __name__ == "__main__":
+    main()
