@@ -145,6 +145,7 @@ OPERATORS = {
         "LigerSwiGLUMLPForMuseGlimmer",
         "liger_swiglu",
     ),
+    "vocab_parallel_cross_entropy": Exports("LigerVocabParallelCEFunction", "LigerVocabParallelCrossEntropy", ""),
     "vocab_parallel_logprob": Exports("LigerVocabParallelLinearLogProbFunction", "", "", "linear_logprob"),
 }
 
