@@ -144,6 +144,28 @@ def cross_entropy_bf16(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target, ignore_index=IGNORE)
 
 
+def kl_div(x: Tensor, y: Tensor) -> Tensor:
+    return F.kl_div(x.float(), y.float(), reduction="batchmean")
+
+
+def kl_div_bf16(x: Tensor, y: Tensor) -> Tensor:
+    return F.kl_div(x, y, reduction="batchmean")
+
+
+def jsd(x: Tensor, y: Tensor) -> Tensor:
+    """As TRL's GKDTrainer has it, with beta = 1/2."""
+    x, y = x.float(), y.float()
+    mixture = torch.logaddexp(x, y) - math.log(2)
+    both = F.kl_div(mixture, y, reduction="sum", log_target=True) + F.kl_div(
+        mixture, x, reduction="sum", log_target=True
+    )
+    return both / (2 * x.shape[0])
+
+
+def tvd(x: Tensor, y: Tensor) -> Tensor:
+    return (x.float() - y.float()).abs().sum() / (2 * x.shape[0])
+
+
 def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return cross_entropy(F.linear(x, weight), target)
 
@@ -284,6 +306,22 @@ def _loss_inputs(shape, dtype, device) -> Inputs:
     return Inputs([normal((rows, vocab), dtype, device, 1, 2.0)], [targets(rows, vocab, device)])
 
 
+def _divergence_inputs(logs: tuple[bool, bool]):
+    """Student and teacher: log-probabilities, or probabilities."""
+
+    def inputs(shape, dtype, device) -> Inputs:
+        made = []
+        for seed, log in zip((1, 2), logs):
+            x = normal(tuple(shape), dtype, device, seed, 2.0)
+            for rows in x.split(max(1, (1 << 28) // shape[1])):  # in place: no second matrix in float32
+                wide = rows.float().log_softmax(-1)
+                rows.copy_(wide if log else wide.exp_())
+            made.append(x)
+        return Inputs(made[:1], made[1:])
+
+    return inputs
+
+
 def _linear_inputs(shape, dtype, device) -> Inputs:
     rows, hidden, vocab = shape
     x = normal((rows, hidden), dtype, device, 1)
@@ -345,6 +383,13 @@ OPERATORS = {
     ),
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
+    ),
+    "kl_div": Operator(
+        _divergence_inputs((True, False)), kl_div, "LigerKLDivLossFunction", "kl_div", ("batchmean",), passes=3
+    ),
+    "jsd": Operator(_divergence_inputs((True, True)), jsd, "LigerJSDFunction", "jsd", (None, 0.5, IGNORE), passes=3),
+    "tvd": Operator(
+        _divergence_inputs((False, False)), tvd, "LigerTVDLossFunction", "tvd", (None, "batchmean", IGNORE), passes=3
     ),
     "linear_cross_entropy": Operator(_linear_inputs, linear_cross_entropy, *_LINEAR, products=3),
     "scaled_cross_entropy": Operator(
@@ -447,6 +492,9 @@ CUDA_ROWS = [
     ),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
+    Row("KL 4096x128256", "divergence", "kl_div", (4096, 128256), bar_ms=0.79, bar_mb=1004),
+    Row("JSD 4096x128256", "divergence", "jsd", (4096, 128256), bar_ms=0.79, bar_mb=1004),
+    Row("TVD 4096x128256", "divergence", "tvd", (4096, 128256), bar_ms=0.79, bar_mb=1004),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
     Row("FLCE 16384x4096x128256", "flce", "linear_cross_entropy", (16384, 4096, 128256), bar_ms=79.5, bar_mb=3260),
     Row(
@@ -527,6 +575,9 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"PolyNorm 2048x4096 {short}", "norm", "poly_norm", (2048, 4096), dtype),
         Row(f"MTA 1x32x512x512, 9x9 {short}", "pointwise", "multi_token_attention", (1, 32 << 18), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
+        Row(f"KL 1024x32000 {short}", "divergence", "kl_div", (1024, 32000), dtype),
+        Row(f"JSD 1024x32000 {short}", "divergence", "jsd", (1024, 32000), dtype),
+        Row(f"TVD 1024x32000 {short}", "divergence", "tvd", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"DPO 8x128x1024x32000 {short}", "flce", "dpo", (8, 128, 1024, 32000), dtype),

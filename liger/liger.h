@@ -6,6 +6,7 @@
 #define LIGER_LIGER_H
 
 #include "liger/core/context.h"
+#include "liger/core/reduction.h"
 #include "liger/core/status.h"
 #include "liger/core/tensor.h"
 #include "liger/core/version.h"
@@ -17,6 +18,8 @@
 #include "liger/ops/geglu/geglu.h"
 #include "liger/ops/group_norm/group_norm.h"
 #include "liger/ops/int2_matmul/int2_matmul.h"
+#include "liger/ops/jsd/jsd.h"
+#include "liger/ops/kl_div/kl_div.h"
 #include "liger/ops/layer_norm/layer_norm.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/linear_logprob/linear_logprob.h"
@@ -33,5 +36,6 @@
 #include "liger/ops/softmax/softmax.h"
 #include "liger/ops/sparsemax/sparsemax.h"
 #include "liger/ops/swiglu/swiglu.h"
+#include "liger/ops/tvd/tvd.h"
 
 #endif

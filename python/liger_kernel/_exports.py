@@ -78,6 +78,16 @@ OPERATORS = {
         "liger_group_norm",
     ),
     "grpo_loss": Exports("GrpoLossFunction", "", ""),
+    "jsd": Exports(
+        "LigerJSDFunction jsd_backward jsd_forward",
+        "LigerJSD",
+        "liger_jsd",
+    ),
+    "kl_div": Exports(
+        "LigerKLDivLossFunction",
+        "LigerKLDIVLoss",
+        "liger_kl_div",
+    ),
     "layer_norm": Exports(
         "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
         "LigerLayerNorm",
@@ -144,6 +154,11 @@ OPERATORS = {
         "LigerBlockSparseTop2MLP LigerFalconH1SwiGLUMLP LigerPhi3SwiGLUMLP LigerQwen3MoeSwiGLUMLP LigerSwiGLUMLP "
         "LigerSwiGLUMLPForMuseGlimmer",
         "liger_swiglu",
+    ),
+    "tvd": Exports(
+        "LigerTVDLossFunction",
+        "LigerTVDLoss",
+        "liger_tvd",
     ),
     "vocab_parallel_cross_entropy": Exports("LigerVocabParallelCEFunction", "LigerVocabParallelCrossEntropy", ""),
     "vocab_parallel_logprob": Exports("LigerVocabParallelLinearLogProbFunction", "", "", "linear_logprob"),
