@@ -162,6 +162,11 @@ def scaled_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Ten
     return torch.where(counts, nll, 0), torch.where(counts, entropy, 0).to(logits.dtype)
 
 
+def linear_kl_div(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    log_p = F.linear(x, weight).float().log_softmax(-1)
+    return F.kl_div(log_p, target.float(), reduction="batchmean")
+
+
 def matmul(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return F.linear(x, weight)
 
@@ -291,6 +296,13 @@ def _linear_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, weight], [targets(rows, vocab, device)])
 
 
+def _linear_kl_div_inputs(shape, dtype, device) -> Inputs:
+    """A teacher's probabilities, rounded as its model's are."""
+    rows, _, vocab = shape
+    teacher = normal((rows, vocab), torch.float32, device, 3, 2.0).softmax(-1).to(dtype)
+    return Inputs(_linear_inputs(shape, dtype, device).diff, [teacher])
+
+
 def _scaled_cross_entropy_inputs(shape, dtype, device) -> Inputs:
     made = _linear_inputs(shape, dtype, device)
     upstream = [normal(shape[:1], kind, device, seed) for kind, seed in ((torch.float32, 3), (dtype, 4))]
@@ -347,6 +359,9 @@ OPERATORS = {
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
     "linear_cross_entropy": Operator(_linear_inputs, linear_cross_entropy, *_LINEAR, products=3),
+    "linear_kl_div": Operator(
+        _linear_kl_div_inputs, linear_kl_div, "LigerFusedLinearKLDivFunction", "fused_linear_kl_div", products=3
+    ),
     "scaled_cross_entropy": Operator(
         _scaled_cross_entropy_inputs,
         scaled_cross_entropy,
@@ -492,6 +507,7 @@ CUDA_ROWS = [
         bar_ms=109,
         bar_mb=1400,
     ),
+    Row("linear KL 4096x4096x128256", "flce", "linear_kl_div", (4096, 4096, 128256), bar_ms=20.2, bar_mb=2040),
     Row("DPO 8x1024x4096x128256", "flce", "dpo", (8, 1024, 4096, 128256), bar_ms=54.1, bar_mb=3090),
     Row("ORPO 8x1024x4096x128256", "flce", "orpo", (8, 1024, 4096, 128256), bar_ms=41.4, bar_mb=3088),
     Row("SimPO 8x1024x4096x128256", "flce", "simpo", (8, 1024, 4096, 128256), bar_ms=40.2, bar_mb=3088),
@@ -528,6 +544,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"MTA 1x32x512x512, 9x9 {short}", "pointwise", "multi_token_attention", (1, 32 << 18), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
+        Row(f"linear KL 1024x1024x32000 {short}", "flce", "linear_kl_div", (1024, 1024, 32000), dtype),
         Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"DPO 8x128x1024x32000 {short}", "flce", "dpo", (8, 128, 1024, 32000), dtype),
         Row(f"GRPO 8x128x1024x32000 {short}", "flce", "grpo", (8, 128, 1024, 32000), dtype),

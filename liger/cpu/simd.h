@@ -6,6 +6,7 @@
  *   v_set v_zero v_add v_sub v_mul v_div v_fma(a,b,c)=a·b+c v_fnma(a,b,c)=c-a·b v_max v_min v_sqrt v_abs
  *   v_load_f32 v_store_f32 v_load_f16 v_store_f16 v_load_bf16 v_store_bf16 (memory of any alignment)
  *   v_scale2(x, n) = x·2^n for integral n   v_round(x) to the nearest integer, ties to even
+ *   v_split2(x, &n) = y in [sqrt(1/2), sqrt(2)) with x = y·2^n, for normal x > 0
  *   v_round_to_f16 v_round_to_bf16: rounded to that dtype and widened again
  *   v_less(a, b) -> v_mask   v_select(mask, yes, no)   v_bits_of(mask): lane l is bit l   v_mask_of(bits)
  * v_max(a, b) and v_min(a, b) return b if either is NaN.

@@ -37,6 +37,11 @@ LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) {
     const v_mask half = whole >> 1, rest = whole - half;
     return a * (v_f32)((half + 127) << 23) * (v_f32)((rest + 127) << 23);
 }
+LIGER_TEMPLATE v_f32 v_split2(v_f32 a, v_f32 *n) {
+    const v_mask whole = ((v_mask)a - 0x3f3504f3) >> 23;
+    *n = __builtin_convertvector(whole, v_f32);
+    return (v_f32)((v_mask)a - (whole << 23));
+}
 
 LIGER_TEMPLATE v_f32 v_load_f32(const float *p) {
     v_f32 x;

@@ -26,6 +26,7 @@ struct cross_entropy_count_problem {
     const void *target; /* [rows], contiguous */
     liger_dtype target_dtype;
     int64_t rows, vocab, ignore_index;
+    bool any_label;      /* that is not ignore_index will do: it is no index */
     const float *weight; /* [vocab] class weights, or NULL */
     struct cross_entropy_counts *counts;
     const char *op; /* for the message of an out-of-range target. The CPU refuses it; CUDA does not look */
