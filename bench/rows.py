@@ -184,6 +184,19 @@ def scaled_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Ten
     return torch.where(counts, nll, 0), torch.where(counts, entropy, 0).to(logits.dtype)
 
 
+def linear_kl_div(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    log_p = F.linear(x, weight).float().log_softmax(-1)
+    return F.kl_div(log_p, target.float(), reduction="batchmean")
+
+
+def linear_jsd(x: Tensor, weight: Tensor, teacher_x: Tensor, teacher_weight: Tensor) -> Tensor:
+    """As TRL's GKD trainer writes it, in float32."""
+    log_q, log_p = (F.linear(*head).float().log_softmax(-1) for head in ((x, weight), (teacher_x, teacher_weight)))
+    log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)
+    kl_p, kl_q = (F.kl_div(log_m, log, reduction="batchmean", log_target=True) for log in (log_p, log_q))
+    return 0.5 * (kl_p + kl_q)
+
+
 def matmul(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return F.linear(x, weight)
 
@@ -329,6 +342,21 @@ def _linear_inputs(shape, dtype, device) -> Inputs:
     return Inputs([x, weight], [targets(rows, vocab, device)])
 
 
+def _linear_kl_div_inputs(shape, dtype, device) -> Inputs:
+    """A teacher's probabilities, rounded as its model's are."""
+    rows, _, vocab = shape
+    teacher = normal((rows, vocab), torch.float32, device, 3, 2.0).softmax(-1).to(dtype)
+    return Inputs(_linear_inputs(shape, dtype, device).diff, [teacher])
+
+
+def _linear_jsd_inputs(shape, dtype, device) -> Inputs:
+    """A teacher whose hidden states are twice as wide."""
+    rows, hidden, vocab = shape
+    teacher_x = normal((rows, 2 * hidden), dtype, device, 3)
+    teacher_weight = normal((vocab, 2 * hidden), dtype, device, 4, 2.0 * (2 * hidden) ** -0.5)
+    return Inputs(_linear_inputs(shape, dtype, device).diff, [teacher_x, teacher_weight])
+
+
 def _scaled_cross_entropy_inputs(shape, dtype, device) -> Inputs:
     made = _linear_inputs(shape, dtype, device)
     upstream = [normal(shape[:1], kind, device, seed) for kind, seed in ((torch.float32, 3), (dtype, 4))]
@@ -392,6 +420,13 @@ OPERATORS = {
         _divergence_inputs((False, False)), tvd, "LigerTVDLossFunction", "tvd", (None, "batchmean", IGNORE), passes=3
     ),
     "linear_cross_entropy": Operator(_linear_inputs, linear_cross_entropy, *_LINEAR, products=3),
+    # two products' worth for the teacher's logits
+    "linear_jsd": Operator(
+        _linear_jsd_inputs, linear_jsd, "LigerFusedLinearJSDFunction", "fused_linear_jsd", products=5
+    ),
+    "linear_kl_div": Operator(
+        _linear_kl_div_inputs, linear_kl_div, "LigerFusedLinearKLDivFunction", "fused_linear_kl_div", products=3
+    ),
     "scaled_cross_entropy": Operator(
         _scaled_cross_entropy_inputs,
         scaled_cross_entropy,
@@ -540,6 +575,8 @@ CUDA_ROWS = [
         bar_ms=109,
         bar_mb=1400,
     ),
+    Row("linear JSD 4096x1024x128256", "flce", "linear_jsd", (4096, 1024, 128256), bar_ms=10.5, bar_mb=1560),
+    Row("linear KL 4096x4096x128256", "flce", "linear_kl_div", (4096, 4096, 128256), bar_ms=20.2, bar_mb=2040),
     Row("DPO 8x1024x4096x128256", "flce", "dpo", (8, 1024, 4096, 128256), bar_ms=54.1, bar_mb=3090),
     Row("ORPO 8x1024x4096x128256", "flce", "orpo", (8, 1024, 4096, 128256), bar_ms=41.4, bar_mb=3088),
     Row("SimPO 8x1024x4096x128256", "flce", "simpo", (8, 1024, 4096, 128256), bar_ms=40.2, bar_mb=3088),
@@ -579,6 +616,8 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"JSD 1024x32000 {short}", "divergence", "jsd", (1024, 32000), dtype),
         Row(f"TVD 1024x32000 {short}", "divergence", "tvd", (1024, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
+        Row(f"linear JSD 1024x512x32000 {short}", "flce", "linear_jsd", (1024, 512, 32000), dtype),
+        Row(f"linear KL 1024x1024x32000 {short}", "flce", "linear_kl_div", (1024, 1024, 32000), dtype),
         Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"DPO 8x128x1024x32000 {short}", "flce", "dpo", (8, 128, 1024, 32000), dtype),
         Row(f"GRPO 8x128x1024x32000 {short}", "flce", "grpo", (8, 128, 1024, 32000), dtype),

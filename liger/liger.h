@@ -22,6 +22,8 @@
 #include "liger/ops/kl_div/kl_div.h"
 #include "liger/ops/layer_norm/layer_norm.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "liger/ops/linear_jsd/linear_jsd.h"
+#include "liger/ops/linear_kl_div/linear_kl_div.h"
 #include "liger/ops/linear_logprob/linear_logprob.h"
 #include "liger/ops/mhc/mhc.h"
 #include "liger/ops/modulated_rms_norm/modulated_rms_norm.h"

@@ -61,6 +61,18 @@ OPERATORS = {
         "liger_fused_linear_cross_entropy",
         "linear_cross_entropy",
     ),
+    "fused_linear_jsd": Exports(
+        "LigerFusedLinearJSDFunction fused_linear_jsd_backward fused_linear_jsd_forward",
+        "LigerFusedLinearJSD",
+        "liger_fused_linear_jsd",
+        "linear_jsd",
+    ),
+    "fused_linear_kl_div": Exports(
+        "LigerFusedLinearKLDivFunction fused_linear_kl_div_backward fused_linear_kl_div_forward",
+        "LigerFusedLinearKLDivLoss",
+        "liger_fused_linear_kl_div",
+        "linear_kl_div",
+    ),
     "fused_linear_scaled_cross_entropy": Exports(
         "LigerFusedLinearScaledCrossEntropyFunction LigerFusedLinearScaledCrossEntropyTPFunction",
         "",
