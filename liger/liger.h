@@ -11,6 +11,7 @@
 #include "liger/core/version.h"
 
 #include "liger/ops/attn_res/attn_res.h"
+#include "liger/ops/ce_tvd/ce_tvd.h"
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "liger/ops/dyt/dyt.h"
 #include "liger/ops/embedding/embedding.h"
@@ -18,6 +19,7 @@
 #include "liger/ops/group_norm/group_norm.h"
 #include "liger/ops/int2_matmul/int2_matmul.h"
 #include "liger/ops/layer_norm/layer_norm.h"
+#include "liger/ops/linear/linear.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/linear_logprob/linear_logprob.h"
 #include "liger/ops/mhc/mhc.h"
