@@ -12,6 +12,7 @@
 #include "liger/core/version.h"
 
 #include "liger/ops/attn_res/attn_res.h"
+#include "liger/ops/ce_tvd/ce_tvd.h"
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "liger/ops/dyt/dyt.h"
 #include "liger/ops/embedding/embedding.h"
@@ -21,6 +22,7 @@
 #include "liger/ops/jsd/jsd.h"
 #include "liger/ops/kl_div/kl_div.h"
 #include "liger/ops/layer_norm/layer_norm.h"
+#include "liger/ops/linear/linear.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "liger/ops/linear_jsd/linear_jsd.h"
 #include "liger/ops/linear_kl_div/linear_kl_div.h"

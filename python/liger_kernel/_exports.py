@@ -55,6 +55,12 @@ OPERATORS = {
         "liger_fused_add_rms_norm",
         "add_rms_norm",
     ),
+    "fused_ce_tvd": Exports(
+        "LigerFusedCETVDFunction fused_ce_tvd_backward fused_ce_tvd_forward",
+        "LigerFusedCETVDLoss",
+        "",
+        "ce_tvd",
+    ),
     "fused_linear_cross_entropy": Exports(
         "LigerFusedLinearCrossEntropyFunction fused_linear_cross_entropy_backward fused_linear_cross_entropy_forward",
         "LigerFusedLinearCrossEntropyLoss",
