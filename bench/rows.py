@@ -595,6 +595,8 @@ CUDA_ROWS = [
     Row("SimPO 8x1024x4096x128256", "flce", "simpo", (8, 1024, 4096, 128256), bar_ms=40.2, bar_mb=3088),
     Row("CPO 8x1024x4096x128256", "flce", "cpo", (8, 1024, 4096, 128256), bar_ms=40.3, bar_mb=3088),
     Row("GRPO 8x1024x4096x128256", "flce", "grpo", (8, 1024, 4096, 128256), bar_ms=39.4, bar_mb=3088),
+    Row("JSD on heads 4096x1024/2048x128256", "flce", "distill_jsd", (4096, 1024, 128256)),
+    Row("cosine on heads 4096x1024/2048x128256", "flce", "distill_cosine", (4096, 1024, 128256)),
     Row("GRPO 8x1024x4096x128256, half", "flce", "grpo_half", (8, 1024, 4096, 128256), bar_ms=22, bar_mb=3088),
 ]
 
@@ -634,6 +636,8 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"linear KL 1024x1024x32000 {short}", "flce", "linear_kl_div", (1024, 1024, 32000), dtype),
         Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"DPO 8x128x1024x32000 {short}", "flce", "dpo", (8, 128, 1024, 32000), dtype),
+        Row(f"JSD on heads 1024x512/1024x32000 {short}", "flce", "distill_jsd", (1024, 512, 32000), dtype),
+        Row(f"cosine on heads 1024x512/1024x32000 {short}", "flce", "distill_cosine", (1024, 512, 32000), dtype),
         Row(f"GRPO 8x128x1024x32000 {short}", "flce", "grpo", (8, 128, 1024, 32000), dtype),
         Row(f"GRPO 8x128x1024x32000 {short}, half", "flce", "grpo_half", (8, 128, 1024, 32000), dtype),
     ]
