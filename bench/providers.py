@@ -111,7 +111,11 @@ def _around_a_layer(call: Callable[..., torch.Tensor]):
 
 
 def _eager_bf16(op: str):
-    plain = {"cross_entropy": rows.cross_entropy_bf16, "linear_cross_entropy": rows.linear_cross_entropy_bf16}
+    plain = {
+        "cross_entropy": rows.cross_entropy_bf16,
+        "linear_cross_entropy": rows.linear_cross_entropy_bf16,
+        "kl_div": rows.kl_div_bf16,
+    }
     if op not in plain:
         raise Missing("differs from eager in the losses only")
     return plain[op]

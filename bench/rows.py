@@ -144,6 +144,28 @@ def cross_entropy_bf16(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target, ignore_index=IGNORE)
 
 
+def kl_div(x: Tensor, y: Tensor) -> Tensor:
+    return F.kl_div(x.float(), y.float(), reduction="batchmean")
+
+
+def kl_div_bf16(x: Tensor, y: Tensor) -> Tensor:
+    return F.kl_div(x, y, reduction="batchmean")
+
+
+def jsd(x: Tensor, y: Tensor) -> Tensor:
+    """As TRL's GKDTrainer has it, with beta = 1/2."""
+    x, y = x.float(), y.float()
+    mixture = torch.logaddexp(x, y) - math.log(2)
+    both = F.kl_div(mixture, y, reduction="sum", log_target=True) + F.kl_div(
+        mixture, x, reduction="sum", log_target=True
+    )
+    return both / (2 * x.shape[0])
+
+
+def tvd(x: Tensor, y: Tensor) -> Tensor:
+    return (x.float() - y.float()).abs().sum() / (2 * x.shape[0])
+
+
 def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return cross_entropy(F.linear(x, weight), target)
 
@@ -160,6 +182,24 @@ def scaled_cross_entropy(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Ten
     nll = -log_p.gather(-1, labels[:, None])[:, 0]
     entropy = -(log_p.exp() * log_p).sum(-1)
     return torch.where(counts, nll, 0), torch.where(counts, entropy, 0).to(logits.dtype)
+
+
+def linear_kl_div(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    log_p = F.linear(x, weight).float().log_softmax(-1)
+    return F.kl_div(log_p, target.float(), reduction="batchmean")
+
+
+def linear_jsd(x: Tensor, weight: Tensor, teacher_x: Tensor, teacher_weight: Tensor) -> Tensor:
+    """As TRL's GKD trainer writes it, in float32."""
+    log_q, log_p = (F.linear(*head).float().log_softmax(-1) for head in ((x, weight), (teacher_x, teacher_weight)))
+    log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)
+    kl_p, kl_q = (F.kl_div(log_m, log, reduction="batchmean", log_target=True) for log in (log_p, log_q))
+    return 0.5 * (kl_p + kl_q)
+def ce_tvd(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy and the total variation distance to the teacher, of each row."""
+    ce = F.cross_entropy(student.float(), target, ignore_index=IGNORE, reduction="none")
+    tvd = 0.5 * (student.float().softmax(-1) - teacher.float().softmax(-1)).abs().sum(-1)
+    return ce, tvd.masked_fill(target == IGNORE, 0)
 
 
 def matmul(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -284,11 +324,47 @@ def _loss_inputs(shape, dtype, device) -> Inputs:
     return Inputs([normal((rows, vocab), dtype, device, 1, 2.0)], [targets(rows, vocab, device)])
 
 
+def _divergence_inputs(logs: tuple[bool, bool]):
+    """Student and teacher: log-probabilities, or probabilities."""
+
+    def inputs(shape, dtype, device) -> Inputs:
+        made = []
+        for seed, log in zip((1, 2), logs):
+            x = normal(tuple(shape), dtype, device, seed, 2.0)
+            for rows in x.split(max(1, (1 << 28) // shape[1])):  # in place: no second matrix in float32
+                wide = rows.float().log_softmax(-1)
+                rows.copy_(wide if log else wide.exp_())
+            made.append(x)
+        return Inputs(made[:1], made[1:])
+
+    return inputs
+def _ce_tvd_inputs(shape, dtype, device) -> Inputs:
+    made = _loss_inputs(shape, dtype, device)
+    teacher = made.diff[0].float() + normal(shape, torch.float32, device, 2)
+    upstream = [normal(shape[:1], torch.float32, device, seed) for seed in (3, 4)]
+    return Inputs(made.diff, [teacher.to(dtype), *made.fixed], upstream)
+
+
 def _linear_inputs(shape, dtype, device) -> Inputs:
     rows, hidden, vocab = shape
     x = normal((rows, hidden), dtype, device, 1)
     weight = normal((vocab, hidden), dtype, device, 2, 2.0 * hidden**-0.5)
     return Inputs([x, weight], [targets(rows, vocab, device)])
+
+
+def _linear_kl_div_inputs(shape, dtype, device) -> Inputs:
+    """A teacher's probabilities, rounded as its model's are."""
+    rows, _, vocab = shape
+    teacher = normal((rows, vocab), torch.float32, device, 3, 2.0).softmax(-1).to(dtype)
+    return Inputs(_linear_inputs(shape, dtype, device).diff, [teacher])
+
+
+def _linear_jsd_inputs(shape, dtype, device) -> Inputs:
+    """A teacher whose hidden states are twice as wide."""
+    rows, hidden, vocab = shape
+    teacher_x = normal((rows, 2 * hidden), dtype, device, 3)
+    teacher_weight = normal((vocab, 2 * hidden), dtype, device, 4, 2.0 * (2 * hidden) ** -0.5)
+    return Inputs(_linear_inputs(shape, dtype, device).diff, [teacher_x, teacher_weight])
 
 
 def _scaled_cross_entropy_inputs(shape, dtype, device) -> Inputs:
@@ -346,7 +422,22 @@ OPERATORS = {
     "cross_entropy": Operator(
         _loss_inputs, cross_entropy, "LigerCrossEntropyFunction", "cross_entropy", _LOSS, passes=2
     ),
+    "kl_div": Operator(
+        _divergence_inputs((True, False)), kl_div, "LigerKLDivLossFunction", "kl_div", ("batchmean",), passes=3
+    ),
+    "jsd": Operator(_divergence_inputs((True, True)), jsd, "LigerJSDFunction", "jsd", (None, 0.5, IGNORE), passes=3),
+    "tvd": Operator(
+        _divergence_inputs((False, False)), tvd, "LigerTVDLossFunction", "tvd", (None, "batchmean", IGNORE), passes=3
+    ),
+    "ce_tvd": Operator(_ce_tvd_inputs, ce_tvd, "LigerFusedCETVDFunction", "fused_ce_tvd", (IGNORE,), passes=5),
     "linear_cross_entropy": Operator(_linear_inputs, linear_cross_entropy, *_LINEAR, products=3),
+    # two products' worth for the teacher's logits
+    "linear_jsd": Operator(
+        _linear_jsd_inputs, linear_jsd, "LigerFusedLinearJSDFunction", "fused_linear_jsd", products=5
+    ),
+    "linear_kl_div": Operator(
+        _linear_kl_div_inputs, linear_kl_div, "LigerFusedLinearKLDivFunction", "fused_linear_kl_div", products=3
+    ),
     "scaled_cross_entropy": Operator(
         _scaled_cross_entropy_inputs,
         scaled_cross_entropy,
@@ -447,6 +538,11 @@ CUDA_ROWS = [
     ),
     Row("CE 16384x32000", "cross_entropy", "cross_entropy", (16384, 32000), bar_ms=0.58, bar_mb=1001),
     Row("CE 8192x128256", "cross_entropy", "cross_entropy", (8192, 128256), bar_ms=1.16, bar_mb=2005),
+    Row("KL 4096x128256", "divergence", "kl_div", (4096, 128256), bar_ms=0.79, bar_mb=1004),
+    Row("JSD 4096x128256", "divergence", "jsd", (4096, 128256), bar_ms=0.79, bar_mb=1004),
+    Row("TVD 4096x128256", "divergence", "tvd", (4096, 128256), bar_ms=0.79, bar_mb=1004),
+    # two reads, then two and a write: at the rate that three passes over a row of KL divergence are to take .79 ms
+    Row("CE+TVD 4096x128256", "cross_entropy", "ce_tvd", (4096, 128256), bar_ms=1.317, bar_mb=1004),
     Row("FLCE 4096x4096x128256", "flce", "linear_cross_entropy", (4096, 4096, 128256), bar_ms=18.9, bar_mb=2040),
     Row("FLCE 16384x4096x128256", "flce", "linear_cross_entropy", (16384, 4096, 128256), bar_ms=79.5, bar_mb=3260),
     Row(
@@ -492,6 +588,8 @@ CUDA_ROWS = [
         bar_ms=109,
         bar_mb=1400,
     ),
+    Row("linear JSD 4096x1024x128256", "flce", "linear_jsd", (4096, 1024, 128256), bar_ms=10.5, bar_mb=1560),
+    Row("linear KL 4096x4096x128256", "flce", "linear_kl_div", (4096, 4096, 128256), bar_ms=20.2, bar_mb=2040),
     Row("DPO 8x1024x4096x128256", "flce", "dpo", (8, 1024, 4096, 128256), bar_ms=54.1, bar_mb=3090),
     Row("ORPO 8x1024x4096x128256", "flce", "orpo", (8, 1024, 4096, 128256), bar_ms=41.4, bar_mb=3088),
     Row("SimPO 8x1024x4096x128256", "flce", "simpo", (8, 1024, 4096, 128256), bar_ms=40.2, bar_mb=3088),
@@ -527,7 +625,13 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"PolyNorm 2048x4096 {short}", "norm", "poly_norm", (2048, 4096), dtype),
         Row(f"MTA 1x32x512x512, 9x9 {short}", "pointwise", "multi_token_attention", (1, 32 << 18), dtype),
         Row(f"CE 1024x32000 {short}", "cross_entropy", "cross_entropy", (1024, 32000), dtype),
+        Row(f"KL 1024x32000 {short}", "divergence", "kl_div", (1024, 32000), dtype),
+        Row(f"JSD 1024x32000 {short}", "divergence", "jsd", (1024, 32000), dtype),
+        Row(f"TVD 1024x32000 {short}", "divergence", "tvd", (1024, 32000), dtype),
+        Row(f"CE+TVD 512x32000 {short}", "cross_entropy", "ce_tvd", (512, 32000), dtype),
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
+        Row(f"linear JSD 1024x512x32000 {short}", "flce", "linear_jsd", (1024, 512, 32000), dtype),
+        Row(f"linear KL 1024x1024x32000 {short}", "flce", "linear_kl_div", (1024, 1024, 32000), dtype),
         Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"DPO 8x128x1024x32000 {short}", "flce", "dpo", (8, 128, 1024, 32000), dtype),
         Row(f"GRPO 8x128x1024x32000 {short}", "flce", "grpo", (8, 128, 1024, 32000), dtype),

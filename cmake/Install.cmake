@@ -9,7 +9,8 @@ install(TARGETS liger EXPORT liger-targets LIBRARY DESTINATION ${CMAKE_INSTALL_L
 
 # Public headers keep their place in the tree: #include "liger/ops/rms_norm/rms_norm.h" works in the sources and here.
 install(FILES liger/liger.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/liger)
-install(FILES liger/core/status.h liger/core/tensor.h liger/core/context.h liger/core/version.h
+install(FILES liger/core/status.h liger/core/tensor.h liger/core/context.h liger/core/reduction.h
+              liger/core/version.h
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/liger/core)
 file(STRINGS liger/liger.h room_includes REGEX "#include \"liger/ops/")
 foreach(line IN LISTS room_includes)

@@ -6,19 +6,26 @@
 #define LIGER_LIGER_H
 
 #include "liger/core/context.h"
+#include "liger/core/reduction.h"
 #include "liger/core/status.h"
 #include "liger/core/tensor.h"
 #include "liger/core/version.h"
 
 #include "liger/ops/attn_res/attn_res.h"
+#include "liger/ops/ce_tvd/ce_tvd.h"
 #include "liger/ops/cross_entropy/cross_entropy.h"
 #include "liger/ops/dyt/dyt.h"
 #include "liger/ops/embedding/embedding.h"
 #include "liger/ops/geglu/geglu.h"
 #include "liger/ops/group_norm/group_norm.h"
 #include "liger/ops/int2_matmul/int2_matmul.h"
+#include "liger/ops/jsd/jsd.h"
+#include "liger/ops/kl_div/kl_div.h"
 #include "liger/ops/layer_norm/layer_norm.h"
+#include "liger/ops/linear/linear.h"
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "liger/ops/linear_jsd/linear_jsd.h"
+#include "liger/ops/linear_kl_div/linear_kl_div.h"
 #include "liger/ops/linear_logprob/linear_logprob.h"
 #include "liger/ops/mhc/mhc.h"
 #include "liger/ops/modulated_rms_norm/modulated_rms_norm.h"
@@ -33,5 +40,6 @@
 #include "liger/ops/softmax/softmax.h"
 #include "liger/ops/sparsemax/sparsemax.h"
 #include "liger/ops/swiglu/swiglu.h"
+#include "liger/ops/tvd/tvd.h"
 
 #endif

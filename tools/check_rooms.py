@@ -27,7 +27,7 @@ from pathlib import Path
 C_SUFFIXES = {".c", ".h", ".cu", ".cuh", ".def"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 TEST_FILES = ("_ref.c", "_ref.h", "_cases.c", "_cases.h")
-CORE_PUBLIC = {"context.h", "status.h", "tensor.h", "version.h"}
+CORE_PUBLIC = {"context.h", "reduction.h", "status.h", "tensor.h", "version.h"}
 # Paths of one machine, and numbered places in documents that are not in this tree: a reader cannot follow them.
 FOREIGN_TEXT = re.compile(
     r"(?:^|[\s\"'(=])/(?:home|root|mnt|srv|work)/\w|(?:^|[\s\"'(])\.\./\.\./\.\./\w+\.md\b"

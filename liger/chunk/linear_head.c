@@ -26,6 +26,7 @@ liger_status linear_head_logits(liger_context *context, const struct linear_head
     gemm.a = at(head->x, head->dtype, part->first_row, head->x_stride, 0), gemm.lda = head->x_stride;
     gemm.b = at(head->weight, head->dtype, part->first_col, head->hidden, 0), gemm.ldb = head->hidden;
     gemm.c = head->logits, gemm.ldc = head->logits_stride;
+    if (head->logits_dtype != LIGER_DTYPE_NONE) gemm.c_dtype = head->logits_dtype;
     gemm.bias = head->bias ? at(head->bias, head->dtype, 0, 0, part->first_col) : NULL;
     return context->kernels->gemm(context, &gemm, stream);
 }

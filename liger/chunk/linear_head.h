@@ -10,7 +10,7 @@
 #include "liger/core/tensor.h"
 
 struct linear_head {
-    liger_dtype dtype; /* of x, weight, bias and logits */
+    liger_dtype dtype; /* of x, weight, bias, logits and their gradient */
     int64_t hidden, vocab;
     const void *x; /* rows of `hidden` */
     int64_t x_stride;
@@ -18,6 +18,7 @@ struct linear_head {
     const void *bias;   /* [vocab] or NULL */
     void *logits;
     int64_t logits_stride;
+    liger_dtype logits_dtype;        /* of the product, f32; NONE: the head's */
     void *workspace;                 /* scratch of the products, then of dbias */
     size_t product_bytes, sum_bytes; /* set by the loops */
 };

@@ -116,7 +116,7 @@ liger_status linear_loss_run(liger_context *context, const struct linear_loss *l
         const int64_t left = loss->rows - first;
         const struct linear_part chunk = {first, left < loss->chunk_rows ? left : loss->chunk_rows, 0, head.vocab};
         const struct linear_result dweight = {loss->dweight, loss->dweight_dtype, head.hidden, first > 0};
-        LIGER_TRY(linear_head_logits(context, &head, &chunk, stream));
+        if (!loss->step_makes_logits) LIGER_TRY(linear_head_logits(context, &head, &chunk, stream));
         LIGER_TRY(loss->step(context, loss->state, first, chunk.rows, head.logits, head.logits_stride, stream));
         if (loss->dx) LIGER_TRY(linear_head_dx(context, &head, &chunk, dx, stream));
         if (loss->dweight) LIGER_TRY(linear_head_dweight(context, &head, &chunk, dweight, stream));

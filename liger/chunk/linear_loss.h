@@ -21,7 +21,8 @@ struct linear_loss {
     int64_t dx_stride;
     void *dweight; /* [vocab, hidden] contiguous or NULL */
     liger_dtype dweight_dtype;
-    float *dbias; /* [vocab] or NULL */
+    float *dbias;           /* [vocab] or NULL */
+    bool step_makes_logits; /* it is given the buffer and leaves dlogits there */
     linear_loss_step *step;
     void *state;
 };

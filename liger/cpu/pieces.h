@@ -17,9 +17,9 @@ enum { PIECE = 16384 };
         __VA_ARGS__;                                                                                                   \
     }
 
-static int64_t pieces(int64_t rows, int64_t cols) { return rows * ((cols + PIECE - 1) / PIECE); }
+LIGER_TEMPLATE int64_t pieces(int64_t rows, int64_t cols) { return rows * ((cols + PIECE - 1) / PIECE); }
 /* Short rows are pieces of their own: take several at a time. */
-static int64_t grain(int64_t cols) { return cols < PIECE ? 1 + PIECE / cols : 1; }
+LIGER_TEMPLATE int64_t grain(int64_t cols) { return cols < PIECE ? 1 + PIECE / cols : 1; }
 
 static void *at(liger_rows rows, int64_t row, int64_t col, liger_dtype t) {
     const size_t element = f_size(t);

@@ -5,7 +5,8 @@
  *
  *   v_set v_zero v_add v_sub v_mul v_div v_fma(a,b,c)=a·b+c v_fnma(a,b,c)=c-a·b v_max v_min v_sqrt v_abs
  *   v_load_f32 v_store_f32 v_load_f16 v_store_f16 v_load_bf16 v_store_bf16 (memory of any alignment)
- *   v_scale2(x, n) = x·2^n for integral n   v_round(x) to the nearest integer, ties to even
+ *   v_scale2(x, n) = x·2^n for integral n   v_split2(x, &n) = m with x = m·2^n and m in [√½, √2), of a positive normal x
+ *   v_round(x) to the nearest integer, ties to even
  *   v_round_to_f16 v_round_to_bf16: rounded to that dtype and widened again
  *   v_less(a, b) -> v_mask   v_select(mask, yes, no)   v_bits_of(mask): lane l is bit l   v_mask_of(bits)
  * v_max(a, b) and v_min(a, b) return b if either is NaN.
@@ -38,6 +39,9 @@ LIGER_TEMPLATE void f32_store(liger_dtype t, void *p, int64_t i, float x) {
 LIGER_TEMPLATE int64_t index_load(liger_dtype t, const void *p, int64_t i) {
     return t == LIGER_I32 ? ((const int32_t *)p)[i] : ((const int64_t *)p)[i];
 }
+
+/* The bits of √½. */
+enum { V_ROOT_HALF = 0x3f3504f3 };
 
 /* Not one copy for each use: for what is a small part of the time, but would be much of the code. */
 #define V_OUT_OF_LINE static __attribute__((noinline, unused))

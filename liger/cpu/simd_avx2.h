@@ -31,6 +31,12 @@ LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) {
     const __m256 second = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
     return _mm256_mul_ps(_mm256_mul_ps(a, first), second);
 }
+LIGER_TEMPLATE v_f32 v_split2(v_f32 a, v_f32 *n) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i whole = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(V_ROOT_HALF)), 23);
+    *n = _mm256_cvtepi32_ps(whole);
+    return _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(whole, 23)));
+}
 LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return _mm256_blendv_ps(no, yes, m); }
 LIGER_TEMPLATE uint32_t v_bits_of(v_mask m) { return (uint32_t)_mm256_movemask_ps(m); }

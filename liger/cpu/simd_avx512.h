@@ -22,6 +22,12 @@ LIGER_TEMPLATE v_f32 v_sqrt(v_f32 a) { return _mm512_sqrt_ps(a); }
 LIGER_TEMPLATE v_f32 v_abs(v_f32 a) { return _mm512_abs_ps(a); }
 LIGER_TEMPLATE v_f32 v_round(v_f32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
 LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) { return _mm512_scalef_ps(a, n); }
+LIGER_TEMPLATE v_f32 v_split2(v_f32 a, v_f32 *n) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i whole = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(V_ROOT_HALF)), 23);
+    *n = _mm512_cvtepi32_ps(whole);
+    return _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(whole, 23)));
+}
 LIGER_TEMPLATE v_mask v_less(v_f32 a, v_f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 LIGER_TEMPLATE v_f32 v_select(v_mask m, v_f32 yes, v_f32 no) { return _mm512_mask_blend_ps(m, no, yes); }
 LIGER_TEMPLATE uint32_t v_bits_of(v_mask m) { return m; }

@@ -9,6 +9,7 @@
 enum { V_LANES = 4 };
 typedef float v_f32 __attribute__((vector_size(16)));
 typedef int32_t v_mask __attribute__((vector_size(16)));
+typedef uint32_t v_bits __attribute__((vector_size(16)));
 
 LIGER_TEMPLATE v_f32 v_set(float x) { return (v_f32){x, x, x, x}; }
 LIGER_TEMPLATE v_f32 v_zero(void) { return v_set(0.0f); }
@@ -37,6 +38,11 @@ LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) {
     const v_mask half = whole >> 1, rest = whole - half;
     return a * (v_f32)((half + 127) << 23) * (v_f32)((rest + 127) << 23);
 }
+LIGER_TEMPLATE v_f32 v_split2(v_f32 a, v_f32 *n) {
+    const v_mask whole = (v_mask)((v_bits)a - V_ROOT_HALF) >> 23;
+    *n = __builtin_convertvector(whole, v_f32);
+    return (v_f32)((v_bits)a - ((v_bits)whole << 23));
+}
 
 LIGER_TEMPLATE v_f32 v_load_f32(const float *p) {
     v_f32 x;
@@ -45,7 +51,6 @@ LIGER_TEMPLATE v_f32 v_load_f32(const float *p) {
 }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { memcpy(p, &x, sizeof x); }
 /* The conversions of half.h on four lanes, without its branches. Sums of lanes that are not picked may wrap. */
-typedef uint32_t v_bits __attribute__((vector_size(16)));
 LIGER_TEMPLATE v_mask v_pick(v_mask m, v_mask yes, v_mask no) { return (yes & m) | (no & ~m); }
 LIGER_TEMPLATE v_f32 f32_of_f16(v_mask half) {
     const v_mask sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;

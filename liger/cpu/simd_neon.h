@@ -34,6 +34,12 @@ LIGER_TEMPLATE v_f32 v_scale2(v_f32 a, v_f32 n) {
     const v_f32 second = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23));
     return vmulq_f32(vmulq_f32(a, first), second);
 }
+LIGER_TEMPLATE v_f32 v_split2(v_f32 a, v_f32 *n) {
+    const int32x4_t bits = vreinterpretq_s32_f32(a);
+    const int32x4_t whole = vshrq_n_s32(vsubq_s32(bits, vdupq_n_s32(V_ROOT_HALF)), 23);
+    *n = vcvtq_f32_s32(whole);
+    return vreinterpretq_f32_s32(vsubq_s32(bits, vshlq_n_s32(whole, 23)));
+}
 
 LIGER_TEMPLATE v_f32 v_load_f32(const float *p) { return vld1q_f32(p); }
 LIGER_TEMPLATE void v_store_f32(float *p, v_f32 x) { vst1q_f32(p, x); }

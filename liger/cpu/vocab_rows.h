@@ -42,4 +42,28 @@ LIGER_TEMPLATE float vocab_widen(liger_dtype t, const void *row, int64_t begin, 
     return v_max_across(most);
 }
 
+/* Multiplies the values of a block; padding and maximum as above. */
+LIGER_TEMPLATE float vocab_scale(float *block, int64_t count, float factor) {
+    v_f32 most = v_set(-FLT_MAX);
+    const int64_t padded = (count + V_LANES - 1) / V_LANES * V_LANES;
+    for (int64_t i = 0; i < padded; i += V_LANES) {
+        v_store_f32(block + i, v_mul(v_load_f32(block + i), v_set(factor)));
+        for (int64_t l = count; l < i + V_LANES; l++) block[l] = -INFINITY;
+        most = v_max(v_load_f32(block + i), most);
+    }
+    return v_max_across(most);
+}
+
+/* The largest value of a row and Σ exp(value - max). */
+LIGER_TEMPLATE struct softmax_state vocab_softmax(liger_dtype t, const void *row, int64_t cols) {
+    float block[VOCAB_BLOCK + V_LANES];
+    struct softmax_state state = softmax_empty();
+    for (int64_t begin = 0; begin < cols; begin += VOCAB_BLOCK) {
+        const int64_t count = vocab_block(cols, begin);
+        const float most = vocab_widen(t, row, begin, count, false, 0.0f, block);
+        state = softmax_push(state, block, (count + V_LANES - 1) / V_LANES * V_LANES, most);
+    }
+    return state;
+}
+
 #endif

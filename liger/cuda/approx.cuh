@@ -8,6 +8,12 @@ __device__ __forceinline__ float exp2_approx(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+/* log2 x: error 2^-22 between 1/2 and 2, relative error 2^-22 elsewhere. */
+__device__ __forceinline__ float log2_approx(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 /* 1/x within 1 ulp. */
 __device__ __forceinline__ float reciprocal_approx(float x) {
     float y;

@@ -245,6 +245,12 @@ struct block_exchange {
 struct one_exchange {
     using second_slot = nothing;
     static constexpr int TOGETHER = 1; /* so many vectors of a row are not divided between blocks */
+    /* Rows in shared memory: one in its second half, and one on its way or in its first. A third on its way made it slower.
+     * One, for rows that are large: it passes through both halves, and the next is on its way from where the second says that it
+     * has read it. */
+    static constexpr int RING = 2;
+    static constexpr int ROOM =
+        0; /* vectors of shared memory that a thread has behind that, for what registers do not hold */
     static constexpr bool ENDS_TOGETHER = false;
 };
 template <typename F>

@@ -19,7 +19,7 @@
  *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
  *                                                  member is `key`
  *   slot, empty(), merge, warp_merge               what is exchanged: 8·n bytes
- *   second_slot, TOGETHER                          see one_exchange
+ *   second_slot, TOGETHER, RING, ROOM              see one_exchange
  *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
  *                                                  thread must have received all that it needs of other threads' values
  *                                                  before it sends, so they must enter the slot
@@ -39,8 +39,6 @@ namespace vocab_rows {
 /* The key of a row that is not read, and of what is no row. */
 enum { SKIPPED = -1 };
 
-/* Rows in shared memory: one in its second half, and one on its way or in its first. A third on its way made it slower. */
-enum { RING = 2 };
 enum { MAX_CLUSTER = 8, MOST_ROWS = 1 << 30 };
 
 /* The k-th input's vectors of a stage. */
@@ -97,7 +95,7 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     const place<THREADS> at = {begin + (int)threadIdx.x, end < vectors ? end : vectors};
     const int step = (int)gridDim.x / clusters;
     static_assert(F::VECTORS * THREADS % F::TOGETHER == 0, "a block's share of a row");
-    slot *const slots = (slot *)(shared + RING * STAGE);
+    slot *const slots = (slot *)(shared + F::RING * STAGE + F::ROOM * THREADS);
     exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {slots, barriers, 0, 0};
     auto again =
         further_exchange<F, THREADS / WARP, CLUSTERED>(slots + TURNS * clusters * (THREADS / WARP), barriers + TURNS);
@@ -109,6 +107,11 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     }
 
     const auto row_of = [&](int i) { return from_the_end(p.rows, i); };
+    const auto finish = [&](int64_t r, const uint4 *stage, const state_type &row, const auto &fetch) {
+        const slot part = exchanged.receive_part(F::empty());
+        if constexpr (has_more_exchanges<F>) F::second_half(p, b, at, r, stage, row, part, fetch, again);
+        else F::second_half(p, b, at, r, stage, row, warp_merge(part), fetch);
+    };
     key_window<F> window = {0, 0};
     const int start = blockIdx.x / clusters;
     int i = start; /* the row in its first half */
@@ -117,25 +120,39 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     if (CLUSTERED) cluster_barrier(clusters);
     else __syncthreads();
 
-    for (int stage = 0; i < p.rows + step; i += step, stage ^= 1) { /* where the row in its first half is */
-        const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
-        if (state.key != SKIPPED) {
-            copy_wait();
-            exchanged.send(F::first_half(p, at, row_of(i), stages + stage * STAGE, state));
+    static_assert(F::RING == 1 || F::RING == 2, "the loops below");
+    if constexpr (F::RING == 1) {
+        for (; i < p.rows; i += step) {
+            const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
+            const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, stages); };
+            if (state.key != SKIPPED) {
+                copy_wait();
+                exchanged.send(F::first_half(p, at, row_of(i), stages, state));
+                finish(row_of(i), stages, state, fetch_coming);
+            } else {
+                fetch_coming();
+                F::skip(p, at, row_of(i));
+            }
+            state = coming;
         }
-        uint4 *const other = stages + (stage ^ 1) * STAGE;
-        const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, other); };
-        if (i != start && before.key != SKIPPED) {
-            const int64_t r = row_of(i - step);
-            const slot part = exchanged.receive_part(F::empty());
-            if constexpr (has_more_exchanges<F>) F::second_half(p, b, at, r, other, before, part, fetch_coming, again);
-            else F::second_half(p, b, at, r, other, before, warp_merge(part), fetch_coming);
-        } else {
-            fetch_coming();
-            if (i != start) F::skip(p, at, row_of(i - step));
+    } else {
+        for (int stage = 0; i < p.rows + step; i += step, stage ^= 1) { /* of the row in its first half */
+            const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
+            if (state.key != SKIPPED) {
+                copy_wait();
+                exchanged.send(F::first_half(p, at, row_of(i), stages + stage * STAGE, state));
+            }
+            uint4 *const other = stages + (stage ^ 1) * STAGE;
+            const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, other); };
+            if (i != start && before.key != SKIPPED) {
+                finish(row_of(i - step), other, before, fetch_coming);
+            } else {
+                fetch_coming();
+                if (i != start) F::skip(p, at, row_of(i - step));
+            }
+            before = state;
+            state = coming;
         }
-        before = state;
-        state = coming;
     }
     if (CLUSTERED) cluster_barrier(cluster_size());
 }
@@ -156,7 +173,7 @@ constexpr shape choose_shape(size_t available, bool clusters, int64_t vectors) {
     while (block < F::MOST_THREADS && block < threads) block = block < 512 ? 512 : 1024;
     shape s = {1, block, 0};
     while (s.clusters < (clusters ? MAX_CLUSTER : 1) && threads > (int64_t)s.clusters * block) s.clusters++;
-    s.shared = (size_t)RING * F::INPUTS * F::VECTORS * block * PACK_BYTES +
+    s.shared = (size_t)(F::RING * F::INPUTS * F::VECTORS + F::ROOM) * block * PACK_BYTES +
                TURNS * (sizeof(typename F::slot) + second_size<F>)*s.clusters * (block / WARP);
     if (threads > (int64_t)s.clusters * block || s.shared > available) return {0, 0, 0};
     return s;

@@ -41,6 +41,21 @@ struct packs {
     }
 };
 
+/* The online softmax of one pack more. */
+template <typename T, int N>
+__device__ __forceinline__ void push_pack(softmax_state &s, const pack<T, N> &raw) {
+    float x[N], most = -FLT_MAX;
+    unpack(raw, x);
+#pragma unroll
+    for (int k = 0; k < N; k++) most = fmaxf(most, x[k]);
+    const float max = fmaxf(s.max, most);
+    const softmax_unit unit = softmax_unit_of(max);
+    s.sum *= softmax_rescale(s.max, unit);
+    s.max = max;
+#pragma unroll
+    for (int k = 0; k < N; k++) s.sum += softmax_term(x[k], unit);
+}
+
 /* Calls visit(packs, index of their first element) for what belongs to this thread of row r of all inputs. */
 template <typename F, typename V>
 __device__ __forceinline__ void walk(const typename F::problem &p, int64_t r, V visit) {

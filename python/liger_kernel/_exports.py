@@ -55,11 +55,29 @@ OPERATORS = {
         "liger_fused_add_rms_norm",
         "add_rms_norm",
     ),
+    "fused_ce_tvd": Exports(
+        "LigerFusedCETVDFunction fused_ce_tvd_backward fused_ce_tvd_forward",
+        "LigerFusedCETVDLoss",
+        "",
+        "ce_tvd",
+    ),
     "fused_linear_cross_entropy": Exports(
         "LigerFusedLinearCrossEntropyFunction fused_linear_cross_entropy_backward fused_linear_cross_entropy_forward",
         "LigerFusedLinearCrossEntropyLoss",
         "liger_fused_linear_cross_entropy",
         "linear_cross_entropy",
+    ),
+    "fused_linear_jsd": Exports(
+        "LigerFusedLinearJSDFunction fused_linear_jsd_backward fused_linear_jsd_forward",
+        "LigerFusedLinearJSD",
+        "liger_fused_linear_jsd",
+        "linear_jsd",
+    ),
+    "fused_linear_kl_div": Exports(
+        "LigerFusedLinearKLDivFunction fused_linear_kl_div_backward fused_linear_kl_div_forward",
+        "LigerFusedLinearKLDivLoss",
+        "liger_fused_linear_kl_div",
+        "linear_kl_div",
     ),
     "fused_linear_scaled_cross_entropy": Exports(
         "LigerFusedLinearScaledCrossEntropyFunction LigerFusedLinearScaledCrossEntropyTPFunction",
@@ -78,6 +96,16 @@ OPERATORS = {
         "liger_group_norm",
     ),
     "grpo_loss": Exports("GrpoLossFunction", "", ""),
+    "jsd": Exports(
+        "LigerJSDFunction jsd_backward jsd_forward",
+        "LigerJSD",
+        "liger_jsd",
+    ),
+    "kl_div": Exports(
+        "LigerKLDivLossFunction",
+        "LigerKLDIVLoss",
+        "liger_kl_div",
+    ),
     "layer_norm": Exports(
         "LigerLayerNormFunction layer_norm_backward layer_norm_forward",
         "LigerLayerNorm",
@@ -145,6 +173,12 @@ OPERATORS = {
         "LigerSwiGLUMLPForMuseGlimmer",
         "liger_swiglu",
     ),
+    "tvd": Exports(
+        "LigerTVDLossFunction",
+        "LigerTVDLoss",
+        "liger_tvd",
+    ),
+    "vocab_parallel_cross_entropy": Exports("LigerVocabParallelCEFunction", "LigerVocabParallelCrossEntropy", ""),
     "vocab_parallel_logprob": Exports("LigerVocabParallelLinearLogProbFunction", "", "", "linear_logprob"),
 }
 

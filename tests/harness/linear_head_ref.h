@@ -47,7 +47,7 @@ static void head_ref_dweight(const struct head_ref *p, int64_t chunk, liger_dtyp
     }
 }
 
-static void head_ref_dbias(const struct head_ref *p, double *dbias) {
+static inline void head_ref_dbias(const struct head_ref *p, double *dbias) {
     for (int64_t j = 0; dbias && j < p->vocab; j++) {
         REAL sum = 0;
         for (int64_t r = 0; r < p->rows; r++) sum += p->dlogits[r * p->vocab + j];

@@ -117,6 +117,37 @@ def test_cross_entropy_of_more_than_2_to_the_32_rows(vast):
     torch.testing.assert_close(found, expected, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
 
 
+def test_divergence_of_more_than_2_to_the_32_rows(vast):
+    """Both matrices, a gradient and labels: 69 GB. All rows but those that are compared are ignored."""
+    x, y = (filled(torch.empty(ROWS, 2, dtype=torch.bfloat16, device=vast)) for _ in range(2))
+    marks = torch.full((ROWS,), -100, dtype=torch.int32, device=vast)
+    for r in SEEN:
+        marks[r] = 1
+    few, target = rows_of(x).requires_grad_(), rows_of(y)
+    found = ops.LigerTVDLossFunction.apply(x.requires_grad_(), y, marks)
+    expected = ops.LigerTVDLossFunction.apply(few, target)
+    found.backward()
+    expected.backward()
+    assert torch.equal(rows_of(x.grad), few.grad) and few.grad.abs().min() > 0
+    assert sum(int(torch.count_nonzero(part)) for part in x.grad.split(1 << 28)) == 2 * len(SEEN)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_divergence_of_rows_of_more_than_2_to_the_31_elements(huge):
+    """Two of them, whose ends are compared with a call on the ends alone: 26 GB."""
+    cols, end = 2**31 + 5, 4096
+    x, y = (torch.full((2, cols), -4.0, dtype=torch.bfloat16, device=huge) for _ in range(2))
+    for matrix in (x, y):
+        matrix[:, -end:].normal_(-4)
+    ends = x[:, -end:].clone().requires_grad_()
+    found = ops.LigerJSDFunction.apply(x.requires_grad_(), y)
+    expected = ops.LigerJSDFunction.apply(ends, y[:, -end:])
+    found.backward()
+    expected.backward()
+    assert torch.equal(x.grad[:, -end:], ends.grad) and ends.grad.any()
+    torch.testing.assert_close(found, expected, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
+
+
 def test_swiglu_of_more_than_2_to_the_32_strided_rows(huge):
     both = filled(torch.empty(ROWS, 2, dtype=torch.bfloat16, device=huge))
     few = rows_of(both)

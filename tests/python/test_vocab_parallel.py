@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyTPFunction, LigerVocabParallelLinearLogProbFunction
+from liger_kernel.transformers import LigerVocabParallelCrossEntropy
 
 WORKER = pathlib.Path(__file__).with_name("vocab_parallel_worker.py")
 
 
 @pytest.mark.parametrize(
-    ("world", "disabled"), [(2, ""), (3, ""), (2, "linear_logprob"), (2, "vocab_parallel_logprob")]
+    ("world", "disabled"),
+    [(2, ""), (3, ""), (2, "linear_logprob"), (2, "vocab_parallel_logprob,vocab_parallel_cross_entropy")],
 )
 def test_each_process_has_the_numbers_of_all(tmp_path, device, world, disabled):
     if device.type == "cuda" and torch.cuda.device_count() < world:
@@ -54,7 +56,46 @@ def test_what_the_scaled_cross_entropy_refuses(change, error, words):
         LigerFusedLinearScaledCrossEntropyTPFunction.apply(x, x, x, *options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(reduction="mean"), "reduction must be 'none'"),
+        (dict(label_smoothing=1.0), "label_smoothing must be in"),
+        (dict(label_smoothing=-0.1), "label_smoothing must be in"),
+        (dict(label_smoothing_formula="tensorflow"), "label_smoothing_formula"),
+        (dict(label_smoothing_mode="local"), "label_smoothing_mode"),
+    ],
+)
+def test_what_the_cross_entropy_refuses(options, words):
+    with pytest.raises(ValueError, match=words):
+        LigerVocabParallelCrossEntropy(**options)
+
+
+def test_the_cross_entropy_of_one_process():
+    module = LigerVocabParallelCrossEntropy(ignore_index=-1, label_smoothing=0.25)
+    for part in ("ignore_index=-1", "label_smoothing=0.25", "reduction='none'", "label_smoothing_formula='pytorch'"):
+        assert part in module.extra_repr()
+    assert "label_smoothing_mode='global'" in repr(module)
+    with pytest.raises(ValueError, match="3-D"):
+        module(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="target has shape"):
+        module(torch.randn(3, 1, 4), torch.tensor([0, 1, 2]))
+    assert module(torch.randn(0, 2, 4), torch.zeros(0, 2, dtype=torch.int64)).shape == (0, 2)
+
+    class OfOne:
+        def size(self):
+            return 1
+
+    logits, target = torch.randn(3, 2, 5), torch.tensor([[0, 1], [4, -1], [2, 2]])
+    right = torch.nn.functional.cross_entropy(
+        logits.double().flatten(0, 1), target.flatten(), ignore_index=-1, label_smoothing=0.25, reduction="none"
+    )
+    assert (module(logits, target, OfOne()).flatten() - right).abs().max() <= 16 * 2.0**-24 * right.max()
+
+
 def test_a_transform_is_refused():
     x, weight, target = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2])
+    with pytest.raises(RuntimeError, match="must be plain"):
+        torch.func.vmap(lambda x: LigerVocabParallelCrossEntropy()(x, target[:, None]))(x[None, :, None])
     with pytest.raises(RuntimeError, match="must be plain"):
         torch.func.vmap(lambda x: LigerVocabParallelLinearLogProbFunction.apply(x, weight, target, None))(x[None])

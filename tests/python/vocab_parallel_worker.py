@@ -15,7 +15,7 @@ import torch.distributed as dist
 from liger_kernel import _native
 from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction, LigerVocabParallelLinearLogProbFunction
 from liger_kernel.ops.linear_logprob import OUTPUTS
-from liger_kernel.transformers import LigerLinearLogProb
+from liger_kernel.transformers import LigerLinearLogProb, LigerVocabParallelCrossEntropy
 from liger_kernel.transformers.functional import (
     liger_fused_linear_scaled_cross_entropy_tp,
     liger_linear_logprob,
@@ -145,6 +145,50 @@ def check_one_of_one(device):
         near(one, all_of_it.double().cpu(), 16, 2.0**-24, "module")
 
 
+def cross_entropy64(logits, target, smoothing, formula, averaged, first, last):
+    """Of whole rows of logits; the average of log p is over the ids from first to last."""
+    log_p = logits.log_softmax(-1)
+    alpha = smoothing * (averaged / (averaged - 1) if formula == "megatron" else 1)
+    counts = target != -100
+    own = log_p.gather(-1, target.where(counts, 0)[..., None])[..., 0]
+    return torch.where(counts, -(1 - alpha) * own - alpha * log_p[..., first:last].mean(-1), 0)
+
+
+def check_cross_entropy(device, dtype, smoothing, formula, mode, group):
+    """`group`: of all processes, each with a slice; or None, of one with all columns."""
+    rank, world = (0, 1) if group is None else (dist.get_rank(), dist.get_world_size())
+    torch.manual_seed(8)
+    logits, target = (2 * torch.randn(5, 3, VOCAB)).to(dtype), torch.randint(0, VOCAB, (5, 3))
+    target[1] = -100
+    logits[1, 0, 0] = math.nan  # nobody counts it
+    first, last = rank * VOCAB // world, (rank + 1) * VOCAB // world
+    part = logits[..., first:last].clone().to(device).requires_grad_()
+    before = part.detach().clone()
+    module = LigerVocabParallelCrossEntropy(-100, smoothing, "none", formula, mode)
+    loss = module(part, target.to(device), group)
+    u = torch.linspace(-1, 2, 15, device=device).view(5, 3)
+    gradient, again = (torch.autograd.grad(loss, part, u, retain_graph=True)[0] for _ in range(2))
+    assert loss.dtype is torch.float32 and gradient.dtype is dtype and torch.equal(gradient, again)
+    assert torch.equal(part.nan_to_num(7), before.nan_to_num(7))
+    wide = logits.nan_to_num(0).double().requires_grad_()
+    bounds = (0, VOCAB) if mode == "global" else (first, last)
+    right = cross_entropy64(wide, target, smoothing, formula, bounds[1] - bounds[0], *bounds)
+    near(loss.detach(), right.detach(), 32, 2.0**-24, "cross entropy")
+    # each process' mean of its own slice has a gradient in the softmax of all, but a number of its own
+    near(gradient, torch.autograd.grad(right, wide, u.double().cpu())[0][..., first:last], 2, UNIT[dtype], "dlogits")
+
+
+def check_nobodys_target(device):
+    """Its logit counts as the largest one, and its loss is log Σ exp(x - max)."""
+    group = dist.group.WORLD
+    logits = torch.full((1, 1, 4), 3.0, device=device, requires_grad=True)
+    target = torch.full((1, 1), 4 * dist.get_world_size(), device=device)
+    loss = LigerVocabParallelCrossEntropy()(logits, target, group)
+    near(loss.detach(), torch.tensor([[math.log(4 * dist.get_world_size())]], dtype=torch.float64), 8, 2.0**-24, "loss")
+    loss.sum().backward()
+    near(logits.grad, torch.full((1, 1, 4), 0.25 / dist.get_world_size(), dtype=torch.float64), 8, 2.0**-24, "dlogits")
+
+
 def check_frozen(device):
     """Of what is frozen no gradient, and where hidden states are, no sum over processes is waited for."""
     rank, group = dist.get_rank(), dist.group.WORLD
@@ -221,7 +265,13 @@ def main():
         check(device, dtype, True, ["mean_logits"], leading=(3, 5), with_bias=False)
         check(device, dtype, False, [])
         check_scaled(device, dtype)
+        for formula in ("pytorch", "megatron"):
+            for mode in ("global", "partition"):
+                for group in (None, dist.group.WORLD):
+                    check_cross_entropy(device, dtype, 0.1, formula, mode, group)
+        check_cross_entropy(device, dtype, 0.0, "pytorch", "global", dist.group.WORLD)
     check_one_of_one(device)
+    check_nobodys_target(device)
     check_frozen(device)
     check_unowned(device)
     check_extremes(device)

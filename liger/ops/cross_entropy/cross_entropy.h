@@ -7,17 +7,12 @@
 #define LIGER_OPS_CROSS_ENTROPY_H
 
 #include "liger/core/context.h"
+#include "liger/core/reduction.h"
 #include "liger/core/tensor.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef enum liger_reduction {
-    LIGER_REDUCTION_NONE = 0,
-    LIGER_REDUCTION_MEAN = 1,
-    LIGER_REDUCTION_SUM = 2
-} liger_reduction;
 
 /* liger_cross_entropy_forward     loss = reduction over rows of
  *                                 (1-α)·w[y]·(lse - x[y]) + α/vocab·Σ_j w[j]·(lse - x[j]) + z,     z = s·lse²

@@ -2,8 +2,8 @@
  *
  * In the first walk over a row each block gives its maximum, then Σ exp. The target's own exponential is kept out of the sum
  * of the others: 1 - p of a confident row is then others/(others + own), which does not cancel. */
-#include "liger/core/fail.h"
 #include "liger/core/kernel_table.h"
+#include "liger/cpu/targets.h"
 #include "liger/cpu/vocab_rows.h"
 #include "liger/ops/cross_entropy/cross_entropy_problem.h"
 
@@ -17,9 +17,7 @@ liger_status LIGER_CPU(cross_entropy_count)(liger_context *context, const struct
     for (int64_t r = 0; r < p->rows; r++) {
         const int64_t y = index_load(p->target_dtype, p->target, r);
         if (y == p->ignore_index) continue;
-        LIGER_REQUIRE(y >= 0 && y < p->vocab, LIGER_ERR_TARGET,
-                      "%s: target[%lld] is %lld, which is out of bounds: it must be in [0, %lld) or ignore_index %lld",
-                      p->op, (long long)r, (long long)y, (long long)p->vocab, (long long)p->ignore_index);
+        if (!p->any_label) LIGER_TRY(target_check(p->op, r, y, p->vocab, p->ignore_index));
         valid++;
         if (p->weight) weight_sum += (double)p->weight[y];
     }

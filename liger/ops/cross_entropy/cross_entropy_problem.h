@@ -26,6 +26,7 @@ struct cross_entropy_count_problem {
     const void *target; /* [rows], contiguous */
     liger_dtype target_dtype;
     int64_t rows, vocab, ignore_index;
+    bool any_label;      /* they only say which rows count: no vocabulary, none is out of range */
     const float *weight; /* [vocab] class weights, or NULL */
     struct cross_entropy_counts *counts;
     const char *op; /* for the message of an out-of-range target. The CPU refuses it; CUDA does not look */

@@ -5,6 +5,7 @@
  * is made; the row results of all chunks are reduced once, at the end. */
 #include "liger/ops/linear_cross_entropy/linear_cross_entropy.h"
 
+#include "liger/chunk/linear_door.h"
 #include "liger/chunk/linear_loss.h"
 #include "liger/chunk/linear_slices.h"
 #include "liger/ops/cross_entropy/cross_entropy_loss_problem.h"
@@ -26,13 +27,8 @@ _Static_assert(offsetof(liger_linear_cross_entropy_forward_args, logits) ==
                    offsetof(liger_linear_cross_entropy_backward_args, logits),
                "operands and logits stand at the same places in both structs");
 
-/* A weight that some framework has not put together yet. Before the row of the weight, whose words know no shards. */
 static liger_status check_weight(struct door_call *call) {
-    const liger_tensor *weight = door_tensor(call->args, DOOR_AT(DOOR, weight));
-    LIGER_REQUIRE(weight->ndim != 2 || (weight->shape[0] != 0 && weight->shape[1] != 0), LIGER_ERR_SHAPE,
-                  "%s: weight is %lld x %lld, but no size may be 0 (is it a shard that was not gathered?)",
-                  call->door->function, (long long)weight->shape[0], (long long)weight->shape[1]);
-    return LIGER_OK;
+    return linear_require_weight(call, door_tensor(call->args, DOOR_AT(DOOR, weight)));
 }
 
 /* Logits of all rows, but not of the whole vocabulary. */
@@ -43,13 +39,8 @@ static bool two_passes(const struct door_call *call) {
 /* No rows need no logits, and a question whose answer does not depend on them either. */
 static liger_status check_logits(struct door_call *call) {
     const liger_tensor *logits = door_tensor(call->args, DOOR_AT(DOOR, logits));
-    const bool matter = !call->query || (call->needs & BIT(logits)) != 0;
-    if (!matter || call->size[ROWS] == 0) return LIGER_OK;
-    LIGER_REQUIRE(door_has(call, BIT(logits)), LIGER_ERR_ARGUMENT, "%s: logits is required, but its %s",
-                  call->door->function, call->query ? "dtype is NONE" : "data is NULL");
-    LIGER_REQUIRE(call->size[CHUNK] > 0, LIGER_ERR_SHAPE,
-                  "%s: logits must be [chunk, vocab] with 1 or more rows, but has %d dimensions and %lld rows",
-                  call->door->function, logits->ndim, (long long)call->size[CHUNK]);
+    if (!linear_logits_matter(call, BIT(logits), call->size[ROWS])) return LIGER_OK;
+    LIGER_TRY(linear_require_chunk(call, "logits", logits, BIT(logits), call->size[CHUNK]));
     const int64_t rows = call->size[ROWS], vocab = call->size[VOCAB];
     const int64_t chunk = call->size[CHUNK], slice = call->size[SLICE];
     LIGER_REQUIRE(slice <= vocab, LIGER_ERR_SHAPE, "%s: logits has %lld columns, but the vocabulary is %lld",

@@ -1,4 +1,5 @@
-/* linear_logprob.h - log-probabilities of tokens under a linear head, without the [rows, vocab] logits.
+/* linear_logprob.h - log-probabilities of tokens under a linear head, without the [rows, vocab] logits; and of logits that are
+ * there (logprob).
  *
  * What policy gradients, preference losses and distillation ask of a model is a few numbers for each token: the
  * log-probability of the token that was chosen, the entropy, perhaps the log-probabilities of a list of ids. Forward makes
@@ -161,6 +162,79 @@ LIGER_API liger_status liger_linear_logprob_backward_workspace(liger_context *co
 LIGER_API liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,
                                                                 const liger_linear_logprob_backward_args *args,
                                                                 size_t *cols);
+
+/* liger_logprob_forward     the same numbers of logits that are there
+ *
+ *   logits              in    [rows, vocab]   T    any row stride >= vocab
+ *   target              in    [rows]        index
+ *   log_prob ... normalizer   out   as liger_linear_logprob_forward's; each may be absent
+ *
+ *   z = softcap(scale·logits)/temperature, p = softmax(z). T is f32, f16 or bf16; the rest is f32. Ignored rows give 0.
+ *   Edges as there. rows == 0: nothing. vocab == 0: SHAPE. Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET.
+ *   Same inputs, same bits.  Graph-capturable.  No workspace.  Since 0.9. */
+typedef struct liger_logprob_forward_args {
+    size_t size;
+    liger_tensor logits;
+    liger_tensor target;
+    liger_tensor log_prob;
+    liger_tensor entropy;
+    liger_tensor lse;
+    liger_tensor log_sum_sq_probs;
+    liger_tensor mean_logits;
+    liger_tensor is_top1;
+    liger_tensor normalizer;
+    int64_t ignore_index;
+    float scale;       /* finite */
+    float softcap;     /* 0 = none, else > 0 */
+    float temperature; /* finite, > 0 */
+    int32_t reserved;  /* 0 */
+} liger_logprob_forward_args;
+
+#define LIGER_LOGPROB_FORWARD_ARGS_INIT                                                                                \
+    { .size = sizeof(liger_logprob_forward_args), .ignore_index = -100, .scale = 1.0f, .temperature = 1.0f }
+
+LIGER_API liger_status liger_logprob_forward(liger_context *context, const liger_logprob_forward_args *args,
+                                             liger_stream stream);
+
+/* liger_logprob_backward     dlogits of liger_linear_logprob_backward's formula, without selected ids
+ *
+ *   logits, target, log_prob, normalizer, entropy, log_sum_sq_probs, d_...   in   as there
+ *   dlogits             out   [rows, vocab]   T    may be logits; 0 in ignored rows
+ *
+ *   Where the vocabulary is split, logits are a slice and the statistics those of the whole: a row whose target lies in another
+ *   slice has any target of this one, a d_log_prob of 0, and its upstream subtracted from d_lse's; d_mean_logits is times the
+ *   slice's share of the vocabulary.
+ *   Workspace: see the query.  Since 0.9. */
+typedef struct liger_logprob_backward_args {
+    size_t size;
+    liger_tensor logits;
+    liger_tensor target;
+    liger_tensor log_prob;
+    liger_tensor normalizer;
+    liger_tensor entropy;
+    liger_tensor log_sum_sq_probs;
+    liger_tensor d_log_prob;
+    liger_tensor d_entropy;
+    liger_tensor d_lse;
+    liger_tensor d_log_sum_sq_probs;
+    liger_tensor d_mean_logits;
+    liger_tensor dlogits;
+    int64_t ignore_index;
+    float scale;
+    float softcap;
+    float temperature;
+    int32_t reserved; /* 0 */
+    void *workspace;  /* 256-byte aligned, in the device's memory */
+    size_t workspace_bytes;
+} liger_logprob_backward_args;
+
+#define LIGER_LOGPROB_BACKWARD_ARGS_INIT                                                                               \
+    { .size = sizeof(liger_logprob_backward_args), .ignore_index = -100, .scale = 1.0f, .temperature = 1.0f }
+
+LIGER_API liger_status liger_logprob_backward(liger_context *context, const liger_logprob_backward_args *args,
+                                              liger_stream stream);
+LIGER_API liger_status liger_logprob_backward_workspace(liger_context *context, const liger_logprob_backward_args *args,
+                                                        size_t *bytes);
 
 #ifdef __cplusplus
 }

@@ -15,8 +15,9 @@
 
 static bool ignored(const struct linear_logprob_ref *p, int64_t r) { return (int64_t)p->target[r] == p->ignore_index; }
 
-/* x with zeros for the rows that are left out. */
+/* x with zeros for the rows that are left out; NULL: logits are given. */
 static double *counted_rows(const struct linear_logprob_ref *p) {
+    if (p->x == NULL) return NULL;
     double *x = malloc(((size_t)(p->rows * p->hidden) + 1) * sizeof *x);
     if (x == NULL) abort();
     for (int64_t i = 0; i < p->rows * p->hidden; i++) x[i] = ignored(p, i / p->hidden) ? 0 : p->x[i];
@@ -88,7 +89,7 @@ static void put(double *to, int64_t at, REAL value) {
 void linear_logprob_reference_forward(struct linear_logprob_ref p) {
     double *x = counted_rows(&p);
     const struct head_ref head = head_of(&p, x);
-    head_ref_logits(&head);
+    if (x) head_ref_logits(&head);
     for (int64_t r = 0; r < p.rows; r++) {
         const double *logits = p.logits + r * p.vocab;
         const int64_t y = (int64_t)p.target[r];
@@ -153,7 +154,7 @@ static void make_dlogits(const struct linear_logprob_ref *p, int64_t r) {
 void linear_logprob_reference_backward(struct linear_logprob_ref p) {
     double *x = counted_rows(&p);
     const struct head_ref head = head_of(&p, x);
-    head_ref_logits(&head);
+    if (x) head_ref_logits(&head);
     for (int64_t r = 0; r < p.rows; r++) make_dlogits(&p, r);
     head_ref_dx(&head, p.dx);
     head_ref_dweight(&head, p.rows, LIGER_DTYPE_NONE, p.dweight);

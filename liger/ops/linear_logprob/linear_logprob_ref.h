@@ -12,7 +12,7 @@ struct linear_logprob_ref {
     liger_dtype dtype; /* what logits and their gradient are rounded to; LIGER_DTYPE_NONE: nothing */
     double scale, softcap, temperature;
     const double *x, *weight, *bias, *target, *selected_ids;
-    double *logits; /* [rows, vocab], required; those of ignored rows are left out */
+    double *logits; /* [rows, vocab], required; those of ignored rows are left out. Given, if x is absent */
     double *log_prob, *entropy, *lse, *log_sum_sq_probs, *mean_logits, *is_top1, *selected, *normalizer;
     /* Backward, from forward's results. dlogits is required, as rounded. terms: the magnitudes that an element of it is made
      * of, may be NULL. */

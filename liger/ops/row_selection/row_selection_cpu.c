@@ -1,9 +1,8 @@
 /* row_selection_cpu.c - counted rows moved together on the CPU, compiled once per instruction set. Threads share out rows that
  * are copied; targets are few, and one thread looks at them. */
-#include "liger/core/fail.h"
 #include "liger/core/kernel_table.h"
 #include "liger/cpu/parallel.h"
-#include "liger/cpu/simd.h"
+#include "liger/cpu/targets.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
 /* ---- select ------------------------------------------------------------------------------------------------------- */
@@ -13,9 +12,7 @@ static liger_status count_targets(const struct row_select_problem *p, int64_t *c
     for (int64_t r = 0; r < p->rows; r++) {
         const int64_t y = index_load(p->target_dtype, p->target, r);
         if (y == p->ignore_index) continue;
-        LIGER_REQUIRE(y >= 0 && y < p->vocab, LIGER_ERR_TARGET,
-                      "%s: target[%lld] is %lld, which is out of bounds: it must be in [0, %lld) or ignore_index %lld",
-                      p->op, (long long)r, (long long)y, (long long)p->vocab, (long long)p->ignore_index);
+        LIGER_TRY(target_check(p->op, r, y, p->vocab, p->ignore_index));
         ++*count;
     }
     LIGER_REQUIRE(*count <= p->most, LIGER_ERR_ARGUMENT,

@@ -49,13 +49,7 @@ LIGER_TEMPLATE void forward_block(liger_dtype t, int64_t cols, const void *x, vo
 }
 
 LIGER_TEMPLATE void forward_row(liger_dtype t, int64_t cols, const void *x, void *y) {
-    float block[VOCAB_BLOCK + V_LANES];
-    struct softmax_state state = softmax_empty();
-    for (int64_t begin = 0; begin < cols; begin += VOCAB_BLOCK) {
-        const int64_t count = vocab_block(cols, begin);
-        const float most = vocab_widen(t, x, begin, count, false, 0.0f, block);
-        state = softmax_push(state, block, (count + V_LANES - 1) / V_LANES * V_LANES, most);
-    }
+    const struct softmax_state state = vocab_softmax(t, x, cols);
     const v_f32 max = v_set(state.max), share = v_set(1.0f / state.sum);
     V_FOR_EACH(i, n, cols, v_store_n(t, y, i, n, v_mul(v_exp(v_sub(v_load_n(t, x, i, n), max)), share)));
 }

@@ -74,16 +74,7 @@ struct forward_row : vocab_rows::every_row {
     template <int N>
     static __device__ __forceinline__ void push(const problem &, const state &, slot &s,
                                                 const vocab_rows::packs<T, N, 1> &raw, int64_t) {
-        float x[N], most = -FLT_MAX;
-        unpack(raw.of[0], x);
-#pragma unroll
-        for (int k = 0; k < N; k++) most = fmaxf(most, x[k]);
-        const float max = fmaxf(s.max, most);
-        const softmax_unit unit = softmax_unit_of(max);
-        s.sum *= softmax_rescale(s.max, unit);
-        s.max = max;
-#pragma unroll
-        for (int k = 0; k < N; k++) s.sum += softmax_term(x[k], unit);
+        vocab_rows::push_pack(s, raw.of[0]);
     }
     static __device__ __forceinline__ facts facts_of(const problem &p, const batch &, int64_t r, const state &,
                                                      const slot &s) {

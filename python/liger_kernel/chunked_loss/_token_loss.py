@@ -8,7 +8,6 @@ vocabulary at a time. Where torch compiles or transforms, the same formula stand
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,17 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
+from liger_kernel.chunked_loss._head_loss import (
+    Composed,
+    HeadLossFunction,
+    detached,
+    formula_of_its_own,
+    require_beside,
+    require_head,
+)
 from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import require_shape, unrecorded
-from liger_kernel.ops._function import OwnApply, WithoutGradient, refuse_second_derivative
-from liger_kernel.ops._memory import constant, is_plain, kept_labels, require_float, take_saved
+from liger_kernel.ops._memory import constant, is_plain, require_float
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 from liger_kernel.ops.cross_entropy import check_targets
-from liger_kernel.ops.linear_logprob import one_pass, profiled
-from liger_kernel.ops.scale import free_of_others, scaled_gradients
+from liger_kernel.ops.linear_logprob import one_pass
 
 IGNORED = -(
     2**31
@@ -91,14 +94,13 @@ def with_gradients(
 
     def weigh(log_probs: Tensor) -> tuple[Any, Tensor | None]:
         leaf = log_probs.detach().requires_grad_(any(needs))
-        # the formula's own graph is gone when forward is: whoever packs what is saved for backward is not to see it
-        with torch.set_grad_enabled(any(needs)), saved_tensors_hooks(_itself, _itself):
+        with formula_of_its_own(any(needs)):
             found = loss_of(leaf)
             loss = found[0] if isinstance(found, tuple) else found
         dlog_probs = None
         if any(needs) and loss.requires_grad:
             (dlog_probs,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-        return _detached(found), dlog_probs
+        return detached(found), dlog_probs
 
     if is_debugging(head.targets):
         check_targets(head.labels, head.weight.shape[0], head.ignore_index)
@@ -112,52 +114,15 @@ def with_gradients(
     return found, (dx, dweight, dbias), factor
 
 
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _detached(found: Any) -> Any:
-    if isinstance(found, tuple | list):
-        return tuple(_detached(item) for item in found)
-    return found.detach() if isinstance(found, Tensor) else found
-
-
 # ---- the Functions -----------------------------------------------------------------------------------------------------
 
 
-class Composed:
-    """Stands for the autograd context where forward is to answer what torch can differentiate by itself."""
+class TokenLossFunction(HeadLossFunction):
+    """A loss on the log-probabilities of a head's tokens."""
 
-
-class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
-    """A loss on the log-probabilities of a head's tokens: who runs `forward`, and the way back from gradients formed there.
-
-    It is no LigerFunction, which is one operator with a public form in plain torch: this one composes operators, and users
-    derive from it, with arguments of their own. `apply` runs `forward` with autograd's context, with one that stands for it
-    where nobody asks for a gradient, or with `Composed`, where torch compiles or transforms.
-
-    The arguments begin with hidden states and weight; the bias stands at `bias_position`.
-    """
-
-    bias_position: int
-    labels = "target"  # what its callers call the tokens
-
-    @classmethod
-    def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        if kwargs and not torch.compiler.is_compiling():  # autograd's own takes arguments by position only
-            bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
-            bound.apply_defaults()
-            args, kwargs = bound.args[1:], {}
-        if not is_one_pass(*(a for a in args if isinstance(a, Tensor))):
-            return cls.forward(Composed(), *args, **kwargs)
-        with profiled(f"liger::{cls.__name__}"):
-            if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in cls._operands(args)):
-                return super().apply(*args)
-            return cls.forward(WithoutGradient(), *args)
-
-    @classmethod
-    def _operands(cls, args: tuple) -> tuple:
-        return *args[:2], *args[cls.bias_position : cls.bias_position + 1]
+    @staticmethod
+    def forms_gradients(*tensors: Tensor | None) -> bool:
+        return is_one_pass(*tensors)
 
     @classmethod
     def evaluate(cls, ctx: Any, head: Head, shape: torch.Size, loss_of: Callable[[Tensor], tuple]) -> tuple:
@@ -165,35 +130,14 @@ class TokenLossFunction(torch.autograd.Function, metaclass=OwnApply):
         states as they were given."""
         if isinstance(ctx, Composed):
             loss, *others = loss_of(head.log_probs_for(cls.__name__, cls.labels))
-            return loss, *_detached(others)
-        asked = ctx.needs_input_grad
-        needs = tuple(
-            t is not None and any(asked) and (asked_here or t.requires_grad)
-            for t, asked_here in zip(head.operands, (*cls._operands(asked), False))
-        )
+            return loss, *detached(others)
+        needs = cls.needs(ctx, head.operands)
         try:
-            found, (dx, dweight, dbias), factor = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
+            found, gradients, factor = with_gradients(head, loss_of, needs)  # type: ignore[arg-type]
         except LigerArgumentError as error:
             raise in_callers_words(error, cls.__name__, cls.labels) from None
-        counted = kept_labels(head.targets)
-        ctx.save_for_backward(None if dx is None else dx.view(shape), dweight, dbias, factor, counted)
-        ctx.ignore_index = head.ignore_index
-        ctx.dtypes = [None if t is None else t.dtype for t in head.operands]
+        cls.keep(ctx, gradients, factor, shape, head.operands, head.targets, head.ignore_index)
         return found
-
-    @classmethod
-    def scaled_gradients(cls, ctx: Any, upstreams: tuple) -> tuple:
-        """The gradients of hidden states, weight and bias. A subclass's backward may hand on its upstreams as one tuple."""
-        refuse_second_derivative(cls.__name__)
-        upstream = upstreams[0][0] if isinstance(upstreams[0], tuple) else upstreams[0]
-        saved, free = take_saved(ctx)
-        *gradients, factor, target = saved
-        if factor is not None:
-            upstream = upstream / factor
-        wide = [g if g is None or g.dtype is dtype else g.float() for g, dtype in zip(gradients, ctx.dtypes)]
-        with free_of_others(saved, free):
-            scaled = scaled_gradients(upstream, wide, target, ctx.ignore_index)
-        return tuple(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes))
 
 
 # ---- what losses share -------------------------------------------------------------------------------------------------
@@ -203,54 +147,6 @@ def in_callers_words(error: LigerArgumentError, function: str, labels: str) -> L
     """An error of the library about a token."""
     text = re.sub(r"^(linear_logprob_forward: )?targets?\[", f"{function}: {labels}[", str(error))
     return LigerArgumentError(re.sub(rf" or ignore_index \(?{IGNORED}\)?$", "", text))
-
-
-def require_beside(function: str, name: str, value: Any, shape: tuple, like: Tensor) -> None:
-    """Of what stands beside the tokens `like`."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
-    require_shape(function, name, value, shape)
-    if value.device != like.device:
-        raise LigerArgumentError(f"{function}: {name} is on {value.device}, but _input is on {like.device}")
-
-
-def require_labels(function: str, name: str, labels: Tensor) -> None:
-    if labels.dtype not in (torch.int32, torch.int64):
-        raise LigerArgumentError(f"{function}: {name} is {labels.dtype}, but must be int32 or int64")
-
-
-@unrecorded
-def require_head(
-    function: str,
-    target: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    prefix: str = "",
-    labels: str = "target",
-) -> None:
-    """Refuses hidden states that are not [sequences, T, H] of target's [sequences, T], and what does not go with them.
-    Of a reference model the arguments are called `ref_...`; the target is called `labels`."""
-    names = [f"{prefix}input" if prefix else "_input", f"{prefix}weight", f"{prefix}bias"]
-    if weight is None and prefix:
-        raise LigerArgumentError(f"{function}: {names[1]} is None, but {names[0]} needs a head")
-    for name, value in ((names[0], x), (names[1], weight), (labels, target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
-        if value.layout is not torch.strided:
-            raise LigerArgumentError(f"{function}: {name} is {value.layout}, but must be strided")
-    require_float(function, **dict(zip(names, (x, weight, bias))))
-    for name, value, dims in ((names[0], x, 3), (names[1], weight, 2), (labels, target, 2)):
-        if value.dim() != dims:
-            raise LigerArgumentError(f"{function}: {name} has {value.dim()} dimensions, but must have {dims}")
-    if 0 in weight.shape:
-        raise LigerArgumentError(f"{function}: {names[1]} has shape {tuple(weight.shape)}, but no size may be 0")
-    require_labels(function, labels, target)
-    require_shape(function, names[0], x, (*target.shape, weight.shape[1]))
-    require_shape(function, names[2], bias, weight.shape[:1])
-    for name, other in zip((*names, labels), (x, weight, bias, target)):
-        if other is not None and other.device != x.device:
-            raise LigerArgumentError(f"{function}: {name} is on {other.device}, but {names[0]} is on {x.device}")
 
 
 def flat_head(

@@ -1,17 +1,176 @@
-"""What distillation losses of others derive from: not built yet, so that deriving works and running does not."""
+"""The base of distillation losses: a student's and a teacher's logits of the same tokens, each under a linear head of its own."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-import torch
+from torch import Tensor
+
+from liger_kernel.chunked_loss._distillation import Distillation, Model
+from liger_kernel.chunked_loss._head_loss import Composed, HeadLossFunction, require_head
+from liger_kernel.ops import LigerCrossEntropyFunction
+from liger_kernel.ops._debug import is_debugging
+from liger_kernel.ops._formula import readable, unrecorded
+from liger_kernel.ops._operator import LigerArgumentError
+from liger_kernel.ops.cross_entropy import check_targets
 
 
-class LigerFusedLinearDistillationBase(torch.autograd.Function):
-    """The base of losses between a student's and a teacher's logits."""
+class LigerFusedLinearDistillationBase(HeadLossFunction):
+    """loss = weight_hard_loss · cross entropy with labels + weight_soft_loss · a distance to a teacher's logits.
 
-    @classmethod
-    def forward(cls, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(
-            f"liger_kernel has no LigerFusedLinearDistillationBase yet: {cls.__name__} cannot run"
+    A subclass brings the distance and a public form:
+
+        class MyFunction(LigerFusedLinearDistillationBase):
+            @staticmethod
+            def distillation_loss_fn(student_logits, teacher_logits, target=None, ignore_index=None):
+                per_token = (student_logits - teacher_logits).square().mean(-1)
+                return per_token.where(target != ignore_index, 0).sum()
+
+            @classmethod
+            def forward(cls, ctx, student_input, student_weight, teacher_input, teacher_weight, true_labels,
+                        student_bias, teacher_bias):
+                return super().forward(cls=cls, ctx=ctx, student_input=student_input, ...)
+
+            @staticmethod
+            def backward(ctx, *grad_output):
+                return *LigerFusedLinearDistillationBase.backward(ctx, *grad_output)[:6], None
+
+    Its public form begins with these seven. The distance is torch on the logits of some tokens at a time, differentiated by
+    autograd; where torch compiles or transforms the call, of all tokens at once. Logits are products in their operands'
+    dtype (autocast's where it is on) and given as float32.
+    """
+
+    bias_position = 5
+    _takes_beta = False
+
+    @staticmethod
+    def forms_gradients(*tensors: Tensor | None) -> bool:
+        return HeadLossFunction.forms_gradients(*tensors) and not LigerCrossEntropyFunction._plain_torch
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        parameters = inspect.signature(cls.distillation_loss_fn).parameters.values()
+        cls._takes_beta = any(p.name == "beta" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+    @staticmethod
+    def distillation_loss_fn(
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor | None = None,
+        ignore_index: int | None = None,
+    ) -> Tensor:
+        """The sum of the distances of tokens that are not ignored, from their logits divided by the temperature [tokens, V] and
+        labels [tokens]. Called with keywords but for the logits; with `beta` if it has such an argument, and with what else
+        `forward` was given."""
+        raise NotImplementedError("a subclass of LigerFusedLinearDistillationBase needs a distillation_loss_fn")
+
+    @staticmethod
+    def forward(
+        cls: Any,
+        ctx: Any,
+        student_input: Tensor,
+        student_weight: Tensor,
+        teacher_input: Tensor,
+        teacher_weight: Tensor,
+        target: Tensor,
+        student_bias: Tensor | None = None,
+        teacher_bias: Tensor | None = None,
+        chunk_size: int = 1024,
+        ignore_index: int = -100,
+        weight_hard_loss: float = 0.5,
+        weight_soft_loss: float = 0.5,
+        beta: float = 0.5,
+        compute_ce_loss: bool = True,
+        temperature: float = 1.0,
+        compiled: bool = True,
+        return_soft_hard_loss: bool = False,
+        **loss_kwargs: Any,
+    ) -> Any:
+        """The loss, or (loss, soft loss, hard loss), float32 scalars, of which the first has gradients: of the student's
+        hidden states, weight and bias.
+
+        student_input [..., H], student_weight [V, H], student_bias [V]; teacher_input [..., H'], teacher_weight [V', H'],
+        teacher_bias [V']; target [...] int32 or int64. V' may be larger than V: the student's logits of the others are zeros
+        then. Both losses are means over the tokens that are not ignored, 0 without any. The hard loss is of logits that no
+        temperature has divided; it is left out if its weight is 0 and nobody asks for it, and so is the soft one.
+
+        Logits are made and consumed `chunk_size` tokens at a time, or fewer where they would take much memory: that changes
+        no result, but for rounding. Gradients of weight and bias are sums in float32. `compiled` changes nothing.
+        """
+        name = cls.__name__
+        require_head(name, target, student_input, student_weight, student_bias, "student_", cls.labels, dims=None)
+        require_head(name, target, teacher_input, teacher_weight, teacher_bias, "teacher_", cls.labels, dims=None)
+        _require(name, student_input, teacher_input, chunk_size, temperature)
+        labels = target.reshape(-1)
+        values = labels if is_debugging(labels) else readable(labels)
+        if values is not None:
+            _check_labels(cls.labels, values, student_weight.shape[0], ignore_index)
+        if cls._takes_beta:
+            loss_kwargs["beta"] = beta
+        operands = student_input, student_weight, student_bias
+        constants = [None if t is None else t.detach() for t in (teacher_input, teacher_weight, teacher_bias)]
+        student, teacher = Model.of(*operands), Model.of(*constants)  # type: ignore[arg-type]
+        in_chunks = not isinstance(ctx, Composed)
+        problem = Distillation(
+            student=student.in_memory() if in_chunks else student,
+            teacher=teacher.in_memory() if in_chunks else teacher,
+            more=_more_tokens(name, student_weight, teacher_weight),
+            labels=labels,
+            ignore_index=ignore_index,
+            hard=float(weight_hard_loss) if compute_ce_loss else None,
+            soft=float(weight_soft_loss),
+            all_losses=return_soft_hard_loss,
+            temperature=float(temperature),
+            distance=cls.distillation_loss_fn,
+            options=loss_kwargs,
         )
+        if not in_chunks:
+            loss, soft, hard = problem.composed()
+            soft, hard = soft.detach(), hard.detach()
+        else:
+            needs = cls.needs(ctx, operands)
+            (loss, soft, hard), gradients, factor = problem.in_chunks(chunk_size, needs)
+            cls.keep(ctx, gradients, factor, student_input.shape, operands, labels, ignore_index)
+            ctx.mark_non_differentiable(soft, hard)
+        return (loss, soft, hard) if return_soft_hard_loss else loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_output: Any) -> tuple:
+        """Gradients of the student's hidden states, weight and bias at their places, and None for what else apply was given."""
+        dx, dweight, dbias = LigerFusedLinearDistillationBase.scaled_gradients(ctx, grad_output)
+        return dx, dweight, None, None, None, dbias, *(None,) * (len(ctx.needs_input_grad) - 6)
+
+
+def _require(function: str, student_input: Tensor, teacher_input: Tensor, chunk_size: int, temperature: float) -> None:
+    """What is refused beside each of the heads alone."""
+    if teacher_input.device != student_input.device:
+        raise LigerArgumentError(
+            f"{function}: teacher_input is on {teacher_input.device}, but student_input is on {student_input.device}"
+        )
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise LigerArgumentError(f"{function}: chunk_size is {chunk_size!r}, but must be an integer of 1 or more")
+    if temperature == 0:
+        raise LigerArgumentError("Temperature cannot be 0.")
+
+
+@unrecorded
+def _more_tokens(function: str, student_weight: Tensor, teacher_weight: Tensor) -> int:
+    """Of the teacher's vocabulary than of the student's."""
+    more = teacher_weight.shape[0] - student_weight.shape[0]
+    if more < 0:
+        raise LigerArgumentError(
+            f"{function}: teacher_weight has {teacher_weight.shape[0]} rows, but student_weight has "
+            f"{student_weight.shape[0]}: the teacher's vocabulary must not be smaller"
+        )
+    return more
+
+
+def _check_labels(name: str, labels: Tensor, vocab: int, ignore_index: int) -> None:
+    try:
+        check_targets(labels, vocab, ignore_index)
+    except LigerArgumentError as error:
+        raise LigerArgumentError(str(error).replace("target[", f"{name}[", 1)) from None
+
+
+__all__ = ["LigerFusedLinearDistillationBase"]

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liger_kernel.chunked_loss._head_loss import require_beside, require_head
 from liger_kernel.chunked_loss._token_loss import (
     IGNORED,
     Head,
     TokenLossFunction,
-    require_beside,
-    require_head,
 )
 from liger_kernel.ops import LigerLinearLogProbFunction
 from liger_kernel.ops._memory import constant

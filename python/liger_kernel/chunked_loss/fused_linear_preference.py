@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liger_kernel.chunked_loss._head_loss import require_beside, require_head, require_labels
 from liger_kernel.chunked_loss._token_loss import (
     TokenLossFunction,
     flat_head,
     known_log_probs,
     logit_sums,
     reference_log_probs,
-    require_beside,
-    require_head,
-    require_labels,
     sequence_log_probs,
 )
 from liger_kernel.ops._formula import at_least_one, unrecorded

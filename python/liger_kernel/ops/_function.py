@@ -104,6 +104,8 @@ class LigerFunction(torch.autograd.Function, metaclass=OwnApply):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        if not hasattr(cls, "operator"):
+            return  # what several Functions share
         cls.parameters = dict(inspect.signature(cls.torch_forward).parameters)
         cls.defaults = tuple(p.default for p in cls.parameters.values())
         cls.differentiable = tuple(list(cls.parameters).index(name) for name in cls.gradients)

@@ -259,6 +259,16 @@ def modulation(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return rows(parameter(tensor, dtype))
 
 
+def upstream(tensor: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
+    """The gradient of losses of elements, [rows, cols]: f32. What is the same for all of a row, or for all, is one number for each
+    row, or one: sums and means of such losses are expanded."""
+    tensor = tensor.float()
+    if tensor.dim() == 2 and tensor.numel() and tensor.stride(1) == 0:
+        tensor = tensor[:, 0]
+        return tensor[0] if tensor.stride(0) == 0 else tensor.contiguous()
+    return rows(tensor)
+
+
 def absent(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """What a traced operator answers in the place of a result that nobody asked for."""
     return torch.empty(0, dtype=dtype or like.dtype, device=like.device)

@@ -53,6 +53,7 @@ from liger_kernel.ops._memory import (
     rows,
     single,
     stand_for_batches,
+    upstream,
     wide_rows,
 )
 
@@ -61,10 +62,11 @@ Rows = Annotated[Tensor, rows]  # [..., cols], leading dimensions that fold into
 AnyRows = Annotated[Tensor, wide_rows]  # likewise; where an operator's are of several dtypes, all are widened to f32
 Weight = Annotated[Tensor, parameter]  # of the activations' dtype, or f32
 Constants = Annotated[Tensor, constants]  # likewise, but not one for each column
-Modulation = Annotated[Tensor, modulation]  # likewise, [..., cols]: of groups of rows
+Modulation = Annotated[Tensor, modulation]  # likewise, [..., cols]: of groups of rows, or rows beside others
 Planes = Annotated[Tensor, planes]  # [batch, channels, ...], contiguous
 Matrix = Annotated[Tensor, matrix]  # [rows, cols], rows that do not overlap
 Single = Annotated[Tensor, single]  # f32
+Upstream = Annotated[Tensor, upstream]  # f32, of losses of elements or of their sum
 Heads = Annotated[Tensor, heads]  # [batch, heads, seq, dim] of any strides
 # What a result is: always made, or only when it is asked for.
 Made = Any
@@ -577,6 +579,7 @@ __all__ = [
     "Planes",
     "Rows",
     "Shaped",
+    "Upstream",
     "Weight",
     "Wish",
     "as_of",

@@ -11,17 +11,17 @@ from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape, unrecorded
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import kept_labels, require_float, take_saved
+from liger_kernel.ops._memory import kept_labels, require_float
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
-from liger_kernel.ops.scale import free_of_others, scale, scaled_gradient
+from liger_kernel.ops.scale import formed_gradient, scale, scaled_gradient
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
-def reduction_number(reduction: str) -> int:
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise LigerArgumentError(f"reduction is {reduction!r}, but must be one of {list(REDUCTIONS)}")
-    return REDUCTIONS[reduction]
+def reduction_number(reduction: str, known: dict[str, int] = REDUCTIONS) -> int:
+    if not isinstance(reduction, str) or reduction not in known:
+        raise LigerArgumentError(f"reduction is {reduction!r}, but must be one of {list(known)}")
+    return known[reduction]
 
 
 FLAGS = ("return_z_loss", "return_token_accuracy", "return_predicted_tokens")
@@ -198,11 +198,10 @@ def cross_entropy_backward(_input: Tensor, grad_output: Tensor) -> Tensor:
 def _formed(ctx: Any, upstream: Tensor) -> Tensor:
     """The gradient that is saved, scaled: in its own memory if nobody else can see it. What comes from above does not reach
     rows that are ignored."""
-    saved, free = take_saved(ctx)
-    with free_of_others(saved, free):
-        if upstream.dim() == 0:
-            return scaled_gradient(saved[0], upstream, saved[1], ctx.ignore_index)
-        return cross_entropy_backward(saved[0], upstream.masked_fill(saved[1] == ctx.ignore_index, 0))
+    if upstream.dim() == 0:
+        return formed_gradient(ctx, upstream)
+    gradient, labels = ctx.saved_tensors
+    return cross_entropy_backward(gradient, upstream.masked_fill(labels == ctx.ignore_index, 0))
 
 
 class LigerCrossEntropyFunction(LigerFunction):

@@ -13,8 +13,16 @@ from liger_kernel import _implementation, _native
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices
-from liger_kernel.ops._memory import FLOATS, fresh, kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._linear_head import (
+    COMPUTE,
+    accumulates_in,
+    accumulator,
+    compute_dtype,
+    finished,
+    padded_logits,
+    require_matrices,
+)
+from liger_kernel.ops._memory import kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
     ROWS,
@@ -25,14 +33,9 @@ from liger_kernel.ops.cross_entropy import (
     plain_cross_entropy,
     reduction_number,
 )
-from liger_kernel.ops.scale import cast, free_of_others, scaled_gradients
+from liger_kernel.ops.scale import free_of_others, scaled_gradients
 
 # ---- the operator ------------------------------------------------------------------------------------------------------
-
-
-def _accumulator(weight: Tensor, dtype: torch.dtype, lean: bool) -> Tensor:
-    """What products are summed in: f32, or the products' dtype."""
-    return fresh(torch.empty(weight.shape, dtype=dtype if lean else torch.float32, device=weight.device))
 
 
 class _LinearCrossEntropy(Operator):
@@ -105,7 +108,7 @@ def linear_cross_entropy(
     chunk = rows if two else _native.linear_cross_entropy_forward_chunk_rows(*head, *(None,) * 9, *options)
     chunks = -(-rows // chunk) if chunk and not two else 1
     lean = not raw and (round_per_chunk or (chunks <= 1 and weight.dtype is not torch.float32))  # no sum
-    sums = _accumulator(weight, dtype, lean) if wanted[1] else None
+    sums = accumulator(weight, dtype, lean) if wanted[1] else None
     bias_sums = x.new_empty(vocab, dtype=torch.float32) if wanted[2] else None
     counts = x.new_empty(4, dtype=torch.float32)
     logits = padded_logits(x, chunk, cols, dtype)[:, :cols] if chunk else None
@@ -116,7 +119,7 @@ def linear_cross_entropy(
     del logits  # the rounded gradient may take its memory
     factor = _normaliser(counts, class_weight is not None) if raw and reduction == 1 else None
     gradients = [
-        _finished(g, like, raw, factor, targets, ignore_index) if g is not None and like is not None else None
+        finished(g, like, raw, factor, targets, ignore_index) if g is not None and like is not None else None
         for g, like, targets in ((x_sums, x, head[3]), (sums, weight, None), (bias_sums, bias, None))
     ]
     return (*made, *gradients)
@@ -129,22 +132,6 @@ def _recomputed(ctx: Any, dloss: Tensor, needs: list) -> tuple:
     """The gradients for one upstream value per row: the logits are made again."""
     upstream = dloss.float().contiguous()
     return linear_cross_entropy(*ctx.saved_tensors, upstream, *ctx.options, False, False, False, *needs)[4:]
-
-
-def _finished(
-    gradient: Tensor, like: Tensor, raw: bool, factor: Tensor | None, target: Tensor | None, ignore_index: int
-) -> Tensor:
-    """A sum, as the gradient of `like`; with targets it has a row for each. The factor may be infinite: class weights may
-    add up to 0."""
-    if raw and factor is None:
-        return gradient.float()
-    if raw:
-        scaled = fresh(torch.empty_like(gradient, dtype=torch.float32))
-        _native.scale(gradient, factor, scaled, target, ignore_index)
-        return scaled
-    if gradient.dtype is torch.float32 and like.dtype is not torch.float32:
-        return cast(gradient, like.dtype)
-    return gradient.to(like.dtype)
 
 
 def _normaliser(counts: Tensor, weighted: bool) -> Tensor:
@@ -162,15 +149,6 @@ def _count_products(x: Any, weight: Any, *rest: Any, **_: Any) -> int:
 register_flop_formula(torch.ops.liger.linear_cross_entropy)(_count_products)
 
 # ---- helpers and the Function -----------------------------------------------------------------------------------------
-
-
-def _accumulates_in(accum_dtype: torch.dtype | None, dtype: torch.dtype) -> bool:
-    """Is each chunk's part of a parameter's gradient to be rounded to the products' dtype? Where another is asked for they
-    are summed in f32."""
-    if accum_dtype is not None and accum_dtype not in FLOATS:
-        supported = "None, float32, float16 and bfloat16 are supported"
-        raise LigerArgumentError(f"linear_cross_entropy: accum_dtype is {accum_dtype}, but {supported}")
-    return accum_dtype is dtype
 
 
 def _accept(ce_impl: str | None, ce_mode: str | None, chunk_mem_const: int) -> None:
@@ -208,7 +186,7 @@ def _operator_arguments(
         *numbers,
         bool(use_token_scaling),
         COMPUTE.index(dtype),
-        _accumulates_in(accum_dtype, dtype),
+        accumulates_in("linear_cross_entropy", accum_dtype, dtype),
     )
     return (_input, weight, target, bias, class_weight), options
 

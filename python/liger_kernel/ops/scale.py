@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._memory import fresh, is_plain
+from liger_kernel.ops._memory import fresh, is_plain, take_saved
 from liger_kernel.ops._operator import Made, Operator, Single, Wish
 
 
@@ -53,6 +53,14 @@ def scaled_gradient(saved: Tensor, upstream: Tensor, target: Tensor | None = Non
         return scale(saved, upstream, target, ignore_index)
     _native.scale(saved, upstream.float(), saved, target if target is None else target.contiguous(), ignore_index)
     return saved
+
+
+def formed_gradient(ctx: Any, upstream: Tensor) -> Tensor:
+    """The gradient that forward has formed and saved, with the labels of its rows or None, times the upstream scalar. What comes
+    from above does not reach rows whose label is `ctx.ignore_index`."""
+    saved, free = take_saved(ctx)
+    with free_of_others(saved, free):
+        return scaled_gradient(saved[0], upstream, saved[1], ctx.ignore_index)
 
 
 def scaled_gradients(

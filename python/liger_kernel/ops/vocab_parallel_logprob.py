@@ -36,13 +36,13 @@ from liger_kernel.ops.scale import cast
 NAME = "vocab_parallel_linear_logprob"
 _NAMES = {"vocab_parallel_logprob", "linear_logprob"}  # in LIGER_DISABLE
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13 gave it another name
-_IGNORED = -100  # among a slice's own targets
+IGNORED = -100  # among a slice's own targets
 
 # ---- from slices to the vocabulary -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Slice:
+class Slice:
     """What this process has of the targets and of the ids: numbers within its slice, and where they are its own."""
 
     targets: Tensor  # another's: 0, a token that counts
@@ -52,7 +52,7 @@ class _Slice:
     owned_ids: Tensor | None
 
 
-def _slice_of(targets: Tensor, ids: Tensor | None, ignore_index: int, start: int, size: int) -> _Slice:
+def slice_of(targets: Tensor, ids: Tensor | None, ignore_index: int, start: int, size: int) -> Slice:
     def own(values: Tensor) -> tuple[Tensor, Tensor]:
         here = values.long() - start
         return here, (here >= 0) & (here < size)
@@ -60,27 +60,30 @@ def _slice_of(targets: Tensor, ids: Tensor | None, ignore_index: int, start: int
     counts = targets != ignore_index
     here, owned = own(targets)
     owned &= counts
-    local = torch.where(owned, here, 0).masked_fill(~counts, _IGNORED)
+    local = torch.where(owned, here, 0).masked_fill(~counts, IGNORED)
     if ids is None:
-        return _Slice(local, counts, owned, None, None)
+        return Slice(local, counts, owned, None, None)
     here, owned_ids = own(ids)
-    return _Slice(local, counts, owned, torch.where(owned_ids, here, 0), owned_ids)
+    return Slice(local, counts, owned, torch.where(owned_ids, here, 0), owned_ids)
 
 
-def _gathered(columns: dict[str, Tensor], group: Any) -> dict[str, Tensor]:
-    """[rows] or [rows, K] of this process -> [processes, rows] or [processes, rows, K] of all, in the order of their ranks.
-    Differentiable in this process's."""
+def gathered(columns: dict[str, Tensor], group: Any) -> dict[str, Tensor]:
+    """[rows] or [rows, K] of this process -> [processes, rows] or [processes, rows, K] of all, in the order of their ranks;
+    without a group there is this one. Differentiable in this process's."""
     wide = [c if c.dim() == 2 else c.unsqueeze(1) for c in columns.values()]
     packed = torch.cat(wide, 1)
-    everyone = packed.detach().new_empty(group.size(), *packed.shape)
-    _all_gather(everyone.flatten(0, 1), packed.detach(), group=group)
-    if packed.requires_grad:
-        everyone[group.rank()] = packed
+    if group is None:
+        everyone = packed.unsqueeze(0)
+    else:
+        everyone = packed.detach().new_empty(group.size(), *packed.shape)
+        _all_gather(everyone.flatten(0, 1), packed.detach(), group=group)
+        if packed.requires_grad:
+            everyone[group.rank()] = packed
     parts = everyone.split([w.shape[1] for w in wide], 2)
     return {name: p if c.dim() == 2 else p.squeeze(2) for (name, c), p in zip(columns.items(), parts)}
 
 
-def _whole(found: dict[str, Tensor], unowned_is_zero: bool) -> dict[str, Tensor]:
+def whole_of(found: dict[str, Tensor], unowned_is_zero: bool) -> dict[str, Tensor]:
     """The numbers of the vocabulary from those of its slices. With s = Σ exp z of a slice over that of the vocabulary:
 
     entropy  Σ s·entropy - Σ s·log s       log Σ p²  log Σ s²·(Σ p² of the slice)       log p  that of the slice + log s
@@ -169,8 +172,8 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         require_head(NAME, x, weight, target, bias, selected_token_ids)
         size = weight.shape[0]
         start = process_group.rank() * size if vocab_start_index is None else vocab_start_index
-        here = _slice_of(target, selected_token_ids, ignore_index, start, size)
-        options = (_IGNORED, -1 if valid_rows is None else valid_rows, float(scale), float(softcap or 0.0),
+        here = slice_of(target, selected_token_ids, ignore_index, start, size)
+        options = (IGNORED, -1 if valid_rows is None else valid_rows, float(scale), float(softcap or 0.0),
                    float(temperature), COMPUTE.index(compute_dtype(x, weight)))  # fmt: skip
         operands = (x, weight, here.targets, bias, here.ids)
         needs = ctx.needs_input_grad
@@ -181,7 +184,7 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias)]
         if _NAMES.isdisjoint(_DISABLED):
             columns, logits = _by_kernels(operands, options, here, outputs)
-            whole = _whole(_gathered(columns, process_group), unowned_is_zero)
+            whole = whole_of(gathered(columns, process_group), unowned_is_zero)
             normalizer = torch.stack((whole["maximum"], whole["log_sum"]), 1)
             ctx.save_for_backward(
                 *operands, here.owned, here.owned_ids, whole["log_prob"], normalizer, whole.get("entropy"),
@@ -192,7 +195,7 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
             leaves = [None if t is None else t.detach().float().requires_grad_() for t in (x, weight, bias)]
             with torch.enable_grad():
                 columns = _by_torch(leaves, options, here, outputs)
-                whole = _whole(_gathered(columns, process_group), unowned_is_zero)
+                whole = whole_of(gathered(columns, process_group), unowned_is_zero)
                 made = _public(whole, here, ctx.names, targets.shape)
             ctx.by_torch = leaves, made
             found = [m.detach() for m in made]
@@ -215,7 +218,7 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         return tuple(found.get(i) for i in range(count))
 
 
-def _public(whole: dict[str, Tensor], here: _Slice, names: tuple, shape: torch.Size) -> list[Tensor]:
+def _public(whole: dict[str, Tensor], here: Slice, names: tuple, shape: torch.Size) -> list[Tensor]:
     """What a caller gets: 0 where nothing counts."""
 
     def counted(values: Tensor) -> Tensor:
@@ -228,7 +231,7 @@ def _public(whole: dict[str, Tensor], here: _Slice, names: tuple, shape: torch.S
 # ---- by the kernels ----------------------------------------------------------------------------------------------------
 
 
-def _by_kernels(operands: tuple, options: tuple, here: _Slice, outputs: tuple) -> tuple[dict, Tensor | None]:
+def _by_kernels(operands: tuple, options: tuple, here: Slice, outputs: tuple) -> tuple[dict, Tensor | None]:
     """The numbers of this slice, and its logits where they are kept."""
     flags = tuple(name in outputs and name != "lse" for name in OUTPUTS)
     made = linear_logprob._results((*operands, *options), (*flags, here.ids is not None), _native.new)
@@ -236,10 +239,10 @@ def _by_kernels(operands: tuple, options: tuple, here: _Slice, outputs: tuple) -
     logits = kernel_forward(operands, options, (log_prob, *others, normalizer))
     columns = dict(zip((*OUTPUTS, "selected"), others))
     columns |= {"maximum": normalizer[:, 0], "log_sum": normalizer[:, 1], "log_prob": log_prob}
-    return _of_slice({name: c for name, c in columns.items() if c is not None}, here, operands[1].shape[0]), logits
+    return of_slice({name: c for name, c in columns.items() if c is not None}, here, operands[1].shape[0]), logits
 
 
-def _of_slice(columns: dict[str, Tensor], here: _Slice, size: int) -> dict[str, Tensor]:
+def of_slice(columns: dict[str, Tensor], here: Slice, size: int) -> dict[str, Tensor]:
     """NaN where the number is another process's. Where nothing counts, whatever there is."""
     columns["log_prob"] = torch.where(here.owned | ~here.counts, columns["log_prob"], math.nan)
     if "mean_logits" in columns:
@@ -289,7 +292,7 @@ def _upstreams_of_slice(upstreams: dict[str, Any], owned: Tensor, owned_ids: Any
 # ---- by torch, where LIGER_DISABLE says so -------------------------------------------------------------------------------
 
 
-def _by_torch(leaves: list[Any], options: tuple, here: _Slice, outputs: tuple) -> dict[str, Tensor]:
+def _by_torch(leaves: list[Any], options: tuple, here: Slice, outputs: tuple) -> dict[str, Tensor]:
     """The same numbers, differentiable in the leaves."""
     _, _, scale, softcap, temperature, compute = options
     products: list[Any] = [None if t is None else t.to(COMPUTE[compute]) for t in leaves]
@@ -310,7 +313,7 @@ def _by_torch(leaves: list[Any], options: tuple, here: _Slice, outputs: tuple) -
     if here.ids is not None:
         columns["selected"] = log_p[:, here.ids]
     always = {"maximum", "log_sum", "log_prob", "selected"}
-    return _of_slice({n: c for n, c in columns.items() if n in always or n in outputs}, here, weight.shape[0])
+    return of_slice({n: c for n, c in columns.items() if n in always or n in outputs}, here, weight.shape[0])
 
 
 def _gradients_by_torch(ctx: Any, upstreams: tuple) -> list:

@@ -1,0 +1,89 @@
+/* ce_tvd.h - cross entropy with labels and total variation distance to a teacher, both of each row of logits. */
+#ifndef LIGER_OPS_CE_TVD_H
+#define LIGER_OPS_CE_TVD_H
+
+#include "liger/core/context.h"
+#include "liger/core/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* liger_ce_tvd_forward     ce = log Σ_j exp(x_j) - x_target        tvd = Σ_j |p_j - q_j| / 2,  p = softmax(x), q = softmax(t)
+ *
+ *   student_logits  in    [rows, vocab]  T           x; last dimension contiguous
+ *   teacher_logits  in    [rows, vocab]  T           t
+ *   target          in    [rows]         i32 or i64  a row with ignore_index is ignored: its results are 0, its logits may be
+ *                                                    anything
+ *   ce              out   [rows]         f32
+ *   tvd             out   [rows]         f32         total variation distance, in [0, 1] but for rounding
+ *   student_lse     out   [rows]         f32         log Σ exp(x): this, and the next two, are for the backward call
+ *   teacher_lse     out   [rows]         f32         log Σ exp(t)
+ *   sigma           out   [rows]         f32         Σ_j p_j · sign(p_j - q_j); 0 of two equal rows
+ *
+ *   T is f32, f16 or bf16. Arithmetic in f32.
+ *   Edges: rows == 0 succeeds and does nothing; vocab == 0 is LIGER_ERR_SHAPE. A logit of -Inf has probability 0; a row with
+ *   a NaN or +Inf in it, or of nothing but -Inf, has NaN results. A target that is neither ignore_index nor in [0, vocab): on
+ *   the CPU LIGER_ERR_TARGET before anything is written; on CUDA, where nobody waits for the device, ce of its row is NaN
+ *   and the rest of it as usual; no memory is read out of bounds.
+ *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET (CPU).  Workspace: none.  Same inputs, same bits.  Graph-capturable.
+ *   Since 0.9.  Total variation as a loss of distillation: Wen et al. 2023, arXiv 2307.15190. */
+typedef struct liger_ce_tvd_forward_args {
+    size_t size;
+    liger_tensor student_logits;
+    liger_tensor teacher_logits;
+    liger_tensor target;
+    liger_tensor ce;
+    liger_tensor tvd;
+    liger_tensor student_lse;
+    liger_tensor teacher_lse;
+    liger_tensor sigma;
+    int64_t ignore_index;
+} liger_ce_tvd_forward_args;
+
+#define LIGER_CE_TVD_FORWARD_ARGS_INIT                                                                                 \
+    { .size = sizeof(liger_ce_tvd_forward_args), .ignore_index = -100 }
+
+LIGER_API liger_status liger_ce_tvd_forward(liger_context *context, const liger_ce_tvd_forward_args *args,
+                                            liger_stream stream);
+
+/* liger_ce_tvd_backward     dstudent_j = dce · (p_j - [j = target]) + dtvd · p_j (s_j - sigma) / 2,    s = sign(p - q)
+ *
+ *   student_logits  in    [rows, vocab]  T
+ *   teacher_logits  in    [rows, vocab]  T
+ *   target          in    [rows]         i32 or i64
+ *   student_lse     in    [rows]         f32         what forward has found
+ *   teacher_lse     in    [rows]         f32
+ *   sigma           in    [rows]         f32
+ *   dce             in    [rows]         f32         absent: 0
+ *   dtvd            in    [rows]         f32         absent: 0
+ *   dstudent        out   [rows, vocab]  T           may be either of the logits
+ *
+ *   sign(0) = 0. p = exp(x - lse): as the lse is rounded, p is right to about 2^-24 (1 + |lse|) of itself. Rounded once, to T.
+ *   Edges: the gradient of an ignored row is 0, whatever comes from above, and its logits are not read. A target out of range
+ *   as in forward; on CUDA the gradient of its row is NaN.
+ *   Errors, workspace and promises as forward. */
+typedef struct liger_ce_tvd_backward_args {
+    size_t size;
+    liger_tensor student_logits;
+    liger_tensor teacher_logits;
+    liger_tensor target;
+    liger_tensor student_lse;
+    liger_tensor teacher_lse;
+    liger_tensor sigma;
+    liger_tensor dce;
+    liger_tensor dtvd;
+    liger_tensor dstudent;
+    int64_t ignore_index;
+} liger_ce_tvd_backward_args;
+
+#define LIGER_CE_TVD_BACKWARD_ARGS_INIT                                                                                \
+    { .size = sizeof(liger_ce_tvd_backward_args), .ignore_index = -100 }
+
+LIGER_API liger_status liger_ce_tvd_backward(liger_context *context, const liger_ce_tvd_backward_args *args,
+                                             liger_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,257 @@
+/* ce_tvd_cuda.cu - cross entropy and total variation on CUDA. Forward is a formula for the kernels of cuda/vocab_rows.cuh with
+ * two inputs and a second exchange, after which p - q is known: two reads and no write as long as both rows fit into the
+ * shared memory of a cluster. Backward knows both log-sum-exps, and goes element by element: two reads and one write. */
+#include "liger/core/kernel_table.h"
+#include "liger/cuda/elementwise.cuh"
+#include "liger/cuda/vocab_rows_resident.cuh"
+#include "liger/cuda/vocab_rows_streamed.cuh"
+#include "liger/ops/ce_tvd/ce_tvd_problem.h"
+
+namespace ce_tvd {
+
+/* ---- forward ------------------------------------------------------------------------------------------------------ */
+
+struct two_states {
+    softmax_state student, teacher;
+};
+__device__ __forceinline__ two_states merge(two_states a, two_states b) {
+    return {merge(a.student, b.student), merge(a.teacher, b.teacher)};
+}
+__device__ __forceinline__ two_states warp_merge(two_states a) {
+    return {warp_merge(a.student), warp_merge(a.teacher)};
+}
+
+/* Σ |p - q| and Σ p · sign(p - q). */
+struct distances {
+    float apart, signs;
+
+    __device__ __forceinline__ void add(float p, float q) {
+        apart += fabsf(p - q);
+        signs += p > q ? p : p < q ? -p : 0.0f;
+    }
+};
+__device__ __forceinline__ distances merge(distances a, distances b) { return {a.apart + b.apart, a.signs + b.signs}; }
+__device__ __forceinline__ distances warp_merge(distances a) { return {warp_sum(a.apart), warp_sum(a.signs)}; }
+
+/* What a term relative to a maximum is multiplied by to be a probability of the whole row. Of two equal rows all
+ * probabilities are equal, to the bit, because both take the same steps. */
+__device__ __forceinline__ float share_of(float max, softmax_state all) {
+    return softmax_rescale(max, softmax_unit_of(all.max)) / all.sum;
+}
+
+/* NaN where the target is none of the vocabulary. */
+template <typename T>
+__device__ __forceinline__ float target_logit(const ce_tvd_forward_problem &p, int64_t r) {
+    const int64_t y = index_at(p.target, p.target_dtype, r);
+    return y >= 0 && y < p.cols ? to_f32(row_at<const T>(p.student, r)[y]) : NAN;
+}
+
+__device__ __forceinline__ float lse_of(softmax_state s, float log_sum) {
+    const softmax_unit unit = softmax_unit_of(s.max);
+    return fmaf(unit.offset, unit.ln, log_sum);
+}
+
+__device__ __forceinline__ void finish_row(const ce_tvd_forward_problem &p, int64_t r, float target,
+                                           const two_states &all, const distances &found) {
+    const softmax_unit unit = softmax_unit_of(all.student.max);
+    const float log_sum = logf(all.student.sum);
+    p.ce[r] = log_sum - softmax_exponent(target, unit) * unit.ln;
+    p.tvd[r] = 0.5f * found.apart;
+    p.student_lse[r] = lse_of(all.student, log_sum);
+    p.teacher_lse[r] = lse_of(all.teacher, logf(all.teacher.sum));
+    p.sigma[r] = isnan(found.apart) ? NAN : found.signs;
+}
+__device__ __forceinline__ void ignore_row(const ce_tvd_forward_problem &p, int64_t r) {
+    p.ce[r] = p.tvd[r] = p.student_lse[r] = p.teacher_lse[r] = p.sigma[r] = 0.0f;
+}
+
+/* The exponentials of a row are needed twice, which takes the special-function unit longer than memory takes to bring the
+ * row: with KEPT those of the student stay in registers over the next row's first half. */
+template <typename T, int V, bool KEPT, int LEAST>
+struct forward_row : vocab_rows::one_exchange {
+    using type = T;
+    using problem = ce_tvd_forward_problem;
+    using slot = two_states;
+    using second_slot = distances;
+    enum { INPUTS = 2, VECTORS = V, LEAST_THREADS = LEAST, MOST_THREADS = 512, COUNT = V * pack_size<T> };
+    using part = vocab_rows::row_part<T, V>;
+
+    static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
+    static __device__ __forceinline__ const T *input(const problem &p, int k, int64_t r) {
+        return row_at<const T>(k == 0 ? p.student : p.teacher, r);
+    }
+    static __device__ __forceinline__ slot empty() { return {softmax_empty(), softmax_empty()}; }
+    static __device__ __forceinline__ distances nothing() { return {0.0f, 0.0f}; }
+    struct batch {};
+    static __device__ __forceinline__ batch batch_of(const problem &) { return {}; }
+    static __device__ __forceinline__ int key(const problem &p, int64_t r) {
+        return index_at(p.target, p.target_dtype, r) == p.ignore_index ? (int)vocab_rows::SKIPPED : 0;
+    }
+
+    /* Resident: shared memory. Terms are relative to the thread's own maximum. */
+    struct state {
+        int key;
+        float target, student_max, teacher_max;
+        float term[KEPT ? COUNT : 1];
+    };
+    static __device__ __forceinline__ state state_of(const problem &p, int i, int key) {
+        state row; /* its terms are written before they are read */
+        row.key = key;
+        row.target = key == vocab_rows::SKIPPED ? 0.0f : target_logit<T>(p, vocab_rows::from_the_end(p.rows, i));
+        row.student_max = row.teacher_max = 0.0f;
+        return row;
+    }
+    template <typename P>
+    static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
+                                                      state &row) {
+        part x;
+        x.load(at, stage);
+        row.student_max = softmax_max(x.max());
+        const softmax_unit unit = softmax_unit_of(row.student_max);
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            const float term = softmax_term(x.value(k), unit);
+            sum[k % 4] += term;
+            if constexpr (KEPT) row.term[k] = term;
+        }
+        part t;
+        t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
+        row.teacher_max = softmax_max(t.max());
+        const float of_teacher = t.sum(softmax_unit_of(row.teacher_max));
+        return {{row.student_max, (sum[0] + sum[1]) + (sum[2] + sum[3])}, {row.teacher_max, of_teacher}};
+    }
+    template <typename P, typename L, typename X>
+    static __device__ __forceinline__ void second_half(const problem &p, const batch &, const P &at, int64_t r,
+                                                       const uint4 *stage, const state &row, const slot &of_lane,
+                                                       L loaded, X &again) {
+        part x, t;
+        if constexpr (!KEPT) x.load(at, stage);
+        t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
+        loaded();
+        const two_states all = warp_merge(of_lane);
+        const softmax_unit unit = softmax_unit_of(row.student_max), of_teacher = softmax_unit_of(row.teacher_max);
+        const float share = share_of(row.student_max, all.student), share_t = share_of(row.teacher_max, all.teacher);
+        distances mine = nothing();
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            float term;
+            if constexpr (KEPT) term = row.term[k];
+            else term = softmax_term(x.value(k), unit);
+            mine.add(term * share, softmax_term(t.value(k), of_teacher) * share_t);
+        }
+        mine = again.all(mine, nothing());
+        if (at.first == 0) finish_row(p, r, row.target, all, mine);
+    }
+    template <typename P>
+    static __device__ __forceinline__ void skip(const problem &p, const P &at, int64_t r) {
+        if (at.first == 0) ignore_row(p, r);
+    }
+
+    /* Streamed: a walk for each exchange. */
+    static __device__ __forceinline__ bool skip(const problem &p, int64_t r, int64_t key) {
+        if (key == vocab_rows::SKIPPED && threadIdx.x == 0) ignore_row(p, r);
+        return key == vocab_rows::SKIPPED;
+    }
+    static __device__ __forceinline__ state state_of(const problem &, int64_t, int64_t, const slot &) {
+        return state();
+    }
+    template <int N>
+    static __device__ __forceinline__ void push(const problem &, const state &, slot &s,
+                                                const vocab_rows::packs<T, N, 2> &raw, int64_t) {
+        vocab_rows::push_pack(s.student, raw.of[0]);
+        vocab_rows::push_pack(s.teacher, raw.of[1]);
+    }
+    template <typename X>
+    static __device__ __forceinline__ void settle(const problem &p, int64_t r, const slot &of_lane, X &again) {
+        const two_states all = warp_merge(of_lane);
+        const softmax_unit unit = softmax_unit_of(all.student.max), of_teacher = softmax_unit_of(all.teacher.max);
+        const float share = 1.0f / all.student.sum, share_t = 1.0f / all.teacher.sum;
+        distances mine = nothing();
+        vocab_rows::walk<forward_row>(p, r, [&](const auto &raw, int64_t) {
+#pragma unroll
+            for (int k = 0; k < (int)(sizeof raw.of[0].value / sizeof(T)); k++)
+                mine.add(softmax_term(to_f32(raw.of[0].value[k]), unit) * share,
+                         softmax_term(to_f32(raw.of[1].value[k]), of_teacher) * share_t);
+        });
+        mine = again.all(mine, nothing());
+        if (threadIdx.x == 0) finish_row(p, r, target_logit<T>(p, r), all, mine);
+    }
+};
+
+/* Rows of more than 131072 values of 16 bits fit into a cluster with six vectors to a thread, for whose exponentials there
+ * are no registers; beyond 196608 they are streamed. */
+template <typename T>
+liger_status launch_forward(const liger_context *context, const ce_tvd_forward_problem &p, cudaStream_t stream) {
+    using usual = forward_row<T, 4, true, 128>;
+    using wide = forward_row<T, 6, false, 512>;
+    const bool packable = p.cols % pack_size<T> == 0 && rows_are_packable(p.student, sizeof(T)) &&
+                          rows_are_packable(p.teacher, sizeof(T));
+    bool done;
+    LIGER_TRY(cuda_status(vocab_rows::launch_resident<usual>(context, p, packable, stream, &done), "ce_tvd_forward"));
+    if (!done)
+        LIGER_TRY(
+            cuda_status(vocab_rows::launch_resident<wide>(context, p, packable, stream, &done), "ce_tvd_forward"));
+    if (!done) vocab_rows::launch_streamed<usual>(p, stream);
+    return LIGER_OK;
+}
+
+/* ---- backward ----------------------------------------------------------------------------------------------------- */
+
+template <typename T>
+struct gradient {
+    using problem = ce_tvd_backward_problem;
+
+    template <int N>
+    static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t c) {
+        const int64_t y = index_at(p.target, p.target_dtype, r);
+        float d[N] = {};
+        if (y != p.ignore_index) {
+            const pack<T, N> student = load_pack<T, N>(row_at<const T>(p.student, r) + c),
+                             teacher = load_pack<T, N>(row_at<const T>(p.teacher, r) + c);
+            const softmax_unit unit = softmax_unit_of(p.student_lse[r]), unit_t = softmax_unit_of(p.teacher_lse[r]);
+            const ce_tvd_factors f = ce_tvd_factors_of(&p, r);
+            float t[N];
+            unpack(student, d);
+            unpack(teacher, t);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                const float of_p = softmax_term(d[k], unit), q = softmax_term(t[k], unit_t);
+                d[k] = of_p * (of_p > q ? f.above : of_p < q ? f.below : f.equal);
+            }
+            if ((uint64_t)(y - c) < (uint64_t)N) {
+#pragma unroll
+                for (int k = 0; k < N; k++) d[k] -= y - c == k ? f.hit : 0.0f;
+            }
+            if (y < 0 || y >= p.cols) {
+#pragma unroll
+                for (int k = 0; k < N; k++) d[k] = NAN;
+            }
+        }
+        pack<T, N> out;
+        repack(d, out);
+        store_pack(row_at<T>(p.dstudent, r) + c, out);
+    }
+};
+
+} // namespace ce_tvd
+
+extern "C" liger_status ce_tvd_forward_cuda(liger_context *context, const ce_tvd_forward_problem *problem,
+                                            liger_stream stream) {
+    const ce_tvd_forward_problem &p = *problem;
+    LIGER_ON_DEVICE(context, "ce_tvd_forward");
+    liger_status status = LIGER_OK;
+    LIGER_FOR_FLOAT(p.dtype, T, status = ce_tvd::launch_forward<T>(context, p, (cudaStream_t)stream))
+    return status == LIGER_OK ? launched(context, "ce_tvd_forward", stream) : status;
+}
+
+extern "C" liger_status ce_tvd_backward_cuda(liger_context *context, const ce_tvd_backward_problem *problem,
+                                             liger_stream stream) {
+    const ce_tvd_backward_problem &p = *problem;
+    LIGER_ON_DEVICE(context, "ce_tvd_backward");
+    const size_t element = liger_dtype_size(p.dtype);
+    const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.student, element) &&
+                          rows_are_packable(p.teacher, element) && rows_are_packable(p.dstudent, element);
+    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch<ce_tvd::gradient<T>, T>(p, packable, (cudaStream_t)stream))
+    return launched(context, "ce_tvd_backward", stream);
+}

@@ -1,0 +1,216 @@
+/* linear_jsd.c - a composite: the chunk loop of chunk/linear_loss.c, whose step makes the gradient of the student's logits.
+ *
+ * The buffer of a chunk holds that gradient, in T; the f32 logits of both models are there for a few rows at a time, a tile. So
+ * all rows may be one chunk, whose products are made once, where f32 logits of all rows would be four times that memory. */
+#include "liger/ops/linear_jsd/linear_jsd.h"
+
+#include <math.h>
+
+#include "liger/chunk/counted_loss.h"
+#include "liger/chunk/linear_door.h"
+#include "liger/chunk/linear_loss.h"
+#include "liger/core/door_rules.h"
+#include "liger/ops/gemm/gemm_problem.h"
+#include "liger/ops/linear_jsd/linear_jsd_problem.h"
+
+enum { ROWS = 1, VOCAB, HIDDEN, TEACHER_HIDDEN, CHUNK };
+
+/* What the table fills in. */
+struct whole_problem {
+    struct counted_loss loss;
+    struct linear_jsd_problem rows; /* of the whole batch; a tile's are offset from them */
+    struct linear_loss chunks;
+    struct linear_head teacher;
+    float temperature;
+    int32_t raw_gradient;
+};
+
+/* ---- scratch -------------------------------------------------------------------------------------------------------- */
+
+/* Rows of a tile. A GPU's products want 128 rows, and from 256 of a large vocabulary on reading the weights again costs them
+ * nothing: a quarter of the budget. A CPU's are made at full speed of 64 rows, and 32 MB are about a cache. */
+enum { GPU_STEP = 128, CPU_STEP = 16, CPU_ROWS = 64, CPU_BYTES = 32 << 20 };
+
+static int64_t pitch_of(int64_t vocab) { return (vocab + 7) / 8 * 8; }
+
+static int64_t tile_rows(const liger_context *context, int64_t rows, int64_t vocab) {
+    const bool cpu = context->device == LIGER_DEVICE_CPU;
+    const int64_t budget = linear_budget(context), step = cpu ? CPU_STEP : GPU_STEP;
+    const int64_t row_bytes = 2 * (int64_t)sizeof(float) * pitch_of(vocab);
+    int64_t fit = (budget ? budget / 4 : CPU_BYTES) / row_bytes / step * step;
+    if (!budget && fit < CPU_ROWS) fit = CPU_ROWS;
+    if (fit < step) fit = step;
+    if (rows <= fit) return rows;
+    const int64_t tiles = (rows + fit - 1) / fit;
+    return ((rows + tiles - 1) / tiles + step - 1) / step * step;
+}
+
+/* Behind what the loss needs: scratch of the products, then the tiles. A student's f32 tile lies where its gradient will. */
+struct layout {
+    size_t products, tile, bytes;
+    bool own_student;
+};
+
+static struct layout layout_of(const struct door_call *call, bool gradient) {
+    const int64_t rows = tile_rows(call->context, call->size[ROWS], call->size[VOCAB]);
+    struct layout layout = {
+        .products = call->context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES,
+        .tile = ((size_t)(rows * pitch_of(call->size[VOCAB])) * sizeof(float) + 255) / 256 * 256,
+        .own_student = call->t != LIGER_F32 || !gradient,
+    };
+    layout.bytes = layout.products + layout.tile * (layout.own_student ? 2 : 1);
+    return layout;
+}
+
+/* ---- what the function takes -------------------------------------------------------------------------------------- */
+
+#define DOOR linear_jsd, whole_problem
+
+static liger_status check_weight(struct door_call *call) {
+    return linear_require_weight(call, door_tensor(call->args, DOOR_AT(DOOR, weight)));
+}
+static liger_status check_dlogits(struct door_call *call) {
+    if (!door_has(call, BITS(dx, dweight)) || !linear_logits_matter(call, BIT(dlogits), call->size[ROWS]))
+        return LIGER_OK;
+    const liger_tensor *dlogits = door_tensor(call->args, DOOR_AT(DOOR, dlogits));
+    return linear_require_chunk(call, "dlogits", dlogits, BIT(dlogits), call->size[CHUNK]);
+}
+static liger_status check_temperature(struct door_call *call) {
+    return linear_require_temperature(call, ((const liger_linear_jsd_args *)call->args)->temperature);
+}
+static size_t workspace_bytes(const struct door_call *call) {
+    return counted_loss_workspace(call->size[ROWS]) + layout_of(call, door_has(call, BITS(dx, dweight))).bytes;
+}
+
+/* clang-format off */
+static const struct door_rule rules[] = {
+    {ARG(x),              IN,      FLOAT_T,    DIMS(2, ROWS, HIDDEN),  TO_PITCHED(chunks.head.x), PITCH_TO(chunks.head.x_stride)},
+    {CHECK(check_weight)},
+    {ARG(weight),         IN,      T,          DIMS(2, VOCAB, HIDDEN), TO_POINTER(chunks.head.weight)},
+    {ARG(teacher_x),      IN,      ANY_FLOAT,  DIMS(2, ROWS, SOME(TEACHER_HIDDEN)), TO_PITCHED(teacher.x), PITCH_TO(teacher.x_stride), DTYPE_TO(teacher.dtype)},
+    {ARG(teacher_weight), IN,      DTYPE_OF(teacher_x), DIMS(2, VOCAB, TEACHER_HIDDEN), TO_POINTER(teacher.weight)},
+    {ARG(labels),         IN,      INDEX,      VECTOR(ROWS),           TO_POINTER(loss.rows.labels), DTYPE_TO(loss.rows.label_dtype), OPTIONAL},
+    {ARG(dlogits),        SCRATCH, T,          DIMS(2, CHUNK, VOCAB),  TO_PITCHED(chunks.head.logits), PITCH_TO(chunks.head.logits_stride), OPTIONAL},
+    {ARG(loss),           OUT,     DTYPE(F32), ELEMENT,                TO_POINTER(loss.loss), OPTIONAL},
+    {ARG(dx),             OUT,     T,          LIKE(x),                TO_PITCHED(chunks.dx), PITCH_TO(chunks.dx_stride), OPTIONAL},
+    {ARG(dweight),        OUT,     T_OR_F32,   LIKE(weight),           TO_POINTER(chunks.dweight), DTYPE_TO(chunks.dweight_dtype), OPTIONAL},
+    {CHECK(check_dlogits)},
+    {INT64(ignore_index), TO(loss.rows.ignore_index)},
+    {FLOAT(beta),         BETWEEN(0, 1), TO(rows.beta)},
+    {FLOAT(temperature),  FINITE, TO(temperature)},
+    {CHECK(check_temperature)},
+    {INT32(raw_gradient), BETWEEN(0, 1), TO(raw_gradient)},
+    {RESERVED(reserved)},
+    {WORKSPACE(workspace_bytes, x, weight), TO(loss.workspace)},
+};
+/* clang-format on */
+
+const struct door linear_jsd_door = DOOR_OF(linear_jsd, rules);
+
+WORKSPACE_QUERY(linear_jsd)
+
+liger_status liger_linear_jsd_chunk_rows(liger_context *context, const liger_linear_jsd_args *given, size_t *rows) {
+    liger_linear_jsd_args args;
+    return linear_advise_chunk(context, &linear_jsd_door, given, &args, BITS(x, weight),
+                               (struct linear_sizes){ROWS, HIDDEN, VOCAB}, rows);
+}
+
+/* ---- the run ------------------------------------------------------------------------------------------------------ */
+
+/* A chunk, tile by tile. */
+struct tiles {
+    const struct whole_problem *whole;
+    struct linear_head student, teacher; /* of f32 logits */
+    int64_t rows;
+    bool own_student;
+};
+
+static liger_status one_tile(liger_context *context, struct tiles *tiles, int64_t first, int64_t rows, void *dlogits,
+                             int64_t stride, liger_stream stream) {
+    struct linear_jsd_problem problem = tiles->whole->rows;
+    const struct linear_part part = {first, rows, 0, problem.vocab};
+    if (!tiles->own_student) tiles->student.logits = dlogits, tiles->student.logits_stride = stride;
+    LIGER_TRY(linear_head_logits(context, &tiles->student, &part, stream));
+    LIGER_TRY(linear_head_logits(context, &tiles->teacher, &part, stream));
+    problem.rows = rows;
+    problem.student = tiles->student.logits, problem.student_stride = tiles->student.logits_stride;
+    problem.teacher = tiles->teacher.logits, problem.teacher_stride = tiles->teacher.logits_stride;
+    problem.counted = counted_rows_from(problem.counted, first);
+    if (problem.loss) problem.loss += first;
+    problem.dlogits = dlogits, problem.dlogits_stride = stride;
+    return context->kernels->linear_jsd(context, &problem, stream);
+}
+
+static liger_status step(liger_context *context, void *state, int64_t first, int64_t rows, void *dlogits,
+                         int64_t stride, liger_stream stream) {
+    struct tiles *tiles = state;
+    const int64_t element = (int64_t)liger_dtype_size(tiles->whole->rows.dtype);
+    for (int64_t done = 0; done < rows; done += tiles->rows) {
+        const int64_t left = rows - done, count = left < tiles->rows ? left : tiles->rows;
+        void *const here = dlogits ? (char *)dlogits + done * stride * element : NULL;
+        LIGER_TRY(one_tile(context, tiles, first + done, count, here, stride, stream));
+    }
+    return LIGER_OK;
+}
+
+static void complete(const struct door_call *call, struct whole_problem *whole) {
+    struct linear_loss *chunks = &whole->chunks;
+    const bool gradient = chunks->dx || chunks->dweight;
+    chunks->head.dtype = whole->rows.dtype = call->t;
+    chunks->head.hidden = call->size[HIDDEN];
+    whole->teacher.hidden = call->size[TEACHER_HIDDEN];
+    chunks->head.vocab = whole->teacher.vocab = whole->rows.vocab = call->size[VOCAB];
+    chunks->rows = whole->loss.count = call->size[ROWS];
+    chunks->chunk_rows = gradient ? call->size[CHUNK] : call->size[ROWS];
+    chunks->step_makes_logits = true;
+    if (!gradient) chunks->head.logits = NULL;
+    chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
+    whole->rows.inverse = 1 / whole->temperature;
+    whole->rows.raw_gradient = whole->raw_gradient != 0;
+}
+
+static struct tiles tiles_of(const struct door_call *call, const struct whole_problem *whole) {
+    const struct layout layout = layout_of(call, whole->chunks.head.logits != NULL);
+    struct tiles tiles = {
+        .whole = whole,
+        .student = whole->chunks.head,
+        .teacher = whole->teacher,
+        .rows = tile_rows(call->context, call->size[ROWS], call->size[VOCAB]),
+        .own_student = layout.own_student,
+    };
+    tiles.teacher.workspace = tiles.student.workspace;
+    tiles.student.product_bytes = tiles.teacher.product_bytes = layout.products;
+    tiles.student.logits_dtype = tiles.teacher.logits_dtype = LIGER_F32;
+    tiles.student.logits_stride = tiles.teacher.logits_stride = pitch_of(call->size[VOCAB]);
+    tiles.teacher.logits = (char *)tiles.student.workspace + layout.products;
+    tiles.student.logits = (char *)tiles.teacher.logits + layout.tile; /* unless a tile lies elsewhere */
+    return tiles;
+}
+
+static liger_status run(liger_context *context, const struct door_call *call, struct whole_problem *whole,
+                        liger_stream stream) {
+    struct linear_loss *chunks = &whole->chunks;
+    const struct linear_head *head = &chunks->head;
+    if (chunks->rows == 0) {
+        LIGER_TRY(linear_zero(context, chunks->dweight, chunks->dweight_dtype, head->vocab * head->hidden, stream));
+        return counted_loss_end(context, &whole->loss, stream);
+    }
+    LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
+    LIGER_TRY(counted_loss_begin(context, &whole->loss, true, 1, stream));
+    whole->rows.counted = whole->loss.rows;
+    whole->rows.loss = counted_loss_rows(&whole->loss);
+    struct tiles tiles = tiles_of(call, whole);
+    chunks->step = step;
+    chunks->state = &tiles;
+    LIGER_TRY(linear_loss_run(context, chunks, stream));
+    return counted_loss_end(context, &whole->loss, stream);
+}
+
+liger_status liger_linear_jsd(liger_context *context, const liger_linear_jsd_args *given, liger_stream stream) {
+    liger_linear_jsd_args args;
+    struct whole_problem whole = {.raw_gradient = 0};
+    struct door_call call;
+    LIGER_TRY(door_enter(&call, &linear_jsd_door, context, given, &args, &whole));
+    complete(&call, &whole);
+    return run(context, &call, &whole, stream);
+}

@@ -1,0 +1,350 @@
+/* linear_jsd_cases.c - shapes, tolerances, properties and bench points of the Jensen-Shannon divergence on two linear heads.
+ *
+ * Logits are exact (linear_head_cases.h); only the GENERAL case, in f32, has logits with an error of its own. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "liger/core/context_state.h"
+#include "liger/ops/linear_jsd/linear_jsd.h"
+#include "liger/ops/linear_jsd/linear_jsd_ref.h"
+#include "tests/harness/linear_head_cases.h"
+#include "tests/harness/op_door.h"
+#include "tests/harness/op_run.h"
+
+enum { X, WEIGHT, TEACHER_X, TEACHER_WEIGHT, LABELS, DLOGITS, LOSS, DX, DWEIGHT, TENSORS };
+enum { ROWS, HIDDEN, TEACHER_HIDDEN, VOCAB, CHUNK };
+enum { BETA, TEMPERATURE };
+enum {
+    LABELED = 1,
+    IGNORED = 2, /* by every label */
+    RAW = 4,
+    NO_LOSS = 8,
+    NO_DX = 16,
+    NO_DWEIGHT = 32,
+    GENERAL = 64,
+    SAME = 128, /* the teacher is the student */
+    LOSS_ONLY = NO_DX | NO_DWEIGHT
+};
+
+static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
+static bool loss_only(const struct op_case *c) { return (c->flags & LOSS_ONLY) == LOSS_ONLY; }
+
+/* ---- tensors ---------------------------------------------------------------------------------------------------- */
+
+static struct tensor_spec operand(const char *name, enum tensor_kind kind, int64_t rows, int64_t cols, double spread) {
+    return (struct tensor_spec){.name = name, .kind = kind, .spread = spread, .ndim = 2, .shape = {rows, cols}};
+}
+
+static void describe(const struct op_case *c, struct tensor_spec *spec) {
+    const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
+    struct tensor_spec unused = {.name = NULL};
+    spec[X] = operand("x", KIND_T, rows, hidden, 1);
+    spec[TEACHER_X] = operand("teacher_x", KIND_WEIGHT, rows, c->size[TEACHER_HIDDEN], 1);
+    spec[X].gaps = spec[TEACHER_X].gaps = true;
+    spec[WEIGHT] = operand("weight", KIND_T, vocab, hidden, .5);
+    spec[TEACHER_WEIGHT] = operand("teacher_weight", KIND_WEIGHT, vocab, c->size[TEACHER_HIDDEN], .5);
+    spec[LABELS] = (struct tensor_spec){.name = "labels",
+                                        .kind = KIND_INDEX,
+                                        .values = VALUES_TARGET,
+                                        .spread = 3,
+                                        .offset = -100,
+                                        .ignore_every = has(c, IGNORED) ? 1 : 3,
+                                        .ndim = 1,
+                                        .shape = {rows},
+                                        .absent = !has(c, LABELED | IGNORED)};
+    /* What is left in it is nobody's business; its fences and gaps are. */
+    spec[DLOGITS] = (struct tensor_spec){.name = "dlogits",
+                                         .role = ROLE_INOUT,
+                                         .kind = KIND_T,
+                                         .spread = 1000,
+                                         .ndim = 2,
+                                         .shape = {c->size[CHUNK], vocab},
+                                         .gaps = true,
+                                         .absent = loss_only(c),
+                                         .absolute = INFINITY,
+                                         .magnitude = 1};
+    /* Logarithms and exponentials of 2 u, and the sums; a logit in f32 errs by u times the number of its terms times their
+     * magnitudes, about 4 hidden u in all, and the loss takes twice the largest. */
+    const int64_t longest = hidden > c->size[TEACHER_HIDDEN] ? hidden : c->size[TEACHER_HIDDEN];
+    spec[LOSS] = (struct tensor_spec){.name = "loss",
+                                      .role = ROLE_OUT,
+                                      .kind = KIND_F32,
+                                      .absent = has(c, NO_LOSS),
+                                      .relative = 1.05,
+                                      .absolute = 16 + (has(c, GENERAL) ? 8.0 * (double)longest : 0)};
+    head_describe_gradients(rows, hidden, vocab, &spec[DX], &spec[DWEIGHT], &unused);
+    spec[DX].absent = has(c, NO_DX), spec[DWEIGHT].absent = has(c, NO_DWEIGHT);
+}
+
+static void prepare(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const int64_t vocab = c->size[VOCAB];
+    (void)types;
+    for (int64_t i = 0; has(c, SAME) && i < c->size[ROWS] * c->size[HIDDEN]; i++) t[TEACHER_X][i] = t[X][i];
+    for (int64_t i = 0; has(c, SAME) && i < vocab * c->size[HIDDEN]; i++) t[TEACHER_WEIGHT][i] = t[WEIGHT][i];
+    if (has(c, GENERAL)) return;
+    head_coarsen(t[X], c->size[ROWS] * c->size[HIDDEN]);
+    head_coarsen(t[WEIGHT], vocab * c->size[HIDDEN]);
+    head_coarsen(t[TEACHER_X], c->size[ROWS] * c->size[TEACHER_HIDDEN]);
+    head_coarsen(t[TEACHER_WEIGHT], vocab * c->size[TEACHER_HIDDEN]);
+}
+
+/* ---- calls and reference ------------------------------------------------------------------------------------------ */
+
+static void options(const struct op_case *c, void *args) {
+    liger_linear_jsd_args *to = args;
+    to->ignore_index = -100;
+    to->beta = (float)c->scalar[BETA];
+    to->temperature = (float)c->scalar[TEMPERATURE];
+    to->raw_gradient = has(c, RAW);
+}
+OP_DOOR(linear_jsd, options)
+OP_DOOR_WORKSPACE(linear_jsd)
+
+static struct linear_jsd_ref reference_of(const struct op_case *c, const struct op_types *types, double *const *t) {
+    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
+    return (struct linear_jsd_ref){
+        .rows = c->size[ROWS],
+        .hidden = c->size[HIDDEN],
+        .teacher_hidden = c->size[TEACHER_HIDDEN],
+        .vocab = c->size[VOCAB],
+        .chunk = c->size[CHUNK],
+        .ignore_index = -100,
+        .dtype = types->t,
+        .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
+        .beta = (double)(float)c->scalar[BETA],
+        .temperature = (double)(float)c->scalar[TEMPERATURE],
+        .raw_gradient = has(c, RAW),
+        .x = t[X],
+        .weight = t[WEIGHT],
+        .teacher_x = t[TEACHER_X],
+        .teacher_weight = t[TEACHER_WEIGHT],
+        .labels = t[LABELS],
+        .logits = head_doubles(elements),
+        .teacher_logits = head_doubles(elements),
+        .dlogits = head_doubles(elements),
+    };
+}
+static void release(const struct linear_jsd_ref *ref) {
+    free(ref->logits);
+    free(ref->teacher_logits);
+    free(ref->dlogits);
+}
+static void evaluate(const struct op_case *c, const struct op_types *types, double *const *t,
+                     void (*loops)(const struct linear_jsd_ref *)) {
+    struct linear_jsd_ref ref = reference_of(c, types, t);
+    ref.loss = t[LOSS], ref.dx = t[DX], ref.dweight = t[DWEIGHT];
+    loops(&ref);
+    release(&ref);
+}
+static void reference(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate(c, types, t, linear_jsd_reference);
+}
+static void naive(const struct op_case *c, const struct op_types *types, double *const *t) {
+    evaluate(c, types, t, linear_jsd_naive);
+}
+
+static double loss_of(const struct op_case *c, const struct op_types *types, double *const *t) {
+    struct linear_jsd_ref ref = reference_of(c, types, t);
+    double loss = 0;
+    ref.loss = &loss;
+    linear_jsd_reference(&ref);
+    release(&ref);
+    return ref.raw_gradient ? loss * (double)linear_jsd_count(&ref) : loss;
+}
+
+/* ---- budgets ---------------------------------------------------------------------------------------------------- */
+
+/* log softmax of a row, and what it is the difference of. */
+static double log_softmax(const double *logits, int64_t vocab, double temperature, double *values) {
+    double max = -INFINITY, sum = 0;
+    for (int64_t j = 0; j < vocab; j++) max = fmax(max, logits[j] / temperature);
+    for (int64_t j = 0; j < vocab; j++) sum += exp(logits[j] / temperature - max);
+    for (int64_t j = 0; j < vocab; j++) values[j] = logits[j] / temperature - max - log(sum);
+    return temperature == 1 ? 0 : 2 * fabs(max); /* a product with 1/temperature is rounded */
+}
+
+/* Of a row: what the loss's terms come to, and what an element of the gradient is the difference of, at most. A logarithm of a
+ * probability errs by u of itself, times the probabilities. */
+struct sizes {
+    double loss, gradient;
+};
+static struct sizes sizes_of_row(const struct linear_jsd_ref *ref, int64_t r) {
+    const int64_t vocab = ref->vocab;
+    double *a = head_doubles(vocab), *b = head_doubles(vocab), loss = 0, most = 0, sum = 0;
+    const double more = log_softmax(ref->logits + r * vocab, vocab, ref->temperature, a) +
+                        log_softmax(ref->teacher_logits + r * vocab, vocab, ref->temperature, b);
+    for (int64_t j = 0; j < vocab; j++) sum += (exp(a[j]) + exp(b[j])) * (1 + fabs(a[j]) + fabs(b[j]) + more);
+    for (int64_t j = 0; j < vocab; j++) {
+        loss += (exp(a[j]) + exp(b[j])) * (1 + fabs(a[j]) + fabs(b[j]) + more);
+        most = fmax(most, (exp(a[j]) + exp(b[j])) * (1 + fabs(a[j]) + fabs(b[j]) + more) + exp(a[j]) * sum);
+    }
+    free(a);
+    free(b);
+    return (struct sizes){loss, most};
+}
+
+static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
+    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
+    struct linear_jsd_ref ref = reference_of(c, types, t);
+    double *error = head_doubles(elements), loss = 0, gradient = 0;
+    linear_jsd_reference(&ref);
+    const double weight = 1 / (double)linear_jsd_count(&ref);
+    for (int64_t r = 0; r < c->size[ROWS]; r++) {
+        if (t[LABELS] && t[LABELS][r] == -100) continue;
+        const struct sizes row = sizes_of_row(&ref, r);
+        loss += row.loss * weight;
+        gradient = fmax(gradient, row.gradient * (ref.raw_gradient ? 1 : weight) / fabs(ref.temperature));
+    }
+    op_raise(&magnitude[LOSS], loss);
+    const double units = 16 + (has(c, GENERAL) ? 8.0 * (double)(ref.hidden + ref.teacher_hidden) : 0);
+    for (int64_t i = 0; i < elements; i++) error[i] = units * gradient;
+    const struct head_budget budget = {
+        .rows = c->size[ROWS],
+        .hidden = c->size[HIDDEN],
+        .vocab = c->size[VOCAB],
+        .t = types->t,
+        .x = t[X],
+        .weight = t[WEIGHT],
+        .dlogits = ref.dlogits,
+        .error = error,
+        .rounds = types->weight != LIGER_F32 && c->size[CHUNK] < c->size[ROWS],
+    };
+    double no_bias = 0;
+    head_magnitudes(&budget, &magnitude[DX], &magnitude[DWEIGHT], &no_bias);
+    free(error);
+    release(&ref);
+}
+
+/* ---- cases ------------------------------------------------------------------------------------------------------ */
+
+/* clang-format off */
+#define CASE(text, rows, hidden, teacher, vocab, chunk, beta, temperature, ...)                                        \
+    {.label = text, .size = {rows, hidden, teacher, vocab, chunk}, .scalar = {beta, temperature}, __VA_ARGS__}
+/* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. */
+static const struct op_case cases[] = {
+    CASE("all",                            7,  9, 11,   33,  3, .5, 1,   .flags = LABELED),
+    CASE("1x1x1",                          1,  1,  1,    1,  1, .5, 1),
+    CASE("5x3x2, chunk 1",                 5,  3,  8,    2,  1, 0,  1),
+    CASE("6x8x16, chunk 2",                6,  8,  3,   16,  2, 1,  2,   .flags = LABELED),
+    CASE("7x17x15, chunk 5",               7, 17, 17,   15,  5, .3, .7),
+    CASE("12x16x64, one chunk",           12, 16, 24,   64, 12, 0,  1,   .flags = LABELED),
+    CASE("12x16x64, to the student",      12, 16, 24,   64, 12, 1,  1),
+    CASE("11x31x67, buffer too large",    11, 31,  9,   67, 16, .9, 4,   .flags = LABELED),
+    CASE("9x12x35, negative temperature",  9, 12, 12,   35,  4, .5, -3,  .flags = LABELED),
+    CASE("13x20x41 raw",                  13, 20, 10,   41,  4, .5, 2,   .flags = RAW | LABELED),
+    CASE("9x12x40 no dx",                  9, 12, 16,   40,  4, .5, 1,   .flags = NO_DX | LABELED),
+    CASE("9x12x40 no dweight",             9, 12, 16,   40,  4, .1, 1,   .flags = NO_DWEIGHT | LABELED),
+    CASE("9x12x35 no loss",                9, 12, 16,   35,  4, .5, 1,   .flags = NO_LOSS | LABELED),
+    CASE("9x12x35 loss only",              9, 12, 16,   35,  4, .5, 1,   .flags = LOSS_ONLY),
+    CASE("9x12x40 loss only, labels",      9, 12, 16,   40,  4, 0,  2,   .flags = LOSS_ONLY | LABELED),
+    CASE("19x12x40 teacher of itself",    19, 12, 12,   40,  7, .5, 1,   .flags = SAME),
+    CASE("23x45x131 general",             23, 45, 30,  131,  8, .5, 1,   .flags = GENERAL, .dtypes = 1u << LIGER_F32),
+    CASE("150x33x1032",                  150, 33, 20, 1032, 64, .5, 1,   .flags = LABELED, .large = true),
+    CASE("60x33x2051",                    60, 33, 40, 2051, 64, .5, 1,   .flags = LABELED, .large = true),
+    CASE("no rows",                        0,  9, 11,   33,  3, .5, 1,   .flags = LABELED, .edge = true),
+    CASE("no rows, no buffer",             0,  9, 11,   33,  0, .5, 1,   .edge = true),
+    CASE("all ignored",                    5,  9, 11,   33,  2, .5, 1,   .flags = IGNORED, .edge = true),
+    CASE("all ignored, raw",               5,  9, 11,   40,  2, 1,  2,   .flags = IGNORED | RAW, .edge = true),
+};
+static const struct op_case bench[] = {
+    CASE("1024x512x1024x32000", 1024, 512, 1024, 32000, 352, .5, 1),
+    CASE("4096x1024x2048x128256", 4096, 1024, 2048, 128256, 4096, .5, 1, .large = true, .dtypes = 1u << LIGER_BF16),
+};
+/* clang-format on */
+
+static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}};
+
+static const struct op_provocation provocations[] = {
+    {"no vocabulary", OP_SHAPE(WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9", "shard"}},
+    {"dlogits absent", OP_ABSENT(DLOGITS), LIGER_ERR_ARGUMENT, {"dlogits is required"}},
+    {"dlogits without rows", OP_SHAPE(DLOGITS, 0, 0), LIGER_ERR_SHAPE, {"dlogits", "1 or more", "0 rows"}},
+    {"temperature of 0", OP_SCALAR(TEMPERATURE, 0), LIGER_ERR_ARGUMENT, {"temperature is 0", "divided"}},
+    {"temperature without an inverse", OP_SCALAR(TEMPERATURE, 1e-39), LIGER_ERR_ARGUMENT, {"temperature is 1e-39"}},
+};
+
+/* Chunks of any size give what the whole gives, within the same budget. */
+static const char *any_chunk(struct op_run *run) {
+    const int64_t rows = run->c.size[ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
+    if (loss_only(&run->c)) return op_run_not_applicable(run, "chunks of any size: the case has none");
+    return op_run_any_size(run, CHUNK, chunks, OP_COUNT(chunks));
+}
+
+/* So do tiles of the fewest rows. */
+static const char *small_tiles(struct op_run *run) {
+    const int64_t named = run->context->loss_workspace_bytes, all[] = {run->c.size[ROWS]};
+    if (run->c.size[ROWS] <= 16) return op_run_not_applicable(run, "small tiles: one holds all rows");
+    run->context->loss_workspace_bytes = 1;
+    const char *wrong = op_run_any_size(run, CHUNK, all, 1);
+    run->context->loss_workspace_bytes = named;
+    return wrong;
+}
+
+/* Labels are no indices: what they say is whether they are ignore_index. */
+static const char *any_label(struct op_run *run) {
+    if (!run->t[LABELS] || !run->t[LOSS]) return op_run_not_applicable(run, "labels of any value: the case has none");
+    if (op_run_call(run) != LIGER_OK) return "the call failed";
+    const double loss = *run->t[LOSS];
+    for (int64_t r = 0; r < run->c.size[ROWS]; r++)
+        if (run->t[LABELS][r] != -100) run->t[LABELS][r] = r % 2 ? -7 : (double)(1 << 30);
+    if (op_run_call(run) != LIGER_OK) return "labels that are no indices are refused";
+    return *run->t[LOSS] == loss ? NULL : "a label that is no index changes the loss";
+}
+
+/* With beta 1/2 teacher and student may change places; a divergence is not negative, and at most log 2. */
+static const char *symmetric(struct op_run *run) {
+    const int64_t rows = run->c.size[ROWS], hidden = run->c.size[HIDDEN], vocab = run->c.size[VOCAB];
+    const bool alike = run->c.size[TEACHER_HIDDEN] == hidden && run->types.weight == run->types.t;
+    if (!alike || run->c.scalar[BETA] != .5 || !run->t[LOSS])
+        return op_run_not_applicable(run, "symmetric: student and teacher are not alike");
+    if (op_run_call(run) != LIGER_OK) return "the call failed";
+    const double loss = *run->t[LOSS];
+    double *const pairs[][2] = {{run->t[X], run->t[TEACHER_X]}, {run->t[WEIGHT], run->t[TEACHER_WEIGHT]}};
+    for (int k = 0; k < 2; k++)
+        for (int64_t i = 0; i < (k ? vocab : rows) * hidden; i++) {
+            const double one = pairs[k][0][i];
+            pairs[k][0][i] = pairs[k][1][i], pairs[k][1][i] = one;
+        }
+    if (op_run_call(run) != LIGER_OK) return "the call failed";
+    const double other = *run->t[LOSS];
+    if (!(loss >= -1e-5 && loss <= 0.6932)) return op_run_text(run, "the loss is %g", loss);
+    return fabs(loss - other) <= 1e-5 ? NULL : op_run_text(run, "%g one way, %g the other", loss, other);
+}
+
+static const struct op_property properties[] = {
+    {"chunks of any size", any_chunk},
+    {"small tiles", small_tiles},
+    {"labels are no indices", any_label},
+    {"symmetric", symmetric},
+};
+
+/* Three products of the student, one of the teacher. */
+static double flops(const struct op_case *c) {
+    return 2.0 * (double)c->size[ROWS] * (double)c->size[VOCAB] *
+           (double)(3 * c->size[HIDDEN] + c->size[TEACHER_HIDDEN]);
+}
+
+#define INEXACT "linear loss: only sums of multiples of 1/16 are exact logits; gemm and softmax have this range"
+#define OFFSET                                                                                                         \
+    "linear jsd: an offset of x moves logits by as much as rows of the weight differ, out of what probabilities are "  \
+    "of"
+
+const struct op_cases linear_jsd_cases = {
+    .name = "linear_jsd",
+    .tensor_count = TENSORS,
+    .describe = describe,
+    OP_CASES(cases),
+    .prepare = prepare,
+    .call = call_linear_jsd,
+    .workspace = workspace_linear_jsd,
+    .reference = reference,
+    .naive = naive,
+    .loss = loss_of,
+    OP_GRADIENTS(gradients),
+    .no_range = {INEXACT, INEXACT, INEXACT, OFFSET},
+    .no_aliases = OP_NO_ALIASES,
+    .magnitudes = magnitudes,
+    OP_PROVOCATIONS(provocations),
+    OP_PROPERTIES(properties),
+    OP_BENCH(bench),
+    .flops = flops,
+};

@@ -1,0 +1,140 @@
+"""What losses between a student's head and a teacher share: rows that count, and gradients that forward has formed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel.ops._formula import at_least_one, unrecorded
+from liger_kernel.ops._function import refuse_second_derivative
+from liger_kernel.ops._linear_head import COMPUTE, finished
+from liger_kernel.ops._memory import kept_labels, take_saved
+from liger_kernel.ops._operator import LigerArgumentError, Operator
+from liger_kernel.ops.scale import free_of_others, scaled_gradients
+
+# ---- the operators ------------------------------------------------------------------------------------------------------
+
+
+class FormsGradients(Operator):
+    """A scalar loss of x, weight and others, `labels` among them; its results are the loss and the gradients of the first
+    two, which are formed with it. From float16 products they are float32: they meet the upstream before they are rounded."""
+
+    differentiable = (0, 1)
+
+    def prepared(self, *args: Any) -> Any:
+        return self.eager(*args)
+
+    def fake(self, *args: Any) -> tuple:
+        loss, *gradients = super().fake(*args)
+        if COMPUTE[args[self.positions["compute"]]] is torch.float16:
+            gradients = [g.float() if wanted else g for g, wanted in zip(gradients, args[-2:])]
+        return (loss, *gradients)
+
+    def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
+        labels = inputs[self.positions["labels"]]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.formed, ctx.ignore_index = inputs[-2:], inputs[self.positions["ignore_index"]]
+        ctx.save_for_backward(*output[1:], None if labels is None else kept_labels(labels))
+
+    def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
+        gradients: list = [None] * len(ctx.needs_input_grad)
+        if upstreams[0] is None or not any(ctx.formed):
+            return tuple(gradients)
+        saved, free = take_saved(ctx)
+        with free_of_others(saved, free):
+            formed = [g if f else None for g, f in zip(saved, ctx.formed)]
+            found = scaled_gradients(upstreams[0], formed, saved[2], ctx.ignore_index)
+        for position, gradient in zip(self.differentiable, found):
+            gradients[position] = gradient if ctx.needs_input_grad[position] else None
+        return tuple(gradients)
+
+
+def share_of_a_row(labels: Tensor | None, ignore_index: int, like: Tensor, share: float) -> Tensor:
+    """`share` over the number of rows that count, on the device: what a raw gradient is multiplied by."""
+    if labels is None:
+        return like.new_full((), share / max(like.shape[0], 1), dtype=torch.float32)
+    return share / labels.ne(ignore_index).sum().clamp(min=1)
+
+
+def finish(
+    sums: tuple, likes: tuple, factor: Tensor | None, raw: bool, labels: Tensor | None, ignore_index: int
+) -> list:
+    """The sums of products as the gradients of x, which has a row for each label, and weight."""
+    of_rows = zip(sums, likes, (labels, None))
+    return [None if g is None else finished(g, like, raw, factor, told, ignore_index) for g, like, told in of_rows]
+
+
+def called(operator: FormsGradients, given: tuple, need_dx: bool | None, need_dweight: bool | None) -> tuple:
+    """(loss, grad_input | None, grad_weight | None); a need of None is what the tensor says of itself."""
+    needs = [t.requires_grad if need is None else need for t, need in zip(given, (need_dx, need_dweight))]
+    loss, *gradients = operator(*given, *needs)
+    return (loss, *(g if need else None for g, need in zip(gradients, needs)))
+
+
+# ---- the Functions ------------------------------------------------------------------------------------------------------
+
+
+@unrecorded
+def check_labels(labels: Tensor | None, rows: int) -> None:
+    if labels is not None and tuple(labels.shape) != (rows,):
+        raise LigerArgumentError(
+            f"the shape of shift_labels must be (BT,), which is ({rows},), not {tuple(labels.shape)}"
+        )
+
+
+@unrecorded
+def check_temperature(temperature: float) -> None:
+    if temperature == 0:
+        raise LigerArgumentError("temperature cannot be 0.")
+
+
+def formed_forward(cls: Any, ctx: Any, args: tuple) -> Tensor:
+    """`cls.loss_and_gradients(given, need_dx, need_dweight)`, with the gradients kept for backward."""
+    cls.check_shapes(args)
+    given = dict(zip(cls.parameters, cls.complete(args)))
+    loss, *gradients = cls.loss_and_gradients(given, *ctx.needs_input_grad[:2])
+    ctx.set_materialize_grads(False)
+    ctx.dtypes = [given[name].dtype for name in cls.gradients]
+    ctx.ignore_index, labels = given["ignore_index"], given["shift_labels"]
+    ctx.save_for_backward(*gradients, None if labels is None else kept_labels(labels))
+    return loss
+
+
+def formed_backward(name: str, ctx: Any, dloss: Tensor | None) -> tuple:
+    refuse_second_derivative(name)
+    count = len(ctx.needs_input_grad)
+    if dloss is None:
+        return (None,) * count
+    saved, free = take_saved(ctx)
+    with free_of_others(saved, free):
+        gradients = scaled_gradients(dloss, saved[:2], saved[2], ctx.ignore_index)
+    wanted = zip(gradients, ctx.dtypes, ctx.needs_input_grad)
+    found = [g.to(dtype) if g is not None and need else None for g, dtype, need in wanted]
+    return (*found, *(None,) * (count - 2))
+
+
+class FormedLoss:
+    """Beside LigerFunction: a class brings `loss_and_gradients`, and `forward` and `backward` of one line that name it."""
+
+    gradients: tuple[str, ...] = ("student_input", "student_weight")
+
+    @classmethod
+    def loss_and_gradients(cls, given: dict, need_dx: bool, need_dweight: bool) -> tuple:
+        raise NotImplementedError
+
+    @classmethod
+    def compiled(cls: Any, *args: Any) -> Tensor:
+        given, now = dict(zip(cls.parameters, cls.complete(args))), torch.is_grad_enabled()
+        return cls.loss_and_gradients(given, *(now and given[name].requires_grad for name in cls.gradients))[0]
+
+
+def total(rows: Tensor, labels: Tensor | None, ignore_index: int, mean: bool) -> Tensor:
+    """The plain formula of the reduction: of the rows that count the mean, or the sum."""
+    if labels is None:
+        return rows.sum() / at_least_one(rows.shape[0]) if mean else rows.sum()
+    counts = labels != ignore_index
+    sum_ = torch.where(counts, rows, 0).sum()
+    return sum_ / counts.sum().clamp(min=1) if mean else sum_

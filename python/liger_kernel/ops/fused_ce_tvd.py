@@ -1,0 +1,137 @@
+"""Cross entropy with labels and total variation distance to a teacher's logits, both of each row, from one read of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_kernel import _native
+from liger_kernel.ops._debug import is_debugging
+from liger_kernel.ops._formula import readable, require_shape
+from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._memory import require_float
+from liger_kernel.ops._operator import AnyRows, LigerArgumentError, Made, Operator, Single, Wish
+from liger_kernel.ops.cross_entropy import check_targets
+
+
+@Operator
+def ce_tvd(student_logits: AnyRows, teacher_logits: AnyRows, target: Tensor, ignore_index: int, ce: Made = Wish.PER_ROW,
+           tvd: Made = Wish.PER_ROW, student_lse: Made = Wish.PER_ROW, teacher_lse: Made = Wish.PER_ROW,
+           sigma: Made = Wish.PER_ROW) -> Any:  # fmt: skip
+    return _native.ce_tvd_forward(
+        student_logits, teacher_logits, target, ce, tvd, student_lse, teacher_lse, sigma, ignore_index
+    )
+
+
+@ce_tvd.gradient
+def ce_tvd_gradient(student_logits: AnyRows, teacher_logits: AnyRows, target: Tensor, student_lse: Tensor,
+                    teacher_lse: Tensor, sigma: Tensor, dce: Single | None, dtvd: Single | None, ignore_index: int,
+                    dstudent_logits: Made = Wish.LIKE) -> Any:  # fmt: skip
+    return _native.ce_tvd_backward(
+        student_logits,
+        teacher_logits,
+        target,
+        student_lse,
+        teacher_lse,
+        sigma,
+        dce,
+        dtvd,
+        dstudent_logits,
+        ignore_index,
+    )
+
+
+def _require(student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
+    """In this order."""
+    name = "fused_ce_tvd"
+    if student_logits.shape != teacher_logits.shape:
+        raise LigerArgumentError(
+            f"{name}: student_logits has shape {tuple(student_logits.shape)}, but teacher_logits has "
+            f"{tuple(teacher_logits.shape)}"
+        )
+    if student_logits.dim() != 2:
+        raise LigerArgumentError(f"{name}: student_logits has {student_logits.dim()} dimensions, but must have 2")
+    require_shape(name, "target", target, student_logits.shape[:1])
+    require_float(name, student_logits=student_logits, teacher_logits=teacher_logits)
+
+
+def _debug(student_logits: Tensor, target: Tensor, ignore_index: int) -> None:
+    if is_debugging(target):
+        check_targets(target, student_logits.shape[-1], ignore_index)
+
+
+def fused_ce_tvd_forward(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, ignore_index: int) -> tuple:
+    """(ce, tvd, student_lse, teacher_lse, sigma), each float32 [BT]; the last three are for `fused_ce_tvd_backward`: log Σ exp
+    of either logits, and Σ p·sign(p - q)."""
+    _require(student_logits, teacher_logits, target)
+    _debug(student_logits, target, ignore_index)
+    return ce_tvd(student_logits, teacher_logits, target, ignore_index)
+
+
+def fused_ce_tvd_backward(
+    grad_ce: Tensor | None,
+    grad_tvd: Tensor | None,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    student_lse: Tensor,
+    teacher_lse: Tensor,
+    sigma: Tensor,
+    ignore_index: int,
+) -> Tensor:
+    """The gradient of the student's logits; an upstream that is None counts as 0."""
+    return ce_tvd.derivative(  # type: ignore[misc]
+        student_logits, teacher_logits, target, student_lse, teacher_lse, sigma, grad_ce, grad_tvd, ignore_index
+    )
+
+
+class LigerFusedCETVDFunction(LigerFunction):
+    """`apply(student_logits, teacher_logits, target, ignore_index=-100)` -> (ce, tvd), each float32 [BT], unreduced.
+
+    With p = softmax(student_logits), q = softmax(teacher_logits), both [BT, V], and target [BT] int32 or int64:
+    ce = log Σ exp(x) - x_target, tvd = ½ Σ |p - q|, and both are 0 where the target is ignore_index. Differentiable in the
+    student's logits alone, each output with an upstream of its own for every row: dce/dx = p - onehot,
+    dtvd/dx = ½ p (s - Σ p s) with s = sign(p - q), which is 0 where they are equal.
+
+    Kept for backward are both logits, the target and three numbers a row. Logits of two dtypes are widened to float32.
+    A target out of range is an error on the CPU; on a GPU ce and the gradient of its row are NaN.
+    """
+
+    operator = ce_tvd
+    names = "ce_tvd fused_ce_tvd"
+    gradients = ("student_logits",)
+    held = ("teacher_logits", "target")
+
+    @staticmethod
+    def arguments(student_logits, teacher_logits, target, ignore_index=-100):
+        _debug(student_logits, target, ignore_index)
+        return student_logits, teacher_logits, target, ignore_index
+
+    @staticmethod
+    def require(student_logits, teacher_logits, target, ignore_index=-100):
+        _require(student_logits, teacher_logits, target)
+
+    @classmethod
+    def check(cls, *args):
+        super().check(*args)
+        student_logits, _, target, ignore_index = cls.complete(args)
+        labels = readable(target)
+        if labels is not None:
+            check_targets(labels, student_logits.shape[1], ignore_index)
+
+    @staticmethod
+    def torch_forward(student_logits, teacher_logits, target, ignore_index=-100):
+        vocab = student_logits.shape[1]
+        valid = target != ignore_index
+        known = valid & (target >= 0) & (target < vocab)
+        x, t = (torch.where(valid[:, None], logits.float(), 0.0) for logits in (student_logits, teacher_logits))
+        chosen = x.gather(1, torch.where(known, target, 0).long()[:, None]).squeeze(1)
+        ce = x.logsumexp(-1) - chosen
+        ce = ce * torch.ones_like(ce).masked_fill(valid & ~known, torch.nan)
+        tvd = 0.5 * (x.softmax(-1) - t.softmax(-1)).abs().sum(-1)
+        return torch.where(valid, ce, 0.0), torch.where(valid, tvd, 0.0)
+
+
+__all__ = ["LigerFusedCETVDFunction", "fused_ce_tvd_backward", "fused_ce_tvd_forward"]
