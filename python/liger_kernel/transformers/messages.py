@@ -63,6 +63,11 @@ MESSAGES = {
         "{model} is trained with {attention} attention; for this family attn_implementation='eager' is recommended"
     ),
     "skip-without-targets": "skip_logits is True, but labels and shift_labels are None: logits are computed",
+    # Megatron-Core
+    "megatron-call-sites": (
+        "cross_entropy=True has replaced {symbol}, but nothing in megatron-core that calls it was found: fused configurations "
+        "may keep Megatron's kernel"
+    ),
 }
 
 _said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
