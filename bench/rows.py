@@ -195,6 +195,8 @@ def linear_jsd(x: Tensor, weight: Tensor, teacher_x: Tensor, teacher_weight: Ten
     log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)
     kl_p, kl_q = (F.kl_div(log_m, log, reduction="batchmean", log_target=True) for log in (log_p, log_q))
     return 0.5 * (kl_p + kl_q)
+
+
 def ce_tvd(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy and the total variation distance to the teacher, of each row."""
     ce = F.cross_entropy(student.float(), target, ignore_index=IGNORE, reduction="none")
@@ -338,6 +340,8 @@ def _divergence_inputs(logs: tuple[bool, bool]):
         return Inputs(made[:1], made[1:])
 
     return inputs
+
+
 def _ce_tvd_inputs(shape, dtype, device) -> Inputs:
     made = _loss_inputs(shape, dtype, device)
     teacher = made.diff[0].float() + normal(shape, torch.float32, device, 2)
