@@ -31,7 +31,7 @@ LIGER_TEMPLATE v_f32 v_exp(v_f32 x) {
     return x;
 }
 
-/* log x of a positive normal number within 2 ulp. Of 0, NaN and infinity it is some number: whoever may have these multiplies
+/* log x of a positive normal number within 1 ulp. Of 0, NaN and infinity it is some number: whoever may have these multiplies
  * by what is 0, NaN or infinite there, or picks. */
 LIGER_TEMPLATE v_f32 v_log_normal(v_f32 x) {
     v_f32 n;

@@ -44,12 +44,16 @@ liger_status divergence_fits_loss(const struct door_call *call, const liger_tens
     return LIGER_OK;
 }
 
-static void place_upstream(const liger_tensor *upstream, struct divergence_problem *d) {
-    if (d->upstream.data == NULL) return;
+static liger_status place_upstream(const liger_tensor *upstream, struct divergence_problem *d) {
+    if (d->upstream.data == NULL) return LIGER_OK;
     d->upstream_step = liger_tensor_elements(upstream) > 1 && upstream->ndim == 2;
-    if (d->upstream_step == 0) /* one of a vector for each row, or one for all */
-        d->upstream = (liger_rows){
-            .data = d->upstream.data, .inner = d->rows, .inner_stride = liger_tensor_elements(upstream) > 1};
+    if (d->upstream_step != 0) return LIGER_OK;
+    const liger_tensor column = {.data = upstream->data, /* one for each row, or one for all */
+                                 .dtype = upstream->dtype,
+                                 .ndim = 2,
+                                 .shape = {d->rows, 1},
+                                 .stride = {liger_tensor_elements(upstream) > 1, 1}};
+    return liger_fold_rows(&column, "upstream", &d->upstream);
 }
 
 static liger_status count(liger_context *context, const char *op, const struct divergence_problem *d, void *counts,
@@ -74,7 +78,7 @@ liger_status divergence_begin(liger_context *context, const struct door_call *ca
     const bool is_empty = !door_matrix(call, &d->dtype, &d->rows, &d->cols);
     d->tiles = divergence_tiles_of(d->rows, d->cols);
     d->partials = (float *)((char *)d->partials + COUNTS_BYTES);
-    place_upstream(upstream, d);
+    LIGER_TRY(place_upstream(upstream, d));
     if (d->reduction != LIGER_REDUCTION_NONE) d->total = d->loss.data, d->loss.data = NULL;
     *needed = d->total || (!is_empty && (d->loss.data || d->dx.data));
     d->share = 1.0f;
