@@ -21,8 +21,10 @@ from liger_kernel.ops.scale import cast
 
 _SUM = 2  # liger_reduction
 
-# Bytes of a chunk's logits in float32, at most. A distance holds about ten times as much meanwhile.
-MOST_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+# Bytes of a chunk's logits in float32, at most: a GPU makes ten times as much of them meanwhile. On the CPU both losses take a
+# chunk in pieces, not too small: each operation on a piece waits for all threads.
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+PIECE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True)
@@ -122,41 +124,49 @@ class Distillation:
         factor = count if self.student.weight.dtype is torch.float16 and any(needs) else None
         share = None if not any(needs) else torch.ones_like(count) if factor is not None else 1 / count
         tokens = self.labels.shape[0]
-        rows = chunk_rows(chunk_size, tokens, self.teacher.weight)
+        rows = chunk_rows(chunk_size, tokens, _rows(CHUNK_BYTES, self.teacher.weight.t()))
         gradients = Gradients(self.student, needs, alone=tokens <= rows and factor is None)
         buffers = self.student.buffer(rows), self.teacher.buffer(rows)
         soft = hard = torch.zeros_like(count)
         for first in range(0, tokens, max(rows, 1)):
             size = min(rows, tokens - first)
-            of_soft, of_hard, dlogits = self._chunk(first, share, *(buffer[:size] for buffer in buffers))
+            of_soft, of_hard = self._chunk(first, share, *(buffer[:size] for buffer in buffers))
             soft, hard = soft + of_soft, hard + of_hard
-            if dlogits is not None:
-                gradients.add(first, dlogits)
+            if share is not None:
+                gradients.add(first, buffers[0][:size])
         return self._losses(soft, hard, count), gradients.rounded(factor is None), factor
 
-    def _chunk(
-        self, first: int, share: Tensor | None, buffer: Tensor, of_teacher: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The sums of both losses, and the gradient of the logits times `share`, in the dtype of products. The buffers hold the
-        chunk's logits."""
+    def _chunk(self, first: int, share: Tensor | None, buffer: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums of both losses. The buffers hold the chunk's logits; with a share the student's then holds their gradient,
+        times the share."""
+        self.student.logits_in(buffer, first)
+        if self.has_soft:
+            self.teacher.logits_in(of_teacher, first)
         labels = self.labels.narrow(0, first, buffer.shape[0])
-        logits = self.student.logits_in(buffer, first).float()
+        rows = _rows(PIECE_BYTES, of_teacher)
+        soft = hard = torch.zeros((), device=buffer.device)
+        for pieces in zip(buffer.split(rows), of_teacher.split(rows), labels.split(rows)):
+            of_soft, of_hard = self._piece(*pieces, share)
+            soft, hard = soft + of_soft, hard + of_hard
+        return soft, hard
+
+    def _piece(self, buffer: Tensor, of_teacher: Tensor, labels: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits = buffer.float()
         soft = hard = logits.new_zeros(())
         dlogits = None
         if self.has_soft:
-            teacher = self.teacher.logits_in(of_teacher, first).float()
-            soft, dlogits = self._soft_and_gradient(logits, teacher, labels, None if self.soft == 0 else share)
+            wanted = None if self.soft == 0 else share
+            soft, dlogits = self._soft_and_gradient(logits, of_teacher.float(), labels, wanted)
         upstream = None if share is None or not self.hard else share * self.hard
         if self.has_hard:
             hard = _hard_loss(logits, labels, self.ignore_index, upstream)
-        if share is None:
-            return soft, hard, None
-        if upstream is not None:
-            dlogits = logits if dlogits is None else logits.add_(dlogits)
-        elif dlogits is None:
-            dlogits = torch.zeros_like(logits)
-        ignored = labels.eq(self.ignore_index).unsqueeze(1)  # whatever a distance makes of them
-        return soft, hard, buffer.copy_(dlogits).masked_fill_(ignored, 0)
+        if share is not None:
+            if upstream is not None:
+                dlogits = logits if dlogits is None else logits.add_(dlogits)
+            ignored = labels.eq(self.ignore_index).unsqueeze(1)  # whatever a distance makes of them
+            buffer.zero_() if dlogits is None else buffer.copy_(dlogits)
+            buffer.masked_fill_(ignored, 0)
+        return soft, hard
 
     def _soft_and_gradient(
         self, logits: Tensor, teacher: Tensor, labels: Tensor, share: Tensor | None
@@ -179,11 +189,15 @@ def _hard_loss(logits: Tensor, labels: Tensor, ignore_index: int, upstream: Tens
     )[0]  # fmt: skip
 
 
-def chunk_rows(chunk_size: int, tokens: int, weight: Tensor) -> int:
+def _rows(most_bytes: dict[str, int], of_vocabulary: Tensor) -> int:
+    """Whose float32 logits take so many bytes, at most."""
+    most = most_bytes.get(of_vocabulary.device.type, most_bytes["cuda"])
+    return max(most // (4 * of_vocabulary.shape[-1]), 1)
+
+
+def chunk_rows(chunk_size: int, tokens: int, most: int) -> int:
     """Tokens of a chunk: chunks are of the same size, or nearly."""
-    bytes_of_row = 4 * weight.shape[0]
-    most = max(min(chunk_size, MOST_BYTES.get(weight.device.type, MOST_BYTES["cuda"]) // bytes_of_row), 1)
-    chunks = -(-tokens // most)
+    chunks = -(-tokens // min(chunk_size, most))
     return -(-tokens // max(chunks, 1))
 
 
