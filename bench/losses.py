@@ -1,9 +1,12 @@
-"""Losses on a linear head that couple tokens: preference losses and a policy's. Their inputs, and their formulas in torch.
+"""Losses on a linear head with inputs of their own: preference losses, a policy's, and distillation's. Their inputs, and their
+formulas in torch.
 
 Hidden states [sequences, tokens, H]; of preferences the first half was chosen. One token in twenty is ignored.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +68,32 @@ def grpo(x: Tensor, weight: Tensor, ids: Tensor, mask: Tensor, advantages: Tenso
     return (-(objective * mask).sum(-1) / mask.sum(-1)).mean()
 
 
+def _distilled(
+    x: Tensor, weight: Tensor, teacher_x: Tensor, teacher_weight: Tensor, target: Tensor, distance
+) -> Tensor:
+    logits = F.linear(x, weight)
+    with torch.no_grad():
+        of_teacher = F.linear(teacher_x, teacher_weight).float()
+    counts = target != IGNORE
+    soft = torch.where(counts, distance(logits.float(), of_teacher), 0).sum() / counts.sum()
+    return 0.5 * F.cross_entropy(logits.float(), target, ignore_index=IGNORE) + 0.5 * soft
+
+
+def distill_jsd(*inputs: Tensor) -> Tensor:
+    """Half the cross entropy and half the Jensen-Shannon divergence with equal parts."""
+
+    def distance(student: Tensor, teacher: Tensor) -> Tensor:
+        s, t = student.log_softmax(-1), teacher.log_softmax(-1)
+        mean = torch.logsumexp(torch.stack((s, t)), 0) - math.log(2)
+        return 0.5 * (t.exp() * (t - mean) + s.exp() * (s - mean)).sum(-1)
+
+    return _distilled(*inputs, distance)
+
+
+def distill_cosine(*inputs: Tensor) -> Tensor:
+    return _distilled(*inputs, lambda student, teacher: 0.5 * (1 - F.cosine_similarity(student, teacher, dim=-1)))
+
+
 # ---- inputs -------------------------------------------------------------------------------------------------------------
 
 
@@ -107,6 +136,15 @@ def _half_policy(shape, dtype, device) -> Inputs:
     return Inputs(made.diff, [ids, mask, advantages])
 
 
+def _two_models(shape, dtype, device) -> Inputs:
+    """A teacher that is twice as wide."""
+    tokens, hidden, vocab = shape
+    x, weight = normal((tokens, hidden), dtype, device, 1), normal((vocab, hidden), dtype, device, 2, hidden**-0.5)
+    wide = 2 * hidden
+    teacher = normal((tokens, wide), dtype, device, 3), normal((vocab, wide), dtype, device, 4, wide**-0.5)
+    return Inputs([x, weight], [*teacher, targets(tokens, vocab, device)])
+
+
 # ---- operators ----------------------------------------------------------------------------------------------------------
 
 _POLICY = {"loss_type": "grpo", "use_ref_model": False, "beta": 0.0}
@@ -123,6 +161,17 @@ OPERATORS = {
     ),
     "cpo": Operator(_pairs, cpo, "LigerFusedLinearCPOLoss", "cpo_loss", {"beta": BETA}, products=3),
     "grpo": Operator(_policy, grpo, "LigerFusedLinearGRPOLoss", "grpo_loss", _POLICY, products=3),
+    "distill_jsd": Operator(
+        _two_models, distill_jsd, "LigerFusedLinearJSDLoss", "jsd_loss", {"compiled": False}, products=5
+    ),
+    "distill_cosine": Operator(
+        _two_models,
+        distill_cosine,
+        "LigerFusedLinearCosineSimilarityLoss",
+        "cosine_similarity_loss",
+        {"compiled": False},
+        products=5,
+    ),
     "grpo_half": Operator(_half_policy, grpo, "LigerFusedLinearGRPOLoss", "grpo_loss", _POLICY, products=3),
 }
 
@@ -137,4 +186,6 @@ def of_module(module: torch.nn.Module, op: str, bounded: bool):
         extra = {"valid_rows": mask.numel() // 2} if bounded and op == "grpo_half" else {}
         return module(x, weight, ids, mask, advantages, **extra)[0]
 
+    if op.startswith("distill"):
+        return module
     return of_policy if op.startswith("grpo") else of_pairs

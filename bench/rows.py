@@ -195,6 +195,8 @@ def linear_jsd(x: Tensor, weight: Tensor, teacher_x: Tensor, teacher_weight: Ten
     log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)
     kl_p, kl_q = (F.kl_div(log_m, log, reduction="batchmean", log_target=True) for log in (log_p, log_q))
     return 0.5 * (kl_p + kl_q)
+
+
 def ce_tvd(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy and the total variation distance to the teacher, of each row."""
     ce = F.cross_entropy(student.float(), target, ignore_index=IGNORE, reduction="none")
@@ -338,6 +340,8 @@ def _divergence_inputs(logs: tuple[bool, bool]):
         return Inputs(made[:1], made[1:])
 
     return inputs
+
+
 def _ce_tvd_inputs(shape, dtype, device) -> Inputs:
     made = _loss_inputs(shape, dtype, device)
     teacher = made.diff[0].float() + normal(shape, torch.float32, device, 2)
@@ -595,6 +599,8 @@ CUDA_ROWS = [
     Row("SimPO 8x1024x4096x128256", "flce", "simpo", (8, 1024, 4096, 128256), bar_ms=40.2, bar_mb=3088),
     Row("CPO 8x1024x4096x128256", "flce", "cpo", (8, 1024, 4096, 128256), bar_ms=40.3, bar_mb=3088),
     Row("GRPO 8x1024x4096x128256", "flce", "grpo", (8, 1024, 4096, 128256), bar_ms=39.4, bar_mb=3088),
+    Row("JSD on heads 4096x1024/2048x128256", "flce", "distill_jsd", (4096, 1024, 128256)),
+    Row("cosine on heads 4096x1024/2048x128256", "flce", "distill_cosine", (4096, 1024, 128256)),
     Row("GRPO 8x1024x4096x128256, half", "flce", "grpo_half", (8, 1024, 4096, 128256), bar_ms=22, bar_mb=3088),
 ]
 
@@ -634,6 +640,8 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"linear KL 1024x1024x32000 {short}", "flce", "linear_kl_div", (1024, 1024, 32000), dtype),
         Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"DPO 8x128x1024x32000 {short}", "flce", "dpo", (8, 128, 1024, 32000), dtype),
+        Row(f"JSD on heads 1024x512/1024x32000 {short}", "flce", "distill_jsd", (1024, 512, 32000), dtype),
+        Row(f"cosine on heads 1024x512/1024x32000 {short}", "flce", "distill_cosine", (1024, 512, 32000), dtype),
         Row(f"GRPO 8x128x1024x32000 {short}", "flce", "grpo", (8, 128, 1024, 32000), dtype),
         Row(f"GRPO 8x128x1024x32000 {short}, half", "flce", "grpo_half", (8, 128, 1024, 32000), dtype),
     ]

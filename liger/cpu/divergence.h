@@ -4,7 +4,8 @@
  * A template: a room defines the following and includes this file, which makes its kernel of them.
  *
  *   #define DIVERGENCE kl_div                  the problem kl_div_problem, whose member `d` is the divergence_problem
- *   divergence_terms(p, x, y, value, slope)    of two vectors, so that the steps of functions can alternate
+ *   divergence_terms(p, x, y, value, slope)    of two vectors, so that the steps of functions can alternate; of two zeros,
+ *                                              which fill the last vector of a row, the value is 0
  *
  * Threads share out the tiles that the loss is summed in. */
 #include "liger/core/divergences.h"
@@ -31,12 +32,6 @@ LIGER_TEMPLATE void get(bool in_order, liger_dtype t, const void *p, int64_t i, 
 LIGER_TEMPLATE void put_in_order(liger_dtype t, void *p, int64_t i, int n, const v_f32 x[2]) {
     v_store_n(t, p, i, n < V_LANES ? n : V_LANES, x[0]);
     if (n > V_LANES) v_store_n(t, p, i + V_LANES, n - V_LANES, x[1]);
-}
-
-/* What stands behind the end of a row is no value. */
-LIGER_TEMPLATE void leave_first(int n, v_f32 value[2]) {
-    if (n < V_LANES) value[0] = v_first(value[0], n);
-    if (n < 2 * V_LANES) value[1] = n > V_LANES ? v_first(value[1], n - V_LANES) : v_zero();
 }
 
 /* The part of a row that is in a tile. */
@@ -67,8 +62,6 @@ LIGER_TEMPLATE float do_row(liger_dtype t, liger_dtype ty, bool unreduced, DIVER
                 get(true, LIGER_F32, row.upstream, i, n, up);
                 for (int j = 0; j < 2; j++) slope[j] = v_mul(slope[j], up[j]);
             }
-        } else {
-            leave_first(n, value);
         }
         for (int j = 0; j < 2; j++) sum[j] = v_add(sum[j], value[j]);
         for (int j = 0; j < 2; j++) slope[j] = v_mul(slope[j], share);

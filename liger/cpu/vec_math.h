@@ -33,7 +33,7 @@ LIGER_TEMPLATE v_f32 v_exp(v_f32 x) {
 
 /* log x of a positive normal number within 2 ulp. Of 0, NaN and infinity it is some number: whoever may have these multiplies
  * by what is 0, NaN or infinite there, or picks. */
-LIGER_TEMPLATE v_f32 v_log(v_f32 x) {
+LIGER_TEMPLATE v_f32 v_log_normal(v_f32 x) {
     v_f32 n;
     const v_f32 f = v_sub(v_split2(x, &n), v_set(1.0f)), square = v_mul(f, f);
     v_f32 p = v_fma(v_set(7.0376836292e-2f), f, v_set(-1.1514610310e-1f));
@@ -73,25 +73,13 @@ LIGER_TEMPLATE v_f32 v_tanh(v_f32 x) {
     return v_tanh_and_rest(x, &rest);
 }
 
-/* log x within 2 ulp; -inf of 0, NaN below it. */
+/* log x within 2 ulp of any x: -inf of 0, NaN below it. */
 LIGER_TEMPLATE v_f32 v_log(v_f32 x) {
     const v_mask subnormal = v_less(x, v_set(0x1p-126f));
-    v_f32 n, f = v_sub(v_split2(v_select(subnormal, v_mul(x, v_set(0x1p24f)), x), &n), v_set(1.0f));
-    n = v_select(subnormal, v_sub(n, v_set(24.0f)), n);
-    const v_f32 square = v_mul(f, f);
-    v_f32 p = v_fma(v_set(7.0376836292e-2f), f, v_set(-1.1514610310e-1f));
-    p = v_fma(p, f, v_set(1.1676998740e-1f));
-    p = v_fma(p, f, v_set(-1.2420140846e-1f));
-    p = v_fma(p, f, v_set(1.4249322787e-1f));
-    p = v_fma(p, f, v_set(-1.6668057665e-1f));
-    p = v_fma(p, f, v_set(2.0000714765e-1f));
-    p = v_fma(p, f, v_set(-2.4999993993e-1f));
-    p = v_fma(p, f, v_set(3.3333331174e-1f));
-    p = v_fma(n, v_set(-2.12194440e-4f), v_mul(v_mul(p, f), square)); /* ln 2 in two parts, as above */
-    p = v_add(f, v_fnma(v_set(0.5f), square, p));
-    p = v_fma(n, v_set(0.693359375f), p);
-    p = v_select(v_less(v_zero(), x), p, v_select(v_less(x, v_zero()), v_set(NAN), v_set(-INFINITY)));
-    return v_select(v_less(v_abs(x), v_set(INFINITY)), p, x); /* +inf and NaN stay */
+    const v_f32 shift = v_select(subnormal, v_set(24 * 0.693147181f), v_zero());
+    v_f32 y = v_sub(v_log_normal(v_select(subnormal, v_mul(x, v_set(0x1p24f)), x)), shift);
+    y = v_select(v_less(v_zero(), x), y, v_select(v_less(x, v_zero()), v_set(NAN), v_set(-INFINITY)));
+    return v_select(v_less(v_abs(x), v_set(INFINITY)), y, x); /* +inf and NaN stay */
 }
 
 #endif

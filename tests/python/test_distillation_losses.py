@@ -23,7 +23,7 @@ from distillation_formulas import (
     problem,
     results,
 )
-from reference import DTYPES, assert_close, unit
+from reference import DTYPES, assert_close
 from token_losses import LOGITS, about, compiled, same
 
 from liger_kernel import chunked_loss
@@ -366,9 +366,9 @@ def test_ignored_tokens_are_zero_whatever_comes_from_above(device, upstream, fun
 @pytest.mark.parametrize("dtype", [torch.float16])
 def test_small_gradients_survive_float16(device, dtype):
     """A mean over many tokens, scaled as a loss scaler does it: gradients are of sums until the upstream meets them."""
-    given = problem(device, dtype, shape=(3000,), chunk_size=500)
-    found = results(JSD, given, 3000.0)
-    check(JSD, given, found, dtype, 3000.0)
+    given = problem(device, dtype, shape=(40000,), chunk_size=20000)
+    found = results(JSD, given, 40000.0)
+    check(JSD, given, found, dtype, 40000.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -492,13 +492,14 @@ def test_what_is_refused(device, function, name, change, error, words, form, mon
 
 @pytest.mark.parametrize("label", [VOCAB, -1])
 def test_labels_out_of_range(device, function, label, monkeypatch):
-    given = problem(device)
+    given = problem(device, chunk_size=1)
     given["true_labels"][1] = label
     if device.type == "cuda":
         loss, _, hard, *gradients = results(function, given)
         assert loss.isnan() and hard.isnan() and gradients[0][1].isnan().all() and gradients[0][2:].isfinite().all()
     monkeypatch.setenv("LIGER_DEBUG", "1")
-    with pytest.raises(ValueError, match=rf"\[1\] is {label}, which is out of bounds: it must be in \[0, {VOCAB}\)"):
+    words = rf"^{function.labels}\[1\] is {label}, which is out of bounds: it must be in \[0, {VOCAB}\)"
+    with pytest.raises(ValueError, match=words):
         call(function, given)
 
 
@@ -533,4 +534,29 @@ def test_what_else_a_distance_is_given(device):
     assert seen == {"beta": 0.125, "power": 3, "ignore_index": -100}
     dx, *_ = torch.autograd.grad(loss, operands(given))
     assert not dx[given["true_labels"] == -100].any()  # its sum has them, but they are no tokens to learn from
-    assert unit(torch.float32) > 0
+
+
+def test_a_forward_of_their_own(device):
+    """A subclass may use nothing of the base but its name."""
+
+    class Own(LigerFusedLinearDistillationBase):
+        @classmethod
+        def forward(cls, ctx, x, weight, labels, factor=2.0):
+            ctx.save_for_backward(x, weight)
+            ctx.factor = factor
+            return factor * (x @ weight).sum()
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            x, weight = ctx.saved_tensors
+            ones = grad_output * ctx.factor * torch.ones(x.shape[0], weight.shape[1], device=x.device)
+            return ones @ weight.t(), x.t() @ ones, None, None
+
+    x, weight = (torch.randn(3, 3, device=device, requires_grad=True) for _ in range(2))
+    for arguments in ((x, weight, None), (x, weight, None, 3.0)):
+        loss = Own.apply(*arguments)
+        wanted = torch.autograd.grad(arguments[-1] * (x @ weight).sum() if len(arguments) > 3 else 2 * (x @ weight).sum(),
+                                     (x, weight))  # fmt: skip
+        about(torch.autograd.grad(loss, (x, weight)), wanted)
+    with torch.no_grad():
+        assert not Own.apply(x, weight, None).requires_grad

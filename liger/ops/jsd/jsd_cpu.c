@@ -34,7 +34,7 @@ LIGER_TEMPLATE void two_sided(v_f32 beta, const v_f32 x[2], const v_f32 y[2], v_
         const v_mask x_is_larger = v_less(zero, d[j]);
         const v_f32 weight = v_select(x_is_larger, beta, rest), other = v_select(x_is_larger, rest, beta);
         const v_f32 g = v_fma(weight, e[j], other); /* 1 if e is: the sum of the weights is exact */
-        const v_f32 log_g = v_log(g), small = v_mul(large[j], e[j]);
+        const v_f32 log_g = v_log_normal(g), small = v_mul(large[j], e[j]);
         const v_f32 lost = v_fma(v_mul(weight, e[j]), v_abs(d[j]), v_mul(g, log_g));
         const v_f32 q = v_select(x_is_larger, large[j], small), below = v_select(x_is_larger, zero, d[j]);
         value[j] = v_sub(zero, v_mul(large[j], lost));

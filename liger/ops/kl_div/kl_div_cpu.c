@@ -18,7 +18,7 @@ LIGER_TEMPLATE void divergence_terms(const struct kl_div_problem *p, const v_f32
     for (int j = 0; j < 2; j++) factor[j] = log_of_it[j] = y[j];
     if (p->log_target) v_exp_each(2, factor);
     else
-        for (int j = 0; j < 2; j++) log_of_it[j] = v_log(v_max(eps, y[j]));
+        for (int j = 0; j < 2; j++) log_of_it[j] = v_log_normal(v_max(eps, y[j]));
     for (int j = 0; j < 2; j++) value[j] = guarded(factor[j], v_sub(log_of_it[j], x[j]));
     for (int j = 0; j < 2; j++) slope[j] = v_sub(v_zero(), factor[j]);
 }

@@ -20,7 +20,7 @@ from liger_kernel.ops.linear_logprob import profiled
 from liger_kernel.ops.scale import free_of_others, scaled_gradients
 
 
-class Composed:
+class Composed(WithoutGradient):
     """Stands for the autograd context where forward is to answer what torch can differentiate by itself."""
 
 

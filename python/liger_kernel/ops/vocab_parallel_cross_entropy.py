@@ -139,7 +139,9 @@ def _gradient_by_torch(
 ) -> Tensor:
     counts = (target != IGNORED).unsqueeze(1)
     p = (torch.where(counts, logits, 0).float() - normalizer[:, :1] - normalizer[:, 1:]).exp()
-    dz = u.unsqueeze(1) * p + (0 if of_mean is None else of_mean / logits.shape[1]).unsqueeze(1)
+    dz = u.unsqueeze(1) * p
+    if of_mean is not None:
+        dz += (of_mean / logits.shape[1]).unsqueeze(1)
     dz.scatter_add_(1, target.clamp(min=0).unsqueeze(1), of_target.unsqueeze(1))
     return torch.where(counts, dz, 0).to(logits.dtype)
 
