@@ -13,7 +13,8 @@ pytest.importorskip("transformers", reason="needs transformers")
 import liger_kernel.transformers as lk  # noqa: E402
 from liger_kernel.transformers.messages import MESSAGES  # noqa: E402
 
-SOURCES = [path.read_text() for path in pathlib.Path(lk.__file__).parent.rglob("*.py") if path.name != "messages.py"]
+PATCHING = [pathlib.Path(lk.__file__).parents[1] / part for part in ("transformers", "megatron")]
+SOURCES = [path.read_text() for part in PATCHING for path in part.rglob("*.py") if path.name != "messages.py"]
 CALL = re.compile(r'warn(?:_once)?\(\s*logger,\s*(?:(?:module|model|cls|owner|about),\s*)?"([a-z-]+)"(.*?)\)\n', re.S)
 
 
