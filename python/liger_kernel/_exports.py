@@ -178,7 +178,7 @@ OPERATORS = {
         "LigerTVDLoss",
         "liger_tvd",
     ),
-    "vocab_parallel_cross_entropy": Exports("LigerVocabParallelCEFunction", "LigerVocabParallelCrossEntropy", ""),
+    "vocab_parallel_cross_entropy": Exports("LigerVocabParallelCEFunction", "", ""),
     "vocab_parallel_logprob": Exports("LigerVocabParallelLinearLogProbFunction", "", "", "linear_logprob"),
 }
 

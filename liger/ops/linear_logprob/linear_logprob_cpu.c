@@ -180,7 +180,7 @@ LIGER_TEMPLATE void one_row(liger_dtype t, const struct logprob_rows_problem *p,
     const struct row row = read_row(t, p, m, logits, y);
     const float max = row.others.max, distance = row.target - max, own = expf(distance), sum = row.others.sum + own;
     const bool sure = row.target == max;
-    const float log_sum = sure ? log1pf(row.others.sum) : logf(sum);
+    const float log_sum = sure ? log1pf(row.others.sum) + distance : logf(sum); /* NaN: the target's z is infinite */
     if (to->log_prob) to->log_prob[r] = distance - log_sum;
     if (to->entropy) to->entropy[r] = log_sum - (row.weighted + own * bounded(distance)) / sum;
     if (to->lse) to->lse[r] = max + log_sum;

@@ -44,8 +44,11 @@ enum {
 #define PLAIN                                                                                                          \
     { 1, 0, 1 }
 
+/* A soft cap in f32 is linear_logprob's: here an element's error is that of its own tanh, which is twice libm's. */
+#define CAPPED_DTYPES (1u << LIGER_BF16 | 1u << LIGER_F16)
 #define SHAPES                                                                                                         \
-    {.label = "7x33", .size = {7, 33}, .scalar = {1.5, 6, .7}, .flags = ALL},                                          \
+    {.label = "7x33", .size = {7, 33}, .scalar = {1.5, 0, .7}, .flags = ALL},                                          \
+        {.label = "7x34 cap", .size = {7, 34}, .scalar = {1.5, 6, .7}, .flags = ALL, .dtypes = CAPPED_DTYPES},         \
         {.label = "1x1", .size = {1, 1}, .scalar = PLAIN, .flags = ALL},                                               \
         {.label = "5x2", .size = {5, 2}, .scalar = PLAIN, .flags = ALL},                                               \
         {.label = "6x15", .size = {6, 15}, .scalar = PLAIN, .flags = ALL},                                             \
@@ -57,8 +60,12 @@ enum {
         {.label = "9x35 log_sum_sq_probs", .size = {9, 35}, .scalar = PLAIN, .flags = HAS_SQUARES},                    \
         {.label = "9x35 mean_logits", .size = {9, 35}, .scalar = PLAIN, .flags = HAS_MEAN},                            \
         {.label = "9x35 nothing", .size = {9, 35}, .scalar = PLAIN},                                                   \
-        {.label = "14x47 masked", .size = {14, 47}, .scalar = PLAIN, .flags = (ALL & ~HAS_MEAN) | MASKED},             \
-        {.label = "14x47 shifted", .size = {14, 47}, .scalar = PLAIN, .flags = ALL | SHIFTED},                         \
+        {.label = "14x47 masked",                                                                                      \
+         .size = {14, 47},                                                                                             \
+         .scalar = PLAIN,                                                                                              \
+         .flags = (ALL & ~HAS_MEAN) | MASKED,                                                                          \
+         .edge = true},                                                                                                \
+        {.label = "14x47 shifted", .size = {14, 47}, .scalar = PLAIN, .flags = ALL | SHIFTED, .edge = true},           \
         {.label = "300x131", .size = {300, 131}, .scalar = PLAIN, .flags = ALL | COUNTED},                             \
         {.label = "5x4099", .size = {5, 4099}, .scalar = PLAIN, .flags = ALL, .large = true},                          \
         {.label = "2x70001", .size = {2, 70001}, .scalar = PLAIN, .flags = ALL | COUNTED, .large = true},              \

@@ -15,7 +15,10 @@ from liger_kernel.utils import _is_installed
 _MONKEY_PATCH = "liger_kernel.transformers.monkey_patch"
 _APPLY = "apply_liger_kernel_to_"
 
-_NOT_BY_STAR = {"LigerExperts": f"{__name__}.swiglu"}  # as the interface has it
+_NOT_BY_STAR = {  # as the interface has it
+    "LigerExperts": f"{__name__}.swiglu",
+    "LigerVocabParallelCrossEntropy": f"{__name__}.vocab_parallel_cross_entropy",
+}
 _OFFERED = {**_exports.homes(__name__, "modules"), **_NOT_BY_STAR}
 _NEEDS_TRANSFORMERS = {
     "AutoLigerKernelForCausalLM": "liger_kernel.transformers.auto_model",
