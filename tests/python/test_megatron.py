@@ -16,6 +16,7 @@ from reference import DTYPES, assert_close
 
 import liger_kernel.megatron as lm
 from liger_kernel.megatron import LigerMegatronRMSNorm, LigerMegatronSwiGLU, apply_liger_kernel_to_megatron
+from liger_kernel.ops import LigerRMSNormFunction
 from liger_kernel.transformers import patching
 
 MONKEY_PATCH, SWIGLU = "liger_kernel.megatron.monkey_patch", "liger_kernel.megatron.swiglu"
@@ -84,6 +85,15 @@ def test_norm_values(device, dtype, zero_centered):
     magnitudes = (normal * dy.cpu().double()).abs().sum((0, 1))
     bound = (reference.unit(dtype) + reference.apart(15 + 67 + 8, sides=1)) * magnitudes
     assert (error <= bound + reference.unit(dtype) * weight64.grad.abs() + 1e-7).all()
+
+
+def test_norm_rounds_as_llama_does(device):
+    module = LigerMegatronRMSNorm(config(), 1024).to(device, torch.bfloat16)
+    with torch.no_grad():
+        module.weight.add_(torch.randn_like(module.weight) / 4)
+    x = torch.randn(8, 1024, device=device).bfloat16()
+    llama, gemma = (LigerRMSNormFunction.apply(x, module.weight, 1e-5, 0.0, mode) for mode in ("llama", "gemma"))
+    assert torch.equal(module(x), llama) and not torch.equal(llama, gemma)
 
 
 def test_norm_reads_its_config():
