@@ -7,13 +7,11 @@ import math
 import pathlib
 import warnings
 
-import c_program
 import own_process
 import pytest
 import torch
 from policy_formulas import (
     BATCH,
-    CISPO,
     DEFAULTS,
     HIGH,
     ITEMS,
@@ -31,12 +29,11 @@ from policy_formulas import (
 from reference import assert_close, unit
 from token_losses import HIDDEN, LOGITS, VOCAB, arguments, compiled
 
-from liger_kernel import _native, chunked_loss
+from liger_kernel import chunked_loss
 from liger_kernel.chunked_loss import functional, grpo_loss
 from liger_kernel.chunked_loss.fused_linear_ppo import LigerFusedLinearPPOBase
 from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction, LigerFusedLinearGRPOLoss
 from liger_kernel.ops import _policy_loss
-from liger_kernel.ops._operator import Wish
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -564,42 +561,3 @@ def test_small_gradients_in_float16():
     for ours, twin in zip((x, weight), others):
         error = (ours.grad.double() - twin.grad).norm() / twin.grad.norm()
         assert error <= 4 * unit(torch.float16), error  # of the logits, of their gradients, of the result
-
-
-# ---- in C --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ratio_shape", [None, (BATCH, TOKENS), (BATCH, 1)])
-@pytest.mark.parametrize(("kind", "level"), KINDS)
-def test_the_operator_of_the_library(device, kind, level, ratio_shape):
-    """liger_policy_loss is the formula in torch: the loss, both metrics and the gradient."""
-    p = (torch.randn(BATCH, TOKENS, device=device) - 2).requires_grad_()
-    old, reference = (p.detach() + 0.3 * torch.randn(BATCH, TOKENS, device=device) for _ in range(2))
-    mask, advantages = torch.rand(BATCH, TOKENS, device=device) < 0.7, torch.randn(BATCH, device=device)
-    mask[1] = False
-    ratio = None if ratio_shape is None else torch.rand(ratio_shape, device=device) + 0.5
-    high, items = CISPO if kind == "cispo" else HIGH, torch.tensor(20.0, device=device)
-    upstream = torch.tensor(-3.0, device=device)
-    beta, corrects = 0.0 if ratio is None else 0.1, ratio_shape == (BATCH, TOKENS)
-    formula = _policy_loss.PolicyLoss(kind, level, beta, LOW, high, 1.1, corrects_kl=corrects)
-    terms, kl, is_clipped = formula.terms(p, mask, advantages, old, reference, ratio)
-    loss = _policy_loss.reduced(terms, mask, kind, TOKENS, items)
-    metrics = [
-        _policy_loss.masked_mean(m, mask) for m in (torch.zeros_like(p) if kl is None else kl, is_clipped.float())
-    ]
-    expected = loss, *metrics, *torch.autograd.grad(loss, p, upstream)
-
-    found = [torch.full_like(result, math.nan) for result in expected]
-    numbers = _policy_loss.LOSS_TYPES.index(kind), _policy_loss.LEVELS.index(level), corrects
-    _native.policy_loss(
-        p.detach(), mask, advantages, old, reference, ratio, items, upstream, *found, TOKENS, *numbers, beta, LOW, high, 1.1,
-        *formula.sapo_temperatures, *formula.vespo_numbers, Wish.SCRATCH,
-    )  # fmt: skip
-    for ours, right in zip(found, expected):
-        torch.testing.assert_close(ours, right, rtol=2e-6, atol=2e-6)
-
-
-def test_the_c_example(tmp_path):
-    """A step of GRPO in C, whose gradients are those of finite differences."""
-    said = c_program.output(c_program.ROOT / "examples" / "grpo.c", tmp_path / "grpo")
-    assert said.count("agrees with finite differences") == 2
