@@ -13,7 +13,11 @@ import torch
 import torch.distributed as dist
 
 from liger_kernel import _native
-from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction, LigerVocabParallelLinearLogProbFunction
+from liger_kernel.ops import (
+    LigerFusedLinearScaledCrossEntropyFunction,
+    LigerLinearLogProbFunction,
+    LigerVocabParallelLinearLogProbFunction,
+)
 from liger_kernel.ops.linear_logprob import OUTPUTS
 from liger_kernel.transformers import LigerLinearLogProb, LigerVocabParallelCrossEntropy
 from liger_kernel.transformers.functional import (
@@ -178,6 +182,84 @@ def check_cross_entropy(device, dtype, smoothing, formula, mode, group):
     near(gradient, torch.autograd.grad(right, wide, u.double().cpu())[0][..., first:last], 2, UNIT[dtype], "dlogits")
 
 
+def check_digits(device):
+    """Of a sure row the rest keeps its digits: log p, the entropy and gradients are what little the other slice has."""
+    rank, group = dist.get_rank(), dist.group.WORLD
+    if dist.get_world_size() != 2 or os.environ.get("LIGER_DISABLE"):  # torch's softmax does not keep them
+        return
+    x, target = torch.ones(1, 1, device=device, requires_grad=True), torch.tensor([0], device=device)
+    for logits in ([20.0, -20.0, 2.0, 3.0], [17.0, -50.0, 0.0, 0.0], [2.0, 3.0, -20.0, 9.0]):
+        whole = torch.tensor(logits).view(4, 1)
+        part = whole[2 * rank : 2 * rank + 2].to(device).clone().requires_grad_()
+        wide = [torch.ones(1, 1, dtype=torch.float64, requires_grad=True), whole.double().requires_grad_()]
+        right = results64(*wide, None, target.cpu(), torch.tensor([0]), 1.0, None, 1.0, -100)
+        names = ("entropy", "log_sum_sq_probs")
+        found = LigerVocabParallelLinearLogProbFunction.apply(
+            x, part, target, group, None, None, None, 1.0, None, 1.0, -100, None, names
+        )
+        for name, value in zip(("log_prob", *names), found):
+            exact = (
+                -math.log1p(sum(math.exp(z - logits[0]) for z in logits[1:]))
+                if name == "log_prob"
+                else right[name].item()
+            )
+            assert abs(value.item() - exact) <= 32 * 2.0**-24 * abs(exact), f"{name} of {logits}"
+        dx, dweight = torch.autograd.grad(found[0].sum(), (x, part))
+        p = torch.tensor(logits).double().softmax(0)
+        others = [-p[j].item() for j in range(1, 4)]
+        exact = torch.tensor([math.fsum([-o for o in others]), *others])
+        near_each = (dweight.cpu().double().flatten() - exact[2 * rank : 2 * rank + 2]).abs()
+        assert (near_each <= 32 * 2.0**-24 * exact[2 * rank : 2 * rank + 2].abs()).all(), f"dweight of {logits}"
+        slope = sum(d * z for d, z in zip(exact.tolist(), logits))
+        size = max(abs(d * z) for d, z in zip(exact.tolist(), logits))
+        assert abs(dx.item() - slope) <= 32 * 2.0**-24 * size, f"dx of {logits}"
+
+
+def check_dead_slices(device):
+    """What has no probability, because its slice has none, is -inf and no one else's; another's gradients are finite."""
+    rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    x = torch.ones(1, 1, device=device, requires_grad=True)
+    weight = torch.arange(2.0 * rank, 2.0 * rank + 2, device=device).view(2, 1).requires_grad_()
+    bias = torch.full((2,), -math.inf if rank == world - 1 else 0.0, device=device)
+    last = torch.tensor([2 * world - 1], device=device)
+    log_p, entropy, selected = LigerVocabParallelLinearLogProbFunction.apply(
+        x, weight, last, group, None, bias, last, 1.0, None, 1.0, -100, None, ("entropy",)
+    )
+    assert log_p.item() == selected.item() == -math.inf and entropy.isfinite().all()
+    for gradient in torch.autograd.grad(entropy.sum(), (x, weight)):
+        assert gradient.isfinite().all()
+    logits = (weight.detach() * 1.0).view(1, 1, 2) + bias
+    assert LigerVocabParallelCrossEntropy()(logits, last.view(1, 1), group).item() == math.inf
+
+
+def check_what_else_may_be(device):
+    """Targets without dimensions; a default dtype of float64; no group in a world of several; slices that overlap."""
+    rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    x, weight = torch.ones(4, device=device, requires_grad=True), torch.ones(3 + rank, 4, device=device)
+    assert (
+        LigerVocabParallelLinearLogProbFunction.apply(x, weight, torch.tensor(1, device=device), group, 3 * rank).shape
+        == ()
+    )
+    torch.set_default_dtype(torch.float64)
+    log_p = LigerVocabParallelLinearLogProbFunction.apply(
+        x[None], weight, torch.tensor([1], device=device), group, 4 * rank
+    )
+    torch.set_default_dtype(torch.float32)
+    assert log_p.dtype is torch.float32
+    log_p.sum().backward()
+    alone = LigerVocabParallelLinearLogProbFunction.apply(x[None], weight, torch.tensor([1], device=device), None)
+    right = LigerLinearLogProbFunction.apply(x[None], weight, torch.tensor([1], device=device))
+    for one, other in zip(torch.autograd.grad(alone.sum(), x), torch.autograd.grad(right.sum(), x)):
+        assert torch.equal(one, other)
+    two_have_it = torch.tensor([1], device=device)
+    assert LigerVocabParallelLinearLogProbFunction.apply(x[None], weight, two_have_it, group, 0).isnan().all()
+    top1 = LigerVocabParallelLinearLogProbFunction.apply(
+        x[None], weight * (math.nan if rank == world - 1 else 1), two_have_it, group, 5 * rank, None, None, 1.0, None, 1.0, -100,
+        None, ("is_top1",),
+    )[1]  # fmt: skip
+    assert not top1.item()
+
+
 def check_nobodys_target(device):
     """Its logit counts as the largest one, and its loss is log Σ exp(x - max)."""
     group = dist.group.WORLD
@@ -271,6 +353,9 @@ def main():
                     check_cross_entropy(device, dtype, 0.1, formula, mode, group)
         check_cross_entropy(device, dtype, 0.0, "pytorch", "global", dist.group.WORLD)
     check_one_of_one(device)
+    check_digits(device)
+    check_dead_slices(device)
+    check_what_else_may_be(device)
     check_nobodys_target(device)
     check_frozen(device)
     check_unowned(device)

@@ -10,10 +10,19 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel._native import Wish
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
-from liger_kernel.ops._memory import fresh, is_plain, matrix, require_float
-from liger_kernel.ops._operator import LigerArgumentError, is_transformed
+from liger_kernel.ops._memory import fresh, matrix, require_float
+from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops.linear_logprob import profiled
-from liger_kernel.ops.vocab_parallel_logprob import IGNORED, Slice, gathered, is_split, of_slice, slice_of, whole_of
+from liger_kernel.ops.vocab_parallel_logprob import (
+    IGNORED,
+    Slice,
+    gathered,
+    is_split,
+    of_slice,
+    require_plain,
+    slice_of,
+    whole_of,
+)
 
 NAME = "vocab_parallel_cross_entropy"
 FORMULAS, MODES = ("pytorch", "megatron"), ("global", "partition")
@@ -49,8 +58,7 @@ class LigerVocabParallelCEFunction(torch.autograd.Function, metaclass=OwnApply):
     @classmethod
     @torch.compiler.disable
     def apply(cls, *args: Any) -> Any:
-        if is_transformed() or not is_plain(*(a for a in args if isinstance(a, Tensor))):
-            raise RuntimeError(f"{NAME}: tensors must be plain: no transform of torch.func, no fake or meta tensors")
+        require_plain(NAME, args)
         with profiled(f"liger::{NAME}"):
             if torch.is_grad_enabled() and args[0].requires_grad:
                 return super().apply(*args)
@@ -67,6 +75,10 @@ class LigerVocabParallelCEFunction(torch.autograd.Function, metaclass=OwnApply):
             raise LigerArgumentError(
                 f"{NAME}: vocab_parallel_logits must be 3-D, [S, B, V], but has shape {tuple(vocab_parallel_logits.shape)}"
             )
+        if vocab_parallel_logits.shape[2] == 0:
+            raise LigerArgumentError(f"{NAME}: vocab_parallel_logits has no columns")
+        if target.dtype not in (torch.int32, torch.int64):
+            raise LigerArgumentError(f"{NAME}: target is {target.dtype}, but must be int32 or int64")
         if target.shape != vocab_parallel_logits.shape[:2]:
             raise LigerArgumentError(
                 f"{NAME}: target has shape {tuple(target.shape)}, but vocab_parallel_logits {tuple(vocab_parallel_logits.shape)}"
@@ -94,6 +106,7 @@ class LigerVocabParallelCEFunction(torch.autograd.Function, metaclass=OwnApply):
     @staticmethod
     def backward(ctx, upstream):
         refuse_second_derivative("LigerVocabParallelCEFunction")
+        require_plain(f"{NAME}_backward", (upstream,))
         logits, target, owned, log_prob, normalizer = ctx.saved_tensors
         u = upstream.float().reshape(-1)
         of_target = torch.where(owned, (ctx.alpha - 1) * u, 0)  # what is left of u is that of lse

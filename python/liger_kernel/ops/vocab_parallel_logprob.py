@@ -19,7 +19,7 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype
-from liger_kernel.ops._memory import is_plain, require_float, take_saved
+from liger_kernel.ops._memory import PLAIN, require_float, stand_for_batches, take_saved
 from liger_kernel.ops._operator import is_transformed
 from liger_kernel.ops.linear_logprob import (
     OUTPUTS,
@@ -83,46 +83,74 @@ def gathered(columns: dict[str, Tensor], group: Any) -> dict[str, Tensor]:
     return {name: p if c.dim() == 2 else p.squeeze(2) for (name, c), p in zip(columns.items(), parts)}
 
 
+def _log_sum_exp(values: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ exp over processes as two numbers to be added: the value of `top`, and how much the others add to it, which keeps its
+    digits where that is little."""
+    largest = values.gather(0, top)
+    apart = torch.where(values == largest, 0, values - largest)  # of two of -inf too
+    return largest.squeeze(0), apart.exp().scatter(0, top, 0).sum(0).log1p()
+
+
+def _of_owner(values: Tensor, log_share: Tensor, of_nobodys: Tensor) -> Tensor:
+    """log p over the vocabulary from the slices', which are NaN where they are another's. Of two owners: NaN."""
+    is_own = ~values.isnan()
+    owners = is_own.sum(0)
+    found = torch.where(is_own, values + log_share, 0).sum(0)
+    return torch.where(owners == 1, found, torch.where(owners == 0, of_nobodys, math.nan))
+
+
 def whole_of(found: dict[str, Tensor], unowned_is_zero: bool) -> dict[str, Tensor]:
     """The numbers of the vocabulary from those of its slices. With s = Σ exp z of a slice over that of the vocabulary:
 
-    entropy  Σ s·entropy - Σ s·log s       log Σ p²  log Σ s²·(Σ p² of the slice)       log p  that of the slice + log s
+    entropy  Σ s·(entropy - log s)        log Σ p²  log Σ s²·(Σ p² of the slice)        log p  that of the slice + log s
     """
     maximum = found["maximum"].amax(0)
     shifted = found["maximum"] - maximum + found["log_sum"]
-    log_sum = shifted.logsumexp(0)
-    log_share = shifted - log_sum
+    top = shifted.detach().argmax(0, keepdim=True)
+    largest, more = _log_sum_exp(shifted, top)
+    log_sum = largest + more
+    log_share = (shifted - log_sum).scatter(0, top, -more.unsqueeze(0))  # near 0 where the others have little
     share = log_share.exp()
-    own = found["log_prob"]  # NaN: not mine
-    log_prob = torch.where(own.isnan(), 0, own + log_share).sum(0)
-    nobodys = torch.where(own.isnan().all(0), -1.0 if unowned_is_zero else math.nan, 0.0)
-    whole = {
-        "maximum": maximum,
-        "log_sum": log_sum,
-        "lse": maximum + log_sum,
-        "log_prob": torch.where(nobodys == 0, log_prob, (maximum + log_sum) * nobodys),
-    }
+    is_some = share > 0
+    log_share_of_some = torch.where(is_some, log_share, 0)
+    lse = maximum + log_sum
+    whole = {"maximum": maximum, "log_sum": log_sum, "lse": lse}
+    # times 0 where it is not asked for, so that no gradient is NaN there
+    is_nobodys = found["log_prob"].isnan().all(0)
+    factor = torch.zeros_like(lse).masked_fill(is_nobodys, -1.0 if unowned_is_zero else math.nan)
+    whole["log_prob"] = _of_owner(found["log_prob"], log_share, lse * factor)
     if "entropy" in found:
-        whole["entropy"] = (torch.special.entr(share) + torch.where(share > 0, share * found["entropy"], 0)).sum(0)
-        whole["entropy"] = torch.where(log_sum.isnan(), log_sum, whole["entropy"])
+        entropy = torch.where(is_some, found["entropy"], 0) - log_share_of_some
+        whole["entropy"] = (share * entropy).sum(0)
     if "log_sum_sq_probs" in found:
-        squares = torch.where(share == 0, -math.inf, 2 * log_share + found["log_sum_sq_probs"])
-        whole["log_sum_sq_probs"] = squares.logsumexp(0)
+        of_some = 2 * log_share_of_some + torch.where(is_some, found["log_sum_sq_probs"], 0)
+        first, others = _log_sum_exp(torch.where(is_some, of_some, -math.inf), top)
+        whole["log_sum_sq_probs"] = first + others
     if "mean_logits" in found:
         whole["vocab"] = found["vocab"].sum(0)
         whole["mean_logits"] = (found["mean_logits"] * found["vocab"]).sum(0) / whole["vocab"]
     if "is_top1" in found:
-        largest = found["maximum"] == maximum
-        first = largest & (largest.cumsum(0) == 1)
-        whole["is_top1"] = (first & (found["is_top1"] != 0)).any(0)
+        is_largest = found["maximum"] == maximum
+        first = is_largest & (is_largest.cumsum(0) == 1)
+        whole["is_top1"] = (first & (found["is_top1"] != 0)).any(0) & ~log_sum.isnan()
     if "selected" in found:
-        own = found["selected"]
-        values = torch.where(own.isnan(), 0, own + log_share.unsqueeze(2)).sum(0)
-        whole["selected"] = torch.where(own.isnan().all(0), math.nan, values)
+        nan = torch.full_like(found["selected"][0], math.nan)
+        whole["selected"] = _of_owner(found["selected"], log_share.unsqueeze(2), nan)
     return whole
 
 
 # ---- the Function ------------------------------------------------------------------------------------------------------
+
+
+def require_plain(name: str, values: Any) -> None:
+    """Modes that look at torch's operators see none of these."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    fakes = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    plain = fakes is None and all(type(t) in PLAIN and not t.is_meta and not t.is_neg() for t in tensors)
+    if not plain or stand_for_batches(*tensors) or is_transformed():
+        raise RuntimeError(
+            f"{name}: tensors must be plain: no transform of torch.func, no batch of upstreams, no fake, meta or subclassed tensors"
+        )
 
 
 def is_split(group: Any) -> bool:
@@ -136,12 +164,14 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
     `LigerLinearLogProbFunction`, over the vocabulary of all processes of the group, and the same on each.
 
     weight [V_r, H] and bias [V_r] are this process's rows of the head: the ids [vocab_start_index, vocab_start_index + V_r),
-    without it [rank·V_r, (rank + 1)·V_r). Slices may differ in size; together they are the vocabulary, in the order of ranks.
+    without it [rank·V_r, (rank + 1)·V_r). With it slices may differ in size; together they are the vocabulary, in the order of ranks.
     hidden and targets are the same on every process, and so has to be what is made of the results: backward takes each
     upstream gradient as that of one loss which all have. The gradient of hidden is the sum over all processes, in float32 until
     it is rounded once; those of weight and bias are of the slice.
 
-    A target that no process has gives NaN, and NaN gradients; with unowned_is_zero its logit is 0. On no device does a call wait
+    A target that no process has gives NaN, and NaN gradients; with unowned_is_zero its logit is 0. One that two have, because
+    slices of different sizes came without their vocab_start_index, gives NaN too. Of equal z in two slices is_top1 takes the first
+    one's, where one process compares logits, which a soft cap may have rounded to one z. On no device does a call wait
     for the values of targets. The tensors of one call are on one device, for which the group has a backend (NCCL, gloo).
     Under torch.compile the call stands beside the graph. Transforms of torch.func, forward mode and second derivatives are
     refused.
@@ -153,9 +183,7 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
         bound.apply_defaults()
         args = bound.args[1:]
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        if is_transformed() or not is_plain(*tensors):
-            raise RuntimeError(f"{NAME}: tensors must be plain: no transform of torch.func, no fake or meta tensors")
+        require_plain(NAME, args)
         with profiled(f"liger::{NAME}"):
             if torch.is_grad_enabled() and any(t.requires_grad for t in (args[0], args[1], args[5]) if t is not None):
                 return super().apply(*args)
@@ -171,7 +199,9 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         require_float(NAME, hidden=hidden, weight=weight, bias=bias)
         require_head(NAME, x, weight, target, bias, selected_token_ids)
         size = weight.shape[0]
-        start = process_group.rank() * size if vocab_start_index is None else vocab_start_index
+        start = vocab_start_index
+        if start is None:
+            start = process_group.rank() * size if is_split(process_group) else 0
         here = slice_of(target, selected_token_ids, ignore_index, start, size)
         options = (IGNORED, -1 if valid_rows is None else valid_rows, float(scale), float(softcap or 0.0),
                    float(temperature), COMPUTE.index(compute_dtype(x, weight)))  # fmt: skip
@@ -179,6 +209,7 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         needs = ctx.needs_input_grad
         ctx.needs = needs[0], needs[1], bias is not None and needs[5]
         ctx.set_materialize_grads(False)
+        process_group = process_group if is_split(process_group) else None
         ctx.names, ctx.shape, ctx.group, ctx.options = tuple(outputs), hidden.shape, process_group, options
         ctx.unowned_is_zero, ctx.by_torch = unowned_is_zero, None
         ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias)]
@@ -209,10 +240,13 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         count = len(ctx.needs_input_grad)
         if all(u is None for u in upstreams):
             return (None,) * count
+        require_plain(f"{NAME}_backward", upstreams)
         with profiled(f"liger::{NAME}_backward"):
             dx, dweight, dbias = (_gradients_by_torch if ctx.by_torch else _gradients_by_kernels)(ctx, upstreams)
             if dx is not None:
-                dist.all_reduce(dx, group=ctx.group)
+                dx = dx.contiguous()
+                if ctx.group is not None:
+                    dist.all_reduce(dx, group=ctx.group)
                 dx = (dx if ctx.dtypes[0] is dx.dtype else cast(dx, ctx.dtypes[0])).view(ctx.shape)
         found = {0: dx, 1: dweight, 5: dbias}
         return tuple(found.get(i) for i in range(count))
@@ -223,7 +257,7 @@ def _public(whole: dict[str, Tensor], here: Slice, names: tuple, shape: torch.Si
 
     def counted(values: Tensor) -> Tensor:
         counts = here.counts if values.dim() == 1 else here.counts.unsqueeze(1)
-        return torch.where(counts, values, False if values.dtype is torch.bool else 0).view(*shape, *values.shape[1:])
+        return torch.where(counts, values, False if values.dtype is torch.bool else 0).view((*shape, *values.shape[1:]))
 
     return [counted(whole[name]) for name in ("log_prob", *names, *(("selected",) if here.ids is not None else ()))]
 
@@ -243,14 +277,18 @@ def _by_kernels(operands: tuple, options: tuple, here: Slice, outputs: tuple) ->
 
 
 def of_slice(columns: dict[str, Tensor], here: Slice, size: int) -> dict[str, Tensor]:
-    """NaN where the number is another process's. Where nothing counts, whatever there is."""
-    columns["log_prob"] = torch.where(here.owned | ~here.counts, columns["log_prob"], math.nan)
+    """NaN where the number is another process's. Where nothing counts, whatever there is. In a slice of which nothing has a
+    probability a number of its own is -inf."""
+    nothing = columns["log_sum"] == -math.inf
+    own = columns["log_prob"].masked_fill(nothing, -math.inf)
+    columns["log_prob"] = torch.where(here.owned | ~here.counts, own, math.nan)
     if "mean_logits" in columns:
         columns["vocab"] = torch.full_like(columns["log_sum"], size)
     if "is_top1" in columns:
         columns["is_top1"] = (columns["is_top1"] & here.owned).float()
     if here.owned_ids is not None:
-        columns["selected"] = torch.where(here.owned_ids, columns["selected"], math.nan)
+        own = columns["selected"].masked_fill(nothing.unsqueeze(1), -math.inf)
+        columns["selected"] = torch.where(here.owned_ids, own, math.nan)
     return columns
 
 
@@ -293,17 +331,19 @@ def _upstreams_of_slice(upstreams: dict[str, Any], owned: Tensor, owned_ids: Any
 
 
 def _by_torch(leaves: list[Any], options: tuple, here: Slice, outputs: tuple) -> dict[str, Tensor]:
-    """The same numbers, differentiable in the leaves."""
+    """The same numbers, differentiable in the leaves. Of 16-bit products torch rounds a hidden state's gradient in each process."""
     _, _, scale, softcap, temperature, compute = options
     products: list[Any] = [None if t is None else t.to(COMPUTE[compute]) for t in leaves]
     x, weight, bias = products
     z = scale * torch.nn.functional.linear(torch.where(here.counts.unsqueeze(1), x, 0), weight, bias).float()
     z = (softcap * torch.tanh(z / softcap) if softcap else z) / temperature
+    nothing = (z == -math.inf).all(1)  # has a probability: no number of it is asked for, and no gradient is NaN
+    z = torch.where(nothing.unsqueeze(1), 0, z)
     log_p, maximum = z.log_softmax(1), z.detach().amax(1).clamp(min=torch.finfo(torch.float32).min)
     labels = here.targets.clamp(min=0)
     columns = {
-        "maximum": maximum,
-        "log_sum": z.logsumexp(1) - maximum,
+        "maximum": maximum.masked_fill(nothing, torch.finfo(torch.float32).min),
+        "log_sum": (z.logsumexp(1) - maximum).masked_fill(nothing, -math.inf),
         "log_prob": log_p.gather(1, labels.unsqueeze(1)).squeeze(1),
         "entropy": -torch.where(log_p == -math.inf, 0, log_p.exp() * log_p).sum(1),
         "log_sum_sq_probs": (2 * log_p).logsumexp(1),
