@@ -43,6 +43,27 @@ def test_the_operator_of_the_library(device, kind, level, ratio_shape):
         torch.testing.assert_close(ours, right, rtol=32 * 2.0**-24, atol=32 * 2.0**-24)
 
 
+def test_a_reference_that_is_far_from_a_sequence(device):
+    """exp(q - p) is no float32 number, its product with the sequence's weight is: in the loss and in the gradient."""
+    p, q = torch.tensor([[-150.0, -2.0]]), torch.tensor([[-50.0, -2.0]])
+    old, mask = p + torch.tensor([[100.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
+    wide = p.double().requires_grad_()
+    x = q.double() - wide
+    weight = (wide - old.double()).mean().exp()
+    right = (weight * (x.exp() - x - 1)).mean()
+    (slope,) = torch.autograd.grad(right, wide)
+    loss, d = torch.empty((), device=device), torch.empty(1, 2, device=device)
+    formula = _policy_loss.PolicyLoss("bnpo", "sequence", 1.0, corrects_kl=True)
+    on_device = [t.to(device) for t in (p, mask, torch.zeros(1), old, q)]
+    _native.policy_loss(
+        *on_device, None, None, None, loss, None, None, d, 2, _policy_loss.LOSS_TYPES.index("bnpo"), 1, 1, 1.0, 0.2, 0.2, 0.0,
+        *formula.sapo_temperatures, *formula.vespo_numbers, Wish.SCRATCH,
+    )  # fmt: skip
+    allowed = 8 * 150 * 2.0**-24  # of an exponent of numbers up to 150
+    assert abs(loss.item() / right.item() - 1) <= allowed
+    assert ((d.cpu().double() - slope).abs() <= allowed * slope.abs().max()).all()
+
+
 def test_the_c_example(tmp_path):
     """A step of GRPO in C, whose gradients are those of finite differences."""
     said = c_program.output(c_program.ROOT / "examples" / "grpo.c", tmp_path / "grpo")

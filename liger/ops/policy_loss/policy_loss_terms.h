@@ -80,7 +80,7 @@ POLICY void policy_corrected_kl(float beta, float x, float log_weight, bool own,
     const float w = expf(log_weight);
     term->kl = x > 1 ? expf(log_weight + x) - w * (1 + x) : policy_k3(x) * w; /* e^x alone may overflow */
     term->by_weight += own ? 0 : beta * term->kl;
-    term->by_log_prob -= beta * w * (own ? x : expm1f(x));
+    term->by_log_prob -= beta * (own ? w * x : x > 1 ? expf(log_weight + x) - w : w * expm1f(x));
 }
 
 /* `sum`: of the sequence the tokens and log w, or φ. */
