@@ -351,3 +351,25 @@ def test_errors(device):
         with pytest.raises(ValueError, match=message) as caught:
             call()
         assert isinstance(caught.value, AssertionError)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_another_default_dtype(default):
+    """From float16 operands the gradients meet the number of rows as float32, whatever torch makes of a division."""
+    x, weight = torch.randn(4, 8).half().requires_grad_(), torch.randn(11, 8).half().requires_grad_()
+    target, labels = torch.rand(4, 11), torch.tensor([0, -100, 1, 2])
+    right = torch.autograd.grad(LigerFusedLinearKLDivFunction.apply(x, weight, target, labels), (x, weight))
+    torch.set_default_dtype(default)
+    try:
+        found = torch.autograd.grad(LigerFusedLinearKLDivFunction.apply(x, weight, target, labels), (x, weight))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(found, right))
+
+
+def test_a_target_that_is_no_number_where_nothing_counts():
+    """Transformed, too."""
+    x, weight, target = torch.randn(4, 8), torch.randn(11, 8), torch.rand(4, 11)
+    target[1], labels = torch.nan, torch.tensor([0, -100, 1, 2])
+    gradient = torch.func.grad(lambda x: LigerFusedLinearKLDivFunction.apply(x, weight, target, labels))(x)
+    assert gradient.isfinite().all() and not gradient[1].any()

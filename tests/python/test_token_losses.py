@@ -106,8 +106,8 @@ def test_logits_that_are_made_again(device, dtype, slices, loss, monkeypatch):
     """So many rows that they are not kept: in one slice of the vocabulary and in several."""
     given = loss.make(device, dtype)
     kept = loss.results(given)
-    forward = linear_logprob._forward
-    monkeypatch.setattr(linear_logprob, "_forward", lambda *a, **_: (forward(*a), None)[1])
+    forward = linear_logprob.kernel_forward
+    monkeypatch.setattr(linear_logprob, "kernel_forward", lambda *a, **_: (forward(*a), None)[1])
     monkeypatch.setattr(linear_logprob, "_slice_cols", lambda head, numbers: slices)
     again = loss.results(given)
     same(again[:-3], kept[:-3])
@@ -194,7 +194,7 @@ def test_disabled_kernels(loss, monkeypatch):
     given = loss.make("cpu", torch.float32)
     right = loss.results(given)
     monkeypatch.setattr(_token_loss.LigerLinearLogProbFunction, "_plain_torch", True)
-    monkeypatch.setattr(linear_logprob, "_forward", None)
+    monkeypatch.setattr(linear_logprob, "kernel_forward", None)
     loss.check(given, right, *loss(given))
 
 

@@ -67,7 +67,10 @@ struct log_softmax {
         const softmax_unit unit = softmax_unit_of(s.max); /* its own exponent is not quite 0 */
         log_sum = logf(s.sum) - softmax_exponent(s.max, unit) * unit.ln;
     }
-    __device__ __forceinline__ float operator()(float logit) const { return (logit * inverse - max) - log_sum; }
+    /* max is of rounded products: this one is rounded as well, not fused into the difference. */
+    __device__ __forceinline__ float operator()(float logit) const {
+        return (__fmul_rn(logit, inverse) - max) - log_sum;
+    }
 };
 
 /* ---- the row --------------------------------------------------------------------------------------------------------- */

@@ -108,7 +108,7 @@ struct resident_row : divergence_row<T> {
         const softmax_unit unit = softmax_unit_of(max);
 #pragma unroll
         for (int k = 0; k < x.COUNT; k++) {
-            const float z = x.value(k) * p.inverse;
+            const float z = __fmul_rn(x.value(k), p.inverse); /* as max: not fused into their difference */
             sum[k % 2] += softmax_term(z, unit);
             mass[k % 2] += q.value(k);
             cross[k % 2] += cross_term(p, q.value(k), z - max);
@@ -180,7 +180,7 @@ struct streamed_row : divergence_row<T> {
         unpack(raw.of[0], z);
         load_target(row.target + i, q);
 #pragma unroll
-        for (int k = 0; k < N; k++) most = fmaxf(most, z[k] *= p.inverse);
+        for (int k = 0; k < N; k++) most = fmaxf(most, z[k] = __fmul_rn(z[k], p.inverse));
         const float max = fmaxf(s.z.max, most);
         const softmax_unit unit = softmax_unit_of(max);
         s.cross = cross_from(s, max);

@@ -15,6 +15,7 @@ from liger_kernel import _native
 from liger_kernel._native import Wish
 from liger_kernel.chunked_loss._head_loss import formula_of_its_own
 from liger_kernel.ops import LigerCrossEntropyFunction
+from liger_kernel.ops._distillation import gradient_where
 from liger_kernel.ops._linear_head import compute_dtype, padded_logits
 from liger_kernel.ops._memory import fresh, matrix
 from liger_kernel.ops.scale import cast
@@ -111,7 +112,9 @@ class Distillation:
         logits = self.student.logits()
         soft = hard = logits.new_zeros(())
         if self.has_soft:
-            soft = self._soft(logits, self.teacher.logits(), self.labels)
+            soft = self._soft(
+                gradient_where(self.labels, self.ignore_index, logits), self.teacher.logits(), self.labels
+            )
         if self.has_hard:
             hard = LigerCrossEntropyFunction.apply(logits, self.labels, None, self.ignore_index, 0.0, 0.0, "sum")[0]
         return self._losses(soft, hard, self._count())
@@ -144,7 +147,7 @@ class Distillation:
             self.teacher.logits_in(of_teacher, first)
         labels = self.labels.narrow(0, first, buffer.shape[0])
         rows = _rows(PIECE_BYTES, of_teacher)
-        soft = hard = torch.zeros((), device=buffer.device)
+        soft = hard = torch.zeros((), device=buffer.device, dtype=torch.float32)
         for pieces in zip(buffer.split(rows), of_teacher.split(rows), labels.split(rows)):
             of_soft, of_hard = self._piece(*pieces, share)
             soft, hard = soft + of_soft, hard + of_hard
@@ -154,11 +157,13 @@ class Distillation:
         logits = buffer.float()
         soft = hard = logits.new_zeros(())
         dlogits = None
+        if self.has_hard and share is None:  # a distance may write over logits that have no gradient
+            hard = _hard_loss(logits, labels, self.ignore_index, None)
         if self.has_soft:
             wanted = None if self.soft == 0 else share
             soft, dlogits = self._soft_and_gradient(logits, of_teacher.float(), labels, wanted)
         upstream = None if share is None or not self.hard else share * self.hard
-        if self.has_hard:
+        if self.has_hard and share is not None:
             hard = _hard_loss(logits, labels, self.ignore_index, upstream)
         if share is not None:
             if upstream is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from liger_kernel.chunked_loss._distillation_form import DistillationFunction, DistillationModule
 from liger_kernel.ops._function import refuse_second_derivative
 from liger_kernel.ops._memory import is_plain
-from liger_kernel.ops._operator import is_transformed
+from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 
 
 class LigerFusedLinearJSDFunction(DistillationFunction):
@@ -20,6 +20,8 @@ class LigerFusedLinearJSDFunction(DistillationFunction):
 
     @staticmethod
     def distillation_loss_fn(student_logits, teacher_logits, beta=0.5, target=None, ignore_index=-100):
+        if not 0 <= beta <= 1:
+            raise LigerArgumentError(f"beta is {beta}, but must be in [0, 1]")
         student, teacher = student_logits.float(), teacher_logits.float()
         counts = None if target is None else target != ignore_index
         if 0 < beta < 1 and is_plain(student, teacher) and not is_transformed():

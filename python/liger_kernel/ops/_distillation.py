@@ -56,7 +56,7 @@ def share_of_a_row(labels: Tensor | None, ignore_index: int, like: Tensor, share
     """`share` over the number of rows that count, on the device: what a raw gradient is multiplied by."""
     if labels is None:
         return like.new_full((), share / max(like.shape[0], 1), dtype=torch.float32)
-    return share / labels.ne(ignore_index).sum().clamp(min=1)
+    return share / labels.ne(ignore_index).sum().clamp(min=1).float()
 
 
 def finish(
@@ -129,6 +129,13 @@ class FormedLoss:
     def compiled(cls: Any, *args: Any) -> Tensor:
         given, now = dict(zip(cls.parameters, cls.complete(args))), torch.is_grad_enabled()
         return cls.loss_and_gradients(given, *(now and given[name].requires_grad for name in cls.gradients))[0]
+
+
+def gradient_where(labels: Tensor | None, ignore_index: int, logits: Tensor) -> Tensor:
+    """The logits, with a gradient in rows that count alone: a plain formula makes NaN of others, whose values may be anything."""
+    if labels is None:
+        return logits
+    return torch.where((labels != ignore_index).unsqueeze(1), logits, logits.detach())
 
 
 def total(rows: Tensor, labels: Tensor | None, ignore_index: int, mean: bool) -> Tensor:

@@ -19,6 +19,7 @@ from liger_kernel.ops._distillation import (
     finish,
     formed_backward,
     formed_forward,
+    gradient_where,
     share_of_a_row,
     total,
 )
@@ -198,18 +199,19 @@ class LigerFusedLinearJSDFunction(FormedLoss, LigerFunction):
         jsd_impl=None,
         jsd_mode=None,
     ):
-        def log_softmax(x, weight):
+        def logits_of(x, weight):
             """Of f32 logits: a product of operands that are rounded, and not itself."""
             dtype = compute_dtype(x, weight)
             wide = (x.to(dtype).float(), weight.to(dtype).float())
             inside = autocast_dtype(x.device.type) is not None
             with torch.autocast(x.device.type, enabled=False) if inside else contextlib.nullcontext():
-                return (torch.nn.functional.linear(*wide) / temperature).log_softmax(-1)
+                return torch.nn.functional.linear(*wide) / temperature
 
         def times(factor, term):
             return torch.where(factor == 0, 0, factor * term)
 
-        log_q, log_p = log_softmax(student_input, student_weight), log_softmax(teacher_input, teacher_weight)
+        student = gradient_where(shift_labels, ignore_index, logits_of(student_input, student_weight))
+        log_q, log_p = student.log_softmax(-1), logits_of(teacher_input, teacher_weight).log_softmax(-1)
         p, q = log_p.exp(), log_q.exp()
         if jsd_beta == 0:
             terms = times(p, log_p - log_q)

@@ -18,6 +18,7 @@ from liger_kernel.ops._distillation import (
     finish,
     formed_backward,
     formed_forward,
+    gradient_where,
     share_of_a_row,
     total,
 )
@@ -193,6 +194,7 @@ class LigerFusedLinearKLDivFunction(FormedLoss, LigerFunction):
     ):
         dtype = compute_dtype(student_input, student_weight)
         z = torch.nn.functional.linear(student_input.to(dtype), student_weight.to(dtype)).float() / temperature
+        z = gradient_where(shift_labels, ignore_index, z)
         q = target.float()
         terms = torch.where(q == 0, 0, q * (q.clamp(min=eps).log() - z)).sum(-1)
         loss = total(terms + z.logsumexp(-1) * q.sum(-1), shift_labels, ignore_index, reduction != "sum")
