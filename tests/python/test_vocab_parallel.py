@@ -93,6 +93,18 @@ def test_the_cross_entropy_of_one_process():
     assert (module(logits, target, OfOne()).flatten() - right).abs().max() <= 16 * 2.0**-24 * right.max()
 
 
+def test_what_log_probabilities_refuse():
+    """By the names that their callers know."""
+    apply, target = LigerVocabParallelLinearLogProbFunction.apply, torch.tensor([0, 1, 2])
+    x, weight = torch.randn(3, 4), torch.randn(5, 4)
+    with pytest.raises(ValueError, match=": targets is torch.float32"):
+        apply(x, weight, target.float(), None)
+    with pytest.raises(ValueError, match=": selected_token_ids is torch.float32"):
+        apply(x, weight, target, None, None, None, torch.ones(2))
+    with pytest.raises(ValueError, match=": bias has shape"):
+        apply(x, weight, target, None, None, torch.ones(4))
+
+
 def test_a_transform_is_refused():
     x, weight, target = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2])
     with pytest.raises(RuntimeError, match="must be plain"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -117,13 +118,18 @@ def formed_backward(name: str, ctx: Any, dloss: Tensor | None) -> tuple:
 
 
 class FormedLoss:
-    """Beside LigerFunction: a class brings `loss_and_gradients`, and `forward` and `backward` of one line that name it."""
+    """Beside LigerFunction: a class brings `evaluate`, which makes the loss and its gradients from the public arguments, and
+    `forward` and `backward` of one line that name it."""
 
+    evaluate: Callable[..., tuple]
     gradients: tuple[str, ...] = ("student_input", "student_weight")
 
     @classmethod
     def loss_and_gradients(cls, given: dict, need_dx: bool, need_dweight: bool) -> tuple:
-        raise NotImplementedError
+        has_label = given["shift_labels"] is not None
+        return cls.evaluate(
+            **given, has_label=has_label, input_requires_grad=need_dx, weight_requires_grad=need_dweight
+        )
 
     @classmethod
     def compiled(cls: Any, *args: Any) -> Tensor:

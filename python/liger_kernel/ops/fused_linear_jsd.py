@@ -155,6 +155,7 @@ class LigerFusedLinearJSDFunction(FormedLoss, LigerFunction):
 
     operator = linear_jsd
     names = "fused_linear_jsd linear_jsd"
+    evaluate = staticmethod(fused_linear_jsd_forward)
     held = ("teacher_input", "teacher_weight", "shift_labels")
 
     @staticmethod
@@ -164,15 +165,6 @@ class LigerFusedLinearJSDFunction(FormedLoss, LigerFunction):
     @staticmethod
     def backward(ctx, dloss):
         return formed_backward("LigerFusedLinearJSDFunction", ctx, dloss)
-
-    @classmethod
-    def loss_and_gradients(cls, given, need_dx, need_dweight):
-        return fused_linear_jsd_forward(
-            **given,
-            has_label=given["shift_labels"] is not None,
-            input_requires_grad=need_dx,
-            weight_requires_grad=need_dweight,
-        )
 
     @staticmethod
     def arguments(*args):

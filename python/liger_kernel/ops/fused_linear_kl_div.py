@@ -151,6 +151,7 @@ class LigerFusedLinearKLDivFunction(FormedLoss, LigerFunction):
 
     operator = linear_kl_div
     names = "fused_linear_kl_div linear_kl_div"
+    evaluate = staticmethod(fused_linear_kl_div_forward)
     held = ("target", "shift_labels")
 
     @staticmethod
@@ -160,15 +161,6 @@ class LigerFusedLinearKLDivFunction(FormedLoss, LigerFunction):
     @staticmethod
     def backward(ctx, dloss):
         return formed_backward("LigerFusedLinearKLDivFunction", ctx, dloss)
-
-    @classmethod
-    def loss_and_gradients(cls, given, need_dx, need_dweight):
-        return fused_linear_kl_div_forward(
-            **given,
-            has_label=given["shift_labels"] is not None,
-            input_requires_grad=need_dx,
-            weight_requires_grad=need_dweight,
-        )
 
     @staticmethod
     def arguments(*args):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from liger_kernel import _native
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype
 from liger_kernel.ops._memory import PLAIN, require_float, stand_for_batches, take_saved
-from liger_kernel.ops._operator import is_transformed
+from liger_kernel.ops._operator import LigerArgumentError, is_transformed
 from liger_kernel.ops.linear_logprob import (
     OUTPUTS,
     check_options,
@@ -197,7 +198,7 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         check_options(temperature, softcap, scale, valid_rows, outputs)
         x, target = flat_rows(hidden, targets)
         require_float(NAME, hidden=hidden, weight=weight, bias=bias)
-        require_head(NAME, x, weight, target, bias, selected_token_ids)
+        _require(x, weight, target, bias, selected_token_ids)
         size = weight.shape[0]
         start = vocab_start_index
         if start is None:
@@ -250,6 +251,16 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
                 dx = (dx if ctx.dtypes[0] is dx.dtype else cast(dx, ctx.dtypes[0])).view(ctx.shape)
         found = {0: dx, 1: dweight, 5: dbias}
         return tuple(found.get(i) for i in range(count))
+
+
+def _require(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ids: Tensor | None) -> None:
+    """In the words of the callers."""
+    words = {"x": "hidden", "target": "targets", "selected_ids": "selected_token_ids"}
+    try:
+        require_head(NAME, x, weight, target, bias, ids)
+    except LigerArgumentError as error:
+        text = re.sub(r"(?<=: )(x|target|selected_ids)(?= )", lambda match: words[match[1]], str(error))
+        raise LigerArgumentError(text) from None
 
 
 def _public(whole: dict[str, Tensor], here: Slice, names: tuple, shape: torch.Size) -> list[Tensor]:
