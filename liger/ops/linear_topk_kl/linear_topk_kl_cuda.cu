@@ -9,7 +9,7 @@ namespace linear_topk_kl {
 using mass = linear_topk_kl_mass;
 
 enum { MOST_THREADS = 256 };
-static unsigned list_threads(int64_t k) { return k < MOST_THREADS ? (unsigned)round_up_to_warp(k) : MOST_THREADS; }
+static int list_threads(int64_t k) { return k < MOST_THREADS ? round_up_to_warp(k) : (int)MOST_THREADS; }
 
 __device__ __forceinline__ int64_t id_of(const problem &p, int64_t r, int64_t i) {
     return index_at(p.ids, p.id_dtype, r * p.ids_stride + i);
@@ -131,7 +131,8 @@ static bool packable(const problem &p, size_t element) {
 
 template <typename T>
 static cudaError_t launch(const liger_context *context, const problem &p, cudaStream_t stream) {
-    const unsigned blocks = grid_size(p.rows, 1), threads = list_threads(p.k);
+    const unsigned blocks = grid_size(p.rows, 1);
+    const int threads = list_threads(p.k);
     bool done = false;
     take_kernel<T><<<blocks, threads, 0, stream>>>(p);
     const cudaError_t error =

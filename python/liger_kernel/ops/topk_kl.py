@@ -110,7 +110,7 @@ def _check(
     if ids.dtype not in (torch.int32, torch.int64):
         raise LigerArgumentError(f"{name}: topk_ids is {ids.dtype}, but must be int32 or int64")
     if ids.shape[1] == 0:
-        raise LigerArgumentError(f"{name}: topk_ids has no ids: its shape is {tuple(ids.shape)}")
+        raise LigerArgumentError(f"{name}: topk_ids has shape {tuple(ids.shape)}, but must have 1 id or more")
     if 0 in weight.shape:
         raise LigerArgumentError(f"{name}: weight has shape {tuple(weight.shape)}, but no size may be 0")
     if ignore_mask is not None and ignore_mask.dtype is not torch.bool:
