@@ -325,6 +325,8 @@ def test_what_is_not_finite(device):
     logprobs[:, 1] = -INF
     loss = liger_topk_kl(x, weight, ids, logprobs, bias)
     assert loss.isfinite() and torch.autograd.grad(loss, x)[0].isfinite().all()
+    twice = torch.cat((ids, ids[:, 1:2]), 1)
+    assert liger_topk_kl(x, weight, twice, torch.cat((logprobs, logprobs[:, 1:2]), 1), bias).isnan()
     everything = torch.full((VOCAB,), -INF, device=device)
     everything[ids[0]] = 0.0
     assert liger_topk_kl(x, weight, ids, logprobs, everything) == INF  # a rest, and no id for it

@@ -14,8 +14,8 @@ static int64_t id_of(const struct linear_topk_kl_problem *p, const struct one_ro
     return index_load(p->id_dtype, p->ids, row->ids + i);
 }
 
-/* Copies the logits at the ids aside and leaves -inf. False: an id stands twice, and was -inf already. (Where it had been -inf
- * before, two of them are as good as one.) */
+/* Copies the logits at the ids aside and leaves -inf. False: an id stands twice; in between NaN is in the places of those that have
+ * been looked at. (A logit of NaN makes NaN of the row anyway.) */
 LIGER_TEMPLATE bool take(liger_dtype t, const struct linear_topk_kl_problem *p, const struct one_row *row) {
     bool distinct = true;
     for (int64_t i = 0; i < p->k; i++) {
@@ -25,8 +25,12 @@ LIGER_TEMPLATE bool take(liger_dtype t, const struct linear_topk_kl_problem *p, 
     for (int64_t i = 0; i < p->k; i++) {
         const int64_t id = id_of(p, row, i);
         if (id < 0) continue;
-        distinct &= f32_load(t, row->logits, id) != -INFINITY || f32_load(t, row->taken, i) == -INFINITY;
-        f32_store(t, row->logits, id, -INFINITY);
+        distinct &= !isnan(f32_load(t, row->logits, id)) || isnan(f32_load(t, row->taken, i));
+        f32_store(t, row->logits, id, NAN);
+    }
+    for (int64_t i = 0; i < p->k; i++) {
+        const int64_t id = id_of(p, row, i);
+        if (id >= 0) f32_store(t, row->logits, id, -INFINITY);
     }
     return distinct;
 }
@@ -44,10 +48,7 @@ LIGER_TEMPLATE void read_entries(liger_dtype t, const struct linear_topk_kl_prob
     for (int64_t i = 0; i < to->count; i++) {
         const bool there = i < count && id_of(p, row, begin + i) >= 0;
         to->z[i] = there ? f32_load(t, row->taken, begin + i) * p->inverse : -INFINITY;
-        to->log_q[i] = !there ? -INFINITY
-                       : p->logprob_dtype == LIGER_F32
-                           ? f32_load(LIGER_F32, p->logprobs, row->logprobs + begin + i)
-                           : f32_load(p->logprob_dtype, p->logprobs, row->logprobs + begin + i);
+        to->log_q[i] = there ? f32_load(p->logprob_dtype, p->logprobs, row->logprobs + begin + i) : -INFINITY;
     }
 }
 

@@ -48,18 +48,30 @@ __device__ __forceinline__ void add(part &to, float z, float log_q, const softma
     to.all_q += q;
 }
 
-/* Puts -inf in the place of a logit. False: another thread has, the id stands twice. (Where it was -inf before, two are as good as
- * one.) Who of two is first makes no difference: the row is broken. */
-__device__ __forceinline__ bool claim(float *at, float was) {
-    return atomicCAS((unsigned *)at, __float_as_uint(was), 0xff800000u) == __float_as_uint(was);
-}
+/* Does every id of the list stand once? Each place writes its number where the id's logit was, and looks whether it is still there:
+ * of two, one finds the other's. Which one makes no difference. In the end -inf is there. By all threads, once all have read. */
 template <typename T>
-__device__ __forceinline__ bool claim(T *at, T was) {
-    const unsigned short bits = *(const unsigned short *)&was;
-    return atomicCAS((unsigned short *)at, bits, (unsigned short)vocab_rows::MINUS_INFINITY<T>) == bits;
+__device__ __forceinline__ bool leave_minus_infinity(const problem &p, int64_t r, T *logits) {
+    using word = std::conditional_t<sizeof(T) == 4, unsigned, unsigned short>;
+    volatile word *const at = (volatile word *)logits;
+    const auto each = [&](auto visit) {
+        for (int64_t i = threadIdx.x; i < p.k; i += blockDim.x) {
+            const int64_t id = id_of(p, r, i);
+            if (is_of_vocabulary(p, id)) visit(id, i);
+        }
+        __syncthreads();
+    };
+    bool once = true;
+    /* A part of the number at a time. */
+    for (int shift = 0; shift == 0 || (p.k - 1) >> shift != 0; shift += 8 * (int)sizeof(T)) {
+        each([&](int64_t id, int64_t i) { at[id] = (word)(i >> shift); });
+        each([&](int64_t id, int64_t i) { once &= at[id] == (word)(i >> shift); });
+    }
+    each([&](int64_t id, int64_t) { at[id] = (word)vocab_rows::MINUS_INFINITY<T>; });
+    return once;
 }
 
-/* Each thread has places of its own in `taken`. Logits are replaced only after all of the row's have been read. */
+/* Each thread has places of its own in `taken`. */
 template <typename T>
 __device__ __forceinline__ void take_row(const problem &p, int64_t r, vocab_rows::block_exchange<part> &exchange) {
     T *const logits = logits_of<T>(p, r), *const taken = (T *)p.taken + r * p.k;
@@ -75,13 +87,11 @@ __device__ __forceinline__ void take_row(const problem &p, int64_t r, vocab_rows
         mine.z.max = fmaxf(mine.z.max, z_of(p, to_f32(logit)));
     }
     __syncthreads();
+    broken |= !leave_minus_infinity(p, r, logits);
     const softmax_unit unit = softmax_unit_of(mine.z.max);
     for (int64_t i = threadIdx.x; i < p.k; i += blockDim.x) {
-        const int64_t id = id_of(p, r, i);
-        if (!is_of_vocabulary(p, id)) continue;
-        const T logit = taken[i];
-        add(mine, z_of(p, to_f32(logit)), log_q_of(p, r, i), unit);
-        broken |= !claim(logits + id, logit);
+        if (!is_of_vocabulary(p, id_of(p, r, i))) continue;
+        add(mine, z_of(p, to_f32(taken[i])), log_q_of(p, r, i), unit);
     }
     const part all = exchange.all(mine, empty);
     broken = __syncthreads_or(broken);
