@@ -106,21 +106,14 @@ liger_status liger_linear_topk_kl_chunk_rows(liger_context *context, const liger
 
 /* ---- the run ------------------------------------------------------------------------------------------------------ */
 
-/* In the host's memory: the ids of rows that count. */
-static liger_status check_ids(const struct linear_topk_kl_problem *p, const struct counted_rows *counted,
-                              int64_t rows) {
-    for (int64_t r = 0; r < rows; r++) {
-        if (!row_counts(counted, r)) continue;
-        for (int64_t i = 0; i < p->k; i++) {
-            const int64_t at = r * p->ids_stride + i;
-            const int64_t id = p->id_dtype == LIGER_I32 ? ((const int32_t *)p->ids)[at] : ((const int64_t *)p->ids)[at];
-            LIGER_REQUIRE(
-                id >= -1 && id < p->vocab, LIGER_ERR_TARGET,
-                "linear_topk_kl: ids[%lld, %lld] is %lld, which is out of bounds: it must be in [0, %lld) or -1",
-                (long long)r, (long long)i, (long long)id, (long long)p->vocab);
-        }
-    }
-    return LIGER_OK;
+/* Nobody can be told of them on a GPU. */
+static liger_status look_at_ids(liger_context *context, const struct whole_problem *whole, liger_stream stream) {
+    struct linear_topk_kl_problem problem = whole->rows;
+    if (context->device != LIGER_DEVICE_CPU) return LIGER_OK;
+    problem.rows = whole->loss.count;
+    problem.counted = whole->loss.rows;
+    problem.logits = NULL;
+    return context->kernels->linear_topk_kl(context, &problem, stream);
 }
 
 static liger_status step(liger_context *context, void *state, int64_t first, int64_t rows, void *logits, int64_t stride,
@@ -164,7 +157,6 @@ liger_status liger_linear_topk_kl(liger_context *context, const liger_linear_top
     struct door_call call;
     LIGER_TRY(door_enter(&call, &linear_topk_kl_door, context, given, &args, &whole));
     complete(&call, &whole);
-    if (context->device == LIGER_DEVICE_CPU) /* before anything is written */
-        LIGER_TRY(check_ids(&whole.rows, &whole.loss.rows, call.size[ROWS]));
+    LIGER_TRY(look_at_ids(context, &whole, stream)); /* before anything is written */
     return counted_loss_run(context, &whole.loss, &whole.chunks, &whole.rows.counted, &whole.rows.loss, stream);
 }

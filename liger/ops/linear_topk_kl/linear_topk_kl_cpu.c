@@ -1,5 +1,6 @@
 /* linear_topk_kl_cpu.c - rows of a divergence from listed ids on the CPU, compiled once per instruction set. Threads share out the
  * rows. */
+#include "liger/core/fail.h"
 #include "liger/core/kernel_table.h"
 #include "liger/cpu/vocab_rows.h"
 #include "liger/ops/linear_topk_kl/linear_topk_kl_problem.h"
@@ -159,9 +160,24 @@ static void rows_chunk(void *argument, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) LIGER_FOR_FLOAT(p->dtype, any_row(LIGER_T, p, r))
 }
 
+/* Of rows that count. */
+static liger_status check_ids(const struct linear_topk_kl_problem *p) {
+    for (int64_t r = 0; r < p->rows; r++) {
+        for (int64_t i = 0; i < p->k && row_counts(&p->counted, r); i++) {
+            const int64_t id = index_load(p->id_dtype, p->ids, r * p->ids_stride + i);
+            LIGER_REQUIRE(
+                id >= -1 && id < p->vocab, LIGER_ERR_TARGET,
+                "linear_topk_kl: ids[%lld, %lld] is %lld, which is out of bounds: it must be in [0, %lld) or -1",
+                (long long)r, (long long)i, (long long)id, (long long)p->vocab);
+        }
+    }
+    return LIGER_OK;
+}
+
 liger_status LIGER_CPU(linear_topk_kl)(liger_context *context, const struct linear_topk_kl_problem *problem,
                                        liger_stream stream) {
     (void)stream;
+    if (problem->logits == NULL) return check_ids(problem);
     struct linear_topk_kl_problem p = *problem;
     liger_parallel_for(context, p.rows, vocab_rows_per_task(p.vocab, p.dtype), rows_chunk, &p);
     return LIGER_OK;

@@ -6,6 +6,8 @@
  *   take     the logits at its ids are copied aside and summed up, and -inf is left in their places
  *   walk     so one walk over the row is that over its other ids; with what was taken it is the loss, and their gradient
  *   put      the gradient at its ids
+ *
+ * Without logits the ids are looked at, and that is all: the CPU refuses a call where one is out of range.
  */
 #ifndef LIGER_OPS_LINEAR_TOPK_KL_PROBLEM_H
 #define LIGER_OPS_LINEAR_TOPK_KL_PROBLEM_H
@@ -27,7 +29,7 @@ struct linear_topk_kl_listed {
 struct linear_topk_kl_problem {
     liger_dtype dtype, id_dtype, logprob_dtype;
     int64_t rows, vocab, k; /* all 1 or more */
-    void *logits;           /* [rows, vocab], lost; with `gradient` they become it */
+    void *logits;           /* [rows, vocab], lost; with `gradient` they become it. Or NULL */
     int64_t logits_stride;
     const void *ids; /* [rows, k] in [0, vocab), or -1. Of rows that count the CPU's are right */
     int64_t ids_stride;
