@@ -1,7 +1,7 @@
 /* divergence.cuh - the kernels of divergences: two matrices are read, and what is asked for is written, in one pass at the
  * speed of memory; then one block adds up what the others have found.
  *
- * A block does one tile (core/divergences.h): 8192 elements of a row, or whole rows of fewer, which threads share in rows of
+ * A block does one tile (core/divergences.h): 16384 elements of a row, or whole rows of fewer, which threads share in rows of
  * their own. Every thread has 48 or 64 bytes on their way. Rows that do not begin at a boundary of 16 bytes do so
  * after a few elements, which are done one by one, as those behind the last pack; where the tensors of a call reach it at
  * different elements, all are done one by one.
@@ -10,7 +10,8 @@
  *   F::BLOCKS                         that a multiprocessor should hold: how many registers a thread may have
  *   F::problem                        has the divergence_problem `d`, and the options
  *   F::terms<N, EXACT>(p, x, y)       of N elements: x becomes their slopes, y their values. Not EXACT: x is of 16 bits, and
- *                                     so is what becomes of the slopes */
+ *                                     so is what becomes of the slopes; memory leaves time for some 40 instructions an
+ *                                     element, of which a logarithm of libm takes 22 */
 #ifndef LIGER_CUDA_DIVERGENCE_CUH
 #define LIGER_CUDA_DIVERGENCE_CUH
 
@@ -24,16 +25,6 @@
 namespace divergences {
 
 enum { THREADS = 256, ONE_BLOCK = 1024 };
-
-/* Of elements of 16 bits memory leaves time for some 40 instructions each, of which a logarithm of libm takes 22. */
-template <bool EXACT>
-__device__ __forceinline__ float exponential(float x) {
-    return EXACT ? expf(x) : exp2_approx(x * LOG2E);
-}
-template <bool EXACT>
-__device__ __forceinline__ float logarithm(float x) {
-    return EXACT ? logf(x) : LN2 * log2_approx(x);
-}
 
 /* The part of a row that is in a tile. */
 template <typename T, typename TY>
@@ -126,11 +117,17 @@ __device__ __forceinline__ void fill_zero(T *to, int count, place at) {
     for (int i = at.lane; to && i < count; i += at.lanes) to[i] = from_f32<T>(0.0f);
 }
 
+/* A division of 64 bits would take a tenth of a tile's time. */
+__device__ __forceinline__ int64_t groups_before(int64_t tile, const divergence_tiles &tiles) {
+    if (tiles.across == 1) return tile;
+    return tiles.count <= UINT32_MAX ? (uint32_t)tile / (uint32_t)tiles.across : tile / tiles.across;
+}
+
 /* The block's part of the sum, of which every thread gets it. `lanes` threads, a power of two, share a row. */
 template <typename F, typename T, typename TY, bool UNREDUCED, int N>
 __device__ __forceinline__ float do_tile(const typename F::problem &p, int64_t tile, int lanes) {
     const divergence_problem &d = p.d;
-    const int64_t group = d.tiles.across == 1 ? tile : tile / d.tiles.across;
+    const int64_t group = groups_before(tile, d.tiles);
     const int64_t first = (tile - group * d.tiles.across) * DIVERGENCE_TILE;
     const int64_t begin = group * d.tiles.rows, end = min(begin + d.tiles.rows, d.rows);
     const int count = (int)min(d.cols - first, (int64_t)DIVERGENCE_TILE);

@@ -26,8 +26,6 @@ struct softmax_state {
     float max, sum;
 };
 
-constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
-
 /* How terms are made once a maximum is known: 2^(x·scale - offset), where scale is log2 e and offset the rounded max·log2 e.
  * One fused multiply-add and one ex2 per term; the product is not rounded, so that a large common offset of all x costs no
  * accuracy. A term exp(-d) has the relative error 2^-22 + d·2^-24, as if x - max had been rounded once.

@@ -25,8 +25,7 @@ struct kl_div {
         } else {
             const float eps = fmaxf(p.eps, FLT_MIN);
 #pragma unroll
-            for (int k = 0; k < N; k++)
-                finish(y[k], divergences::logarithm<EXACT>(fmaxf(eps, y[k])) - x[k], x[k], y[k]);
+            for (int k = 0; k < N; k++) finish(y[k], log_of<EXACT>(fmaxf(eps, y[k])) - x[k], x[k], y[k]);
         }
     }
 };
