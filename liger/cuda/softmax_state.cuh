@@ -61,7 +61,14 @@ __device__ __forceinline__ float softmax_rescale(float max, const softmax_unit &
 __device__ __forceinline__ softmax_state merge(softmax_state a, softmax_state b) {
     const float max = fmaxf(a.max, b.max);
     const softmax_unit u = softmax_unit_of(max);
-    return {max, a.sum * softmax_rescale(a.max, u) + b.sum * softmax_rescale(b.max, u)};
+    /* Written out: of two states of equal rows the compiler could fuse different products, and they were not equal any more. */
+    return {max, fmaf(a.sum, softmax_rescale(a.max, u), __fmul_rn(b.sum, softmax_rescale(b.max, u)))};
+}
+
+/* log Σ e^(x - max). The own term of the maximum is not quite 1: of it alone the logarithm is 0. */
+__device__ __forceinline__ float softmax_log_sum(softmax_state s) {
+    const float own = softmax_term(s.max, softmax_unit_of(s.max));
+    return s.sum == own ? 0.0f : logf(s.sum * reciprocal_approx(own));
 }
 
 __device__ __forceinline__ softmax_state warp_merge(softmax_state s) {

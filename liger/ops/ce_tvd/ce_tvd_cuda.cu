@@ -58,24 +58,19 @@ __device__ __forceinline__ float target_logit(const ce_tvd_forward_problem &p, i
     return y >= 0 && y < p.cols ? to_f32(row_at<const T>(p.student, r)[y]) : NAN;
 }
 
-__device__ __forceinline__ float lse_of(softmax_state s, float log_sum) {
-    const softmax_unit unit = softmax_unit_of(s.max);
-    return fmaf(unit.offset, unit.ln, log_sum);
-}
-
-/* What does not depend on the distance. A target that holds most of the sum has digits of its own in the quotient: none are
- * left of the only one there is. */
+/* What does not depend on the distance. */
 __device__ __forceinline__ void write_sums(const ce_tvd_forward_problem &p, int64_t r, float target,
                                            const two_states &all) {
-    const softmax_unit unit = softmax_unit_of(all.student.max);
-    const float log_sum = logf(all.student.sum), exponent = softmax_exponent(target, unit);
-    p.ce[r] = exponent > -1.0f ? logf(all.student.sum / exp2_approx(exponent)) : log_sum - exponent * unit.ln;
-    p.student_lse[r] = lse_of(all.student, log_sum);
-    p.teacher_lse[r] = lse_of(all.teacher, logf(all.teacher.sum));
+    const float log_sum = softmax_log_sum(all.student);
+    p.ce[r] = (all.student.max - target) + log_sum;
+    p.student_lse[r] = all.student.max + log_sum;
+    p.teacher_lse[r] = all.teacher.max + softmax_log_sum(all.teacher);
 }
+/* An only class has probability 1 in both, whatever was rounded. */
 __device__ __forceinline__ void write_distance(const ce_tvd_forward_problem &p, int64_t r, distances found) {
-    p.tvd[r] = 0.5f * found.apart;
-    p.sigma[r] = isnan(found.apart) ? NAN : found.signs;
+    const float some = p.cols > 1 ? 1.0f : 0.0f;
+    p.tvd[r] = 0.5f * some * found.apart;
+    p.sigma[r] = isnan(found.apart) ? NAN : some * found.signs;
 }
 __device__ __forceinline__ void ignore_row(const ce_tvd_forward_problem &p, int64_t r) {
     p.ce[r] = p.tvd[r] = p.student_lse[r] = p.teacher_lse[r] = p.sigma[r] = 0.0f;
@@ -229,14 +224,15 @@ struct gradient {
         if (y != p.ignore_index) {
             const pack<T, N> student = load_pack<T, N>(row_at<const T>(p.student, r) + c),
                              teacher = load_pack<T, N>(row_at<const T>(p.teacher, r) + c);
-            const softmax_unit unit = softmax_unit_of(p.student_lse[r]), unit_t = softmax_unit_of(p.teacher_lse[r]);
+            const float lse = p.student_lse[r], lse_t = p.teacher_lse[r];
             const ce_tvd_factors f = ce_tvd_factors_of(&p, r);
             float t[N];
             unpack(student, d);
             unpack(teacher, t);
 #pragma unroll
             for (int k = 0; k < N; k++) {
-                const float of_p = softmax_term(d[k], unit), q = softmax_term(t[k], unit_t);
+                /* the difference first: it is what is left of two large numbers */
+                const float of_p = exp_of<false>(d[k] - lse), q = exp_of<false>(t[k] - lse_t);
                 d[k] = of_p * (of_p > q ? f.above : of_p < q ? f.below : f.equal);
             }
             if ((uint64_t)(y - c) < (uint64_t)N) {

@@ -9,7 +9,8 @@
 namespace {
 
 struct kl_div {
-    enum { BLOCKS = 4 };
+    template <typename T>
+    static constexpr int BLOCKS = 4;
     using problem = kl_div_problem;
 
     /* factor · difference, and 0 where the factor is; NaN is not. */

@@ -37,10 +37,7 @@ __device__ __forceinline__ totals warp_merge(totals a) { return {warp_sum(a.loss
 struct log_softmax {
     float max, log_sum;
 
-    __device__ __forceinline__ explicit log_softmax(const softmax_state &s) : max(s.max) {
-        const softmax_unit unit = softmax_unit_of(s.max); /* its own exponent is not quite 0 */
-        log_sum = logf(s.sum) - softmax_exponent(s.max, unit) * unit.ln;
-    }
+    __device__ __forceinline__ explicit log_softmax(softmax_state s) : max(s.max), log_sum(softmax_log_sum(s)) {}
     __device__ __forceinline__ float operator()(float z) const { return (z - max) - log_sum; }
 };
 
@@ -83,7 +80,7 @@ struct divergence_row : vocab_rows::every_row {
     static __device__ __forceinline__ void store(T *to, const float (&values)[COUNT]) {
         pack<T, COUNT> out;
         repack(values, out);
-        vocab_rows::store_anywhere(to, out);
+        store_anywhere(to, out);
     }
 
     /* Resident. The scaled logits of both models, and then what the gradient needs, slope and Q, in their places. */
