@@ -36,6 +36,7 @@ if RELEASE >= Version("1.13"):
 pytestmark = pytest.mark.usefixtures("unpatched")
 
 STEPS, LENGTH, RATE, BETA = 3, 24, 0.05, 0.3
+METRICS = ("rewards/", "logps/", "kl")  # not the means of logits: of all tokens here, of TRL's own choice there
 
 PAIRS = [
     {"prompt": "w5 w6 w7 ", "chosen": "w8 w9 w10 w11", "rejected": "w20 w21"},
@@ -81,6 +82,7 @@ def knows(config_class, options):
 class Steps:
     losses: list[float] = field(default_factory=list)  # of each micro-batch
     gradients: list[torch.Tensor] = field(default_factory=list)  # of each optimizer step: of all parameters
+    metrics: list[dict[str, float]] = field(default_factory=list)  # of each optimizer step: what comes from our loss
     sampled: list[str] = field(default_factory=list)
     modules: collections.Counter = field(default_factory=collections.Counter)  # the package's, by how often they ran
 
@@ -93,6 +95,10 @@ class Watch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.steps.gradients.append(torch.cat([p.grad.double().flatten() for p in model.parameters()]))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:  # not the summary at the end
+            self.steps.metrics.append({name: value for name, value in logs.items() if name.startswith(METRICS)})
 
     def train(self, trainer):
         own = trainer.training_step
@@ -123,7 +129,7 @@ def train(trainer_class, config_class, options, folder, use_liger, given):
     arguments = config_class(
         output_dir=str(folder / "out"), per_device_train_batch_size=4, max_steps=STEPS, report_to="none", use_cpu=True,
         bf16=False, gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, seed=7, max_grad_norm=0.0,
-        optim="sgd", lr_scheduler_type="constant", **switches, **{"learning_rate": RATE, **options},
+        logging_steps=1, optim="sgd", lr_scheduler_type="constant", **switches, **{"learning_rate": RATE, **options},
     )  # fmt: skip
     # from a folder, as some of the trainers read their reference model from where the model came from
     tiny_llama.build(pad_token_id=0, bos_token_id=3, eos_token_id=2).save_pretrained(folder / "model")
@@ -161,6 +167,10 @@ def assert_same(actual, expected):
         largest = max(largest, theirs.norm().item())
         assert (ours - theirs).norm().item() <= 3**k * first * largest, f"gradient of step {k}"
         assert ours.norm().item() == pytest.approx(theirs.norm().item(), abs=3**k * first * largest)
+    for k, (ours, theirs) in enumerate(zip(actual.metrics, expected.metrics, strict=True)):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, abs=3**k * first * (1 + abs(value))), f"{name} of step {k}"
     per_step = len(expected.losses) // STEPS
     for i, (ours, theirs) in enumerate(zip(actual.losses, expected.losses, strict=True)):
         assert ours == pytest.approx(theirs, abs=3 ** (i // per_step) * first * (1 + abs(theirs))), f"loss {i}"
@@ -179,7 +189,7 @@ def compare(unpatched, name, loss_class, options, folder, own_path=None, **given
     expected = train(plain_class, config_class, options, folder, False, given=arguments)
     actual = train(trainer_class, config_class, options, folder, True, given=arguments)
     assert not expected.modules
-    assert actual.modules[loss_class] == len(actual.losses) >= STEPS
+    assert actual.modules[loss_class] == len(actual.losses) >= STEPS == len(actual.metrics)
     assert_same(actual, expected)
     return actual
 
