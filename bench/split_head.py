@@ -41,7 +41,7 @@ class Head:
 
         rows, hidden, vocab = shape
         rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
-        weight = normal((vocab, hidden), dtype, device, 2, hidden**-0.5)  # whole on all ranks, so that slices are the same
+        weight = normal((vocab, hidden), dtype, device, 2, hidden**-0.5)  # whole on every rank, and so the same
         begins = [r * vocab // world for r in range(world + 1)]
         self.slice = slice(begins[rank], begins[rank + 1])
         self.x = normal((rows, hidden), dtype, device, 1).requires_grad_()
@@ -114,7 +114,9 @@ def worker(rank: int, world: int, store: str, options: argparse.Namespace) -> No
     dist.destroy_process_group()
 
 
-def report(options: argparse.Namespace, world: int, alone: list[float], together: list[float], errors: list[float]) -> None:
+def report(
+    options: argparse.Namespace, world: int, alone: list[float], together: list[float], errors: list[float]
+) -> None:
     one, split = summary(alone), summary(together)
     what = " + ".join(["log p", *options.outputs])
     print(f"{what}, {'x'.join(map(str, options.shape))} {options.dtype}, forward and backward, {options.device}")
@@ -125,17 +127,21 @@ def report(options: argparse.Namespace, world: int, alone: list[float], together
     # float32 sums in another order, and one rounding to the operands' dtype
     tolerance = 4 * math.sqrt(max(options.shape)) * UNIT["float32"] + UNIT[options.dtype]
     right = max(errors) < tolerance  # NaN is not
-    print("  apart      " + ", ".join(f"{n} {e:.1e}" for n, e in zip(names, errors, strict=True)) + ("" if right else "   WRONG"))
-    sys.stdout.flush()
+    apart = ", ".join(f"{n} {e:.1e}" for n, e in zip(names, errors, strict=True))
+    print(f"  apart      {apart}{'' if right else '   WRONG'}", flush=True)
     if not right:
         os._exit(1)
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--shape", type=lambda text: tuple(map(int, text.split("x"))), help="rows x hidden x vocabulary")
+    parser.add_argument("--shape", type=shape_of, help="rows x hidden x vocabulary")
     parser.add_argument("--dtype", choices=UNIT, default="bfloat16")
     parser.add_argument("--outputs", nargs="*", default=[], help="what else linear_logprob is asked for")
     parser.add_argument("--repeats", type=int, default=20)

@@ -16,7 +16,7 @@ EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
     [
         (["dpo.py", "--steps", "12"], {"margin": 3.0, "held out": 3.0}, {}),
         (["grpo.py", "--rounds", "16"], {"reward": 0.3}, {}),
-        (["distill.py", "--steps", "40"], {}, {"from states": 0.8, "from lists": 0.9}),
+        (["distill.py", "--steps", "80"], {}, {"from states": 0.4, "from lists": 0.5}),
     ],
     ids=["dpo", "grpo", "distill"],
 )

@@ -207,7 +207,8 @@ def other_model(**changes):
 
 # A squared loss is much steeper than the others.
 @pytest.mark.parametrize(
-    ("loss_type", "rate"), [("sigmoid", RATE), ("apo_zero", RATE), ("apo_down", RATE), ("sppo_hard", 1e-3), ("nca_pair", RATE)]
+    ("loss_type", "rate"),
+    [("sigmoid", RATE), ("apo_zero", RATE), ("apo_down", RATE), ("sppo_hard", 1e-3), ("nca_pair", RATE)],
 )
 def test_dpo(unpatched, tmp_path, loss_type, rate):
     options = dict(beta=BETA, loss_type=loss_type, max_length=LENGTH, learning_rate=rate)
