@@ -23,7 +23,7 @@ INF, NAN = math.inf, math.nan
 
 
 def _owed(n):
-    logprobs, ids = torch.randn(n, 40).log_softmax(-1).topk(5)
+    logprobs, ids = torch.randn(n, 40).log_softmax(-1).topk(6)
     ids[:, 3] = -1
     mask = torch.arange(n) % 3 == 1
     return [
@@ -64,7 +64,8 @@ def exact_row(z, ids, log_q, slack=0.0):
     outside = torch.ones(len(z), dtype=torch.bool)
     outside[[i for i, _ in here]] = False
     mass = sum(lq.exp() for _, lq in here)
-    rest = (1 - mass).clamp(min=0) if outside.any() else 0 * mass
+    first, *others = sorted((lq for _, lq in here), reverse=True)  # 1 less a q near it has no digits in float64 either
+    rest = (-first.expm1() - sum(lq.exp() for lq in others)).clamp(min=0) if outside.any() else 0 * mass
     loss, terms = torch.zeros((), dtype=torch.float64), 1.0
     d, size = p * (mass + rest), p.clone()
     for i, lq in here:
@@ -197,6 +198,22 @@ def test_a_student_who_knows_nothing_but_the_list(device, far):
     loss.backward()
     assert loss > far / 10
     check((x, weight, bias, ids, logprobs, mask), loss, torch.float32)
+
+
+@pytest.mark.parametrize("far", [18.0, 60.0])
+@pytest.mark.parametrize("rest", [1e-3, 1e-9, 1e-12])
+def test_both_are_nearly_sure(device, rest, far):
+    """r, which a logprob near 0 leaves, and s, some e^-far, keep their digits: 1 less what is listed would have none."""
+    x, weight, *_ = problem(device, torch.float32)
+    ids, logprobs = torch.zeros(ROWS, 1, dtype=torch.int64, device=device), torch.full((ROWS, 1), -rest, device=device)
+    bias = torch.full((VOCAB,), -far, device=device)
+    bias[0] = 0.0
+    bias.requires_grad_()
+    liger_topk_kl(x.detach(), weight.detach(), ids, logprobs, bias, reduction="sum").backward()
+    _, (_, _, dbias), _ = exact(x, weight, bias, ids, logprobs, reduction="sum")
+    logits = far + (x.detach() @ weight.detach().t()).abs().max()
+    bound = (8 + ROWS + 4 * logits) * unit(torch.float32)  # of each row's softmax over the rest, and their sum
+    assert ((bias.grad[1:].cpu().double() - dbias[1:]) / dbias[1:]).abs().max() <= bound
 
 
 def test_layouts(device):

@@ -23,7 +23,7 @@ class FormsGradients(Operator):
     perhaps a bias, which are formed with it. From float16 products they are float32: they meet the upstream before they are
     rounded."""
 
-    differentiable = (0, 1)
+    differentiable: tuple[int, ...] = (0, 1)
 
     def prepared(self, *args: Any) -> Any:
         return self.eager(*args)

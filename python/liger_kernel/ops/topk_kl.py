@@ -101,6 +101,9 @@ def _check(
 ) -> None:
     name = "topk_kl"
     require_float(name, hidden=hidden, weight=weight, topk_logprobs=logprobs, bias=bias)
+    for what, given in (("topk_ids", ids), ("ignore_mask", ignore_mask)):
+        if given is not None and not isinstance(given, Tensor):
+            raise TypeError(f"{name}: {what} must be a torch.Tensor, not {type(given).__name__}")
     require_matrices(name, hidden=hidden, weight=weight, topk_ids=ids)
     require_shape(name, "weight", weight, (weight.shape[0], hidden.shape[1]))
     require_shape(name, "topk_ids", ids, (hidden.shape[0], ids.shape[1]))
