@@ -251,8 +251,11 @@ def test_without_bias(device, loss):
         same(found, right)
 
 
-def test_what_was_made_in_inference_mode(device, loss):
-    """As samplers make labels, rewards, and log-probabilities."""
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_what_was_made_in_inference_mode(device, loss, one_pass, monkeypatch):
+    """As samplers make labels, rewards, and log-probabilities, and reference models hidden states."""
+    if not one_pass:
+        composed(monkeypatch)
     given = loss.make(device, torch.float32)
     right = loss.results(given)
     with torch.inference_mode():

@@ -12,6 +12,7 @@ from liger_kernel.chunked_loss._head_loss import Composed, HeadLossFunction, req
 from liger_kernel.ops import LigerCrossEntropyFunction
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, unrecorded
+from liger_kernel.ops._memory import constant
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops.cross_entropy import check_targets
 
@@ -102,14 +103,14 @@ class LigerFusedLinearDistillationBase(HeadLossFunction):
         require_head(name, target, student_input, student_weight, student_bias, "student_", cls.labels, dims=None)
         require_head(name, target, teacher_input, teacher_weight, teacher_bias, "teacher_", cls.labels, dims=None)
         _require(name, student_input, teacher_input, chunk_size, temperature)
-        labels = target.reshape(-1)
+        labels: Any = constant(target.reshape(-1))
         values = labels if is_debugging(labels) else readable(labels)
         if values is not None:
             _check_labels(cls.labels, values, student_weight.shape[0], ignore_index)
         if cls._takes_beta:
             loss_kwargs["beta"] = beta
         operands = student_input, student_weight, student_bias
-        constants = [None if t is None else t.detach() for t in (teacher_input, teacher_weight, teacher_bias)]
+        constants = [constant(t) for t in (teacher_input, teacher_weight, teacher_bias)]
         student, teacher = Model.of(*operands), Model.of(*constants)  # type: ignore[arg-type]
         in_chunks = not isinstance(ctx, Composed)
         problem = Distillation(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel._native import LigerArgumentError, untraced
-from liger_kernel.ops._memory import PLAIN, parameter, planes, rows, wide_rows
+from liger_kernel.ops._memory import PLAIN, constant, parameter, planes, rows, wide_rows
 
 
 def unrecorded(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,7 +71,7 @@ def formula(function: Any, args: tuple) -> Any:
         function.check(*args)
     if function.held:
         args = tuple([
-            value.detach() if name in function.held and isinstance(value, Tensor) else value
+            constant(value) if name in function.held and isinstance(value, Tensor) else value
             for name, value in zip(function.parameters, args)
         ])  # fmt: skip
     return function.torch_forward(*args)

@@ -33,7 +33,7 @@ from torch.autograd.function import FunctionMeta
 from liger_kernel import _native
 from liger_kernel._exports import names_to_disable
 from liger_kernel.ops._formula import check_by_roles, formula
-from liger_kernel.ops._memory import PLAIN, are_worth_reuse, have_no_memory, is_plain, take_saved
+from liger_kernel.ops._memory import PLAIN, are_worth_reuse, have_no_memory, is_plain, kept, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
 _is_compiling = torch.compiler.is_dynamo_compiling
@@ -264,6 +264,11 @@ def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
     given, results = [a.name for a in operator.inputs], [f"result_{r.name}" for r in operator.results]
     known = given + results
     public = results[: len(operator.upstreams)]
+    held = {name for name, word in cls.words.items() if word in cls.held}
+
+    def as_saved(name: str) -> str:
+        return f"{name} if {name} is None or not {name}.is_inference() else _kept({name})" if name in held else name
+
     source = _FORWARD.format(
         parameters=", ".join(["ctx", *map(_as_source, cls.parameters.values())]),
         names=", ".join(cls.parameters),
@@ -271,7 +276,7 @@ def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
         results=", ".join(results),
         options="".join(f"{known[i]}, " for i in operator.options),
         remembered=f"*_remembered({', '.join(cls.parameters)})" if cls.remembered else "",
-        saved="".join(f"{known[i]}, " for i in operator.saved),
+        saved="".join(f"{as_saved(known[i])}, " for i in operator.saved),
         unused="ctx.materialize_grads = False" if len(public) > 1 else "",  # None is the upstream of what nobody used
         public=", ".join(public),
     )
@@ -284,6 +289,7 @@ def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
         "_native": _native,
         "_LigerArgumentError": LigerArgumentError,
         "_remembered": cls.remembered,
+        "_kept": kept,
         "_defaults": {name: p.default for name, p in cls.parameters.items()},
     }
     exec(compile(source, f"<forward of {cls.__name__}>", "exec"), names)

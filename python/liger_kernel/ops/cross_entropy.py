@@ -11,7 +11,7 @@ from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape, unrecorded
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import kept_labels, require_float
+from liger_kernel.ops._memory import kept, kept_labels, require_float
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
 from liger_kernel.ops.scale import formed_gradient, scale, scaled_gradient
 
@@ -233,7 +233,7 @@ class LigerCrossEntropyFunction(LigerFunction):
                 ctx.mark_non_differentiable(*(r for r in results[1:] if r is not None))
             ctx.options = None if now else given[3:8]
             ctx.ignore_index = given[3]
-            ctx.to_save = (dlogits, kept_labels(given[1])) if now else given[:3]
+            ctx.to_save = (dlogits, kept_labels(given[1])) if now else tuple(map(kept, given[:3]))
         return results
 
     @staticmethod

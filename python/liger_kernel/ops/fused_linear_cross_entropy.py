@@ -22,7 +22,7 @@ from liger_kernel.ops._linear_head import (
     padded_logits,
     require_matrices,
 )
-from liger_kernel.ops._memory import kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._memory import kept, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
     ROWS,
@@ -65,7 +65,7 @@ class _LinearCrossEntropy(Operator):
         if any(ctx.formed):
             ctx.save_for_backward(*output[4:], kept_labels(target))
         else:
-            ctx.save_for_backward(x, weight, target, bias, class_weight)
+            ctx.save_for_backward(x, weight, kept(target), bias, kept(class_weight))
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         dloss, needs = upstreams[0], [ctx.needs_input_grad[i] for i in self.differentiable]
@@ -289,7 +289,8 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         if ctx.formed:
             gradients.append(kept_labels(given["target"]))
         else:
-            gradients, ctx.options = _operator_arguments(*(given[name] for name in _OPERATOR_ARGUMENTS))
+            operands, ctx.options = _operator_arguments(*(given[name] for name in _OPERATOR_ARGUMENTS))
+            gradients = map(kept, operands)
         ctx.save_for_backward(*gradients)
         return loss, z_loss, accuracy, predicted
 

@@ -21,6 +21,7 @@ from liger_kernel.ops._memory import (
     fresh,
     have_no_memory,
     is_plain,
+    kept,
     kept_labels,
     matrix,
     require_float,
@@ -349,7 +350,7 @@ class LigerLinearLogProbFunction(LigerFunction):
             x, weight, target, bias, ids = operands
             ctx.options, ctx.names, ctx.shape = options, tuple(given["outputs"]), given["hidden"].shape
             known = (log_prob, normalizer, others[0], others[2])
-            ctx.save_for_backward(x, weight, kept_labels(target), bias, ids, *known, logits)
+            ctx.save_for_backward(x, weight, kept_labels(target), bias, kept(ids), *known, logits)
         public = cls._public(given, log_prob, tuple(others))
         if "is_top1" in given["outputs"]:
             ctx.mark_non_differentiable(public[1 + given["outputs"].index("is_top1")])
