@@ -17,7 +17,12 @@ HIDDEN = 24
 WITHOUT_GRADIENT = {"int2_matmul"}  # operators on integers, which no Function stands before
 
 
-WITHOUT_FUNCTION = {"scale", "mhc_post_res_streams", "mhc_post_res_streams_backward"}  # their own tests check them
+WITHOUT_FUNCTION = {
+    "scale",
+    "mhc_post_res_streams",
+    "mhc_post_res_streams_backward",
+    "linear_distillation",
+}  # their own tests check them
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from liger_kernel._native import Wish
 from liger_kernel.chunked_loss._head_loss import formula_of_its_own
 from liger_kernel.ops import LigerCrossEntropyFunction
 from liger_kernel.ops._distillation import gradient_where
-from liger_kernel.ops._linear_head import compute_dtype, padded_logits
+from liger_kernel.ops._linear_head import NAMED_BUDGET, compute_dtype, padded_logits
 from liger_kernel.ops._memory import fresh, matrix
 from liger_kernel.ops.scale import cast
 
@@ -26,6 +26,9 @@ _SUM = 2  # liger_reduction
 # chunk in pieces, not too small: each operation on a piece waits for all threads.
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 PIECE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+if NAMED_BUDGET:  # half of it for the logits of two models, the other for what is made of a piece's
+    CHUNK_BYTES = {device: min(usual, NAMED_BUDGET // 4) for device, usual in CHUNK_BYTES.items()}
+    PIECE_BYTES = {device: min(usual, NAMED_BUDGET // 20) for device, usual in PIECE_BYTES.items()}
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Model:
     dtypes: tuple
 
     @classmethod
-    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Model:
-        dtype = compute_dtype(hidden, weight)
+    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None) -> Model:
+        dtype = dtype or compute_dtype(hidden, weight)
         flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
         given = tuple(None if t is None else t.dtype for t in (hidden, weight, bias))
         return cls(flat, weight.to(dtype), None if bias is None else bias.to(dtype), given)

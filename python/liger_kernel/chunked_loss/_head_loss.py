@@ -47,6 +47,10 @@ class HeadLossFunction(torch.autograd.Function, metaclass=OwnApply):
         if kwargs and not torch.compiler.is_compiling():  # autograd's own takes arguments by position only
             bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
             bound.apply_defaults()
+            if bound.kwargs:
+                raise TypeError(
+                    f"{cls.__name__}: {', '.join(bound.kwargs)} can only be given where forward has a parameter of that name"
+                )
             args, kwargs = bound.args[1:], {}
         if not cls.forms_gradients(*(a for a in args if isinstance(a, Tensor))):
             return cls.forward(Composed(), *args, **kwargs)

@@ -19,26 +19,28 @@ from liger_kernel.ops.scale import free_of_others, scaled_gradients
 
 
 class FormsGradients(Operator):
-    """A scalar loss of x, weight and others, `labels` among them; its results are the loss and the gradients of the first
-    two, which are formed with it. From float16 products they are float32: they meet the upstream before they are rounded."""
+    """A scalar loss of x, weight and others, `labels` among them; its results are the loss and, behind all else, the gradients
+    of what is differentiable, which are formed with it. From float16 products they are float32: they meet the upstream before
+    they are rounded."""
 
-    differentiable = (0, 1)
+    differentiable: tuple[int, ...] = (0, 1)
 
     def prepared(self, *args: Any) -> Any:
         return self.eager(*args)
 
     def fake(self, *args: Any) -> tuple:
-        loss, *gradients = super().fake(*args)
+        made, count = super().fake(*args), len(self.differentiable)
+        losses, gradients = made[:-count], made[-count:]
         if COMPUTE[args[self.positions["compute"]]] is torch.float16:
-            gradients = [g.float() if wanted else g for g, wanted in zip(gradients, args[-2:])]
-        return (loss, *gradients)
+            gradients = [g.float() if wanted else g for g, wanted in zip(gradients, args[-count:])]
+        return (*losses, *gradients)
 
     def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
-        labels = inputs[self.positions["labels"]]
+        labels, count = inputs[self.positions["labels"]], len(self.differentiable)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.formed, ctx.ignore_index = inputs[-2:], inputs[self.positions["ignore_index"]]
-        ctx.save_for_backward(*output[1:], None if labels is None else kept_labels(labels))
+        ctx.formed, ctx.ignore_index = inputs[-count:], inputs[self.positions["ignore_index"]]
+        ctx.save_for_backward(*output[-count:], None if labels is None else kept_labels(labels))
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         gradients: list = [None] * len(ctx.needs_input_grad)
@@ -47,7 +49,7 @@ class FormsGradients(Operator):
         saved, free = take_saved(ctx)
         with free_of_others(saved, free):
             formed = [g if f else None for g, f in zip(saved, ctx.formed)]
-            found = scaled_gradients(upstreams[0], formed, saved[2], ctx.ignore_index)
+            found = scaled_gradients(upstreams[0], formed, saved[-1], ctx.ignore_index)
         for position, gradient in zip(self.differentiable, found):
             gradients[position] = gradient if ctx.needs_input_grad[position] else None
         return tuple(gradients)

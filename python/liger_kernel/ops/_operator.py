@@ -112,7 +112,7 @@ class _Result(typing.NamedTuple):
     asked: bool
 
 
-_SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int", bool: "bool", torch.SymInt: "SymInt"}
+_SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int", bool: "bool", str: "str", torch.SymInt: "SymInt"}
 
 
 def _argument(name: str, hint: Any, default: Any) -> _Argument:
