@@ -35,6 +35,26 @@ def test_a_teacher_that_is_no_number_where_nothing_counts(device, loss):
             torch.testing.assert_close(one, right, rtol=64 * 2.0**-24, atol=64 * 2.0**-24)
 
 
+@pytest.mark.parametrize("form", ["chunks", "compiled", "transformed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_student_that_is_no_number_where_nothing_counts(device, dtype, form):
+    """Of the products of all tokens too, by which 0 times NaN would reach the weight."""
+    given = problem(device, dtype, chunk_size=7)
+    names, ignored = ("student_input", "teacher_input"), given["true_labels"] == -100
+    assert ignored.any()
+    found = []
+    for nothing in (0.0, math.nan):
+        filled = {n: given[n].detach().masked_fill(ignored.unsqueeze(-1), nothing) for n in names}
+        leaves = [(given | filled)[n].detach().requires_grad_() for n in STUDENT]
+        loss_of = lambda *t, filled=filled: call(MeanSquares, given | filled | dict(zip(STUDENT, t)))  # noqa: E731
+        if form == "transformed":
+            found.append(torch.func.grad(loss_of, (0, 1, 2))(*(t.detach() for t in leaves)))
+        else:
+            loss = compiled(loss_of)(*leaves) if form == "compiled" else loss_of(*leaves)
+            found.append((loss, *torch.autograd.grad(loss, leaves)))
+    assert all(map(torch.equal, *found))
+
+
 def test_a_distance_that_writes_over_its_arguments():
     """Without a gradient it may, and the hard loss is none of its business."""
 

@@ -4,7 +4,7 @@ logits, consumed at once."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,11 @@ class Model:
         """As the library takes them."""
         bias = None if self.bias is None else self.bias.contiguous()
         return Model(matrix(self.hidden), self.weight.contiguous(), bias, self.dtypes)
+
+    def of_tokens(self, counts: Tensor) -> Model:
+        """Zeros in the place of the others' hidden states, which may be NaN: of these torch's products in 16 bits may spread to the
+        rows beside them, and any product to the weight's gradient."""
+        return replace(self, hidden=torch.where(counts.unsqueeze(1), self.hidden, 0))
 
     def logits(self) -> Tensor:
         """Of all tokens: float32, of products in the operands' dtype."""
@@ -112,11 +117,14 @@ class Distillation:
 
     def composed(self) -> tuple[Tensor, Tensor, Tensor]:
         """All tokens at once, from what torch can differentiate."""
-        logits = self.student.logits()
+        counts = self.labels.ne(self.ignore_index)
+        logits = self.student.of_tokens(counts).logits()
         soft = hard = logits.new_zeros(())
         if self.has_soft:
             soft = self._soft(
-                gradient_where(self.labels, self.ignore_index, logits), self.teacher.logits(), self.labels
+                gradient_where(self.labels, self.ignore_index, logits),
+                self.teacher.of_tokens(counts).logits(),
+                self.labels,
             )
         if self.has_hard:
             hard = LigerCrossEntropyFunction.apply(logits, self.labels, None, self.ignore_index, 0.0, 0.0, "sum")[0]
@@ -139,7 +147,7 @@ class Distillation:
             of_soft, of_hard = self._chunk(first, share, *(buffer[:size] for buffer in buffers))
             soft, hard = soft + of_soft, hard + of_hard
             if share is not None:
-                gradients.add(first, buffers[0][:size])
+                gradients.add(first, buffers[0][:size], self.labels.narrow(0, first, size).eq(self.ignore_index))
         return self._losses(soft, hard, count), gradients.rounded(factor is None), factor
 
     def _chunk(self, first: int, share: Tensor | None, buffer: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,13 +229,16 @@ class Gradients:
         self.dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if need_dweight else None
         self.dbias = _native.new(x, weight.shape[:1], torch.float32) if need_dbias else None
 
-    def add(self, first: int, dlogits: Tensor) -> None:
+    def add(self, first: int, dlogits: Tensor, ignored: Tensor) -> None:
+        """Hidden states that are `ignored`, which may be anything, would make NaN of the weight's gradient."""
         size = dlogits.shape[0]
         dx = None if self.dx is None else self.dx.narrow(0, first, size)
+        hidden = self.model.hidden.narrow(0, first, size)
+        if self.dweight is not None:
+            hidden = hidden.masked_fill(ignored.unsqueeze(1), 0)
         _native.linear_backward(
-            dlogits, self.model.hidden.narrow(0, first, size), self.model.weight, dx, self.dweight, self.dbias,
-            int(self.added), Wish.SCRATCH,
-        )  # fmt: skip
+            dlogits, hidden, self.model.weight, dx, self.dweight, self.dbias, int(self.added), Wish.SCRATCH
+        )
         self.added = True
 
     def rounded(self, final: bool) -> tuple:
