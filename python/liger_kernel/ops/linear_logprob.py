@@ -167,7 +167,7 @@ def require_head(
         raise LigerArgumentError(f"{operator}: weight has shape {tuple(weight.shape)}, but no size may be 0")
 
 
-class _OnAHead(EachShaped):
+class OnAHead(EachShaped):
     """Operands are brought to what products take inside of the call."""
 
     floats: tuple[int, ...]
@@ -183,7 +183,7 @@ class _OnAHead(EachShaped):
         return self.traced(*args) if have_no_memory(*args) else super().now(*args)
 
 
-class _LinearLogprob(_OnAHead):
+class _LinearLogprob(OnAHead):
     floats = (0, 1, 3)
 
     def shapes(self, x: Tensor, _weight: Tensor, _target: Tensor, _bias: Any, ids: Tensor | None, *_: Any) -> tuple:
@@ -209,7 +209,13 @@ def linear_logprob(
     return kernel_forward((x, weight, target, bias, ids), options, results)
 
 
-class _Gradients(_OnAHead):
+def of_results(upstreams: tuple, x: Tensor) -> tuple:
+    """None where it is that of a result which nobody asked for: torch.compile may make zeros of the empty tensor that stands for
+    it."""
+    return tuple(None if u is None or u.shape[0] != x.shape[0] else u for u in upstreams)
+
+
+class _Gradients(OnAHead):
     floats = (6, 7, 9)
 
     def shapes(self, *given: Any) -> tuple:
@@ -217,7 +223,7 @@ class _Gradients(_OnAHead):
         return x, weight, bias if bias is not None else ((0,), torch.float32)
 
     def eager(self, *args: Any) -> Any:
-        return kernel_backward(args[:6], args[6:11], args[11:15], args[15:21], args[21:], None)
+        return kernel_backward(of_results(args[:6], args[6]), args[6:11], args[11:15], args[15:21], args[21:], None)
 
 
 def _gradient(
@@ -233,19 +239,19 @@ def _gradient(
 linear_logprob.gradient(_gradient, _Gradients)
 
 
-def _forward_products(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+def forward_products(x: Any, weight: Any, *_: Any, **__: Any) -> int:
     """For FlopCounterMode: 2 N V H of the logits."""
     return 2 * x[0] * x[1] * weight[0]
 
 
-def _backward_products(*given: Any, **_: Any) -> int:
+def backward_products(*given: Any, **_: Any) -> int:
     """The logits again, and as many for each gradient but the bias's."""
     x, weight, (need_dx, need_dweight) = given[6], given[7], given[-3:-1]
     return 2 * x[0] * x[1] * weight[0] * (1 + bool(need_dx) + bool(need_dweight))
 
 
-register_flop_formula(torch.ops.liger.linear_logprob)(_forward_products)
-register_flop_formula(torch.ops.liger.linear_logprob_backward)(_backward_products)
+register_flop_formula(torch.ops.liger.linear_logprob)(forward_products)
+register_flop_formula(torch.ops.liger.linear_logprob_backward)(backward_products)
 
 # ---- the Function ------------------------------------------------------------------------------------------------------
 
