@@ -124,14 +124,14 @@ class LigerFunction(torch.autograd.Function, metaclass=OwnApply):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if cls._plain_torch:
-            return formula(cls, args)
+            return cls._by_formula(args)
         if _is_compiling():  # what stands below is asked in a way that dynamo can trace, and guards on
             if torch._C._are_functorch_transforms_active() or _forward_ad._current_level >= 0:
                 return formula(cls, args)
             return cls.compiled(*args)
         if _forward_ad._current_level >= 0 or not _native.is_usual():  # is_transformed(), without its frame
             if is_transformed():
-                return formula(cls, args)
+                return cls._by_formula(args)
             if torch.compiler.is_compiling():
                 return cls.compiled(*args)
         try:
@@ -142,12 +142,21 @@ class LigerFunction(torch.autograd.Function, metaclass=OwnApply):
                     return cls.forward(WithoutGradient(), *args)
             return cls.forward(WithoutGradient(), *args)
         except LigerArgumentError as error:
+            cls._refuse_what_is_no_tensor(args)
             cls.require(*args)
             raise LigerArgumentError(cls._in_callers_words(str(error))) from None
         except (AttributeError, TypeError, RuntimeError) as error:
             cls._refuse_what_is_no_tensor(args)
             if isinstance(error, TypeError) and str(error).startswith(cls.operator.name):
                 raise TypeError(cls._in_callers_words(str(error))) from None
+            raise
+
+    @classmethod
+    def _by_formula(cls, args: tuple[Any, ...]) -> Any:
+        try:
+            return formula(cls, args)
+        except Exception:
+            cls._refuse_what_is_no_tensor(args)
             raise
 
     @classmethod

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import readable, require_shape, unrecorded
+from liger_kernel.ops._formula import of_tensors, readable, require_shape, unrecorded
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._memory import kept, kept_labels, require_float
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
@@ -152,6 +152,7 @@ def _in_forward(logits: Tensor, reduction: int) -> bool:
     return reduction != 0 and logits.dtype is not torch.float16
 
 
+@of_tensors
 def cross_entropy_forward(
     _input: Tensor,
     target: Tensor,
@@ -186,6 +187,7 @@ def cross_entropy_forward(
     )
 
 
+@of_tensors
 def cross_entropy_backward(_input: Tensor, grad_output: Tensor) -> Tensor:
     """The gradient that cross_entropy_forward formed, times a scalar or one value per row. It does not know the targets: an
     upstream that is infinite or NaN makes NaN of the zeros of ignored rows too, which the Function's own backward leaves

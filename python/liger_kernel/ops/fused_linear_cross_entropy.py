@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _implementation, _native
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._linear_head import (
     COMPUTE,
@@ -194,6 +194,7 @@ def _operator_arguments(
 _OPERATOR_ARGUMENTS = tuple(inspect.signature(_operator_arguments).parameters)
 
 
+@of_tensors
 def fused_linear_cross_entropy_forward(
     _input: Tensor,
     weight: Tensor,
@@ -240,6 +241,7 @@ def fused_linear_cross_entropy_forward(
     return (loss, *(other if want else None for other, want in zip(others, wanted)))
 
 
+@of_tensors
 def fused_linear_cross_entropy_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

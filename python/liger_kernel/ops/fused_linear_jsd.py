@@ -23,7 +23,7 @@ from liger_kernel.ops._distillation import (
     share_of_a_row,
     total,
 )
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._linear_head import (
     COMPUTE,
@@ -106,6 +106,7 @@ def _operator_arguments(
             COMPUTE.index(teacher_dtype), accumulates_in("linear_jsd", accum_dtype, dtype))  # fmt: skip
 
 
+@of_tensors
 def fused_linear_jsd_forward(
     student_input: Tensor,
     student_weight: Tensor,
@@ -132,6 +133,7 @@ def fused_linear_jsd_forward(
     return called(linear_jsd, given, input_requires_grad, weight_requires_grad)
 
 
+@of_tensors
 def fused_linear_jsd_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:

@@ -22,7 +22,7 @@ from liger_kernel.ops._distillation import (
     share_of_a_row,
     total,
 )
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._linear_head import (
     COMPUTE,
@@ -108,6 +108,7 @@ def _operator_arguments(
             accumulates_in("linear_kl_div", accum_dtype, dtype))  # fmt: skip
 
 
+@of_tensors
 def fused_linear_kl_div_forward(
     student_input: Tensor,
     student_weight: Tensor,
@@ -130,6 +131,7 @@ def fused_linear_kl_div_forward(
     return called(linear_kl_div, given, input_requires_grad, weight_requires_grad)
 
 
+@of_tensors
 def fused_linear_kl_div_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:

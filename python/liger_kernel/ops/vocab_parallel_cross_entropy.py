@@ -10,6 +10,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel._native import Wish
+from liger_kernel.ops._formula import require_tensors
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
 from liger_kernel.ops._memory import fresh, matrix, require_float
 from liger_kernel.ops._operator import EachShaped, LigerArgumentError, Made, is_transformed
@@ -72,7 +73,7 @@ class LigerVocabParallelCEFunction(torch.autograd.Function, metaclass=OwnApply):
             return _compiled(*args)
         require_plain(NAME, args, list(inspect.signature(cls.forward).parameters)[1:])
         with profiled(f"liger::{NAME}"):
-            if torch.is_grad_enabled() and args[0].requires_grad:
+            if torch.is_grad_enabled() and isinstance(args[0], Tensor) and args[0].requires_grad:
                 return super().apply(*args)
             return cls.forward(WithoutGradient(), *args)
 
@@ -111,6 +112,7 @@ class Smoothing(NamedTuple):
 def _prepared(logits: Any, target: Any, group: Any, label_smoothing: float, formula: str, mode: str) -> Smoothing:
     """Of arguments that are right."""
     validate_formula_and_mode(formula, mode)
+    require_tensors(NAME, vocab_parallel_logits=logits, target=target)
     require_float(NAME, vocab_parallel_logits=logits)
     if logits.dim() != 3:
         raise LigerArgumentError(

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _native
 from liger_kernel._native import Wish
+from liger_kernel.ops._formula import require_tensors
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype
 from liger_kernel.ops._memory import PLAIN, have_no_memory, require_float, stand_for_batches, take_saved
@@ -322,7 +323,8 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
             return _compiled(*args)
         require_plain(NAME, args, list(signature.parameters)[1:])
         with profiled(f"liger::{NAME}"):
-            if torch.is_grad_enabled() and any(t.requires_grad for t in (args[0], args[1], args[5]) if t is not None):
+            operands = (args[0], args[1], args[5])
+            if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in operands):
                 return super().apply(*args)
             return cls.forward(WithoutGradient(), *args)
 
@@ -401,6 +403,7 @@ def _prepared(
     hidden: Any, weight: Any, targets: Any, group: Any, start: int | None, bias: Any, ids: Any, options: tuple
 ) -> tuple:
     """The operands, of matrices and vectors, and where the slice begins."""
+    require_tensors(NAME, hidden=hidden, weight=weight, targets=targets)
     check_options(*options)
     x, target = flat_rows(hidden, targets)
     require_float(NAME, hidden=hidden, weight=weight, bias=bias)
