@@ -68,7 +68,7 @@ def logits_error(dtype) -> float:
 
 
 def in_slices(monkeypatch, cols):
-    monkeypatch.setattr(module, "_slice_cols", lambda head, numbers: cols)
+    monkeypatch.setattr(module, "_slice_cols", lambda head, numbers, dx: cols)
 
 
 def forget_logits(monkeypatch):

@@ -108,7 +108,7 @@ def test_logits_that_are_made_again(device, dtype, slices, loss, monkeypatch):
     kept = loss.results(given)
     forward = linear_logprob.kernel_forward
     monkeypatch.setattr(linear_logprob, "kernel_forward", lambda *a, **_: (forward(*a), None)[1])
-    monkeypatch.setattr(linear_logprob, "_slice_cols", lambda head, numbers: slices)
+    monkeypatch.setattr(linear_logprob, "_slice_cols", lambda head, numbers, dx: slices)
     again = loss.results(given)
     same(again[:-3], kept[:-3])
     about(again[-3:], kept[-3:], 4, dtype)

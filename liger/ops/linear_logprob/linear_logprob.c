@@ -453,6 +453,6 @@ liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,
                   door->function);
     LIGER_TRY(door_query(&call, door, context, given, &args, BITS(x, weight)));
     *cols = (size_t)linear_slices_cols(context, call.t, most_rows(&call, args.valid_rows), call.size[HIDDEN],
-                                       call.size[VOCAB]);
+                                       call.size[VOCAB], door_has(&call, BIT(dx)));
     return LIGER_OK;
 }

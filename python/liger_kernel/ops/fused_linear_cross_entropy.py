@@ -103,7 +103,8 @@ def linear_cross_entropy(
     options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction, token_scaling, raw)
     rows, vocab = x.shape[0], weight.shape[0]
     once = wanted[1] and weight.dtype is dtype and not raw and not round_per_chunk
-    cols = _native.linear_cross_entropy_forward_slice_cols(*head, *(None,) * 9, *options) if once else vocab
+    likes = (*(None,) * 5, head[0] if wanted[0] else None, *(None,) * 3)  # of results, what has no memory yet
+    cols = _native.linear_cross_entropy_forward_slice_cols(*head, *likes, *options) if once else vocab
     two = cols < vocab  # passes
     chunk = rows if two else _native.linear_cross_entropy_forward_chunk_rows(*head, *(None,) * 9, *options)
     chunks = -(-rows // chunk) if chunk and not two else 1

@@ -92,10 +92,10 @@ def kernel_backward(
     given = [None if u is None else u.float().contiguous() for u in upstreams]
     needed = (log_prob if given[0] is not None else None, normalizer, entropy if given[1] is not None else None,
               log_sum_sq_probs if given[3] is not None else None)  # fmt: skip
-    cols = vocab if kept is not None else _slice_cols(head, numbers)
-    logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     of_dx = torch.float32 if wide_dx else dtype
     dx = fresh(torch.empty(x.shape, dtype=of_dx, device=x.device)) if needs[0] else None
+    cols = vocab if kept is not None else _slice_cols(head, numbers, dx)
+    logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     exact = dtype if weight.dtype is dtype and final else torch.float32
     dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
@@ -143,8 +143,8 @@ def one_pass(
     return found, kernel_backward(upstreams, operands, known, options, needs, logits, factor is None), factor
 
 
-def _slice_cols(head: tuple, numbers: list) -> int:
-    return _native.linear_logprob_backward_slice_cols(*head, *(None,) * 14, *numbers, 0)
+def _slice_cols(head: tuple, numbers: list, dx: Tensor | None) -> int:
+    return _native.linear_logprob_backward_slice_cols(*head, *(None,) * 11, dx, None, None, *numbers, 0)
 
 
 # ---- the operators -----------------------------------------------------------------------------------------------------
