@@ -11,7 +11,7 @@
 
 #include "liger/core/rows.h"
 
-enum { DIVERGENCE_TILE = 8192 };
+enum { DIVERGENCE_TILE = 16384 };
 
 struct divergence_tiles {
     int64_t across; /* tiles of a row */

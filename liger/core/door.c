@@ -91,10 +91,16 @@ static int64_t integer_of(const struct door_rule *rule, const void *field) {
     return memcpy(&narrow, field, sizeof narrow), narrow;
 }
 
+static double real_of(const struct door_rule *rule, const void *field) {
+    float narrow;
+    double wide;
+    if (rule->bytes == sizeof wide) return memcpy(&wide, field, sizeof wide), wide;
+    return memcpy(&narrow, field, sizeof narrow), (double)narrow;
+}
+
 static liger_status check_number(struct door_call *call, const struct door_rule *rule, const void *field) {
-    float real;
     if (rule->kind == DOOR_ADDRESS) return LIGER_OK;
-    if (rule->kind == DOOR_FLOAT) return memcpy(&real, field, sizeof real), check_float(rule, (double)real);
+    if (rule->kind == DOOR_FLOAT) return check_float(rule, real_of(rule, field));
     const int64_t value = integer_of(rule, field);
     if (rule->binds != DOOR_ONE) {
         call->bound |= 1u << rule->binds;

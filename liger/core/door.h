@@ -20,7 +20,7 @@ extern "C" {
 
 enum door_kind {
     DOOR_TENSOR,
-    DOOR_FLOAT,
+    DOOR_FLOAT, /* float or double */
     DOOR_INT32,
     DOOR_INT64,
     DOOR_ADDRESS,   /* a pointer that is nobody's business here */

@@ -1,16 +1,17 @@
 /* divergence.cuh - the kernels of divergences: two matrices are read, and what is asked for is written, in one pass at the
  * speed of memory; then one block adds up what the others have found.
  *
- * A block does one tile (core/divergences.h): 8192 elements of a row, or whole rows of fewer, which threads share in rows of
+ * A block does one tile (core/divergences.h): 16384 elements of a row, or whole rows of fewer, which threads share in rows of
  * their own. Every thread has 48 or 64 bytes on their way. Rows that do not begin at a boundary of 16 bytes do so
  * after a few elements, which are done one by one, as those behind the last pack; where the tensors of a call reach it at
  * different elements, all are done one by one.
  *
  * The formula F:
- *   F::BLOCKS                         that a multiprocessor should hold: how many registers a thread may have
+ *   F::BLOCKS<T>                      that a multiprocessor should hold: how many registers a thread may have
  *   F::problem                        has the divergence_problem `d`, and the options
  *   F::terms<N, EXACT>(p, x, y)       of N elements: x becomes their slopes, y their values. Not EXACT: x is of 16 bits, and
- *                                     so is what becomes of the slopes */
+ *                                     so is what becomes of the slopes; memory leaves time for some 40 instructions an
+ *                                     element, of which a logarithm of libm takes 22 */
 #ifndef LIGER_CUDA_DIVERGENCE_CUH
 #define LIGER_CUDA_DIVERGENCE_CUH
 
@@ -25,15 +26,10 @@ namespace divergences {
 
 enum { THREADS = 256, ONE_BLOCK = 1024 };
 
-/* Of elements of 16 bits memory leaves time for some 40 instructions each, of which a logarithm of libm takes 22. */
-template <bool EXACT>
-__device__ __forceinline__ float exponential(float x) {
-    return EXACT ? expf(x) : exp2_approx(x * LOG2E);
-}
-template <bool EXACT>
-__device__ __forceinline__ float logarithm(float x) {
-    return EXACT ? logf(x) : LN2 * log2_approx(x);
-}
+/* What a kernel is for: single elements with an upstream or a value of their own, or sums alone; these also with the gradient
+ * stored element by element, where it reaches a boundary of 16 bytes at another element than x does. That there is a gradient
+ * so does not change the order of a sum. */
+enum use { UNREDUCED, PACKS, PACKS_APART };
 
 /* The part of a row that is in a tile. */
 template <typename T, typename TY>
@@ -47,7 +43,7 @@ struct tile_row {
 };
 
 /* N elements from the i-th on; returns the sum of their values. */
-template <typename F, typename T, typename TY, bool UNREDUCED, int N>
+template <typename F, typename T, typename TY, use HOW, int N>
 __device__ __forceinline__ float do_pack(const typename F::problem &p, const tile_row<T, TY> &row, int i,
                                          const pack<T, N> &x, const pack<TY, N> &y) {
     float slope[N], value[N], sum = 0.0f;
@@ -58,7 +54,7 @@ __device__ __forceinline__ float do_pack(const typename F::problem &p, const til
     for (int k = 0; k < N; k++) sum += value[k];
 #pragma unroll
     for (int k = 0; k < N; k++) slope[k] *= row.share;
-    if constexpr (UNREDUCED) {
+    if constexpr (HOW == UNREDUCED) {
         if (row.loss) {
             pack<float, N> out;
             repack(value, out);
@@ -74,14 +70,15 @@ __device__ __forceinline__ float do_pack(const typename F::problem &p, const til
     if (row.dx) {
         pack<T, N> out;
         repack(slope, out);
-        store_pack<T, N>(row.dx + i, out);
+        if constexpr (HOW == PACKS_APART) store_each(row.dx + i, out);
+        else store_pack<T, N>(row.dx + i, out);
     }
     return sum;
 }
 
-template <typename F, typename T, typename TY, bool UNREDUCED>
+template <typename F, typename T, typename TY, use HOW>
 __device__ __forceinline__ float do_one(const typename F::problem &p, const tile_row<T, TY> &row, int i) {
-    return do_pack<F, T, TY, UNREDUCED, 1>(p, row, i, load_pack<T, 1>(row.x + i), load_pack<TY, 1>(row.y + i));
+    return do_pack<F, T, TY, HOW, 1>(p, row, i, load_pack<T, 1>(row.x + i), load_pack<TY, 1>(row.y + i));
 }
 
 /* Where a thread begins among those that share a row, and how many they are. */
@@ -89,29 +86,29 @@ struct place {
     int lane, lanes;
 };
 
-template <typename F, typename T, typename TY, bool UNREDUCED, int N>
+template <typename F, typename T, typename TY, use HOW, int N>
 __device__ __forceinline__ float do_row(const typename F::problem &p, const tile_row<T, TY> &row, int count, place at) {
-    enum { PACKS = N == 1 ? 4 : UNREDUCED || sizeof(TY) > sizeof(T) ? 1 : 2 };
+    enum { AHEAD = N == 1 ? 4 : HOW == UNREDUCED || sizeof(TY) > sizeof(T) ? 1 : 2 };
     const int head = N == 1 ? 0 : (int)to_boundary(row.x, count), packs = (count - head) / N;
     float sum = 0.0f;
-    for (int v = at.lane; v < packs; v += PACKS * at.lanes) {
-        pack<T, N> x[PACKS];
-        pack<TY, N> y[PACKS];
+    for (int v = at.lane; v < packs; v += AHEAD * at.lanes) {
+        pack<T, N> x[AHEAD];
+        pack<TY, N> y[AHEAD];
 #pragma unroll
-        for (int u = 0; u < PACKS; u++) {
+        for (int u = 0; u < AHEAD; u++) {
             if (v + u * at.lanes >= packs) continue;
             x[u] = load_pack<T, N>(row.x + head + (v + u * at.lanes) * N);
             y[u] = load_pack<TY, N>(row.y + head + (v + u * at.lanes) * N);
         }
 #pragma unroll
-        for (int u = 0; u < PACKS; u++)
+        for (int u = 0; u < AHEAD; u++)
             if (v + u * at.lanes < packs)
-                sum += do_pack<F, T, TY, UNREDUCED, N>(p, row, head + (v + u * at.lanes) * N, x[u], y[u]);
+                sum += do_pack<F, T, TY, HOW, N>(p, row, head + (v + u * at.lanes) * N, x[u], y[u]);
     }
     if constexpr (N > 1) { /* what is in front of them, and behind them */
         const int single = count - packs * N;
         for (int k = at.lane; k < single; k += at.lanes)
-            sum += do_one<F, T, TY, UNREDUCED>(p, row, k < head ? k : packs * N + k);
+            sum += do_one<F, T, TY, HOW>(p, row, k < head ? k : packs * N + k);
     }
     return sum;
 }
@@ -127,10 +124,11 @@ __device__ __forceinline__ void fill_zero(T *to, int count, place at) {
 }
 
 /* The block's part of the sum, of which every thread gets it. `lanes` threads, a power of two, share a row. */
-template <typename F, typename T, typename TY, bool UNREDUCED, int N>
+template <typename F, typename T, typename TY, use HOW, int N>
 __device__ __forceinline__ float do_tile(const typename F::problem &p, int64_t tile, int lanes) {
     const divergence_problem &d = p.d;
-    const int64_t group = d.tiles.across == 1 ? tile : tile / d.tiles.across;
+    /* 2^32 tiles are more than a device has memory for, and a division of 64 bits would take a tenth of a tile's time. */
+    const int64_t group = (uint32_t)tile / (uint32_t)d.tiles.across;
     const int64_t first = (tile - group * d.tiles.across) * DIVERGENCE_TILE;
     const int64_t begin = group * d.tiles.rows, end = min(begin + d.tiles.rows, d.rows);
     const int count = (int)min(d.cols - first, (int64_t)DIVERGENCE_TILE);
@@ -141,29 +139,29 @@ __device__ __forceinline__ float do_tile(const typename F::problem &p, int64_t t
         tile_row<T, TY> row = {row_at<const T>(d.x, r) + first,
                                row_at<const TY>(d.y, r) + first,
                                part_of<T>(d.dx, r, first),
-                               UNREDUCED ? part_of<float>(d.loss, r, first) : nullptr,
+                               HOW == UNREDUCED ? part_of<float>(d.loss, r, first) : nullptr,
                                nullptr,
                                share};
         if (d.labels && index_at(d.labels, d.label_dtype, r) == d.ignore_index) {
             fill_zero(row.dx, count, at);
-            if (UNREDUCED) fill_zero(row.loss, count, at);
+            if (HOW == UNREDUCED) fill_zero(row.loss, count, at);
             continue;
         }
         if (d.upstream.data) {
             const float *up = row_at<const float>(d.upstream, r);
-            if (UNREDUCED && d.upstream_step) row.upstream = up + first;
+            if (HOW == UNREDUCED && d.upstream_step) row.upstream = up + first;
             else row.share *= *up;
         }
-        sum += do_row<F, T, TY, UNREDUCED, N>(p, row, count, at);
+        sum += do_row<F, T, TY, HOW, N>(p, row, count, at);
     }
     return block_total(sum);
 }
 
-template <typename F, typename T, typename TY, bool UNREDUCED, int N>
-__global__ void __launch_bounds__(THREADS, at_most_blocks(F::BLOCKS, THREADS))
+template <typename F, typename T, typename TY, use HOW, int N>
+__global__ void __launch_bounds__(THREADS, at_most_blocks(HOW == PACKS_APART ? 2 : F::template BLOCKS<T>, THREADS))
     tiles_kernel(const __grid_constant__ typename F::problem p, int lanes) {
     for (int64_t tile = blockIdx.x; tile < p.d.tiles.count; tile += gridDim.x) {
-        const float sum = do_tile<F, T, TY, UNREDUCED, N>(p, tile, lanes);
+        const float sum = do_tile<F, T, TY, HOW, N>(p, tile, lanes);
         if (threadIdx.x == 0) p.d.partials[tile] = sum;
     }
     let_next_kernel_start();
@@ -189,20 +187,22 @@ static bool are_alike(liger_rows x, size_t x_element, liger_rows other, size_t e
 static bool packable(const divergence_problem &d) {
     const size_t element = liger_dtype_size(d.dtype);
     const liger_rows upstream = d.upstream_step ? d.upstream : liger_rows{};
-    return are_alike(d.x, element, d.y, liger_dtype_size(d.y_dtype)) && are_alike(d.x, element, d.dx, element) &&
+    return are_alike(d.x, element, d.y, liger_dtype_size(d.y_dtype)) &&
            are_alike(d.x, element, d.loss, sizeof(float)) && are_alike(d.x, element, upstream, sizeof(float));
 }
 
 template <typename F, typename T, typename TY>
 void launch_tiles(const typename F::problem &p, cudaStream_t stream) {
-    const bool packs = packable(p.d);
+    const bool alike = are_alike(p.d.x, sizeof(T), p.d.dx, sizeof(T)), reduced = !divergence_is_unreduced(&p.d);
+    const bool packs = packable(p.d) && (reduced || alike);
     const unsigned grid = grid_size(p.d.tiles.count, 1);
     int lanes = THREADS; /* narrow rows share a block */
     while (lanes > 1 && (int64_t)(lanes / 2) * (packs ? pack_size<T> : 1) >= p.d.cols) lanes /= 2;
-    if (!packs) tiles_kernel<F, T, TY, true, 1><<<grid, THREADS, 0, stream>>>(p, lanes);
-    else if (divergence_is_unreduced(&p.d))
-        tiles_kernel<F, T, TY, true, pack_size<T>><<<grid, THREADS, 0, stream>>>(p, lanes);
-    else tiles_kernel<F, T, TY, false, pack_size<T>><<<grid, THREADS, 0, stream>>>(p, lanes);
+    constexpr int N = pack_size<T>;
+    if (!packs) tiles_kernel<F, T, TY, UNREDUCED, 1><<<grid, THREADS, 0, stream>>>(p, lanes);
+    else if (!reduced) tiles_kernel<F, T, TY, UNREDUCED, N><<<grid, THREADS, 0, stream>>>(p, lanes);
+    else if (alike) tiles_kernel<F, T, TY, PACKS, N><<<grid, THREADS, 0, stream>>>(p, lanes);
+    else tiles_kernel<F, T, TY, PACKS_APART, N><<<grid, THREADS, 0, stream>>>(p, lanes);
 }
 
 template <typename F>

@@ -92,6 +92,19 @@ __device__ __forceinline__ void repack(const float (&in)[N], pack<bf16, N> &out)
     for (int i = 0; i + 1 < N; i += 2) *(__nv_bfloat162 *)&out.value[i] = __floats2bfloat162_rn(in[i], in[i + 1]);
     if constexpr (N % 2) out.value[N - 1] = from_f32<bf16>(in[N - 1]);
 }
+template <typename T, int N>
+__device__ __forceinline__ void store_each(T *to, const pack<T, N> &out) {
+#pragma unroll
+    for (int k = 0; k < N; k++) to[k] = out.value[k];
+}
+
+/* An output's rows may lie otherwise than the inputs'. */
+template <typename T, int N>
+__device__ __forceinline__ void store_anywhere(T *to, const pack<T, N> &out) {
+    if ((uintptr_t)to % sizeof(out) == 0) store_pack(to, out);
+    else store_each(to, out);
+}
+
 /* Rounds to T and widens again. */
 template <typename T, int N>
 __device__ __forceinline__ void round_all(float (&x)[N]) {

@@ -26,8 +26,6 @@ struct softmax_state {
     float max, sum;
 };
 
-constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
-
 /* How terms are made once a maximum is known: 2^(x·scale - offset), where scale is log2 e and offset the rounded max·log2 e.
  * One fused multiply-add and one ex2 per term; the product is not rounded, so that a large common offset of all x costs no
  * accuracy. A term exp(-d) has the relative error 2^-22 + d·2^-24, as if x - max had been rounded once.
@@ -63,7 +61,14 @@ __device__ __forceinline__ float softmax_rescale(float max, const softmax_unit &
 __device__ __forceinline__ softmax_state merge(softmax_state a, softmax_state b) {
     const float max = fmaxf(a.max, b.max);
     const softmax_unit u = softmax_unit_of(max);
-    return {max, a.sum * softmax_rescale(a.max, u) + b.sum * softmax_rescale(b.max, u)};
+    /* Written out: of two states of equal rows the compiler could fuse different products, and they were not equal any more. */
+    return {max, fmaf(a.sum, softmax_rescale(a.max, u), __fmul_rn(b.sum, softmax_rescale(b.max, u)))};
+}
+
+/* log Σ e^(x - max). The own term of the maximum is not quite 1: of it alone the logarithm is 0. */
+__device__ __forceinline__ float softmax_log_sum(softmax_state s) {
+    const float own = softmax_term(s.max, softmax_unit_of(s.max));
+    return s.sum == own ? 0.0f : logf(s.sum * reciprocal_approx(own));
 }
 
 __device__ __forceinline__ softmax_state warp_merge(softmax_state s) {

@@ -245,21 +245,25 @@ struct block_exchange {
 struct one_exchange {
     using second_slot = nothing;
     static constexpr int TOGETHER = 1; /* so many vectors of a row are not divided between blocks */
-    /* Rows in shared memory: one in its second half, and one on its way or in its first. A third on its way made it slower.
-     * One, for rows that are large: it passes through both halves, and the next is on its way from where the second says that it
-     * has read it. */
+    /* Rows in shared memory: one in its second half, and one on its way or in its first. For a formula whose arithmetic takes
+     * as long as memory takes there is a third, on its way all the time; others it made slower. One, for rows that are large:
+     * the first half takes it apart, and the next is on its way from there on. */
     static constexpr int RING = 2;
+    /* What further exchanges carry is only for finish(p, r, sums), which one thread calls a row later: nobody waits. */
+    static constexpr bool LATE = false;
     static constexpr int ROOM =
         0; /* vectors of shared memory that a thread has behind that, for what registers do not hold */
     static constexpr bool ENDS_TOGETHER = false;
 };
 template <typename F>
 constexpr bool has_more_exchanges = !std::is_same_v<typename F::second_slot, nothing>;
-/* In a further exchange nobody has anything else to do meanwhile: within a block its barrier is enough. */
+/* In a further exchange that is not late nobody has anything else to do meanwhile: within a block its barrier is enough. */
+template <typename F, bool CLUSTERED>
+constexpr bool has_further_barriers = has_more_exchanges<F> && (CLUSTERED || F::LATE);
 template <typename F, int WARPS, bool CLUSTERED>
 __device__ __forceinline__ auto further_exchange(void *slots, shared_barrier *barriers) {
     using S = typename F::second_slot;
-    if constexpr (CLUSTERED) return exchange<S, WARPS, true>{(S *)slots, barriers, 0, 0};
+    if constexpr (has_further_barriers<F, CLUSTERED>) return exchange<S, WARPS, CLUSTERED>{(S *)slots, barriers, 0, 0};
     else return block_exchange<S>{(S *)slots, WARPS, 0};
 }
 template <typename F>

@@ -19,12 +19,14 @@
  *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
  *                                                  member is `key`
  *   slot, empty(), merge, warp_merge               what is exchanged: 8·n bytes
- *   second_slot, TOGETHER, RING, ROOM              see one_exchange
+ *   second_slot, TOGETHER, RING, ROOM, LATE        see one_exchange
  *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
  *                                                  thread must have received all that it needs of other threads' values
- *                                                  before it sends, so they must enter the slot
+ *                                                  before it sends, so they must enter the slot. With a RING of 1:
+ *                                                  (..., loaded), and the second half has nothing but the state
  *   second_half(p, b, at, r, stage, state, all, loaded)   writes; loaded(): the stage has been read. With further exchanges:
- *                                                  (..., part, loaded, again)
+ *                                                  (..., part, loaded, again); LATE: (..., part, loaded), a thread's second
+ *                                                  slot
  *   skip(p, at, r)                                 writes what a skipped row gets
  */
 #ifndef LIGER_CUDA_VOCAB_ROWS_RESIDENT_CUH
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     using state_type = typename F::state;
     constexpr int STAGE = F::INPUTS * F::VECTORS * THREADS;
     extern __shared__ uint4 shared[];
-    __shared__ shared_barrier barriers[has_more_exchanges<F> && CLUSTERED ? 2 * TURNS : TURNS];
+    __shared__ shared_barrier barriers[has_further_barriers<F, CLUSTERED> ? 2 * TURNS : TURNS];
     __shared__ typename F::batch b; /* not in registers: there are none to spare */
     static_assert(sizeof barriers + sizeof b <= STATIC_SHARED, "beside its dynamic shared memory");
     const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
@@ -103,14 +105,30 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     if (threadIdx.x == 0) {
         b = F::batch_of(p);
         exchanged.init();
-        if constexpr (has_more_exchanges<F> && CLUSTERED) again.init();
+        if constexpr (has_further_barriers<F, CLUSTERED>) again.init();
     }
 
     const auto row_of = [&](int i) { return from_the_end(p.rows, i); };
-    const auto finish = [&](int64_t r, const uint4 *stage, const state_type &row, const auto &fetch) {
+    int late = -1; /* the row whose second exchange has not been received yet */
+    const auto finish_late = [&] {
+        if constexpr (F::LATE) {
+            if (late < 0) return;
+            const auto sums = again.receive(F::nothing());
+            if (at.first == 0) F::finish(p, row_of(late), sums);
+        }
+    };
+    const auto finish = [&](int i, const uint4 *stage, state_type &row, const auto &fetch) {
+        const int64_t r = row_of(i);
         const slot part = exchanged.receive_part(F::empty());
-        if constexpr (has_more_exchanges<F>) F::second_half(p, b, at, r, stage, row, part, fetch, again);
-        else F::second_half(p, b, at, r, stage, row, warp_merge(part), fetch);
+        if constexpr (F::LATE) {
+            again.send(F::second_half(p, b, at, r, stage, row, part, fetch));
+            finish_late();
+            late = i;
+        } else if constexpr (has_more_exchanges<F>) {
+            F::second_half(p, b, at, r, stage, row, part, fetch, again);
+        } else {
+            F::second_half(p, b, at, r, stage, row, warp_merge(part), fetch);
+        }
     };
     key_window<F> window = {0, 0};
     const int start = blockIdx.x / clusters;
@@ -120,15 +138,14 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     if (CLUSTERED) cluster_barrier(clusters);
     else __syncthreads();
 
-    static_assert(F::RING == 1 || F::RING == 2, "the loops below");
     if constexpr (F::RING == 1) {
         for (; i < p.rows; i += step) {
             const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
             const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, stages); };
             if (state.key != SKIPPED) {
                 copy_wait();
-                exchanged.send(F::first_half(p, at, row_of(i), stages, state));
-                finish(row_of(i), stages, state, fetch_coming);
+                exchanged.send(F::first_half(p, at, row_of(i), stages, state, fetch_coming));
+                finish(i, stages, state, [] {});
             } else {
                 fetch_coming();
                 F::skip(p, at, row_of(i));
@@ -136,24 +153,32 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
             state = coming;
         }
     } else {
-        for (int stage = 0; i < p.rows + step; i += step, stage ^= 1) { /* of the row in its first half */
+        static_assert(F::RING == 2 || F::RING == 3, "a row more may be on its way");
+        const auto behind = [](int stage) { return stage + 1 < F::RING ? stage + 1 : 0; };
+        for (int stage = 0; i < p.rows + step; i += step, stage = behind(stage)) { /* of the row in its first half */
             const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
-            if (state.key != SKIPPED) {
-                copy_wait();
-                exchanged.send(F::first_half(p, at, row_of(i), stages + stage * STAGE, state));
-            }
-            uint4 *const other = stages + (stage ^ 1) * STAGE;
-            const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, other); };
+            const auto fetch_coming = [&] {
+                prefetch<F>(p, at, i + step, coming.key != SKIPPED, stages + behind(stage) * STAGE);
+            };
+            const bool is_read = state.key != SKIPPED;
+            if (is_read) copy_wait();
+            if constexpr (F::RING == 3) fetch_coming();
+            if (is_read) exchanged.send(F::first_half(p, at, row_of(i), stages + stage * STAGE, state));
+            const auto loaded = [&] {
+                if constexpr (F::RING == 2) fetch_coming();
+            };
             if (i != start && before.key != SKIPPED) {
-                finish(row_of(i - step), other, before, fetch_coming);
+                const int other = F::RING == 2 ? behind(stage) : behind(behind(stage));
+                finish(i - step, stages + other * STAGE, before, loaded);
             } else {
-                fetch_coming();
+                loaded();
                 if (i != start) F::skip(p, at, row_of(i - step));
             }
             before = state;
             state = coming;
         }
     }
+    finish_late();
     if (CLUSTERED) cluster_barrier(cluster_size());
 }
 

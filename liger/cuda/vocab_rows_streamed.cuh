@@ -93,17 +93,6 @@ __device__ __forceinline__ void walk(const typename F::problem &p, int64_t r, V 
     if (tail + threadIdx.x < cols) visit_one(tail + threadIdx.x);
 }
 
-/* An output's rows may lie otherwise than the inputs'. */
-template <typename T, int N>
-__device__ __forceinline__ void store_anywhere(T *to, const pack<T, N> &out) {
-    if ((uintptr_t)to % sizeof(out) == 0) {
-        store_pack(to, out);
-    } else {
-#pragma unroll
-        for (int k = 0; k < N; k++) to[k] = out.value[k];
-    }
-}
-
 template <typename F, typename X, typename Y>
 __device__ __forceinline__ void streamed_row(const typename F::problem &p, const typename F::batch &b, int64_t r,
                                              int64_t key, X &exchanged, Y &again) {
@@ -135,7 +124,7 @@ __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __g
     __shared__ second_slot second_slots[2 * WARPS];
     __shared__ shared_barrier barriers[TURNS];
     exchange<slot, WARPS, false> exchanged = {slots, barriers, 0, 0};
-    auto again = further_exchange<F, WARPS, false>(second_slots, nullptr);
+    block_exchange<second_slot> again = {second_slots, WARPS, 0};
     if (threadIdx.x == 0) exchanged.init();
     __syncthreads();
     const typename F::batch b = F::batch_of(p);

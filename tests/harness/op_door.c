@@ -55,7 +55,8 @@ static void set_number(const struct door_rule *rule, double value, unsigned char
     const int64_t wide = (int64_t)(rule->kind == DOOR_FLOAT ? 0 : value);
     const int32_t narrow = (int32_t)wide;
     memset(field, 0, rule->bytes);
-    if (rule->kind == DOOR_FLOAT) memcpy(field, &real, sizeof real);
+    if (rule->kind == DOOR_FLOAT && rule->bytes == sizeof value) memcpy(field, &value, sizeof value);
+    else if (rule->kind == DOOR_FLOAT) memcpy(field, &real, sizeof real);
     else if (rule->kind == DOOR_INT64) memcpy(field, &wide, sizeof wide);
     else memcpy(field, &narrow, sizeof narrow);
 }

@@ -31,13 +31,18 @@ def subnormal_steps(dtype, of_rows, weight, x):
     return step * weight.abs().sum(0).max().item(), step * x.abs().sum(0).max().item()
 
 
+def step_of(dtype):
+    """Between two subnormal numbers, where they matter: gradients of float16 are that small."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps if dtype is torch.float16 else 0.0
+
+
 def several_backwards(loss, leaves):
     """The same gradients from a graph that is kept; a scaled upstream scales them; no second derivative."""
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     kept = [g.clone() for g in first]
     double = torch.autograd.grad(loss, leaves, torch.tensor(2.0, device=loss.device), retain_graph=True)
-    for d, k in zip(double, kept):  # subnormal numbers of float16 are rounded to steps
-        step = torch.finfo(k.dtype).smallest_normal * torch.finfo(k.dtype).eps if k.dtype is torch.float16 else 0.0
+    for d, k in zip(double, kept):
+        step = step_of(k.dtype)
         assert (d - 2 * k).abs().max() <= step
     again = torch.autograd.grad(loss, leaves, retain_graph=True)
     assert all(map(torch.equal, again, kept)) and all(map(torch.equal, first, kept))

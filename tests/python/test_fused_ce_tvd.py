@@ -43,12 +43,14 @@ def problem(device, dtype, shape, teacher=None):
     t = (2 * torch.randn(shape, device=device)).to(teacher or dtype)
     target = torch.randint(shape[1], shape[:1], device=device)
     target[::4] = -100
-    while shape[1] > 1:
-        near = exact(x, t, target)[4] < 1e-3
-        if not near.any():
-            break
-        t = t.masked_fill(near.to(device), -math.inf)
-    return x.requires_grad_(), t, target
+    return x.requires_grad_(), kept_apart(x, t, target, 1e-3), target
+
+
+def kept_apart(x, t, target, least):
+    """The teacher without what is within `least` of the student, which changes the rest of its probabilities a little."""
+    while x.shape[1] > 1 and (near := exact(x, t, target)[4] < least).any():
+        t = t.masked_fill(near.to(t.device), -math.inf)
+    return t
 
 
 def check_gradient(found, wanted, x, above, dtype):
@@ -110,8 +112,7 @@ def test_a_common_offset(device, offset):
     """Values do not see it; of the gradient's exponents it costs digits, as the header says."""
     x, t, target = problem(device, torch.float32, (8, 500))
     x = ((x.detach() * 64).round() / 64 + offset).requires_grad_()  # exact
-    t = (t * 64).round() / 64
-    t = t.masked_fill((exact(x, t, target)[4] < 1e-2).to(device), -math.inf)
+    t = kept_apart(x, (t * 64).round() / 64, target, 1e-2)
     ce, tvd = LigerFusedCETVDFunction.apply(x, t, target)
     right = exact(x, t, target)
     for ours, wanted in ((ce, right[0]), (tvd, right[1])):

@@ -376,3 +376,14 @@ def test_errors(device):
         with pytest.raises(ValueError, match=message) as caught:
             call()
         assert isinstance(caught.value, AssertionError)
+
+
+@pytest.mark.parametrize("beta", (1 - 1e-4, 1 - 1e-9))
+def test_a_small_weight_keeps_its_digits(device, beta):
+    """The whole gradient is a multiple of 1 - beta, which a beta rounded to float32 has few digits of, or none."""
+    torch.manual_seed(0)
+    given = problem(device, torch.float32)
+    apply(*given, beta=beta).backward()
+    for tensor, expected in zip(given, exact(*given, beta=beta)[1:3]):
+        error = (tensor.grad.cpu().double() - expected).norm() / expected.norm()
+        assert error < 1e-5  # a hundred roundings; 3e-5 and 1 if beta is rounded

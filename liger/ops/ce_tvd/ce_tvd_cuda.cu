@@ -24,11 +24,6 @@ __device__ __forceinline__ two_states warp_merge(two_states a) {
 /* Σ |p - q| and Σ p · sign(p - q). */
 struct distances {
     float apart, signs;
-
-    __device__ __forceinline__ void add(float p, float q) {
-        apart += fabsf(p - q);
-        signs += p > q ? p : p < q ? -p : 0.0f;
-    }
 };
 __device__ __forceinline__ distances merge(distances a, distances b) { return {a.apart + b.apart, a.signs + b.signs}; }
 __device__ __forceinline__ distances warp_merge(distances a) { return {warp_sum(a.apart), warp_sum(a.signs)}; }
@@ -39,6 +34,23 @@ __device__ __forceinline__ float share_of(float max, softmax_state all) {
     return softmax_rescale(max, softmax_unit_of(all.max)) / all.sum;
 }
 
+/* From terms s and t of which s · share is p and t · share_t is q: the differences are of terms that only the smaller share is
+ * multiplied into, relative to the larger. Of two equal rows nothing is rounded, and every difference is 0. */
+struct comparison {
+    float most, share, by, by_t;
+    distances found;
+
+    __device__ __forceinline__ comparison(float share, float share_t)
+        : most(fmaxf(fmaxf(share, share_t), FLT_MIN)), share(share), by(share / most),
+          by_t(share_t / most), found{0.0f, 0.0f} {}
+    __device__ __forceinline__ void add(float s, float t) {
+        const float above = fmaf(s, by, -__fmul_rn(t, by_t));
+        found.apart += fabsf(above);
+        if (above != 0.0f) found.signs += copysignf(s, above);
+    }
+    __device__ __forceinline__ distances distance() const { return {found.apart * most, found.signs * share}; }
+};
+
 /* NaN where the target is none of the vocabulary. */
 template <typename T>
 __device__ __forceinline__ float target_logit(const ce_tvd_forward_problem &p, int64_t r) {
@@ -46,34 +58,36 @@ __device__ __forceinline__ float target_logit(const ce_tvd_forward_problem &p, i
     return y >= 0 && y < p.cols ? to_f32(row_at<const T>(p.student, r)[y]) : NAN;
 }
 
-__device__ __forceinline__ float lse_of(softmax_state s, float log_sum) {
-    const softmax_unit unit = softmax_unit_of(s.max);
-    return fmaf(unit.offset, unit.ln, log_sum);
+/* What does not depend on the distance. */
+__device__ __forceinline__ void write_sums(const ce_tvd_forward_problem &p, int64_t r, float target,
+                                           const two_states &all) {
+    const float log_sum = softmax_log_sum(all.student);
+    p.ce[r] = (all.student.max - target) + log_sum;
+    p.student_lse[r] = all.student.max + log_sum;
+    p.teacher_lse[r] = all.teacher.max + softmax_log_sum(all.teacher);
 }
-
-__device__ __forceinline__ void finish_row(const ce_tvd_forward_problem &p, int64_t r, float target,
-                                           const two_states &all, const distances &found) {
-    const softmax_unit unit = softmax_unit_of(all.student.max);
-    const float log_sum = logf(all.student.sum);
-    p.ce[r] = log_sum - softmax_exponent(target, unit) * unit.ln;
-    p.tvd[r] = 0.5f * found.apart;
-    p.student_lse[r] = lse_of(all.student, log_sum);
-    p.teacher_lse[r] = lse_of(all.teacher, logf(all.teacher.sum));
-    p.sigma[r] = isnan(found.apart) ? NAN : found.signs;
+/* An only class has probability 1 in both, whatever was rounded. */
+__device__ __forceinline__ void write_distance(const ce_tvd_forward_problem &p, int64_t r, distances found) {
+    const float some = p.cols > 1 ? 1.0f : 0.0f;
+    p.tvd[r] = 0.5f * some * found.apart;
+    p.sigma[r] = isnan(found.apart) ? NAN : some * found.signs;
 }
 __device__ __forceinline__ void ignore_row(const ce_tvd_forward_problem &p, int64_t r) {
     p.ce[r] = p.tvd[r] = p.student_lse[r] = p.teacher_lse[r] = p.sigma[r] = 0.0f;
 }
 
 /* The exponentials of a row are needed twice, which takes the special-function unit longer than memory takes to bring the
- * row: with KEPT those of the student stay in registers over the next row's first half. */
-template <typename T, int V, bool KEPT, int LEAST>
+ * row: those of the student's first KEPT vectors stay in registers over the next row's first half. STAGES: the ring of rows. */
+template <typename T, int V, int KEPT, int LEAST, int STAGES>
 struct forward_row : vocab_rows::one_exchange {
+    static constexpr int RING = STAGES;
+    static constexpr bool LATE = true;
     using type = T;
     using problem = ce_tvd_forward_problem;
     using slot = two_states;
     using second_slot = distances;
-    enum { INPUTS = 2, VECTORS = V, LEAST_THREADS = LEAST, MOST_THREADS = 512, COUNT = V * pack_size<T> };
+    enum { INPUTS = 2, VECTORS = V, LEAST_THREADS = LEAST, MOST_THREADS = 512 };
+    enum { COUNT = V * pack_size<T>, KEPT_COUNT = KEPT * pack_size<T> };
     using part = vocab_rows::row_part<T, V>;
 
     static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
@@ -92,7 +106,7 @@ struct forward_row : vocab_rows::one_exchange {
     struct state {
         int key;
         float target, student_max, teacher_max;
-        float term[KEPT ? COUNT : 1];
+        float term[KEPT ? KEPT_COUNT : 1];
     };
     static __device__ __forceinline__ state state_of(const problem &p, int i, int key) {
         state row; /* its terms are written before they are read */
@@ -113,7 +127,7 @@ struct forward_row : vocab_rows::one_exchange {
         for (int k = 0; k < COUNT; k++) {
             const float term = softmax_term(x.value(k), unit);
             sum[k % 4] += term;
-            if constexpr (KEPT) row.term[k] = term;
+            if (k < KEPT_COUNT) row.term[k] = term;
         }
         part t;
         t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
@@ -121,27 +135,27 @@ struct forward_row : vocab_rows::one_exchange {
         const float of_teacher = t.sum(softmax_unit_of(row.teacher_max));
         return {{row.student_max, (sum[0] + sum[1]) + (sum[2] + sum[3])}, {row.teacher_max, of_teacher}};
     }
-    template <typename P, typename L, typename X>
-    static __device__ __forceinline__ void second_half(const problem &p, const batch &, const P &at, int64_t r,
-                                                       const uint4 *stage, const state &row, const slot &of_lane,
-                                                       L loaded, X &again) {
+    template <typename P, typename L>
+    static __device__ __forceinline__ distances second_half(const problem &p, const batch &, const P &at, int64_t r,
+                                                            const uint4 *stage, const state &row, const slot &of_lane,
+                                                            L loaded) {
         part x, t;
-        if constexpr (!KEPT) x.load(at, stage);
+        x.load(at, stage);
         t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
         loaded();
         const two_states all = warp_merge(of_lane);
         const softmax_unit unit = softmax_unit_of(row.student_max), of_teacher = softmax_unit_of(row.teacher_max);
-        const float share = share_of(row.student_max, all.student), share_t = share_of(row.teacher_max, all.teacher);
-        distances mine = nothing();
+        comparison compared(share_of(row.student_max, all.student), share_of(row.teacher_max, all.teacher));
+        if (at.first == 0) write_sums(p, r, row.target, all);
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            float term;
-            if constexpr (KEPT) term = row.term[k];
-            else term = softmax_term(x.value(k), unit);
-            mine.add(term * share, softmax_term(t.value(k), of_teacher) * share_t);
+            const float term = k < KEPT_COUNT ? row.term[k] : softmax_term(x.value(k), unit);
+            compared.add(term, softmax_term(t.value(k), of_teacher));
         }
-        mine = again.all(mine, nothing());
-        if (at.first == 0) finish_row(p, r, row.target, all, mine);
+        return compared.distance();
+    }
+    static __device__ __forceinline__ void finish(const problem &p, int64_t r, const distances &found) {
+        write_distance(p, r, found);
     }
     template <typename P>
     static __device__ __forceinline__ void skip(const problem &p, const P &at, int64_t r) {
@@ -166,25 +180,26 @@ struct forward_row : vocab_rows::one_exchange {
     static __device__ __forceinline__ void settle(const problem &p, int64_t r, const slot &of_lane, X &again) {
         const two_states all = warp_merge(of_lane);
         const softmax_unit unit = softmax_unit_of(all.student.max), of_teacher = softmax_unit_of(all.teacher.max);
-        const float share = 1.0f / all.student.sum, share_t = 1.0f / all.teacher.sum;
-        distances mine = nothing();
+        comparison compared(1.0f / all.student.sum, 1.0f / all.teacher.sum);
         vocab_rows::walk<forward_row>(p, r, [&](const auto &raw, int64_t) {
 #pragma unroll
             for (int k = 0; k < (int)(sizeof raw.of[0].value / sizeof(T)); k++)
-                mine.add(softmax_term(to_f32(raw.of[0].value[k]), unit) * share,
-                         softmax_term(to_f32(raw.of[1].value[k]), of_teacher) * share_t);
+                compared.add(softmax_term(to_f32(raw.of[0].value[k]), unit),
+                             softmax_term(to_f32(raw.of[1].value[k]), of_teacher));
         });
-        mine = again.all(mine, nothing());
-        if (threadIdx.x == 0) finish_row(p, r, target_logit<T>(p, r), all, mine);
+        const distances found = again.all(compared.distance(), nothing());
+        if (threadIdx.x != 0) return;
+        write_sums(p, r, target_logit<T>(p, r), all);
+        write_distance(p, r, found);
     }
 };
 
 /* Rows of more than 131072 values of 16 bits fit into a cluster with six vectors to a thread, for whose exponentials there
- * are no registers; beyond 196608 they are streamed. */
+ * are no registers, and no room for a third row; beyond 196608 they are streamed. */
 template <typename T>
 liger_status launch_forward(const liger_context *context, const ce_tvd_forward_problem &p, cudaStream_t stream) {
-    using usual = forward_row<T, 4, true, 128>;
-    using wide = forward_row<T, 6, false, 512>;
+    using usual = forward_row<T, 4, 3, 128, 3>;
+    using wide = forward_row<T, 6, 0, 512, 2>;
     const bool packable = p.cols % pack_size<T> == 0 && rows_are_packable(p.student, sizeof(T)) &&
                           rows_are_packable(p.teacher, sizeof(T));
     bool done;
@@ -209,14 +224,15 @@ struct gradient {
         if (y != p.ignore_index) {
             const pack<T, N> student = load_pack<T, N>(row_at<const T>(p.student, r) + c),
                              teacher = load_pack<T, N>(row_at<const T>(p.teacher, r) + c);
-            const softmax_unit unit = softmax_unit_of(p.student_lse[r]), unit_t = softmax_unit_of(p.teacher_lse[r]);
+            const float lse = p.student_lse[r], lse_t = p.teacher_lse[r];
             const ce_tvd_factors f = ce_tvd_factors_of(&p, r);
             float t[N];
             unpack(student, d);
             unpack(teacher, t);
 #pragma unroll
             for (int k = 0; k < N; k++) {
-                const float of_p = softmax_term(d[k], unit), q = softmax_term(t[k], unit_t);
+                /* the difference first: it is what is left of two large numbers */
+                const float of_p = exp_of<false>(d[k] - lse), q = exp_of<false>(t[k] - lse_t);
                 d[k] = of_p * (of_p > q ? f.above : of_p < q ? f.below : f.equal);
             }
             if ((uint64_t)(y - c) < (uint64_t)N) {

@@ -95,7 +95,7 @@ struct streamed_row : logits_row<T> {
             const float d = (softmax_term(x, found.unit) * f.probability - uniform) * cap_slope(p, x);
             out.value[k] = from_f32<T>(d);
         }
-        vocab_rows::store_anywhere(found.gradient + first, out);
+        store_anywhere(found.gradient + first, out);
     }
 
     /* The target's element is replaced. */

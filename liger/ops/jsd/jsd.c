@@ -9,8 +9,11 @@
 static const struct door_rule rules[] = {
     DIVERGENCE_RULES,
     {FLOAT(beta), BETWEEN(0, 1), TO(beta)},
+    {RESERVED(reserved)},
 };
 #undef DOOR
 /* clang-format on */
 
-DIVERGENCE_DOOR(jsd, rules)
+static void complete(struct jsd_problem *problem) { problem->mixture = mixture_of(problem->beta); }
+
+DIVERGENCE_DOOR_AND(jsd, rules, complete(&problem))

@@ -41,14 +41,15 @@ typedef struct liger_jsd_args {
     liger_tensor loss;
     liger_tensor dx;
     int64_t ignore_index;
+    double beta;       /* in [0, 1] */
     int32_t reduction; /* liger_reduction */
-    float beta;        /* in [0, 1] */
+    int32_t reserved;  /* 0 */
     void *workspace;   /* 256-byte aligned, in the device's memory */
     size_t workspace_bytes;
 } liger_jsd_args;
 
 #define LIGER_JSD_ARGS_INIT                                                                                            \
-    { .size = sizeof(liger_jsd_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_BATCHMEAN, .beta = 0.5f }
+    { .size = sizeof(liger_jsd_args), .ignore_index = -100, .reduction = LIGER_REDUCTION_BATCHMEAN, .beta = 0.5 }
 
 LIGER_API liger_status liger_jsd(liger_context *context, const liger_jsd_args *args, liger_stream stream);
 LIGER_API liger_status liger_jsd_workspace(liger_context *context, const liger_jsd_args *args, size_t *bytes);

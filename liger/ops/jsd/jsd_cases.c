@@ -32,7 +32,7 @@ static void prepare(const struct op_case *c, const struct op_types *types, doubl
 static void options(const struct op_case *c, void *args) {
     liger_jsd_args *a = args;
     DIVERGENCE_FILL(a, c);
-    a->beta = (float)c->scalar[0];
+    a->beta = c->scalar[0];
 }
 OP_DOOR(jsd, options)
 OP_DOOR_WORKSPACE(jsd)
@@ -48,16 +48,17 @@ static double size_of(const struct op_types *types, double beta, double x, doubl
 }
 
 static struct divergence_term term(const struct op_case *c, const struct op_types *types, double x, double y) {
-    const double beta = (double)(float)c->scalar[0];
+    const double beta = c->scalar[0];
     struct divergence_term made;
     jsd_reference(beta, x, y, &made.value, &made.slope);
     made.value_size = made.slope_size = size_of(types, beta, x, y);
+    if (beta > 0 && beta < 1) made.slope_size *= 1 - beta; /* which keeps its digits, however small it is */
     return made;
 }
 static struct divergence_term naive_term(const struct op_case *c, const struct op_types *types, double x, double y) {
     struct divergence_term made = {0};
     (void)types;
-    jsd_naive((double)(float)c->scalar[0], x, y, &made.value, &made.slope);
+    jsd_naive(c->scalar[0], x, y, &made.value, &made.slope);
     return made;
 }
 
@@ -102,6 +103,9 @@ static const struct op_case cases[] = {
     {.label = "5x40 beta .1", .size = {5, 40}, BETA(.1), .flags = LIGER_REDUCTION_NONE},
     {.label = "5x41 beta .9", .size = {5, 41}, BETA(.9), .flags = LIGER_REDUCTION_BATCHMEAN},
     {.label = "5x41 beta 1e-30", .size = {5, 41}, BETA(1e-30), .flags = LIGER_REDUCTION_NONE, .edge = true},
+    {.label = "5x41 beta 1 - 1e-4", .size = {5, 41}, BETA(1 - 1e-4), .flags = LIGER_REDUCTION_NONE, .edge = true},
+    {.label = "5x41 beta 1 - 1e-9", .size = {5, 41}, BETA(1 - 1e-9), .flags = LIGER_REDUCTION_NONE, .edge = true},
+    {.label = "5x41 beta 1e-50", .size = {5, 41}, BETA(1e-50), .flags = LIGER_REDUCTION_NONE, .edge = true},
     {.label = "extremes", .size = {7, 49}, BETA(.3), .flags = LIGER_REDUCTION_NONE | EXTREME, .edge = true},
     {.label = "extremes, beta 0", .size = {7, 49}, BETA(0), .flags = LIGER_REDUCTION_NONE | EXTREME, .edge = true},
     {.label = "extremes, beta 1", .size = {7, 49}, BETA(1), .flags = LIGER_REDUCTION_NONE | EXTREME, .edge = true},

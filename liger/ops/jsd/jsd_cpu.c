@@ -19,8 +19,8 @@ LIGER_TEMPLATE void one_sided(const v_f32 a[2], const v_f32 b[2], v_f32 factor[2
     }
 }
 
-LIGER_TEMPLATE void two_sided(v_f32 beta, const v_f32 x[2], const v_f32 y[2], v_f32 value[2], v_f32 slope[2]) {
-    const v_f32 rest = v_sub(v_set(1.0f), beta), lowest = v_set(LOWEST), zero = v_zero();
+LIGER_TEMPLATE void two_sided(struct mixture m, const v_f32 x[2], const v_f32 y[2], v_f32 value[2], v_f32 slope[2]) {
+    const v_f32 beta = v_set(m.beta), rest = v_set(m.rest), lowest = v_set(LOWEST), zero = v_zero();
     v_f32 d[2], large[2], e[2];
     for (int j = 0; j < 2; j++) {
         const v_f32 a = v_max(lowest, x[j]), b = v_max(lowest, y[j]); /* in this order NaN stays */
@@ -44,14 +44,14 @@ LIGER_TEMPLATE void two_sided(v_f32 beta, const v_f32 x[2], const v_f32 y[2], v_
 
 LIGER_TEMPLATE void divergence_terms(const struct jsd_problem *p, const v_f32 x[2], const v_f32 y[2], v_f32 value[2],
                                      v_f32 slope[2]) {
-    if (p->beta == 0.0f) {
+    if (p->mixture.beta == 0.0f) {
         one_sided(y, x, slope, value);
         for (int j = 0; j < 2; j++) slope[j] = v_sub(v_zero(), slope[j]);
-    } else if (p->beta == 1.0f) {
+    } else if (p->mixture.rest == 0.0f) {
         one_sided(x, y, slope, value);
         for (int j = 0; j < 2; j++) slope[j] = v_add(slope[j], value[j]);
     } else {
-        two_sided(v_set(p->beta), x, y, value, slope);
+        two_sided(p->mixture, x, y, value, slope);
     }
 }
 

@@ -3,10 +3,12 @@
 #define LIGER_OPS_JSD_PROBLEM_H
 
 #include "liger/core/divergences.h"
+#include "liger/core/mixture.h"
 
 struct jsd_problem {
     struct divergence_problem d;
-    float beta;
+    double beta; /* of the door: kernels take */
+    struct mixture mixture;
 };
 
 #endif

@@ -35,7 +35,9 @@ liger_status divergence_begin(liger_context *context, const struct door_call *ca
                               struct divergence_problem *d, liger_stream stream, bool *needed);
 
 /* The door, the public function and its query, after its rules. */
-#define DIVERGENCE_DOOR(function, rules)                                                                               \
+#define DIVERGENCE_DOOR(function, rules) DIVERGENCE_DOOR_AND(function, rules, (void)0)
+/* Of a problem that is more than the rules fill in, `complete` makes the rest. */
+#define DIVERGENCE_DOOR_AND(function, rules, complete)                                                                 \
     const struct door function##_door = DOOR_OF(function, rules);                                                      \
     liger_status liger_##function(liger_context *context, const liger_##function##_args *given, liger_stream stream) { \
         liger_##function##_args args;                                                                                  \
@@ -43,6 +45,7 @@ liger_status divergence_begin(liger_context *context, const struct door_call *ca
         struct door_call call;                                                                                         \
         bool needed;                                                                                                   \
         LIGER_TRY(door_enter(&call, &function##_door, context, given, &args, &problem));                               \
+        complete;                                                                                                      \
         LIGER_TRY(divergence_begin(context, &call, &args.upstream, &problem.d, stream, &needed));                      \
         return needed ? context->kernels->function(context, &problem, stream) : LIGER_OK;                              \
     }                                                                                                                  \

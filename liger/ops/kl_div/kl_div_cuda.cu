@@ -9,7 +9,8 @@
 namespace {
 
 struct kl_div {
-    enum { BLOCKS = 4 };
+    template <typename T>
+    static constexpr int BLOCKS = 4;
     using problem = kl_div_problem;
 
     /* factor · difference, and 0 where the factor is; NaN is not. */
@@ -25,8 +26,7 @@ struct kl_div {
         } else {
             const float eps = fmaxf(p.eps, FLT_MIN);
 #pragma unroll
-            for (int k = 0; k < N; k++)
-                finish(y[k], divergences::logarithm<EXACT>(fmaxf(eps, y[k])) - x[k], x[k], y[k]);
+            for (int k = 0; k < N; k++) finish(y[k], log_of<EXACT>(fmaxf(eps, y[k])) - x[k], x[k], y[k]);
         }
     }
 };

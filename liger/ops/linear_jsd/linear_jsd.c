@@ -21,6 +21,7 @@ struct whole_problem {
     struct linear_jsd_problem rows; /* of the whole batch; a tile's are offset from them */
     struct linear_loss chunks;
     struct linear_head teacher;
+    double beta;
     float temperature;
     int32_t raw_gradient;
 };
@@ -96,11 +97,10 @@ static const struct door_rule rules[] = {
     {ARG(dweight),        OUT,     T_OR_F32,   LIKE(weight),           TO_POINTER(chunks.dweight), DTYPE_TO(chunks.dweight_dtype), OPTIONAL},
     {CHECK(check_dlogits)},
     {INT64(ignore_index), TO(loss.rows.ignore_index)},
-    {FLOAT(beta),         BETWEEN(0, 1), TO(rows.beta)},
+    {FLOAT(beta),         BETWEEN(0, 1), TO(beta)},
     {FLOAT(temperature),  FINITE, TO(temperature)},
     {CHECK(check_temperature)},
     {INT32(raw_gradient), BETWEEN(0, 1), TO(raw_gradient)},
-    {RESERVED(reserved)},
     {WORKSPACE(workspace_bytes, x, weight), TO(loss.workspace)},
 };
 /* clang-format on */
@@ -165,6 +165,7 @@ static void complete(const struct door_call *call, struct whole_problem *whole) 
     chunks->step_makes_logits = true;
     if (!gradient) chunks->head.logits = NULL;
     chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
+    whole->rows.mixture = mixture_of(whole->beta);
     whole->rows.inverse = 1 / whole->temperature;
     whole->rows.raw_gradient = whole->raw_gradient != 0;
 }

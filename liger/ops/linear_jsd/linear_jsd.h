@@ -57,16 +57,15 @@ typedef struct liger_linear_jsd_args {
     liger_tensor dx;
     liger_tensor dweight;
     int64_t ignore_index;
-    float beta;           /* in [0, 1] */
+    double beta;          /* in [0, 1] */
     float temperature;    /* finite, not 0, and so its inverse; may be negative */
     int32_t raw_gradient; /* 0 or 1 */
-    int32_t reserved;     /* 0 */
     void *workspace;      /* 256-byte aligned, in the device's memory */
     size_t workspace_bytes;
 } liger_linear_jsd_args;
 
 #define LIGER_LINEAR_JSD_ARGS_INIT                                                                                     \
-    { .size = sizeof(liger_linear_jsd_args), .ignore_index = -100, .beta = 0.5f, .temperature = 1.0f }
+    { .size = sizeof(liger_linear_jsd_args), .ignore_index = -100, .beta = 0.5, .temperature = 1.0f }
 
 LIGER_API liger_status liger_linear_jsd(liger_context *context, const liger_linear_jsd_args *args, liger_stream stream);
 LIGER_API liger_status liger_linear_jsd_workspace(liger_context *context, const liger_linear_jsd_args *args,

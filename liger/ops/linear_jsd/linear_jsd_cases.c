@@ -93,7 +93,7 @@ static void prepare(const struct op_case *c, const struct op_types *types, doubl
 static void options(const struct op_case *c, void *args) {
     liger_linear_jsd_args *to = args;
     to->ignore_index = -100;
-    to->beta = (float)c->scalar[BETA];
+    to->beta = c->scalar[BETA];
     to->temperature = (float)c->scalar[TEMPERATURE];
     to->raw_gradient = has(c, RAW);
 }
@@ -111,7 +111,7 @@ static struct linear_jsd_ref reference_of(const struct op_case *c, const struct 
         .ignore_index = -100,
         .dtype = types->t,
         .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
-        .beta = (double)(float)c->scalar[BETA],
+        .beta = c->scalar[BETA],
         .temperature = (double)(float)c->scalar[TEMPERATURE],
         .raw_gradient = has(c, RAW),
         .x = t[X],

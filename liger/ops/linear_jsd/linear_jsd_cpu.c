@@ -20,8 +20,8 @@ LIGER_TEMPLATE v_f32 unless_zero(v_f32 factor, v_f32 term) {
 }
 
 /* From log Q and log P. log M is formed relative to the larger of the two, and underflows with neither. */
-LIGER_TEMPLATE struct element element_of(enum mode mode, v_f32 log_q, v_f32 log_p, v_f32 beta) {
-    const v_f32 one = v_set(1.0f), apart = v_sub(log_p, log_q);
+LIGER_TEMPLATE struct element element_of(enum mode mode, v_f32 log_q, v_f32 log_p, struct mixture m) {
+    const v_f32 apart = v_sub(log_p, log_q);
     if (mode == TO_TEACHER) {
         const v_f32 p = v_exp(log_p);
         return (struct element){unless_zero(p, v_mul(p, apart)), v_sub(v_zero(), p), v_exp(log_q)};
@@ -30,7 +30,7 @@ LIGER_TEMPLATE struct element element_of(enum mode mode, v_f32 log_q, v_f32 log_
         const v_f32 q = v_exp(log_q), term = unless_zero(q, v_mul(q, v_sub(log_q, log_p)));
         return (struct element){term, v_add(term, q), q};
     }
-    const v_f32 larger = v_max(log_q, log_p), rest = v_sub(one, beta);
+    const v_f32 larger = v_max(log_q, log_p), beta = v_set(m.beta), rest = v_set(m.rest);
     const v_f32 by = v_select(v_less(larger, v_set(-FLT_MAX)), v_zero(), apart); /* both are -inf */
     const v_mask of_teacher = v_less(v_zero(), by);
     const v_f32 most = v_exp(larger), ratio = v_exp(v_sub(v_zero(), v_abs(by)));
@@ -78,7 +78,7 @@ LIGER_TEMPLATE struct totals add_up(enum mode mode, const struct linear_jsd_prob
     v_f32 loss[2] = {v_zero(), v_zero()}, d[2] = {v_zero(), v_zero()};
     V_FOR_EACH_CHAIN(i, n, k, 2, p->vocab, {
         const v_f32 log_q = log_probability(student, i, n, p->inverse, s);
-        const struct element e = element_of(mode, log_q, log_probability(teacher, i, n, p->inverse, t), v_set(p->beta));
+        const struct element e = element_of(mode, log_q, log_probability(teacher, i, n, p->inverse, t), p->mixture);
         loss[k] = v_add(loss[k], v_first(e.term, n));
         d[k] = v_add(d[k], v_first(e.d, n));
         if (keep) v_store_n(LIGER_F32, student, i, n, e.d);
@@ -106,9 +106,9 @@ LIGER_TEMPLATE void one_row(liger_dtype t, const struct linear_jsd_problem *p, i
         return;
     }
     const bool keep = dlogits != NULL;
-    const struct totals totals = p->beta == 0.0f   ? to_teacher(p, student, teacher, keep)
-                                 : p->beta == 1.0f ? to_student(p, student, teacher, keep)
-                                                   : between_both(p, student, teacher, keep);
+    const struct totals totals = p->mixture.beta == 0.0f   ? to_teacher(p, student, teacher, keep)
+                                 : p->mixture.rest == 0.0f ? to_student(p, student, teacher, keep)
+                                                           : between_both(p, student, teacher, keep);
     const float weight = row_weight(&p->counted);
     if (p->loss) p->loss[r] = totals.loss * weight;
     if (!keep) return;

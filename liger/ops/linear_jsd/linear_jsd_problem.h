@@ -6,6 +6,7 @@
 #define LIGER_OPS_LINEAR_JSD_PROBLEM_H
 
 #include "liger/core/counted_rows.h"
+#include "liger/core/mixture.h"
 
 struct linear_jsd_problem {
     liger_dtype dtype;   /* of the gradient */
@@ -14,8 +15,9 @@ struct linear_jsd_problem {
     float *student, *teacher;
     int64_t student_stride, teacher_stride;
     struct counted_rows counted; /* of these rows */
-    float beta, inverse;         /* inverse: 1/temperature, finite */
-    bool raw_gradient;           /* the gradient is that of the rows' plain sum */
+    struct mixture mixture;
+    float inverse;     /* 1/temperature, finite */
+    bool raw_gradient; /* the gradient is that of the rows' plain sum */
     /* Outputs; each may be NULL. */
     float *loss;   /* [rows], weighted; 0 where a row does not count */
     void *dlogits; /* [rows, vocab]; of f32 it may be student itself */

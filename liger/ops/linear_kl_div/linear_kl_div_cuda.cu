@@ -207,7 +207,7 @@ struct streamed_row : divergence_row<T> {
         for (int k = 0; k < N; k++) x[k] = (softmax_term(x[k] * p.inverse, f.unit) * f.share - q[k]) * f.factor;
         pack<T, N> out;
         repack(x, out);
-        vocab_rows::store_anywhere(f.gradient + i, out);
+        store_anywhere(f.gradient + i, out);
     }
     static __device__ __forceinline__ void finish(const problem &p, const batch &b, int64_t r, const state &,
                                                   const slot &s, const facts &) {

@@ -89,7 +89,7 @@ struct forward_row : vocab_rows::every_row {
         for (int k = 0; k < N; k++) x[k] = softmax_term(x[k], f.unit) * f.share;
         pack<T, N> out;
         repack(x, out);
-        vocab_rows::store_anywhere(f.y + i, out);
+        store_anywhere(f.y + i, out);
     }
 };
 
@@ -185,7 +185,7 @@ struct backward_row : vocab_rows::every_row {
         for (int k = 0; k < N; k++) y[k] *= dy[k] - f.sum;
         pack<T, N> out;
         repack(y, out);
-        vocab_rows::store_anywhere(f.dx + i, out);
+        store_anywhere(f.dx + i, out);
     }
 };
 

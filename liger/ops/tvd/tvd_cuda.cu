@@ -7,7 +7,8 @@
 namespace {
 
 struct tvd {
-    enum { BLOCKS = 4 };
+    template <typename T>
+    static constexpr int BLOCKS = 4;
     using problem = tvd_problem;
 
     template <int N, bool EXACT>

@@ -23,13 +23,13 @@ class _JSD(Divergence):
 @_JSD
 def jsd(x: Rows, y: Modulation, labels: Tensor | None, ignore_index: int, beta: float, loss: Made = Wish.SCALAR_SAME,
         dx: Asked = Wish.LIKE, scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    return _native.jsd(x, y, labels, None, loss, dx, ignore_index, BATCHMEAN, beta, scratch)
+    return _native.jsd(x, y, labels, None, loss, dx, ignore_index, beta, BATCHMEAN, scratch)
 
 
 @jsd.gradient
 def jsd_gradient(x: Rows, y: Modulation, labels: Tensor | None, dloss: Upstream, ignore_index: int, beta: float,
                  dx: Made = Wish.LIKE, scratch: Any = Wish.SCRATCH) -> Any:  # fmt: skip
-    return _native.jsd(x, y, labels, dloss, None, dx, ignore_index, BATCHMEAN, beta, scratch)
+    return _native.jsd(x, y, labels, dloss, None, dx, ignore_index, beta, BATCHMEAN, scratch)
 
 
 @of_tensors
