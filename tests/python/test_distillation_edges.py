@@ -8,7 +8,7 @@ import torch
 from distillation_formulas import MORE, STUDENT, MeanSquares, call, operands, problem
 from reference import DTYPES, unit
 
-from liger_kernel import chunked_loss
+from liger_kernel import chunked_loss, ops
 from liger_kernel.chunked_loss.fused_linear_distillation import LigerFusedLinearDistillationBase
 
 
@@ -52,6 +52,34 @@ def test_a_student_that_is_no_number_where_nothing_counts(device, dtype, form):
         else:
             loss = compiled(loss_of)(*leaves) if form == "compiled" else loss_of(*leaves)
             found.append((loss, *torch.autograd.grad(loss, leaves)))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("form", ["plain torch", "transformed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["cross entropy", "kl", "jsd"])
+def test_formulas_of_hidden_states_that_are_no_number_where_nothing_counts(device, name, dtype, form, monkeypatch):
+    """11 columns: of such products torch's CPU would spread a NaN to the row before it, in 16 bits."""
+    make = lambda *size: torch.randn(*size, device=device).to(dtype)  # noqa: E731
+    function, beside = {
+        "cross entropy": (ops.LigerFusedLinearCrossEntropyFunction, []),
+        "kl": (ops.LigerFusedLinearKLDivFunction, [make(23, 61).softmax(-1)]),
+        "jsd": (ops.LigerFusedLinearJSDFunction, [make(23, 11), make(61, 11)]),
+    }[name]
+    labels = torch.arange(23, device=device).masked_fill(torch.arange(23, device=device) % 3 == 0, -100)
+    ignored = labels.eq(-100).unsqueeze(1)
+    model = make(23, 11), make(61, 11)
+    monkeypatch.setattr(function, "_plain_torch", form == "plain torch")
+    found = []
+    for nothing in (0.0, math.nan):
+        x, *others = (t.masked_fill(ignored, nothing) if len(t) == 23 else t for t in (model[0], *beside))
+        loss_of = lambda x, w, others=others: function.apply(x, w, *others, labels)  # noqa: E731
+        one = lambda *t, f=loss_of: f(*t)[0] if name == "cross entropy" else f(*t)  # noqa: E731
+        if form == "transformed":
+            found.append(torch.func.grad(one, (0, 1))(x, model[1]))
+        else:
+            leaves = [t.clone().requires_grad_() for t in (x, model[1])]
+            found.append(torch.autograd.grad(one(*leaves), leaves))
     assert all(map(torch.equal, *found))
 
 

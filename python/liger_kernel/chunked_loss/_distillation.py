@@ -4,7 +4,7 @@ logits, consumed at once."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from liger_kernel import _native
 from liger_kernel._native import Wish
 from liger_kernel.chunked_loss._head_loss import formula_of_its_own
 from liger_kernel.ops import LigerCrossEntropyFunction
-from liger_kernel.ops._distillation import gradient_where
+from liger_kernel.ops._distillation import counted_rows, gradient_where
 from liger_kernel.ops._linear_head import NAMED_BUDGET, compute_dtype, padded_logits
 from liger_kernel.ops._memory import fresh, matrix
 from liger_kernel.ops.scale import cast
@@ -52,14 +52,9 @@ class Model:
         bias = None if self.bias is None else self.bias.contiguous()
         return Model(matrix(self.hidden), self.weight.contiguous(), bias, self.dtypes)
 
-    def of_tokens(self, counts: Tensor) -> Model:
-        """Zeros in the place of the others' hidden states, which may be NaN: of these torch's products in 16 bits may spread to the
-        rows beside them, and any product to the weight's gradient."""
-        return replace(self, hidden=torch.where(counts.unsqueeze(1), self.hidden, 0))
-
-    def logits(self) -> Tensor:
-        """Of all tokens: float32, of products in the operands' dtype."""
-        return F.linear(self.hidden, self.weight, self.bias).float()
+    def logits(self, labels: Tensor, ignore_index: int) -> Tensor:
+        """Of all tokens: float32, of products in the operands' dtype; of those that do not count some."""
+        return F.linear(counted_rows(labels, ignore_index, self.hidden), self.weight, self.bias).float()
 
     def buffer(self, rows: int) -> Tensor:
         """Memory for logits."""
@@ -117,13 +112,13 @@ class Distillation:
 
     def composed(self) -> tuple[Tensor, Tensor, Tensor]:
         """All tokens at once, from what torch can differentiate."""
-        counts = self.labels.ne(self.ignore_index)
-        logits = self.student.of_tokens(counts).logits()
+        counted = self.labels, self.ignore_index
+        logits = self.student.logits(*counted)
         soft = hard = logits.new_zeros(())
         if self.has_soft:
             soft = self._soft(
-                gradient_where(self.labels, self.ignore_index, logits),
-                self.teacher.of_tokens(counts).logits(),
+                gradient_where(*counted, logits),
+                self.teacher.logits(*counted),
                 self.labels,
             )
         if self.has_hard:

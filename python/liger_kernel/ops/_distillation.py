@@ -139,6 +139,12 @@ class FormedLoss:
         return cls.loss_and_gradients(given, *(now and given[name].requires_grad for name in cls.gradients))[0]
 
 
+def counted_rows(labels: Tensor | None, ignore_index: int, x: Tensor) -> Tensor:
+    """Zeros in the place of rows that do not count, which may be NaN: of these torch's products in 16 bits may spread to the rows
+    beside them, and any product to the weight's gradient."""
+    return x if labels is None else torch.where((labels != ignore_index).unsqueeze(1), x, 0)
+
+
 def gradient_where(labels: Tensor | None, ignore_index: int, logits: Tensor) -> Tensor:
     """The logits, with a gradient in rows that count alone: a plain formula makes NaN of others, whose values may be anything."""
     if labels is None:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _implementation, _native
 from liger_kernel.ops._debug import is_debugging
+from liger_kernel.ops._distillation import counted_rows
 from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._linear_head import (
@@ -362,6 +363,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         chunk_mem_const=1,
     ):
         dtype = compute_dtype(_input, weight)
+        _input = counted_rows(target, ignore_index, _input)
         logits = torch.nn.functional.linear(*(None if t is None else t.to(dtype) for t in (_input, weight, bias)))
         options = (ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
         loss, z, accuracy, predicted = plain_cross_entropy(logits, target, ce_weight, *options, use_token_scaling)

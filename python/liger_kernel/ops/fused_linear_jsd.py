@@ -16,6 +16,7 @@ from liger_kernel.ops._distillation import (
     called,
     check_labels,
     check_temperature,
+    counted_rows,
     finish,
     formed_backward,
     formed_forward,
@@ -195,7 +196,7 @@ class LigerFusedLinearJSDFunction(FormedLoss, LigerFunction):
     ):
         def logits_of(x, weight):
             """Of f32 logits: a product of operands that are rounded, and not itself."""
-            dtype = compute_dtype(x, weight)
+            dtype, x = compute_dtype(x, weight), counted_rows(shift_labels, ignore_index, x)
             wide = (x.to(dtype).float(), weight.to(dtype).float())
             inside = autocast_dtype(x.device.type) is not None
             with torch.autocast(x.device.type, enabled=False) if inside else contextlib.nullcontext():

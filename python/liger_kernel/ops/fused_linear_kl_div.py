@@ -15,6 +15,7 @@ from liger_kernel.ops._distillation import (
     called,
     check_labels,
     check_temperature,
+    counted_rows,
     finish,
     formed_backward,
     formed_forward,
@@ -187,6 +188,7 @@ class LigerFusedLinearKLDivFunction(FormedLoss, LigerFunction):
         accum_dtype=None,
     ):
         dtype = compute_dtype(student_input, student_weight)
+        student_input = counted_rows(shift_labels, ignore_index, student_input)
         z = torch.nn.functional.linear(student_input.to(dtype), student_weight.to(dtype)).float() / temperature
         z = gradient_where(shift_labels, ignore_index, z)
         q = target.float()
