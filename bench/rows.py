@@ -189,6 +189,15 @@ def linear_kl_div(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return F.kl_div(log_p, target.float(), reduction="batchmean")
 
 
+def linear_topk_kl(x: Tensor, weight: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
+    """The listed ids, and what is left of both."""
+    log_p = F.linear(x, weight).float().log_softmax(-1)
+    q = logprobs.exp()
+    rest, log_s = 1 - q.sum(-1), log_p.scatter(-1, ids, -math.inf).logsumexp(-1)
+    rows = (q * (logprobs - log_p.gather(-1, ids))).sum(-1) + rest * (rest.log() - log_s)
+    return rows.mean()
+
+
 def linear_jsd(x: Tensor, weight: Tensor, teacher_x: Tensor, teacher_weight: Tensor) -> Tensor:
     """As TRL's GKD trainer writes it, in float32."""
     log_q, log_p = (F.linear(*head).float().log_softmax(-1) for head in ((x, weight), (teacher_x, teacher_weight)))
@@ -363,6 +372,13 @@ def _linear_kl_div_inputs(shape, dtype, device) -> Inputs:
     return Inputs(_linear_inputs(shape, dtype, device).diff, [teacher])
 
 
+def _linear_topk_kl_inputs(shape, dtype, device) -> Inputs:
+    """A teacher's 64 most probable ids."""
+    rows, _, vocab = shape
+    logprobs, ids = normal((rows, vocab), torch.float32, device, 3, 2.0).log_softmax(-1).topk(64)
+    return Inputs(_linear_inputs(shape, dtype, device).diff, [ids, logprobs])
+
+
 def _linear_jsd_inputs(shape, dtype, device) -> Inputs:
     """A teacher whose hidden states are twice as wide."""
     rows, hidden, vocab = shape
@@ -442,6 +458,7 @@ OPERATORS = {
     "linear_kl_div": Operator(
         _linear_kl_div_inputs, linear_kl_div, "LigerFusedLinearKLDivFunction", "fused_linear_kl_div", products=3
     ),
+    "linear_topk_kl": Operator(_linear_topk_kl_inputs, linear_topk_kl, "LigerTopKKLFunction", "topk_kl", products=3),
     "scaled_cross_entropy": Operator(
         _scaled_cross_entropy_inputs,
         scaled_cross_entropy,
@@ -594,6 +611,14 @@ CUDA_ROWS = [
     ),
     Row("linear JSD 4096x1024x128256", "flce", "linear_jsd", (4096, 1024, 128256), bar_ms=10.5, bar_mb=1560),
     Row("linear KL 4096x4096x128256", "flce", "linear_kl_div", (4096, 4096, 128256), bar_ms=20.2, bar_mb=2040),
+    Row(
+        "linear top-k KL 4096x4096x128256, k=64",
+        "flce",
+        "linear_topk_kl",
+        (4096, 4096, 128256),
+        bar_ms=20.2,
+        bar_mb=2040,
+    ),
     Row("DPO 8x1024x4096x128256", "flce", "dpo", (8, 1024, 4096, 128256), bar_ms=54.1, bar_mb=3090),
     Row("ORPO 8x1024x4096x128256", "flce", "orpo", (8, 1024, 4096, 128256), bar_ms=41.4, bar_mb=3088),
     Row("SimPO 8x1024x4096x128256", "flce", "simpo", (8, 1024, 4096, 128256), bar_ms=40.2, bar_mb=3088),
@@ -638,6 +663,7 @@ def _cpu_rows(dtype: str, short: str) -> list[Row]:
         Row(f"FLCE 1024x1024x32000 {short}", "flce", "linear_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"linear JSD 1024x512x32000 {short}", "flce", "linear_jsd", (1024, 512, 32000), dtype),
         Row(f"linear KL 1024x1024x32000 {short}", "flce", "linear_kl_div", (1024, 1024, 32000), dtype),
+        Row(f"linear top-k KL 1024x1024x32000, k=64 {short}", "flce", "linear_topk_kl", (1024, 1024, 32000), dtype),
         Row(f"log p + entropy 1024x1024x32000 {short}", "flce", "scaled_cross_entropy", (1024, 1024, 32000), dtype),
         Row(f"DPO 8x128x1024x32000 {short}", "flce", "dpo", (8, 128, 1024, 32000), dtype),
         Row(f"JSD on heads 1024x512/1024x32000 {short}", "flce", "distill_jsd", (1024, 512, 32000), dtype),

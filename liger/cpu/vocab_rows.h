@@ -54,13 +54,14 @@ LIGER_TEMPLATE float vocab_scale(float *block, int64_t count, float factor) {
     return v_max_across(most);
 }
 
-/* The largest value of a row and Σ exp(value - max). */
-LIGER_TEMPLATE struct softmax_state vocab_softmax(liger_dtype t, const void *row, int64_t cols) {
+/* The largest value of a row, times a factor above 0, and Σ exp(value - max). */
+LIGER_TEMPLATE struct softmax_state vocab_softmax(liger_dtype t, const void *row, int64_t cols, float factor) {
     float block[VOCAB_BLOCK + V_LANES];
     struct softmax_state state = softmax_empty();
     for (int64_t begin = 0; begin < cols; begin += VOCAB_BLOCK) {
         const int64_t count = vocab_block(cols, begin);
-        const float most = vocab_widen(t, row, begin, count, false, 0.0f, block);
+        float most = vocab_widen(t, row, begin, count, false, 0.0f, block);
+        if (factor != 1.0f) most = vocab_scale(block, count, factor);
         state = softmax_push(state, block, (count + V_LANES - 1) / V_LANES * V_LANES, most);
     }
     return state;

@@ -32,7 +32,7 @@ template <int THREADS>
 struct place {
     static constexpr int step = THREADS;
     int first, end;
-    __device__ __forceinline__ bool has(int j) const { return first + j * THREADS < end; }
+    __device__ __forceinline__ bool has(int j) const { return j * THREADS < end - first; } /* one register for all j */
 };
 
 /* Two values in one register, for a packed maximum: half the instructions. */

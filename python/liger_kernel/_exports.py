@@ -173,6 +173,12 @@ OPERATORS = {
         "LigerSwiGLUMLPForMuseGlimmer",
         "liger_swiglu",
     ),
+    "topk_kl": Exports(
+        "LigerTopKKLFunction",
+        "LigerTopKKLLoss",
+        "liger_topk_kl",
+        "linear_topk_kl",
+    ),
     "tvd": Exports(
         "LigerTVDLossFunction",
         "LigerTVDLoss",

@@ -57,7 +57,7 @@ def test_a_student_that_is_no_number_where_nothing_counts(device, dtype, form):
 
 @pytest.mark.parametrize("form", ["plain torch", "transformed"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["cross entropy", "kl", "jsd"])
+@pytest.mark.parametrize("name", ["cross entropy", "kl", "jsd", "top-k kl"])
 def test_formulas_of_hidden_states_that_are_no_number_where_nothing_counts(device, name, dtype, form, monkeypatch):
     """11 columns: of such products torch's CPU would spread a NaN to the row before it, in 16 bits."""
     make = lambda *size: torch.randn(*size, device=device).to(dtype)  # noqa: E731
@@ -65,6 +65,7 @@ def test_formulas_of_hidden_states_that_are_no_number_where_nothing_counts(devic
         "cross entropy": (ops.LigerFusedLinearCrossEntropyFunction, []),
         "kl": (ops.LigerFusedLinearKLDivFunction, [make(23, 61).softmax(-1)]),
         "jsd": (ops.LigerFusedLinearJSDFunction, [make(23, 11), make(61, 11)]),
+        "top-k kl": (ops.LigerTopKKLFunction, [torch.tensor([[0, 1]], device=device).expand(23, 2), make(23, 2) - 9]),
     }[name]
     labels = torch.arange(23, device=device).masked_fill(torch.arange(23, device=device) % 3 == 0, -100)
     ignored = labels.eq(-100).unsqueeze(1)
@@ -72,8 +73,12 @@ def test_formulas_of_hidden_states_that_are_no_number_where_nothing_counts(devic
     monkeypatch.setattr(function, "_plain_torch", form == "plain torch")
     found = []
     for nothing in (0.0, math.nan):
-        x, *others = (t.masked_fill(ignored, nothing) if len(t) == 23 else t for t in (model[0], *beside))
-        loss_of = lambda x, w, others=others: function.apply(x, w, *others, labels)  # noqa: E731
+        filled = [t.masked_fill(ignored, nothing) if len(t) == 23 and t.is_floating_point() else t for t in beside]
+        x, others = (
+            model[0].masked_fill(ignored, nothing),
+            [*filled, *((None, ignored[:, 0]) if name == "top-k kl" else (labels,))],
+        )
+        loss_of = lambda x, w, others=others: function.apply(x, w, *others)  # noqa: E731
         one = lambda *t, f=loss_of: f(*t)[0] if name == "cross entropy" else f(*t)  # noqa: E731
         if form == "transformed":
             found.append(torch.func.grad(one, (0, 1))(x, model[1]))

@@ -167,7 +167,13 @@ def none_is_named(call, name):
 OPTIONAL = {("rms_norm", "W"), ("add_rms_norm", "W"), ("modulated_rms_norm", "W"), ("modulated_rms_norm", "shift")}
 OPTIONAL |= {("layer_norm", "W"), ("layer_norm", "B"), ("dyt", "beta"), ("rope", "position_ids")}
 OPTIONAL |= {(name, "bias") for name in ("linear_cross_entropy", "linear_cross_entropy_none", "linear_logprob")}
-OPTIONAL |= {("multi_token_attention", "bias"), ("linear_logprob", "selected_token_ids"), ("cross_entropy", "weight")}
+OPTIONAL |= {
+    ("linear_topk_kl", "bias"),
+    ("linear_topk_kl", "ignore_mask"),
+    ("multi_token_attention", "bias"),
+    ("linear_logprob", "selected_token_ids"),
+    ("cross_entropy", "weight"),
+}
 OPTIONAL |= {(name, "shift_labels") for name in ("jsd", "tvd", "tvd_none", "linear_jsd", "linear_kl_div")}
 
 

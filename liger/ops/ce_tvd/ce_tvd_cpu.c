@@ -39,8 +39,8 @@ LIGER_TEMPLATE void forward_row(liger_dtype t, const struct ce_tvd_forward_probl
         return;
     }
     const void *student = row_of(p->student, r, f_size(t)), *teacher = row_of(p->teacher, r, f_size(t));
-    const struct softmax_state of_student = vocab_softmax(t, student, p->cols);
-    const struct softmax_state of_teacher = vocab_softmax(t, teacher, p->cols);
+    const struct softmax_state of_student = vocab_softmax(t, student, p->cols, 1.0f);
+    const struct softmax_state of_teacher = vocab_softmax(t, teacher, p->cols, 1.0f);
     const struct distances d = distances_of(t, p->cols, student, teacher, of_student, of_teacher);
     const float log_sum = logf(of_student.sum);
     p->ce[r] = (of_student.max - f32_load(t, student, y)) + log_sum;

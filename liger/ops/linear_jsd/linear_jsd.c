@@ -166,6 +166,8 @@ static void complete(const struct door_call *call, struct whole_problem *whole) 
     if (!gradient) chunks->head.logits = NULL;
     chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
     whole->rows.mixture = mixture_of(whole->beta);
+    whole->loss.mean = true;
+    whole->loss.share = 1;
     whole->rows.inverse = 1 / whole->temperature;
     whole->rows.raw_gradient = whole->raw_gradient != 0;
 }
@@ -188,30 +190,14 @@ static struct tiles tiles_of(const struct door_call *call, const struct whole_pr
     return tiles;
 }
 
-static liger_status run(liger_context *context, const struct door_call *call, struct whole_problem *whole,
-                        liger_stream stream) {
-    struct linear_loss *chunks = &whole->chunks;
-    const struct linear_head *head = &chunks->head;
-    if (chunks->rows == 0) {
-        LIGER_TRY(linear_zero(context, chunks->dweight, chunks->dweight_dtype, head->vocab * head->hidden, stream));
-        return counted_loss_end(context, &whole->loss, stream);
-    }
-    LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
-    LIGER_TRY(counted_loss_begin(context, &whole->loss, true, 1, stream));
-    whole->rows.counted = whole->loss.rows;
-    whole->rows.loss = counted_loss_rows(&whole->loss);
-    struct tiles tiles = tiles_of(call, whole);
-    chunks->step = step;
-    chunks->state = &tiles;
-    LIGER_TRY(linear_loss_run(context, chunks, stream));
-    return counted_loss_end(context, &whole->loss, stream);
-}
-
 liger_status liger_linear_jsd(liger_context *context, const liger_linear_jsd_args *given, liger_stream stream) {
     liger_linear_jsd_args args;
     struct whole_problem whole = {.raw_gradient = 0};
     struct door_call call;
     LIGER_TRY(door_enter(&call, &linear_jsd_door, context, given, &args, &whole));
     complete(&call, &whole);
-    return run(context, &call, &whole, stream);
+    struct tiles tiles = tiles_of(&call, &whole);
+    whole.chunks.step = step;
+    whole.chunks.state = &tiles;
+    return counted_loss_run(context, &whole.loss, &whole.chunks, &whole.rows.counted, &whole.rows.loss, stream);
 }

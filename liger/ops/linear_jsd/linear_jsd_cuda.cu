@@ -99,10 +99,12 @@ struct divergence_row : vocab_rows::every_row {
     template <typename P>
     static __device__ __forceinline__ void skip(const problem &p, const P &at, int64_t r) {
         if (p.loss && at.first == 0) p.loss[r] = 0.0f;
+        if (!p.dlogits) return;
         const float zeros[N] = {};
-#pragma unroll
+        T *const to = gradient(p, r) + at.first * (int64_t)N;
+#pragma unroll 1
         for (int j = 0; j < VECTORS; j++)
-            if (p.dlogits && at.has(j)) store(gradient(p, r) + (at.first + j * at.step) * (int64_t)N, zeros);
+            if (at.has(j)) store(to + j * at.step * N, zeros);
     }
     /* Behind the end of the row z is -inf. */
     template <typename P>
@@ -146,7 +148,7 @@ struct divergence_row : vocab_rows::every_row {
         const softmaxes all = warp_merge(of_lane);
         const log_softmax log_q(all.student), log_p(all.teacher);
         totals mine = {0.0f, 0.0f};
-        jensen_shannon::by_mode<false, true>(p.mixture, [&](auto element_of) {
+        jensen_shannon::by_mode<false, sizeof(T) == sizeof(float)>(p.mixture, [&](auto element_of) {
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
                 if (k == COUNT - N) *(float4 *)&row.y[k] = *room(at, stage);
@@ -204,7 +206,7 @@ struct divergence_row : vocab_rows::every_row {
         const log_softmax log_q(all.student), log_p(all.teacher);
         /* Calls visit(elements, place of the first in the row) for what belongs to this thread. */
         const auto each = [&](auto visit) {
-            jensen_shannon::by_mode<false, true>(p.mixture, [&](auto element_of) {
+            jensen_shannon::by_mode<false, sizeof(T) == sizeof(float)>(p.mixture, [&](auto element_of) {
                 vocab_rows::walk<divergence_row>(p, r, [&](const auto &raw, int64_t i) {
                     constexpr int M = sizeof(raw.of[0]) / sizeof(float);
                     elements<M> e;

@@ -3,7 +3,6 @@
 
 #include "liger/chunk/counted_loss.h"
 #include "liger/chunk/linear_door.h"
-#include "liger/chunk/linear_loss.h"
 #include "liger/core/door_rules.h"
 #include "liger/ops/linear_kl_div/linear_kl_div_problem.h"
 
@@ -100,27 +99,13 @@ static void complete(const struct door_call *call, struct whole_problem *whole) 
     chunks->rows = whole->loss.count = call->size[ROWS];
     chunks->chunk_rows = call->size[CHUNK];
     chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
+    chunks->step = step;
+    chunks->state = &whole->rows;
+    whole->loss.mean = whole->reduction != LIGER_LINEAR_KL_SUM;
+    whole->loss.share = whole->reduction == LIGER_LINEAR_KL_MEAN ? 1.0 / (double)chunks->head.vocab : 1;
     whole->rows.inverse = 1 / whole->temperature;
     whole->rows.raw_gradient = whole->raw_gradient != 0;
     whole->rows.dlogits = chunks->dx || chunks->dweight ? chunks->head.logits : NULL;
-}
-
-static liger_status run(liger_context *context, struct whole_problem *whole, liger_stream stream) {
-    struct linear_loss *chunks = &whole->chunks;
-    const struct linear_head *head = &chunks->head;
-    const bool of_elements = whole->reduction == LIGER_LINEAR_KL_MEAN, sum = whole->reduction == LIGER_LINEAR_KL_SUM;
-    if (chunks->rows == 0) {
-        LIGER_TRY(linear_zero(context, chunks->dweight, chunks->dweight_dtype, head->vocab * head->hidden, stream));
-        return counted_loss_end(context, &whole->loss, stream);
-    }
-    LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
-    LIGER_TRY(counted_loss_begin(context, &whole->loss, !sum, of_elements ? 1.0 / (double)head->vocab : 1, stream));
-    whole->rows.counted = whole->loss.rows;
-    whole->rows.loss = counted_loss_rows(&whole->loss);
-    chunks->step = step;
-    chunks->state = &whole->rows;
-    LIGER_TRY(linear_loss_run(context, chunks, stream));
-    return counted_loss_end(context, &whole->loss, stream);
 }
 
 liger_status liger_linear_kl_div(liger_context *context, const liger_linear_kl_div_args *given, liger_stream stream) {
@@ -129,5 +114,5 @@ liger_status liger_linear_kl_div(liger_context *context, const liger_linear_kl_d
     struct door_call call;
     LIGER_TRY(door_enter(&call, &linear_kl_div_door, context, given, &args, &whole));
     complete(&call, &whole);
-    return run(context, &whole, stream);
+    return counted_loss_run(context, &whole.loss, &whole.chunks, &whole.rows.counted, &whole.rows.loss, stream);
 }

@@ -28,8 +28,11 @@ __device__ __forceinline__ divergence warp_merge(const divergence &d) {
     return {z, warp_sum(d.mass), warp_sum(cross_from(d, z.max))};
 }
 
+/* EXACT: with libm's logarithm, which takes longer than all else; beside results of 16 bits the other's error is nothing. */
+template <bool EXACT>
 __device__ __forceinline__ float cross_term(const problem &p, float q, float below) {
-    return q == 0.0f ? 0.0f : q * (logf(fmaxf(q, p.eps)) - below);
+    const float least = EXACT ? p.eps : fmaxf(p.eps, FLT_MIN); /* of less the other's logarithm is -inf */
+    return q == 0.0f ? 0.0f : q * (log_of<EXACT>(fmaxf(q, least)) - below);
 }
 
 /* What both formulas say of their rows. */
@@ -38,6 +41,7 @@ struct divergence_row : vocab_rows::every_row {
     using type = T;
     using problem = linear_kl_div::problem;
     using slot = divergence;
+    static constexpr bool EXACT = sizeof(T) == sizeof(float);
     struct batch {
         float weight, factor; /* of a row's loss and of its gradient */
     };
@@ -59,9 +63,7 @@ struct divergence_row : vocab_rows::every_row {
     static __device__ __forceinline__ slot empty() { return {softmax_empty(), 0.0f, 0.0f}; }
     /* What of all terms is relative to the maximum, as they are made: its own exponent is not quite 0. */
     static __device__ __forceinline__ float loss_of(const slot &all) {
-        const softmax_unit unit = softmax_unit_of(all.z.max);
-        const float log_sum = logf(all.z.sum) - softmax_exponent(all.z.max, unit) * unit.ln;
-        return all.cross + log_sum * all.mass;
+        return all.cross + softmax_log_sum(all.z) * all.mass;
     }
 };
 
@@ -73,7 +75,9 @@ struct resident_row : divergence_row<T> {
     using typename base::batch;
     using typename base::slot;
     using state = vocab_rows::every_row::state;
-    enum { INPUTS = 2, VECTORS = 2, LEAST_THREADS = 128, MOST_THREADS = 1024 };
+    /* Few threads with many values: what warps tell each other costs as much as what they compute. */
+    static constexpr int RING = 3;
+    enum { INPUTS = 2, VECTORS = 4, LEAST_THREADS = 128, MOST_THREADS = 512 };
     using part = vocab_rows::row_part<T, VECTORS>;
 
     static __device__ __forceinline__ const T *input(const problem &p, int k, int64_t r) {
@@ -111,7 +115,7 @@ struct resident_row : divergence_row<T> {
             const float z = __fmul_rn(x.value(k), p.inverse); /* as max: not fused into their difference */
             sum[k % 2] += softmax_term(z, unit);
             mass[k % 2] += q.value(k);
-            cross[k % 2] += cross_term(p, q.value(k), z - max);
+            cross[k % 2] += cross_term<base::EXACT>(p, q.value(k), z - max);
         }
         return {{max, sum[0] + sum[1]}, mass[0] + mass[1], cross[0] + cross[1]};
     }
@@ -189,7 +193,7 @@ struct streamed_row : divergence_row<T> {
         for (int k = 0; k < N; k++) {
             s.z.sum += softmax_term(z[k], unit);
             s.mass += q[k];
-            s.cross += cross_term(p, q[k], z[k] - max);
+            s.cross += cross_term<base::EXACT>(p, q[k], z[k] - max);
         }
     }
     static __device__ __forceinline__ facts facts_of(const problem &p, const batch &b, int64_t r, const state &row,

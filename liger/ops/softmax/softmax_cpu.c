@@ -49,7 +49,7 @@ LIGER_TEMPLATE void forward_block(liger_dtype t, int64_t cols, const void *x, vo
 }
 
 LIGER_TEMPLATE void forward_row(liger_dtype t, int64_t cols, const void *x, void *y) {
-    const struct softmax_state state = vocab_softmax(t, x, cols);
+    const struct softmax_state state = vocab_softmax(t, x, cols, 1.0f);
     const v_f32 max = v_set(state.max), share = v_set(1.0f / state.sum);
     V_FOR_EACH(i, n, cols, v_store_n(t, y, i, n, v_mul(v_exp(v_sub(v_load_n(t, x, i, n), max)), share)));
 }

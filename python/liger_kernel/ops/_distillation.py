@@ -65,14 +65,15 @@ def share_of_a_row(labels: Tensor | None, ignore_index: int, like: Tensor, share
 def finish(
     sums: tuple, likes: tuple, factor: Tensor | None, raw: bool, labels: Tensor | None, ignore_index: int
 ) -> list:
-    """The sums of products as the gradients of x, which has a row for each label, and weight."""
-    of_rows = zip(sums, likes, (labels, None))
+    """The sums of products as the gradients of x, which has a row for each label, weight and perhaps a bias."""
+    of_rows = zip(sums, likes, (labels, None, None))
     return [None if g is None else finished(g, like, raw, factor, told, ignore_index) for g, like, told in of_rows]
 
 
-def called(operator: FormsGradients, given: tuple, need_dx: bool | None, need_dweight: bool | None) -> tuple:
-    """(loss, grad_input | None, grad_weight | None); a need of None is what the tensor says of itself."""
-    needs = [t.requires_grad if need is None else need for t, need in zip(given, (need_dx, need_dweight))]
+def called(operator: FormsGradients, given: tuple, *asked: bool | None) -> tuple:
+    """The loss, and each gradient or None; asked None, a tensor says of itself whether it needs one."""
+    tensors = [given[position] for position in operator.differentiable]
+    needs = [t is not None and (t.requires_grad if need is None else need) for t, need in zip(tensors, asked)]
     loss, *gradients = operator(*given, *needs)
     return (loss, *(g if need else None for g, need in zip(gradients, needs)))
 
@@ -95,48 +96,58 @@ def check_temperature(temperature: float) -> None:
 
 
 def formed_forward(cls: Any, ctx: Any, args: tuple) -> Tensor:
-    """`cls.loss_and_gradients(given, need_dx, need_dweight)`, with the gradients kept for backward."""
+    """The loss; the gradients are kept for backward."""
     cls.check_shapes(args)
     given = dict(zip(cls.parameters, cls.complete(args)))
-    loss, *gradients = cls.loss_and_gradients(given, *ctx.needs_input_grad[:2])
+    asked = ctx.needs_input_grad
+    loss, *gradients = cls.loss_and_gradients(given, *(i < len(asked) and asked[i] for i in cls.differentiable))
     ctx.set_materialize_grads(False)
-    ctx.dtypes = [given[name].dtype for name in cls.gradients]
-    ctx.ignore_index, labels = given["ignore_index"], given["shift_labels"]
+    ctx.dtypes = [None if given[name] is None else given[name].dtype for name in cls.gradients]
+    labels, ctx.ignore_index = cls.labels(given)
     ctx.save_for_backward(*gradients, None if labels is None else kept_labels(labels))
     return loss
 
 
-def formed_backward(name: str, ctx: Any, dloss: Tensor | None) -> tuple:
-    refuse_second_derivative(name)
-    count = len(ctx.needs_input_grad)
+def formed_backward(cls: Any, ctx: Any, dloss: Tensor | None) -> tuple:
+    refuse_second_derivative(cls.__name__)
+    found: list = [None] * len(ctx.needs_input_grad)
     if dloss is None:
-        return (None,) * count
+        return tuple(found)
     saved, free = take_saved(ctx)
     with free_of_others(saved, free):
-        gradients = scaled_gradients(dloss, saved[:2], saved[2], ctx.ignore_index)
-    wanted = zip(gradients, ctx.dtypes, ctx.needs_input_grad)
-    found = [g.to(dtype) if g is not None and need else None for g, dtype, need in wanted]
-    return (*found, *(None,) * (count - 2))
+        gradients = scaled_gradients(dloss, saved[:-1], saved[-1], ctx.ignore_index)
+    for position, g, dtype in zip(cls.differentiable, gradients, ctx.dtypes):
+        if g is not None and ctx.needs_input_grad[position]:
+            found[position] = g.to(dtype)
+    return tuple(found)
 
 
 class FormedLoss:
-    """Beside LigerFunction: a class brings `evaluate`, which makes the loss and its gradients from the public arguments, and
-    `forward` and `backward` of one line that name it."""
+    """Beside LigerFunction: a class brings `evaluate`, which makes the loss and its gradients from the public arguments, or
+    `loss_and_gradients`; and `forward` and `backward` of one line that name it."""
 
     evaluate: Callable[..., tuple]
     gradients: tuple[str, ...] = ("student_input", "student_weight")
 
     @classmethod
-    def loss_and_gradients(cls, given: dict, need_dx: bool, need_dweight: bool) -> tuple:
+    def loss_and_gradients(cls, given: dict, *needs: bool) -> tuple:
+        """Each gradient, or None where it is not needed."""
         has_label = given["shift_labels"] is not None
+        need_dx, need_dweight = needs
         return cls.evaluate(
             **given, has_label=has_label, input_requires_grad=need_dx, weight_requires_grad=need_dweight
         )
 
+    @staticmethod
+    def labels(given: dict) -> tuple[Tensor | None, int]:
+        """And which of them marks rows that do not count."""
+        return given["shift_labels"], given["ignore_index"]
+
     @classmethod
     def compiled(cls: Any, *args: Any) -> Tensor:
         given, now = dict(zip(cls.parameters, cls.complete(args))), torch.is_grad_enabled()
-        return cls.loss_and_gradients(given, *(now and given[name].requires_grad for name in cls.gradients))[0]
+        tensors = [given[name] for name in cls.gradients]
+        return cls.loss_and_gradients(given, *(now and t is not None and t.requires_grad for t in tensors))[0]
 
 
 def counted_rows(labels: Tensor | None, ignore_index: int, x: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class LigerFusedLinearJSDFunction(FormedLoss, LigerFunction):
 
     @staticmethod
     def backward(ctx, dloss):
-        return formed_backward("LigerFusedLinearJSDFunction", ctx, dloss)
+        return formed_backward(LigerFusedLinearJSDFunction, ctx, dloss)
 
     @staticmethod
     def arguments(*args):

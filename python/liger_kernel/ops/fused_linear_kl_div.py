@@ -163,7 +163,7 @@ class LigerFusedLinearKLDivFunction(FormedLoss, LigerFunction):
 
     @staticmethod
     def backward(ctx, dloss):
-        return formed_backward("LigerFusedLinearKLDivFunction", ctx, dloss)
+        return formed_backward(LigerFusedLinearKLDivFunction, ctx, dloss)
 
     @staticmethod
     def arguments(*args):
