@@ -86,7 +86,7 @@ format: $(SETUP) ## formats C, CUDA and Python sources
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
-.PHONY: test checks lint test-c test-abi test-asan test-tsan test-sets test-cuda-build test-python test-transformers gpu-test gpu-test-multi test-aarch64
+.PHONY: test checks lint test-c test-abi test-asan test-tsan test-sets test-cuda-build test-python test-transformers test-trl gpu-test gpu-test-multi test-aarch64
 # In two lanes, so that no core waits for the last file of a build or for a program of one thread; pytest, which uses all
 # cores by itself, comes last and prints the closing line.
 test: ## everything that needs no GPU
@@ -135,6 +135,9 @@ test-python: build $(SETUP) ## pytest; prints the closing line
 
 test-transformers: build $(SETUP) ## every family, flag and dtype, on three releases of transformers; installs them under build/
 	$(NATIVE) tools/test_transformers.sh $(PYTHON) -n $(JOBS) $(PYTEST_ARGS)
+
+test-trl: build $(SETUP) ## the trainers of two older releases of TRL, with and without the package; installs them under build/
+	$(NATIVE) tools/test_trl.sh $(PYTHON) -n $(JOBS) $(PYTEST_ARGS)
 
 gpu-test: ## on a machine with a GPU: installs nothing, needs no network; QUICK=1, or STAGES="build driver-cpu" for a part
 	QUICK=$(QUICK) STAGES="$(STAGES)" tools/gpu_test.sh

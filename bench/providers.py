@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 
 import losses
-import rows
+import operators
 import torch
 from inputs import EPSILON, IGNORE
 
@@ -47,7 +47,7 @@ class Missing(Exception):
 def function(provider: str, op: str, dtype: str, sums: str | None = None) -> Callable[..., object]:
     maker = {
         "liger": _function,
-        "eager": lambda op: rows.OPERATORS[op].plain,
+        "eager": lambda op: operators.OPERATORS[op].plain,
         "eager-bf16": _eager_bf16,
         "compile": _compile,
         "torch-chunked": _torch_chunked,
@@ -75,7 +75,7 @@ def _import(name: str):
 
 def _function(op: str, sums: torch.dtype | None = None):
     """The Function of the package `liger_kernel` that this process's path leads to, ours or the reference."""
-    operator = rows.OPERATORS[op]
+    operator = operators.OPERATORS[op]
     if op == "mhc":
         return _around_a_layer(_import("liger_kernel.transformers.functional").liger_mhc_forward)
     if op in losses.OPERATORS:
@@ -112,9 +112,9 @@ def _around_a_layer(call: Callable[..., torch.Tensor]):
 
 def _eager_bf16(op: str):
     plain = {
-        "cross_entropy": rows.cross_entropy_bf16,
-        "linear_cross_entropy": rows.linear_cross_entropy_bf16,
-        "kl_div": rows.kl_div_bf16,
+        "cross_entropy": operators.cross_entropy_bf16,
+        "linear_cross_entropy": operators.linear_cross_entropy_bf16,
+        "kl_div": operators.kl_div_bf16,
     }
     if op not in plain:
         raise Missing("differs from eager in the losses only")
@@ -123,7 +123,7 @@ def _eager_bf16(op: str):
 
 def _compile(op: str):
     torch._dynamo.reset()
-    return torch.compile(rows.OPERATORS[op].plain, dynamic=False)
+    return torch.compile(operators.OPERATORS[op].plain, dynamic=False)
 
 
 def _torch_chunked(op: str):
@@ -158,7 +158,7 @@ def _reference_cute(op: str):
     _import("cutlass")
     if op == "scaled_cross_entropy":  # which chooses by itself
         return _function(op)
-    call = getattr(_import("liger_kernel.functional"), rows.OPERATORS[op].module, None)
+    call = getattr(_import("liger_kernel.functional"), operators.OPERATORS[op].module, None)
     if call is None:
         raise Missing("no such operator")
     if op in LOSSES:

@@ -20,7 +20,8 @@ import providers
 import torch
 from inputs import Inputs
 from measure import Cpu, Cuda
-from rows import OPERATORS, Row, all_rows
+from operators import OPERATORS
+from rows import Row, all_rows
 
 TOLERANCE = {"bfloat16": 2e-2, "float32": 2e-4, "int8": 1e-12}  # integers are exact
 COLD_BYTES = 4 * 60 * 2**20

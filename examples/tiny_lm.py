@@ -1,4 +1,4 @@
-"""The model of dpo.py and grpo.py: a causal transformer on bytes, small enough for any machine."""
+"""The model of dpo.py, grpo.py and distill.py: a causal transformer on bytes, small enough for any machine."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ every step from there can be tried. Outside of its own files an operator has the
 
   liger/ops/ops.def                      its row
   python/liger_kernel/_exports.py        its names
-  bench/rows.py                          its inputs, its formula, its rows
+  bench/operators.py                     its inputs and its formula
+  bench/rows.py                          its rows
   README.md                              its row in the table of operators
 
 liger/liger.h and tests/abi are written by tools. Nothing that exists is overwritten.
@@ -69,16 +70,16 @@ def add_rows(root: Path, op: str) -> None:
 
 
 def add_bench(root: Path, op: str) -> None:
-    rows = root / "bench/rows.py"
+    operators, rows = (root / f"bench/{name}.py" for name in ("operators", "rows"))
     formula = "def @op@(x: Tensor) -> Tensor:\n    return x * x  # TODO\n\n\n"
     inputs = (
         "def _@op@_inputs(shape, dtype, device) -> Inputs:\n"
         "    return Inputs([normal(shape, dtype, device, 1)], upstream=[normal(shape, dtype, device, 3)])\n\n\n"
     )
-    insert(rows, r"^def cross_entropy\(", formula, op)
-    insert(rows, r"^def _loss_inputs\(", inputs, op)
+    insert(operators, r"^def cross_entropy\(", formula, op)
+    insert(operators, r"^def _loss_inputs\(", inputs, op)
     entry = '    "@op@": Operator(_@op@_inputs, @op@, "Liger@Op@Function", "@op@", passes=5),  # TODO\n'
-    insert(rows, r'^    "cross_entropy": Operator\(', entry, op)
+    insert(operators, r'^    "cross_entropy": Operator\(', entry, op)
     insert(rows, r'^    Row\("CE ', ROWS.format(shape="16384x4096", sizes="16384, 4096", dtype=""), op)
     shape = ROWS.format(shape="2048x4096 {short}", sizes="2048, 4096", dtype=", dtype").replace('Row("', 'Row(f"')
     insert(rows, r'^        Row\(f"CE ', "    " + shape, op)
@@ -124,10 +125,10 @@ def main() -> int:
     add_rows(root, op)
     add_bench(root, op)
     add_include(root / "liger/liger.h", op)
-    format_files([*files, root / "bench/rows.py"])
+    format_files([*files, root / "bench/operators.py", root / "bench/rows.py"])
     for path in files:
         print(path.relative_to(root))
-    print("rows: liger/ops/ops.def, _exports.py, bench/rows.py, README.md; include: liger/liger.h")
+    print("rows: liger/ops/ops.def, _exports.py, bench/operators.py, bench/rows.py, README.md; include: liger/liger.h")
     print(f"Next: make build && build/dev/liger_test --op {op}; then `grep -rn TODO`, the contract first.")
     print(
         "At the end: tests/abi/check_abi.py --update, tools/check_library.py --symbols tests/abi/symbols.txt --update."

@@ -6,16 +6,10 @@ set -u
 cd "$(dirname "$0")/.."
 python=$1
 shift
-packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 failed=0
 for release in ${TRANSFORMERS:-5.24.0 5.17.0 4.57.6}; do
     home=build/transformers-$release
-    if [ ! -f "$home/installed" ]; then
-        "$python" -m venv --clear "$home" || exit 1
-        echo "$packages" >"$home/$("$home/bin/python" -c 'import os, sys, sysconfig; print(os.path.relpath(sysconfig.get_path("purelib"), sys.prefix))')/zz_more_packages.pth"
-        "$home/bin/python" -m pip install --quiet --disable-pip-version-check "transformers==$release" || exit 1
-        touch "$home/installed"
-    fi
+    tools/environment_beside.sh "$python" "$home" "transformers==$release" || exit 1
     echo "transformers $release"
     "$home/bin/python" -m pytest tests/python/test_families.py tests/python/grid_families.py -q -rs "$@" || failed=1
 done

@@ -31,19 +31,13 @@ def classes():
 
 def trainer_of(kind, config_class, model, folder, **options):
     from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from word_tokenizer import words
 
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(90)}, unk_token="w1"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="w1", bos_token="w3", eos_token="w2", pad_token="w0"
-    )
     arguments = config_class(
         output_dir=str(folder), max_length=24, per_device_train_batch_size=2, max_steps=3, report_to="none", use_cpu=True,
         save_strategy="no", bf16=False, beta=0.3, remove_unused_columns=False, logging_steps=1, disable_tqdm=True, **options,
     )  # fmt: skip
-    return kind(model=model, args=arguments, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    return kind(model=model, args=arguments, train_dataset=Dataset.from_list(ROWS), processing_class=words(90))
 
 
 def of_batch(trainer, train_eval):

@@ -20,12 +20,6 @@ __device__ __forceinline__ T *logits_of(const problem &p, int64_t r) {
     return (T *)p.logits + r * p.logits_stride;
 }
 
-/* A sum of terms relative to a maximum as a logarithm: the maximum's own exponent is not quite 0. */
-__device__ __forceinline__ float log_sum_of(const softmax_state &s) {
-    const softmax_unit unit = softmax_unit_of(s.max);
-    return logf(s.sum) - softmax_exponent(s.max, unit) * unit.ln;
-}
-
 /* Of a row, once its walk is done. */
 struct row_end {
     softmax_state all;
@@ -35,8 +29,8 @@ struct row_end {
         : all(merge(outside, {row.max, row.sum})), rest(linear_topk_kl_rest_of(&row, outside.sum != 0.0f)) {}
 
     __device__ __forceinline__ float loss(const listed &row, const softmax_state &outside) const {
-        const float log_outside = (outside.max - all.max) + log_sum_of(outside);
-        return linear_topk_kl_loss(&row, rest, all.max, log_sum_of(all), log_outside);
+        const float log_outside = (outside.max - all.max) + softmax_log_sum(outside);
+        return linear_topk_kl_loss(&row, rest, all.max, softmax_log_sum(all), log_outside);
     }
     /* What exp(z - outside.max) is multiplied by. */
     __device__ __forceinline__ float share(const listed &row, const softmax_state &outside) const {
@@ -155,7 +149,7 @@ struct outside_row : vocab_rows::every_row {
         for (int k = 0; k < N; k++) x[k] = gradient_of(p, x[k], f.unit, f.share);
         pack<T, N> out;
         repack(x, out);
-        vocab_rows::store_anywhere(f.gradient + i, out);
+        store_anywhere(f.gradient + i, out);
     }
     static __device__ __forceinline__ void finish(const problem &p, const batch &b, int64_t r, const state &,
                                                   const slot &s, const facts &) {
