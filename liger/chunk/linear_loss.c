@@ -88,12 +88,13 @@ int64_t linear_loss_kept_rows(const liger_context *context, liger_dtype dtype, i
 static int64_t pitch_of(int64_t vocab) { return round_up(vocab, 8); }
 
 int64_t linear_loss_slice_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
-                               int64_t vocab) {
+                               int64_t vocab, bool dx) {
     const int64_t element = (int64_t)liger_dtype_size(dtype), budget = context->loss_workspace_bytes;
     if (dtype == LIGER_F32 || fits_a_named_budget(context, sum_bytes(vocab, hidden)) || rows >= vocab) return vocab;
     if (rows == 0 || vocab <= budget / (rows * element)) return vocab;
     const int64_t products = context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES;
-    const int64_t cols = linear_slices_even(context, dtype, rows, vocab, budget - sum_bytes(rows, hidden) - products);
+    const int64_t sum = dx ? sum_bytes(rows, hidden) : 0;
+    const int64_t cols = linear_slices_even(context, dtype, rows, vocab, budget - sum - products);
     const int64_t step = context->device == LIGER_DEVICE_CPU ? CPU_STEP : GPU_STEP;
     const int64_t of_step = (step * pitch_of(vocab) + rows - 1) / rows; /* a chunk of the first pass, at least */
     const int64_t least = cols > of_step ? cols : round_up(of_step, 8);

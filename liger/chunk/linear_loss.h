@@ -48,9 +48,10 @@ int64_t linear_loss_kept_rows(const liger_context *context, liger_dtype dtype, i
  *           buffer (linear_loss_share), and for the gradients in slices of the vocabulary (linear_slices.h)
  *
  * Two passes take four products where one takes three, and an f32 sum of dx instead of one of dweight. So they are for a budget
- * that somebody has named, and that holds neither all logits nor the sum of dweight, which is the larger sum. */
+ * that somebody has named, and that holds neither all logits nor the sum of dweight, which is the larger sum; without a dx there
+ * is none. */
 int64_t linear_loss_slice_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
-                               int64_t vocab);
+                               int64_t vocab, bool dx);
 
 /* Chunks of rows in a buffer of `elements`, which hold one row at least: sets chunk_rows and head.logits_stride. */
 void linear_loss_share(const liger_context *context, struct linear_loss *loss, int64_t elements);

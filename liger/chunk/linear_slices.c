@@ -27,10 +27,11 @@ int64_t linear_slices_even(const liger_context *context, liger_dtype dtype, int6
     return round_up((vocab + slices - 1) / slices, step);
 }
 
-int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
-                           int64_t vocab) {
+int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden, int64_t vocab,
+                           bool dx) {
     const int64_t budget = linear_budget(context), usual = context->device == LIGER_DEVICE_CPU ? CPU_BYTES : GPU_BYTES;
-    const int64_t bytes = budget && budget < usual ? budget : usual, sum = rows * hidden * (int64_t)sizeof(float);
+    const int64_t bytes = budget && budget < usual ? budget : usual,
+                  sum = dx ? rows * hidden * (int64_t)sizeof(float) : 0;
     const int64_t spared = budget && sum > budget - bytes ? budget - bytes : sum; /* one slice needs no sum */
     if (vocab <= (bytes + spared) / column_bytes(dtype, rows)) return vocab;
     return linear_slices_even(context, dtype, rows, vocab, bytes);

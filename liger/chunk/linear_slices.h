@@ -35,9 +35,9 @@ struct linear_slices {
 /* The bytes of head.workspace. Looks at sizes and at which pointers there are. */
 size_t linear_slices_workspace(const liger_context *context, const struct linear_slices *slices);
 
-/* The columns per slice that a caller should provide logits for. */
-int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
-                           int64_t vocab);
+/* The columns per slice that a caller should provide logits for, who wants dx or not. */
+int64_t linear_slices_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden, int64_t vocab,
+                           bool dx);
 
 /* Such a gradient from a row of numbers for each token: `state` is the struct logits_gradient_problem of all columns. */
 linear_slices_gradient linear_slices_from_rows;

@@ -473,7 +473,7 @@ def test_gradients_for_every_argument(function):
         ("student_bias", lambda t: t[1:], ValueError, "student_bias has shape"),
         ("teacher_input", lambda t: t[1:], ValueError, "teacher_input has shape"),
         ("teacher_weight", lambda t: t[:-1], ValueError, "teacher_weight has 60 rows, but student_weight has 61"),
-        ("teacher_weight", lambda t: None, ValueError, "teacher_weight is None"),
+        ("teacher_weight", lambda t: None, TypeError, "teacher_weight must be a torch.Tensor"),
         ("true_labels", lambda t: t.float(), ValueError, "is torch.float32"),
         ("true_labels", lambda t: None, TypeError, "must be a torch.Tensor"),
         ("temperature", lambda t: 0.0, AssertionError, "Temperature cannot be 0"),

@@ -136,7 +136,10 @@ def test_many_upstreams_at_once(device, reduce):
         assert_close(one.flatten(), alone.flatten().double(), torch.float32, 4, VOCAB)
 
 
-def test_what_was_made_in_inference_mode(device):
+@pytest.mark.parametrize("disabled", [False, True])
+def test_what_was_made_in_inference_mode(device, disabled, monkeypatch):
+    if disabled:
+        monkeypatch.setattr(module, "_DISABLED", {"grpo_loss"})
     given = make_case(device, torch.float32, "grpo", "token", VARIANTS["kl"])
     names = "completion_ids", "completion_mask", "advantages", "old_logp", "ref_logp"
     with torch.inference_mode():

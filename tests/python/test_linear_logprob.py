@@ -68,7 +68,7 @@ def logits_error(dtype) -> float:
 
 
 def in_slices(monkeypatch, cols):
-    monkeypatch.setattr(module, "_slice_cols", lambda head, numbers: cols)
+    monkeypatch.setattr(module, "_slice_cols", lambda head, numbers, dx: cols)
 
 
 def forget_logits(monkeypatch):
@@ -429,3 +429,12 @@ def test_the_numbers_of_trls_head(dtype):
     assert (ours[4] == theirs[4]).float().mean() > 0.9  # two logits that round to one value
     for one, other in zip((x.grad, weight.grad), expected):
         assert_close(one.flatten(), other.double().flatten(), dtype, 4 * logits_error(dtype), VOCAB)
+
+
+def test_results_that_nobody_asked_for(device):
+    """As torch checks an operator all of them are differentiated."""
+    x, weight = (torch.randn(*s, device=device, requires_grad=True) for s in ((3, 4), (5, 4)))
+    target = torch.tensor([0, 4, -100], device=device)
+    for flags in ((False,) * 6, (True, *(False,) * 5), (False, True, *(False,) * 4)):
+        given = (x, weight, target, None, None, -100, -1, 0.5, 3.0, 0.7, 0, *flags)
+        torch.library.opcheck(torch.ops.liger.linear_logprob.default, given)

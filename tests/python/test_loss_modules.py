@@ -71,7 +71,7 @@ def test_arguments_of_other_implementations():
         LigerFusedLinearCrossEntropyFunction.apply(x, weight, target, *middle, "quick", None, 1)
     for wrong in (0, -1, True, 1.0, "1", None):
         with pytest.raises(ValueError, match="chunk_mem_const must be a positive integer.*" + re.escape(repr(wrong))):
-            F.liger_fused_linear_cross_entropy(x, weight, None, chunk_mem_const=wrong)
+            F.liger_fused_linear_cross_entropy(x, weight, target, chunk_mem_const=wrong)
     helper = fused_linear_cross_entropy_forward
     assert list(inspect.signature(helper).parameters)[15:21] == [
         "ce_impl", "ce_mode", "token_grad_output", "compute_gradients", "weight_requires_grad", "chunk_mem_const",

@@ -108,7 +108,7 @@ def test_logits_that_are_made_again(device, dtype, slices, loss, monkeypatch):
     kept = loss.results(given)
     forward = linear_logprob.kernel_forward
     monkeypatch.setattr(linear_logprob, "kernel_forward", lambda *a, **_: (forward(*a), None)[1])
-    monkeypatch.setattr(linear_logprob, "_slice_cols", lambda head, numbers: slices)
+    monkeypatch.setattr(linear_logprob, "_slice_cols", lambda head, numbers, dx: slices)
     again = loss.results(given)
     same(again[:-3], kept[:-3])
     about(again[-3:], kept[-3:], 4, dtype)
@@ -251,8 +251,11 @@ def test_without_bias(device, loss):
         same(found, right)
 
 
-def test_what_was_made_in_inference_mode(device, loss):
-    """As samplers make labels, rewards, and log-probabilities."""
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_what_was_made_in_inference_mode(device, loss, one_pass, monkeypatch):
+    """As samplers make labels, rewards, and log-probabilities, and reference models hidden states."""
+    if not one_pass:
+        composed(monkeypatch)
     given = loss.make(device, torch.float32)
     right = loss.results(given)
     with torch.inference_mode():
@@ -377,6 +380,32 @@ def test_tokens_that_do_not_count_are_zero_whatever_comes_from_above(device, dty
     }  # fmt: skip
     for gradient in torch.autograd.grad(loss(given | nothing)[0], operands(given), above):
         assert not gradient.any()
+
+
+@pytest.mark.parametrize("form", ["one pass", "composed", "compiled", "disabled", "transformed"])
+def test_hidden_states_that_are_no_number_where_nothing_counts(device, loss, form, monkeypatch):
+    """As attention makes them of padding. They are part of no gradient, of the weight neither."""
+    given = loss.make(device, torch.float32)
+    policies = "attention_mask" in given
+    counts = given["attention_mask"].bool() if policies else given["target"] != -100
+    if form == "composed":
+        composed(monkeypatch)
+    monkeypatch.setattr(_token_loss.LigerLinearLogProbFunction, "_plain_torch", form == "disabled")
+    names = [name for name in ("_input", "ref_input") if isinstance(given.get(name), torch.Tensor)]
+    assert not counts.all()
+
+    def gradients(nothing):
+        model = [t.detach() for t in operands(given)]
+        filled = {n: given[n].detach().masked_fill(~counts.unsqueeze(-1), nothing) for n in names}
+        model[0] = filled["_input"]
+        loss_of = by_operands(loss, given | filled)
+        if form == "transformed":
+            return torch.func.grad(loss_of, argnums=(0, 1, 2))(*model)
+        model = [t.requires_grad_() for t in model]
+        run = compiled(loss_of) if form == "compiled" else loss_of
+        return torch.autograd.grad(run(*model), model)
+
+    same(gradients(math.nan), gradients(0.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -111,3 +111,35 @@ def test_a_transform_is_refused():
         torch.func.vmap(lambda x: LigerVocabParallelCrossEntropy()(x, target[:, None]))(x[None, :, None])
     with pytest.raises(RuntimeError, match="must be plain"):
         torch.func.vmap(lambda x: LigerVocabParallelLinearLogProbFunction.apply(x, weight, target, None))(x[None])
+
+
+@pytest.mark.parametrize("names", [(), ("entropy", "lse", "log_sum_sq_probs", "mean_logits", "is_top1")])
+def test_the_operators_as_torch_checks_them(device, names):
+    """Without a group, of which a name would be given."""
+    x, weight, bias = (torch.randn(*s, device=device, requires_grad=True) for s in ((3, 4), (5, 4), (5,)))
+    target, ids = torch.tensor([0, 4, -100], device=device), torch.tensor([1, 1], device=device)
+    flags = [name in names for name in ("entropy", "lse", "log_sum_sq_probs", "mean_logits", "is_top1")]
+    options = ("", 0, -100, -1, 0.5, 3.0, 0.7, 0, False, *flags, bool(names), "mean_logits" in names)
+    operands = (x, weight, target, bias if names else None, ids if names else None)
+    torch.library.opcheck(torch.ops.liger.vocab_parallel_logprob.default, (*operands, *options))
+    smoothing = (0.1 if names else 0.0, 5, True)
+    torch.library.opcheck(
+        torch.ops.liger.vocab_parallel_cross_entropy.default, (bias.expand(3, 5), target, "", -100, *smoothing)
+    )
+
+
+def test_one_graph_counts_the_products_of_a_slice():
+    x, weight, target = (
+        torch.randn(3, 4, requires_grad=True),
+        torch.randn(5, 4, requires_grad=True),
+        torch.tensor([0, 1, 2]),
+    )
+    torch._dynamo.reset()
+    apply = torch.compile(LigerVocabParallelLinearLogProbFunction.apply, fullgraph=True, backend="aot_eager")
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        torch.ops.liger.vocab_parallel_logprob(
+            x, weight, target, None, None, "", 0, -100, -1, 1.0, 0.0, 1.0, 0, False, *(False,) * 7
+        )[0].sum().backward()
+    assert counter.get_total_flops() == 4 * 2 * 3 * 4 * 5
+    named = apply(x, weight, targets=target, process_group=None, temperature=0.5)
+    assert torch.equal(named, LigerVocabParallelLinearLogProbFunction.apply(x, weight, target, None, temperature=0.5))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 
 import pytest
 import torch
-from test_operators import CASES, on
+from test_operators import CASES, leaves, on
 from torch import Tensor
 
+from liger_kernel import ops
 from liger_kernel.ops import (
     LigerFusedGateUpSiLUMulFunction,
     LigerFusedLinearCrossEntropyFunction,
@@ -16,7 +18,9 @@ from liger_kernel.ops import (
     LigerQwen2VLMRopeFunction,
     LigerRMSNormFunction,
     LigerRopeFunction,
+    grpo_loss,
 )
+from liger_kernel.transformers import functional
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -150,6 +154,106 @@ def test_what_has_no_rows_in_memory(case, device):
     for position, name, value in tensors_of(case, args):
         with pytest.raises(ValueError, match=f": {name} is torch.sparse_coo, but must be strided"):
             case(*with_one(args, position, value.detach().to_sparse()))
+
+
+# ---- None where a tensor must be ----------------------------------------------------------------------------------------
+
+
+def none_is_named(call, name):
+    with pytest.raises(TypeError, match=rf"(^|: ){name} must be a torch.Tensor, not NoneType$"):
+        call()
+
+
+OPTIONAL = {("rms_norm", "W"), ("add_rms_norm", "W"), ("modulated_rms_norm", "W"), ("modulated_rms_norm", "shift")}
+OPTIONAL |= {("layer_norm", "W"), ("layer_norm", "B"), ("dyt", "beta"), ("rope", "position_ids")}
+OPTIONAL |= {(name, "bias") for name in ("linear_cross_entropy", "linear_cross_entropy_none", "linear_logprob")}
+OPTIONAL |= {
+    ("linear_topk_kl", "bias"),
+    ("linear_topk_kl", "ignore_mask"),
+    ("multi_token_attention", "bias"),
+    ("linear_logprob", "selected_token_ids"),
+    ("cross_entropy", "weight"),
+}
+OPTIONAL |= {(name, "shift_labels") for name in ("jsd", "tvd", "tvd_none", "linear_jsd", "linear_kl_div")}
+
+
+@every_case
+@pytest.mark.parametrize("grads", [False, True])
+@pytest.mark.parametrize("plain_torch", [False, True])
+def test_none_is_no_tensor(case, device, monkeypatch, plain_torch, grads):
+    monkeypatch.setattr(case.function, "_plain_torch", plain_torch)
+    args = leaves(case, on(device, case.make(5)), case.trained if grads else ())
+    for position, name, _value in tensors_of(case, args):
+        if (case.name, name) in OPTIONAL:
+            case(*with_one(args, position, None))
+        else:
+            none_is_named(lambda position=position: case(*with_one(args, position, None)), name)
+
+
+HELPERS = {name: value for name in ops.__all__ if inspect.isfunction(value := getattr(ops, name))}
+
+
+@pytest.mark.parametrize("helper", HELPERS.values(), ids=HELPERS)
+def test_none_is_no_tensor_of_a_helper(helper):
+    """Whatever else may be wrong with a call: it has no other tensor of the right shape."""
+    parameters = inspect.signature(helper).parameters.values()
+    given = {
+        p.name: torch.randn(3, 4) if "Tensor" in str(p.annotation) else 1 if p.default is p.empty else p.default
+        for p in parameters
+    }
+    required = [p.name for p in parameters if p.annotation == "Tensor"]
+    assert required or helper.__name__ == "attn_res_forward"
+    for name in required:
+        none_is_named(lambda name=name: helper(**(given | {name: None})), name)
+
+
+X, HEAD, IDS = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2])
+LOGITS = torch.randn(3, 5)
+PUBLIC = {
+    "liger_cross_entropy": dict(input=LOGITS, target=IDS),
+    "liger_dyt": dict(x=X, alpha=torch.ones(1), gamma=torch.ones(4)),
+    "liger_fused_add_rms_norm": dict(X=X, R=X),
+    "liger_fused_linear_cross_entropy": dict(input=X, weight=HEAD, target=IDS),
+    "liger_fused_linear_jsd": dict(student_input=X, student_weight=HEAD, teacher_input=X, teacher_weight=HEAD),
+    "liger_fused_linear_kl_div": dict(student_input=X, student_weight=HEAD, target=LOGITS),
+    "liger_geglu": dict(a=X, b=X),
+    "liger_jsd": dict(input=X, target=X),
+    "liger_kl_div": dict(input=X, target=X),
+    "liger_layer_norm": dict(X=X),
+    "liger_linear_logprob": dict(hidden=X, weight=HEAD, targets=IDS),
+    "liger_modulated_rms_norm": dict(X=X[None], scale=X[None]),
+    "liger_poly_norm": dict(X=X, W=torch.ones(3), B=torch.ones(1)),
+    "liger_relu_squared": dict(x=X),
+    "liger_rms_norm": dict(X=X),
+    "liger_softmax": dict(x=X),
+    "liger_sparsemax": dict(input=X),
+    "liger_swiglu": dict(a=X, b=X),
+    "liger_tvd": dict(input=X, target=X),
+    "LigerFusedLinearScaledCrossEntropyFunction": dict(_input=X, weight=HEAD, target=IDS),
+    "LigerVocabParallelLinearLogProbFunction": dict(hidden=X, weight=HEAD, targets=IDS),
+    "fused_selective_log_softmax": dict(logits=X[None], input_ids=IDS[None, :2]),
+}
+BESIDE = {"W": None, "B": None, "beta": None, "eps": 1e-6, "process_group": None}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_none_is_no_tensor_of_a_public_function(name):
+    places = (functional, ops, grpo_loss)
+    function = next(getattr(place, name) for place in places if hasattr(place, name))
+    parameters = list(
+        inspect.signature(getattr(function, "forward", getattr(function, "apply", function))).parameters.values()
+    )
+    function = getattr(function, "apply", function)
+    given = {p.name: BESIDE[p.name] for p in parameters if p.name in BESIDE and p.default is p.empty} | PUBLIC[name]
+    function(**given)
+    for tensor in PUBLIC[name]:
+        none_is_named(lambda tensor=tensor: function(**(given | {tensor: None})), tensor)
+
+
+def test_none_is_no_tensor_of_split_logits():
+    for position, name in enumerate(("vocab_parallel_logits", "target")):
+        args = with_one([LOGITS[None], IDS[None], None, -100, 0.0, "pytorch", "global"], position, None)
+        none_is_named(lambda args=args: ops.LigerVocabParallelCEFunction.apply(*args), name)
 
 
 def test_what_must_be_there():

@@ -324,6 +324,104 @@ def check_extremes(device):
     assert top1.tolist() == [True, False]  # of equal ones the first
 
 
+def both_losses(device, group, hidden=None):
+    """Three functions of (hidden states, weight or logits), which have a gradient, and these."""
+    torch.manual_seed(4)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    x = torch.randn(7, HIDDEN, device=device) if hidden is None else hidden
+    target, ids = torch.randint(0, 5 * world, (7,), device=device), torch.tensor([0, 5 * world - 1], device=device)
+    target[2] = -100
+    weight, logits = (
+        torch.randn(world, 5, HIDDEN, device=device)[rank],
+        torch.randn(world, 7, 1, 5, device=device)[rank],
+    )
+    apply, names = LigerVocabParallelLinearLogProbFunction.apply, tuple(OUTPUTS)
+
+    def alone(x, weight):
+        return (apply(x, weight, target, group),)
+
+    def everything(x, weight):
+        return apply(x, weight, target, group, None, None, ids, 0.7, 5.0, 1.1, -100, None, names)
+
+    def cross_entropy(x, logits):
+        module = LigerVocabParallelCrossEntropy(label_smoothing=0.1, label_smoothing_formula="megatron")
+        return (module(logits + 0 * x.sum(), target.unsqueeze(1), group),)
+
+    return [(f, (x, part)) for f, part in ((alone, weight), (everything, weight), (cross_entropy, logits))]
+
+
+def with_gradients(function, parts):
+    leaves = [part.detach().requires_grad_() for part in parts]
+    found = function(*leaves)
+    smooth = [f for f in found if f.is_floating_point()]
+    total = sum((torch.linspace(-1, 2, f.numel(), device=f.device).view(f.shape) * f).sum() for f in smooth)
+    return [*found, *torch.autograd.grad(total, leaves)]
+
+
+def check_compiled(device):
+    """One graph, to the same numbers; and one graph for all lengths."""
+    group = dist.group.WORLD
+    for dynamic in (False, True):
+        for function, parts in both_losses(device, group):
+            torch._dynamo.reset()
+            compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+            for one, other in zip(with_gradients(compiled, parts), with_gradients(function, parts)):
+                assert one.dtype is other.dtype and one.shape == other.shape
+                near(one.detach(), other.detach().double().cpu(), 16, 2.0**-24, function.__name__)
+
+
+def check_results_of_collectives(device):
+    """They may be under way, as tensor parallelism hands them on; with a gradient too."""
+    import torch.distributed._functional_collectives as collectives
+
+    group, world = dist.group.WORLD, dist.get_world_size()
+    part = torch.randn(7, HIDDEN, device=device)
+    for function, parts in both_losses(device, group, collectives.all_reduce(part, "sum", group)):
+        assert type(parts[0]) is collectives.AsyncCollectiveTensor
+        for one, other in zip(function(*parts), function(parts[0].wait(), parts[1])):
+            assert type(one) is torch.Tensor and torch.equal(one, other)
+    gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+    part = part[:1].clone().requires_grad_()
+    weight, target = torch.randn(5, HIDDEN, device=device), torch.arange(world, device=device)
+    found = []
+    for hidden in (gather(part, 0, group), gather(part, 0, group) * 1.0):
+        log_p = LigerVocabParallelLinearLogProbFunction.apply(hidden, weight, target, group)
+        found += torch.autograd.grad(log_p.sum(), part)
+    assert torch.equal(*found) and found[0].any()
+
+
+def check_shapes_alone(device):
+    """Of fake tensors in their mode or out of it, and of meta tensors."""
+    group = dist.group.WORLD
+    for function, parts in both_losses(device, group):
+        right = with_gradients(function, parts)
+        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fakes = [mode.from_tensor(part) for part in parts]
+            inside = with_gradients(function, fakes)
+        for one, other in zip(inside, right):
+            assert one.dtype is other.dtype and one.shape == other.shape and one.stride() == other.stride()
+    x, weight = torch.empty(3, 4, device="meta", requires_grad=True), torch.empty(5, 4, device="meta")
+    log_p = LigerVocabParallelLinearLogProbFunction.apply(x, weight, torch.empty(3, device="meta").long(), group)
+    log_p.sum().backward()
+    assert log_p.is_meta and x.grad.shape == x.shape
+
+
+def check_wrappers(device):
+    from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+
+    mesh, target = init_device_mesh(device, (dist.get_world_size(),)), torch.arange(3, device=device)
+    x = distribute_tensor(torch.randn(3, 4, device=device), mesh, [Replicate()])
+    for call in (
+        lambda: LigerVocabParallelLinearLogProbFunction.apply(x, x.to_local(), target, dist.group.WORLD),
+        lambda: LigerVocabParallelCrossEntropy()(x.unsqueeze(1), target.unsqueeze(1), dist.group.WORLD),
+    ):
+        try:
+            call()
+            raise AssertionError("it was taken")
+        except RuntimeError as error:
+            assert "tensors must be plain, but" in str(error) and "is a DTensor" in str(error), error
+
+
 def main():
     rank, world, store, device = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     if device == "cuda":
@@ -333,7 +431,10 @@ def main():
     everything, reduce = list(OUTPUTS), dist.all_reduce
 
     def wide_reduce(tensor, **options):
-        assert tensor.dtype is torch.float32  # what is rounded before it is added up is rounded once for each process
+        """What is rounded before it is added up is rounded once for each process."""
+        assert tensor.dtype is torch.float32
+        is_rounded = [torch.equal(tensor, tensor.to(dtype).float()) for dtype in UNIT if dtype is not torch.float32]
+        assert tensor.numel() < 64 or not any(is_rounded)
         return reduce(tensor, **options)
 
     dist.all_reduce = wide_reduce
@@ -360,6 +461,11 @@ def main():
     check_frozen(device)
     check_unowned(device)
     check_extremes(device)
+    check_results_of_collectives(device)
+    check_shapes_alone(device)
+    check_wrappers(device)
+    if not os.environ.get("LIGER_DISABLE"):
+        check_compiled(device)
     dist.destroy_process_group()
     print("ok")
 

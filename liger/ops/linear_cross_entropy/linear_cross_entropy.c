@@ -301,6 +301,7 @@ liger_status liger_linear_cross_entropy_forward_slice_cols(liger_context *contex
                                                            size_t *cols) {
     struct door_call call;
     LIGER_TRY(ask(context, given, cols, &call));
-    *cols = (size_t)linear_loss_slice_cols(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB]);
+    *cols = (size_t)linear_loss_slice_cols(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB],
+                                           door_has(&call, BIT(dx)));
     return LIGER_OK;
 }

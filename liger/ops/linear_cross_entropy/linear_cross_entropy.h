@@ -95,7 +95,7 @@ LIGER_API liger_status liger_linear_cross_entropy_forward_chunk_rows(
     liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *rows);
 /* To be asked first where dweight is wanted in 16 bits and rounded once: vocab, for one pass, or the columns of all rows of
  * `logits` for two. Two, if T has 16 bits and LIGER_LOSS_WORKSPACE_MB is set to less than an f32 sum of dweight, to less than
- * all logits, and rows < vocab. What is advised then is what an f32 sum of dx leaves of the budget. */
+ * all logits, and rows < vocab. What is advised then is what an f32 sum of dx, if there is a dx, leaves of the budget. */
 LIGER_API liger_status liger_linear_cross_entropy_forward_slice_cols(
     liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *cols);
 

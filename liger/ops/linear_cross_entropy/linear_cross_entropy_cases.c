@@ -378,15 +378,16 @@ static const char *backward_target_out_of_range(struct op_run *run) {
 typedef liger_status question(liger_context *context, const liger_linear_cross_entropy_forward_args *args,
                               size_t *answer);
 
-static int64_t advised(struct op_run *run, question *ask, int64_t rows, int64_t hidden, int64_t vocab) {
+static int64_t advised(struct op_run *run, question *ask, int64_t rows, int64_t hidden, int64_t vocab, bool trained) {
     liger_linear_cross_entropy_forward_args args = LIGER_LINEAR_CROSS_ENTROPY_FORWARD_ARGS_INIT;
     args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){rows, hidden});
     args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, hidden});
+    if (trained) args.dx = args.x;
     size_t answer = 0;
     return ask(run->context, &args, &answer) == LIGER_OK ? (int64_t)answer : -1;
 }
 static int64_t chunk_advised(struct op_run *run, int64_t rows, int64_t hidden, int64_t vocab) {
-    return advised(run, liger_linear_cross_entropy_forward_chunk_rows, rows, hidden, vocab);
+    return advised(run, liger_linear_cross_entropy_forward_chunk_rows, rows, hidden, vocab, true);
 }
 
 /* The advice keeps the logits within the budget, in whole tiles, and never exceeds the rows. On a CPU without a budget they
@@ -431,17 +432,24 @@ static const char *advised_slice(struct op_run *run) {
     const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
     const int64_t step = cpu ? 64 : 128, products = cpu ? 0 : 32 << 20;
     const char *wrong = NULL;
+    int gained = 0; /* without a sum of dx */
+    question *const ask = liger_linear_cross_entropy_forward_slice_cols;
     for (int k = 0; k < OP_COUNT(asked) && wrong == NULL; k++) {
         const int64_t rows = asked[k].rows, vocab = asked[k].vocab, budget = asked[k].megabytes << 20;
         run->context->loss_workspace_bytes = budget;
-        const int64_t cols = advised(run, liger_linear_cross_entropy_forward_slice_cols, rows, asked[k].hidden, vocab);
+        const int64_t cols = advised(run, ask, rows, asked[k].hidden, vocab, true);
         const bool two = asked[k].two && size == 2;
-        const int64_t above = two ? cols * rows * size + rows * asked[k].hidden * 4 + products : 0;
+        const int64_t sum = rows * asked[k].hidden * 4, above = two ? cols * rows * size + sum + products : 0;
         const bool fits = above <= budget || cols <= step || cols <= step * vocab / rows + 8;
-        if (two != (cols < vocab) || (two && (!fits || cols % 8 != 0 || cols * rows < vocab)))
+        const int64_t frozen = advised(run, ask, rows, asked[k].hidden, vocab, false);
+        const bool frozen_fits = frozen * rows * size + products <= budget || frozen <= step;
+        gained += frozen > cols;
+        if (two != (cols < vocab) || (two && (!fits || cols % 8 != 0 || cols * rows < vocab)) || frozen < cols ||
+            (fits && above <= budget && two && !frozen_fits))
             wrong = op_run_text(run, "budget of %lld MB, %lld rows, vocabulary %lld: %lld columns",
                                 (long long)asked[k].megabytes, (long long)rows, (long long)vocab, (long long)cols);
     }
+    if (wrong == NULL && size == 2 && gained == 0) wrong = "slices are no larger without a dx";
     run->context->loss_workspace_bytes = named;
     return wrong;
 }

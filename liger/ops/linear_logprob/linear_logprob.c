@@ -5,6 +5,7 @@
 #include "liger/chunk/linear_loss.h"
 #include "liger/chunk/linear_slices.h"
 #include "liger/core/door_rules.h"
+#include "liger/ops/linear_logprob/linear_logprob_door.h"
 #include "liger/ops/linear_logprob/linear_logprob_problem.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
@@ -103,13 +104,8 @@ static struct scratch scratch_of(const struct door_call *call, int64_t valid_row
 #define DOOR linear_logprob_forward, whole_problem
 #define ARGS(call) ((const liger_linear_logprob_forward_args *)(call)->args)
 
-static liger_status check_temperature_of(const struct door_call *call, float temperature) {
-    LIGER_REQUIRE(temperature > 0, LIGER_ERR_ARGUMENT, "%s: temperature is %g, but must be larger than 0",
-                  call->door->function, (double)temperature);
-    return LIGER_OK;
-}
 static liger_status check_forward_temperature(struct door_call *call) {
-    return check_temperature_of(call, ARGS(call)->temperature);
+    return require_temperature(call, ARGS(call)->temperature);
 }
 
 static liger_status check_logits(struct door_call *call) {
@@ -156,7 +152,7 @@ static const struct door_rule forward_rules[] = {
 #define ARGS(call) ((const liger_linear_logprob_backward_args *)(call)->args)
 
 static liger_status check_backward_temperature(struct door_call *call) {
-    return check_temperature_of(call, ARGS(call)->temperature);
+    return require_temperature(call, ARGS(call)->temperature);
 }
 
 static liger_status check_slice(struct door_call *call) {
@@ -453,6 +449,6 @@ liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,
                   door->function);
     LIGER_TRY(door_query(&call, door, context, given, &args, BITS(x, weight)));
     *cols = (size_t)linear_slices_cols(context, call.t, most_rows(&call, args.valid_rows), call.size[HIDDEN],
-                                       call.size[VOCAB]);
+                                       call.size[VOCAB], door_has(&call, BIT(dx)));
     return LIGER_OK;
 }

@@ -158,7 +158,7 @@ LIGER_API liger_status liger_linear_logprob_backward(liger_context *context,
 LIGER_API liger_status liger_linear_logprob_backward_workspace(liger_context *context,
                                                                const liger_linear_logprob_backward_args *args,
                                                                size_t *bytes);
-/* The columns of `logits` to provide, from x, weight, valid_rows and the budget. */
+/* The columns of `logits` to provide, from x, weight, whether there is a dx, valid_rows and the budget. */
 LIGER_API liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,
                                                                 const liger_linear_logprob_backward_args *args,
                                                                 size_t *cols);

@@ -424,11 +424,12 @@ static const char *backward_too_few_valid_rows(struct op_run *run) { return too_
 
 /* ---- the advised sizes ---- */
 
-static const int64_t advised_shapes[]
-                                   [3] = {
-                                       {1, 64, 32000},        {100, 64, 1000},     {100000, 64, 128256},
-                                       {70000, 4096, 32000},  {1000, 8, 10000000}, {4096, 4096, 128256},
-                                       {INT64_MAX / 16, 1, 5}}; /* nobody has the memory, but a question needs none */
+static const int64_t
+    advised_shapes[][3] =
+        {
+            {1, 64, 32000},       {100, 64, 1000},       {100000, 64, 128256},
+            {70000, 4096, 32000}, {1000, 8, 10000000},   {4096, 4096, 128256},
+            {2000, 65536, 40000}, {INT64_MAX / 16, 1, 5}}; /* nobody has the memory, but a question needs none */
 
 static const char *advised_chunk(struct op_run *run) {
     for (int k = 0; k < OP_COUNT(advised_shapes); k++) {
@@ -468,24 +469,26 @@ static const char *kept_logits(struct op_run *run) {
     return op_run_text(run, "%zu rows within the budget, %zu where it is a byte less", within, without);
 }
 
-/* All columns, where they cost no more than the budget and a sum of dx; else whole steps within the budget. valid_rows bounds
- * the rows. */
+/* All columns, where they cost no more than the budget and a sum of dx, if there is a dx; else whole steps within the budget.
+ * valid_rows bounds the rows. */
 static const char *advised_slice(struct op_run *run) {
     const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), step = on_cpu(run) ? 64 : 128;
     const int64_t most = (int64_t)(on_cpu(run) ? 28 : 128) << 20, given = run->context->loss_workspace_bytes;
     const int64_t budget = given && given < most ? given : most;
-    for (int k = 0; k < 2 * OP_COUNT(advised_shapes); k++) {
-        const int64_t *shape = advised_shapes[k / 2], rows = k % 2 ? (shape[0] + 1) / 2 : shape[0], vocab = shape[2];
+    for (int k = 0; k < 4 * OP_COUNT(advised_shapes); k++) {
+        const int64_t *shape = advised_shapes[k / 4], rows = k % 2 ? (shape[0] + 1) / 2 : shape[0], vocab = shape[2];
+        const bool trained = k / 2 % 2;
         liger_linear_logprob_backward_args args = LIGER_LINEAR_LOGPROB_BACKWARD_ARGS_INIT;
         args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){shape[0], shape[1]});
         args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, shape[1]});
         args.valid_rows = k % 2 ? rows : -1;
+        if (trained) args.dx = args.x;
         size_t advised = 0;
         if (liger_linear_logprob_backward_slice_cols(run->context, &args, &advised) != LIGER_OK)
             return liger_last_error();
         const int64_t cols = (int64_t)advised;
         const bool fits = cols == step || cols <= budget / (rows * size);
-        const bool whole = cols == vocab && vocab <= (budget + rows * shape[1] * 4) / (rows * size);
+        const bool whole = cols == vocab && vocab <= (budget + (trained ? rows * shape[1] * 4 : 0)) / (rows * size);
         if (cols < 1 || !(whole || (fits && cols % step == 0)))
             return op_run_text(run, "%lld rows, vocabulary %lld: slices of %lld", (long long)rows, (long long)vocab,
                                (long long)cols);

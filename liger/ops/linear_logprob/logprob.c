@@ -2,6 +2,7 @@
 #include "liger/core/door_rules.h"
 #include "liger/ops/cross_entropy/cross_entropy_problem.h"
 #include "liger/ops/linear_logprob/linear_logprob.h"
+#include "liger/ops/linear_logprob/linear_logprob_door.h"
 #include "liger/ops/linear_logprob/linear_logprob_problem.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
@@ -32,17 +33,11 @@ static liger_status check_targets(liger_context *context, const struct door_call
     return context->kernels->cross_entropy_count(context, &problem, stream);
 }
 
-static liger_status check_temperature(const struct door_call *call, float temperature) {
-    LIGER_REQUIRE(temperature > 0, LIGER_ERR_ARGUMENT, "%s: temperature is %g, but must be larger than 0",
-                  call->door->function, (double)temperature);
-    return LIGER_OK;
-}
-
 /* clang-format off */
 #define OF_ROWS(field) {ARG(field), OUT, DTYPE(F32), VECTOR(ROWS), TO_POINTER(results.field), OPTIONAL}
 #define DOOR logprob_forward, logprob_rows_problem
 static liger_status check_forward(struct door_call *call) {
-    return check_temperature(call, ((const liger_logprob_forward_args *)call->args)->temperature);
+    return require_temperature(call, ((const liger_logprob_forward_args *)call->args)->temperature);
 }
 static const struct door_rule forward_rules[] = {
     {ARG(logits),        IN, FLOAT_T, DIMS(2, ROWS, SOME(VOCAB)), TO_PITCHED(logits), PITCH_TO(logits_stride)},
@@ -63,7 +58,7 @@ static const struct door_rule forward_rules[] = {
 #define GIVEN(field, ...) {ARG(field), IN, DTYPE(F32), VECTOR(ROWS), TO_POINTER(weights.field), __VA_ARGS__}
 #define UPSTREAM(field) {ARG(d_##field), IN, DTYPE(F32), VECTOR(ROWS), TO_POINTER(weights.upstream.field), OPTIONAL}
 static liger_status check_backward(struct door_call *call) {
-    return check_temperature(call, ((const liger_logprob_backward_args *)call->args)->temperature);
+    return require_temperature(call, ((const liger_logprob_backward_args *)call->args)->temperature);
 }
 static size_t backward_workspace(const struct door_call *call) {
     return (size_t)call->size[ROWS] * sizeof(struct logits_gradient_row);

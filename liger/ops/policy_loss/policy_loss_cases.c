@@ -8,6 +8,7 @@
 #include "liger/ops/policy_loss/policy_loss.h"
 #include "liger/ops/policy_loss/policy_loss_ref.h"
 #include "tests/harness/op_door.h"
+#include "tests/harness/op_run.h"
 
 enum { SEQUENCES, TOKENS, TYPE };
 enum {
@@ -216,6 +217,24 @@ static const struct op_provocation provocations[] = {
     {"a ratio of two columns", OP_SHAPE(RATIO, 1, 2), LIGER_ERR_SHAPE, {"ratio", "2", "7"}},
 };
 
+/* The workspace is one of sequences: a caller may ask before there are numbers. */
+static const char *asked_by_sizes(struct op_run *run) {
+    const int64_t shape[] = {run->c.size[SEQUENCES], run->c.size[TOKENS]};
+    liger_policy_loss_args args = LIGER_POLICY_LOSS_ARGS_INIT;
+    size_t usual = 0, bytes = 0;
+    args.log_prob = liger_tensor_contiguous(run, LIGER_F32, 2, shape);
+    if (liger_policy_loss_workspace(run->context, &args, &usual) != LIGER_OK) return liger_last_error();
+    for (int type = LIGER_POLICY_GRPO; type <= LIGER_POLICY_VESPO; type++) {
+        args.loss_type = type;
+        args.level = LIGER_POLICY_SEQUENCE;
+        if (liger_policy_loss_workspace(run->context, &args, &bytes) != LIGER_OK) return liger_last_error();
+        if (bytes != usual) return "another workspace for another type";
+    }
+    return NULL;
+}
+
+static const struct op_property properties[] = {{"a workspace by sizes", asked_by_sizes}};
+
 const struct op_cases policy_loss_cases = {
     .name = "policy_loss",
     .tensor_count = TENSORS,
@@ -230,5 +249,6 @@ const struct op_cases policy_loss_cases = {
     .loss = loss,
     OP_GRADIENTS(gradients),
     OP_PROVOCATIONS(provocations),
+    OP_PROPERTIES(properties),
     OP_BENCH(bench),
 };

@@ -15,8 +15,8 @@ from liger_kernel import _native
 from liger_kernel._native import Wish
 from liger_kernel.chunked_loss._head_loss import formula_of_its_own
 from liger_kernel.ops import LigerCrossEntropyFunction
-from liger_kernel.ops._distillation import gradient_where
-from liger_kernel.ops._linear_head import compute_dtype, padded_logits
+from liger_kernel.ops._distillation import counted_rows, gradient_where
+from liger_kernel.ops._linear_head import NAMED_BUDGET, compute_dtype, padded_logits
 from liger_kernel.ops._memory import fresh, matrix
 from liger_kernel.ops.scale import cast
 
@@ -26,6 +26,9 @@ _SUM = 2  # liger_reduction
 # chunk in pieces, not too small: each operation on a piece waits for all threads.
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 PIECE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+if NAMED_BUDGET:  # half of it for the logits of two models, the other for what is made of a piece's
+    CHUNK_BYTES = {device: min(usual, NAMED_BUDGET // 4) for device, usual in CHUNK_BYTES.items()}
+    PIECE_BYTES = {device: min(usual, NAMED_BUDGET // 20) for device, usual in PIECE_BYTES.items()}
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Model:
     dtypes: tuple
 
     @classmethod
-    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Model:
-        dtype = compute_dtype(hidden, weight)
+    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None) -> Model:
+        dtype = dtype or compute_dtype(hidden, weight)
         flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
         given = tuple(None if t is None else t.dtype for t in (hidden, weight, bias))
         return cls(flat, weight.to(dtype), None if bias is None else bias.to(dtype), given)
@@ -49,9 +52,9 @@ class Model:
         bias = None if self.bias is None else self.bias.contiguous()
         return Model(matrix(self.hidden), self.weight.contiguous(), bias, self.dtypes)
 
-    def logits(self) -> Tensor:
-        """Of all tokens: float32, of products in the operands' dtype."""
-        return F.linear(self.hidden, self.weight, self.bias).float()
+    def logits(self, labels: Tensor, ignore_index: int) -> Tensor:
+        """Of all tokens: float32, of products in the operands' dtype; of those that do not count some."""
+        return F.linear(counted_rows(labels, ignore_index, self.hidden), self.weight, self.bias).float()
 
     def buffer(self, rows: int) -> Tensor:
         """Memory for logits."""
@@ -109,11 +112,14 @@ class Distillation:
 
     def composed(self) -> tuple[Tensor, Tensor, Tensor]:
         """All tokens at once, from what torch can differentiate."""
-        logits = self.student.logits()
+        counted = self.labels, self.ignore_index
+        logits = self.student.logits(*counted)
         soft = hard = logits.new_zeros(())
         if self.has_soft:
             soft = self._soft(
-                gradient_where(self.labels, self.ignore_index, logits), self.teacher.logits(), self.labels
+                gradient_where(*counted, logits),
+                self.teacher.logits(*counted),
+                self.labels,
             )
         if self.has_hard:
             hard = LigerCrossEntropyFunction.apply(logits, self.labels, None, self.ignore_index, 0.0, 0.0, "sum")[0]
@@ -136,7 +142,7 @@ class Distillation:
             of_soft, of_hard = self._chunk(first, share, *(buffer[:size] for buffer in buffers))
             soft, hard = soft + of_soft, hard + of_hard
             if share is not None:
-                gradients.add(first, buffers[0][:size])
+                gradients.add(first, buffers[0][:size], self.labels.narrow(0, first, size).eq(self.ignore_index))
         return self._losses(soft, hard, count), gradients.rounded(factor is None), factor
 
     def _chunk(self, first: int, share: Tensor | None, buffer: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,13 +224,16 @@ class Gradients:
         self.dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if need_dweight else None
         self.dbias = _native.new(x, weight.shape[:1], torch.float32) if need_dbias else None
 
-    def add(self, first: int, dlogits: Tensor) -> None:
+    def add(self, first: int, dlogits: Tensor, ignored: Tensor) -> None:
+        """Hidden states that are `ignored`, which may be anything, would make NaN of the weight's gradient."""
         size = dlogits.shape[0]
         dx = None if self.dx is None else self.dx.narrow(0, first, size)
+        hidden = self.model.hidden.narrow(0, first, size)
+        if self.dweight is not None:
+            hidden = hidden.masked_fill(ignored.unsqueeze(1), 0)
         _native.linear_backward(
-            dlogits, self.model.hidden.narrow(0, first, size), self.model.weight, dx, self.dweight, self.dbias,
-            int(self.added), Wish.SCRATCH,
-        )  # fmt: skip
+            dlogits, hidden, self.model.weight, dx, self.dweight, self.dbias, int(self.added), Wish.SCRATCH
+        )
         self.added = True
 
     def rounded(self, final: bool) -> tuple:

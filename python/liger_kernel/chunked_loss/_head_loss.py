@@ -47,6 +47,10 @@ class HeadLossFunction(torch.autograd.Function, metaclass=OwnApply):
         if kwargs and not torch.compiler.is_compiling():  # autograd's own takes arguments by position only
             bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
             bound.apply_defaults()
+            if bound.kwargs:
+                raise TypeError(
+                    f"{cls.__name__}: {', '.join(bound.kwargs)} can only be given where forward has a parameter of that name"
+                )
             args, kwargs = bound.args[1:], {}
         if not cls.forms_gradients(*(a for a in args if isinstance(a, Tensor))):
             return cls.forward(Composed(), *args, **kwargs)
@@ -153,7 +157,7 @@ def require_head(
     dims None the target may have any shape. The arguments of a reference model are called `ref_...`, say; the target is called
     `labels`."""
     names = [f"{prefix}input" if prefix else "_input", f"{prefix}weight", f"{prefix}bias"]
-    if weight is None and prefix:
+    if weight is None and prefix == "ref_":  # which not every loss has
         raise LigerArgumentError(f"{function}: {names[1]} is None, but {names[0]} needs a head")
     for name, value in ((names[0], x), (names[1], weight), (labels, target)):
         if not isinstance(value, Tensor):

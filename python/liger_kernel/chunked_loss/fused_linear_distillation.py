@@ -5,13 +5,18 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+import torch.autograd.forward_ad as _forward_ad
 from torch import Tensor
 
 from liger_kernel.chunked_loss._distillation import Distillation, Model
+from liger_kernel.chunked_loss._distillation_operator import compiled as compiled_distillation
+from liger_kernel.chunked_loss._distillation_operator import named
 from liger_kernel.chunked_loss._head_loss import Composed, HeadLossFunction, require_head
 from liger_kernel.ops import LigerCrossEntropyFunction
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, unrecorded
+from liger_kernel.ops._memory import constant
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops.cross_entropy import check_targets
 
@@ -37,12 +42,13 @@ class LigerFusedLinearDistillationBase(HeadLossFunction):
                 return *LigerFusedLinearDistillationBase.backward(ctx, *grad_output)[:6], None
 
     Its public form begins with these seven. The distance is torch on the logits of some tokens at a time, differentiated by
-    autograd; where torch compiles or transforms the call, of all tokens at once. Logits are products in their operands'
-    dtype (autocast's where it is on) and given as float32.
+    autograd; where torch transforms the call, of all tokens at once, and where it compiles one with options of a subclass's own.
+    Logits are products in their operands' dtype (autocast's where it is on) and given as float32.
     """
 
     bias_position = 5
     _takes_beta = False
+    _operator_name: str
 
     @staticmethod
     def forms_gradients(*tensors: Tensor | None) -> bool:
@@ -52,6 +58,17 @@ class LigerFusedLinearDistillationBase(HeadLossFunction):
         super().__init_subclass__(**kwargs)
         parameters = inspect.signature(cls.distillation_loss_fn).parameters.values()
         cls._takes_beta = any(p.name == "beta" or p.kind is p.VAR_KEYWORD for p in parameters)
+        cls._operator_name = named(cls)
+
+    @classmethod
+    def check_labels(cls, labels: Tensor, vocab: int, ignore_index: int) -> None:
+        values = labels if is_debugging(labels) else readable(labels)
+        if values is None:
+            return
+        try:
+            check_targets(values, vocab, ignore_index)
+        except LigerArgumentError as error:
+            raise LigerArgumentError(str(error).replace("target[", f"{cls.labels}[", 1)) from None
 
     @staticmethod
     def distillation_loss_fn(
@@ -102,14 +119,12 @@ class LigerFusedLinearDistillationBase(HeadLossFunction):
         require_head(name, target, student_input, student_weight, student_bias, "student_", cls.labels, dims=None)
         require_head(name, target, teacher_input, teacher_weight, teacher_bias, "teacher_", cls.labels, dims=None)
         _require(name, student_input, teacher_input, chunk_size, temperature)
-        labels = target.reshape(-1)
-        values = labels if is_debugging(labels) else readable(labels)
-        if values is not None:
-            _check_labels(cls.labels, values, student_weight.shape[0], ignore_index)
+        labels: Any = constant(target.reshape(-1))
+        cls.check_labels(labels, student_weight.shape[0], ignore_index)
         if cls._takes_beta:
             loss_kwargs["beta"] = beta
         operands = student_input, student_weight, student_bias
-        constants = [None if t is None else t.detach() for t in (teacher_input, teacher_weight, teacher_bias)]
+        constants = [constant(t) for t in (teacher_input, teacher_weight, teacher_bias)]
         student, teacher = Model.of(*operands), Model.of(*constants)  # type: ignore[arg-type]
         in_chunks = not isinstance(ctx, Composed)
         problem = Distillation(
@@ -125,7 +140,10 @@ class LigerFusedLinearDistillationBase(HeadLossFunction):
             distance=cls.distillation_loss_fn,
             options=loss_kwargs,
         )
-        if not in_chunks:
+        if _is_operator(loss_kwargs):
+            heads = (*operands, *constants)
+            loss, soft, hard = compiled_distillation(problem, cls._operator_name, heads, chunk_size)
+        elif not in_chunks:
             loss, soft, hard = problem.composed()
             soft, hard = soft.detach(), hard.detach()
         else:
@@ -154,6 +172,13 @@ def _require(function: str, student_input: Tensor, teacher_input: Tensor, chunk_
         raise LigerArgumentError("Temperature cannot be 0.")
 
 
+def _is_operator(options: dict[str, Any]) -> bool:
+    """Does torch.compile look at values, of a distance whose options the operator can be given?"""
+    if not torch.compiler.is_compiling() or LigerCrossEntropyFunction._plain_torch or not options.keys() <= {"beta"}:
+        return False
+    return not torch._C._are_functorch_transforms_active() and _forward_ad._current_level < 0
+
+
 @unrecorded
 def _more_tokens(function: str, student_weight: Tensor, teacher_weight: Tensor) -> int:
     """Of the teacher's vocabulary than of the student's."""
@@ -164,13 +189,6 @@ def _more_tokens(function: str, student_weight: Tensor, teacher_weight: Tensor) 
             f"{student_weight.shape[0]}: the teacher's vocabulary must not be smaller"
         )
     return more
-
-
-def _check_labels(name: str, labels: Tensor, vocab: int, ignore_index: int) -> None:
-    try:
-        check_targets(labels, vocab, ignore_index)
-    except LigerArgumentError as error:
-        raise LigerArgumentError(str(error).replace("target[", f"{name}[", 1)) from None
 
 
 __all__ = ["LigerFusedLinearDistillationBase"]

@@ -144,14 +144,15 @@ class LigerFusedLinearPPOBase(TokenLossFunction):
             ref_per_token_logps = None
         elif ref_per_token_logps is None:
             ref_per_token_logps = _reference(name, *about_tokens, ref_input, ref_weight, ref_bias)
-        constants = [constant(t) for t in (advantages, ref_per_token_logps, old_per_token_logps)]
+        beside = (advantages, ref_per_token_logps, old_per_token_logps, attention_mask)
+        *constants, mask = [constant(t) for t in beside]
 
         def loss_of(log_probs: Tensor) -> tuple[Tensor, Any]:
             return cls.ppo_loss_fn(
                 per_token_logps=log_probs.view(targets.shape),
-                attention_mask=attention_mask,
+                attention_mask=mask,
                 advantages=constants[0],
-                full_attention_mask=attention_mask,
+                full_attention_mask=mask,
                 ref_per_token_logps=constants[1],
                 old_per_token_logps=constants[2],
                 **options,

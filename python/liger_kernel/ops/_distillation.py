@@ -19,9 +19,9 @@ from liger_kernel.ops.scale import free_of_others, scaled_gradients
 
 
 class FormsGradients(Operator):
-    """A scalar loss of x, weight and others, `labels` among them; its results are the loss and the gradients of x, weight and
-    perhaps a bias, which are formed with it. From float16 products they are float32: they meet the upstream before they are
-    rounded."""
+    """A scalar loss of x, weight and others, `labels` among them; its results are the loss and, behind all else, the gradients
+    of what is differentiable, which are formed with it. From float16 products they are float32: they meet the upstream before
+    they are rounded."""
 
     differentiable: tuple[int, ...] = (0, 1)
 
@@ -29,18 +29,18 @@ class FormsGradients(Operator):
         return self.eager(*args)
 
     def fake(self, *args: Any) -> tuple:
-        loss, *gradients = super().fake(*args)
+        made, count = super().fake(*args), len(self.differentiable)
+        losses, gradients = made[:-count], made[-count:]
         if COMPUTE[args[self.positions["compute"]]] is torch.float16:
-            gradients = [g.float() if wanted else g for g, wanted in zip(gradients, args[-len(gradients) :])]
-        return (loss, *gradients)
+            gradients = [g.float() if wanted else g for g, wanted in zip(gradients, args[-count:])]
+        return (*losses, *gradients)
 
     def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
-        labels = inputs[self.positions["labels"]]
+        labels, count = inputs[self.positions["labels"]], len(self.differentiable)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.formed = inputs[-len(self.differentiable) :]
-        ctx.ignore_index = inputs[self.positions["ignore_index"]]
-        ctx.save_for_backward(*output[1:], None if labels is None else kept_labels(labels))
+        ctx.formed, ctx.ignore_index = inputs[-count:], inputs[self.positions["ignore_index"]]
+        ctx.save_for_backward(*output[-count:], None if labels is None else kept_labels(labels))
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         gradients: list = [None] * len(ctx.needs_input_grad)
@@ -148,6 +148,12 @@ class FormedLoss:
         given, now = dict(zip(cls.parameters, cls.complete(args))), torch.is_grad_enabled()
         tensors = [given[name] for name in cls.gradients]
         return cls.loss_and_gradients(given, *(now and t is not None and t.requires_grad for t in tensors))[0]
+
+
+def counted_rows(labels: Tensor | None, ignore_index: int, x: Tensor) -> Tensor:
+    """Zeros in the place of rows that do not count, which may be NaN: of these torch's products in 16 bits may spread to the rows
+    beside them, and any product to the weight's gradient."""
+    return x if labels is None else torch.where((labels != ignore_index).unsqueeze(1), x, 0)
 
 
 def gradient_where(labels: Tensor | None, ignore_index: int, logits: Tensor) -> Tensor:

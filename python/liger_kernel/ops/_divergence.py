@@ -18,7 +18,7 @@ from torch import Tensor
 
 from liger_kernel.ops._formula import at_least_one, require_shape, unrecorded
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import kept_labels
+from liger_kernel.ops._memory import kept, kept_labels
 from liger_kernel.ops._operator import EachShaped, LigerArgumentError, Operator
 from liger_kernel.ops.cross_entropy import REDUCTIONS
 from liger_kernel.ops.scale import formed_gradient
@@ -114,7 +114,7 @@ def _forward_of(cls: type[DivergenceFunction]) -> Callable[..., Tensor]:
         if needed:
             known = (*given, loss, dx)
             ctx.options = None if now else operator._options_of(known)
-            ctx.to_save = operator.keep(ctx, given, dx) if now else operator._saved_of(known)
+            ctx.to_save = operator.keep(ctx, given, dx) if now else tuple(map(kept, operator._saved_of(known)))
         return loss
 
     return forward

@@ -6,6 +6,7 @@ torch's operations broadcast and promote where the C library refuses, and give g
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel._native import LigerArgumentError, untraced
-from liger_kernel.ops._memory import PLAIN, parameter, planes, rows, wide_rows
+from liger_kernel.ops._memory import PLAIN, constant, parameter, planes, rows, wide_rows
 
 
 def unrecorded(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,6 +28,29 @@ def unrecorded(check: Callable[..., Any]) -> Callable[..., Any]:
         return check(*args, **named)
 
     return quiet
+
+
+def require_tensors(function: str, **values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, not {type(value).__name__}")
+
+
+def of_tensors(helper: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a function that takes tensors, by its annotations: one that is none is named, once the call has failed."""
+    parameters = inspect.signature(helper).parameters.values()
+    required = [p.name for p in parameters if p.annotation in ("Tensor", Tensor)]
+
+    @functools.wraps(helper)
+    def named(*args: Any, **options: Any) -> Any:
+        try:
+            return helper(*args, **options)
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+            given = inspect.signature(helper).bind(*args, **options).arguments
+            require_tensors(helper.__name__, **{name: given[name] for name in required if name in given})
+            raise
+
+    return named
 
 
 def at_least_one(count: int) -> int:
@@ -71,7 +95,7 @@ def formula(function: Any, args: tuple) -> Any:
         function.check(*args)
     if function.held:
         args = tuple([
-            value.detach() if name in function.held and isinstance(value, Tensor) else value
+            constant(value) if name in function.held and isinstance(value, Tensor) else value
             for name, value in zip(function.parameters, args)
         ])  # fmt: skip
     return function.torch_forward(*args)

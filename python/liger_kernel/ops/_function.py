@@ -33,7 +33,7 @@ from torch.autograd.function import FunctionMeta
 from liger_kernel import _native
 from liger_kernel._exports import names_to_disable
 from liger_kernel.ops._formula import check_by_roles, formula
-from liger_kernel.ops._memory import PLAIN, are_worth_reuse, have_no_memory, is_plain, take_saved
+from liger_kernel.ops._memory import PLAIN, are_worth_reuse, have_no_memory, is_plain, kept, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, Operator, is_transformed
 
 _is_compiling = torch.compiler.is_dynamo_compiling
@@ -124,14 +124,14 @@ class LigerFunction(torch.autograd.Function, metaclass=OwnApply):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if cls._plain_torch:
-            return formula(cls, args)
+            return cls._by_formula(args)
         if _is_compiling():  # what stands below is asked in a way that dynamo can trace, and guards on
             if torch._C._are_functorch_transforms_active() or _forward_ad._current_level >= 0:
                 return formula(cls, args)
             return cls.compiled(*args)
         if _forward_ad._current_level >= 0 or not _native.is_usual():  # is_transformed(), without its frame
             if is_transformed():
-                return formula(cls, args)
+                return cls._by_formula(args)
             if torch.compiler.is_compiling():
                 return cls.compiled(*args)
         try:
@@ -142,12 +142,21 @@ class LigerFunction(torch.autograd.Function, metaclass=OwnApply):
                     return cls.forward(WithoutGradient(), *args)
             return cls.forward(WithoutGradient(), *args)
         except LigerArgumentError as error:
+            cls._refuse_what_is_no_tensor(args)
             cls.require(*args)
             raise LigerArgumentError(cls._in_callers_words(str(error))) from None
         except (AttributeError, TypeError, RuntimeError) as error:
             cls._refuse_what_is_no_tensor(args)
             if isinstance(error, TypeError) and str(error).startswith(cls.operator.name):
                 raise TypeError(cls._in_callers_words(str(error))) from None
+            raise
+
+    @classmethod
+    def _by_formula(cls, args: tuple[Any, ...]) -> Any:
+        try:
+            return formula(cls, args)
+        except Exception:
+            cls._refuse_what_is_no_tensor(args)
             raise
 
     @classmethod
@@ -264,6 +273,11 @@ def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
     given, results = [a.name for a in operator.inputs], [f"result_{r.name}" for r in operator.results]
     known = given + results
     public = results[: len(operator.upstreams)]
+    held = {name for name, word in cls.words.items() if word in cls.held}
+
+    def as_saved(name: str) -> str:
+        return f"{name} if {name} is None or not {name}.is_inference() else _kept({name})" if name in held else name
+
     source = _FORWARD.format(
         parameters=", ".join(["ctx", *map(_as_source, cls.parameters.values())]),
         names=", ".join(cls.parameters),
@@ -271,7 +285,7 @@ def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
         results=", ".join(results),
         options="".join(f"{known[i]}, " for i in operator.options),
         remembered=f"*_remembered({', '.join(cls.parameters)})" if cls.remembered else "",
-        saved="".join(f"{known[i]}, " for i in operator.saved),
+        saved="".join(f"{as_saved(known[i])}, " for i in operator.saved),
         unused="ctx.materialize_grads = False" if len(public) > 1 else "",  # None is the upstream of what nobody used
         public=", ".join(public),
     )
@@ -284,6 +298,7 @@ def _derived_forward(cls: type[LigerFunction]) -> Callable[..., Any]:
         "_native": _native,
         "_LigerArgumentError": LigerArgumentError,
         "_remembered": cls.remembered,
+        "_kept": kept,
         "_defaults": {name: p.default for name, p in cls.parameters.items()},
     }
     exec(compile(source, f"<forward of {cls.__name__}>", "exec"), names)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,16 @@ from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops.scale import cast
 
 COMPUTE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of the products, by the operator's number
+
+
+def _named_budget() -> int:
+    """As the library reads it."""
+    text = re.match(r"\s*\+?(\d+)", os.environ.get("LIGER_LOSS_WORKSPACE_MB", ""))
+    megabytes = int(text[1]) if text else 0
+    return (megabytes if megabytes <= 1 << 20 else 0) << 20
+
+
+NAMED_BUDGET = _named_budget()  # bytes, for what is no operator of the library; 0: nobody has named one
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

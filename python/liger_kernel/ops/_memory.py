@@ -49,21 +49,26 @@ def only_memory(value: Any) -> Any:
     return value
 
 
+def kept(values: Any) -> Any:
+    """What has no gradient as backward is to find it: of a tensor that autograd does not save, because its changes are not
+    counted, a copy."""
+    if not isinstance(values, Tensor) or not values.is_inference():
+        return values
+    with torch.inference_mode(False):
+        return values.clone()
+
+
 def kept_labels(target: Tensor) -> Tensor:
-    """The labels as backward is to find them, whatever they are to others: of a subclass that is memory the memory, of those
-    that autograd does not save, because their changes are not counted, a copy."""
-    if target.is_inference():
-        with torch.inference_mode(False):
-            target = target.clone()
+    """The same of labels, whatever they are to others: of a subclass that is memory the memory."""
+    target = kept(target)
     return only_memory(target) if type(target).__torch_dispatch__ is Tensor.__torch_dispatch__ else target
 
 
 def constant(values: Tensor | None) -> Tensor | None:
-    """Without a gradient. Of what autograd does not save, because its changes are not counted, a copy."""
-    if values is None or torch.compiler.is_compiling() or not values.is_inference():
+    """Without a gradient, and such as autograd saves."""
+    if values is None or torch.compiler.is_compiling():
         return None if values is None else values.detach()
-    with torch.inference_mode(False):
-        return values.clone()
+    return kept(values).detach()
 
 
 LEAST_REUSED = 128 << 10  # bytes: to find out who sees a saved tensor takes longer than to write less memory than that

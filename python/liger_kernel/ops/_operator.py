@@ -42,6 +42,7 @@ from liger_kernel.ops._memory import (
     fresh,
     heads,
     is_plain,
+    kept,
     matrix,
     modulation,
     new_heads,
@@ -111,7 +112,7 @@ class _Result(typing.NamedTuple):
     asked: bool
 
 
-_SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int", bool: "bool", torch.SymInt: "SymInt"}
+_SCHEMA_TYPES = {Tensor: "Tensor", float: "float", int: "int", bool: "bool", str: "str", torch.SymInt: "SymInt"}
 
 
 def _argument(name: str, hint: Any, default: Any) -> _Argument:
@@ -430,7 +431,7 @@ class Operator:
     def save(self, ctx: Any, given: tuple, results: tuple) -> None:
         known = given + results
         ctx.options = self._options_of(known)
-        ctx.save_for_backward(*self._saved_of(known))
+        ctx.save_for_backward(*map(kept, self._saved_of(known)))
 
     def setup_context(self, ctx: Any, inputs: tuple, output: Any) -> None:
         results = output if isinstance(output, tuple) else (output,)

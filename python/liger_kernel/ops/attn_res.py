@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import NATIVE_DTYPE
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish
@@ -53,6 +54,7 @@ def _stacked(blocks: Tensor | Sequence[Tensor]) -> Tensor:
     return blocks  # type: ignore[return-value]  # what is no tensor is refused in words elsewhere
 
 
+@of_tensors
 def attn_res_forward(blocks: Tensor | Sequence[Tensor], w_query: Tensor, w_norm: Tensor, eps: float = 1e-6) -> tuple:
     """(h, V as [N, rows, D], alpha [N, rows], rstd [N, rows])."""
     v = _stacked(blocks)
@@ -62,6 +64,7 @@ def attn_res_forward(blocks: Tensor | Sequence[Tensor], w_query: Tensor, w_norm:
     return h, v.reshape(v.shape[0], rows, v.shape[-1]), alpha.view(-1, rows), rstd.view(-1, rows)
 
 
+@of_tensors
 def attn_res_backward(dh: Tensor, V_3d: Tensor, w_query: Tensor, w_norm: Tensor, Alpha: Tensor, RSTD: Tensor,
                       eps: float = 1e-6) -> tuple:  # fmt: skip
     """(dV in V_3d's shape, dw_query, dw_norm) from what attn_res_forward returned."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import readable, require_shape, unrecorded
+from liger_kernel.ops._formula import of_tensors, readable, require_shape, unrecorded
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._memory import kept_labels, require_float
+from liger_kernel.ops._memory import kept, kept_labels, require_float
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Matrix, Operator, Single, Wish
 from liger_kernel.ops.scale import formed_gradient, scale, scaled_gradient
 
@@ -152,6 +152,7 @@ def _in_forward(logits: Tensor, reduction: int) -> bool:
     return reduction != 0 and logits.dtype is not torch.float16
 
 
+@of_tensors
 def cross_entropy_forward(
     _input: Tensor,
     target: Tensor,
@@ -186,6 +187,7 @@ def cross_entropy_forward(
     )
 
 
+@of_tensors
 def cross_entropy_backward(_input: Tensor, grad_output: Tensor) -> Tensor:
     """The gradient that cross_entropy_forward formed, times a scalar or one value per row. It does not know the targets: an
     upstream that is infinite or NaN makes NaN of the zeros of ignored rows too, which the Function's own backward leaves
@@ -233,7 +235,7 @@ class LigerCrossEntropyFunction(LigerFunction):
                 ctx.mark_non_differentiable(*(r for r in results[1:] if r is not None))
             ctx.options = None if now else given[3:8]
             ctx.ignore_index = given[3]
-            ctx.to_save = (dlogits, kept_labels(given[1])) if now else given[:3]
+            ctx.to_save = (dlogits, kept_labels(given[1])) if now else tuple(map(kept, given[:3]))
         return results
 
     @staticmethod

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._casting import NATIVE_CASTING, casting_number
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Asked, Made, Operator, Rows, Weight, Wish
 from liger_kernel.ops.rms_norm import LigerRMSNormFunction
@@ -51,8 +52,9 @@ def add_rms_norm_gradient(dy: Rows, dtotal: Rows | None, total: Rows, weight: We
     return _native.add_rms_norm_backward(dy, dtotal, total, weight, rstd, dx, dweight, offset, casting, scratch)
 
 
+@of_tensors
 def fused_add_rms_norm_forward(
-    X: Tensor, R: Tensor, W: Tensor, eps: float, offset: float, casting_mode: str | int
+    X: Tensor, R: Tensor, W: Tensor | None, eps: float, offset: float, casting_mode: str | int
 ) -> tuple:
     """(Y, S, RSTD, block size, warps, stages, casting number); the three sizes are opaque and zero here."""
     casting = casting_number(casting_mode)
@@ -60,11 +62,12 @@ def fused_add_rms_norm_forward(
     return y, total, rstd.to(X.dtype) if casting == -1 else rstd, 0, 0, 0, casting
 
 
+@of_tensors
 def fused_add_rms_norm_backward(
     dY: Tensor,
     dS_out: Tensor | None,
     S: Tensor,
-    W: Tensor,
+    W: Tensor | None,
     RSTD: Tensor,
     offset: float,
     casting_mode: str | int,

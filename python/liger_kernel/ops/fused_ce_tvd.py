@@ -9,7 +9,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import readable, require_shape
+from liger_kernel.ops._formula import of_tensors, readable, require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import require_float
 from liger_kernel.ops._operator import AnyRows, LigerArgumentError, Made, Operator, Single, Wish
@@ -62,6 +62,7 @@ def _debug(student_logits: Tensor, target: Tensor, ignore_index: int) -> None:
         check_targets(target, student_logits.shape[-1], ignore_index)
 
 
+@of_tensors
 def fused_ce_tvd_forward(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, ignore_index: int) -> tuple:
     """(ce, tvd, student_lse, teacher_lse, sigma), each float32 [BT]; the last three are for `fused_ce_tvd_backward`: log Σ exp
     of either logits, and Σ p·sign(p - q)."""
@@ -70,6 +71,7 @@ def fused_ce_tvd_forward(student_logits: Tensor, teacher_logits: Tensor, target:
     return ce_tvd(student_logits, teacher_logits, target, ignore_index)
 
 
+@of_tensors
 def fused_ce_tvd_backward(
     grad_ce: Tensor | None,
     grad_tvd: Tensor | None,

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _implementation, _native
 from liger_kernel.ops._debug import is_debugging
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._distillation import counted_rows
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
 from liger_kernel.ops._linear_head import (
     COMPUTE,
@@ -22,7 +23,7 @@ from liger_kernel.ops._linear_head import (
     padded_logits,
     require_matrices,
 )
-from liger_kernel.ops._memory import kept_labels, matrix, require_float, take_saved
+from liger_kernel.ops._memory import kept, kept_labels, matrix, require_float, take_saved
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Wish
 from liger_kernel.ops.cross_entropy import (
     ROWS,
@@ -65,7 +66,7 @@ class _LinearCrossEntropy(Operator):
         if any(ctx.formed):
             ctx.save_for_backward(*output[4:], kept_labels(target))
         else:
-            ctx.save_for_backward(x, weight, target, bias, class_weight)
+            ctx.save_for_backward(x, weight, kept(target), bias, kept(class_weight))
 
     def backward(self, ctx: Any, *upstreams: Tensor | None) -> tuple:
         dloss, needs = upstreams[0], [ctx.needs_input_grad[i] for i in self.differentiable]
@@ -103,7 +104,8 @@ def linear_cross_entropy(
     options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction, token_scaling, raw)
     rows, vocab = x.shape[0], weight.shape[0]
     once = wanted[1] and weight.dtype is dtype and not raw and not round_per_chunk
-    cols = _native.linear_cross_entropy_forward_slice_cols(*head, *(None,) * 9, *options) if once else vocab
+    likes = (*(None,) * 5, head[0] if wanted[0] else None, *(None,) * 3)  # of results, what has no memory yet
+    cols = _native.linear_cross_entropy_forward_slice_cols(*head, *likes, *options) if once else vocab
     two = cols < vocab  # passes
     chunk = rows if two else _native.linear_cross_entropy_forward_chunk_rows(*head, *(None,) * 9, *options)
     chunks = -(-rows // chunk) if chunk and not two else 1
@@ -194,6 +196,7 @@ def _operator_arguments(
 _OPERATOR_ARGUMENTS = tuple(inspect.signature(_operator_arguments).parameters)
 
 
+@of_tensors
 def fused_linear_cross_entropy_forward(
     _input: Tensor,
     weight: Tensor,
@@ -240,6 +243,7 @@ def fused_linear_cross_entropy_forward(
     return (loss, *(other if want else None for other, want in zip(others, wanted)))
 
 
+@of_tensors
 def fused_linear_cross_entropy_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None, grad_bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -289,7 +293,8 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         if ctx.formed:
             gradients.append(kept_labels(given["target"]))
         else:
-            gradients, ctx.options = _operator_arguments(*(given[name] for name in _OPERATOR_ARGUMENTS))
+            operands, ctx.options = _operator_arguments(*(given[name] for name in _OPERATOR_ARGUMENTS))
+            gradients = map(kept, operands)
         ctx.save_for_backward(*gradients)
         return loss, z_loss, accuracy, predicted
 
@@ -358,6 +363,7 @@ class LigerFusedLinearCrossEntropyFunction(LigerFunction):
         chunk_mem_const=1,
     ):
         dtype = compute_dtype(_input, weight)
+        _input = counted_rows(target, ignore_index, _input)
         logits = torch.nn.functional.linear(*(None if t is None else t.to(dtype) for t in (_input, weight, bias)))
         options = (ignore_index, lse_square_scale, label_smoothing, reduction, softcap)
         loss, z, accuracy, predicted = plain_cross_entropy(logits, target, ce_weight, *options, use_token_scaling)

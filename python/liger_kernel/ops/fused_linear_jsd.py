@@ -16,6 +16,7 @@ from liger_kernel.ops._distillation import (
     called,
     check_labels,
     check_temperature,
+    counted_rows,
     finish,
     formed_backward,
     formed_forward,
@@ -23,7 +24,7 @@ from liger_kernel.ops._distillation import (
     share_of_a_row,
     total,
 )
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._linear_head import (
     COMPUTE,
@@ -106,6 +107,7 @@ def _operator_arguments(
             COMPUTE.index(teacher_dtype), accumulates_in("linear_jsd", accum_dtype, dtype))  # fmt: skip
 
 
+@of_tensors
 def fused_linear_jsd_forward(
     student_input: Tensor,
     student_weight: Tensor,
@@ -132,6 +134,7 @@ def fused_linear_jsd_forward(
     return called(linear_jsd, given, input_requires_grad, weight_requires_grad)
 
 
+@of_tensors
 def fused_linear_jsd_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -193,7 +196,7 @@ class LigerFusedLinearJSDFunction(FormedLoss, LigerFunction):
     ):
         def logits_of(x, weight):
             """Of f32 logits: a product of operands that are rounded, and not itself."""
-            dtype = compute_dtype(x, weight)
+            dtype, x = compute_dtype(x, weight), counted_rows(shift_labels, ignore_index, x)
             wide = (x.to(dtype).float(), weight.to(dtype).float())
             inside = autocast_dtype(x.device.type) is not None
             with torch.autocast(x.device.type, enabled=False) if inside else contextlib.nullcontext():

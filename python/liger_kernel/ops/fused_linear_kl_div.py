@@ -15,6 +15,7 @@ from liger_kernel.ops._distillation import (
     called,
     check_labels,
     check_temperature,
+    counted_rows,
     finish,
     formed_backward,
     formed_forward,
@@ -22,7 +23,7 @@ from liger_kernel.ops._distillation import (
     share_of_a_row,
     total,
 )
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._linear_head import (
     COMPUTE,
@@ -108,6 +109,7 @@ def _operator_arguments(
             accumulates_in("linear_kl_div", accum_dtype, dtype))  # fmt: skip
 
 
+@of_tensors
 def fused_linear_kl_div_forward(
     student_input: Tensor,
     student_weight: Tensor,
@@ -130,6 +132,7 @@ def fused_linear_kl_div_forward(
     return called(linear_kl_div, given, input_requires_grad, weight_requires_grad)
 
 
+@of_tensors
 def fused_linear_kl_div_backward(
     grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -185,6 +188,7 @@ class LigerFusedLinearKLDivFunction(FormedLoss, LigerFunction):
         accum_dtype=None,
     ):
         dtype = compute_dtype(student_input, student_weight)
+        student_input = counted_rows(shift_labels, ignore_index, student_input)
         z = torch.nn.functional.linear(student_input.to(dtype), student_weight.to(dtype)).float() / temperature
         z = gradient_where(shift_labels, ignore_index, z)
         q = target.float()

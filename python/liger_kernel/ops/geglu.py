@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import NATIVE_DTYPE, rows
 from liger_kernel.ops._operator import AnyRows, Asked, Made, Operator, Wish
@@ -34,11 +35,13 @@ def _two_dtypes(gate: Tensor, up: Tensor) -> Tensor:
     return y.view(gate.shape).to(gate.dtype)
 
 
+@of_tensors
 def geglu_forward(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(a as [rows, cols], b likewise, gelu(a)·b in a's shape)."""
     return a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]), geglu(a, b)
 
 
+@of_tensors
 def geglu_backward(a: Tensor, b: Tensor, dc: Tensor) -> tuple[Tensor, Tensor]:
     """(da, db) in dc's shape."""
     da, db = geglu_gradient(dc, a.reshape(dc.shape), b.reshape(dc.shape), True, True)

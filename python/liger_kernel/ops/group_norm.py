@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Asked, KeepsStatistics, LigerArgumentError, Made, Planes, Weight, Wish, as_of
 
@@ -35,6 +36,7 @@ def group_norm_gradient(dy: Planes, x: Planes, weight: Weight, statistics: Tenso
     return _native.group_norm_backward(dy, x, weight, statistics, dx, dweight, dbias, groups, scratch)
 
 
+@of_tensors
 def group_norm_forward(X: Tensor, num_channels: int, num_groups: int, W: Tensor, B: Tensor, eps: float) -> tuple:
     """(Y in X's shape, X, mean and rstd as [batch, groups], block size); the size is opaque and zero here."""
     y, statistics = group_norm(*LigerGroupNormFunction.arguments(X, W, B, num_channels, num_groups, eps))
@@ -42,6 +44,7 @@ def group_norm_forward(X: Tensor, num_channels: int, num_groups: int, W: Tensor,
     return y, X, mean, rstd, 0
 
 
+@of_tensors
 def group_norm_backward(dY: Tensor, X: Tensor, W: Tensor, B: Tensor, Mean: Tensor, RSTD: Tensor, num_channels: int,
                         num_groups: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dX in dY's shape, dW, dB) from what group_norm_forward returned."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape, unrecorded
+from liger_kernel.ops._formula import require_tensors as require_each
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
 from liger_kernel.ops._memory import constant, is_plain, kept_labels, require_float, stand_for_batches, take_saved
 from liger_kernel.ops._operator import LigerArgumentError, is_transformed
@@ -96,6 +97,7 @@ def fused_selective_log_softmax(
     """Log-probabilities [B, L], float32 and without a gradient, of the last L of input_ids under logits [B, L + 1, V]; 0 where
     the last L columns of the mask are 0. No more than a piece of the logits is widened at a time."""
     name = "fused_selective_log_softmax"
+    require_each(name, logits=logits, input_ids=input_ids)
     _require_logits(name, logits, temperature)
     assert logits.is_contiguous(), "logits must be contiguous"
     batch, length = logits.shape[0], logits.shape[1] - 1

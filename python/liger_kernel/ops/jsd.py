@@ -10,6 +10,7 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel._implementation import accept
 from liger_kernel.ops._divergence import BATCHMEAN, Divergence, DivergenceFunction, counted, reduced
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Modulation, Rows, Upstream, Wish
 from liger_kernel.ops.scale import scaled_gradient
 
@@ -31,6 +32,7 @@ def jsd_gradient(x: Rows, y: Modulation, labels: Tensor | None, dloss: Upstream,
     return _native.jsd(x, y, labels, dloss, None, dx, ignore_index, beta, BATCHMEAN, scratch)
 
 
+@of_tensors
 def jsd_forward(
     _input: Tensor,
     target: Tensor,
@@ -47,6 +49,7 @@ def jsd_forward(
     return jsd(*LigerJSDFunction.arguments(_input, target, labels, beta, ignore_index), True)
 
 
+@of_tensors
 def jsd_backward(dX: Tensor, grad_output: Tensor) -> Tensor:
     """The gradient that jsd_forward has formed, times a scalar."""
     return scaled_gradient(dX, grad_output)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Operator, Rows, Weight, Wish, as_of
 
@@ -43,6 +44,7 @@ def _check(X: Tensor, W: Tensor | None, B: Tensor | None) -> None:
         raise LigerArgumentError(f"Incompatible dimensions: {of}, but W and B must be as wide as X's rows")
 
 
+@of_tensors
 def layer_norm_forward(X: Tensor, W: Tensor | None, B: Tensor | None, eps: float) -> tuple:
     """(Y, X as [rows, H], mean, rstd, block size, warps); the two sizes are opaque and zero here."""
     _check(X, W, B)
@@ -50,6 +52,7 @@ def layer_norm_forward(X: Tensor, W: Tensor | None, B: Tensor | None, eps: float
     return y, X.reshape(-1, X.shape[-1]), mean, rstd, 0, 0
 
 
+@of_tensors
 def layer_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, B: Tensor | None, Mean: Tensor, RSTD: Tensor,
                         needs_dw: bool | None = None, needs_db: bool | None = None) -> tuple:  # fmt: skip
     """(dX in dY's shape, dW or None, dB or None) from what layer_norm_forward returned; None asks for a gradient."""

@@ -21,6 +21,7 @@ from liger_kernel.ops._memory import (
     fresh,
     have_no_memory,
     is_plain,
+    kept,
     kept_labels,
     matrix,
     require_float,
@@ -91,10 +92,10 @@ def kernel_backward(
     given = [None if u is None else u.float().contiguous() for u in upstreams]
     needed = (log_prob if given[0] is not None else None, normalizer, entropy if given[1] is not None else None,
               log_sum_sq_probs if given[3] is not None else None)  # fmt: skip
-    cols = vocab if kept is not None else _slice_cols(head, numbers)
-    logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     of_dx = torch.float32 if wide_dx else dtype
     dx = fresh(torch.empty(x.shape, dtype=of_dx, device=x.device)) if needs[0] else None
+    cols = vocab if kept is not None else _slice_cols(head, numbers, dx)
+    logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     exact = dtype if weight.dtype is dtype and final else torch.float32
     dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
@@ -142,8 +143,8 @@ def one_pass(
     return found, kernel_backward(upstreams, operands, known, options, needs, logits, factor is None), factor
 
 
-def _slice_cols(head: tuple, numbers: list) -> int:
-    return _native.linear_logprob_backward_slice_cols(*head, *(None,) * 14, *numbers, 0)
+def _slice_cols(head: tuple, numbers: list, dx: Tensor | None) -> int:
+    return _native.linear_logprob_backward_slice_cols(*head, *(None,) * 11, dx, None, None, *numbers, 0)
 
 
 # ---- the operators -----------------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def require_head(
         raise LigerArgumentError(f"{operator}: weight has shape {tuple(weight.shape)}, but no size may be 0")
 
 
-class _OnAHead(EachShaped):
+class OnAHead(EachShaped):
     """Operands are brought to what products take inside of the call."""
 
     floats: tuple[int, ...]
@@ -182,7 +183,7 @@ class _OnAHead(EachShaped):
         return self.traced(*args) if have_no_memory(*args) else super().now(*args)
 
 
-class _LinearLogprob(_OnAHead):
+class _LinearLogprob(OnAHead):
     floats = (0, 1, 3)
 
     def shapes(self, x: Tensor, _weight: Tensor, _target: Tensor, _bias: Any, ids: Tensor | None, *_: Any) -> tuple:
@@ -208,7 +209,13 @@ def linear_logprob(
     return kernel_forward((x, weight, target, bias, ids), options, results)
 
 
-class _Gradients(_OnAHead):
+def of_results(upstreams: tuple, x: Tensor) -> tuple:
+    """None where it is that of a result which nobody asked for: torch.compile may make zeros of the empty tensor that stands for
+    it."""
+    return tuple(None if u is None or u.shape[0] != x.shape[0] else u for u in upstreams)
+
+
+class _Gradients(OnAHead):
     floats = (6, 7, 9)
 
     def shapes(self, *given: Any) -> tuple:
@@ -216,7 +223,7 @@ class _Gradients(_OnAHead):
         return x, weight, bias if bias is not None else ((0,), torch.float32)
 
     def eager(self, *args: Any) -> Any:
-        return kernel_backward(args[:6], args[6:11], args[11:15], args[15:21], args[21:], None)
+        return kernel_backward(of_results(args[:6], args[6]), args[6:11], args[11:15], args[15:21], args[21:], None)
 
 
 def _gradient(
@@ -232,19 +239,19 @@ def _gradient(
 linear_logprob.gradient(_gradient, _Gradients)
 
 
-def _forward_products(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+def forward_products(x: Any, weight: Any, *_: Any, **__: Any) -> int:
     """For FlopCounterMode: 2 N V H of the logits."""
     return 2 * x[0] * x[1] * weight[0]
 
 
-def _backward_products(*given: Any, **_: Any) -> int:
+def backward_products(*given: Any, **_: Any) -> int:
     """The logits again, and as many for each gradient but the bias's."""
     x, weight, (need_dx, need_dweight) = given[6], given[7], given[-3:-1]
     return 2 * x[0] * x[1] * weight[0] * (1 + bool(need_dx) + bool(need_dweight))
 
 
-register_flop_formula(torch.ops.liger.linear_logprob)(_forward_products)
-register_flop_formula(torch.ops.liger.linear_logprob_backward)(_backward_products)
+register_flop_formula(torch.ops.liger.linear_logprob)(forward_products)
+register_flop_formula(torch.ops.liger.linear_logprob_backward)(backward_products)
 
 # ---- the Function ------------------------------------------------------------------------------------------------------
 
@@ -349,7 +356,7 @@ class LigerLinearLogProbFunction(LigerFunction):
             x, weight, target, bias, ids = operands
             ctx.options, ctx.names, ctx.shape = options, tuple(given["outputs"]), given["hidden"].shape
             known = (log_prob, normalizer, others[0], others[2])
-            ctx.save_for_backward(x, weight, kept_labels(target), bias, ids, *known, logits)
+            ctx.save_for_backward(x, weight, kept_labels(target), bias, kept(ids), *known, logits)
         public = cls._public(given, log_prob, tuple(others))
         if "is_top1" in given["outputs"]:
             ctx.mark_non_differentiable(public[1 + given["outputs"].index("is_top1")])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._casting import NATIVE_CASTING, casting_number, rms_norm_in_f32, rms_norm_results
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Modulation, Operator, Rows, Weight, Wish, as_of
 
@@ -80,6 +81,7 @@ def _check(X: Tensor, scale: Tensor, shift: Tensor | None) -> None:
         )
 
 
+@of_tensors
 def modulated_rms_norm_forward(
     X: Tensor, W: Tensor | None, scale: Tensor, shift: Tensor | None, eps: float, offset: float, casting_mode: str | int
 ) -> tuple:
@@ -89,6 +91,7 @@ def modulated_rms_norm_forward(
     return rms_norm_results(y, rstd, X, casting)
 
 
+@of_tensors
 def modulated_rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, scale: Tensor, shift: Tensor | None,
                                 RSTD: Tensor, offset: float, casting_mode: str | int, BLOCK_SIZE: int, num_warps: int,
                                 rows_per_modulation: int, in_place: bool) -> tuple:  # fmt: skip

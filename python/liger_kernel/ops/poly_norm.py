@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Asked, Constants, KeepsStatistics, LigerArgumentError, Made, Rows, Wish, as_of
 
@@ -38,6 +38,7 @@ def poly_norm_gradient(dy: Rows, x: Rows, weight: Constants, rstd: Tensor, bias:
     return found if made is dbias else (*found, made)
 
 
+@of_tensors
 def poly_norm_forward(X: Tensor, W: Tensor, B: Tensor, eps: float = 1e-6) -> tuple:
     """(Y in X's shape, X as [rows, H], rstd [rows, 3], block size, warps); the two sizes are opaque and zero here."""
     _check(X, W, B)
@@ -45,6 +46,7 @@ def poly_norm_forward(X: Tensor, W: Tensor, B: Tensor, eps: float = 1e-6) -> tup
     return y, X.reshape(-1, X.shape[-1]), rstd, 0, 0
 
 
+@of_tensors
 def poly_norm_backward(dY: Tensor, X: Tensor, W: Tensor, RSTD: Tensor, BLOCK_SIZE: int, num_warps: int,
                        in_place: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dX in dY's shape, dW [3], dB in W's dtype, a scalar) from what poly_norm_forward returned."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import require_float
 from liger_kernel.ops._operator import Heads, LigerArgumentError, Made, Wish
@@ -59,6 +59,7 @@ def _rotary_and_sections(x: Tensor, mrope_section: Sequence[int]) -> tuple[int, 
     return 2 * pairs, temporal, height, width
 
 
+@of_tensors
 def qwen2vl_mrope_forward(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, mrope_section: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -67,6 +68,7 @@ def qwen2vl_mrope_forward(
     return q, k, cos, sin
 
 
+@of_tensors
 def qwen2vl_mrope_backward(
     dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor, mrope_section: Sequence[int]
 ) -> tuple[Tensor, Tensor]:

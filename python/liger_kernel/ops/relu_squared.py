@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Made, Operator, Rows, Wish
 
@@ -25,11 +26,13 @@ def relu_squared_gradient(dy: Rows, x: Rows, dx: Made = Wish.LIKE) -> Any:
     return _native.relu_squared_backward(dy, x, dx)
 
 
+@of_tensors
 def relu_squared_forward(X: Tensor) -> Tensor:
     """Y in X's shape."""
     return relu_squared(X)
 
 
+@of_tensors
 def relu_squared_backward(X: Tensor, dY: Tensor) -> Tensor:
     """dX in X's shape."""
     return relu_squared_gradient(dY, X)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from liger_kernel import _native
 from liger_kernel.ops._casting import NATIVE_CASTING, casting_number, rms_norm_in_f32, rms_norm_results
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import PLAIN
 from liger_kernel.ops._operator import Asked, Made, Operator, Rows, Weight, Wish
@@ -30,6 +31,7 @@ def gather(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+@of_tensors
 def rms_norm_forward(
     X: Tensor, W: Tensor | None, eps: float, offset: float, casting_mode: str | int, row_mode: bool | None
 ) -> tuple:
@@ -39,6 +41,7 @@ def rms_norm_forward(
     return rms_norm_results(y, rstd, X, casting)
 
 
+@of_tensors
 def rms_norm_backward(dY: Tensor, X: Tensor, W: Tensor | None, RSTD: Tensor, offset: float, casting_mode: str | int,
                       BLOCK_SIZE: int, num_warps: int, in_place: bool, row_mode: bool | None,
                       needs_dw: bool | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip

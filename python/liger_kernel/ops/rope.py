@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
-from liger_kernel.ops._formula import require_shape
+from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import NATIVE_DTYPE, heads, new_heads, require_float
 from liger_kernel.ops._operator import Heads, LigerArgumentError, Made, Operator, Wish
@@ -163,6 +163,7 @@ def _three_dimensional(table: Tensor) -> Tensor:
     return table.unsqueeze(0) if table.dim() == 2 else table
 
 
+@of_tensors
 def rope_forward(
     q: Tensor,
     k: Tensor,
@@ -178,6 +179,7 @@ def rope_forward(
     return q, k, _three_dimensional(cos), _three_dimensional(sin)
 
 
+@of_tensors
 def rope_backward(
     dq: Tensor,
     dk: Tensor,

@@ -49,6 +49,8 @@ def scaled_gradient(saved: Tensor, upstream: Tensor, target: Tensor | None = Non
     In its own memory where the backward pass has found that nobody else can see it, and then nothing is moved when the
     upstream is 1. Else in new memory.
     """
+    if upstream is None:  # which would be a factor of 1
+        raise TypeError("scale: the upstream must be a torch.Tensor, not NoneType")
     if id(saved) not in _free.places or not is_plain(saved, upstream, target):
         return scale(saved, upstream, target, ignore_index)
     _native.scale(saved, upstream.float(), saved, target if target is None else target.contiguous(), ignore_index)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._operator import Made, Operator, Rows, Wish
 
@@ -22,11 +23,13 @@ def softmax_gradient(dy: Rows, y: Rows, dx: Made = Wish.LIKE) -> Any:
     return _native.softmax_backward(dy, y, dx)
 
 
+@of_tensors
 def softmax_forward(x: Tensor) -> Tensor:
     """y in x's shape."""
     return softmax(x)
 
 
+@of_tensors
 def softmax_backward(dy: Tensor, y: Tensor) -> Tensor:
     """dx from forward's result."""
     return softmax_gradient(dy, y)

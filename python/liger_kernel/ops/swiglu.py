@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from liger_kernel import _native
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops._function import LigerFunction
 from liger_kernel.ops._memory import NATIVE_DTYPE, PLAIN, new_rows, rows
 from liger_kernel.ops._operator import AnyRows, Asked, LigerArgumentError, Made, Operator, Rows, Wish
@@ -47,12 +48,14 @@ def _two_dtypes(gate: Tensor, up: Tensor, gate_multiplier: float, down_multiplie
     return y if down_multiplier == 1.0 else y * down_multiplier
 
 
+@of_tensors
 def swiglu_forward(a: Tensor, b: Tensor, gate_multiplier: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """(a as [rows, cols], b likewise, silu(gate_multiplier · a) · b in a's shape)."""
     c = swiglu(a, b, gate_multiplier, 1.0)
     return a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]), c
 
 
+@of_tensors
 def swiglu_backward(a: Tensor, b: Tensor, dc: Tensor, gate_multiplier: float = 1.0) -> tuple[Tensor, Tensor]:
     """(da, db) in dc's shape."""
     shape = dc.shape
@@ -150,12 +153,14 @@ def _check_even(y: Tensor) -> None:
         raise LigerArgumentError(f"swiglu: the last dimension of y is {y.shape[-1]}, but gate and up need an even one")
 
 
+@of_tensors
 def swiglu_fused_gate_up_forward(y: Tensor) -> tuple[Tensor, Tensor]:
     """(y, silu(gate)·up) for y = [gate | up] in the last dimension."""
     _check_even(y)
     return y, swiglu_packed(y)
 
 
+@of_tensors
 def swiglu_fused_gate_up_backward(y: Tensor, dc: Tensor, in_place: bool = False) -> Tensor:
     """[dgate | dup]."""
     return swiglu_packed_gradient(y, dc)

@@ -15,6 +15,7 @@ from liger_kernel.ops._distillation import (
     FormedLoss,
     FormsGradients,
     called,
+    counted_rows,
     finish,
     formed_backward,
     formed_forward,
@@ -197,6 +198,7 @@ class LigerTopKKLFunction(FormedLoss, LigerFunction):
         temperature=1.0,
     ):
         dtype, labels = compute_dtype(hidden, weight), _labels(ignore_mask)
+        hidden = counted_rows(labels, _IGNORED, hidden)
         head = (None if t is None else t.to(dtype) for t in (hidden, weight, bias))
         z = gradient_where(labels, _IGNORED, torch.nn.functional.linear(*head).float() / temperature)
         rows = _divergence(z, topk_ids.long(), topk_logprobs)

@@ -10,25 +10,34 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from liger_kernel import _native
+from liger_kernel._native import Wish
+from liger_kernel.ops._formula import require_tensors
 from liger_kernel.ops._function import _DISABLED, OwnApply, WithoutGradient, refuse_second_derivative
 from liger_kernel.ops._linear_head import COMPUTE, compute_dtype
-from liger_kernel.ops._memory import PLAIN, require_float, stand_for_batches, take_saved
-from liger_kernel.ops._operator import LigerArgumentError, is_transformed
+from liger_kernel.ops._memory import PLAIN, have_no_memory, require_float, stand_for_batches, take_saved
+from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, is_transformed
 from liger_kernel.ops.linear_logprob import (
     OUTPUTS,
+    Count,
+    OnAHead,
+    backward_products,
     check_options,
     flat_rows,
+    forward_products,
     kernel_backward,
     kernel_forward,
     linear_logprob,
+    of_results,
     profiled,
     require_head,
 )
@@ -140,23 +149,142 @@ def whole_of(found: dict[str, Tensor], unowned_is_zero: bool) -> dict[str, Tenso
     return whole
 
 
-# ---- the Function ------------------------------------------------------------------------------------------------------
+# ---- tensors and groups ------------------------------------------------------------------------------------------------
 
 
-def require_plain(name: str, values: Any) -> None:
-    """Modes that look at torch's operators see none of these."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    fakes = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-    plain = fakes is None and all(type(t) in PLAIN and not t.is_meta and not t.is_neg() for t in tensors)
-    if not plain or stand_for_batches(*tensors) or is_transformed():
+def require_plain(name: str, values: Any, names: Any = None) -> None:
+    """Modes that look at torch's operators see none of these. `names`: of the values, in the callers' words."""
+    if is_transformed():
         raise RuntimeError(
-            f"{name}: tensors must be plain: no transform of torch.func, no batch of upstreams, no fake, meta or subclassed tensors"
+            f"{name}: tensors must be plain, but a transform of torch.func, or forward mode, looks at them"
         )
+    for word, value in zip(names or ("a gradient",) * len(values), values):
+        if isinstance(value, Tensor) and stand_for_batches(value):
+            raise RuntimeError(f"{name}: tensors must be plain, but {word} is a batch of upstreams")
+        if isinstance(value, Tensor) and type(value) not in PLAIN:
+            raise RuntimeError(f"{name}: tensors must be plain, but {word} is a {type(value).__name__}")
+
+
+class _Waited(torch.autograd.Function):
+    """Of a collective's result that is under way, the result."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.trigger_wait()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream
+
+
+def waited(values: Any) -> tuple:
+    """As they are, but for results of collectives that are under way: plain tensors."""
+    collectives = sys.modules.get("torch.distributed._functional_collectives")
+    kind = getattr(collectives, "AsyncCollectiveTensor", ())
+    return tuple(_Waited.apply(v) if kind and isinstance(v, kind) else v for v in values)
+
+
+def are_seen_by_shape(values: Any) -> bool:
+    """Is there no memory, but an operator can say of what shape its results are?"""
+    fakes = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return fakes is not None or have_no_memory(*values)
 
 
 def is_split(group: Any) -> bool:
     """None, and a group of one process, hold a whole vocabulary."""
     return group is not None and group.size() > 1
+
+
+def name_of(group: Any) -> str:
+    """By which an operator finds it again: none if it is no split."""
+    return group.group_name if is_split(group) else ""
+
+
+def group_of(name: str) -> Any:
+    return dist.distributed_c10d._resolve_process_group(name) if name else None  # type: ignore[arg-type]
+
+
+# ---- the operator, for who sees no values ------------------------------------------------------------------------------
+
+
+class _Split(OnAHead):
+    floats = (0, 1, 3)
+
+    def shapes(self, x: Tensor, _weight: Tensor, _target: Tensor, _bias: Any, ids: Tensor | None, *_: Any) -> tuple:
+        rows, f32 = x.shape[0], torch.float32
+        selected = ((rows, 0 if ids is None else ids.numel()), f32)
+        one = ((rows,), f32)
+        return one, ((rows, 2), f32), *(one,) * 4, ((rows,), torch.bool), selected, one
+
+    def require(self, *args: Any) -> None:
+        _require(*args[:5])
+
+    def eager(self, *args: Any) -> Any:
+        *operands, group, start, ignore_index, valid_rows, scale, softcap, temperature, compute, unowned_is_zero = args[
+            :14
+        ]
+        asked = dict(zip((*OUTPUTS, "selected", "vocab"), args[14:]))
+        outputs = tuple(name for name in OUTPUTS if asked[name])
+        here = slice_of(operands[2], operands[4], ignore_index, start, operands[1].shape[0])
+        options = (IGNORED, valid_rows, scale, softcap, temperature, compute)
+        head = (*operands[:2], here.targets, operands[3], here.ids)
+        columns, _logits = _by_kernels(head, options, here, outputs)
+        whole = whole_of(gathered(columns, group_of(group)), unowned_is_zero)
+        found = dict(zip(("log_prob", *outputs, "selected"), _public(whole, here, outputs, operands[2].shape)))
+        others = [found.get(name) if asked[name] else None for name in (*OUTPUTS, "selected")]
+        normalizer = torch.stack((whole["maximum"], whole["log_sum"]), 1)
+        return found["log_prob"], normalizer, *others, whole.get("vocab")
+
+
+@_Split
+def vocab_parallel_logprob(
+    x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, selected_ids: Tensor | None, group: str, start: int,
+    ignore_index: int, valid_rows: Count, scale: float, softcap: float, temperature: float, compute: int,
+    unowned_is_zero: bool, log_prob: Made = Wish.LIKE, normalizer: Made = Wish.LIKE, entropy: Asked = Wish.LIKE,
+    lse: Asked = Wish.LIKE, log_sum_sq_probs: Asked = Wish.LIKE, mean_logits: Asked = Wish.LIKE,
+    is_top1: Asked = Wish.LIKE, selected: Asked = Wish.LIKE, vocab: Asked = Wish.LIKE,
+) -> Any:  # fmt: skip
+    """What is read of it is the signature: `_Split.eager` makes the call."""
+
+
+class _SplitGradients(OnAHead):
+    floats = (6, 7, 9)
+
+    def shapes(self, *given: Any) -> tuple:
+        x, weight, bias = given[6], given[7], given[9]
+        return x, weight, bias if bias is not None else ((0,), torch.float32)
+
+    def eager(self, *args: Any) -> Any:
+        upstreams = dict(zip(("log_prob", *OUTPUTS[:4], "selected"), of_results(args[:6], args[6])))
+        x, weight, target, bias, ids, log_prob, normalizer, entropy, squares, vocab, group, start, ignore_index = args[
+            6:19
+        ]
+        *options, unowned_is_zero = args[19:25]
+        here = slice_of(target, ids, ignore_index, start, weight.shape[0])
+        dx, *others = _gradients_of_slice(
+            upstreams, (x, weight, here.targets, bias, here.ids), (here.owned, here.owned_ids),
+            (log_prob, normalizer, entropy, squares, vocab), (IGNORED, *options), args[25:], None, unowned_is_zero,
+        )  # fmt: skip
+        return added_up(dx, group_of(group), x.dtype, x.shape), *others
+
+
+def _gradient(
+    dlog_prob: Tensor | None, dentropy: Tensor | None, dlse: Tensor | None, dlog_sum_sq_probs: Tensor | None,
+    dmean_logits: Tensor | None, dselected: Tensor | None, x: Tensor, weight: Tensor, target: Tensor,
+    bias: Tensor | None, selected_ids: Tensor | None, log_prob: Tensor, normalizer: Tensor, entropy: Tensor | None,
+    log_sum_sq_probs: Tensor | None, vocab: Tensor | None, group: str, start: int, ignore_index: int, valid_rows: Count,
+    scale: float, softcap: float, temperature: float, compute: int, unowned_is_zero: bool, dx: Asked = Wish.LIKE,
+    dweight: Asked = Wish.LIKE, dbias: Asked = Wish.LIKE,
+) -> Any:  # fmt: skip
+    """As above."""
+
+
+vocab_parallel_logprob.gradient(_gradient, _SplitGradients)
+register_flop_formula(torch.ops.liger.vocab_parallel_logprob)(forward_products)
+register_flop_formula(torch.ops.liger.vocab_parallel_logprob_backward)(backward_products)
+
+
+# ---- the Function ------------------------------------------------------------------------------------------------------
 
 
 class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass=OwnApply):
@@ -174,19 +302,29 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
     slices of different sizes came without their vocab_start_index, gives NaN too. Of equal z in two slices is_top1 takes the first
     one's, where one process compares logits, which a soft cap may have rounded to one z. On no device does a call wait
     for the values of targets. The tensors of one call are on one device, for which the group has a backend (NCCL, gloo).
-    Under torch.compile the call stands beside the graph. Transforms of torch.func, forward mode and second derivatives are
-    refused.
+    To torch.compile, and where there are shapes alone, a call is one operator. Transforms of torch.func, forward mode and second
+    derivatives are refused, and so are tensors that stand for others (DTensor), but for results of collectives, which are waited for.
     """
 
     @classmethod
-    @torch.compiler.disable
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(cls.forward).bind(None, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return _compiled(*args, **kwargs) if _is_native() else cls._now(*args, **kwargs)
+        return cls._now(*args, **kwargs)
+
+    @classmethod
+    @torch.compiler.disable
+    def _now(cls, *args: Any, **kwargs: Any) -> Any:
+        signature = inspect.signature(cls.forward)
+        bound = signature.bind(None, *args, **kwargs)
         bound.apply_defaults()
-        args = bound.args[1:]
-        require_plain(NAME, args)
+        args = waited(bound.args[1:])
+        if are_seen_by_shape(args) and not is_transformed():
+            return _compiled(*args)
+        require_plain(NAME, args, list(signature.parameters)[1:])
         with profiled(f"liger::{NAME}"):
-            if torch.is_grad_enabled() and any(t.requires_grad for t in (args[0], args[1], args[5]) if t is not None):
+            operands = (args[0], args[1], args[5])
+            if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in operands):
                 return super().apply(*args)
             return cls.forward(WithoutGradient(), *args)
 
@@ -195,15 +333,11 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         ctx, hidden, weight, targets, process_group, vocab_start_index=None, bias=None, selected_token_ids=None,
         temperature=1.0, softcap=None, scale=1.0, ignore_index=-100, valid_rows=None, outputs=(), unowned_is_zero=False,
     ):  # fmt: skip
-        check_options(temperature, softcap, scale, valid_rows, outputs)
-        x, target = flat_rows(hidden, targets)
-        require_float(NAME, hidden=hidden, weight=weight, bias=bias)
-        _require(x, weight, target, bias, selected_token_ids)
-        size = weight.shape[0]
-        start = vocab_start_index
-        if start is None:
-            start = process_group.rank() * size if is_split(process_group) else 0
-        here = slice_of(target, selected_token_ids, ignore_index, start, size)
+        given = (temperature, softcap, scale, valid_rows, outputs)
+        (x, _, target, *_), start = _prepared(
+            hidden, weight, targets, process_group, vocab_start_index, bias, selected_token_ids, given
+        )
+        here = slice_of(target, selected_token_ids, ignore_index, start, weight.shape[0])
         options = (IGNORED, -1 if valid_rows is None else valid_rows, float(scale), float(softcap or 0.0),
                    float(temperature), COMPUTE.index(compute_dtype(x, weight)))  # fmt: skip
         operands = (x, weight, here.targets, bias, here.ids)
@@ -214,7 +348,7 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         ctx.names, ctx.shape, ctx.group, ctx.options = tuple(outputs), hidden.shape, process_group, options
         ctx.unowned_is_zero, ctx.by_torch = unowned_is_zero, None
         ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias)]
-        if _NAMES.isdisjoint(_DISABLED):
+        if _is_native():
             columns, logits = _by_kernels(operands, options, here, outputs)
             whole = whole_of(gathered(columns, process_group), unowned_is_zero)
             normalizer = torch.stack((whole["maximum"], whole["log_sum"]), 1)
@@ -224,7 +358,8 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
             )  # fmt: skip
             found = _public(whole, here, ctx.names, targets.shape)
         else:
-            leaves = [None if t is None else t.detach().float().requires_grad_() for t in (x, weight, bias)]
+            dtype = COMPUTE[options[-1]]
+            leaves = [None if t is None else t.detach().to(dtype).float().requires_grad_() for t in (x, weight, bias)]
             with torch.enable_grad():
                 columns = _by_torch(leaves, options, here, outputs)
                 whole = whole_of(gathered(columns, process_group), unowned_is_zero)
@@ -241,16 +376,62 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         count = len(ctx.needs_input_grad)
         if all(u is None for u in upstreams):
             return (None,) * count
+        upstreams = waited(upstreams)
         require_plain(f"{NAME}_backward", upstreams)
         with profiled(f"liger::{NAME}_backward"):
             dx, dweight, dbias = (_gradients_by_torch if ctx.by_torch else _gradients_by_kernels)(ctx, upstreams)
-            if dx is not None:
-                dx = dx.contiguous()
-                if ctx.group is not None:
-                    dist.all_reduce(dx, group=ctx.group)
-                dx = (dx if ctx.dtypes[0] is dx.dtype else cast(dx, ctx.dtypes[0])).view(ctx.shape)
+            dx = added_up(dx, ctx.group, ctx.dtypes[0], ctx.shape)
         found = {0: dx, 1: dweight, 5: dbias}
         return tuple(found.get(i) for i in range(count))
+
+
+def _is_native() -> bool:
+    return _NAMES.isdisjoint(_DISABLED)
+
+
+def added_up(dx: Tensor | None, group: Any, dtype: torch.dtype, shape: torch.Size) -> Tensor | None:
+    """The gradient of hidden states from those of all slices, rounded once."""
+    if dx is None:
+        return None
+    dx = dx.contiguous()
+    if group is not None:
+        dist.all_reduce(dx, group=group)
+    return (dx if dtype is dx.dtype else cast(dx, dtype)).view(shape)
+
+
+def _prepared(
+    hidden: Any, weight: Any, targets: Any, group: Any, start: int | None, bias: Any, ids: Any, options: tuple
+) -> tuple:
+    """The operands, of matrices and vectors, and where the slice begins."""
+    require_tensors(NAME, hidden=hidden, weight=weight, targets=targets)
+    check_options(*options)
+    x, target = flat_rows(hidden, targets)
+    require_float(NAME, hidden=hidden, weight=weight, bias=bias)
+    _require(x, weight, target, bias, ids)
+    if start is None:
+        start = group.rank() * weight.shape[0] if is_split(group) else 0
+    return (x, weight, target, bias, ids), start
+
+
+def _compiled(
+    hidden, weight, targets, process_group, vocab_start_index=None, bias=None, selected_token_ids=None, temperature=1.0,
+    softcap=None, scale=1.0, ignore_index=-100, valid_rows=None, outputs=(), unowned_is_zero=False,
+):  # fmt: skip
+    """As `forward`, by the operator."""
+    given = (temperature, softcap, scale, valid_rows, outputs)
+    operands, start = _prepared(
+        hidden, weight, targets, process_group, vocab_start_index, bias, selected_token_ids, given
+    )
+    flags = (*(name in outputs for name in OUTPUTS), selected_token_ids is not None, "mean_logits" in outputs)
+    log_prob, _normalizer, *others = vocab_parallel_logprob.traced(
+        *operands, name_of(process_group), start, ignore_index, -1 if valid_rows is None else valid_rows, float(scale),
+        float(softcap or 0.0), float(temperature), COMPUTE.index(compute_dtype(*operands[:2])), unowned_is_zero, *flags,
+    )  # fmt: skip
+    found, shape = dict(zip((*OUTPUTS, "selected"), others)), targets.shape
+    results = [log_prob.view(shape), *(found[name].view(shape) for name in outputs)]
+    if selected_token_ids is not None:
+        results.append(found["selected"].view(*shape, found["selected"].shape[1]))
+    return tuple(results) if len(results) > 1 else results[0]
 
 
 def _require(x: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, ids: Tensor | None) -> None:
@@ -311,12 +492,25 @@ def _gradients_by_kernels(ctx: Any, given: tuple) -> tuple:
         name: None if u is None else u.float().reshape(rows, *u.shape[len(ctx.shape) - 1 :])
         for name, u in zip(("log_prob", *ctx.names, "selected"), given)
     }
-    of_slice = _upstreams_of_slice(upstreams, owned, owned_ids, operands[1].shape[0], vocab)
-    if upstreams["log_prob"] is not None and not ctx.unowned_is_zero:
-        of_slice[2] = torch.where(log_prob.isnan(), math.nan, of_slice[2])
-    known = (torch.where(owned, log_prob, 0), normalizer, entropy, squares)
+    known = (log_prob, normalizer, entropy, squares, vocab)
     kept = logits if free[12] else None
-    return kernel_backward(tuple(of_slice), operands, known, ctx.options, ctx.needs, kept, wide_dx=True)
+    return _gradients_of_slice(
+        upstreams, operands, (owned, owned_ids), known, ctx.options, ctx.needs, kept, ctx.unowned_is_zero
+    )
+
+
+def _gradients_of_slice(
+    upstreams: dict[str, Any], operands: tuple, owned: tuple, known: tuple, options: tuple, needs: tuple, kept: Any,
+    unowned_is_zero: bool,
+) -> tuple:  # fmt: skip
+    """`owned`: which targets and ids are this slice's; `known`: numbers of the whole vocabulary. The gradient of the hidden states
+    is float32, and a part of it."""
+    log_prob, normalizer, entropy, squares, vocab = known
+    of_slice = _upstreams_of_slice(upstreams, owned[0], owned[1], operands[1].shape[0], vocab)
+    if upstreams["log_prob"] is not None and not unowned_is_zero:
+        of_slice[2] = torch.where(log_prob.isnan(), math.nan, of_slice[2])
+    of_own = (torch.where(owned[0], log_prob, 0), normalizer, entropy, squares)
+    return kernel_backward(tuple(of_slice), operands, of_own, options, needs, kept, wide_dx=True)
 
 
 def _upstreams_of_slice(upstreams: dict[str, Any], owned: Tensor, owned_ids: Any, size: int, vocab: Any) -> list[Any]:
@@ -342,11 +536,11 @@ def _upstreams_of_slice(upstreams: dict[str, Any], owned: Tensor, owned_ids: Any
 
 
 def _by_torch(leaves: list[Any], options: tuple, here: Slice, outputs: tuple) -> dict[str, Tensor]:
-    """The same numbers, differentiable in the leaves. Of 16-bit products torch rounds a hidden state's gradient in each process."""
+    """The same numbers, differentiable in the leaves, which are float32: so are gradients, and the logits' are rounded."""
     _, _, scale, softcap, temperature, compute = options
-    products: list[Any] = [None if t is None else t.to(COMPUTE[compute]) for t in leaves]
-    x, weight, bias = products
-    z = scale * torch.nn.functional.linear(torch.where(here.counts.unsqueeze(1), x, 0), weight, bias).float()
+    x, weight, bias = leaves
+    z = torch.nn.functional.linear(torch.where(here.counts.unsqueeze(1), x, 0), weight, bias)
+    z = scale * z.to(COMPUTE[compute]).float()
     z = (softcap * torch.tanh(z / softcap) if softcap else z) / temperature
     nothing = (z == -math.inf).all(1)  # has a probability: no number of it is asked for, and no gradient is NaN
     z = torch.where(nothing.unsqueeze(1), 0, z)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from liger_kernel.ops import LigerCrossEntropyFunction
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.transformers.functional import loss_or_output
 from liger_kernel.transformers.patching import PatchedAs
 
@@ -92,9 +93,10 @@ class LigerCrossEntropyLoss(CrossEntropyModule):
         return self.loss_or_output(results)
 
 
+@of_tensors
 def liger_cross_entropy(
-    input,
-    target,
+    input: Tensor,
+    target: Tensor,
     weight=None,
     size_average=None,
     ignore_index: int = -100,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.transformers.cross_entropy import CrossEntropyModule
 from liger_kernel.transformers.functional import loss_or_output
 
@@ -70,10 +72,11 @@ class LigerFusedLinearCrossEntropyLoss(CrossEntropyModule):
         return self.loss_or_output(results)
 
 
+@of_tensors
 def liger_fused_linear_cross_entropy(
-    input,
-    weight,
-    target,
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
     bias=None,
     ce_weight=None,
     ignore_index: int = -100,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
+from liger_kernel.ops._formula import of_tensors
 from liger_kernel.ops.jsd import LigerJSDFunction
 
 
@@ -27,7 +28,8 @@ class LigerJSD(nn.Module):
         return f"beta={self.beta}, ignore_index={self.ignore_index}"
 
 
-def liger_jsd(input, target, shift_labels=None, beta: float = 0.5, ignore_index: int = -100):
+@of_tensors
+def liger_jsd(input: Tensor, target: Tensor, shift_labels=None, beta: float = 0.5, ignore_index: int = -100):
     """See `LigerJSD`."""
     return LigerJSDFunction.apply(input, target, shift_labels, beta, ignore_index)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from liger_kernel.ops import LigerKLDivLossFunction
+from liger_kernel.ops._formula import of_tensors
 
 
 class LigerKLDIVLoss(nn.KLDivLoss):
@@ -23,9 +24,10 @@ class LigerKLDIVLoss(nn.KLDivLoss):
         return LigerKLDivLossFunction.apply(y_pred, y_true, self.reduction, self.log_target, self.eps)
 
 
+@of_tensors
 def liger_kl_div(
-    input,
-    target,
+    input: Tensor,
+    target: Tensor,
     size_average: bool = True,
     reduce: bool = True,
     reduction: str = "mean",

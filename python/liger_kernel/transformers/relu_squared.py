@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from liger_kernel.ops import LigerReLUSquaredFunction
+from liger_kernel.ops._formula import of_tensors
 
 
 class LigerReLUSquared(nn.Module):
@@ -14,6 +15,7 @@ class LigerReLUSquared(nn.Module):
         return LigerReLUSquaredFunction.apply(x)
 
 
-def liger_relu_squared(x):
+@of_tensors
+def liger_relu_squared(x: Tensor):
     """See `LigerReLUSquared`."""
     return LigerReLUSquaredFunction.apply(x)

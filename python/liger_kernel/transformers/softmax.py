@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from liger_kernel.ops import LigerSoftmaxFunction
+from liger_kernel.ops._formula import of_tensors
 
 
 class LigerSoftmax(nn.Module):
@@ -14,6 +15,7 @@ class LigerSoftmax(nn.Module):
         return LigerSoftmaxFunction.apply(x)
 
 
-def liger_softmax(x):
+@of_tensors
+def liger_softmax(x: Tensor):
     """See `LigerSoftmax`."""
     return LigerSoftmaxFunction.apply(x)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from liger_kernel.ops import LigerSparsemaxFunction
+from liger_kernel.ops._formula import of_tensors
 
 
 class LigerSparsemax(nn.Module):
@@ -21,6 +22,7 @@ class LigerSparsemax(nn.Module):
         return f"dim={self.dim}"
 
 
-def liger_sparsemax(input, dim: int = -1):
+@of_tensors
+def liger_sparsemax(input: Tensor, dim: int = -1):
     """See `LigerSparsemax`."""
     return LigerSparsemaxFunction.apply(input, dim)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from liger_kernel.ops import LigerTVDLossFunction
+from liger_kernel.ops._formula import of_tensors
 
 
 class LigerTVDLoss(nn.Module):
@@ -26,6 +27,7 @@ class LigerTVDLoss(nn.Module):
         return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}"
 
 
-def liger_tvd(input, target, shift_labels=None, reduction: str = "mean", ignore_index: int = -100):
+@of_tensors
+def liger_tvd(input: Tensor, target: Tensor, shift_labels=None, reduction: str = "mean", ignore_index: int = -100):
     """See `LigerTVDLoss`."""
     return LigerTVDLossFunction.apply(input, target, shift_labels, reduction, ignore_index)
