@@ -442,10 +442,10 @@ static const char *advised_slice(struct op_run *run) {
         const int64_t sum = rows * asked[k].hidden * 4, above = two ? cols * rows * size + sum + products : 0;
         const bool fits = above <= budget || cols <= step || cols <= step * vocab / rows + 8;
         const int64_t frozen = advised(run, ask, rows, asked[k].hidden, vocab, false);
-        const bool frozen_fits = frozen * rows * size + products <= budget || frozen <= step;
+        const bool frozen_fits = !two || frozen * rows * size + products <= budget || frozen <= step;
         gained += frozen > cols;
         if (two != (cols < vocab) || (two && (!fits || cols % 8 != 0 || cols * rows < vocab)) || frozen < cols ||
-            (fits && above <= budget && two && !frozen_fits))
+            (fits && above <= budget && !frozen_fits))
             wrong = op_run_text(run, "budget of %lld MB, %lld rows, vocabulary %lld: %lld columns",
                                 (long long)asked[k].megabytes, (long long)rows, (long long)vocab, (long long)cols);
     }
