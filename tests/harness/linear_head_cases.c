@@ -16,6 +16,39 @@ double *head_doubles(int64_t count) {
     return values;
 }
 
+struct tensor_spec head_labels(int64_t rows, bool all_ignored, bool absent) {
+    return (struct tensor_spec){.name = "labels",
+                                .kind = KIND_INDEX,
+                                .values = VALUES_TARGET,
+                                .spread = 3,
+                                .offset = -100,
+                                .ignore_every = all_ignored ? 1 : 3,
+                                .ndim = 1,
+                                .shape = {rows},
+                                .absent = absent};
+}
+
+struct tensor_spec head_chunk(const char *name, int64_t rows, int64_t cols) {
+    return (struct tensor_spec){.name = name,
+                                .role = ROLE_INOUT,
+                                .kind = KIND_T,
+                                .spread = 1000,
+                                .ndim = 2,
+                                .shape = {rows, cols},
+                                .gaps = true,
+                                .absolute = INFINITY,
+                                .magnitude = 1};
+}
+
+struct tensor_spec head_divergence(int64_t inexact, bool absent) {
+    return (struct tensor_spec){.name = "loss",
+                                .role = ROLE_OUT,
+                                .kind = KIND_F32,
+                                .absent = absent,
+                                .relative = 1.05,
+                                .absolute = 16 + 8.0 * (double)inexact};
+}
+
 void head_describe_gradients(int64_t rows, int64_t hidden, int64_t vocab, struct tensor_spec *dx,
                              struct tensor_spec *dweight, struct tensor_spec *dbias) {
     const struct tensor_spec gradient = {.role = ROLE_OUT, .relative = 1.05, .absolute = 1, .inner = 1};

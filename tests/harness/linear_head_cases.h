@@ -13,6 +13,16 @@ void head_coarsen(double *values, int64_t count);
 /* `count` zeros; never NULL. */
 double *head_doubles(int64_t count);
 
+/* The labels of a distillation loss, whose sign alone matters: every third row is ignored, or all are. */
+struct tensor_spec head_labels(int64_t rows, bool all_ignored, bool absent);
+
+/* A chunk of logits for the library to use: what is left in it is nobody's business; its fences and gaps are. */
+struct tensor_spec head_chunk(const char *name, int64_t rows, int64_t cols);
+
+/* A divergence: logarithms and exponentials of 2 u, and the sums. Logits that are not exact have in f32 an error of u times the
+ * number of their terms, `inexact`, times their magnitudes, about 4 u each in all, and the loss takes twice the largest. */
+struct tensor_spec head_divergence(int64_t inexact, bool absent);
+
 /* dx, dweight and dbias of a case. */
 void head_describe_gradients(int64_t rows, int64_t hidden, int64_t vocab, struct tensor_spec *dx,
                              struct tensor_spec *dweight, struct tensor_spec *dbias);

@@ -53,16 +53,8 @@ static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
     spec[TARGET] = cross_entropy_target(rows, vocab, has(c, IGNORED));
     spec[CLASS_WEIGHT] = cross_entropy_weight("class_weight", vocab, has(c, WEIGHTED));
     spec[UPSTREAM] = cross_entropy_upstream(rows, has(c, BY_ROW), has(c, SCALED | BY_ROW));
-    /* What is left in it is nobody's business; its fences and gaps are. */
-    spec[LOGITS] = (struct tensor_spec){.name = "logits",
-                                        .role = ROLE_INOUT,
-                                        .kind = KIND_T,
-                                        .spread = 1000,
-                                        .ndim = 2,
-                                        .shape = {chunk_of(c), c->size[SLICE] ? c->size[SLICE] : vocab},
-                                        .gaps = c->size[SLICE] == 0,
-                                        .absolute = INFINITY,
-                                        .magnitude = 1};
+    spec[LOGITS] = head_chunk("logits", chunk_of(c), c->size[SLICE] ? c->size[SLICE] : vocab);
+    spec[LOGITS].gaps = c->size[SLICE] == 0;
 }
 
 static void describe_gradients(const struct op_case *c, struct tensor_spec *spec) {

@@ -43,35 +43,11 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
     spec[X].gaps = spec[TEACHER_X].gaps = true;
     spec[WEIGHT] = operand("weight", KIND_T, vocab, hidden, .5);
     spec[TEACHER_WEIGHT] = operand("teacher_weight", KIND_WEIGHT, vocab, c->size[TEACHER_HIDDEN], .5);
-    spec[LABELS] = (struct tensor_spec){.name = "labels",
-                                        .kind = KIND_INDEX,
-                                        .values = VALUES_TARGET,
-                                        .spread = 3,
-                                        .offset = -100,
-                                        .ignore_every = has(c, IGNORED) ? 1 : 3,
-                                        .ndim = 1,
-                                        .shape = {rows},
-                                        .absent = !has(c, LABELED | IGNORED)};
-    /* What is left in it is nobody's business; its fences and gaps are. */
-    spec[DLOGITS] = (struct tensor_spec){.name = "dlogits",
-                                         .role = ROLE_INOUT,
-                                         .kind = KIND_T,
-                                         .spread = 1000,
-                                         .ndim = 2,
-                                         .shape = {c->size[CHUNK], vocab},
-                                         .gaps = true,
-                                         .absent = loss_only(c),
-                                         .absolute = INFINITY,
-                                         .magnitude = 1};
-    /* Logarithms and exponentials of 2 u, and the sums; a logit in f32 errs by u times the number of its terms times their
-     * magnitudes, about 4 hidden u in all, and the loss takes twice the largest. */
+    spec[LABELS] = head_labels(rows, has(c, IGNORED), !has(c, LABELED | IGNORED));
+    spec[DLOGITS] = head_chunk("dlogits", c->size[CHUNK], vocab);
+    spec[DLOGITS].absent = loss_only(c);
     const int64_t longest = hidden > c->size[TEACHER_HIDDEN] ? hidden : c->size[TEACHER_HIDDEN];
-    spec[LOSS] = (struct tensor_spec){.name = "loss",
-                                      .role = ROLE_OUT,
-                                      .kind = KIND_F32,
-                                      .absent = has(c, NO_LOSS),
-                                      .relative = 1.05,
-                                      .absolute = 16 + (has(c, GENERAL) ? 8.0 * (double)longest : 0)};
+    spec[LOSS] = head_divergence(has(c, GENERAL) ? longest : 0, has(c, NO_LOSS));
     head_describe_gradients(rows, hidden, vocab, &spec[DX], &spec[DWEIGHT], &unused);
     spec[DX].absent = has(c, NO_DX), spec[DWEIGHT].absent = has(c, NO_DWEIGHT);
 }

@@ -43,33 +43,9 @@ static void describe(const struct op_case *c, struct tensor_spec *spec) {
                                         .ndim = 2,
                                         .shape = {rows, vocab},
                                         .gaps = true};
-    spec[LABELS] = (struct tensor_spec){.name = "labels",
-                                        .kind = KIND_INDEX,
-                                        .values = VALUES_TARGET,
-                                        .spread = 3,
-                                        .offset = -100,
-                                        .ignore_every = has(c, IGNORED) ? 1 : 3,
-                                        .ndim = 1,
-                                        .shape = {rows},
-                                        .absent = !has(c, LABELED | IGNORED)};
-    /* What is left in it is nobody's business; its fences and gaps are. */
-    spec[LOGITS] = (struct tensor_spec){.name = "logits",
-                                        .role = ROLE_INOUT,
-                                        .kind = KIND_T,
-                                        .spread = 1000,
-                                        .ndim = 2,
-                                        .shape = {c->size[CHUNK], vocab},
-                                        .gaps = true,
-                                        .absolute = INFINITY,
-                                        .magnitude = 1};
-    /* Logarithms and exponentials of 2 u, and the sums. A logit in f32 has an error of u times the number of its terms times
-     * their magnitudes, about 4 hidden u in all, and the loss takes twice the largest. */
-    spec[LOSS] = (struct tensor_spec){.name = "loss",
-                                      .role = ROLE_OUT,
-                                      .kind = KIND_F32,
-                                      .absent = has(c, NO_LOSS),
-                                      .relative = 1.05,
-                                      .absolute = 16 + (has(c, GENERAL) ? 8.0 * (double)hidden : 0)};
+    spec[LABELS] = head_labels(rows, has(c, IGNORED), !has(c, LABELED | IGNORED));
+    spec[LOGITS] = head_chunk("logits", c->size[CHUNK], vocab);
+    spec[LOSS] = head_divergence(has(c, GENERAL) ? hidden : 0, has(c, NO_LOSS));
     head_describe_gradients(rows, hidden, vocab, &spec[DX], &spec[DWEIGHT], &unused);
     spec[DX].absent = has(c, NO_DX), spec[DWEIGHT].absent = has(c, NO_DWEIGHT);
 }

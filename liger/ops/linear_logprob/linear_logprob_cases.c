@@ -42,19 +42,6 @@ static void describe_operands(const struct op_case *c, struct tensor_spec *spec)
                                               .absent = !has(c, HAS_SELECTED)};
 }
 
-/* What is left in it is nobody's business; its fences and gaps are. */
-static struct tensor_spec logits_of(int64_t rows, int64_t cols) {
-    return (struct tensor_spec){.name = "logits",
-                                .role = ROLE_INOUT,
-                                .kind = KIND_T,
-                                .spread = 1000,
-                                .ndim = 2,
-                                .shape = {rows, cols},
-                                .gaps = true,
-                                .absolute = INFINITY,
-                                .magnitude = 1};
-}
-
 /* One number, or `each`, for every row. */
 static struct tensor_spec of_rows(const struct op_case *c, const char *name, enum tensor_role role, bool present) {
     return (struct tensor_spec){
@@ -81,7 +68,7 @@ static double error_of_z(const struct op_case *c) {
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
     const double relative = 32 + 2 * error_of_z(c), about_one = has(c, SURE) ? 0 : 16 + 2 * error_of_z(c);
     describe_operands(c, spec);
-    spec[LOGITS] = logits_of(c->size[PART], c->size[VOCAB]);
+    spec[LOGITS] = head_chunk("logits", c->size[PART], c->size[VOCAB]);
     spec[LOG_PROB] = of_rows(c, "log_prob", ROLE_OUT, has(c, HAS_LOG_PROB));
     spec[ENTROPY] = of_rows(c, "entropy", ROLE_OUT, has(c, HAS_ENTROPY));
     spec[LSE] = of_rows(c, "lse", ROLE_OUT, has(c, HAS_LSE));
@@ -102,7 +89,7 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     describe_operands(c, spec);
-    spec[LOGITS] = logits_of(most_rows(c), c->size[PART]);
+    spec[LOGITS] = head_chunk("logits", most_rows(c), c->size[PART]);
     spec[OF_LOG_PROB] = of_rows(c, "log_prob", ROLE_IN, has(c, HAS_LOG_PROB));
     spec[OF_NORMALIZER] = by_rows(c, "normalizer", ROLE_IN, 2, true);
     spec[OF_ENTROPY] = of_rows(c, "entropy", ROLE_IN, has(c, HAS_ENTROPY));
