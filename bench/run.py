@@ -160,7 +160,7 @@ def show(name: str, record: dict) -> None:
             text += f"   {r['forward_mb']:8.1f} MB"
         text += f"   wall {r['wall_ms']:8.3f}" if "wall_ms" in r else ""
         text += f"   host {r['host_us']:6.1f} us" if "host_us" in r else ""
-        text += f"   first call {r['first_call_s']:6.3f} s   error {max(r['errors'].values()):.1e}"
+        text += f"   first call {r['first_call_s']:6.3f} s   error {max(r['errors'].values(), key=lambda e: (e != e, e)):.1e}"
         print(text + ("" if r["right"] else "   WRONG"), flush=True)
 
 

@@ -126,7 +126,7 @@ def report(
     names = ["log p", *options.outputs, "gradient of hidden", "gradient of weight"]
     # float32 sums in another order, and one rounding to the operands' dtype
     tolerance = 4 * math.sqrt(max(options.shape)) * UNIT["float32"] + UNIT[options.dtype]
-    right = max(errors) < tolerance  # NaN is not
+    right = all(e < tolerance for e in errors)  # NaN is not
     apart = ", ".join(f"{n} {e:.1e}" for n, e in zip(names, errors, strict=True))
     print(f"  apart      {apart}{'' if right else '   WRONG'}", flush=True)
     if not right:

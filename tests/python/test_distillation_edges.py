@@ -206,6 +206,28 @@ def test_classes_of_one_name(device):
     assert math.isclose(*(found.item() for found in own.values()), rel_tol=64 * 2.0**-24)
 
 
+def test_autocast_reaches_a_distance_of_ones_own(device):
+    """Compiled or not."""
+    x, weight, labels = torch.randn(3, 8, device=device), torch.randn(11, 8, device=device), torch.arange(3, device=device)
+    mix, seen = torch.randn(11, 4, device=device), []
+
+    class Mixed(LigerFusedLinearDistillationBase):
+        @staticmethod
+        def distillation_loss_fn(student_logits, teacher_logits, target=None, ignore_index=None):
+            mixed = student_logits @ mix
+            seen.append(mixed.dtype)
+            return mixed.float().square().sum()
+
+        @classmethod
+        def forward(cls, ctx, *given):
+            return super().forward(cls, ctx, *given, None, None, weight_hard_loss=0.0)
+
+    for form in (lambda f: f, compiled):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            form(lambda: Mixed.apply(x, weight, -x, weight, labels))()
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_a_name_that_forward_does_not_have():
     """It would be lost, as autograd takes arguments by position."""
 

@@ -515,3 +515,16 @@ def test_what_is_refused(device):
     for options in (dict(temperature=0), dict(reduction="none")):
         with pytest.raises(ValueError):
             LigerTopKKLLoss(**options)
+
+
+@pytest.mark.parametrize("logprob", [-95.0, -1e4, -3e38, -INF])
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_what_a_teacher_masks_by_a_large_number(device, monkeypatch, logprob, by_torch):
+    """Its q is 0, and so is what the student's probability of 0 is multiplied by."""
+    monkeypatch.setattr(LigerTopKKLFunction, "_plain_torch", by_torch)
+    x, weight = torch.ones(1, 1, device=device), torch.tensor([[1.0], [2.0], [3.0], [0.5]], device=device)
+    bias = torch.tensor([-INF, 0.0, 0.0, 0.0], device=device)
+    ids, logprobs = torch.tensor([[0, 2]], device=device), torch.tensor([[logprob, -0.1]], device=device)
+    q, p = math.exp(-0.1), torch.tensor([1.0, 2.0, 3.0, 0.5]).add(bias.cpu()).double().softmax(0)
+    exact = q * (-0.1 - p[2].log()) + (1 - q) * ((1 - q) / (p[1] + p[3])).log()
+    assert liger_topk_kl(x, weight, ids, logprobs, bias).item() == pytest.approx(exact.item(), rel=1e-5)

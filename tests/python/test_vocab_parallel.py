@@ -83,6 +83,8 @@ def test_the_cross_entropy_of_one_process():
     assert module(torch.randn(0, 2, 4), torch.zeros(0, 2, dtype=torch.int64)).shape == (0, 2)
 
     class OfOne:
+        group_name = "one"
+
         def size(self):
             return 1
 

@@ -370,6 +370,26 @@ def check_compiled(device):
                 near(one.detach(), other.detach().double().cpu(), 16, 2.0**-24, function.__name__)
 
 
+def check_graphs_of_groups(device):
+    """That of a process alone is not the one of all."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    alone = [dist.new_group([r]) for r in range(world)][rank]
+    x, part = torch.randn(7, HIDDEN, device=device), torch.randn(5, HIDDEN, device=device)
+    target = torch.randint(0, 5, (7,), device=device)
+
+    def log_probs(x, part, group):
+        return LigerVocabParallelLinearLogProbFunction.apply(x, part, target, group)
+
+    def cross_entropy(x, part, group):
+        return LigerVocabParallelCrossEntropy()((x @ part.T).unsqueeze(1), target.unsqueeze(1), group)
+
+    for function in (log_probs, cross_entropy):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for group in (alone, dist.group.WORLD):
+            assert torch.equal(compiled(x, part, group), function(x, part, group))
+
+
 def check_results_of_collectives(device):
     """They may be under way, as tensor parallelism hands them on; with a gradient too."""
     import torch.distributed._functional_collectives as collectives
@@ -466,6 +486,7 @@ def main():
     check_wrappers(device)
     if not os.environ.get("LIGER_DISABLE"):
         check_compiled(device)
+        check_graphs_of_groups(device)
     dist.destroy_process_group()
     print("ok")
 

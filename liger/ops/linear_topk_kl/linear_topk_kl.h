@@ -28,7 +28,8 @@ extern "C" {
  *   bias       in    [vocab]          T    may be absent
  *   ids        in    [rows, k]  i32 or i64   any row stride. In [0, vocab), in any order, or -1: such a place of the list is empty,
  *                                          and what its logprob is does not matter. k is 1 or more
- *   logprobs   in    [rows, k]  f32, f16 or bf16   of the teacher at temperature, any row stride. -inf is a q of 0: the id is one of S
+ *   logprobs   in    [rows, k]  f32, f16 or bf16   of the teacher at temperature, any row stride. -inf is a q of 0, as is what
+ *                                                  exp makes less than 2^-126 of: the id is one of S
  *   labels     in    [rows]     i32 or i64 a row whose label is ignore_index does not count, and its lists are not looked at;
  *                                          other labels are not looked at. Absent: every row counts
  *   logits     work  [chunk, vocab]   T    any row stride >= vocab; its rows are the size of a chunk:

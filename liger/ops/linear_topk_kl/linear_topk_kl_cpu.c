@@ -69,7 +69,7 @@ static void add_entries(const struct entries *from, struct linear_topk_kl_listed
     v_f32 sum = zero, cross = zero, below = zero, entropy = zero;
     for (int64_t i = 0; i < from->count; i += V_LANES) {
         const v_f32 z = v_sub(v_load_f32(from->z + i), max), log_q = v_load_f32(from->log_q + i), q = v_exp(log_q);
-        const v_mask none = v_less(log_q, v_set(-FLT_MAX)); /* q is 0, whatever it is multiplied by */
+        const v_mask none = v_less(q, v_set(FLT_MIN)); /* 0, whatever it is multiplied by */
         sum = v_add(sum, v_exp(z));
         cross = v_add(cross, v_select(none, zero, v_mul(q, v_sub(log_q, z))));
         entropy = v_add(entropy, v_select(none, zero, v_mul(q, v_max(v_sub(zero, log_q), zero))));

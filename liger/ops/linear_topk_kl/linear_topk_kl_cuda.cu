@@ -42,7 +42,7 @@ __device__ __forceinline__ void add(part &to, float z, float log_q, const softma
     to.z.sum += softmax_term(z, unit);
     if (log_q > LINEAR_TOPK_KL_SURE) to.q.sure += 1.0f, to.q.above += expm1f(log_q);
     else to.q.below += q;
-    if (log_q == -INFINITY) return; /* q is 0, whatever it is multiplied by */
+    if (q < FLT_MIN) return; /* 0, whatever it is multiplied by */
     to.q.entropy += q * fmaxf(-log_q, 0.0f);
     to.cross += q * (log_q - (z - to.z.max));
     to.all_q += q;

@@ -48,6 +48,7 @@ class LigerFusedLinearDistillationBase(HeadLossFunction):
 
     bias_position = 5
     _takes_beta = False
+    _is_ours = True  # the distance is the same under autocast
     _operator_name: str
 
     @staticmethod
@@ -59,6 +60,7 @@ class LigerFusedLinearDistillationBase(HeadLossFunction):
         parameters = inspect.signature(cls.distillation_loss_fn).parameters.values()
         cls._takes_beta = any(p.name == "beta" or p.kind is p.VAR_KEYWORD for p in parameters)
         cls._operator_name = named(cls)
+        cls._is_ours = cls.__module__.startswith("liger_kernel.")
 
     @classmethod
     def check_labels(cls, labels: Tensor, vocab: int, ignore_index: int) -> None:
@@ -140,7 +142,7 @@ class LigerFusedLinearDistillationBase(HeadLossFunction):
             distance=cls.distillation_loss_fn,
             options=loss_kwargs,
         )
-        if _is_operator(loss_kwargs):
+        if _is_operator(loss_kwargs, cls._is_ours, student_input.device.type):
             heads = (*operands, *constants)
             loss, soft, hard = compiled_distillation(problem, cls._operator_name, heads, chunk_size)
         elif not in_chunks:
@@ -172,9 +174,11 @@ def _require(function: str, student_input: Tensor, teacher_input: Tensor, chunk_
         raise LigerArgumentError("Temperature cannot be 0.")
 
 
-def _is_operator(options: dict[str, Any]) -> bool:
+def _is_operator(options: dict[str, Any], is_ours: bool, device_type: str) -> bool:
     """Does torch.compile look at values, of a distance whose options the operator can be given?"""
     if not torch.compiler.is_compiling() or LigerCrossEntropyFunction._plain_torch or not options.keys() <= {"beta"}:
+        return False
+    if not is_ours and torch.is_autocast_enabled(device_type):  # which an operator is not under
         return False
     return not torch._C._are_functorch_transforms_active() and _forward_ad._current_level < 0
 

@@ -219,7 +219,7 @@ def _divergence(z: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
     log_s = torch.where(something.unsqueeze(-1), outside, z).logsumexp(-1) - lse
     log_s = torch.where(something, log_s, -math.inf)
     log_p = z.gather(-1, places) - lse.unsqueeze(-1)
-    rows = torch.where(q == 0, 0, q * (log_q - log_p)).sum(-1)
+    rows = torch.where(q < torch.finfo(q.dtype).tiny, 0, q * (log_q - log_p)).sum(-1)
     rows = rows + torch.where(rest == 0, 0, rest * (rest.log() - log_s))
     broken = broken | strays.any(-1) | (times > 1).any(-1)
     return rows * torch.where(broken, math.nan, 1.0)

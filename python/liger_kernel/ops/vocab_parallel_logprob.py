@@ -191,8 +191,9 @@ def are_seen_by_shape(values: Any) -> bool:
 
 
 def is_split(group: Any) -> bool:
-    """None, and a group of one process, hold a whole vocabulary."""
-    return group is not None and group.size() > 1
+    """None, and a group of one process, hold a whole vocabulary. A compiled graph that is for this group alone asks for its name:
+    that of a larger one would find the graph again."""
+    return group is not None and group.group_name is not None and group.size() > 1
 
 
 def name_of(group: Any) -> str:
