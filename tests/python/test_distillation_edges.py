@@ -208,7 +208,11 @@ def test_classes_of_one_name(device):
 
 def test_autocast_reaches_a_distance_of_ones_own(device):
     """Compiled or not."""
-    x, weight, labels = torch.randn(3, 8, device=device), torch.randn(11, 8, device=device), torch.arange(3, device=device)
+    x, weight, labels = (
+        torch.randn(3, 8, device=device),
+        torch.randn(11, 8, device=device),
+        torch.arange(3, device=device),
+    )
     mix, seen = torch.randn(11, 4, device=device), []
 
     class Mixed(LigerFusedLinearDistillationBase):
