@@ -12,11 +12,13 @@ enum { ROWS = 1, VOCAB };
     {ARG(teacher_logits), IN, T,       LIKE(student_logits),       TO_ROWS(teacher)},                                  \
     {ARG(target),         IN, INDEX,   VECTOR(ROWS),               TO_POINTER(target), DTYPE_TO(target_dtype)}
 #define OF_ROWS(role, field) {ARG(field), role, DTYPE(F32), VECTOR(ROWS), TO_POINTER(field)}
+#define SOFTMAXES(role)                                                                                                \
+    OF_ROWS(role, student_max), OF_ROWS(role, student_log_sum), OF_ROWS(role, teacher_max), OF_ROWS(role, teacher_log_sum)
 
 #define DOOR ce_tvd_forward, ce_tvd_forward_problem
 static const struct door_rule forward_rules[] = {
     OPERANDS,
-    OF_ROWS(OUT, ce), OF_ROWS(OUT, tvd), OF_ROWS(OUT, student_lse), OF_ROWS(OUT, teacher_lse), OF_ROWS(OUT, sigma),
+    OF_ROWS(OUT, ce), OF_ROWS(OUT, tvd), SOFTMAXES(OUT), OF_ROWS(OUT, sigma),
     {INT64(ignore_index), TO(ignore_index)},
 };
 #undef DOOR
@@ -24,7 +26,7 @@ static const struct door_rule forward_rules[] = {
 #define DOOR ce_tvd_backward, ce_tvd_backward_problem
 static const struct door_rule backward_rules[] = {
     OPERANDS,
-    OF_ROWS(IN, student_lse), OF_ROWS(IN, teacher_lse), OF_ROWS(IN, sigma),
+    SOFTMAXES(IN), OF_ROWS(IN, sigma),
     {ARG(dce),      IN,  DTYPE(F32), VECTOR(ROWS),         TO_POINTER(dce),  OPTIONAL},
     {ARG(dtvd),     IN,  DTYPE(F32), VECTOR(ROWS),         TO_POINTER(dtvd), OPTIONAL},
     {ARG(dstudent), OUT, T,          LIKE(student_logits), TO_ROWS(dstudent), MAY_BE(student_logits, teacher_logits)},

@@ -17,9 +17,11 @@ extern "C" {
  *                                                    anything
  *   ce              out   [rows]         f32
  *   tvd             out   [rows]         f32         total variation distance, in [0, 1] but for rounding
- *   student_lse     out   [rows]         f32         log Σ exp(x): this, and the next two, are for the backward call
- *   teacher_lse     out   [rows]         f32         log Σ exp(t)
- *   sigma           out   [rows]         f32         Σ_j p_j · sign(p_j - q_j); 0 of two equal rows
+ *   student_max     out   [rows]         f32         the largest x; this, and those below, are for the backward call
+ *   student_log_sum out   [rows]         f32         log Σ exp(x - student_max)
+ *   teacher_max     out   [rows]         f32         likewise of t
+ *   teacher_log_sum out   [rows]         f32
+ *   sigma           out   [rows]         f32         Σ_j p_j · sign(p_j - q_j); 0 of two rows that are equal but for a constant
  *
  *   T is f32, f16 or bf16. Arithmetic in f32.
  *   Edges: rows == 0 succeeds and does nothing; vocab == 0 is LIGER_ERR_SHAPE. A logit of -Inf has probability 0; a row with
@@ -35,8 +37,10 @@ typedef struct liger_ce_tvd_forward_args {
     liger_tensor target;
     liger_tensor ce;
     liger_tensor tvd;
-    liger_tensor student_lse;
-    liger_tensor teacher_lse;
+    liger_tensor student_max;
+    liger_tensor student_log_sum;
+    liger_tensor teacher_max;
+    liger_tensor teacher_log_sum;
     liger_tensor sigma;
     int64_t ignore_index;
 } liger_ce_tvd_forward_args;
@@ -52,14 +56,17 @@ LIGER_API liger_status liger_ce_tvd_forward(liger_context *context, const liger_
  *   student_logits  in    [rows, vocab]  T
  *   teacher_logits  in    [rows, vocab]  T
  *   target          in    [rows]         i32 or i64
- *   student_lse     in    [rows]         f32         what forward has found
- *   teacher_lse     in    [rows]         f32
+ *   student_max     in    [rows]         f32         what forward has found, and so on to sigma
+ *   student_log_sum in    [rows]         f32
+ *   teacher_max     in    [rows]         f32
+ *   teacher_log_sum in    [rows]         f32
  *   sigma           in    [rows]         f32
  *   dce             in    [rows]         f32         absent: 0
  *   dtvd            in    [rows]         f32         absent: 0
  *   dstudent        out   [rows, vocab]  T           may be either of the logits
  *
- *   sign(0) = 0. p = exp(x - lse): as the lse is rounded, p is right to about 2^-24 (1 + |lse|) of itself. Rounded once, to T.
+ *   sign(0) = 0. p = exp((x - student_max) - student_log_sum): a constant that all logits of a row have in common costs no digit,
+ *   and two rows that are equal but for one have a gradient of 0. Rounded once, to T.
  *   Edges: the gradient of an ignored row is 0, whatever comes from above, and its logits are not read. A target out of range
  *   as in forward; on CUDA the gradient of its row is NaN.
  *   Errors, workspace and promises as forward. */
@@ -68,8 +75,10 @@ typedef struct liger_ce_tvd_backward_args {
     liger_tensor student_logits;
     liger_tensor teacher_logits;
     liger_tensor target;
-    liger_tensor student_lse;
-    liger_tensor teacher_lse;
+    liger_tensor student_max;
+    liger_tensor student_log_sum;
+    liger_tensor teacher_max;
+    liger_tensor teacher_log_sum;
     liger_tensor sigma;
     liger_tensor dce;
     liger_tensor dtvd;

@@ -1,6 +1,6 @@
 /* ce_tvd_cuda.cu - cross entropy and total variation on CUDA. Forward is a formula for the kernels of cuda/vocab_rows.cuh with
  * two inputs and a second exchange, after which p - q is known: two reads and no write as long as both rows fit into the
- * shared memory of a cluster. Backward knows both log-sum-exps, and goes element by element: two reads and one write. */
+ * shared memory of a cluster. Backward knows both softmaxes, and goes element by element: two reads and one write. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/elementwise.cuh"
 #include "liger/cuda/vocab_rows_resident.cuh"
@@ -63,8 +63,8 @@ __device__ __forceinline__ void write_sums(const ce_tvd_forward_problem &p, int6
                                            const two_states &all) {
     const float log_sum = softmax_log_sum(all.student);
     p.ce[r] = (all.student.max - target) + log_sum;
-    p.student_lse[r] = all.student.max + log_sum;
-    p.teacher_lse[r] = all.teacher.max + softmax_log_sum(all.teacher);
+    p.student_max[r] = all.student.max, p.student_log_sum[r] = log_sum;
+    p.teacher_max[r] = all.teacher.max, p.teacher_log_sum[r] = softmax_log_sum(all.teacher);
 }
 /* An only class has probability 1 in both, whatever was rounded. */
 __device__ __forceinline__ void write_distance(const ce_tvd_forward_problem &p, int64_t r, distances found) {
@@ -73,7 +73,8 @@ __device__ __forceinline__ void write_distance(const ce_tvd_forward_problem &p, 
     p.sigma[r] = isnan(found.apart) ? NAN : some * found.signs;
 }
 __device__ __forceinline__ void ignore_row(const ce_tvd_forward_problem &p, int64_t r) {
-    p.ce[r] = p.tvd[r] = p.student_lse[r] = p.teacher_lse[r] = p.sigma[r] = 0.0f;
+    p.ce[r] = p.tvd[r] = p.sigma[r] = 0.0f;
+    p.student_max[r] = p.student_log_sum[r] = p.teacher_max[r] = p.teacher_log_sum[r] = 0.0f;
 }
 
 /* The exponentials of a row are needed twice, which takes the special-function unit longer than memory takes to bring the
@@ -224,17 +225,18 @@ struct gradient {
         if (y != p.ignore_index) {
             const pack<T, N> student = load_pack<T, N>(row_at<const T>(p.student, r) + c),
                              teacher = load_pack<T, N>(row_at<const T>(p.teacher, r) + c);
-            const float lse = p.student_lse[r], lse_t = p.teacher_lse[r];
-            const ce_tvd_factors f = ce_tvd_factors_of(&p, r);
+            const float max = p.student_max[r], log_sum = p.student_log_sum[r];
+            const float max_t = p.teacher_max[r], log_sum_t = p.teacher_log_sum[r];
             float t[N];
             unpack(student, d);
             unpack(teacher, t);
 #pragma unroll
-            for (int k = 0; k < N; k++) {
-                /* the difference first: it is what is left of two large numbers */
-                const float of_p = exp_of<false>(d[k] - lse), q = exp_of<false>(t[k] - lse_t);
-                d[k] = of_p * (of_p > q ? f.above : of_p < q ? f.below : f.equal);
-            }
+            for (int k = 0; k < N; k++) d[k] = exp_of<false>((d[k] - max) - log_sum);
+#pragma unroll
+            for (int k = 0; k < N; k++) t[k] = exp_of<false>((t[k] - max_t) - log_sum_t);
+            const ce_tvd_factors f = ce_tvd_factors_of(&p, r);
+#pragma unroll
+            for (int k = 0; k < N; k++) d[k] *= d[k] > t[k] ? f.above : d[k] < t[k] ? f.below : f.equal;
             if ((uint64_t)(y - c) < (uint64_t)N) {
 #pragma unroll
                 for (int k = 0; k < N; k++) d[k] -= y - c == k ? f.hit : 0.0f;

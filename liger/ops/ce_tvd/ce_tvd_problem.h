@@ -10,7 +10,7 @@ struct ce_tvd_forward_problem {
     liger_rows student, teacher;
     const void *target;
     int64_t ignore_index;
-    float *ce, *tvd, *student_lse, *teacher_lse, *sigma; /* [rows] */
+    float *ce, *tvd, *student_max, *student_log_sum, *teacher_max, *teacher_log_sum, *sigma; /* [rows] */
 };
 
 /* The gradient may be written over either of the logits. */
@@ -20,8 +20,8 @@ struct ce_tvd_backward_problem {
     liger_rows student, teacher, dstudent;
     const void *target;
     int64_t ignore_index;
-    const float *student_lse, *teacher_lse, *sigma; /* [rows] */
-    const float *dce, *dtvd;                        /* [rows], or NULL */
+    const float *student_max, *student_log_sum, *teacher_max, *teacher_log_sum, *sigma; /* [rows] */
+    const float *dce, *dtvd;                                                            /* [rows], or NULL */
 };
 
 /* The gradient of an element is p times one of these, by the sign of p - q; at the target, less `hit`. An only class has

@@ -29,7 +29,8 @@ void ce_tvd_forward_ref(const struct ce_tvd_ref *p) {
         const double *x = p->student + r * p->vocab, *t = p->teacher + r * p->vocab;
         REAL apart = 0, signs = 0;
         if (p->target[r] < 0) {
-            p->ce[r] = p->tvd[r] = p->student_lse[r] = p->teacher_lse[r] = p->sigma[r] = 0;
+            p->ce[r] = p->tvd[r] = p->sigma[r] = 0;
+            p->student_max[r] = p->student_log_sum[r] = p->teacher_max[r] = p->teacher_log_sum[r] = 0;
             continue;
         }
         const struct row of_x = sum_up(p->vocab, x), of_t = sum_up(p->vocab, t);
@@ -40,7 +41,8 @@ void ce_tvd_forward_ref(const struct ce_tvd_ref *p) {
         }
         p->ce[r] = (of_x.max - (REAL)x[(int64_t)p->target[r]]) + (REAL)log(of_x.sum);
         p->tvd[r] = apart / 2;
-        p->student_lse[r] = of_x.max + (REAL)log(of_x.sum), p->teacher_lse[r] = of_t.max + (REAL)log(of_t.sum);
+        p->student_max[r] = of_x.max, p->student_log_sum[r] = (REAL)log(of_x.sum);
+        p->teacher_max[r] = of_t.max, p->teacher_log_sum[r] = (REAL)log(of_t.sum);
         p->sigma[r] = signs;
     }
 }
@@ -55,8 +57,8 @@ void ce_tvd_backward_ref(const struct ce_tvd_ref *p) {
                 dx[j] = 0;
                 continue;
             }
-            const REAL pj = (REAL)exp((REAL)x[j] - (REAL)p->student_lse[r]);
-            const REAL qj = (REAL)exp((REAL)t[j] - (REAL)p->teacher_lse[r]);
+            const REAL pj = (REAL)exp((REAL)x[j] - (REAL)p->student_max[r] - (REAL)p->student_log_sum[r]);
+            const REAL qj = (REAL)exp((REAL)t[j] - (REAL)p->teacher_max[r] - (REAL)p->teacher_log_sum[r]);
             const REAL of_ce = pj - (j == (int64_t)p->target[r] ? 1 : 0);
             const REAL of_tvd = pj * (sign(pj - qj) - (REAL)p->sigma[r]) / 2;
             dx[j] = u * of_ce + v * of_tvd;

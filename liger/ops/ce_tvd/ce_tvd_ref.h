@@ -8,7 +8,7 @@ struct ce_tvd_ref {
     int64_t rows, vocab;
     const double *student, *teacher, *target; /* a target below 0 is ignored */
     const double *dce, *dtvd;                 /* [rows], or NULL */
-    double *ce, *tvd, *student_lse, *teacher_lse, *sigma;
+    double *ce, *tvd, *student_max, *student_log_sum, *teacher_max, *teacher_log_sum, *sigma;
     double *dstudent;
 };
 

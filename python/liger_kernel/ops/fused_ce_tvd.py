@@ -18,28 +18,20 @@ from liger_kernel.ops.cross_entropy import check_targets
 
 @Operator
 def ce_tvd(student_logits: AnyRows, teacher_logits: AnyRows, target: Tensor, ignore_index: int, ce: Made = Wish.PER_ROW,
-           tvd: Made = Wish.PER_ROW, student_lse: Made = Wish.PER_ROW, teacher_lse: Made = Wish.PER_ROW,
+           tvd: Made = Wish.PER_ROW, student_max: Made = Wish.PER_ROW, student_log_sum: Made = Wish.PER_ROW,
+           teacher_max: Made = Wish.PER_ROW, teacher_log_sum: Made = Wish.PER_ROW,
            sigma: Made = Wish.PER_ROW) -> Any:  # fmt: skip
-    return _native.ce_tvd_forward(
-        student_logits, teacher_logits, target, ce, tvd, student_lse, teacher_lse, sigma, ignore_index
-    )
+    softmaxes = student_max, student_log_sum, teacher_max, teacher_log_sum
+    return _native.ce_tvd_forward(student_logits, teacher_logits, target, ce, tvd, *softmaxes, sigma, ignore_index)
 
 
 @ce_tvd.gradient
-def ce_tvd_gradient(student_logits: AnyRows, teacher_logits: AnyRows, target: Tensor, student_lse: Tensor,
-                    teacher_lse: Tensor, sigma: Tensor, dce: Single | None, dtvd: Single | None, ignore_index: int,
-                    dstudent_logits: Made = Wish.LIKE) -> Any:  # fmt: skip
+def ce_tvd_gradient(student_logits: AnyRows, teacher_logits: AnyRows, target: Tensor, student_max: Tensor,
+                    student_log_sum: Tensor, teacher_max: Tensor, teacher_log_sum: Tensor, sigma: Tensor, dce: Single | None,
+                    dtvd: Single | None, ignore_index: int, dstudent_logits: Made = Wish.LIKE) -> Any:  # fmt: skip
+    softmaxes = student_max, student_log_sum, teacher_max, teacher_log_sum
     return _native.ce_tvd_backward(
-        student_logits,
-        teacher_logits,
-        target,
-        student_lse,
-        teacher_lse,
-        sigma,
-        dce,
-        dtvd,
-        dstudent_logits,
-        ignore_index,
+        student_logits, teacher_logits, target, *softmaxes, sigma, dce, dtvd, dstudent_logits, ignore_index
     )
 
 
@@ -68,7 +60,9 @@ def fused_ce_tvd_forward(student_logits: Tensor, teacher_logits: Tensor, target:
     of either logits, and Σ p·sign(p - q)."""
     _require(student_logits, teacher_logits, target)
     _debug(student_logits, target, ignore_index)
-    return ce_tvd(student_logits, teacher_logits, target, ignore_index)
+    ce, tvd, *softmaxes, sigma = ce_tvd(student_logits, teacher_logits, target, ignore_index)
+    student_max, student_log_sum, teacher_max, teacher_log_sum = softmaxes
+    return ce, tvd, student_max + student_log_sum, teacher_max + teacher_log_sum, sigma
 
 
 @of_tensors
@@ -83,9 +77,21 @@ def fused_ce_tvd_backward(
     sigma: Tensor,
     ignore_index: int,
 ) -> Tensor:
-    """The gradient of the student's logits; an upstream that is None counts as 0."""
+    """The gradient of the student's logits; an upstream that is None counts as 0. As a log-sum-exp is rounded, probabilities are
+    right to about 2^-24 (1 + |lse|) of themselves, where the Function knows them better."""
+    none = torch.zeros_like(student_lse)
     return ce_tvd.derivative(  # type: ignore[misc]
-        student_logits, teacher_logits, target, student_lse, teacher_lse, sigma, grad_ce, grad_tvd, ignore_index
+        student_logits,
+        teacher_logits,
+        target,
+        student_lse,
+        none,
+        teacher_lse,
+        none,
+        sigma,
+        grad_ce,
+        grad_tvd,
+        ignore_index,
     )
 
 
@@ -97,7 +103,7 @@ class LigerFusedCETVDFunction(LigerFunction):
     student's logits alone, each output with an upstream of its own for every row: dce/dx = p - onehot,
     dtvd/dx = ½ p (s - Σ p s) with s = sign(p - q), which is 0 where they are equal.
 
-    Kept for backward are both logits, the target and three numbers a row. Logits of two dtypes are widened to float32.
+    Kept for backward are both logits, the target and five numbers a row. Logits of two dtypes are widened to float32.
     A target out of range is an error on the CPU; on a GPU ce and the gradient of its row are NaN.
     """
 
