@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 
@@ -42,6 +43,12 @@ def require_matrices(operator: str, **tensors: Tensor) -> None:
     for name, value in tensors.items():
         if isinstance(value, Tensor) and value.dim() != 2:
             raise LigerArgumentError(f"{operator}: {name} has {value.dim()} dimensions, but must have 2")
+
+
+def require_temperature(temperature: float) -> None:
+    """Of a softmax that is not to be turned around."""
+    if not 0 < temperature < math.inf:
+        raise LigerArgumentError(f"temperature is {temperature}, but must be finite and larger than 0")
 
 
 def padded_logits(like: Tensor, rows: int, cols: int, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,6 @@ and the names that it looks up are for callers who put an implementation of thei
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, unrecorded
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._linear_head import compute_dtype
+from liger_kernel.ops._linear_head import compute_dtype, require_temperature
 from liger_kernel.ops._operator import LigerArgumentError
 from liger_kernel.ops.linear_logprob import LigerLinearLogProbFunction, linear_logprob
 from liger_kernel.ops.vocab_parallel_logprob import LigerVocabParallelLinearLogProbFunction
@@ -160,11 +159,6 @@ def _to_look_at(labels: Tensor) -> Tensor | None:
     return labels if is_debugging(labels) else readable(labels)
 
 
-def _require_positive(temperature: float) -> None:
-    if not math.isfinite(temperature) or temperature <= 0:
-        raise LigerArgumentError(f"temperature is {temperature}, but must be finite and larger than 0")
-
-
 def _require_alike(_input: Tensor, weight: Tensor, target: Tensor, selected: Tensor | None = None) -> None:
     """Ranks, sizes and devices."""
     shapes = f"_input has shape {tuple(_input.shape)}, weight {tuple(weight.shape)} and target {tuple(target.shape)}"
@@ -183,7 +177,7 @@ def _require_alike(_input: Tensor, weight: Tensor, target: Tensor, selected: Ten
 def _require_values(
     _input: Tensor, weight: Tensor, target: Tensor, temperature: float, tiles: int, selected: Any
 ) -> None:
-    _require_positive(temperature)
+    require_temperature(temperature)
     if tiles < 1:
         raise LigerArgumentError(f"m_tiles_per_cluster is {tiles}, but must be 1 or more")
     _require_alike(_input, weight, target, selected)
@@ -269,7 +263,7 @@ class LigerFusedLinearScaledCrossEntropyTPFunction:
         return_entropy: bool = False,
     ) -> Any:
         _require_a_number(temperature)
-        _require_positive(temperature)
+        require_temperature(temperature)
         _require_an_integer("tiles_per_reduce", tiles_per_reduce)
         if tiles_per_reduce not in (1, 2, 4):
             raise LigerArgumentError(f"tiles_per_reduce is {tiles_per_reduce}, but must be 1, 2 or 4")

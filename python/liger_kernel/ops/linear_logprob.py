@@ -15,7 +15,7 @@ from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices
+from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices, require_temperature
 from liger_kernel.ops._memory import (
     PLAIN,
     fresh,
@@ -260,8 +260,7 @@ def check_options(
     temperature: float, softcap: float | None, scale: float, valid_rows: int | None, outputs: Any
 ) -> None:
     """What is refused of them, for a caller who may be a user."""
-    if not 0 < temperature < math.inf:
-        raise LigerArgumentError(f"temperature is {temperature}, but must be finite and larger than 0")
+    require_temperature(temperature)
     if softcap is not None and not 0 < softcap < math.inf:
         raise LigerArgumentError(f"softcap is {softcap}, but must be None, or finite and larger than 0")
     if not -math.inf < scale < math.inf:

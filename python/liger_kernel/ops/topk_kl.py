@@ -25,7 +25,14 @@ from liger_kernel.ops._distillation import (
 )
 from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._linear_head import COMPUTE, accumulator, compute_dtype, padded_logits, require_matrices
+from liger_kernel.ops._linear_head import (
+    COMPUTE,
+    accumulator,
+    compute_dtype,
+    padded_logits,
+    require_matrices,
+    require_temperature,
+)
 from liger_kernel.ops._memory import matrix, require_float
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Wish
 from liger_kernel.ops.cross_entropy import refuse_strays
@@ -83,8 +90,7 @@ register_flop_formula(torch.ops.liger.linear_topk_kl)(_count_products)
 def check_options(reduction: str, temperature: float) -> None:
     if reduction not in REDUCTIONS:
         raise LigerArgumentError(f"reduction must be one of {', '.join(REDUCTIONS)}, but is {reduction!r}")
-    if not 0 < temperature < math.inf:
-        raise LigerArgumentError(f"temperature is {temperature}, but must be finite and larger than 0")
+    require_temperature(temperature)
 
 
 def _strays(ids: Tensor, vocab: int, ignore_mask: Tensor | None) -> Tensor:
