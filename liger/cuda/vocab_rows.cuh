@@ -164,52 +164,67 @@ enum { TURNS = 4 };
 /* The slot of an exchange that is not made. */
 struct nothing {};
 
-/* All warps of a block or cluster tell each other what they found: one place per warp and turn. What is sent first is
- * received first. */
-template <typename S, int WARPS, bool CLUSTERED>
+/* All warps of a block or cluster tell each other what they found; what is sent first is received first. Within a block there
+ * is a place for each warp. In a cluster, one warp of each block merges these, another one each time, and passes the result
+ * on: 128 warps that all told each other took as long as what they had to tell of a row. TO_FIRST: only the first warp of the
+ * first block is told. */
+template <typename S, int WARPS, bool CLUSTERED, bool TO_FIRST = false>
 struct exchange {
     static_assert(sizeof(S) % 8 == 0 || std::is_same_v<S, nothing>, "sent in words of 8 bytes");
-    S *slots;                 /* TURNS · clusters · WARPS */
-    shared_barrier *barriers; /* TURNS */
-    unsigned sent, received;
+    static_assert(WARPS <= WARP, "a lane for each");
+    S *slots;                 /* TURNS · places(clusters) */
+    shared_barrier *barriers; /* BARRIERS */
+    unsigned sent = 0, passed_on = 0, received = 0;
+
+    static constexpr int BARRIERS = CLUSTERED ? 2 * TURNS : TURNS;
+    static __device__ __forceinline__ int places(int clusters) { return CLUSTERED ? WARPS + clusters : WARPS; }
 
     /* By one thread, before the barrier that starts the kernel. */
     __device__ __forceinline__ void init() {
-        for (int turn = 0; turn < TURNS; turn++) shared_barrier_init(barriers + turn, CLUSTERED ? 1 : WARPS);
+        for (int turn = 0; turn < TURNS; turn++) {
+            shared_barrier_init(barriers + turn, WARPS);
+            if (CLUSTERED) shared_barrier_init(barriers + TURNS + turn, 1);
+        }
     }
     __device__ __forceinline__ void send(S mine) {
-        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, turn = sent++ % TURNS;
-        const int clusters = CLUSTERED ? cluster_size() : 1, count = clusters * WARPS;
-        S *const here = slots + turn * count;
+        const int turn = sent++ % TURNS;
         mine = warp_merge(mine);
-        if (CLUSTERED) {
-            if (threadIdx.x == 0) shared_barrier_expect(barriers + turn, count * (int)sizeof(S));
-            if (lane < clusters) cluster_send(here + cluster_rank() * WARPS + warp, mine, barriers + turn, lane);
-            return;
-        }
         __syncwarp(); /* what this warp has read comes before whatever others write once they have received */
-        if (lane == 0) {
-            here[warp] = mine;
-            shared_barrier_arrive(barriers + turn);
+        if (threadIdx.x % WARP != 0) return;
+        slots[turn * WARPS + threadIdx.x / WARP] = mine;
+        shared_barrier_arrive(barriers + turn);
+    }
+    /* What was sent last; later than send(), so that the other warps have sent as well. */
+    __device__ __forceinline__ void pass_on(S empty) {
+        if constexpr (CLUSTERED) {
+            if (passed_on == sent) return;
+            const unsigned n = passed_on++;
+            if (threadIdx.x / WARP != n % WARPS) return;
+            const int lane = threadIdx.x % WARP, turn = n % TURNS, clusters = cluster_size(), rank = cluster_rank();
+            shared_barrier_wait(barriers + turn, n / TURNS % 2);
+            const S of_block = warp_merge(lane < WARPS ? slots[turn * WARPS + lane] : empty);
+            shared_barrier *const arrived = barriers + TURNS + turn;
+            if (lane == 0 && (!TO_FIRST || rank == 0)) shared_barrier_expect(arrived, clusters * (int)sizeof(S));
+            if (lane < (TO_FIRST ? 1 : clusters)) cluster_send(of_blocks(turn, clusters) + rank, of_block, arrived, lane);
         }
     }
     /* What has come to this lane: the lanes of a warp have received everything, each something else. */
     __device__ __forceinline__ S receive_part(S empty) {
         const int lane = threadIdx.x % WARP, turn = received % TURNS, parity = received / TURNS % 2;
-        const int count = (CLUSTERED ? cluster_size() : 1) * WARPS;
-        const S *const here = slots + turn * count;
-        shared_barrier_wait(barriers + turn, parity);
+        const int clusters = CLUSTERED ? cluster_size() : 1;
+        shared_barrier_wait(barriers + (CLUSTERED ? TURNS : 0) + turn, parity);
         received++;
-        S all = lane < count ? here[lane] : empty;
-#pragma unroll 1
-        for (int i = lane + WARP; i < count; i += WARP) all = merge(all, here[i]);
-        return all;
+        const S *const here = CLUSTERED ? of_blocks(turn, clusters) : slots + turn * WARPS;
+        return lane < (CLUSTERED ? clusters : WARPS) ? here[lane] : empty;
     }
     __device__ __forceinline__ S receive(S empty) { return warp_merge(receive_part(empty)); }
     __device__ __forceinline__ S all(S mine, S empty) {
         send(mine);
+        pass_on(empty);
         return receive(empty);
     }
+
+    __device__ __forceinline__ S *of_blocks(int turn, int clusters) { return slots + TURNS * WARPS + turn * clusters; }
 };
 
 /* What the warps of a block tell each other, by its barrier: a set of places for every other time, so that nobody writes
@@ -263,7 +278,7 @@ constexpr bool has_further_barriers = has_more_exchanges<F> && (CLUSTERED || F::
 template <typename F, int WARPS, bool CLUSTERED>
 __device__ __forceinline__ auto further_exchange(void *slots, shared_barrier *barriers) {
     using S = typename F::second_slot;
-    if constexpr (has_further_barriers<F, CLUSTERED>) return exchange<S, WARPS, CLUSTERED>{(S *)slots, barriers, 0, 0};
+    if constexpr (has_further_barriers<F, CLUSTERED>) return exchange<S, WARPS, CLUSTERED, F::LATE>{(S *)slots, barriers};
     else return block_exchange<S>{(S *)slots, WARPS, 0};
 }
 template <typename F>

@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     using state_type = typename F::state;
     constexpr int STAGE = F::INPUTS * F::VECTORS * THREADS;
     extern __shared__ uint4 shared[];
-    __shared__ shared_barrier barriers[has_further_barriers<F, CLUSTERED> ? 2 * TURNS : TURNS];
+    using first_exchange = exchange<slot, THREADS / WARP, CLUSTERED>;
+    __shared__ shared_barrier barriers[(has_further_barriers<F, CLUSTERED> ? 2 : 1) * first_exchange::BARRIERS];
     __shared__ typename F::batch b; /* not in registers: there are none to spare */
     static_assert(sizeof barriers + sizeof b <= STATIC_SHARED, "beside its dynamic shared memory");
     const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
@@ -98,9 +99,9 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     const int step = (int)gridDim.x / clusters;
     static_assert(F::VECTORS * THREADS % F::TOGETHER == 0, "a block's share of a row");
     slot *const slots = (slot *)(shared + F::RING * STAGE + F::ROOM * THREADS);
-    exchange<slot, THREADS / WARP, CLUSTERED> exchanged = {slots, barriers, 0, 0};
-    auto again =
-        further_exchange<F, THREADS / WARP, CLUSTERED>(slots + TURNS * clusters * (THREADS / WARP), barriers + TURNS);
+    first_exchange exchanged = {slots, barriers};
+    auto again = further_exchange<F, THREADS / WARP, CLUSTERED>(slots + TURNS * exchanged.places(clusters),
+                                                                barriers + first_exchange::BARRIERS);
     uint4 *const stages = shared + threadIdx.x;
     if (threadIdx.x == 0) {
         b = F::batch_of(p);
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     int late = -1; /* the row whose second exchange has not been received yet */
     const auto finish_late = [&] {
         if constexpr (F::LATE) {
-            if (late < 0) return;
+            if (late < 0 || (CLUSTERED && at.first >= WARP)) return;
             const auto sums = again.receive(F::nothing());
             if (at.first == 0) F::finish(p, row_of(late), sums);
         }
@@ -145,6 +146,7 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
             if (state.key != SKIPPED) {
                 copy_wait();
                 exchanged.send(F::first_half(p, at, row_of(i), stages, state, fetch_coming));
+                exchanged.pass_on(F::empty());
                 finish(i, stages, state, [] {});
             } else {
                 fetch_coming();
@@ -164,6 +166,7 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
             if (is_read) copy_wait();
             if constexpr (F::RING == 3) fetch_coming();
             if (is_read) exchanged.send(F::first_half(p, at, row_of(i), stages + stage * STAGE, state));
+            if constexpr (F::LATE && CLUSTERED) again.pass_on(F::nothing());
             const auto loaded = [&] {
                 if constexpr (F::RING == 2) fetch_coming();
             };
@@ -174,10 +177,12 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
                 loaded();
                 if (i != start) F::skip(p, at, row_of(i - step));
             }
+            exchanged.pass_on(F::empty());
             before = state;
             state = coming;
         }
     }
+    if constexpr (F::LATE && CLUSTERED) again.pass_on(F::nothing());
     finish_late();
     if (CLUSTERED) cluster_barrier(cluster_size());
 }
@@ -199,7 +204,7 @@ constexpr shape choose_shape(size_t available, bool clusters, int64_t vectors) {
     shape s = {1, block, 0};
     while (s.clusters < (clusters ? MAX_CLUSTER : 1) && threads > (int64_t)s.clusters * block) s.clusters++;
     s.shared = (size_t)(F::RING * F::INPUTS * F::VECTORS + F::ROOM) * block * PACK_BYTES +
-               TURNS * (sizeof(typename F::slot) + second_size<F>)*s.clusters * (block / WARP);
+               TURNS * (sizeof(typename F::slot) + second_size<F>)*(block / WARP + (s.clusters > 1 ? s.clusters : 0));
     if (threads > (int64_t)s.clusters * block || s.shared > available) return {0, 0, 0};
     return s;
 }

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __g
     __shared__ slot slots[TURNS * WARPS];
     __shared__ second_slot second_slots[2 * WARPS];
     __shared__ shared_barrier barriers[TURNS];
-    exchange<slot, WARPS, false> exchanged = {slots, barriers, 0, 0};
+    exchange<slot, WARPS, false> exchanged = {slots, barriers};
     block_exchange<second_slot> again = {second_slots, WARPS, 0};
     if (threadIdx.x == 0) exchanged.init();
     __syncthreads();

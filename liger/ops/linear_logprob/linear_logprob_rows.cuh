@@ -110,9 +110,14 @@ struct row_softmax {
     softmax_unit unit;
     float max, others, own; /* the sum over all but the target, and the target's term */
     float own_exponent, max_exponent;
-    bool sure;  /* more than half of the sum is the target's */
+    bool sure;  /* at least half of the sum is the target's */
     float rest; /* then: log(1 + others/own) */
     float log_prob, log_sum;
+
+    /* A sum of terms as if the largest one were 1. */
+    __device__ __forceinline__ float relative(float terms) const {
+        return terms * reciprocal_approx(exp2_approx(max_exponent));
+    }
 };
 
 __device__ __forceinline__ row_softmax softmax_of(softmax_state others, float z_target) {
@@ -123,12 +128,11 @@ __device__ __forceinline__ row_softmax softmax_of(softmax_state others, float z_
     row.own_exponent = softmax_exponent(z_target, row.unit);
     row.own = exp2_approx(row.own_exponent);
     row.max_exponent = softmax_exponent(row.max, row.unit);
-    row.sure = row.own >= row.others;
+    row.sure = row.own > 0.0f && row.own >= row.others;
     row.rest = log1pf(row.others / row.own);
-    const float log_sum = logf(row.others + row.own);
-    row.log_prob = row.sure ? -row.rest : row.own_exponent * row.unit.ln - log_sum;
-    row.log_sum = row.sure ? row.rest + (row.own_exponent - row.max_exponent) * row.unit.ln
-                           : log_sum - row.max_exponent * row.unit.ln;
+    const float distance = (row.own_exponent - row.max_exponent) * row.unit.ln;
+    row.log_sum = row.sure ? row.rest + distance : softmax_log_sum({row.max, row.others + row.own});
+    row.log_prob = row.sure ? -row.rest : distance - row.log_sum;
     return row;
 }
 
@@ -291,7 +295,8 @@ struct full_row : logits_row<T, CAPPED> {
         if (to.entropy) to.entropy[key.row] = row.log_sum - by_exponent * row.unit.ln / sum;
         if (to.log_sum_sq_probs)
             to.log_sum_sq_probs[key.row] = row.sure ? log1pf(s.squares / own_squared) - 2.0f * row.rest
-                                                    : logf(s.squares + own_squared) - 2.0f * logf(sum);
+                                                    : logf(row.relative(row.relative(s.squares + own_squared))) -
+                                                          2.0f * row.log_sum;
         if (to.mean_logits) to.mean_logits[key.row] = key.base + s.offsets / (float)p.vocab;
         const bool first = p.to_z.inner == 0.0f ? key.y == 0 : !s.beaten; /* a scale of 0 makes all z equal */
         if (to.is_top1) to.is_top1[key.row] = first && !isnan(row.log_sum);
