@@ -14,9 +14,6 @@ namespace ce_tvd {
 struct two_states {
     softmax_state student, teacher;
 };
-__device__ __forceinline__ two_states merge(two_states a, two_states b) {
-    return {merge(a.student, b.student), merge(a.teacher, b.teacher)};
-}
 __device__ __forceinline__ two_states warp_merge(two_states a) {
     return {warp_merge(a.student), warp_merge(a.teacher)};
 }
@@ -25,7 +22,6 @@ __device__ __forceinline__ two_states warp_merge(two_states a) {
 struct distances {
     float apart, signs;
 };
-__device__ __forceinline__ distances merge(distances a, distances b) { return {a.apart + b.apart, a.signs + b.signs}; }
 __device__ __forceinline__ distances warp_merge(distances a) { return {warp_sum(a.apart), warp_sum(a.signs)}; }
 
 /* What a term relative to a maximum is multiplied by to be a probability of the whole row. Of two equal rows all

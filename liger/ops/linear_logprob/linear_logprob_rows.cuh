@@ -294,9 +294,9 @@ struct full_row : logits_row<T, CAPPED> {
         write_softmax(to, row, key.row);
         if (to.entropy) to.entropy[key.row] = row.log_sum - by_exponent * row.unit.ln / sum;
         if (to.log_sum_sq_probs)
-            to.log_sum_sq_probs[key.row] = row.sure ? log1pf(s.squares / own_squared) - 2.0f * row.rest
-                                                    : logf(row.relative(row.relative(s.squares + own_squared))) -
-                                                          2.0f * row.log_sum;
+            to.log_sum_sq_probs[key.row] =
+                row.sure ? log1pf(s.squares / own_squared) - 2.0f * row.rest
+                         : logf(row.relative(row.relative(s.squares + own_squared))) - 2.0f * row.log_sum;
         if (to.mean_logits) to.mean_logits[key.row] = key.base + s.offsets / (float)p.vocab;
         const bool first = p.to_z.inner == 0.0f ? key.y == 0 : !s.beaten; /* a scale of 0 makes all z equal */
         if (to.is_top1) to.is_top1[key.row] = first && !isnan(row.log_sum);
