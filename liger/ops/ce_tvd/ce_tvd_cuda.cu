@@ -79,11 +79,9 @@ __device__ __forceinline__ void write_sums(const ce_tvd_forward_problem &p, int6
     p.student_max[r] = all.student.max, p.student_log_sum[r] = log_sum;
     p.teacher_max[r] = all.teacher.max, p.teacher_log_sum[r] = logf(all.teacher.sum);
 }
-/* An only class has probability 1 in both, whatever was rounded. */
 __device__ __forceinline__ void write_distance(const ce_tvd_forward_problem &p, int64_t r, distances found) {
-    const float some = p.cols > 1 ? 1.0f : 0.0f;
-    p.tvd[r] = 0.5f * some * found.apart;
-    p.sigma[r] = isnan(found.apart) ? NAN : some * found.signs;
+    p.tvd[r] = 0.5f * found.apart;
+    p.sigma[r] = isnan(found.apart) ? NAN : found.signs;
 }
 __device__ __forceinline__ void ignore_row(const ce_tvd_forward_problem &p, int64_t r) {
     p.ce[r] = p.tvd[r] = p.sigma[r] = 0.0f;

@@ -24,8 +24,7 @@ struct ce_tvd_backward_problem {
     const float *dce, *dtvd;                                                            /* [rows], or NULL */
 };
 
-/* The gradient of an element is p times one of these, by the sign of p - q; at the target, less `hit`. An only class has
- * probability 1 in both, whatever is rounded: all are 0. */
+/* The gradient of an element is p times one of these, by the sign of p - q; at the target, less `hit`. */
 struct ce_tvd_factors {
     float above, below, equal, hit;
 };
@@ -33,7 +32,6 @@ struct ce_tvd_factors {
 LIGER_HOST_DEVICE static inline struct ce_tvd_factors ce_tvd_factors_of(const struct ce_tvd_backward_problem *p,
                                                                         int64_t r) {
     struct ce_tvd_factors f = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (p->cols == 1) return f;
     if (p->dce) f.above = f.below = f.equal = f.hit = p->dce[r];
     if (p->dtvd) {
         const float half = 0.5f * p->dtvd[r], sigma = p->sigma[r];
