@@ -422,7 +422,7 @@ static const char *advised_slice(struct op_run *run) {
                  {64, INT64_MAX / 64, 1, 1 << 30}};
     const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), named = run->context->loss_workspace_bytes;
     const bool cpu = liger_context_device(run->context) == LIGER_DEVICE_CPU;
-    const int64_t step = cpu ? 64 : 128, products = cpu ? 0 : 32 << 20;
+    const int64_t step = cpu ? 64 : 128, products = cpu ? 0 : 16 << 20;
     const char *wrong = NULL;
     int gained = 0; /* without a sum of dx */
     question *const ask = liger_linear_cross_entropy_forward_slice_cols;
