@@ -11,6 +11,6 @@ for release in ${TRANSFORMERS:-5.24.0 5.17.0 4.57.6}; do
     home=build/transformers-$release
     tools/environment_beside.sh "$python" "$home" "transformers==$release" || exit 1
     echo "transformers $release"
-    "$home/bin/python" -m pytest tests/python/test_families.py tests/python/grid_families.py -q -rs "$@" || failed=1
+    "$home/bin/python" -m pytest tests/python/test_families.py tests/python/grid_families.py -rs "$@" || failed=1
 done
 exit $failed
