@@ -343,6 +343,19 @@ def test_two_passes(device, tmp_path):
         assert_close(a.float().flatten(), b.float().flatten(), torch.bfloat16, 2, 512)
 
 
+def test_a_frozen_head_plans_no_sum(device, monkeypatch):
+    """Logits of all rows may take what an f32 sum of the head's gradient would. Without that gradient there is no sum."""
+    advised = []
+    ask = _native.linear_cross_entropy_forward_chunk_rows
+    monkeypatch.setattr(_native, "linear_cross_entropy_forward_chunk_rows",
+                        lambda *args: advised.append(ask(*args)) or advised[-1])  # fmt: skip
+    x = torch.randn(1024, 1024, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(32768, 1024, device=device, dtype=torch.bfloat16)
+    for frozen in (False, True):
+        apply(x, weight.requires_grad_(not frozen), torch.arange(1024, device=device))
+    assert advised[0] == 1024 and (advised[1] < 1024 or device.type == "cuda")
+
+
 def test_memory_of_two_passes(device):
     """The weight's gradient, that of x, and the budget; a budget that allows it takes all logits at once. The least that a GPU
     takes is 16 MB for its products and 16 for 128 rows of logits."""

@@ -292,7 +292,8 @@ liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *contex
                                                            size_t *rows) {
     struct door_call call;
     LIGER_TRY(ask(context, given, rows, &call));
-    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB], true);
+    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB],
+                                           door_has(&call, BIT(dweight)));
     return LIGER_OK;
 }
 

@@ -90,7 +90,7 @@ LIGER_API liger_status liger_linear_cross_entropy_forward_workspace(liger_contex
                                                                     const liger_linear_cross_entropy_forward_args *args,
                                                                     size_t *bytes);
 /* The rows of `logits` to provide, from x, weight and the budget LIGER_LOSS_WORKSPACE_MB (by itself 1024 on CUDA; by
- * the shape on the CPU). */
+ * the shape on the CPU). With a dweight of 16 bits, all rows where their logits take no more than an f32 sum of it would. */
 LIGER_API liger_status liger_linear_cross_entropy_forward_chunk_rows(
     liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *rows);
 /* To be asked first where dweight is wanted in 16 bits and rounded once: vocab, for one pass, or the columns of all rows of

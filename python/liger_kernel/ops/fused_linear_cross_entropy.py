@@ -104,10 +104,11 @@ def linear_cross_entropy(
     options = (ignore_index, label_smoothing, lse_square_scale, softcap, reduction, token_scaling, raw)
     rows, vocab = x.shape[0], weight.shape[0]
     once = wanted[1] and weight.dtype is dtype and not raw and not round_per_chunk
-    likes = (*(None,) * 5, head[0] if wanted[0] else None, *(None,) * 3)  # of results, what has no memory yet
+    wished = [like if want else None for like, want in zip(head[:2], wanted)]  # dx and dweight: no memory yet
+    likes = (*(None,) * 5, *wished, None, None)
     cols = _native.linear_cross_entropy_forward_slice_cols(*head, *likes, *options) if once else vocab
     two = cols < vocab  # passes
-    chunk = rows if two else _native.linear_cross_entropy_forward_chunk_rows(*head, *(None,) * 9, *options)
+    chunk = rows if two else _native.linear_cross_entropy_forward_chunk_rows(*head, *likes, *options)
     chunks = -(-rows // chunk) if chunk and not two else 1
     lean = not raw and (round_per_chunk or (chunks <= 1 and weight.dtype is not torch.float32))  # no sum
     sums = accumulator(weight, dtype, lean) if wanted[1] else None
