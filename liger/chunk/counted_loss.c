@@ -1,6 +1,7 @@
 /* counted_loss.c - see counted_loss.h. */
 #include "liger/chunk/counted_loss.h"
 
+#include "liger/core/door.h"
 #include "liger/core/fail.h"
 #include "liger/ops/cross_entropy/cross_entropy_problem.h"
 #include "liger/ops/gemm/gemm_problem.h"
@@ -8,7 +9,7 @@
 enum { COUNTS_BYTES = 256 };
 _Static_assert(sizeof(struct cross_entropy_counts) <= COUNTS_BYTES, "the counts stand first in the workspace");
 
-size_t counted_loss_workspace(int64_t rows) { return COUNTS_BYTES + ((size_t)rows * sizeof(float) + 255) / 256 * 256; }
+size_t counted_loss_workspace(int64_t rows) { return COUNTS_BYTES + door_padded((size_t)rows * sizeof(float)); }
 
 static float *losses_of_rows(const struct counted_loss *loss) {
     return loss->loss ? (float *)((char *)loss->workspace + COUNTS_BYTES) : NULL;
