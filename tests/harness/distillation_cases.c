@@ -13,7 +13,7 @@ bool distillation_counts(const struct distillation_ref *p, int64_t r) {
 double distillation_weight(const struct distillation_ref *p) {
     int64_t count = 0;
     for (int64_t r = 0; r < p->head.rows; r++) count += distillation_counts(p, r);
-    return p->mean ? p->share / (double)count : p->share;
+    return p->mean ? 1 / ((double)count * p->divisor) : 1;
 }
 
 double distillation_gradient_weight(const struct distillation_ref *p) {
@@ -28,10 +28,10 @@ struct distillation_ref distillation_of(const struct op_case *c, const struct op
         .head = head_of(c, types, t, &at->head),
         .labels = t[at->labels],
         .ignore_index = -100,
-        .share = has(c, MEAN) ? 1 / (double)c->size[VOCAB] : 1,
+        .divisor = has(c, MEAN) ? (double)c->size[VOCAB] : 1,
         .mean = !has(c, SUM),
         .raw_gradient = has(c, RAW),
-        .temperature = (double)(float)c->scalar[at->temperature],
+        .temperature = op_round(LIGER_F32, c->scalar[at->temperature]),
     };
 }
 
@@ -42,7 +42,7 @@ void distillation_add_results(struct distillation_ref *of, double *const *t, con
 
 void distillation_ask_loss(struct distillation_ref *of, double *loss) {
     of->loss = loss;
-    if (of->raw_gradient) of->mean = false, of->share = 1;
+    if (of->raw_gradient) of->mean = false;
 }
 
 /* ---- budgets and properties ----------------------------------------------------------------------------------------- */

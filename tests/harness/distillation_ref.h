@@ -11,8 +11,9 @@ struct distillation_ref {
     struct head_ref head; /* logits and dlogits are required */
     const double *labels; /* [rows]; NULL: every row counts */
     int64_t ignore_index;
-    double share; /* what a row weighs, with `mean` divided by the number of rows that count */
-    bool mean, raw_gradient;
+    bool mean;      /* a row is divided by the number of those that count, */
+    double divisor; /* and by this */
+    bool raw_gradient;
     double temperature;
     double *loss; /* or NULL */
 };

@@ -67,7 +67,7 @@ OP_DOOR_WORKSPACE(linear_kl_div)
 static struct linear_kl_div_ref reference_of(const struct op_case *c, const struct op_types *types, double *const *t) {
     return (struct linear_kl_div_ref){
         .of = distillation_of(c, types, t, &at),
-        .eps = (double)(float)c->scalar[EPS],
+        .eps = op_round(LIGER_F32, c->scalar[EPS]),
         .target = t[TARGET],
     };
 }
