@@ -1,5 +1,5 @@
 /* ce_tvd_cases.c - shapes, tolerances, properties and bench points of ce_tvd. */
-#define REAL double
+#define REAL double /* of row_softmax.h */
 #include <math.h>
 #include <stdlib.h>
 
@@ -167,16 +167,8 @@ static void backward_options(const struct op_case *c, void *args) {
 OP_DOOR(ce_tvd_forward, forward_options)
 OP_DOOR(ce_tvd_backward, backward_options)
 
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    const struct ce_tvd_ref p = forward_of(c, t);
-    ce_tvd_forward_ref(&p);
-}
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    const struct ce_tvd_ref p = forward_of(c, t);
-    ce_tvd_forward_naive(&p);
-}
+OP_EVALUATED_WHOLE(forward, struct ce_tvd_ref, forward_of(c, t), ce_tvd_forward_ref, ce_tvd_forward_naive)
+
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
     const struct ce_tvd_ref p = backward_of(c, t);

@@ -170,7 +170,7 @@ OP_DOOR_WORKSPACE(cross_entropy_backward)
 
 /* ---- reference -------------------------------------------------------------------------------------------------- */
 
-static struct cross_entropy_ref reference_of(const struct op_case *c, double *const *t) {
+static struct cross_entropy_ref backward_of(const struct op_case *c, double *const *t) {
     return (struct cross_entropy_ref){
         .rows = c->size[ROWS],
         .vocab = c->size[VOCAB],
@@ -183,32 +183,17 @@ static struct cross_entropy_ref reference_of(const struct op_case *c, double *co
         .dlogits = t[DLOGITS],
     };
 }
-static void evaluate(const struct op_case *c, double *const *t, bool results,
-                     void (*loops)(const struct cross_entropy_ref *)) {
-    struct cross_entropy_ref ref = reference_of(c, t);
-    if (results) ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
-    loops(&ref);
+static struct cross_entropy_ref forward_of(const struct op_case *c, double *const *t) {
+    struct cross_entropy_ref ref = backward_of(c, t);
+    ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
+    return ref;
 }
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    evaluate(c, t, true, cross_entropy_reference);
-}
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    evaluate(c, t, true, cross_entropy_naive);
-}
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    evaluate(c, t, false, cross_entropy_reference);
-}
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    evaluate(c, t, false, cross_entropy_naive);
-}
+OP_EVALUATED_WHOLE(forward, struct cross_entropy_ref, forward_of(c, t), cross_entropy_reference, cross_entropy_naive)
+OP_EVALUATED_WHOLE(backward, struct cross_entropy_ref, backward_of(c, t), cross_entropy_reference, cross_entropy_naive)
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
     double loss[64] = {0}, total = 0;
-    struct cross_entropy_ref ref = reference_of(c, t);
+    struct cross_entropy_ref ref = backward_of(c, t);
     ref.dlogits = NULL;
     ref.loss = loss;
     cross_entropy_reference(&ref);

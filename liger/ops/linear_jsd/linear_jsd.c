@@ -7,8 +7,6 @@
 #include <math.h>
 
 #include "liger/chunk/counted_loss.h"
-#include "liger/chunk/linear_door.h"
-#include "liger/chunk/linear_loss.h"
 #include "liger/core/door_rules.h"
 #include "liger/ops/gemm/gemm_problem.h"
 #include "liger/ops/linear_jsd/linear_jsd_problem.h"
@@ -147,15 +145,13 @@ static liger_status step(liger_context *context, void *state, int64_t first, int
 static void complete(const struct door_call *call, struct whole_problem *whole) {
     struct linear_loss *chunks = &whole->chunks;
     const bool gradient = chunks->dx || chunks->dweight;
-    linear_loss_sized(call, sizes, chunks);
+    counted_loss_sized(call, sizes, &whole->loss, chunks);
     if (!gradient) chunks->chunk_rows = chunks->rows;
     whole->rows.dtype = call->t;
     whole->teacher.hidden = call->size[TEACHER_HIDDEN];
     whole->teacher.vocab = whole->rows.vocab = chunks->head.vocab;
-    whole->loss.count = chunks->rows;
     chunks->step_makes_logits = true;
     if (!gradient) chunks->head.logits = NULL;
-    chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
     whole->rows.mixture = mixture_of(whole->beta);
     whole->loss.mean = true;
     whole->loss.share = 1;

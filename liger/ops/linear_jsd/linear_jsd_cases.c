@@ -1,5 +1,5 @@
 /* linear_jsd_cases.c - shapes, tolerances, properties and bench points of the Jensen-Shannon divergence on two linear heads. */
-#define REAL double
+#define REAL double /* of row_softmax.h */
 #include <math.h>
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
 /* linear_kl_div_cases.c - shapes, tolerances, properties and bench points of the divergence on a linear head. */
-#define REAL double
+#define REAL double /* of row_softmax.h */
 #include <math.h>
 
 #include "liger/ops/linear_kl_div/linear_kl_div.h"

@@ -2,7 +2,6 @@
 #include "liger/ops/linear_topk_kl/linear_topk_kl.h"
 
 #include "liger/chunk/counted_loss.h"
-#include "liger/chunk/linear_door.h"
 #include "liger/core/door_rules.h"
 #include "liger/ops/linear_topk_kl/linear_topk_kl_problem.h"
 
@@ -119,11 +118,9 @@ static liger_status step(liger_context *context, void *state, int64_t first, int
 static void complete(const struct door_call *call, struct whole_problem *whole) {
     const struct layout layout = layout_of(call);
     struct linear_loss *chunks = &whole->chunks;
-    linear_loss_sized(call, sizes, chunks);
+    counted_loss_sized(call, sizes, &whole->loss, chunks);
     whole->rows.dtype = call->t;
     whole->rows.vocab = chunks->head.vocab;
-    whole->loss.count = chunks->rows;
-    chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
     chunks->step = step;
     chunks->state = &whole->rows;
     whole->loss.mean = whole->reduction != LIGER_LINEAR_KL_SUM;

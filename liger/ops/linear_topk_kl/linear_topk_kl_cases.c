@@ -1,5 +1,5 @@
 /* linear_topk_kl_cases.c - shapes, tolerances, properties and bench points of the divergence from listed probabilities. */
-#define REAL double
+#define REAL double /* of row_softmax.h */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
