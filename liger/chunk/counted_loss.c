@@ -8,7 +8,14 @@
 enum { COUNTS_BYTES = 256 };
 _Static_assert(sizeof(struct cross_entropy_counts) <= COUNTS_BYTES, "the counts stand first in the workspace");
 
-size_t counted_loss_workspace(int64_t rows) { return COUNTS_BYTES + ((size_t)rows * sizeof(float) + 255) / 256 * 256; }
+size_t counted_loss_workspace(int64_t rows) { return COUNTS_BYTES + door_padded((size_t)rows * sizeof(float)); }
+
+void counted_loss_sized(const struct door_call *call, struct linear_sizes sizes, struct counted_loss *loss,
+                        struct linear_loss *chunks) {
+    linear_loss_sized(call, sizes, chunks);
+    loss->count = chunks->rows;
+    chunks->head.workspace = (char *)loss->workspace + counted_loss_workspace(chunks->rows);
+}
 
 static float *losses_of_rows(const struct counted_loss *loss) {
     return loss->loss ? (float *)((char *)loss->workspace + COUNTS_BYTES) : NULL;

@@ -4,6 +4,7 @@
 #ifndef LIGER_CHUNK_COUNTED_LOSS_H
 #define LIGER_CHUNK_COUNTED_LOSS_H
 
+#include "liger/chunk/linear_door.h"
 #include "liger/chunk/linear_loss.h"
 #include "liger/core/counted_rows.h"
 
@@ -17,6 +18,10 @@ struct counted_loss {
 };
 
 size_t counted_loss_workspace(int64_t rows);
+
+/* T, the sizes and the place of the loops' scratch, once the table has filled in its part. */
+void counted_loss_sized(const struct door_call *call, struct linear_sizes sizes, struct counted_loss *loss,
+                        struct linear_loss *chunks);
 
 /* The loss of the chunks, and their gradients. Before the first step *rows says which count, and *losses where the step leaves the
  * losses of all rows, already weighted: NULL where nobody asks for the loss. Of no rows everything is 0. */

@@ -2,44 +2,80 @@
 #include "liger/chunk/linear_door.h"
 
 #include <math.h>
+#include <string.h>
 
-#include "liger/chunk/linear_loss.h"
 #include "liger/core/fail.h"
 
-liger_status linear_require_weight(const struct door_call *call, const liger_tensor *weight) {
+enum { X, WEIGHT };
+
+liger_status linear_check_weight(struct door_call *call) {
+    const liger_tensor *weight = door_tensor(call->args, WEIGHT);
     LIGER_REQUIRE(weight->ndim != 2 || (weight->shape[0] != 0 && weight->shape[1] != 0), LIGER_ERR_SHAPE,
                   "%s: weight is %lld x %lld, but no size may be 0 (is it a shard that was not gathered?)",
                   call->door->function, (long long)weight->shape[0], (long long)weight->shape[1]);
     return LIGER_OK;
 }
 
-bool linear_logits_matter(const struct door_call *call, uint32_t present, int64_t rows) {
-    return rows > 0 && (!call->query || (call->needs & present) != 0);
+/* The row of x, and that of the buffer. */
+static const struct door_rule *rows_rule(const struct door_call *call) {
+    const struct door_rule *rule = call->door->rules;
+    while (rule->kind != DOOR_TENSOR || rule->at != X) rule++;
+    return rule;
+}
+static const struct door_rule *chunk_rule(const struct door_call *call) {
+    const struct door_rule *rule = call->door->rules;
+    while (rule->kind != DOOR_TENSOR || rule->role != DOOR_SCRATCH) rule++;
+    return rule;
 }
 
-liger_status linear_require_chunk(const struct door_call *call, const char *name, const liger_tensor *buffer,
-                                  uint32_t present, int64_t chunk) {
-    LIGER_REQUIRE(door_has(call, present), LIGER_ERR_ARGUMENT, "%s: %s is required, but its %s", call->door->function,
-                  name, call->query ? "dtype is NONE" : "data is NULL");
+bool linear_chunk_matters(const struct door_call *call) {
+    const bool asked = !call->query || call->needs >> chunk_rule(call)->at & 1;
+    return asked && door_size(call, rows_rule(call)->shape.size[0]) > 0;
+}
+
+liger_status linear_check_chunk(struct door_call *call) {
+    const struct door_rule *rule = chunk_rule(call);
+    const liger_tensor *buffer = door_tensor(call->args, rule->at);
+    if (!linear_chunk_matters(call)) return LIGER_OK;
+    LIGER_REQUIRE(door_has(call, 1u << rule->at), LIGER_ERR_ARGUMENT, "%s: %s is required, but its %s",
+                  call->door->function, door_name(rule), call->query ? "dtype is NONE" : "data is NULL");
+    const int64_t chunk = door_size(call, rule->shape.size[0]);
     LIGER_REQUIRE(chunk > 0, LIGER_ERR_SHAPE,
                   "%s: %s must be [chunk, vocab] with 1 or more rows, but has %d dimensions and %lld rows",
-                  call->door->function, name, buffer->ndim, (long long)chunk);
+                  call->door->function, door_name(rule), buffer->ndim, (long long)chunk);
     return LIGER_OK;
 }
 
-liger_status linear_require_temperature(const struct door_call *call, float temperature) {
+liger_status linear_check_temperature(struct door_call *call) {
+    const struct door_rule *rule = call->door->rules;
+    float temperature;
+    while (rule->kind != DOOR_FLOAT || strcmp(door_name(rule), "temperature") != 0) rule++;
+    memcpy(&temperature, (const char *)call->args + rule->offset, sizeof temperature);
     LIGER_REQUIRE(temperature != 0 && isfinite(1 / temperature), LIGER_ERR_ARGUMENT,
                   "%s: temperature is %g, but logits are divided by it", call->door->function, (double)temperature);
     return LIGER_OK;
 }
 
-liger_status linear_advise_chunk(liger_context *context, const struct door *door, const void *given, void *args,
-                                 uint32_t needs, struct linear_sizes sizes, size_t *rows) {
-    struct door_call call;
-    LIGER_REQUIRE(context != NULL && rows != NULL, LIGER_ERR_ARGUMENT, "%s: context or the answer's address is NULL",
+liger_status linear_ask(struct door_call *call, liger_context *context, const struct door *door, const void *given,
+                        void *args, uint32_t needs, const size_t *answer) {
+    LIGER_REQUIRE(context != NULL && answer != NULL, LIGER_ERR_ARGUMENT, "%s: context or the answer's address is NULL",
                   door->function);
-    LIGER_TRY(door_query(&call, door, context, given, args, needs));
+    return door_query(call, door, context, given, args, needs);
+}
+
+liger_status linear_advise_chunk(liger_context *context, const struct door *door, const void *given, void *args,
+                                 uint32_t needs, uint32_t dweight, struct linear_sizes sizes, size_t *rows) {
+    struct door_call call;
+    LIGER_TRY(linear_ask(&call, context, door, given, args, needs, rows));
     *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[sizes.rows], call.size[sizes.hidden],
-                                           call.size[sizes.vocab], true);
+                                           call.size[sizes.vocab], door_has(&call, dweight));
     return LIGER_OK;
+}
+
+void linear_loss_sized(const struct door_call *call, struct linear_sizes sizes, struct linear_loss *loss) {
+    loss->head.dtype = call->t;
+    loss->head.hidden = call->size[sizes.hidden];
+    loss->head.vocab = call->size[sizes.vocab];
+    loss->rows = call->size[sizes.rows];
+    loss->chunk_rows = call->size[sizes.chunk];
 }

@@ -156,6 +156,8 @@ static inline bool door_has(const struct door_call *call, uint32_t tensors) { re
 static inline const liger_tensor *door_tensor(const void *args, int at) {
     return (const liger_tensor *)((const char *)args + sizeof(size_t)) + at;
 }
+/* Pieces of a workspace begin at multiples of 256 bytes, as it does. */
+static inline size_t door_padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
 /* What most problems begin with: T, and a matrix of the sizes 1 and 2. False: there is nothing in it. */
 static inline bool door_matrix(const struct door_call *call, liger_dtype *dtype, int64_t *rows, int64_t *cols) {
     *dtype = call->t;

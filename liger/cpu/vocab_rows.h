@@ -54,7 +54,7 @@ LIGER_TEMPLATE float vocab_scale(float *block, int64_t count, float factor) {
     return v_max_across(most);
 }
 
-/* The largest value of a row, times a factor above 0, and Σ exp(value - max). */
+/* The largest value of a row, each times a factor, and Σ exp(value - max). */
 LIGER_TEMPLATE struct softmax_state vocab_softmax(liger_dtype t, const void *row, int64_t cols, float factor) {
     float block[VOCAB_BLOCK + V_LANES];
     struct softmax_state state = softmax_empty();

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "tests/harness/float_formats.h"
+#include "tests/harness/op_run.h"
 
 void head_coarsen(double *values, int64_t count) {
     for (int64_t i = 0; values && i < count; i++) values[i] = round(values[i] * 16) / 16;
@@ -14,6 +15,48 @@ double *head_doubles(int64_t count) {
     double *values = calloc((size_t)count + 1, sizeof *values);
     if (values == NULL) abort();
     return values;
+}
+
+/* ---- a head ------------------------------------------------------------------------------------------------------- */
+
+static double *tensor(double *const *t, int at) { return at == HEAD_NONE ? NULL : t[at]; }
+
+struct head_ref head_of(const struct op_case *c, const struct op_types *types, double *const *t,
+                        const struct head_tensors *at) {
+    const int64_t elements = c->size[HEAD_ROWS] * c->size[HEAD_VOCAB];
+    return (struct head_ref){
+        .rows = c->size[HEAD_ROWS],
+        .hidden = c->size[HEAD_HIDDEN],
+        .vocab = c->size[HEAD_VOCAB],
+        .dtype = types->t,
+        .x = t[HEAD_X],
+        .weight = t[HEAD_WEIGHT],
+        .bias = tensor(t, at->bias),
+        .logits = head_doubles(elements),
+        .dlogits = head_doubles(elements),
+        .chunk = c->size[HEAD_CHUNK],
+        .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
+    };
+}
+
+void head_add_gradients(struct head_ref *head, double *const *t, const struct head_tensors *at) {
+    head->dx = tensor(t, at->dx);
+    head->dweight = tensor(t, at->dweight);
+    head->dbias = tensor(t, at->dbias);
+}
+
+void head_release(const struct head_ref *head) {
+    free(head->logits);
+    free(head->dlogits);
+}
+
+/* ---- tensors ------------------------------------------------------------------------------------------------------ */
+
+void head_describe_operands(int64_t rows, int64_t hidden, int64_t vocab, struct tensor_spec *x,
+                            struct tensor_spec *weight, struct tensor_spec *bias) {
+    *x = (struct tensor_spec){.name = "x", .kind = KIND_T, .ndim = 2, .shape = {rows, hidden}, .gaps = true};
+    *weight = (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2, .shape = {vocab, hidden}};
+    *bias = (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab}};
 }
 
 struct tensor_spec head_labels(int64_t rows, bool all_ignored, bool absent) {
@@ -59,6 +102,8 @@ void head_describe_gradients(int64_t rows, int64_t hidden, int64_t vocab, struct
     dbias->name = "dbias", dbias->kind = KIND_F32, dbias->ndim = 1, dbias->shape[0] = vocab;
 }
 
+/* ---- budgets ------------------------------------------------------------------------------------------------------ */
+
 /* One sum Σ d·f of a product. */
 struct terms {
     double sum, largest, errors; /* Σ|d·f|, its largest term, Σ error·|f| */
@@ -98,4 +143,34 @@ void head_magnitudes(const struct head_budget *b, double *dx, double *dweight, d
             op_raise(dweight, allowed(b, &s, b->rows));
         }
     }
+}
+
+void head_raise(const struct head_ref *head, const double *error, double logits, const struct head_tensors *at,
+                double *magnitude) {
+    const struct head_budget budget = {
+        .rows = head->rows,
+        .hidden = head->hidden,
+        .vocab = head->vocab,
+        .t = head->dtype,
+        .x = head->x,
+        .weight = head->weight,
+        .dlogits = head->dlogits,
+        .error = error,
+        .logits = logits,
+        .rounds = head->dweight_dtype != LIGER_F32 && head->chunk < head->rows,
+    };
+    double no_bias = 0;
+    double *dbias = at->dbias == HEAD_NONE ? &no_bias : &magnitude[at->dbias];
+    head_magnitudes(&budget, &magnitude[at->dx], &magnitude[at->dweight], dbias);
+}
+
+/* ---- properties and bench ------------------------------------------------------------------------------------------ */
+
+const char *head_any_chunk(struct op_run *run) {
+    const int64_t rows = run->c.size[HEAD_ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
+    return op_run_any_size(run, HEAD_CHUNK, chunks, OP_COUNT(chunks));
+}
+
+double head_flops(const struct op_case *c) {
+    return 6.0 * (double)c->size[HEAD_ROWS] * (double)c->size[HEAD_HIDDEN] * (double)c->size[HEAD_VOCAB];
 }

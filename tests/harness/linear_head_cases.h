@@ -5,13 +5,33 @@
 #ifndef TESTS_HARNESS_LINEAR_HEAD_CASES_H
 #define TESTS_HARNESS_LINEAR_HEAD_CASES_H
 
+#include "tests/harness/head_ref.h"
 #include "tests/harness/op_cases.h"
+
+/* Sizes of a case of a loss on a head; a room's own follow. Such a loss has x and weight as its first tensors, and others by
+ * their place in a case. */
+enum { HEAD_ROWS, HEAD_HIDDEN, HEAD_VOCAB, HEAD_CHUNK, HEAD_SIZES };
+enum { HEAD_X, HEAD_WEIGHT };
+struct head_tensors {
+    int bias, dx, dweight, dbias; /* HEAD_NONE: there is none */
+};
+enum { HEAD_NONE = -1 };
 
 /* Rounds to multiples of 1/16. */
 void head_coarsen(double *values, int64_t count);
 
 /* `count` zeros; never NULL. */
 double *head_doubles(int64_t count);
+
+/* A case's head, with memory for logits and dlogits, without gradients; and with them. */
+struct head_ref head_of(const struct op_case *c, const struct op_types *types, double *const *t,
+                        const struct head_tensors *at);
+void head_add_gradients(struct head_ref *head, double *const *t, const struct head_tensors *at);
+void head_release(const struct head_ref *head);
+
+/* x, weight and bias of a case. */
+void head_describe_operands(int64_t rows, int64_t hidden, int64_t vocab, struct tensor_spec *x,
+                            struct tensor_spec *weight, struct tensor_spec *bias);
 
 /* The labels of a distillation loss, whose sign alone matters: every third row is ignored, or all are. */
 struct tensor_spec head_labels(int64_t rows, bool all_ignored, bool absent);
@@ -39,5 +59,28 @@ struct head_budget {
     bool rounds;   /* dweight is rounded between chunks */
 };
 void head_magnitudes(const struct head_budget *b, double *dx, double *dweight, double *dbias);
+/* The same of a loss's head, in the magnitudes of its tensors. */
+void head_raise(const struct head_ref *head, const double *error, double logits, const struct head_tensors *at,
+                double *magnitude);
+
+/* A property: chunks of any size give what the whole gives, within the same budget. */
+const char *head_any_chunk(struct op_run *run);
+
+/* Three products. */
+double head_flops(const struct op_case *c);
+
+/* Calls that such a loss refuses, of a case of 9 hidden; `name` is that of the buffer of a chunk. */
+/* clang-format off */
+#define HEAD_PROVOCATIONS(buffer, name)                                                                                \
+    {"no vocabulary", OP_SHAPE(HEAD_WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9", "shard"}},                     \
+    {name " absent", OP_ABSENT(buffer), LIGER_ERR_ARGUMENT, {name " is required"}},                                    \
+    {name " without rows", OP_SHAPE(buffer, 0, 0), LIGER_ERR_SHAPE, {name, "1 or more", "0 rows"}}
+#define HEAD_ROWS_OVERLAP                                                                                              \
+    {"x rows overlap", OP_STRIDE(HEAD_X, 0, 8), LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}}
+/* clang-format on */
+
+/* Why no input takes part in a range of values. */
+#define HEAD_INEXACT(others)                                                                                           \
+    "linear loss: only sums of multiples of 1/16 are exact logits; gemm and " others " have this range"
 
 #endif

@@ -5,14 +5,8 @@
 
 #include <stddef.h>
 
+#include "tests/harness/head_ref.h"
 #include "tests/harness/op_cases.h"
-
-struct head_ref {
-    int64_t rows, hidden, vocab;
-    liger_dtype dtype; /* what logits are rounded to; LIGER_DTYPE_NONE: nothing */
-    const double *x, *weight, *bias;
-    double *logits, *dlogits; /* [rows, vocab] */
-};
 
 static void head_ref_logits(const struct head_ref *p) {
     for (int64_t r = 0; r < p->rows; r++) {
@@ -53,6 +47,13 @@ static inline void head_ref_dbias(const struct head_ref *p, double *dbias) {
         for (int64_t r = 0; r < p->rows; r++) sum += p->dlogits[r * p->vocab + j];
         dbias[j] = sum;
     }
+}
+
+/* All three, from dlogits. */
+static inline void head_ref_gradients(const struct head_ref *p) {
+    head_ref_dx(p, p->dx);
+    head_ref_dweight(p, p->chunk, p->dweight_dtype, p->dweight);
+    head_ref_dbias(p, p->dbias);
 }
 
 #endif

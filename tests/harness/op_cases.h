@@ -270,6 +270,18 @@ struct op_cases {
         (void)types;                                                                                                   \
         naive(&p, __VA_ARGS__);                                                                                        \
     }
+/* The same, where the problem says where results go. */
+#define OP_EVALUATED_WHOLE(way, type, problem, ref, naive)                                                             \
+    static void reference_##way(const struct op_case *c, const struct op_types *types, double *const *t) {             \
+        const type p = problem;                                                                                        \
+        (void)types;                                                                                                   \
+        ref(&p);                                                                                                       \
+    }                                                                                                                  \
+    static void naive_##way(const struct op_case *c, const struct op_types *types, double *const *t) {                 \
+        const type p = problem;                                                                                        \
+        (void)types;                                                                                                   \
+        naive(&p);                                                                                                     \
+    }
 
 /* v rounded to the nearest value of a float dtype, ties to even; v itself for LIGER_DTYPE_NONE. */
 double op_round(liger_dtype dtype, double v);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import own_process
 import pytest
 import torch
@@ -75,19 +77,31 @@ def what_is_trained(apply, module, operator, x, weight, at):
             assert not apply(x, weight).requires_grad and seen[-1] == [False, False]
 
 
-def chunks_of_any_size(program, device, tmp_path, names):
+def save_each(loss_of):
+    """What a program for chunks_of_any_size does: `loss_of(x, weight)` in each dtype. Returns operands to ask for a chunk's rows."""
+    device, folder = sys.argv[1:]
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        x = torch.randn(700, 16, device=device).to(dtype).requires_grad_()
+        weight = (0.2 * torch.randn(2051, 16, device=device)).to(dtype).requires_grad_()
+        loss = loss_of(x, weight)
+        gradients = torch.autograd.grad(loss, (x, weight), torch.tensor(0.5, device=device))
+        torch.save([loss, *gradients], f"{folder}/{str(dtype)[6:]}.pt")
+    return x, weight
+
+
+def chunks_of_any_size(program, device, tmp_path):
     """The budget for logits is read when the library is set up, so each budget has a process of its own. The program gets the
-    device and a folder, where it saves [loss, dx, dweight] for each name, and prints the rows of a chunk."""
+    device and a folder, where it saves [loss, dx, dweight] of each dtype, and prints the rows of a chunk."""
     rows = {}
     for budget in ("1", "1024"):
         (tmp_path / budget).mkdir()
         said = own_process.output("-c", program, device.type, str(tmp_path / budget), LIGER_LOSS_WORKSPACE_MB=budget)
         rows[budget] = int(said.split()[-1])
     assert rows["1"] < 700 <= rows["1024"]
-    for name in names:
-        few, many = (torch.load(tmp_path / b / f"{name}.pt") for b in ("1", "1024"))
+    for dtype in DTYPES:
+        few, many = (torch.load(tmp_path / b / f"{str(dtype)[6:]}.pt") for b in ("1", "1024"))
         for a, b in zip(few, many):
-            dtype = next(d for d in DTYPES if str(d)[6:] == name.split("-")[0])
             scale = b.double().abs().max()
             budget = (2 * unit(dtype) + 40 * unit(torch.float32)) * scale + step_of(a.dtype)
             assert (a.double() - b.double()).abs().max() <= budget

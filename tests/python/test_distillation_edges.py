@@ -3,6 +3,7 @@
 import math
 
 import own_process
+import peak_memory
 import pytest
 import torch
 from distillation_formulas import MORE, STUDENT, MeanSquares, call, operands, problem
@@ -258,11 +259,9 @@ def test_labels_out_of_range_when_compiled(label):
 # ---- memory ------------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-import sys, torch
-from pathlib import Path
+import peak_memory, sys, torch
 from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 device, form = sys.argv[1:]
-cuda = device == "cuda"
 V, H, N = 32768, 64, 2048
 x = torch.randn(N, H, device=device).bfloat16().requires_grad_()
 w = (.2 * torch.randn(V, H, device=device)).bfloat16().requires_grad_()
@@ -273,13 +272,7 @@ if form == "compiled":
 for rows in (8, 16):
     loss(x[:rows], w[:64 * rows], tx[:rows], tw[:64 * rows], y[:rows]).backward()
 x.grad = w.grad = None
-def kilobytes(key):
-    return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
-if cuda: torch.cuda.reset_peak_memory_stats()
-else: Path("/proc/self/clear_refs").write_text("5")
-before = torch.cuda.memory_allocated() / 1024 if cuda else kilobytes("VmRSS")
-loss(x, w, tx, tw, y).backward()
-print((torch.cuda.max_memory_allocated() / 1024 if cuda else kilobytes("VmHWM")) - before)
+peak_memory.tell(device, lambda: loss(x, w, tx, tw, y).backward())
 """
 
 
@@ -287,9 +280,8 @@ print((torch.cuda.max_memory_allocated() / 1024 if cuda else kilobytes("VmHWM"))
 def test_memory_is_what_the_budget_says(device, form):
     """The float32 logits of all rows of one model would be 256 MB. What is made is the budget, and the weight's gradient, with its
     float32 sum and multiplied by the upstream."""
-    said = own_process.output("-c", MEMORY, device.type, form, LIGER_LOSS_WORKSPACE_MB="32")
     head, rest = 32768 * 64 * 2 / 2**20, 16 + 32 * (device.type == "cuda")
-    assert float(said.split()[-1]) / 1024 < 32 + 4 * head + rest
+    assert peak_memory.told(MEMORY, device.type, form, LIGER_LOSS_WORKSPACE_MB="32") < 32 + 4 * head + rest
 
 
 def test_budgets_are_read_as_the_library_reads_them(device):

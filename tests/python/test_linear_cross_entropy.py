@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import own_process
+import peak_memory
 import pytest
 import reference
 import torch
@@ -291,13 +292,11 @@ def test_several_chunks(device, tmp_path):
 
 
 TWO_PASSES = """
-import sys, torch
-from pathlib import Path
+import peak_memory, sys, torch
 from liger_kernel import _native
 from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as F
 import liger_kernel.ops.fused_linear_cross_entropy as m
 torch.manual_seed(0)
-cuda = sys.argv[1] == "cuda"
 V, H, N = 65536, 256, 512
 x = torch.randn(N, H, device=sys.argv[1]).bfloat16().requires_grad_()
 w = (.2 * torch.randn(V, H, device=sys.argv[1])).bfloat16().requires_grad_()
@@ -307,13 +306,7 @@ c = torch.rand(V, device=sys.argv[1])
 if sys.argv[2] == "memory":
     F.apply(x[:8], w[:64], y[:8] % 64)[0].backward()  # sets everything up
     x.grad = w.grad = None
-    def kilobytes(key):
-        return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
-    if not cuda: Path("/proc/self/clear_refs").write_text("5")
-    if cuda: torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() / 1024 if cuda else kilobytes("VmRSS")
-    F.apply(x, w, y)[0].backward()
-    print((torch.cuda.max_memory_allocated() / 1024 if cuda else kilobytes("VmHWM")) - before)
+    peak_memory.tell(sys.argv[1], lambda: F.apply(x, w, y)[0].backward())
 else:
     results = []
     for reduction in ("mean", "sum", "none"):
@@ -361,8 +354,7 @@ def test_memory_of_two_passes(device):
     takes is 16 MB for its products and 16 for 128 rows of logits."""
     peaks, small = [], 40
     for budget in (str(small), "1024"):
-        said = own_process.output("-c", TWO_PASSES, device.type, "memory", LIGER_LOSS_WORKSPACE_MB=budget)
-        peaks.append(float(said.split()[-1]) / 1024)
+        peaks.append(peak_memory.told(TWO_PASSES, device.type, "memory", LIGER_LOSS_WORKSPACE_MB=budget))
     gradients = (65536 + 512) * 256 * 2 / 2**20
     assert peaks[0] < gradients + small + 1 and peaks[1] > gradients + 60
 

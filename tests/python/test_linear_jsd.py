@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import distillation
-import own_process
+import peak_memory
 import pytest
 import torch
 from distillation import sizes, subnormal_steps, within
@@ -277,46 +277,33 @@ def test_no_worse_than_torch_in_bf16(device):
 
 
 CHUNKS = """
-import sys, torch
+import distillation, torch
 from liger_kernel.ops import LigerFusedLinearJSDFunction as F
 import liger_kernel.ops.fused_linear_jsd as m
-torch.manual_seed(0)
-device = sys.argv[1]
-for dtype in (torch.float32, torch.bfloat16, torch.float16):
-    x = torch.randn(700, 16, device=device).to(dtype).requires_grad_()
-    w = (.2 * torch.randn(2051, 16, device=device)).to(dtype).requires_grad_()
-    tx = torch.randn(700, 8, device=device).to(dtype)
-    tw = (.3 * torch.randn(2051, 8, device=device)).to(dtype)
-    y = torch.ones(700, dtype=torch.int64, device=device); y[::9] = -100
-    loss = F.apply(x, w, tx, tw, y, .5, -100, 2.0)
-    torch.save([loss, *torch.autograd.grad(loss, (x, w), torch.tensor(.5, device=device))],
-               f"{sys.argv[2]}/{str(dtype)[6:]}.pt")
-print(m._native.linear_jsd_chunk_rows(x, w, tx, tw, y, None, None, None, None, -100, .5, 1.0, 0))
+def others(x):
+    tx = torch.randn(700, 8, device=x.device).to(x.dtype)
+    tw = (.3 * torch.randn(2051, 8, device=x.device)).to(x.dtype)
+    y = torch.ones(700, dtype=torch.int64, device=x.device); y[::9] = -100
+    return tx, tw, y
+x, w = distillation.save_each(lambda x, w: F.apply(x, w, *others(x), .5, -100, 2.0))
+print(m._native.linear_jsd_chunk_rows(x, w, *others(x), None, None, None, None, -100, .5, 1.0, 0))
 """
 
 
 def test_several_chunks(device, tmp_path):
-    distillation.chunks_of_any_size(CHUNKS, device, tmp_path, [str(d)[6:] for d in DTYPES])
+    distillation.chunks_of_any_size(CHUNKS, device, tmp_path)
 
 
 MEMORY = """
-import sys, torch
-from pathlib import Path
+import peak_memory, sys, torch
 from liger_kernel.ops import LigerFusedLinearJSDFunction as F
-cuda = sys.argv[1] == "cuda"
 V, H, N = 32768, 64, 2048
 x = torch.randn(N, H, device=sys.argv[1]).bfloat16().requires_grad_()
 w = (.2 * torch.randn(V, H, device=sys.argv[1])).bfloat16().requires_grad_()
 tx, tw = x.detach().clone(), w.detach().clone()
 F.apply(x[:8], w[:64], tx[:8], tw[:64]).backward()
 x.grad = w.grad = None
-def kilobytes(key):
-    return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0])
-if cuda: torch.cuda.reset_peak_memory_stats()
-else: Path("/proc/self/clear_refs").write_text("5")
-before = torch.cuda.memory_allocated() / 1024 if cuda else kilobytes("VmRSS")
-F.apply(x, w, tx, tw).backward()
-print((torch.cuda.max_memory_allocated() / 1024 if cuda else kilobytes("VmHWM")) - before)
+peak_memory.tell(sys.argv[1], lambda: F.apply(x, w, tx, tw).backward())
 """
 
 
@@ -324,7 +311,7 @@ def test_memory(device):
     """The f32 logits of all rows of one model would be 256 MB; what is made is the weight's gradient, its f32 sum, the budget,
     and a quarter of it, or of 128 rows on a GPU, for tiles."""
     cuda = device.type == "cuda"
-    peak = float(own_process.output("-c", MEMORY, device.type, LIGER_LOSS_WORKSPACE_MB="16").split()[-1]) / 1024
+    peak = peak_memory.told(MEMORY, device.type, LIGER_LOSS_WORKSPACE_MB="16")
     head, tiles = 32768 * 64 / 2**20, 128 * 32768 * 8 / 2**20 if cuda else 4
     assert peak < 2 * head + 4 * head + 16 + tiles + 32 * cuda + 8
 

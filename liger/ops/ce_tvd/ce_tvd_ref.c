@@ -6,21 +6,9 @@
 #ifndef REAL
 #define REAL double
 #endif
+#include "tests/harness/row_softmax.h"
 
-/* Relative to the largest: next to a huge one the logarithm of the sum would be lost. */
-struct row {
-    REAL max, sum;
-};
-
-static struct row sum_up(int64_t vocab, const double *x) {
-    struct row row = {-INFINITY, 0};
-    for (int64_t j = 0; j < vocab; j++)
-        if ((REAL)x[j] > row.max) row.max = (REAL)x[j];
-    for (int64_t j = 0; j < vocab; j++) row.sum += (REAL)exp((REAL)x[j] - row.max);
-    return row;
-}
-
-static REAL probability(double x, struct row row) { return (REAL)exp((REAL)x - row.max) / row.sum; }
+static REAL probability(double x, struct row_softmax row) { return (REAL)exp((REAL)x - row.max) / row.sum; }
 
 static REAL sign(REAL d) { return d > 0 ? (REAL)1 : d < 0 ? (REAL)-1 : d; }
 
@@ -33,7 +21,7 @@ void ce_tvd_forward_ref(const struct ce_tvd_ref *p) {
             p->student_max[r] = p->student_log_sum[r] = p->teacher_max[r] = p->teacher_log_sum[r] = 0;
             continue;
         }
-        const struct row of_x = sum_up(p->vocab, x), of_t = sum_up(p->vocab, t);
+        const struct row_softmax of_x = row_softmax(x, p->vocab, 1), of_t = row_softmax(t, p->vocab, 1);
         for (int64_t j = 0; j < p->vocab; j++) {
             const REAL pj = probability(x[j], of_x), qj = probability(t[j], of_t);
             apart += (REAL)fabs(pj - qj);

@@ -170,7 +170,7 @@ OP_DOOR_WORKSPACE(cross_entropy_backward)
 
 /* ---- reference -------------------------------------------------------------------------------------------------- */
 
-static struct cross_entropy_ref reference_of(const struct op_case *c, double *const *t) {
+static struct cross_entropy_ref backward_of(const struct op_case *c, double *const *t) {
     return (struct cross_entropy_ref){
         .rows = c->size[ROWS],
         .vocab = c->size[VOCAB],
@@ -183,32 +183,17 @@ static struct cross_entropy_ref reference_of(const struct op_case *c, double *co
         .dlogits = t[DLOGITS],
     };
 }
-static void evaluate(const struct op_case *c, double *const *t, bool results,
-                     void (*loops)(const struct cross_entropy_ref *)) {
-    struct cross_entropy_ref ref = reference_of(c, t);
-    if (results) ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
-    loops(&ref);
+static struct cross_entropy_ref forward_of(const struct op_case *c, double *const *t) {
+    struct cross_entropy_ref ref = backward_of(c, t);
+    ref.loss = t[LOSS], ref.z_loss = t[Z_LOSS], ref.accuracy = t[ACCURACY], ref.predicted = t[PREDICTED];
+    return ref;
 }
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    evaluate(c, t, true, cross_entropy_reference);
-}
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    evaluate(c, t, true, cross_entropy_naive);
-}
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    evaluate(c, t, false, cross_entropy_reference);
-}
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    evaluate(c, t, false, cross_entropy_naive);
-}
+OP_EVALUATED_WHOLE(forward, struct cross_entropy_ref, forward_of(c, t), cross_entropy_reference, cross_entropy_naive)
+OP_EVALUATED_WHOLE(backward, struct cross_entropy_ref, backward_of(c, t), cross_entropy_reference, cross_entropy_naive)
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
     double loss[64] = {0}, total = 0;
-    struct cross_entropy_ref ref = reference_of(c, t);
+    struct cross_entropy_ref ref = backward_of(c, t);
     ref.dlogits = NULL;
     ref.loss = loss;
     cross_entropy_reference(&ref);
@@ -221,72 +206,61 @@ static double loss_backward(const struct op_case *c, const struct op_types *type
 
 /* The first has every tensor. Vocabularies: 1, around the lanes of a vector, primes, powers of two, more than one block
  * of the CPU, one cluster of each size (and one past what a cluster holds) on CUDA. */
+/* clang-format off */
 static const struct op_case forward_cases[] = {
-    {.label = "all", .size = {5, 33}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | SCALED},
-    {.label = "1x1", .size = {1, 1}},
-    {.label = "4x2", .size = {4, 2}, .flags = SUM},
-    {.label = "7x15", .size = {7, 15}, .flags = NONE},
-    {.label = "7x16", .size = {7, 16}, .flags = GRADIENT},
-    {.label = "7x17", .size = {7, 17}, .flags = GRADIENT | NONE | SCALED},
-    {.label = "64x1000", .size = {64, 1000}, .flags = GRADIENT},
-    {.label = "64x1000 loss only", .size = {64, 1000}, .flags = BARE},
-    {.label = "9x4096", .size = {9, 4096}, .scalar = {0, 1e-4}, .flags = GRADIENT | WEIGHTED},
-    {.label = "9x5003", .size = {9, 5003}, .scalar = {0, 1e-4}, .flags = SUM},
-    {.label = "9x5000 smooth", .size = {9, 5000}, .scalar = {.1}, .flags = MEAN},
-    {.label = "9x5000 smooth weighted", .size = {9, 5000}, .scalar = {.2, 1e-4}, .flags = WEIGHTED},
-    {.label = "9x2048 cap", .size = {9, 2048}, .scalar = {0, 0, 5}, .flags = MEAN},
-    {.label = "9x2049 cap smooth", .size = {9, 2049}, .scalar = {.3, 1e-4, 30}, .flags = NONE | WEIGHTED | SCALED},
-    {.label = "6x32000", .size = {6, 32000}, .flags = GRADIENT},
-    {.label = "6x32000 all results", .size = {6, 32000}, .scalar = {.1, 1e-4}, .flags = MEAN},
-    {.label = "3x128256", .size = {3, 128256}, .flags = GRADIENT, .large = true},
-    {.label = "3x128256 all results", .size = {3, 128256}, .scalar = {.1, 1e-4, 20}, .large = true},
-    {.label = "3x151936", .size = {3, 151936}, .flags = GRADIENT, .large = true},
-    {.label = "3x262144", .size = {3, 262144}, .flags = GRADIENT, .large = true},
-    {.label = "3x300001", .size = {3, 300001}, .flags = MEAN, .large = true},
-    {.label = "3x262144", .size = {3, 262144}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "3x1000000", .size = {3, 1000000}, .flags = GRADIENT, .large = true},
-    {.label = "no rows", .size = {0, 40}, .edge = true},
-    {.label = "no rows, none", .size = {0, 40}, .flags = NONE, .edge = true},
-    {.label = "all ignored", .size = {5, 40}, .flags = IGNORED, .edge = true},
-    {.label = "all ignored, weights", .size = {5, 40}, .flags = IGNORED | WEIGHTED | SUM, .edge = true},
-    {.label = "sure", .size = {8, 1000}, .flags = SURE | SUM, .edge = true},
-    {.label = "sure, gradient only", .size = {8, 8192}, .flags = SURE | SUM | GRADIENT, .edge = true},
-    {.label = "high",
-     .size = {8, 1000},
-     .flags = HIGH | SUM,
-     .edge = true,
-     .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
-    {.label = "high smooth",
-     .size = {8, 1000},
-     .scalar = {.1},
-     .flags = HIGH | SUM,
-     .edge = true,
-     .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
-    {.label = "low",
-     .size = {8, 1003},
-     .flags = LOW | GRADIENT,
-     .edge = true,
-     .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
-    {.label = "masked", .size = {8, 1000}, .scalar = {0, 1e-3}, .flags = MASKED, .edge = true},
-    {.label = "masked cap", .size = {8, 1000}, .scalar = {0, 0, 10}, .flags = MASKED, .edge = true},
-    {.label = "masked, gradient only", .size = {8, 1001}, .flags = MASKED | GRADIENT, .edge = true},
-    {.label = "NaN in ignored rows", .size = {9, 1000}, .scalar = {.1}, .flags = POISON, .edge = true},
-    {.label = "NaN in ignored rows, gradient", .size = {9, 1000}, .flags = POISON | GRADIENT, .edge = true},
+    {"all",                           {5, 33},      {.1, 1e-3, 8}, .flags = WEIGHTED | SCALED},
+    {"1x1",                           {1, 1}},
+    {"4x2",                           {4, 2},       .flags = SUM},
+    {"7x15",                          {7, 15},      .flags = NONE},
+    {"7x16",                          {7, 16},      .flags = GRADIENT},
+    {"7x17",                          {7, 17},      .flags = GRADIENT | NONE | SCALED},
+    {"64x1000",                       {64, 1000},   .flags = GRADIENT},
+    {"64x1000 loss only",             {64, 1000},   .flags = BARE},
+    {"9x4096",                        {9, 4096},    {0, 1e-4}, .flags = GRADIENT | WEIGHTED},
+    {"9x5003",                        {9, 5003},    {0, 1e-4}, .flags = SUM},
+    {"9x5000 smooth",                 {9, 5000},    {.1}, .flags = MEAN},
+    {"9x5000 smooth weighted",        {9, 5000},    {.2, 1e-4}, .flags = WEIGHTED},
+    {"9x2048 cap",                    {9, 2048},    {0, 0, 5}, .flags = MEAN},
+    {"9x2049 cap smooth",             {9, 2049},    {.3, 1e-4, 30}, .flags = NONE | WEIGHTED | SCALED},
+    {"6x32000",                       {6, 32000},   .flags = GRADIENT},
+    {"6x32000 all results",           {6, 32000},   {.1, 1e-4}, .flags = MEAN},
+    {"3x128256",                      {3, 128256},  .flags = GRADIENT, .large = true},
+    {"3x128256 all results",          {3, 128256},  {.1, 1e-4, 20}, .large = true},
+    {"3x151936",                      {3, 151936},  .flags = GRADIENT, .large = true},
+    {"3x262144",                      {3, 262144},  .flags = GRADIENT, .large = true},
+    {"3x300001",                      {3, 300001},  .flags = MEAN, .large = true},
+    {"3x262144",                      {3, 262144},  .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
+    {"3x1000000",                     {3, 1000000}, .flags = GRADIENT, .large = true},
+    {"no rows",                       {0, 40},      .edge = true},
+    {"no rows, none",                 {0, 40},      .flags = NONE, .edge = true},
+    {"all ignored",                   {5, 40},      .flags = IGNORED, .edge = true},
+    {"all ignored, weights",          {5, 40},      .flags = IGNORED | WEIGHTED | SUM, .edge = true},
+    {"sure",                          {8, 1000},    .flags = SURE | SUM, .edge = true},
+    {"sure, gradient only",           {8, 8192},    .flags = SURE | SUM | GRADIENT, .edge = true},
+    {"high",                          {8, 1000},    .flags = HIGH | SUM, .edge = true, .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
+    {"high smooth",                   {8, 1000},    {.1}, .flags = HIGH | SUM, .edge = true, .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
+    {"low",                           {8, 1003},    .flags = LOW | GRADIENT, .edge = true, .dtypes = 1u << LIGER_F32 | 1u << LIGER_BF16},
+    {"masked",                        {8, 1000},    {0, 1e-3}, .flags = MASKED, .edge = true},
+    {"masked cap",                    {8, 1000},    {0, 0, 10}, .flags = MASKED, .edge = true},
+    {"masked, gradient only",         {8, 1001},    .flags = MASKED | GRADIENT, .edge = true},
+    {"NaN in ignored rows",           {9, 1000},    {.1}, .flags = POISON, .edge = true},
+    {"NaN in ignored rows, gradient", {9, 1000},    .flags = POISON | GRADIENT, .edge = true},
 };
 
 static const struct op_case backward_cases[] = {
-    {.label = "all", .size = {5, 33}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED},
-    {.label = "1x1", .size = {1, 1}},
-    {.label = "4x7", .size = {4, 7}, .flags = SUM | WEIGHTED},
-    {.label = "7x16", .size = {7, 16}, .flags = NONE},
-    {.label = "7x17", .size = {7, 17}, .scalar = {.1, 1e-3}, .flags = NONE},
-    {.label = "5x40 cap", .size = {5, 40}, .scalar = {0, 1e-3, 3}, .flags = NONE | WEIGHTED},
-    {.label = "9x5000", .size = {9, 5000}, .flags = NONE, .large = true},
-    {.label = "9x32000", .size = {9, 32000}, .flags = MEAN, .large = true},
-    {.label = "no rows", .size = {0, 40}, .edge = true},
-    {.label = "all ignored", .size = {5, 40}, .flags = IGNORED, .edge = true},
-    {.label = "NaN in ignored rows", .size = {9, 100}, .flags = POISON | NONE, .edge = true},
+    {"all",                 {5, 33},    {.1, 1e-3, 8}, .flags = WEIGHTED},
+    {"1x1",                 {1, 1}},
+    {"4x7",                 {4, 7},     .flags = SUM | WEIGHTED},
+    {"7x16",                {7, 16},    .flags = NONE},
+    {"7x17",                {7, 17},    {.1, 1e-3}, .flags = NONE},
+    {"5x40 cap",            {5, 40},    {0, 1e-3, 3}, .flags = NONE | WEIGHTED},
+    {"9x5000",              {9, 5000},  .flags = NONE, .large = true},
+    {"9x32000",             {9, 32000}, .flags = MEAN, .large = true},
+    {"no rows",             {0, 40},    .edge = true},
+    {"all ignored",         {5, 40},    .flags = IGNORED, .edge = true},
+    {"NaN in ignored rows", {9, 100},   .flags = POISON | NONE, .edge = true},
 };
+/* clang-format on */
 
 static const struct op_gradient gradients[] = {{DLOGITS, LOGITS}};
 
@@ -397,22 +371,16 @@ static const struct op_property forward_properties[] = {
 
 /* ---- bench ------------------------------------------------------------------------------------------------------ */
 
+/* clang-format off */
 static const struct op_case bench[] = {
-    {.label = "1024x32000", .size = {1024, 32000}, .flags = GRADIENT},
-    {.label = "1024x32000 loss only", .size = {1024, 32000}, .flags = BARE},
-    {.label = "16384x32000", .size = {16384, 32000}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "16384x32000 loss only",
-     .size = {16384, 32000},
-     .flags = BARE,
-     .dtypes = 1u << LIGER_BF16,
-     .large = true},
-    {.label = "8192x128256", .size = {8192, 128256}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
-    {.label = "8192x128256 loss only",
-     .size = {8192, 128256},
-     .flags = BARE,
-     .dtypes = 1u << LIGER_BF16,
-     .large = true},
+    {"1024x32000",            {1024, 32000},  .flags = GRADIENT},
+    {"1024x32000 loss only",  {1024, 32000},  .flags = BARE},
+    {"16384x32000",           {16384, 32000}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
+    {"16384x32000 loss only", {16384, 32000}, .flags = BARE, .dtypes = 1u << LIGER_BF16, .large = true},
+    {"8192x128256",           {8192, 128256}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
+    {"8192x128256 loss only", {8192, 128256}, .flags = BARE, .dtypes = 1u << LIGER_BF16, .large = true},
 };
+/* clang-format on */
 
 const struct op_cases cross_entropy_forward_cases = {
     .name = "cross_entropy_forward",

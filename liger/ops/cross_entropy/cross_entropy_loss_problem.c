@@ -29,7 +29,7 @@ struct layout {
 
 static size_t reserve(struct layout *layout, bool present, int64_t rows) {
     const size_t offset = layout->bytes;
-    if (present) layout->bytes += ((size_t)rows * sizeof(float) + 255) / 256 * 256;
+    if (present) layout->bytes += door_padded((size_t)rows * sizeof(float));
     return offset;
 }
 

@@ -64,7 +64,7 @@ struct backward_problem {
 #define DOOR linear_backward, backward_problem
 static size_t sum_bytes(const struct door_call *call) {
     const size_t bytes = column_sum_workspace(call->size[ROWS], call->size[VOCAB]);
-    return door_has(call, BIT(dbias)) ? (bytes + 255) / 256 * 256 : 0;
+    return door_has(call, BIT(dbias)) ? door_padded(bytes) : 0;
 }
 static size_t backward_workspace(const struct door_call *call) { return product_bytes(call) + sum_bytes(call); }
 /* clang-format off */

@@ -78,22 +78,8 @@ OP_DOOR_WORKSPACE(linear_backward)
         SIZES(c), .accumulate = c->flags & ACCUMULATE, .dy = t[DY], .x = t[BX], .weight = t[BWEIGHT], .dx = t[DX],     \
                   .dweight = t[DWEIGHT], .dbias = t[DBIAS]                                                             \
     }
-static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    linear_forward_ref(&FORWARD);
-}
-static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    linear_forward_naive(&FORWARD);
-}
-static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    linear_backward_ref(&BACKWARD);
-}
-static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    (void)types;
-    linear_backward_naive(&BACKWARD);
-}
+OP_EVALUATED_WHOLE(forward, struct linear_ref, FORWARD, linear_forward_ref, linear_forward_naive)
+OP_EVALUATED_WHOLE(backward, struct linear_ref, BACKWARD, linear_backward_ref, linear_backward_naive)
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     double y[1024], total = 0; /* of ordinary cases */
     struct linear_ref p = BACKWARD;

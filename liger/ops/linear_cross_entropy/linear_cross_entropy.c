@@ -11,6 +11,7 @@
 #include "liger/ops/cross_entropy/cross_entropy_loss_problem.h"
 
 enum { HIDDEN = CROSS_ENTROPY_SIZES, CHUNK, SLICE };
+static const struct linear_sizes sizes = {ROWS, HIDDEN, VOCAB, CHUNK};
 
 /* What the tables fill in. */
 struct whole_problem {
@@ -27,10 +28,6 @@ _Static_assert(offsetof(liger_linear_cross_entropy_forward_args, logits) ==
                    offsetof(liger_linear_cross_entropy_backward_args, logits),
                "operands and logits stand at the same places in both structs");
 
-static liger_status check_weight(struct door_call *call) {
-    return linear_require_weight(call, door_tensor(call->args, DOOR_AT(DOOR, weight)));
-}
-
 /* Logits of all rows, but not of the whole vocabulary. */
 static bool two_passes(const struct door_call *call) {
     return call->size[ROWS] > 0 && call->size[SLICE] < call->size[VOCAB];
@@ -39,8 +36,8 @@ static bool two_passes(const struct door_call *call) {
 /* No rows need no logits, and a question whose answer does not depend on them either. */
 static liger_status check_logits(struct door_call *call) {
     const liger_tensor *logits = door_tensor(call->args, DOOR_AT(DOOR, logits));
-    if (!linear_logits_matter(call, BIT(logits), call->size[ROWS])) return LIGER_OK;
-    LIGER_TRY(linear_require_chunk(call, "logits", logits, BIT(logits), call->size[CHUNK]));
+    if (!linear_chunk_matters(call)) return LIGER_OK;
+    LIGER_TRY(linear_check_chunk(call));
     const int64_t rows = call->size[ROWS], vocab = call->size[VOCAB];
     const int64_t chunk = call->size[CHUNK], slice = call->size[SLICE];
     LIGER_REQUIRE(slice <= vocab, LIGER_ERR_SHAPE, "%s: logits has %lld columns, but the vocabulary is %lld",
@@ -84,19 +81,8 @@ static struct linear_loss statistics_of(const struct door_call *call, const stru
     return loop;
 }
 
-/* What the tables do not fill in. */
-static void complete(const struct door_call *call, struct linear_loss *chunks) {
-    chunks->head.dtype = call->t;
-    chunks->head.hidden = call->size[HIDDEN];
-    chunks->head.vocab = call->size[VOCAB];
-    chunks->rows = call->size[ROWS];
-    chunks->chunk_rows = call->size[CHUNK];
-}
-
-static size_t padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 static size_t gradient_rows_bytes(const struct door_call *call) {
-    return two_passes(call) ? padded((size_t)call->size[ROWS] * sizeof(struct logits_gradient_row)) : 0;
+    return two_passes(call) ? door_padded((size_t)call->size[ROWS] * sizeof(struct logits_gradient_row)) : 0;
 }
 
 /* The scratch of the loops; what is there is a pointer for it that is not NULL. */
@@ -107,12 +93,12 @@ static size_t loop_workspace(const struct door_call *call, bool dx, bool dbias) 
         .dx = dx ? there : NULL,
         .dbias = dbias ? there : NULL,
     };
-    complete(call, &chunks);
-    if (!two_passes(call)) return padded(linear_loss_workspace(call->context, &chunks));
+    linear_loss_sized(call, sizes, &chunks);
+    if (!two_passes(call)) return door_padded(linear_loss_workspace(call->context, &chunks));
     const struct linear_loss first = statistics_of(call, &chunks);
     const struct linear_slices second = slices_of(call, &chunks);
     const size_t a = linear_loss_workspace(call->context, &first), b = linear_slices_workspace(call->context, &second);
-    return gradient_rows_bytes(call) + padded(a > b ? a : b);
+    return gradient_rows_bytes(call) + door_padded(a > b ? a : b);
 }
 
 static size_t forward_workspace(const struct door_call *call) {
@@ -124,7 +110,7 @@ static size_t forward_workspace(const struct door_call *call) {
 /* clang-format off */
 #define OPERANDS                                                                                                       \
     {ARG(x),      IN, FLOAT_T, DIMS(2, ROWS, HIDDEN), TO_PITCHED(chunks.head.x), PITCH_TO(chunks.head.x_stride)},      \
-    {CHECK(check_weight)},                                                                                             \
+    {CHECK(linear_check_weight)},                                                                                      \
     {ARG(weight), IN, T,       DIMS(2, VOCAB, HIDDEN), TO_POINTER(chunks.head.weight)},                                \
     {ARG(bias),   IN, T,       VECTOR(VOCAB), TO_POINTER(chunks.head.bias), OPTIONAL},                                 \
     CROSS_ENTROPY_INPUTS(class_weight),                                                                                \
@@ -240,7 +226,7 @@ static liger_status run(liger_context *context, const struct door_call *call, co
     struct linear_loss *chunks = &whole->chunks;
     cross_entropy_finish(call, upstream, loss);
     loss->counts = whole->counts ? whole->counts : loss->workspace;
-    complete(call, chunks);
+    linear_loss_sized(call, sizes, chunks);
     if (chunks->rows > 0) LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
     LIGER_TRY(cross_entropy_run_count(context, loss, stream));
     if (chunks->rows > 0) LIGER_TRY(run_loops(context, call, whole, stream));
@@ -278,30 +264,20 @@ WORKSPACE_QUERY(linear_cross_entropy_forward)
 WORKSPACE_QUERY(linear_cross_entropy_backward)
 
 #define DOOR linear_cross_entropy_forward, whole_problem
-static liger_status ask(liger_context *context, const liger_linear_cross_entropy_forward_args *given,
-                        const size_t *answer, struct door_call *call) {
-    liger_linear_cross_entropy_forward_args args;
-    const struct door *door = &linear_cross_entropy_forward_door;
-    LIGER_REQUIRE(context != NULL && answer != NULL, LIGER_ERR_ARGUMENT, "%s: context or the answer's address is NULL",
-                  door->function);
-    return door_query(call, door, context, given, &args, BITS(x, weight));
-}
-
 liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *context,
                                                            const liger_linear_cross_entropy_forward_args *given,
                                                            size_t *rows) {
-    struct door_call call;
-    LIGER_TRY(ask(context, given, rows, &call));
-    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB],
-                                           door_has(&call, BIT(dweight)));
-    return LIGER_OK;
+    liger_linear_cross_entropy_forward_args args;
+    return linear_advise_chunk(context, &linear_cross_entropy_forward_door, given, &args, BITS(x, weight), BIT(dweight),
+                               sizes, rows);
 }
 
 liger_status liger_linear_cross_entropy_forward_slice_cols(liger_context *context,
                                                            const liger_linear_cross_entropy_forward_args *given,
                                                            size_t *cols) {
+    liger_linear_cross_entropy_forward_args args;
     struct door_call call;
-    LIGER_TRY(ask(context, given, cols, &call));
+    LIGER_TRY(linear_ask(&call, context, &linear_cross_entropy_forward_door, given, &args, BITS(x, weight), cols));
     *cols = (size_t)linear_loss_slice_cols(context, call.t, call.size[ROWS], call.size[HIDDEN], call.size[VOCAB],
                                            door_has(&call, BIT(dx)));
     return LIGER_OK;

@@ -18,7 +18,8 @@
 /* Both functions share one order of tensors; backward has no results. */
 enum { X, WEIGHT, BIAS, TARGET, CLASS_WEIGHT, UPSTREAM, LOGITS, DX, DWEIGHT, DBIAS, BACKWARD_TENSORS };
 enum { LOSS = BACKWARD_TENSORS, Z_LOSS, ACCURACY, PREDICTED, COUNTS, FORWARD_TENSORS };
-enum { ROWS, HIDDEN, VOCAB, CHUNK, SLICE }; /* SLICE: 0, for one pass, or the columns for two */
+enum { ROWS = HEAD_ROWS, HIDDEN = HEAD_HIDDEN, VOCAB = HEAD_VOCAB, CHUNK = HEAD_CHUNK };
+enum { SLICE = HEAD_SIZES }; /* 0, for one pass, or the columns for two */
 enum {
     WEIGHTED = 4,
     BIASED = 8,
@@ -39,17 +40,16 @@ enum {
 static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
 static int64_t chunk_of(const struct op_case *c) { return c->size[SLICE] ? c->size[ROWS] : c->size[CHUNK]; }
 
+static const struct head_tensors at = {.bias = BIAS, .dx = DX, .dweight = DWEIGHT, .dbias = DBIAS};
+
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
 
 static void describe_inputs(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB];
-    spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_T, .ndim = 2, .shape = {rows, hidden}, .gaps = true};
+    head_describe_operands(rows, hidden, vocab, &spec[X], &spec[WEIGHT], &spec[BIAS]);
     /* Near the ends of a soft cap, where an offset takes the logits, 1 - tanh² has no digits left in f32. */
     if (!has(c, GENERAL) && c->scalar[SOFTCAP] == 0) spec[X].ranges = 1u << RANGE_OFFSET;
-    spec[WEIGHT] =
-        (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2, .shape = {vocab, hidden}};
-    spec[BIAS] =
-        (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab}, .absent = !has(c, BIASED)};
+    spec[BIAS].absent = !has(c, BIASED);
     spec[TARGET] = cross_entropy_target(rows, vocab, has(c, IGNORED));
     spec[CLASS_WEIGHT] = cross_entropy_weight("class_weight", vocab, has(c, WEIGHTED));
     spec[UPSTREAM] = cross_entropy_upstream(rows, has(c, BY_ROW), has(c, SCALED | BY_ROW));
@@ -117,8 +117,7 @@ OP_DOOR_WORKSPACE(linear_cross_entropy_backward)
 
 static struct linear_cross_entropy_ref reference_of(const struct op_case *c, const struct op_types *types,
                                                     double *const *t) {
-    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
-    return (struct linear_cross_entropy_ref){
+    struct linear_cross_entropy_ref ref = {
         .loss =
             {
                 .rows = c->size[ROWS],
@@ -130,33 +129,23 @@ static struct linear_cross_entropy_ref reference_of(const struct op_case *c, con
                 .weight = t[CLASS_WEIGHT],
                 .upstream = t[UPSTREAM],
             },
-        .hidden = c->size[HIDDEN],
-        .chunk = chunk_of(c),
-        .dtype = types->t,
-        .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
+        .head = head_of(c, types, t, &at),
         .raw_gradient = has(c, RAW),
-        .x = t[X],
-        .weight = t[WEIGHT],
-        .bias = t[BIAS],
-        .logits = head_doubles(elements),
-        .dlogits = head_doubles(elements),
     };
-}
-static void release(const struct linear_cross_entropy_ref *ref) {
-    free(ref->logits);
-    free(ref->dlogits);
+    ref.head.chunk = chunk_of(c);
+    return ref;
 }
 
 static void evaluate(const struct op_case *c, const struct op_types *types, double *const *t, bool results,
                      void (*loops)(struct linear_cross_entropy_ref)) {
     struct linear_cross_entropy_ref ref = reference_of(c, types, t);
-    ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS];
+    head_add_gradients(&ref.head, t, &at);
     if (results) {
         ref.counts = t[COUNTS], ref.loss.loss = t[LOSS], ref.loss.z_loss = t[Z_LOSS];
         ref.loss.accuracy = t[ACCURACY], ref.loss.predicted = t[PREDICTED];
     }
     loops(ref);
-    release(&ref);
+    head_release(&ref.head);
 }
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     evaluate(c, types, t, true, linear_cross_entropy_reference);
@@ -184,7 +173,7 @@ static double loss_backward(const struct op_case *c, const struct op_types *type
     const bool by_rows = ref.loss.reduction == LIGER_REDUCTION_NONE;
     for (int64_t r = 0; r < (by_rows ? c->size[ROWS] : 1); r++)
         total += rows[r] * (t[UPSTREAM] ? t[UPSTREAM][has(c, BY_ROW) ? r : 0] : 1) / (mean && by_rows ? counts[1] : 1);
-    release(&ref);
+    head_release(&ref.head);
     free(rows);
     return total;
 }
@@ -198,130 +187,82 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
     struct linear_cross_entropy_ref ref = reference_of(c, types, t);
     double *error = head_doubles(elements);
     linear_cross_entropy_reference(ref);
-    const double largest = compare_magnitude(elements, ref.dlogits);
+    const double largest = compare_magnitude(elements, ref.head.dlogits);
     for (int64_t i = 0; i < elements; i++) error[i] = 16 * largest;
-    const struct head_budget budget = {
-        .rows = c->size[ROWS],
-        .hidden = c->size[HIDDEN],
-        .vocab = c->size[VOCAB],
-        .t = types->t,
-        .x = t[X],
-        .weight = t[WEIGHT],
-        .dlogits = ref.dlogits,
-        .error = error,
-        .logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0,
-        .rounds = types->weight != LIGER_F32 && chunk_of(c) < c->size[ROWS],
-    };
-    head_magnitudes(&budget, &magnitude[DX], &magnitude[DWEIGHT], &magnitude[DBIAS]);
+    head_raise(&ref.head, error, has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0, &at, magnitude);
     free(error);
-    release(&ref);
+    head_release(&ref.head);
 }
 
 /* ---- cases ------------------------------------------------------------------------------------------------------ */
 
 /* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. Slices: as small as can be, one
  * column less than the vocabulary, and such that a row of the vocabulary fits with and without a pitch of 16 bytes. */
+/* clang-format off */
 static const struct op_case forward_cases[] = {
-    {.label = "all", .size = {7, 9, 33, 3}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
-    {.label = "1x1x1", .size = {1, 1, 1, 1}},
-    {.label = "5x3x2, chunk 1", .size = {5, 3, 2, 1}, .flags = SUM | BIASED},
-    {.label = "6x8x16, chunk 2", .size = {6, 8, 16, 2}, .flags = NONE},
-    {.label = "7x17x15, chunk 5, none", .size = {7, 17, 15, 5}, .scalar = {.1, 1e-3}, .flags = NONE | BIASED | BY_ROW},
-    {.label = "12x16x64, one chunk", .size = {12, 16, 64, 12}, .flags = BIASED},
-    {.label = "11x31x67, buffer too large", .size = {11, 31, 67, 16}, .flags = WEIGHTED | SUM},
-    {.label = "13x20x41 token", .size = {13, 20, 41, 4}, .scalar = {.1, 1e-3}, .flags = TOKEN | WEIGHTED | BIASED},
-    {.label = "13x20x41 token, none", .size = {13, 20, 41, 4}, .flags = TOKEN | NONE | BY_ROW},
-    {.label = "13x20x41 raw", .size = {13, 20, 41, 4}, .scalar = {0, 1e-3}, .flags = RAW | BIASED},
-    {.label = "13x20x41 raw weighted",
-     .size = {13, 20, 41, 7},
-     .scalar = {.2, 1e-3, 12},
-     .flags = RAW | WEIGHTED | BIASED | SCALED},
-    {.label = "9x12x35 upstream of rows, mean", .size = {9, 12, 35, 4}, .flags = BY_ROW | BIASED},
-    {.label = "9x12x35 cap", .size = {9, 12, 35, 4}, .scalar = {0, 0, 5}, .flags = BIASED},
-    {.label = "9x12x35 no dx", .size = {9, 12, 35, 4}, .flags = NO_DX | BIASED},
-    {.label = "9x12x35 no dweight", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | BIASED},
-    {.label = "9x12x35 no dbias", .size = {9, 12, 35, 4}, .flags = NO_DBIAS | BIASED},
-    {.label = "9x12x35 only dx", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DBIAS | BARE},
-    {.label = "9x12x35 loss only", .size = {9, 12, 35, 4}, .scalar = {.1, 1e-3}, .flags = LOSS_ONLY | SUM},
-    {.label = "9x12x35 bare loss", .size = {9, 12, 35, 4}, .flags = LOSS_ONLY | BARE},
-    {.label = "23x45x131 general",
-     .size = {23, 45, 131, 8},
-     .flags = GENERAL | BARE | BIASED,
-     .dtypes = 1u << LIGER_F32},
-    {.label = "7x9x33 two passes, all",
-     .size = {7, 9, 33, 0, 5},
-     .scalar = {.1, 1e-3, 8},
-     .flags = WEIGHTED | BIASED | SCALED},
-    {.label = "7x9x33 two passes, weights without smoothing", .size = {7, 9, 33, 0, 6}, .flags = WEIGHTED | BIASED},
-    {.label = "7x9x33 two passes, smoothing without weights",
-     .size = {7, 9, 33, 0, 8},
-     .scalar = {.2},
-     .flags = BY_ROW | SUM},
-    {.label = "13x20x41 two passes, token",
-     .size = {13, 20, 41, 0, 4},
-     .scalar = {.1, 1e-3},
-     .flags = TOKEN | WEIGHTED},
-    {.label = "13x20x41 two passes, token, none", .size = {13, 20, 41, 0, 16}, .flags = TOKEN | NONE | BY_ROW},
-    {.label = "13x20x41 two passes, raw",
-     .size = {13, 20, 41, 0, 40},
-     .scalar = {.2, 1e-3, 12},
-     .flags = RAW | WEIGHTED | BIASED | SCALED},
-    {.label = "9x12x35 two passes, cap", .size = {9, 12, 35, 0, 7}, .scalar = {0, 0, 5}, .flags = BIASED},
-    {.label = "9x12x35 two passes, only dx", .size = {9, 12, 35, 0, 4}, .flags = NO_DWEIGHT | NO_DBIAS | BARE},
-    {.label = "9x12x35 two passes, only dweight", .size = {9, 12, 35, 0, 4}, .flags = NO_DX | NO_DBIAS | BARE},
-    {.label = "9x12x35 two passes, only dbias", .size = {9, 12, 35, 0, 4}, .flags = NO_DX | NO_DWEIGHT | BIASED},
-    {.label = "9x12x35 two passes, loss only", .size = {9, 12, 35, 0, 4}, .scalar = {.1, 1e-3}, .flags = LOSS_ONLY},
-    {.label = "23x45x131 general, two passes",
-     .size = {23, 45, 131, 0, 48},
-     .flags = GENERAL | BARE | BIASED,
-     .dtypes = 1u << LIGER_F32},
-    {.label = "150x33x1031 two passes",
-     .size = {150, 33, 1031, 0, 256},
-     .scalar = {.1, 1e-4},
-     .flags = SUM | BIASED | WEIGHTED,
-     .large = true},
-    {.label = "150x33x1031", .size = {150, 33, 1031, 64}, .scalar = {0, 1e-4}, .flags = SUM | BIASED, .large = true},
-    {.label = "no rows", .size = {0, 9, 33, 3}, .flags = BIASED, .edge = true},
-    {.label = "no rows, none, weighted", .size = {0, 9, 33, 3}, .flags = NONE | WEIGHTED | BY_ROW, .edge = true},
-    {.label = "no rows, no buffer", .size = {0, 9, 33, 0}, .flags = SUM, .edge = true},
-    {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | BIASED, .edge = true},
-    {.label = "all ignored, two passes", .size = {5, 9, 33, 0, 8}, .flags = IGNORED | BIASED, .edge = true},
-    {.label = "all ignored, weighted, raw", .size = {5, 9, 33, 2}, .flags = IGNORED | WEIGHTED | RAW, .edge = true},
-    {.label = "NaN and Inf in ignored rows", .size = {7, 9, 33, 3}, .flags = POISON | BIASED, .edge = true},
-    {.label = "NaN and Inf in ignored rows, two passes",
-     .size = {7, 9, 33, 0, 8},
-     .flags = POISON | BIASED,
-     .edge = true},
+    {"all",                                     {7, 9, 33, 3},           {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
+    {"1x1x1",                                   {1, 1, 1, 1}},
+    {"5x3x2, chunk 1",                          {5, 3, 2, 1},            .flags = SUM | BIASED},
+    {"6x8x16, chunk 2",                         {6, 8, 16, 2},           .flags = NONE},
+    {"7x17x15, chunk 5, none",                  {7, 17, 15, 5},          {.1, 1e-3}, .flags = NONE | BIASED | BY_ROW},
+    {"12x16x64, one chunk",                     {12, 16, 64, 12},        .flags = BIASED},
+    {"11x31x67, buffer too large",              {11, 31, 67, 16},        .flags = WEIGHTED | SUM},
+    {"13x20x41 token",                          {13, 20, 41, 4},         {.1, 1e-3}, .flags = TOKEN | WEIGHTED | BIASED},
+    {"13x20x41 token, none",                    {13, 20, 41, 4},         .flags = TOKEN | NONE | BY_ROW},
+    {"13x20x41 raw",                            {13, 20, 41, 4},         {0, 1e-3}, .flags = RAW | BIASED},
+    {"13x20x41 raw weighted",                   {13, 20, 41, 7},         {.2, 1e-3, 12}, .flags = RAW | WEIGHTED | BIASED | SCALED},
+    {"9x12x35 upstream of rows, mean",          {9, 12, 35, 4},          .flags = BY_ROW | BIASED},
+    {"9x12x35 cap",                             {9, 12, 35, 4},          {0, 0, 5}, .flags = BIASED},
+    {"9x12x35 no dx",                           {9, 12, 35, 4},          .flags = NO_DX | BIASED},
+    {"9x12x35 no dweight",                      {9, 12, 35, 4},          .flags = NO_DWEIGHT | BIASED},
+    {"9x12x35 no dbias",                        {9, 12, 35, 4},          .flags = NO_DBIAS | BIASED},
+    {"9x12x35 only dx",                         {9, 12, 35, 4},          .flags = NO_DWEIGHT | NO_DBIAS | BARE},
+    {"9x12x35 loss only",                       {9, 12, 35, 4},          {.1, 1e-3}, .flags = LOSS_ONLY | SUM},
+    {"9x12x35 bare loss",                       {9, 12, 35, 4},          .flags = LOSS_ONLY | BARE},
+    {"23x45x131 general",                       {23, 45, 131, 8},        .flags = GENERAL | BARE | BIASED, .dtypes = 1u << LIGER_F32},
+    {"7x9x33 two passes, all",                  {7, 9, 33, 0, 5},        {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
+    {"7x9x33 two passes, weights without smoothing", {7, 9, 33, 0, 6},        .flags = WEIGHTED | BIASED},
+    {"7x9x33 two passes, smoothing without weights", {7, 9, 33, 0, 8},        {.2}, .flags = BY_ROW | SUM},
+    {"13x20x41 two passes, token",              {13, 20, 41, 0, 4},      {.1, 1e-3}, .flags = TOKEN | WEIGHTED},
+    {"13x20x41 two passes, token, none",        {13, 20, 41, 0, 16},     .flags = TOKEN | NONE | BY_ROW},
+    {"13x20x41 two passes, raw",                {13, 20, 41, 0, 40},     {.2, 1e-3, 12}, .flags = RAW | WEIGHTED | BIASED | SCALED},
+    {"9x12x35 two passes, cap",                 {9, 12, 35, 0, 7},       {0, 0, 5}, .flags = BIASED},
+    {"9x12x35 two passes, only dx",             {9, 12, 35, 0, 4},       .flags = NO_DWEIGHT | NO_DBIAS | BARE},
+    {"9x12x35 two passes, only dweight",        {9, 12, 35, 0, 4},       .flags = NO_DX | NO_DBIAS | BARE},
+    {"9x12x35 two passes, only dbias",          {9, 12, 35, 0, 4},       .flags = NO_DX | NO_DWEIGHT | BIASED},
+    {"9x12x35 two passes, loss only",           {9, 12, 35, 0, 4},       {.1, 1e-3}, .flags = LOSS_ONLY},
+    {"23x45x131 general, two passes",           {23, 45, 131, 0, 48},    .flags = GENERAL | BARE | BIASED, .dtypes = 1u << LIGER_F32},
+    {"150x33x1031 two passes",                  {150, 33, 1031, 0, 256}, {.1, 1e-4}, .flags = SUM | BIASED | WEIGHTED, .large = true},
+    {"150x33x1031",                             {150, 33, 1031, 64},     {0, 1e-4}, .flags = SUM | BIASED, .large = true},
+    {"no rows",                                 {0, 9, 33, 3},           .flags = BIASED, .edge = true},
+    {"no rows, none, weighted",                 {0, 9, 33, 3},           .flags = NONE | WEIGHTED | BY_ROW, .edge = true},
+    {"no rows, no buffer",                      {0, 9, 33, 0},           .flags = SUM, .edge = true},
+    {"all ignored",                             {5, 9, 33, 2},           .flags = IGNORED | BIASED, .edge = true},
+    {"all ignored, two passes",                 {5, 9, 33, 0, 8},        .flags = IGNORED | BIASED, .edge = true},
+    {"all ignored, weighted, raw",              {5, 9, 33, 2},           .flags = IGNORED | WEIGHTED | RAW, .edge = true},
+    {"NaN and Inf in ignored rows",             {7, 9, 33, 3},           .flags = POISON | BIASED, .edge = true},
+    {"NaN and Inf in ignored rows, two passes", {7, 9, 33, 0, 8},        .flags = POISON | BIASED, .edge = true},
 };
 
 static const struct op_case backward_cases[] = {
-    {.label = "all", .size = {7, 9, 33, 3}, .scalar = {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
-    {.label = "1x1x1", .size = {1, 1, 1, 1}},
-    {.label = "5x3x7, chunk 1", .size = {5, 3, 7, 1}, .flags = SUM | BIASED | SCALED},
-    {.label = "7x17x15, chunk 5, none",
-     .size = {7, 17, 15, 5},
-     .scalar = {.1, 1e-3, 9},
-     .flags = NONE | BIASED | BY_ROW},
-    {.label = "11x13x29, buffer too large", .size = {11, 13, 29, 16}, .flags = NONE | WEIGHTED | BY_ROW},
-    {.label = "9x12x35 mean, upstream of rows", .size = {9, 12, 35, 4}, .scalar = {.1}, .flags = BY_ROW | WEIGHTED},
-    {.label = "9x12x35 mean", .size = {9, 12, 35, 2}, .scalar = {.1, 1e-3}, .flags = SCALED | WEIGHTED},
-    {.label = "9x12x35 two passes",
-     .size = {9, 12, 35, 0, 8},
-     .scalar = {.1, 1e-3, 9},
-     .flags = NONE | BIASED | WEIGHTED | BY_ROW},
-    {.label = "9x12x35 two passes, mean", .size = {9, 12, 35, 0, 13}, .scalar = {.1, 1e-3}, .flags = SCALED | WEIGHTED},
-    {.label = "9x12x35 only dweight", .size = {9, 12, 35, 4}, .flags = NONE | BY_ROW | NO_DX | NO_DBIAS},
-    {.label = "9x12x35 only dx", .size = {9, 12, 35, 4}, .flags = NONE | BY_ROW | NO_DWEIGHT | NO_DBIAS},
-    {.label = "9x12x35 only dbias", .size = {9, 12, 35, 4}, .flags = NO_DWEIGHT | NO_DX | BIASED},
-    {.label = "no rows", .size = {0, 9, 33, 3}, .flags = NONE | BY_ROW | BIASED, .edge = true},
-    {.label = "all ignored", .size = {5, 9, 33, 2}, .flags = IGNORED | NONE | BY_ROW, .edge = true},
-    {.label = "NaN and Inf in ignored rows", .size = {7, 9, 33, 3}, .flags = POISON | NONE | BY_ROW, .edge = true},
-    {.label = "13x20x41 token",
-     .size = {13, 20, 41, 4},
-     .scalar = {.1, 1e-3},
-     .flags = TOKEN | NONE | BY_ROW,
-     .edge = true}, /* not in mode grad: see loss_backward */
+    {"all",                            {7, 9, 33, 3},      {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
+    {"1x1x1",                          {1, 1, 1, 1}},
+    {"5x3x7, chunk 1",                 {5, 3, 7, 1},       .flags = SUM | BIASED | SCALED},
+    {"7x17x15, chunk 5, none",         {7, 17, 15, 5},     {.1, 1e-3, 9}, .flags = NONE | BIASED | BY_ROW},
+    {"11x13x29, buffer too large",     {11, 13, 29, 16},   .flags = NONE | WEIGHTED | BY_ROW},
+    {"9x12x35 mean, upstream of rows", {9, 12, 35, 4},     {.1}, .flags = BY_ROW | WEIGHTED},
+    {"9x12x35 mean",                   {9, 12, 35, 2},     {.1, 1e-3}, .flags = SCALED | WEIGHTED},
+    {"9x12x35 two passes",             {9, 12, 35, 0, 8},  {.1, 1e-3, 9}, .flags = NONE | BIASED | WEIGHTED | BY_ROW},
+    {"9x12x35 two passes, mean",       {9, 12, 35, 0, 13}, {.1, 1e-3}, .flags = SCALED | WEIGHTED},
+    {"9x12x35 only dweight",           {9, 12, 35, 4},     .flags = NONE | BY_ROW | NO_DX | NO_DBIAS},
+    {"9x12x35 only dx",                {9, 12, 35, 4},     .flags = NONE | BY_ROW | NO_DWEIGHT | NO_DBIAS},
+    {"9x12x35 only dbias",             {9, 12, 35, 4},     .flags = NO_DWEIGHT | NO_DX | BIASED},
+    {"no rows",                        {0, 9, 33, 3},      .flags = NONE | BY_ROW | BIASED, .edge = true},
+    {"all ignored",                    {5, 9, 33, 2},      .flags = IGNORED | NONE | BY_ROW, .edge = true},
+    {"NaN and Inf in ignored rows",    {7, 9, 33, 3},      .flags = POISON | NONE | BY_ROW, .edge = true},
+    {"13x20x41 token",                 {13, 20, 41, 4},    {.1, 1e-3}, .flags = TOKEN | NONE | BY_ROW, .edge = true}, /* not in mode grad: see loss_backward */
 };
+/* clang-format on */
 
 static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIAS, BIAS}};
 
@@ -332,28 +273,24 @@ static void narrow_slice(struct op_call *call) { call->t[LOGITS].shape[1] = call
 static void gaps_in_slice(struct op_call *call) { call->t[LOGITS].shape[1] = 8, call->t[LOGITS].stride[0] = 9; }
 
 static const struct op_provocation shared_provocations[] = {
-    {"no vocabulary", OP_SHAPE(WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9", "shard"}},
+    HEAD_PROVOCATIONS(LOGITS, "logits"),
     {"no hidden size", OP_SHAPE(WEIGHT, 1, 0), LIGER_ERR_SHAPE, {"weight is 33 x 0", "shard"}},
-    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits is required"}},
-    {"logits without rows", OP_SHAPE(LOGITS, 0, 0), LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},
     {"logits wider than the vocabulary", OP_SHAPE(LOGITS, 1, 34), LIGER_ERR_SHAPE, {"logits", "34", "33"}, wide},
     {"a slice of some rows", OP_SHAPE(LOGITS, 1, 32), LIGER_ERR_SHAPE, {"logits is 3 x 32", "33 columns", "7 rows"}},
     {"a slice too narrow", OP_SHAPE(LOGITS, 0, 7), LIGER_ERR_SHAPE, {"logits is 7 x 4", "5 columns"}, narrow_slice},
     {"a slice with gaps", OP_SHAPE(LOGITS, 0, 7), LIGER_ERR_LAYOUT, {"logits", "stride is 9 and not 8"}, gaps_in_slice},
-    {"x rows overlap", OP_STRIDE(X, 0, 8), LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},
+    HEAD_ROWS_OVERLAP,
 };
 static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESULT_PROVOCATIONS(LOSS, Z_LOSS, ACCURACY)};
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
 
-/* Chunks of any size give what the whole gives, within the same budget. */
 static const char *any_chunk(struct op_run *run) {
-    const int64_t rows = run->c.size[ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
     if (run->c.size[SLICE]) return op_run_not_applicable(run, "chunks of any size: the case has slices");
-    return op_run_any_size(run, CHUNK, chunks, OP_COUNT(chunks));
+    return head_any_chunk(run);
 }
 
-/* So do two passes. */
+/* What one pass gives, two passes give too. */
 static const char *any_slice(struct op_run *run) {
     const int64_t rows = run->c.size[ROWS], vocab = run->c.size[VOCAB], least = (vocab + rows - 1) / rows;
     const int64_t most = vocab - 1 > least ? vocab - 1 : least;
@@ -474,34 +411,22 @@ static const struct op_property backward_properties[] = {
 
 /* ---- bench ------------------------------------------------------------------------------------------------------ */
 
+/* clang-format off */
 static const struct op_case bench[] = {
-    {.label = "512x1024x32000", .size = {512, 1024, 32000, 256}, .flags = BARE | NO_DBIAS},
-    {.label = "1024x1024x32000", .size = {1024, 1024, 32000, 352}, .flags = BARE | NO_DBIAS},
-    {.label = "1024x1024x32000 loss", .size = {1024, 1024, 32000, 352}, .flags = BARE | LOSS_ONLY},
-    {.label = "8192x4096x32000",
-     .size = {8192, 4096, 32000, 4096},
-     .flags = BARE | NO_DBIAS,
-     .large = true,
-     .dtypes = 1u << LIGER_BF16},
-    {.label = "8192x4096x128256",
-     .size = {8192, 4096, 128256, 4096},
-     .flags = BARE | NO_DBIAS,
-     .large = true,
-     .dtypes = 1u << LIGER_BF16},
-    {.label = "1024x1024x32000 two passes", .size = {1024, 1024, 32000, 0, 4608}, .flags = BARE | NO_DBIAS},
-    {.label = "16384x2048x248320 two passes",
-     .size = {16384, 2048, 248320, 0, 9600},
-     .flags = BARE | NO_DBIAS,
-     .large = true,
-     .dtypes = 1u << LIGER_BF16},
+    {"512x1024x32000",               {512, 1024, 32000, 256},        .flags = BARE | NO_DBIAS},
+    {"1024x1024x32000",              {1024, 1024, 32000, 352},       .flags = BARE | NO_DBIAS},
+    {"1024x1024x32000 loss",         {1024, 1024, 32000, 352},       .flags = BARE | LOSS_ONLY},
+    {"8192x4096x32000",              {8192, 4096, 32000, 4096},      .flags = BARE | NO_DBIAS, .large = true, .dtypes = 1u << LIGER_BF16},
+    {"8192x4096x128256",             {8192, 4096, 128256, 4096},     .flags = BARE | NO_DBIAS, .large = true, .dtypes = 1u << LIGER_BF16},
+    {"1024x1024x32000 two passes",   {1024, 1024, 32000, 0, 4608},   .flags = BARE | NO_DBIAS},
+    {"16384x2048x248320 two passes", {16384, 2048, 248320, 0, 9600}, .flags = BARE | NO_DBIAS, .large = true, .dtypes = 1u << LIGER_BF16},
 };
+/* clang-format on */
 
 /* Three products; in two passes four. */
-static double flops(const struct op_case *c) {
-    return (c->size[SLICE] ? 8.0 : 6.0) * (double)c->size[ROWS] * (double)c->size[HIDDEN] * (double)c->size[VOCAB];
-}
+static double flops(const struct op_case *c) { return head_flops(c) * (c->size[SLICE] ? 4.0 / 3 : 1); }
 
-#define INEXACT "linear loss: only sums of multiples of 1/16 are exact logits; gemm and cross_entropy have this range"
+#define INEXACT HEAD_INEXACT("cross_entropy")
 
 const struct op_cases linear_cross_entropy_forward_cases = {
     .name = "linear_cross_entropy_forward",

@@ -30,26 +30,13 @@ static void make_dlogits(const struct linear_cross_entropy_ref *p) {
     for (int i = 0; p->counts && i < 4; i++) p->counts[i] = counts[i];
     const bool undo = p->raw_gradient && p->loss.reduction == LIGER_REDUCTION_MEAN;
     for (int64_t i = 0; i < p->loss.rows * p->loss.vocab; i++)
-        p->dlogits[i] = op_round(p->dtype, p->dlogits[i] * (undo ? counts[1] : 1));
+        p->head.dlogits[i] = op_round(p->head.dtype, p->head.dlogits[i] * (undo ? counts[1] : 1));
 }
 
 void linear_cross_entropy_reference(struct linear_cross_entropy_ref p) {
-    const struct head_ref head = {
-        .rows = p.loss.rows,
-        .hidden = p.hidden,
-        .vocab = p.loss.vocab,
-        .dtype = p.dtype,
-        .x = p.x,
-        .weight = p.weight,
-        .bias = p.bias,
-        .logits = p.logits,
-        .dlogits = p.dlogits,
-    };
-    head_ref_logits(&head);
-    p.loss.logits = p.logits, p.loss.dlogits = p.dlogits;
+    head_ref_logits(&p.head);
+    p.loss.logits = p.head.logits, p.loss.dlogits = p.head.dlogits;
     cross_entropy_reference(&p.loss);
     make_dlogits(&p);
-    head_ref_dx(&head, p.dx);
-    head_ref_dweight(&head, p.chunk, p.dweight_dtype, p.dweight);
-    head_ref_dbias(&head, p.dbias);
+    head_ref_gradients(&p.head);
 }

@@ -2,19 +2,15 @@
 #ifndef LIGER_OPS_LINEAR_CROSS_ENTROPY_REF_H
 #define LIGER_OPS_LINEAR_CROSS_ENTROPY_REF_H
 
-#include "liger/core/tensor.h"
 #include "liger/ops/cross_entropy/cross_entropy_ref.h"
+#include "tests/harness/head_ref.h"
 
-/* Contiguous arrays, NULL = absent. `loss` brings rows, vocab, options, target, class weights, upstream and results;
- * its logits and dlogits are filled in here. */
+/* `loss` brings rows, vocab, options, target, class weights, upstream and results; its logits and dlogits are those of the head. */
 struct linear_cross_entropy_ref {
     struct cross_entropy_ref loss;
-    int64_t hidden, chunk;
-    liger_dtype dtype, dweight_dtype; /* what is rounded in between; LIGER_DTYPE_NONE: nothing */
+    struct head_ref head; /* logits and dlogits are required */
     bool raw_gradient;
-    const double *x, *weight, *bias;
-    double *logits, *dlogits; /* [rows, vocab], as rounded between head and products; both required */
-    double *dx, *dweight, *dbias, *counts;
+    double *counts; /* or NULL */
 };
 
 void linear_cross_entropy_reference(struct linear_cross_entropy_ref p);

@@ -7,13 +7,12 @@
 #include <math.h>
 
 #include "liger/chunk/counted_loss.h"
-#include "liger/chunk/linear_door.h"
-#include "liger/chunk/linear_loss.h"
 #include "liger/core/door_rules.h"
 #include "liger/ops/gemm/gemm_problem.h"
 #include "liger/ops/linear_jsd/linear_jsd_problem.h"
 
 enum { ROWS = 1, VOCAB, HIDDEN, TEACHER_HIDDEN, CHUNK };
+static const struct linear_sizes sizes = {ROWS, HIDDEN, VOCAB, CHUNK};
 
 /* What the table fills in. */
 struct whole_problem {
@@ -56,7 +55,7 @@ static struct layout layout_of(const struct door_call *call, bool gradient) {
     const int64_t rows = tile_rows(call->context, call->size[ROWS], call->size[VOCAB]);
     struct layout layout = {
         .products = call->context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES,
-        .tile = ((size_t)(rows * pitch_of(call->size[VOCAB])) * sizeof(float) + 255) / 256 * 256,
+        .tile = door_padded((size_t)(rows * pitch_of(call->size[VOCAB])) * sizeof(float)),
         .own_student = call->t != LIGER_F32 || !gradient,
     };
     layout.bytes = layout.products + layout.tile * (layout.own_student ? 2 : 1);
@@ -67,17 +66,8 @@ static struct layout layout_of(const struct door_call *call, bool gradient) {
 
 #define DOOR linear_jsd, whole_problem
 
-static liger_status check_weight(struct door_call *call) {
-    return linear_require_weight(call, door_tensor(call->args, DOOR_AT(DOOR, weight)));
-}
 static liger_status check_dlogits(struct door_call *call) {
-    if (!door_has(call, BITS(dx, dweight)) || !linear_logits_matter(call, BIT(dlogits), call->size[ROWS]))
-        return LIGER_OK;
-    const liger_tensor *dlogits = door_tensor(call->args, DOOR_AT(DOOR, dlogits));
-    return linear_require_chunk(call, "dlogits", dlogits, BIT(dlogits), call->size[CHUNK]);
-}
-static liger_status check_temperature(struct door_call *call) {
-    return linear_require_temperature(call, ((const liger_linear_jsd_args *)call->args)->temperature);
+    return door_has(call, BITS(dx, dweight)) ? linear_check_chunk(call) : LIGER_OK;
 }
 static size_t workspace_bytes(const struct door_call *call) {
     return counted_loss_workspace(call->size[ROWS]) + layout_of(call, door_has(call, BITS(dx, dweight))).bytes;
@@ -86,7 +76,7 @@ static size_t workspace_bytes(const struct door_call *call) {
 /* clang-format off */
 static const struct door_rule rules[] = {
     {ARG(x),              IN,      FLOAT_T,    DIMS(2, ROWS, HIDDEN),  TO_PITCHED(chunks.head.x), PITCH_TO(chunks.head.x_stride)},
-    {CHECK(check_weight)},
+    {CHECK(linear_check_weight)},
     {ARG(weight),         IN,      T,          DIMS(2, VOCAB, HIDDEN), TO_POINTER(chunks.head.weight)},
     {ARG(teacher_x),      IN,      ANY_FLOAT,  DIMS(2, ROWS, SOME(TEACHER_HIDDEN)), TO_PITCHED(teacher.x), PITCH_TO(teacher.x_stride), DTYPE_TO(teacher.dtype)},
     {ARG(teacher_weight), IN,      DTYPE_OF(teacher_x), DIMS(2, VOCAB, TEACHER_HIDDEN), TO_POINTER(teacher.weight)},
@@ -99,7 +89,7 @@ static const struct door_rule rules[] = {
     {INT64(ignore_index), TO(loss.rows.ignore_index)},
     {FLOAT(beta),         BETWEEN(0, 1), TO(beta)},
     {FLOAT(temperature),  FINITE, TO(temperature)},
-    {CHECK(check_temperature)},
+    {CHECK(linear_check_temperature)},
     {INT32(raw_gradient), BETWEEN(0, 1), TO(raw_gradient)},
     {WORKSPACE(workspace_bytes, x, weight), TO(loss.workspace)},
 };
@@ -111,8 +101,7 @@ WORKSPACE_QUERY(linear_jsd)
 
 liger_status liger_linear_jsd_chunk_rows(liger_context *context, const liger_linear_jsd_args *given, size_t *rows) {
     liger_linear_jsd_args args;
-    return linear_advise_chunk(context, &linear_jsd_door, given, &args, BITS(x, weight),
-                               (struct linear_sizes){ROWS, HIDDEN, VOCAB}, rows);
+    return linear_advise_chunk(context, &linear_jsd_door, given, &args, BITS(x, weight), BIT(dweight), sizes, rows);
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------------ */
@@ -156,15 +145,13 @@ static liger_status step(liger_context *context, void *state, int64_t first, int
 static void complete(const struct door_call *call, struct whole_problem *whole) {
     struct linear_loss *chunks = &whole->chunks;
     const bool gradient = chunks->dx || chunks->dweight;
-    chunks->head.dtype = whole->rows.dtype = call->t;
-    chunks->head.hidden = call->size[HIDDEN];
+    counted_loss_sized(call, sizes, &whole->loss, chunks);
+    if (!gradient) chunks->chunk_rows = chunks->rows;
+    whole->rows.dtype = call->t;
     whole->teacher.hidden = call->size[TEACHER_HIDDEN];
-    chunks->head.vocab = whole->teacher.vocab = whole->rows.vocab = call->size[VOCAB];
-    chunks->rows = whole->loss.count = call->size[ROWS];
-    chunks->chunk_rows = gradient ? call->size[CHUNK] : call->size[ROWS];
+    whole->teacher.vocab = whole->rows.vocab = chunks->head.vocab;
     chunks->step_makes_logits = true;
     if (!gradient) chunks->head.logits = NULL;
-    chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
     whole->rows.mixture = mixture_of(whole->beta);
     whole->loss.mean = true;
     whole->loss.share = 1;

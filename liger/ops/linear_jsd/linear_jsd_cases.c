@@ -1,32 +1,27 @@
-/* linear_jsd_cases.c - shapes, tolerances, properties and bench points of the Jensen-Shannon divergence on two linear heads.
- *
- * Logits are exact (linear_head_cases.h); only the GENERAL case, in f32, has logits with an error of its own. */
+/* linear_jsd_cases.c - shapes, tolerances, properties and bench points of the Jensen-Shannon divergence on two linear heads. */
+#define REAL double /* of row_softmax.h */
 #include <math.h>
 #include <stdlib.h>
 
 #include "liger/core/context_state.h"
 #include "liger/ops/linear_jsd/linear_jsd.h"
 #include "liger/ops/linear_jsd/linear_jsd_ref.h"
-#include "tests/harness/linear_head_cases.h"
+#include "tests/harness/distillation_cases.h"
 #include "tests/harness/op_door.h"
-#include "tests/harness/op_run.h"
+#include "tests/harness/row_softmax.h"
 
 enum { X, WEIGHT, TEACHER_X, TEACHER_WEIGHT, LABELS, DLOGITS, LOSS, DX, DWEIGHT, TENSORS };
-enum { ROWS, HIDDEN, TEACHER_HIDDEN, VOCAB, CHUNK };
+enum { TEACHER_HIDDEN = OWN_SIZES };
 enum { BETA, TEMPERATURE };
-enum {
-    LABELED = 1,
-    IGNORED = 2, /* by every label */
-    RAW = 4,
-    NO_LOSS = 8,
-    NO_DX = 16,
-    NO_DWEIGHT = 32,
-    GENERAL = 64,
-    SAME = 128, /* the teacher is the student */
-    LOSS_ONLY = NO_DX | NO_DWEIGHT
+enum { SAME = OWN_FLAGS }; /* the teacher is the student */
+
+static const struct distillation_places at = {
+    .head = {.bias = HEAD_NONE, .dx = DX, .dweight = DWEIGHT, .dbias = HEAD_NONE},
+    .labels = LABELS,
+    .loss = LOSS,
+    .temperature = TEMPERATURE,
 };
 
-static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
 static bool loss_only(const struct op_case *c) { return (c->flags & LOSS_ONLY) == LOSS_ONLY; }
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
@@ -77,78 +72,38 @@ OP_DOOR(linear_jsd, options)
 OP_DOOR_WORKSPACE(linear_jsd)
 
 static struct linear_jsd_ref reference_of(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
     return (struct linear_jsd_ref){
-        .rows = c->size[ROWS],
-        .hidden = c->size[HIDDEN],
-        .teacher_hidden = c->size[TEACHER_HIDDEN],
-        .vocab = c->size[VOCAB],
-        .chunk = c->size[CHUNK],
-        .ignore_index = -100,
-        .dtype = types->t,
-        .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
+        .of = distillation_of(c, types, t, &at),
         .beta = c->scalar[BETA],
-        .temperature = (double)(float)c->scalar[TEMPERATURE],
-        .raw_gradient = has(c, RAW),
-        .x = t[X],
-        .weight = t[WEIGHT],
+        .teacher_hidden = c->size[TEACHER_HIDDEN],
         .teacher_x = t[TEACHER_X],
         .teacher_weight = t[TEACHER_WEIGHT],
-        .labels = t[LABELS],
-        .logits = head_doubles(elements),
-        .teacher_logits = head_doubles(elements),
-        .dlogits = head_doubles(elements),
+        .teacher_logits = head_doubles(c->size[ROWS] * c->size[VOCAB]),
     };
 }
 static void release(const struct linear_jsd_ref *ref) {
-    free(ref->logits);
+    head_release(&ref->of.head);
     free(ref->teacher_logits);
-    free(ref->dlogits);
 }
-static void evaluate(const struct op_case *c, const struct op_types *types, double *const *t,
-                     void (*loops)(const struct linear_jsd_ref *)) {
-    struct linear_jsd_ref ref = reference_of(c, types, t);
-    ref.loss = t[LOSS], ref.dx = t[DX], ref.dweight = t[DWEIGHT];
-    loops(&ref);
-    release(&ref);
-}
-static void reference(const struct op_case *c, const struct op_types *types, double *const *t) {
-    evaluate(c, types, t, linear_jsd_reference);
-}
-static void naive(const struct op_case *c, const struct op_types *types, double *const *t) {
-    evaluate(c, types, t, linear_jsd_naive);
-}
-
-static double loss_of(const struct op_case *c, const struct op_types *types, double *const *t) {
-    struct linear_jsd_ref ref = reference_of(c, types, t);
-    double loss = 0;
-    ref.loss = &loss;
-    linear_jsd_reference(&ref);
-    release(&ref);
-    return ref.raw_gradient ? loss * (double)linear_jsd_count(&ref) : loss;
-}
+DISTILLATION_EVALUATED(linear_jsd)
 
 /* ---- budgets ---------------------------------------------------------------------------------------------------- */
 
 /* log softmax of a row, and what it is the difference of. */
 static double log_softmax(const double *logits, int64_t vocab, double temperature, double *values) {
-    double max = -INFINITY, sum = 0;
-    for (int64_t j = 0; j < vocab; j++) max = fmax(max, logits[j] / temperature);
-    for (int64_t j = 0; j < vocab; j++) sum += exp(logits[j] / temperature - max);
-    for (int64_t j = 0; j < vocab; j++) values[j] = logits[j] / temperature - max - log(sum);
-    return temperature == 1 ? 0 : 2 * fabs(max); /* a product with 1/temperature is rounded */
+    const struct row_softmax row = row_softmax(logits, vocab, temperature);
+    for (int64_t j = 0; j < vocab; j++) values[j] = logits[j] / temperature - row.max - log(row.sum);
+    return temperature == 1 ? 0 : 2 * fabs(row.max); /* a product with 1/temperature is rounded */
 }
 
-/* Of a row: what the loss's terms come to, and what an element of the gradient is the difference of, at most. A logarithm of a
- * probability errs by u of itself, times the probabilities. */
-struct sizes {
-    double loss, gradient;
-};
-static struct sizes sizes_of_row(const struct linear_jsd_ref *ref, int64_t r) {
-    const int64_t vocab = ref->vocab;
+/* A logarithm of a probability errs by u of itself, times the probabilities. */
+static struct row_sizes sizes_of_row(const void *room, int64_t r) {
+    const struct linear_jsd_ref *ref = room;
+    const int64_t vocab = ref->of.head.vocab;
+    const double temperature = ref->of.temperature;
     double *a = head_doubles(vocab), *b = head_doubles(vocab), loss = 0, most = 0, sum = 0;
-    const double more = log_softmax(ref->logits + r * vocab, vocab, ref->temperature, a) +
-                        log_softmax(ref->teacher_logits + r * vocab, vocab, ref->temperature, b);
+    const double more = log_softmax(ref->of.head.logits + r * vocab, vocab, temperature, a) +
+                        log_softmax(ref->teacher_logits + r * vocab, vocab, temperature, b);
     for (int64_t j = 0; j < vocab; j++) sum += (exp(a[j]) + exp(b[j])) * (1 + fabs(a[j]) + fabs(b[j]) + more);
     for (int64_t j = 0; j < vocab; j++) {
         loss += (exp(a[j]) + exp(b[j])) * (1 + fabs(a[j]) + fabs(b[j]) + more);
@@ -156,38 +111,15 @@ static struct sizes sizes_of_row(const struct linear_jsd_ref *ref, int64_t r) {
     }
     free(a);
     free(b);
-    return (struct sizes){loss, most};
+    return (struct row_sizes){loss, most};
 }
 
 static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
-    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
-    struct linear_jsd_ref ref = reference_of(c, types, t);
-    double *error = head_doubles(elements), loss = 0, gradient = 0;
+    const struct linear_jsd_ref ref = reference_of(c, types, t);
+    const double inexact = has(c, GENERAL) ? 8.0 * (double)(c->size[HIDDEN] + c->size[TEACHER_HIDDEN]) : 0;
     linear_jsd_reference(&ref);
-    const double weight = 1 / (double)linear_jsd_count(&ref);
-    for (int64_t r = 0; r < c->size[ROWS]; r++) {
-        if (t[LABELS] && t[LABELS][r] == -100) continue;
-        const struct sizes row = sizes_of_row(&ref, r);
-        loss += row.loss * weight;
-        gradient = fmax(gradient, row.gradient * (ref.raw_gradient ? 1 : weight) / fabs(ref.temperature));
-    }
-    op_raise(&magnitude[LOSS], loss);
-    const double units = 16 + (has(c, GENERAL) ? 8.0 * (double)(ref.hidden + ref.teacher_hidden) : 0);
-    for (int64_t i = 0; i < elements; i++) error[i] = units * gradient;
-    const struct head_budget budget = {
-        .rows = c->size[ROWS],
-        .hidden = c->size[HIDDEN],
-        .vocab = c->size[VOCAB],
-        .t = types->t,
-        .x = t[X],
-        .weight = t[WEIGHT],
-        .dlogits = ref.dlogits,
-        .error = error,
-        .rounds = types->weight != LIGER_F32 && c->size[CHUNK] < c->size[ROWS],
-    };
-    double no_bias = 0;
-    head_magnitudes(&budget, &magnitude[DX], &magnitude[DWEIGHT], &no_bias);
-    free(error);
+    distillation_magnitudes(&ref.of, &ref, sizes_of_row, (struct distillation_errors){.units = 16 + inexact}, &at,
+                            magnitude);
     release(&ref);
 }
 
@@ -195,7 +127,7 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
 
 /* clang-format off */
 #define CASE(text, rows, hidden, teacher, vocab, chunk, beta, temperature, ...)                                        \
-    {.label = text, .size = {rows, hidden, teacher, vocab, chunk}, .scalar = {beta, temperature}, __VA_ARGS__}
+    {.label = text, .size = {rows, hidden, vocab, chunk, teacher}, .scalar = {beta, temperature}, __VA_ARGS__}
 /* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. */
 static const struct op_case cases[] = {
     CASE("all",                            7,  9, 11,   33,  3, .5, 1,   .flags = LABELED),
@@ -231,21 +163,16 @@ static const struct op_case bench[] = {
 static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}};
 
 static const struct op_provocation provocations[] = {
-    {"no vocabulary", OP_SHAPE(WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9", "shard"}},
-    {"dlogits absent", OP_ABSENT(DLOGITS), LIGER_ERR_ARGUMENT, {"dlogits is required"}},
-    {"dlogits without rows", OP_SHAPE(DLOGITS, 0, 0), LIGER_ERR_SHAPE, {"dlogits", "1 or more", "0 rows"}},
-    {"temperature of 0", OP_SCALAR(TEMPERATURE, 0), LIGER_ERR_ARGUMENT, {"temperature is 0", "divided"}},
-    {"temperature without an inverse", OP_SCALAR(TEMPERATURE, 1e-39), LIGER_ERR_ARGUMENT, {"temperature is 1e-39"}},
+    HEAD_PROVOCATIONS(DLOGITS, "dlogits"),
+    TEMPERATURE_PROVOCATIONS(TEMPERATURE),
 };
 
-/* Chunks of any size give what the whole gives, within the same budget. */
 static const char *any_chunk(struct op_run *run) {
-    const int64_t rows = run->c.size[ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
     if (loss_only(&run->c)) return op_run_not_applicable(run, "chunks of any size: the case has none");
-    return op_run_any_size(run, CHUNK, chunks, OP_COUNT(chunks));
+    return head_any_chunk(run);
 }
 
-/* So do tiles of the fewest rows. */
+/* What the whole gives, tiles of the fewest rows give too. */
 static const char *small_tiles(struct op_run *run) {
     const int64_t named = run->context->loss_workspace_bytes, all[] = {run->c.size[ROWS]};
     if (run->c.size[ROWS] <= 16) return op_run_not_applicable(run, "small tiles: one holds all rows");
@@ -255,15 +182,9 @@ static const char *small_tiles(struct op_run *run) {
     return wrong;
 }
 
-/* Labels are no indices: what they say is whether they are ignore_index. */
 static const char *any_label(struct op_run *run) {
-    if (!run->t[LABELS] || !run->t[LOSS]) return op_run_not_applicable(run, "labels of any value: the case has none");
-    if (op_run_call(run) != LIGER_OK) return "the call failed";
-    const double loss = *run->t[LOSS];
-    for (int64_t r = 0; r < run->c.size[ROWS]; r++)
-        if (run->t[LABELS][r] != -100) run->t[LABELS][r] = r % 2 ? -7 : (double)(1 << 30);
-    if (op_run_call(run) != LIGER_OK) return "labels that are no indices are refused";
-    return *run->t[LOSS] == loss ? NULL : "a label that is no index changes the loss";
+    if (!run->t[LOSS]) return op_run_not_applicable(run, "labels of any value: the case has none");
+    return distillation_any_label(run, &at);
 }
 
 /* With beta 1/2 teacher and student may change places; a divergence is not negative, and at most log 2. */
@@ -299,10 +220,11 @@ static double flops(const struct op_case *c) {
            (double)(3 * c->size[HIDDEN] + c->size[TEACHER_HIDDEN]);
 }
 
-#define INEXACT "linear loss: only sums of multiples of 1/16 are exact logits; gemm and softmax have this range"
 #define OFFSET                                                                                                         \
     "linear jsd: an offset of x moves logits by as much as rows of the weight differ, out of what probabilities are "  \
     "of"
+
+#define INEXACT HEAD_INEXACT("softmax")
 
 const struct op_cases linear_jsd_cases = {
     .name = "linear_jsd",

@@ -50,14 +50,7 @@ struct log_softmax {
 };
 
 static struct log_softmax log_softmax_of(const float *row, int64_t vocab, float inverse) {
-    float block[VOCAB_BLOCK + V_LANES];
-    struct softmax_state state = softmax_empty();
-    for (int64_t begin = 0; begin < vocab; begin += VOCAB_BLOCK) {
-        const int64_t count = vocab_block(vocab, begin);
-        float most = vocab_widen(LIGER_F32, row, begin, count, false, 0.0f, block);
-        if (inverse != 1.0f) most = vocab_scale(block, count, inverse);
-        state = softmax_push(state, block, (count + V_LANES - 1) / V_LANES * V_LANES, most);
-    }
+    const struct softmax_state state = vocab_softmax(LIGER_F32, row, vocab, inverse);
     return (struct log_softmax){state.max, logf(state.sum)};
 }
 

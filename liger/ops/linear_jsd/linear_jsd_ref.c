@@ -8,20 +8,9 @@
 
 #ifndef REAL
 #define REAL double
-int64_t linear_jsd_count(const struct linear_jsd_ref *p) {
-    int64_t count = 0;
-    for (int64_t r = 0; r < p->rows; r++) count += p->labels == NULL || (int64_t)p->labels[r] != p->ignore_index;
-    return count;
-}
 #endif
-#include "tests/harness/linear_head_ref.h"
-
-static REAL log_sum_exp(const double *logits, int64_t vocab, double temperature) {
-    REAL max = -INFINITY, sum = 0;
-    for (int64_t j = 0; j < vocab; j++) max = (REAL)fmax(max, (REAL)(logits[j] / temperature));
-    for (int64_t j = 0; j < vocab; j++) sum += (REAL)exp((REAL)(logits[j] / temperature) - max);
-    return max + (REAL)log(sum);
-}
+#include "tests/harness/distillation_rows.h"
+#include "tests/harness/row_softmax.h"
 
 /* The term of an element, and its derivative by log Q = a, with log P = b. */
 static REAL term_of(REAL beta, REAL a, REAL b, REAL *derivative) {
@@ -38,49 +27,35 @@ static REAL term_of(REAL beta, REAL a, REAL b, REAL *derivative) {
     return (p == 0 ? 0 : beta * p * (b - (REAL)log(m))) + *derivative;
 }
 
-static REAL one_row(const struct linear_jsd_ref *p, int64_t r, REAL by) {
-    const double *x = p->logits + r * p->vocab, *y = p->teacher_logits + r * p->vocab;
-    double *d = p->dlogits + r * p->vocab;
-    const REAL of_x = log_sum_exp(x, p->vocab, p->temperature), of_y = log_sum_exp(y, p->vocab, p->temperature);
+static REAL one_row(const void *room, int64_t r, REAL by) {
+    const struct linear_jsd_ref *p = room;
+    const int64_t vocab = p->of.head.vocab;
+    const double temperature = p->of.temperature, *x = p->of.head.logits + r * vocab;
+    const double *y = p->teacher_logits + r * vocab;
+    double *d = p->of.head.dlogits + r * vocab;
+    const REAL of_x = row_log_sum_exp(x, vocab, temperature), of_y = row_log_sum_exp(y, vocab, temperature);
     REAL loss = 0, sum = 0;
-    for (int64_t j = 0; j < p->vocab; j++) {
+    for (int64_t j = 0; j < vocab; j++) {
         REAL derivative;
-        const REAL a = (REAL)(x[j] / p->temperature) - of_x, b = (REAL)(y[j] / p->temperature) - of_y;
+        const REAL a = (REAL)(x[j] / temperature) - of_x, b = (REAL)(y[j] / temperature) - of_y;
         loss += term_of((REAL)p->beta, a, b, &derivative);
         sum += derivative;
         d[j] = derivative;
     }
-    for (int64_t j = 0; j < p->vocab; j++) {
-        const REAL softmax = (REAL)exp((REAL)(x[j] / p->temperature) - of_x);
-        d[j] = op_round(p->dtype, ((REAL)d[j] - softmax * sum) * by / (REAL)p->temperature);
+    for (int64_t j = 0; j < vocab; j++) {
+        const REAL softmax = (REAL)exp((REAL)(x[j] / temperature) - of_x);
+        d[j] = op_round(p->of.head.dtype, ((REAL)d[j] - softmax * sum) * by / (REAL)temperature);
     }
     return loss;
 }
 
 void linear_jsd_reference(const struct linear_jsd_ref *p) {
-    struct head_ref head = {
-        .rows = p->rows,
-        .hidden = p->hidden,
-        .vocab = p->vocab,
-        .dtype = LIGER_DTYPE_NONE, /* logits stay as they are */
-        .x = p->x,
-        .weight = p->weight,
-        .logits = p->logits,
-        .dlogits = p->dlogits,
-    };
-    struct head_ref teacher = head;
+    struct head_ref student = p->of.head;
+    student.dtype = LIGER_DTYPE_NONE; /* logits stay as they are */
+    struct head_ref teacher = student;
     teacher.hidden = p->teacher_hidden, teacher.x = p->teacher_x, teacher.weight = p->teacher_weight;
     teacher.logits = p->teacher_logits;
-    const REAL count = (REAL)linear_jsd_count(p);
-    REAL total = 0;
-    head_ref_logits(&head);
+    head_ref_logits(&student);
     head_ref_logits(&teacher);
-    for (int64_t r = 0; r < p->rows; r++) {
-        const bool counts = p->labels == NULL || (int64_t)p->labels[r] != p->ignore_index;
-        for (int64_t j = 0; !counts && j < p->vocab; j++) p->dlogits[r * p->vocab + j] = 0;
-        if (counts) total += one_row(p, r, p->raw_gradient ? 1 : 1 / count) / count;
-    }
-    if (p->loss) *p->loss = total;
-    head_ref_dx(&head, p->dx);
-    head_ref_dweight(&head, p->chunk, p->dweight_dtype, p->dweight);
+    distillation_rows(&p->of, one_row, p);
 }

@@ -2,22 +2,17 @@
 #ifndef LIGER_OPS_LINEAR_JSD_REF_H
 #define LIGER_OPS_LINEAR_JSD_REF_H
 
-#include <stdbool.h>
+#include "tests/harness/distillation_ref.h"
 
-#include "liger/core/tensor.h"
-
-/* Contiguous arrays, NULL = absent. */
+/* Contiguous arrays. */
 struct linear_jsd_ref {
-    int64_t rows, hidden, teacher_hidden, vocab, chunk, ignore_index;
-    liger_dtype dtype, dweight_dtype; /* what is rounded in between; LIGER_DTYPE_NONE: nothing */
-    double beta, temperature;
-    bool raw_gradient;
-    const double *x, *weight, *teacher_x, *teacher_weight, *labels;
-    double *logits, *teacher_logits, *dlogits; /* [rows, vocab]; all required */
-    double *loss, *dx, *dweight;
+    struct distillation_ref of;
+    double beta;
+    int64_t teacher_hidden;
+    const double *teacher_x, *teacher_weight;
+    double *teacher_logits; /* [rows, vocab]; required */
 };
 
-int64_t linear_jsd_count(const struct linear_jsd_ref *p);
 void linear_jsd_reference(const struct linear_jsd_ref *p);
 /* The same loops with f32 variables. */
 void linear_jsd_naive(const struct linear_jsd_ref *p);

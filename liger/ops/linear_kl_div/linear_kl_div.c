@@ -2,11 +2,11 @@
 #include "liger/ops/linear_kl_div/linear_kl_div.h"
 
 #include "liger/chunk/counted_loss.h"
-#include "liger/chunk/linear_door.h"
 #include "liger/core/door_rules.h"
 #include "liger/ops/linear_kl_div/linear_kl_div_problem.h"
 
 enum { ROWS = 1, VOCAB, HIDDEN, CHUNK };
+static const struct linear_sizes sizes = {ROWS, HIDDEN, VOCAB, CHUNK};
 
 /* What the table fills in. */
 struct whole_problem {
@@ -21,42 +21,27 @@ struct whole_problem {
 
 #define DOOR linear_kl_div, whole_problem
 
-static liger_status check_weight(struct door_call *call) {
-    return linear_require_weight(call, door_tensor(call->args, DOOR_AT(DOOR, weight)));
-}
-static liger_status check_logits(struct door_call *call) {
-    if (!linear_logits_matter(call, BIT(logits), call->size[ROWS])) return LIGER_OK;
-    const liger_tensor *logits = door_tensor(call->args, DOOR_AT(DOOR, logits));
-    return linear_require_chunk(call, "logits", logits, BIT(logits), call->size[CHUNK]);
-}
-static liger_status check_temperature(struct door_call *call) {
-    return linear_require_temperature(call, ((const liger_linear_kl_div_args *)call->args)->temperature);
-}
-
 static size_t workspace_bytes(const struct door_call *call) {
-    const struct linear_loss chunks = {
-        .head = {.dtype = call->t, .hidden = call->size[HIDDEN], .vocab = call->size[VOCAB]},
-        .rows = call->size[ROWS],
-        .chunk_rows = call->size[CHUNK],
-    };
+    struct linear_loss chunks = {.dx = NULL};
+    linear_loss_sized(call, sizes, &chunks);
     return counted_loss_workspace(call->size[ROWS]) + linear_loss_workspace(call->context, &chunks);
 }
 
 /* clang-format off */
 static const struct door_rule rules[] = {
     {ARG(x),       IN,      FLOAT_T,    DIMS(2, ROWS, HIDDEN),  TO_PITCHED(chunks.head.x), PITCH_TO(chunks.head.x_stride)},
-    {CHECK(check_weight)},
+    {CHECK(linear_check_weight)},
     {ARG(weight),  IN,      T,          DIMS(2, VOCAB, HIDDEN), TO_POINTER(chunks.head.weight)},
     {ARG(target),  IN,      ANY_FLOAT,  DIMS(2, ROWS, VOCAB),   TO_PITCHED(rows.target), PITCH_TO(rows.target_stride), DTYPE_TO(rows.target_dtype)},
     {ARG(labels),  IN,      INDEX,      VECTOR(ROWS),           TO_POINTER(loss.rows.labels), DTYPE_TO(loss.rows.label_dtype), OPTIONAL},
     {ARG(logits),  SCRATCH, T,          DIMS(2, CHUNK, VOCAB),  TO_PITCHED(chunks.head.logits), PITCH_TO(chunks.head.logits_stride), OPTIONAL},
-    {CHECK(check_logits)},
+    {CHECK(linear_check_chunk)},
     {ARG(loss),    OUT,     DTYPE(F32), ELEMENT,                TO_POINTER(loss.loss), OPTIONAL},
     {ARG(dx),      OUT,     T,          LIKE(x),                TO_PITCHED(chunks.dx), PITCH_TO(chunks.dx_stride), OPTIONAL},
     {ARG(dweight), OUT,     T_OR_F32,   LIKE(weight),           TO_POINTER(chunks.dweight), DTYPE_TO(chunks.dweight_dtype), OPTIONAL},
     {INT64(ignore_index), TO(loss.rows.ignore_index)},
     {FLOAT(temperature),  FINITE, TO(temperature)},
-    {CHECK(check_temperature)},
+    {CHECK(linear_check_temperature)},
     {FLOAT(eps),          FINITE, TO(rows.eps)},
     {INT32(reduction),    BETWEEN(LIGER_LINEAR_KL_BATCHMEAN, LIGER_LINEAR_KL_SUM), TO(reduction)},
     {INT32(raw_gradient), BETWEEN(0, 1), TO(raw_gradient)},
@@ -71,8 +56,7 @@ WORKSPACE_QUERY(linear_kl_div)
 liger_status liger_linear_kl_div_chunk_rows(liger_context *context, const liger_linear_kl_div_args *given,
                                             size_t *rows) {
     liger_linear_kl_div_args args;
-    return linear_advise_chunk(context, &linear_kl_div_door, given, &args, BITS(x, weight),
-                               (struct linear_sizes){ROWS, HIDDEN, VOCAB}, rows);
+    return linear_advise_chunk(context, &linear_kl_div_door, given, &args, BITS(x, weight), BIT(dweight), sizes, rows);
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------------ */
@@ -93,12 +77,9 @@ static liger_status step(liger_context *context, void *state, int64_t first, int
 
 static void complete(const struct door_call *call, struct whole_problem *whole) {
     struct linear_loss *chunks = &whole->chunks;
-    chunks->head.dtype = whole->rows.dtype = call->t;
-    chunks->head.hidden = call->size[HIDDEN];
-    chunks->head.vocab = whole->rows.vocab = call->size[VOCAB];
-    chunks->rows = whole->loss.count = call->size[ROWS];
-    chunks->chunk_rows = call->size[CHUNK];
-    chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
+    counted_loss_sized(call, sizes, &whole->loss, chunks);
+    whole->rows.dtype = call->t;
+    whole->rows.vocab = chunks->head.vocab;
     chunks->step = step;
     chunks->state = &whole->rows;
     whole->loss.mean = whole->reduction != LIGER_LINEAR_KL_SUM;

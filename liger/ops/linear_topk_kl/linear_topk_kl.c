@@ -2,11 +2,11 @@
 #include "liger/ops/linear_topk_kl/linear_topk_kl.h"
 
 #include "liger/chunk/counted_loss.h"
-#include "liger/chunk/linear_door.h"
 #include "liger/core/door_rules.h"
 #include "liger/ops/linear_topk_kl/linear_topk_kl_problem.h"
 
 enum { ROWS = 1, VOCAB, HIDDEN, CHUNK, K };
+static const struct linear_sizes sizes = {ROWS, HIDDEN, VOCAB, CHUNK};
 
 /* What the table fills in. */
 struct whole_problem {
@@ -21,17 +21,9 @@ struct whole_problem {
 
 #define DOOR linear_topk_kl, whole_problem
 
-static liger_status check_weight(struct door_call *call) {
-    return linear_require_weight(call, door_tensor(call->args, DOOR_AT(DOOR, weight)));
-}
-static liger_status check_logits(struct door_call *call) {
-    if (!linear_logits_matter(call, BIT(logits), call->size[ROWS])) return LIGER_OK;
-    const liger_tensor *logits = door_tensor(call->args, DOOR_AT(DOOR, logits));
-    return linear_require_chunk(call, "logits", logits, BIT(logits), call->size[CHUNK]);
-}
 static liger_status check_temperature(struct door_call *call) {
     const float temperature = ((const liger_linear_topk_kl_args *)call->args)->temperature;
-    LIGER_TRY(linear_require_temperature(call, temperature));
+    LIGER_TRY(linear_check_temperature(call));
     LIGER_REQUIRE(temperature > 0, LIGER_ERR_ARGUMENT, "%s: temperature is %g, but must be larger than 0",
                   call->door->function, (double)temperature);
     return LIGER_OK;
@@ -42,24 +34,18 @@ struct layout {
     size_t products, listed, taken;
 };
 
-static size_t padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 static struct layout layout_of(const struct door_call *call) {
     void *there = (void *)(uintptr_t)call; /* a pointer that is not NULL */
     const int64_t rows = call->size[ROWS], chunk = call->size[CHUNK] < rows ? call->size[CHUNK] : rows;
-    const struct linear_loss chunks = {
-        .head = {.dtype = call->t,
-                 .hidden = call->size[HIDDEN],
-                 .vocab = call->size[VOCAB],
-                 .bias = door_has(call, BIT(bias)) ? there : NULL},
-        .rows = rows,
-        .chunk_rows = call->size[CHUNK],
+    struct linear_loss chunks = {
+        .head = {.bias = door_has(call, BIT(bias)) ? there : NULL},
         .dbias = door_has(call, BIT(dbias)) ? there : NULL,
     };
+    linear_loss_sized(call, sizes, &chunks);
     return (struct layout){
-        .products = padded(linear_loss_workspace(call->context, &chunks)),
-        .listed = padded((size_t)chunk * sizeof(struct linear_topk_kl_listed)),
-        .taken = padded((size_t)(chunk * call->size[K]) * liger_dtype_size(call->t)),
+        .products = door_padded(linear_loss_workspace(call->context, &chunks)),
+        .listed = door_padded((size_t)chunk * sizeof(struct linear_topk_kl_listed)),
+        .taken = door_padded((size_t)(chunk * call->size[K]) * liger_dtype_size(call->t)),
     };
 }
 
@@ -71,14 +57,14 @@ static size_t workspace_bytes(const struct door_call *call) {
 /* clang-format off */
 static const struct door_rule rules[] = {
     {ARG(x),        IN,      FLOAT_T,    DIMS(2, ROWS, HIDDEN),  TO_PITCHED(chunks.head.x), PITCH_TO(chunks.head.x_stride)},
-    {CHECK(check_weight)},
+    {CHECK(linear_check_weight)},
     {ARG(weight),   IN,      T,          DIMS(2, VOCAB, HIDDEN), TO_POINTER(chunks.head.weight)},
     {ARG(bias),     IN,      T,          VECTOR(VOCAB),          TO_POINTER(chunks.head.bias), OPTIONAL},
     {ARG(ids),      IN,      INDEX,      DIMS(2, ROWS, SOME(K)), TO_PITCHED(rows.ids), PITCH_TO(rows.ids_stride), DTYPE_TO(rows.id_dtype)},
     {ARG(logprobs), IN,      ANY_FLOAT,  LIKE(ids),              TO_PITCHED(rows.logprobs), PITCH_TO(rows.logprobs_stride), DTYPE_TO(rows.logprob_dtype)},
     {ARG(labels),   IN,      INDEX,      VECTOR(ROWS),           TO_POINTER(loss.rows.labels), DTYPE_TO(loss.rows.label_dtype), OPTIONAL},
     {ARG(logits),   SCRATCH, T,          DIMS(2, CHUNK, VOCAB),  TO_PITCHED(chunks.head.logits), PITCH_TO(chunks.head.logits_stride), OPTIONAL},
-    {CHECK(check_logits)},
+    {CHECK(linear_check_chunk)},
     {ARG(loss),     OUT,     DTYPE(F32), ELEMENT,                TO_POINTER(loss.loss), OPTIONAL},
     {ARG(dx),       OUT,     T,          LIKE(x),                TO_PITCHED(chunks.dx), PITCH_TO(chunks.dx_stride), OPTIONAL},
     {ARG(dweight),  OUT,     T_OR_F32,   LIKE(weight),           TO_POINTER(chunks.dweight), DTYPE_TO(chunks.dweight_dtype), OPTIONAL},
@@ -100,8 +86,7 @@ WORKSPACE_QUERY(linear_topk_kl)
 liger_status liger_linear_topk_kl_chunk_rows(liger_context *context, const liger_linear_topk_kl_args *given,
                                              size_t *rows) {
     liger_linear_topk_kl_args args;
-    return linear_advise_chunk(context, &linear_topk_kl_door, given, &args, BITS(x, weight),
-                               (struct linear_sizes){ROWS, HIDDEN, VOCAB}, rows);
+    return linear_advise_chunk(context, &linear_topk_kl_door, given, &args, BITS(x, weight), BIT(dweight), sizes, rows);
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------------ */
@@ -133,12 +118,9 @@ static liger_status step(liger_context *context, void *state, int64_t first, int
 static void complete(const struct door_call *call, struct whole_problem *whole) {
     const struct layout layout = layout_of(call);
     struct linear_loss *chunks = &whole->chunks;
-    chunks->head.dtype = whole->rows.dtype = call->t;
-    chunks->head.hidden = call->size[HIDDEN];
-    chunks->head.vocab = whole->rows.vocab = call->size[VOCAB];
-    chunks->rows = whole->loss.count = call->size[ROWS];
-    chunks->chunk_rows = call->size[CHUNK];
-    chunks->head.workspace = (char *)whole->loss.workspace + counted_loss_workspace(chunks->rows);
+    counted_loss_sized(call, sizes, &whole->loss, chunks);
+    whole->rows.dtype = call->t;
+    whole->rows.vocab = chunks->head.vocab;
     chunks->step = step;
     chunks->state = &whole->rows;
     whole->loss.mean = whole->reduction != LIGER_LINEAR_KL_SUM;

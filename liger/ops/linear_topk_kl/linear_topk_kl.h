@@ -86,7 +86,7 @@ LIGER_API liger_status liger_linear_topk_kl(liger_context *context, const liger_
 LIGER_API liger_status liger_linear_topk_kl_workspace(liger_context *context, const liger_linear_topk_kl_args *args,
                                                       size_t *bytes);
 /* The rows of `logits` to provide, from x, weight and the budget LIGER_LOSS_WORKSPACE_MB (by itself 1024 on CUDA; by the
- * shape on the CPU). */
+ * shape on the CPU). With a dweight of 16 bits, all rows where their logits take no more than an f32 sum of it would. */
 LIGER_API liger_status liger_linear_topk_kl_chunk_rows(liger_context *context, const liger_linear_topk_kl_args *args,
                                                        size_t *rows);
 

@@ -1,50 +1,40 @@
-/* linear_topk_kl_cases.c - shapes, tolerances, properties and bench points of the divergence from listed probabilities.
- *
- * Logits are exact (linear_head_cases.h); only the GENERAL case, in f32, has logits with an error of its own. */
+/* linear_topk_kl_cases.c - shapes, tolerances, properties and bench points of the divergence from listed probabilities. */
+#define REAL double /* of row_softmax.h */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "liger/ops/linear_topk_kl/linear_topk_kl.h"
 #include "liger/ops/linear_topk_kl/linear_topk_kl_ref.h"
+#include "tests/harness/distillation_cases.h"
 #include "tests/harness/float_formats.h"
-#include "tests/harness/linear_head_cases.h"
 #include "tests/harness/op_door.h"
-#include "tests/harness/op_run.h"
+#include "tests/harness/row_softmax.h"
 
 enum { X, WEIGHT, BIAS, IDS, LOGPROBS, LABELS, LOGITS, LOSS, DX, DWEIGHT, DBIAS, TENSORS };
-enum { ROWS, HIDDEN, VOCAB, CHUNK, K };
+enum { K = OWN_SIZES };
 enum { TEMPERATURE };
 enum {
-    MEAN = 1,
-    SUM = 2,
-    LABELED = 4,
-    IGNORED = 8, /* by every label */
-    RAW = 16,
-    BIASED = 32,
-    HOLES = 64, /* every third place of a list is empty */
-    NO_LOSS = 128,
-    NO_DX = 256,
-    NO_DWEIGHT = 512,
-    NO_DBIAS = 1024,
-    GENERAL = 2048,
-    OUTSIDE_MASKED = 4096, /* what is not listed has a bias of -inf */
-    FAR = 8192,            /* what is not listed is some e^-60 */
-    LOSS_ONLY = NO_DX | NO_DWEIGHT | NO_DBIAS
+    BIASED = OWN_FLAGS,
+    HOLES = 2 * OWN_FLAGS,          /* every third place of a list is empty */
+    OUTSIDE_MASKED = 4 * OWN_FLAGS, /* what is not listed has a bias of -inf */
+    FAR = 8 * OWN_FLAGS             /* what is not listed is some e^-60 */
 };
 
-static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
+static const struct distillation_places at = {
+    .head = {.bias = BIAS, .dx = DX, .dweight = DWEIGHT, .dbias = DBIAS},
+    .labels = LABELS,
+    .loss = LOSS,
+    .temperature = TEMPERATURE,
+};
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
 
 static void describe_operands(const struct op_case *c, struct tensor_spec *spec) {
     const int64_t rows = c->size[ROWS], hidden = c->size[HIDDEN], vocab = c->size[VOCAB], k = c->size[K];
-    spec[X] = (struct tensor_spec){.name = "x", .kind = KIND_T, .ndim = 2, .shape = {rows, hidden}, .gaps = true};
+    head_describe_operands(rows, hidden, vocab, &spec[X], &spec[WEIGHT], &spec[BIAS]);
     if (!has(c, GENERAL | FAR) && c->scalar[TEMPERATURE] == 1) spec[X].ranges = 1u << RANGE_OFFSET;
-    spec[WEIGHT] =
-        (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2, .shape = {vocab, hidden}};
-    spec[BIAS] = (struct tensor_spec){
-        .name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab}, .absent = !has(c, BIASED | OUTSIDE_MASKED | FAR)};
+    spec[BIAS].absent = !has(c, BIASED | OUTSIDE_MASKED | FAR);
     spec[IDS] = (struct tensor_spec){.name = "ids",
                                      .kind = KIND_INDEX,
                                      .values = VALUES_TARGET,
@@ -116,143 +106,71 @@ static void prepare(const struct op_case *c, const struct op_types *types, doubl
 
 /* ---- calls and reference ------------------------------------------------------------------------------------------ */
 
-static int32_t reduction_of(const struct op_case *c) {
-    if (has(c, SUM)) return LIGER_LINEAR_KL_SUM;
-    return has(c, MEAN) ? LIGER_LINEAR_KL_MEAN : LIGER_LINEAR_KL_BATCHMEAN;
-}
-
 static void options(const struct op_case *c, void *args) {
     liger_linear_topk_kl_args *to = args;
     to->ignore_index = -100;
     to->temperature = (float)c->scalar[TEMPERATURE];
-    to->reduction = reduction_of(c);
+    to->reduction = (int32_t)(c->flags & REDUCTION);
     to->raw_gradient = has(c, RAW);
 }
 OP_DOOR(linear_topk_kl, options)
 OP_DOOR_WORKSPACE(linear_topk_kl)
 
 static struct linear_topk_kl_ref reference_of(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
-    const bool exact = types->t == LIGER_DTYPE_NONE;
     return (struct linear_topk_kl_ref){
-        .rows = c->size[ROWS],
-        .hidden = c->size[HIDDEN],
-        .vocab = c->size[VOCAB],
+        .of = distillation_of(c, types, t, &at),
         .k = c->size[K],
-        .chunk = c->size[CHUNK],
-        .ignore_index = -100,
-        .dtype = types->t,
-        .dweight_dtype = exact ? LIGER_DTYPE_NONE : types->weight,
-        .logprob_unit = format_unit(exact ? LIGER_F32 : types->weight),
-        .temperature = (double)(float)c->scalar[TEMPERATURE],
-        .reduction = reduction_of(c),
-        .raw_gradient = has(c, RAW),
-        .x = t[X],
-        .weight = t[WEIGHT],
-        .bias = t[BIAS],
+        .logprob_unit = format_unit(types->t == LIGER_DTYPE_NONE ? LIGER_F32 : types->weight),
         .ids = t[IDS],
         .logprobs = t[LOGPROBS],
-        .labels = t[LABELS],
-        .logits = head_doubles(elements),
-        .dlogits = head_doubles(elements),
     };
 }
-static void release(const struct linear_topk_kl_ref *ref) {
-    free(ref->logits);
-    free(ref->dlogits);
-}
-static void evaluate(const struct op_case *c, const struct op_types *types, double *const *t,
-                     void (*loops)(const struct linear_topk_kl_ref *)) {
-    struct linear_topk_kl_ref ref = reference_of(c, types, t);
-    ref.loss = t[LOSS], ref.dx = t[DX], ref.dweight = t[DWEIGHT], ref.dbias = t[DBIAS];
-    loops(&ref);
-    release(&ref);
-}
-static void reference(const struct op_case *c, const struct op_types *types, double *const *t) {
-    evaluate(c, types, t, linear_topk_kl_reference);
-}
-static void naive(const struct op_case *c, const struct op_types *types, double *const *t) {
-    evaluate(c, types, t, linear_topk_kl_naive);
-}
-
-static double loss_of(const struct op_case *c, const struct op_types *types, double *const *t) {
-    struct linear_topk_kl_ref ref = reference_of(c, types, t);
-    double loss = 0;
-    ref.loss = &loss;
-    if (ref.raw_gradient) ref.reduction = LIGER_LINEAR_KL_SUM;
-    linear_topk_kl_reference(&ref);
-    release(&ref);
-    return loss;
-}
+static void release(const struct linear_topk_kl_ref *ref) { head_release(&ref->of.head); }
+DISTILLATION_EVALUATED(linear_topk_kl)
 
 /* ---- budgets ---------------------------------------------------------------------------------------------------- */
 
-/* Of a row: what the loss's terms come to, and what an element of the gradient is the difference of, at most. */
-struct sizes {
-    double loss, gradient;
-};
+/* Of a row's ids that are not listed; of none the largest is -inf. */
+static struct row_softmax softmax_outside(const struct linear_topk_kl_ref *ref, int64_t r) {
+    const int64_t vocab = ref->of.head.vocab;
+    double *outside = head_doubles(vocab);
+    for (int64_t j = 0; j < vocab; j++) outside[j] = ref->of.head.logits[r * vocab + j];
+    for (int64_t i = r * ref->k; i < (r + 1) * ref->k; i++)
+        if (ref->ids[i] >= 0) outside[(int64_t)ref->ids[i]] = -INFINITY;
+    const struct row_softmax row = row_softmax(outside, vocab, ref->of.temperature);
+    free(outside);
+    return row;
+}
 
 /* r is 1 less a sum of exponentials: an error of some u, whatever is left, which log r - log s and p_j/s multiply. */
-static struct sizes sizes_of_row(const struct linear_topk_kl_ref *ref, int64_t r) {
-    const double *logits = ref->logits + r * ref->vocab, u = 0x1p-24;
-    double max = -INFINITY, outside = -INFINITY, sum = 0, sum_outside = 0, mass = 0, terms = 0, most = 0;
-    bool *listed = calloc((size_t)ref->vocab, sizeof *listed);
-    if (listed == NULL) abort();
-    for (int64_t i = r * ref->k; i < (r + 1) * ref->k; i++)
-        if (ref->ids[i] >= 0) listed[(int64_t)ref->ids[i]] = true;
-    for (int64_t j = 0; j < ref->vocab; j++) {
-        max = fmax(max, logits[j] / ref->temperature);
-        if (!listed[j]) outside = fmax(outside, logits[j] / ref->temperature);
-    }
-    for (int64_t j = 0; j < ref->vocab; j++) {
-        sum += exp(logits[j] / ref->temperature - max);
-        if (!listed[j] && isfinite(outside)) sum_outside += exp(logits[j] / ref->temperature - outside);
-    }
-    const double largest = fabs(max) + (isfinite(outside) ? fabs(outside) : 0);
-    const double scaled = ref->temperature == 1 ? 0 : 2 * largest;
+static struct row_sizes sizes_of_row(const void *room, int64_t r) {
+    const struct linear_topk_kl_ref *ref = room;
+    const int64_t vocab = ref->of.head.vocab;
+    const double *logits = ref->of.head.logits + r * vocab, temperature = ref->of.temperature, u = 0x1p-24;
+    const struct row_softmax all = row_softmax(logits, vocab, temperature), outside = softmax_outside(ref, r);
+    const double largest = fabs(all.max) + (isfinite(outside.max) ? fabs(outside.max) : 0);
+    const double scaled = temperature == 1 ? 0 : 2 * largest;
+    double mass = 0, terms = 0, most = 0;
     for (int64_t i = r * ref->k; i < (r + 1) * ref->k; i++) {
         const double q = ref->ids[i] < 0 ? 0 : exp(ref->logprobs[i]);
         if (q == 0) continue;
-        const double z = logits[(int64_t)ref->ids[i]] / ref->temperature;
-        mass += q, terms += q * (fabs(ref->logprobs[i]) + fabs(z - max) + scaled);
-        most = fmax(most, exp(z - max) / sum * (1 + scaled / 4) + q);
+        const double z = logits[(int64_t)ref->ids[i]] / temperature;
+        mass += q, terms += q * (fabs(ref->logprobs[i]) + fabs(z - all.max) + scaled);
+        most = fmax(most, exp(z - all.max) / all.sum * (1 + scaled / 4) + q);
     }
-    if (isfinite(outside)) {
-        const double log_s = outside - max + log(sum_outside) - log(sum), rest = fmax(1 - mass, u);
+    if (isfinite(outside.max)) {
+        const double log_s = outside.max - all.max + log(outside.sum) - log(all.sum), rest = fmax(1 - mass, u);
         terms += (rest + 1) * (1 + fabs(log(rest)) + fabs(log_s) + scaled);
-        most = fmax(most, (exp(log_s) + rest) / sum_outside * (1 + scaled / 4) + 1 / sum_outside);
+        most = fmax(most, (exp(log_s) + rest) / outside.sum * (1 + scaled / 4) + 1 / outside.sum);
     }
-    free(listed);
-    return (struct sizes){terms + (1 + fabs(log(sum))), most};
+    return (struct row_sizes){terms + (1 + fabs(log(all.sum))), most};
 }
 
 static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
-    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
-    struct linear_topk_kl_ref ref = reference_of(c, types, t);
-    double *error = head_doubles(elements), loss = 0, gradient = 0;
+    const struct linear_topk_kl_ref ref = reference_of(c, types, t);
+    const struct distillation_errors errors = {16, has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0};
     linear_topk_kl_reference(&ref);
-    const double weight = linear_topk_kl_weight(&ref), by = (ref.raw_gradient ? 1 : weight) / ref.temperature;
-    for (int64_t r = 0; r < c->size[ROWS]; r++) {
-        if (!linear_topk_kl_counts(&ref, r)) continue;
-        const struct sizes row = sizes_of_row(&ref, r);
-        loss += row.loss * weight, gradient = fmax(gradient, row.gradient * by);
-    }
-    op_raise(&magnitude[LOSS], loss);
-    for (int64_t i = 0; i < elements; i++) error[i] = 16 * gradient;
-    const struct head_budget budget = {
-        .rows = c->size[ROWS],
-        .hidden = c->size[HIDDEN],
-        .vocab = c->size[VOCAB],
-        .t = types->t,
-        .x = t[X],
-        .weight = t[WEIGHT],
-        .dlogits = ref.dlogits,
-        .error = error,
-        .logits = has(c, GENERAL) ? 8.0 * (double)c->size[HIDDEN] : 0,
-        .rounds = types->weight != LIGER_F32 && c->size[CHUNK] < c->size[ROWS],
-    };
-    head_magnitudes(&budget, &magnitude[DX], &magnitude[DWEIGHT], &magnitude[DBIAS]);
-    free(error);
+    distillation_magnitudes(&ref.of, &ref, sizes_of_row, errors, &at, magnitude);
     release(&ref);
 }
 
@@ -301,23 +219,14 @@ static const struct op_case bench[] = {
 static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIAS, BIAS}};
 
 static const struct op_provocation provocations[] = {
-    {"no vocabulary", OP_SHAPE(WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9", "shard"}},
+    HEAD_PROVOCATIONS(LOGITS, "logits"),
     {"no ids", OP_SHAPE(IDS, 1, 0), LIGER_ERR_SHAPE, {"ids"}},
-    {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits is required"}},
-    {"logits without rows", OP_SHAPE(LOGITS, 0, 0), LIGER_ERR_SHAPE, {"logits", "1 or more", "0 rows"}},
-    {"x rows overlap", OP_STRIDE(X, 0, 8), LIGER_ERR_LAYOUT, {"x: rows overlap", "8", "9"}},
-    {"temperature of 0", OP_SCALAR(TEMPERATURE, 0), LIGER_ERR_ARGUMENT, {"temperature is 0", "divided"}},
+    HEAD_ROWS_OVERLAP,
+    TEMPERATURE_PROVOCATIONS(TEMPERATURE),
     {"temperature below 0", OP_SCALAR(TEMPERATURE, -1), LIGER_ERR_ARGUMENT, {"temperature is -1", "larger than 0"}},
-    {"temperature without an inverse", OP_SCALAR(TEMPERATURE, 1e-39), LIGER_ERR_ARGUMENT, {"temperature is 1e-39"}},
 };
 
 /* ---- properties ------------------------------------------------------------------------------------------------- */
-
-/* Chunks of any size give what the whole gives, within the same budget. */
-static const char *any_chunk(struct op_run *run) {
-    const int64_t rows = run->c.size[ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
-    return op_run_any_size(run, CHUNK, chunks, OP_COUNT(chunks));
-}
 
 static bool counts(const struct op_run *run, int64_t r) { return !run->t[LABELS] || run->t[LABELS][r] != -100; }
 
@@ -330,14 +239,14 @@ static const char *agreement(struct op_run *run) {
     double largest = 1, norm = 0;
     linear_topk_kl_reference(&ref);
     for (int64_t r = 0; r < run->c.size[ROWS]; r++) {
-        const double *z = ref.logits + r * vocab;
+        const double *z = ref.of.head.logits + r * vocab;
         double sum = 0;
-        for (int64_t j = 0; j < vocab; j++) sum += exp(z[j] / ref.temperature);
+        for (int64_t j = 0; j < vocab; j++) sum += exp(z[j] / ref.of.temperature);
         for (int64_t i = 0; i < k; i++)
             if (run->t[IDS][r * k + i] >= 0)
-                run->t[LOGPROBS][r * k + i] = z[(int64_t)run->t[IDS][r * k + i]] / ref.temperature - log(sum);
+                run->t[LOGPROBS][r * k + i] = z[(int64_t)run->t[IDS][r * k + i]] / ref.of.temperature - log(sum);
         for (int64_t j = 0; j < vocab; j++)
-            if (isfinite(z[j])) largest = fmax(largest, fabs(z[j] / ref.temperature));
+            if (isfinite(z[j])) largest = fmax(largest, fabs(z[j] / ref.of.temperature));
     }
     release(&ref);
     if (op_run_call(run) != LIGER_OK) return "the call failed";
@@ -346,7 +255,7 @@ static const char *agreement(struct op_run *run) {
     const double bound = rows * 64 * 0x1p-24 * (largest + log((double)vocab));
     if (!(fabs(*run->t[LOSS]) <= bound)) return op_run_text(run, "the loss is %g, not within %g", *run->t[LOSS], bound);
     for (int64_t j = 0; run->t[DBIAS] && j < vocab; j++) norm = fmax(norm, fabs(run->t[DBIAS][j]));
-    return norm <= bound / ref.temperature ? NULL : op_run_text(run, "a gradient is %g, not within %g", norm, bound);
+    return norm <= bound / ref.of.temperature ? NULL : op_run_text(run, "a gradient is %g, not within %g", norm, bound);
 }
 
 /* Empty places say nothing, and the order of a list does not matter but for the order of sums. */
@@ -430,7 +339,7 @@ static const char *ignored_lists(struct op_run *run) {
 }
 
 static const struct op_property properties[] = {
-    {"chunks of any size", any_chunk},
+    {"chunks of any size", head_any_chunk},
     {"agreement", agreement},
     {"empty places", empty_places},
     {"probabilities above 1", too_much},
@@ -440,12 +349,7 @@ static const struct op_property properties[] = {
     {"lists of rows that do not count", ignored_lists},
 };
 
-/* Three products. */
-static double flops(const struct op_case *c) {
-    return 6.0 * (double)c->size[ROWS] * (double)c->size[HIDDEN] * (double)c->size[VOCAB];
-}
-
-#define INEXACT "linear loss: only sums of multiples of 1/16 are exact logits; gemm and softmax have this range"
+#define INEXACT HEAD_INEXACT("softmax")
 
 const struct op_cases linear_topk_kl_cases = {
     .name = "linear_topk_kl",
@@ -465,5 +369,5 @@ const struct op_cases linear_topk_kl_cases = {
     OP_PROVOCATIONS(provocations),
     OP_PROPERTIES(properties),
     OP_BENCH(bench),
-    .flops = flops,
+    .flops = head_flops,
 };

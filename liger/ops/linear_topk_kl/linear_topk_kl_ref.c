@@ -7,21 +7,10 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "liger/ops/linear_topk_kl/linear_topk_kl.h"
-
 #ifndef REAL
 #define REAL double
-bool linear_topk_kl_counts(const struct linear_topk_kl_ref *p, int64_t r) {
-    return p->labels == NULL || (int64_t)p->labels[r] != p->ignore_index;
-}
-double linear_topk_kl_weight(const struct linear_topk_kl_ref *p) {
-    int64_t count = 0;
-    for (int64_t r = 0; r < p->rows; r++) count += linear_topk_kl_counts(p, r);
-    if (p->reduction == LIGER_LINEAR_KL_SUM) return 1;
-    return 1 / ((double)count * (p->reduction == LIGER_LINEAR_KL_MEAN ? (double)p->vocab : 1));
-}
 #endif
-#include "tests/harness/linear_head_ref.h"
+#include "tests/harness/distillation_rows.h"
 
 /* Σ exp(z - max) over the ids that are listed, or over the others. */
 static REAL sum_of(const REAL *z, const bool *listed, int64_t vocab, bool of_listed, REAL max) {
@@ -44,61 +33,67 @@ static REAL rest_of(REAL mass, REAL rounding, bool outside) {
     return rest < 0 || (!outside && rest <= rounding) ? 0 : rest;
 }
 
-static REAL one_row(const struct linear_topk_kl_ref *p, int64_t r, REAL by, REAL *z, REAL *log_q, bool *listed) {
-    double *d = p->dlogits + r * p->vocab;
-    REAL mass = 0, rounding = (REAL)0x1p-10, loss = 0;
-    for (int64_t j = 0; j < p->vocab; j++)
-        z[j] = (REAL)(p->logits[r * p->vocab + j] / p->temperature), log_q[j] = -INFINITY, listed[j] = false;
+/* A row's z = logits/temperature and its list, by id. */
+struct listed_row {
+    REAL *z, *log_q; /* log_q: -inf where nothing is listed */
+    bool *listed;
+    REAL mass, rounding; /* Σ q, and what it may be off by */
+};
+
+static struct listed_row new_row(int64_t vocab) {
+    struct listed_row row = {.z = calloc(2 * (size_t)vocab, sizeof *row.z)};
+    row.listed = calloc((size_t)vocab, sizeof *row.listed);
+    if (row.z == NULL || row.listed == NULL) abort();
+    row.log_q = row.z + vocab;
+    return row;
+}
+
+static void read_list(const struct linear_topk_kl_ref *p, int64_t r, struct listed_row *row) {
+    const int64_t vocab = p->of.head.vocab;
+    row->mass = 0, row->rounding = (REAL)0x1p-10;
+    for (int64_t j = 0; j < vocab; j++) {
+        row->z[j] = (REAL)(p->of.head.logits[r * vocab + j] / p->of.temperature);
+        row->log_q[j] = -INFINITY, row->listed[j] = false;
+    }
     for (int64_t i = 0; i < p->k; i++) {
         const double id = p->ids[r * p->k + i], log = p->logprobs[r * p->k + i];
         if (id < 0) continue;
-        listed[(int64_t)id] = true, log_q[(int64_t)id] = (REAL)log;
-        mass += (REAL)exp(log);
-        rounding += isinf(log) ? 0 : (REAL)(exp(log) * fmax(-log, 0) * p->logprob_unit);
+        row->listed[(int64_t)id] = true, row->log_q[(int64_t)id] = (REAL)log;
+        row->mass += (REAL)exp(log);
+        row->rounding += isinf(log) ? 0 : (REAL)(exp(log) * fmax(-log, 0) * p->logprob_unit);
     }
-    const REAL of_listed = max_of(z, listed, p->vocab, true), outside = max_of(z, listed, p->vocab, false);
+}
+
+static REAL one_row(const void *room, int64_t r, REAL by) {
+    const struct linear_topk_kl_ref *p = room;
+    const int64_t vocab = p->of.head.vocab;
+    double *d = p->of.head.dlogits + r * vocab;
+    struct listed_row row = new_row(vocab);
+    read_list(p, r, &row);
+    const REAL *z = row.z;
+    const bool *listed = row.listed;
+    const REAL of_listed = max_of(z, listed, vocab, true), outside = max_of(z, listed, vocab, false);
     const REAL max = (REAL)fmax(of_listed, outside);
-    const REAL sum = sum_of(z, listed, p->vocab, true, max) + sum_of(z, listed, p->vocab, false, max);
+    const REAL sum = sum_of(z, listed, vocab, true, max) + sum_of(z, listed, vocab, false, max);
     const bool something = outside != (REAL)-INFINITY;
-    const REAL sum_outside = something ? sum_of(z, listed, p->vocab, false, outside) : 1;
+    const REAL sum_outside = something ? sum_of(z, listed, vocab, false, outside) : 1;
     const REAL log_s = something ? outside - max + (REAL)log(sum_outside) - (REAL)log(sum) : (REAL)-INFINITY;
-    const REAL rest = rest_of(mass, rounding, something), factor = rest > 0 ? 1 : mass;
-    for (int64_t j = 0; j < p->vocab; j++) {
-        const REAL q = (REAL)exp(log_q[j]);
-        if (listed[j] && q != 0) loss += q * (log_q[j] - (z[j] - max)) + q * (REAL)log(sum);
+    const REAL rest = rest_of(row.mass, row.rounding, something), factor = rest > 0 ? 1 : row.mass;
+    REAL loss = 0;
+    for (int64_t j = 0; j < vocab; j++) {
+        const REAL q = (REAL)exp(row.log_q[j]);
+        if (listed[j] && q != 0) loss += q * (row.log_q[j] - (z[j] - max)) + q * (REAL)log(sum);
         const REAL softmax = (REAL)exp(z[j] - max) / sum * factor;
         const REAL of_rest = something ? (REAL)exp(z[j] - outside) / sum_outside : 0;
-        d[j] = op_round(p->dtype, (softmax - (listed[j] ? q : rest * of_rest)) * by / (REAL)p->temperature);
+        const REAL slope = softmax - (listed[j] ? q : rest * of_rest);
+        d[j] = op_round(p->of.head.dtype, slope * by / (REAL)p->of.temperature);
     }
+    free(row.z);
+    free(row.listed);
     return rest == 0 ? loss : loss + rest * ((REAL)log(rest) - log_s);
 }
 
 void linear_topk_kl_reference(const struct linear_topk_kl_ref *p) {
-    const struct head_ref head = {
-        .rows = p->rows,
-        .hidden = p->hidden,
-        .vocab = p->vocab,
-        .dtype = p->dtype,
-        .x = p->x,
-        .weight = p->weight,
-        .bias = p->bias,
-        .logits = p->logits,
-        .dlogits = p->dlogits,
-    };
-    const REAL weight = (REAL)linear_topk_kl_weight(p);
-    REAL total = 0, *z = calloc(2 * (size_t)p->vocab, sizeof *z);
-    bool *listed = calloc((size_t)p->vocab, sizeof *listed);
-    if (z == NULL || listed == NULL) abort();
-    head_ref_logits(&head);
-    for (int64_t r = 0; r < p->rows; r++) {
-        const bool counts = linear_topk_kl_counts(p, r);
-        for (int64_t j = 0; !counts && j < p->vocab; j++) p->dlogits[r * p->vocab + j] = 0;
-        if (counts) total += one_row(p, r, p->raw_gradient ? 1 : weight, z, z + p->vocab, listed) * weight;
-    }
-    free(z);
-    free(listed);
-    if (p->loss) *p->loss = total;
-    head_ref_dx(&head, p->dx);
-    head_ref_dweight(&head, p->chunk, p->dweight_dtype, p->dweight);
-    head_ref_dbias(&head, p->dbias);
+    head_ref_logits(&p->of.head);
+    distillation_rows(&p->of, one_row, p);
 }

@@ -54,7 +54,9 @@ def linear_jsd(
     formed = dx != Wish.NOTHING or dweight != Wish.NOTHING
     raw = dtype is torch.float16 and formed
     options = (ignore_index, beta, temperature, raw)
-    chunk = _native.linear_jsd_chunk_rows(*operands, *(None,) * 4, *options)
+    chunk = _native.linear_jsd_chunk_rows(
+        *operands, None, None, None, operands[1] if dweight != Wish.NOTHING else None, *options
+    )
     one = chunk == 0 or chunk >= x.shape[0]
     lean = not raw and (round_per_chunk or (one and weight.dtype is not torch.float32))
     sums = accumulator(weight, dtype, lean) if dweight != Wish.NOTHING else None

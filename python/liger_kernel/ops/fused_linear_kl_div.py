@@ -53,7 +53,9 @@ def linear_kl_div(
                 None if labels is None else labels.contiguous())  # fmt: skip
     raw = dtype is torch.float16 and (dx != Wish.NOTHING or dweight != Wish.NOTHING)
     options = (ignore_index, temperature, eps, reduction, raw)
-    chunk = _native.linear_kl_div_chunk_rows(*operands, *(None,) * 4, *options)
+    chunk = _native.linear_kl_div_chunk_rows(
+        *operands, None, None, None, operands[1] if dweight != Wish.NOTHING else None, *options
+    )
     one = chunk == 0 or chunk >= x.shape[0]
     lean = not raw and (round_per_chunk or (one and weight.dtype is not torch.float32))
     sums = accumulator(weight, dtype, lean) if dweight != Wish.NOTHING else None

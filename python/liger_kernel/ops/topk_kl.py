@@ -60,7 +60,9 @@ def linear_topk_kl(
     wanted = [wish != Wish.NOTHING for wish in (dx, dweight, dbias)]
     raw = dtype is torch.float16 and any(wanted)
     options = (ignore_index, temperature, reduction, raw)
-    chunk = _native.linear_topk_kl_chunk_rows(*operands, *(None,) * 5, *options)
+    chunk = _native.linear_topk_kl_chunk_rows(
+        *operands, None, None, None, operands[1] if dweight != Wish.NOTHING else None, None, *options
+    )
     one = chunk == 0 or chunk >= x.shape[0]
     sums = accumulator(weight, dtype, not raw and one and weight.dtype is not torch.float32) if wanted[1] else None
     bias_sums = x.new_empty(vocab, dtype=torch.float32) if wanted[2] else None
