@@ -6,7 +6,7 @@
 #include "liger/chunk/linear_slices.h"
 #include "liger/core/door_rules.h"
 #include "liger/ops/linear_logprob/linear_logprob_door.h"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_problem.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
 enum { ROWS = 1, HIDDEN, VOCAB, IDS, CHUNK, SLICE };

@@ -1,8 +1,8 @@
-/* linear_logprob_ref.c - logits = x·weightᵀ + bias, the statistics of their rows, and the gradient of these.
+/* logprob_ref.c - logits = x·weightᵀ + bias, the statistics of their rows, and the gradient of these.
  *
- * Rounded where the contract rounds: logits and their gradient. REAL: linear_logprob_naive_ref.c compiles the same loops in
+ * Rounded where the contract rounds: logits and their gradient. REAL: logprob_naive_ref.c compiles the same loops in
  * f32. */
-#include "liger/ops/linear_logprob/linear_logprob_ref.h"
+#include "liger/ops/logprob/logprob_ref.h"
 
 #include <math.h>
 #include <stdbool.h>

@@ -1,4 +1,4 @@
-/* linear_logprob_ref.h - log-probabilities on a linear head in double precision, for tests. */
+/* logprob_ref.h - log-probabilities on a linear head in double precision, for tests. */
 #ifndef LIGER_OPS_LINEAR_LOGPROB_REF_H
 #define LIGER_OPS_LINEAR_LOGPROB_REF_H
 

@@ -1,9 +1,9 @@
-/* linear_logprob_cuda.cu - log-probabilities on a head on CUDA: the statistics of rows of logits, and the gradient of a slice
+/* logprob_cuda.cu - log-probabilities on a head on CUDA: the statistics of rows of logits, and the gradient of a slice
  * of them. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/launch.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_gradient.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_rows.cuh"
+#include "liger/ops/logprob/logprob_gradient.cuh"
+#include "liger/ops/logprob/logprob_rows.cuh"
 
 namespace linear_logprob {
 

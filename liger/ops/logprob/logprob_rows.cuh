@@ -1,4 +1,4 @@
-/* linear_logprob_rows.cuh - the formulas of a row's statistics, for cuda/vocab_rows_summed.cuh: the plain row, of which only
+/* logprob_rows.cuh - the formulas of a row's statistics, for cuda/vocab_rows_summed.cuh: the plain row, of which only
  * the softmax is wanted, and the row with every statistic.
  *
  * The target's own exponential is kept out of the sums over the others: what is left of a confident row is then
@@ -8,7 +8,7 @@
 #define LIGER_OPS_LINEAR_LOGPROB_ROWS_CUH
 
 #include "liger/cuda/vocab_rows_summed.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_map.cuh"
+#include "liger/ops/logprob/logprob_map.cuh"
 
 namespace linear_logprob {
 

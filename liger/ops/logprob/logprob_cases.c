@@ -4,7 +4,7 @@
 
 #include "liger/core/context_state.h"
 #include "liger/ops/linear_logprob/linear_logprob.h"
-#include "liger/ops/linear_logprob/linear_logprob_ref.h"
+#include "liger/ops/logprob/logprob_ref.h"
 #include "tests/harness/op_cases.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"

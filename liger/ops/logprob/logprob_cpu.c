@@ -1,4 +1,4 @@
-/* linear_logprob_cpu.c - log-probabilities on a head: the statistics of rows of logits, and the gradient of a slice of them.
+/* logprob_cpu.c - log-probabilities on a head: the statistics of rows of logits, and the gradient of a slice of them.
  * Compiled once per instruction set. Threads share out the rows.
  *
  * Everything is relative to the largest z of a row, and the target's own exponential is kept out of the sums over the others:
@@ -6,7 +6,7 @@
 #include "liger/core/fail.h"
 #include "liger/core/kernel_table.h"
 #include "liger/cpu/vocab_rows.h"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_problem.h"
 
 /* ---- ids ---------------------------------------------------------------------------------------------------------- */
 

@@ -1,4 +1,4 @@
-/* linear_logprob_problem.h - the steps of log-probabilities on a head, which losses written on them share.
+/* logprob_problem.h - the steps of log-probabilities on a head, which losses written on them share.
  *
  *   ids        where in the vocabulary the selected ids stand
  *   rows       the statistics of rows of logits

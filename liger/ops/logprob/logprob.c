@@ -3,7 +3,7 @@
 #include "liger/ops/cross_entropy/cross_entropy_problem.h"
 #include "liger/ops/linear_logprob/linear_logprob.h"
 #include "liger/ops/linear_logprob/linear_logprob_door.h"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_problem.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
 enum { ROWS = 1, VOCAB };

@@ -1,9 +1,9 @@
-/* linear_logprob_map.cuh - from a logit to z, and back to the logit's gradient. */
+/* logprob_map.cuh - from a logit to z, and back to the logit's gradient. */
 #ifndef LIGER_OPS_LINEAR_LOGPROB_MAP_CUH
 #define LIGER_OPS_LINEAR_LOGPROB_MAP_CUH
 
 #include "liger/cuda/softmax_state.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_problem.h"
 
 namespace linear_logprob {
 
