@@ -1,47 +1,23 @@
-/* logprob_ref.c - logits = x·weightᵀ + bias, the statistics of their rows, and the gradient of these.
+/* logprob_ref.c - the statistics of rows of logits, and their gradient, which is rounded where the contract rounds.
  *
- * Rounded where the contract rounds: logits and their gradient. REAL: logprob_naive_ref.c compiles the same loops in
- * f32. */
+ * REAL: logprob_naive_ref.c compiles the same loops in f32. */
 #include "liger/ops/logprob/logprob_ref.h"
 
 #include <math.h>
 #include <stdbool.h>
-#include <stdlib.h>
+
+#include "tests/harness/op_cases.h"
 
 #ifndef REAL
 #define REAL double
 #endif
-#include "tests/harness/linear_head_ref.h"
 
-static bool ignored(const struct linear_logprob_ref *p, int64_t r) { return (int64_t)p->target[r] == p->ignore_index; }
-
-/* x with zeros for the rows that are left out; NULL: logits are given. */
-static double *counted_rows(const struct linear_logprob_ref *p) {
-    if (p->x == NULL) return NULL;
-    double *x = malloc(((size_t)(p->rows * p->hidden) + 1) * sizeof *x);
-    if (x == NULL) abort();
-    for (int64_t i = 0; i < p->rows * p->hidden; i++) x[i] = ignored(p, i / p->hidden) ? 0 : p->x[i];
-    return x;
-}
-
-static struct head_ref head_of(const struct linear_logprob_ref *p, const double *x) {
-    return (struct head_ref){
-        .rows = p->rows,
-        .hidden = p->hidden,
-        .vocab = p->vocab,
-        .dtype = p->dtype,
-        .x = x,
-        .weight = p->weight,
-        .bias = p->bias,
-        .logits = p->logits,
-        .dlogits = p->dlogits,
-    };
-}
+static bool ignored(const struct logprob_ref *p, int64_t r) { return (int64_t)p->target[r] == p->ignore_index; }
 
 /* ---- one row ------------------------------------------------------------------------------------------------------ */
 
-static REAL tanh_of(const struct linear_logprob_ref *p, REAL logit) { return tanh(p->scale * logit / p->softcap); }
-static REAL z_of(const struct linear_logprob_ref *p, REAL logit) {
+static REAL tanh_of(const struct logprob_ref *p, REAL logit) { return tanh(p->scale * logit / p->softcap); }
+static REAL z_of(const struct logprob_ref *p, REAL logit) {
     return (p->softcap > 0 ? p->softcap * tanh_of(p, logit) : p->scale * logit) / p->temperature;
 }
 
@@ -49,11 +25,11 @@ struct row {
     REAL max, log_sum, entropy, squares, mean; /* squares: Σ p² */
 };
 
-static REAL log_p(const struct linear_logprob_ref *p, const struct row *row, REAL logit) {
+static REAL log_p(const struct logprob_ref *p, const struct row *row, REAL logit) {
     return z_of(p, logit) - row->max - row->log_sum;
 }
 
-static struct row read_row(const struct linear_logprob_ref *p, const double *logits) {
+static struct row read_row(const struct logprob_ref *p, const double *logits) {
     struct row row = {-INFINITY, 0, 0, 0, 0};
     REAL sum = 0;
     for (int64_t j = 0; j < p->vocab; j++)
@@ -71,7 +47,7 @@ static struct row read_row(const struct linear_logprob_ref *p, const double *log
 }
 
 /* Of the largest logits, or of the smallest if scale is negative, the first; all are alike if it is 0. */
-static bool is_first_max(const struct linear_logprob_ref *p, const double *logits, int64_t y) {
+static bool is_first_max(const struct logprob_ref *p, const double *logits, int64_t y) {
     const double sign = p->scale > 0 ? 1 : p->scale < 0 ? -1 : 0;
     for (int64_t j = 0; j < p->vocab; j++) {
         const double ahead = sign * logits[j] - sign * logits[y];
@@ -86,10 +62,7 @@ static void put(double *to, int64_t at, REAL value) {
 
 /* ---- forward ------------------------------------------------------------------------------------------------------ */
 
-void linear_logprob_reference_forward(struct linear_logprob_ref p) {
-    double *x = counted_rows(&p);
-    const struct head_ref head = head_of(&p, x);
-    if (x) head_ref_logits(&head);
+void logprob_reference_forward(struct logprob_ref p) {
     for (int64_t r = 0; r < p.rows; r++) {
         const double *logits = p.logits + r * p.vocab;
         const int64_t y = (int64_t)p.target[r];
@@ -106,7 +79,6 @@ void linear_logprob_reference_forward(struct linear_logprob_ref p) {
         put(p.normalizer, 2 * r, row.max);
         put(p.normalizer, 2 * r + 1, row.log_sum);
     }
-    free(x);
 }
 
 /* ---- backward ----------------------------------------------------------------------------------------------------- */
@@ -114,8 +86,7 @@ void linear_logprob_reference_forward(struct linear_logprob_ref p) {
 static REAL at(const double *upstream, int64_t i) { return upstream ? upstream[i] : 0; }
 
 /* dz of element j, and the magnitudes that it is made of. */
-static REAL dz_of(const struct linear_logprob_ref *p, const struct row *row, int64_t r, int64_t j, REAL lp,
-                  double *terms) {
+static REAL dz_of(const struct logprob_ref *p, const struct row *row, int64_t r, int64_t j, REAL lp, double *terms) {
     const REAL probability = exp(lp), v = at(p->d_entropy, r), q = at(p->d_log_sum_sq_probs, r);
     const REAL u = at(p->d_log_prob, r), l = at(p->d_lse, r), m = at(p->d_mean_logits, r) / (REAL)p->vocab;
     const REAL from_u = u * (u != 0 && j == (int64_t)p->target[r] ? -expm1(p->of_log_prob[r]) : -probability);
@@ -132,7 +103,7 @@ static REAL dz_of(const struct linear_logprob_ref *p, const struct row *row, int
     return dz;
 }
 
-static void make_dlogits(const struct linear_logprob_ref *p, int64_t r) {
+static void make_dlogits(const struct logprob_ref *p, int64_t r) {
     const double *logits = p->logits + r * p->vocab;
     const bool counts = !ignored(p, r);
     const struct row row = {
@@ -151,13 +122,6 @@ static void make_dlogits(const struct linear_logprob_ref *p, int64_t r) {
     }
 }
 
-void linear_logprob_reference_backward(struct linear_logprob_ref p) {
-    double *x = counted_rows(&p);
-    const struct head_ref head = head_of(&p, x);
-    if (x) head_ref_logits(&head);
+void logprob_reference_backward(struct logprob_ref p) {
     for (int64_t r = 0; r < p.rows; r++) make_dlogits(&p, r);
-    head_ref_dx(&head, p.dx);
-    head_ref_dweight(&head, p.rows, LIGER_DTYPE_NONE, p.dweight);
-    head_ref_dbias(&head, p.dbias);
-    free(x);
 }
