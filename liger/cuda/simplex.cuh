@@ -22,7 +22,6 @@ struct maximum {
     __device__ __forceinline__ void take(float x) { max = x <= FLT_MAX ? fmaxf(max, x) : INFINITY; }
 };
 __device__ __forceinline__ maximum no_maximum() { return {-INFINITY, 0.0f}; }
-__device__ __forceinline__ maximum merge(maximum a, maximum b) { return {fmaxf(a.max, b.max), 0.0f}; }
 __device__ __forceinline__ maximum warp_merge(maximum a) { return {warp_max_ordered(a.max), 0.0f}; }
 
 /* Σ (x - origin) over the values above a threshold, and how many they are. */
@@ -31,7 +30,6 @@ struct members {
     int64_t count;
 };
 __device__ __forceinline__ members no_members() { return {0.0, 0}; }
-__device__ __forceinline__ members merge(members a, members b) { return {a.sum + b.sum, a.count + b.count}; }
 __device__ __forceinline__ int64_t warp_count(int64_t count) {
 #if __CUDA_ARCH__ >= 800
     if (!__any_sync(0xffffffffu, count >> 26 != 0)) return __reduce_add_sync(0xffffffffu, (unsigned)count);

@@ -61,8 +61,7 @@ __device__ __forceinline__ float softmax_rescale(float max, const softmax_unit &
 __device__ __forceinline__ softmax_state merge(softmax_state a, softmax_state b) {
     const float max = fmaxf(a.max, b.max);
     const softmax_unit u = softmax_unit_of(max);
-    /* Written out: of two states of equal rows the compiler could fuse different products, and they were not equal any more. */
-    return {max, fmaf(a.sum, softmax_rescale(a.max, u), __fmul_rn(b.sum, softmax_rescale(b.max, u)))};
+    return {max, a.sum * softmax_rescale(a.max, u) + b.sum * softmax_rescale(b.max, u)};
 }
 
 /* log Σ e^(x - max). The own term of the maximum is not quite 1: of it alone the logarithm is 0. */
@@ -71,9 +70,10 @@ __device__ __forceinline__ float softmax_log_sum(softmax_state s) {
     return s.sum == own ? 0.0f : logf(s.sum * reciprocal_approx(own));
 }
 
+/* The product is rounded by name: of two states of equal rows the compiler could fuse one and not the other. */
 __device__ __forceinline__ softmax_state warp_merge(softmax_state s) {
     const float max = warp_max_ordered(s.max);
-    return {max, warp_sum(s.sum * softmax_rescale(s.max, softmax_unit_of(max)))};
+    return {max, warp_sum(__fmul_rn(s.sum, softmax_rescale(s.max, softmax_unit_of(max))))};
 }
 
 #endif

@@ -5,7 +5,7 @@
  *   streamed  (vocab_rows_streamed.cuh)  every other row, of any width and alignment: read twice, the second time from L2
  *   summed    (vocab_rows_summed.cuh)    nothing is written but a few numbers a row
  *
- * What threads find out of their parts of a row is a slot, with empty(), merge() and warp_merge(); it is merged in a fixed
+ * What threads find out of their parts of a row is a slot, with empty() and warp_merge(); it is merged in a fixed
  * order, so that the bits never change. Here is what they share: rows, parts of rows in registers, and the exchange. */
 #ifndef LIGER_CUDA_VOCAB_ROWS_CUH
 #define LIGER_CUDA_VOCAB_ROWS_CUH
@@ -202,20 +202,20 @@ struct exchange {
             if (threadIdx.x / WARP != n % WARPS) return;
             const int lane = threadIdx.x % WARP, turn = n % TURNS, clusters = cluster_size(), rank = cluster_rank();
             shared_barrier_wait(barriers + turn, n / TURNS % 2);
-            const S of_block = warp_merge(lane < WARPS ? slots[turn * WARPS + lane] : empty);
+            const S of_block = warp_merge(of_lane(slots + turn * WARPS, WARPS, empty));
             shared_barrier *const arrived = barriers + TURNS + turn;
             if (lane == 0 && (!TO_FIRST || rank == 0)) shared_barrier_expect(arrived, clusters * (int)sizeof(S));
-            if (lane < (TO_FIRST ? 1 : clusters)) cluster_send(of_blocks(turn, clusters) + rank, of_block, arrived, lane);
+            if (lane < (TO_FIRST ? 1 : clusters))
+                cluster_send(of_blocks(turn, clusters) + rank, of_block, arrived, lane);
         }
     }
     /* What has come to this lane: the lanes of a warp have received everything, each something else. */
     __device__ __forceinline__ S receive_part(S empty) {
-        const int lane = threadIdx.x % WARP, turn = received % TURNS, parity = received / TURNS % 2;
-        const int clusters = CLUSTERED ? cluster_size() : 1;
+        const int turn = received % TURNS, parity = received / TURNS % 2, clusters = CLUSTERED ? cluster_size() : 1;
         shared_barrier_wait(barriers + (CLUSTERED ? TURNS : 0) + turn, parity);
         received++;
         const S *const here = CLUSTERED ? of_blocks(turn, clusters) : slots + turn * WARPS;
-        return lane < (CLUSTERED ? clusters : WARPS) ? here[lane] : empty;
+        return of_lane(here, CLUSTERED ? clusters : WARPS, empty);
     }
     __device__ __forceinline__ S receive(S empty) { return warp_merge(receive_part(empty)); }
     __device__ __forceinline__ S all(S mine, S empty) {
@@ -224,6 +224,11 @@ struct exchange {
         return receive(empty);
     }
 
+    /* Not a choice between two addresses, which would put `empty` into memory. */
+    static __device__ __forceinline__ S of_lane(const S *here, int count, S one) {
+        if ((int)threadIdx.x % WARP < count) one = here[threadIdx.x % WARP];
+        return one;
+    }
     __device__ __forceinline__ S *of_blocks(int turn, int clusters) { return slots + TURNS * WARPS + turn * clusters; }
 };
 
@@ -266,8 +271,6 @@ struct one_exchange {
     static constexpr int RING = 2;
     /* What further exchanges carry is only for finish(p, r, sums), which one thread calls a row later: nobody waits. */
     static constexpr bool LATE = false;
-    static constexpr int ROOM =
-        0; /* vectors of shared memory that a thread has behind that, for what registers do not hold */
     static constexpr bool ENDS_TOGETHER = false;
 };
 template <typename F>
@@ -278,7 +281,8 @@ constexpr bool has_further_barriers = has_more_exchanges<F> && (CLUSTERED || F::
 template <typename F, int WARPS, bool CLUSTERED>
 __device__ __forceinline__ auto further_exchange(void *slots, shared_barrier *barriers) {
     using S = typename F::second_slot;
-    if constexpr (has_further_barriers<F, CLUSTERED>) return exchange<S, WARPS, CLUSTERED, F::LATE>{(S *)slots, barriers};
+    if constexpr (has_further_barriers<F, CLUSTERED>)
+        return exchange<S, WARPS, CLUSTERED, F::LATE>{(S *)slots, barriers};
     else return block_exchange<S>{(S *)slots, WARPS, 0};
 }
 template <typename F>

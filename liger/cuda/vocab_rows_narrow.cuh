@@ -12,7 +12,7 @@
  *   NARROW_THREADS                     a multiprocessor holds so many, which share its registers
  *   BEYOND                             what is read behind the end of a row
  *   cols(p), input(p, k, r)            the k-th input's row r; all rows are aligned to 16 bytes
- *   slot, empty(), merge, warp_merge   what is exchanged
+ *   slot, empty(), warp_merge          what is exchanged
  *   second_slot                        see one_exchange
  *   kept<V>                            what a thread keeps besides its vectors, or instead of them
  *   sum_up(x, kept)                    a thread's slot from its parts x[INPUTS] of the rows. An output may overwrite an input

@@ -18,8 +18,8 @@
  *   state, state_of(p, i, key)                     what every thread knows of the i-th row, which is row
  *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
  *                                                  member is `key`
- *   slot, empty(), merge, warp_merge               what is exchanged: 8·n bytes
- *   second_slot, TOGETHER, RING, ROOM, LATE        see one_exchange
+ *   slot, empty(), warp_merge                      what is exchanged: 8·n bytes
+ *   second_slot, TOGETHER, RING, LATE              see one_exchange
  *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
  *                                                  thread must have received all that it needs of other threads' values
  *                                                  before it sends, so they must enter the slot. With a RING of 1:
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     const place<THREADS> at = {begin + (int)threadIdx.x, end < vectors ? end : vectors};
     const int step = (int)gridDim.x / clusters;
     static_assert(F::VECTORS * THREADS % F::TOGETHER == 0, "a block's share of a row");
-    slot *const slots = (slot *)(shared + F::RING * STAGE + F::ROOM * THREADS);
+    slot *const slots = (slot *)(shared + F::RING * STAGE);
     first_exchange exchanged = {slots, barriers};
     auto again = further_exchange<F, THREADS / WARP, CLUSTERED>(slots + TURNS * exchanged.places(clusters),
                                                                 barriers + first_exchange::BARRIERS);
@@ -203,7 +203,7 @@ constexpr shape choose_shape(size_t available, bool clusters, int64_t vectors) {
     while (block < F::MOST_THREADS && block < threads) block = block < 512 ? 512 : 1024;
     shape s = {1, block, 0};
     while (s.clusters < (clusters ? MAX_CLUSTER : 1) && threads > (int64_t)s.clusters * block) s.clusters++;
-    s.shared = (size_t)(F::RING * F::INPUTS * F::VECTORS + F::ROOM) * block * PACK_BYTES +
+    s.shared = (size_t)F::RING * F::INPUTS * F::VECTORS * block * PACK_BYTES +
                TURNS * (sizeof(typename F::slot) + second_size<F>)*(block / WARP + (s.clusters > 1 ? s.clusters : 0));
     if (threads > (int64_t)s.clusters * block || s.shared > available) return {0, 0, 0};
     return s;

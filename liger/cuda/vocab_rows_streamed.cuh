@@ -10,7 +10,7 @@
  *   batch, batch_of(p)                what is the same for all rows
  *   key(p, r)                         an integer that is known of a row before it is read
  *   skip(p, r, key)                   true: the row is not to be read, and all threads have written what it gets
- *   slot, empty(), merge, warp_merge  what is exchanged: 8·n bytes
+ *   slot, empty(), warp_merge         what is exchanged: 8·n bytes
  *   state, state_of(p, r, key, slot)  what every thread knows of a row. An output may overwrite an input in the second walk:
  *                                     what a thread needs of other threads' values must enter its slot here
  *   push(p, state, slot, packs, i)    adds the values i, i + 1, ... of each input

@@ -11,28 +11,41 @@ namespace ce_tvd {
 
 /* ---- forward ------------------------------------------------------------------------------------------------------ */
 
-struct two_states {
-    softmax_state student, teacher;
+/* Σ e^(x - max), as softmax_state, but what a term is the power of is a difference first and a product then. Rows that differ
+ * by a constant, or by nothing, take the same steps, and all their probabilities are equal, to the bit. */
+struct row_sum {
+    float max, sum;
 };
-__device__ __forceinline__ two_states merge(two_states a, two_states b) {
-    return {merge(a.student, b.student), merge(a.teacher, b.teacher)};
+__device__ __forceinline__ float term_of(float x, float max) { return exp2_approx((x - max) * LOG2E); }
+__device__ __forceinline__ row_sum warp_merge(row_sum a) {
+    const float max = warp_max_ordered(a.max);
+    return {max, warp_sum(__fmul_rn(a.sum, term_of(a.max, max)))};
 }
-__device__ __forceinline__ two_states warp_merge(two_states a) {
-    return {warp_merge(a.student), warp_merge(a.teacher)};
+template <typename T, int N>
+__device__ __forceinline__ void push_pack(row_sum &s, const pack<T, N> &raw) {
+    float x[N], max = s.max;
+    unpack(raw, x);
+#pragma unroll
+    for (int k = 0; k < N; k++) max = fmaxf(max, x[k]);
+    s.sum *= term_of(s.max, max);
+    s.max = max;
+#pragma unroll
+    for (int k = 0; k < N; k++) s.sum += term_of(x[k], max);
 }
+
+struct two_sums {
+    row_sum student, teacher;
+};
+__device__ __forceinline__ two_sums warp_merge(two_sums a) { return {warp_merge(a.student), warp_merge(a.teacher)}; }
 
 /* Σ |p - q| and Σ p · sign(p - q). */
 struct distances {
     float apart, signs;
 };
-__device__ __forceinline__ distances merge(distances a, distances b) { return {a.apart + b.apart, a.signs + b.signs}; }
 __device__ __forceinline__ distances warp_merge(distances a) { return {warp_sum(a.apart), warp_sum(a.signs)}; }
 
-/* What a term relative to a maximum is multiplied by to be a probability of the whole row. Of two equal rows all
- * probabilities are equal, to the bit, because both take the same steps. */
-__device__ __forceinline__ float share_of(float max, softmax_state all) {
-    return softmax_rescale(max, softmax_unit_of(all.max)) / all.sum;
-}
+/* What a term relative to a maximum is multiplied by to be a probability of the whole row. */
+__device__ __forceinline__ float share_of(float max, row_sum all) { return term_of(max, all.max) / all.sum; }
 
 /* From terms s and t of which s · share is p and t · share_t is q: the differences are of terms that only the smaller share is
  * multiplied into, relative to the larger. Of two equal rows nothing is rounded, and every difference is 0. */
@@ -60,11 +73,11 @@ __device__ __forceinline__ float target_logit(const ce_tvd_forward_problem &p, i
 
 /* What does not depend on the distance. */
 __device__ __forceinline__ void write_sums(const ce_tvd_forward_problem &p, int64_t r, float target,
-                                           const two_states &all) {
-    const float log_sum = softmax_log_sum(all.student);
+                                           const two_sums &all) {
+    const float log_sum = logf(all.student.sum);
     p.ce[r] = (all.student.max - target) + log_sum;
     p.student_max[r] = all.student.max, p.student_log_sum[r] = log_sum;
-    p.teacher_max[r] = all.teacher.max, p.teacher_log_sum[r] = softmax_log_sum(all.teacher);
+    p.teacher_max[r] = all.teacher.max, p.teacher_log_sum[r] = logf(all.teacher.sum);
 }
 /* An only class has probability 1 in both, whatever was rounded. */
 __device__ __forceinline__ void write_distance(const ce_tvd_forward_problem &p, int64_t r, distances found) {
@@ -85,7 +98,7 @@ struct forward_row : vocab_rows::one_exchange {
     static constexpr bool LATE = true;
     using type = T;
     using problem = ce_tvd_forward_problem;
-    using slot = two_states;
+    using slot = two_sums;
     using second_slot = distances;
     enum { INPUTS = 2, VECTORS = V, LEAST_THREADS = LEAST, MOST_THREADS = 512 };
     enum { COUNT = V * pack_size<T>, KEPT_COUNT = KEPT * pack_size<T> };
@@ -95,7 +108,7 @@ struct forward_row : vocab_rows::one_exchange {
     static __device__ __forceinline__ const T *input(const problem &p, int k, int64_t r) {
         return row_at<const T>(k == 0 ? p.student : p.teacher, r);
     }
-    static __device__ __forceinline__ slot empty() { return {softmax_empty(), softmax_empty()}; }
+    static __device__ __forceinline__ slot empty() { return {{-FLT_MAX, 0.0f}, {-FLT_MAX, 0.0f}}; }
     static __device__ __forceinline__ distances nothing() { return {0.0f, 0.0f}; }
     struct batch {};
     static __device__ __forceinline__ batch batch_of(const problem &) { return {}; }
@@ -116,25 +129,32 @@ struct forward_row : vocab_rows::one_exchange {
         row.student_max = row.teacher_max = 0.0f;
         return row;
     }
-    template <typename P>
-    static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
-                                                      state &row) {
-        part x;
-        x.load(at, stage);
-        row.student_max = softmax_max(x.max());
-        const softmax_unit unit = softmax_unit_of(row.student_max);
+    /* Calls use(k, term) for each. */
+    template <typename U>
+    static __device__ __forceinline__ row_sum sum_up(const part &x, U use) {
+        const float max = x.max();
         float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            const float term = softmax_term(x.value(k), unit);
+            const float term = term_of(x.value(k), max);
             sum[k % 4] += term;
-            if (k < KEPT_COUNT) row.term[k] = term;
+            use(k, term);
         }
-        part t;
+        return {max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
+    }
+    template <typename P>
+    static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
+                                                      state &row) {
+        part x, t;
+        slot mine;
+        x.load(at, stage);
+        mine.student = sum_up(x, [&](int k, float term) {
+            if (k < KEPT_COUNT) row.term[k] = term;
+        });
         t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
-        row.teacher_max = softmax_max(t.max());
-        const float of_teacher = t.sum(softmax_unit_of(row.teacher_max));
-        return {{row.student_max, (sum[0] + sum[1]) + (sum[2] + sum[3])}, {row.teacher_max, of_teacher}};
+        mine.teacher = sum_up(t, [](int, float) {});
+        row.student_max = mine.student.max, row.teacher_max = mine.teacher.max;
+        return mine;
     }
     template <typename P, typename L>
     static __device__ __forceinline__ distances second_half(const problem &p, const batch &, const P &at, int64_t r,
@@ -144,14 +164,13 @@ struct forward_row : vocab_rows::one_exchange {
         x.load(at, stage);
         t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
         loaded();
-        const two_states all = warp_merge(of_lane);
-        const softmax_unit unit = softmax_unit_of(row.student_max), of_teacher = softmax_unit_of(row.teacher_max);
+        const two_sums all = warp_merge(of_lane);
         comparison compared(share_of(row.student_max, all.student), share_of(row.teacher_max, all.teacher));
         if (at.first == 0) write_sums(p, r, row.target, all);
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            const float term = k < KEPT_COUNT ? row.term[k] : softmax_term(x.value(k), unit);
-            compared.add(term, softmax_term(t.value(k), of_teacher));
+            const float term = k < KEPT_COUNT ? row.term[k] : term_of(x.value(k), row.student_max);
+            compared.add(term, term_of(t.value(k), row.teacher_max));
         }
         return compared.distance();
     }
@@ -174,19 +193,18 @@ struct forward_row : vocab_rows::one_exchange {
     template <int N>
     static __device__ __forceinline__ void push(const problem &, const state &, slot &s,
                                                 const vocab_rows::packs<T, N, 2> &raw, int64_t) {
-        vocab_rows::push_pack(s.student, raw.of[0]);
-        vocab_rows::push_pack(s.teacher, raw.of[1]);
+        push_pack(s.student, raw.of[0]);
+        push_pack(s.teacher, raw.of[1]);
     }
     template <typename X>
     static __device__ __forceinline__ void settle(const problem &p, int64_t r, const slot &of_lane, X &again) {
-        const two_states all = warp_merge(of_lane);
-        const softmax_unit unit = softmax_unit_of(all.student.max), of_teacher = softmax_unit_of(all.teacher.max);
+        const two_sums all = warp_merge(of_lane);
         comparison compared(1.0f / all.student.sum, 1.0f / all.teacher.sum);
         vocab_rows::walk<forward_row>(p, r, [&](const auto &raw, int64_t) {
 #pragma unroll
             for (int k = 0; k < (int)(sizeof raw.of[0].value / sizeof(T)); k++)
-                compared.add(softmax_term(to_f32(raw.of[0].value[k]), unit),
-                             softmax_term(to_f32(raw.of[1].value[k]), of_teacher));
+                compared.add(term_of(to_f32(raw.of[0].value[k]), all.student.max),
+                             term_of(to_f32(raw.of[1].value[k]), all.teacher.max));
         });
         const distances found = again.all(compared.distance(), nothing());
         if (threadIdx.x != 0) return;

@@ -78,12 +78,6 @@ __device__ __forceinline__ summary warp_merge(summary s) {
     return s;
 }
 __device__ __forceinline__ summary empty_summary() { return {softmax_empty(), 0.0f, -INFINITY, INT64_MAX}; }
-__device__ __forceinline__ summary merge(summary a, summary b) {
-    a.softmax = merge(a.softmax, b.softmax);
-    a.shape += b.shape;
-    take_better(a.best, a.index, b.best, b.index);
-    return a;
-}
 
 /* What the threads of a row have found out. */
 struct row_sums {

@@ -18,9 +18,6 @@ using jensen_shannon::element;
 struct softmaxes {
     softmax_state student, teacher;
 };
-__device__ __forceinline__ softmaxes merge(const softmaxes &a, const softmaxes &b) {
-    return {merge(a.student, b.student), merge(a.teacher, b.teacher)};
-}
 __device__ __forceinline__ softmaxes warp_merge(const softmaxes &a) {
     return {warp_merge(a.student), warp_merge(a.teacher)};
 }
@@ -30,7 +27,6 @@ struct totals {
 
     __device__ __forceinline__ void add(const element &e) { loss += e.value, d += e.slope; }
 };
-__device__ __forceinline__ totals merge(totals a, totals b) { return {a.loss + b.loss, a.d + b.d}; }
 __device__ __forceinline__ totals warp_merge(totals a) { return {warp_sum(a.loss), warp_sum(a.d)}; }
 
 /* log softmax of z is (z - max) - log_sum. */
@@ -59,10 +55,10 @@ struct divergence_row : vocab_rows::every_row {
     using problem = linear_jsd::problem;
     using slot = softmaxes;
     using second_slot = totals;
-    /* A pair of f32 rows is large: one at a time is in shared memory, and in registers from the first half on, of which there
-     * are none left for the last vector. */
-    static constexpr int RING = 1, ROOM = 1;
-    enum { INPUTS = 2, VECTORS = 4, LEAST_THREADS = 256, MOST_THREADS = 1024, N = pack_size<float> };
+    /* A pair of f32 rows is large: one at a time is in shared memory, and in registers from the first half on. Few threads
+     * with many values: what warps tell each other takes as long as what they compute. */
+    static constexpr int RING = 1;
+    enum { INPUTS = 2, VECTORS = 8, LEAST_THREADS = 256, MOST_THREADS = 512, N = pack_size<float> };
     enum { COUNT = VECTORS * N };
 
     static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.vocab; }
@@ -117,11 +113,6 @@ struct divergence_row : vocab_rows::every_row {
             for (int k = j * N; k < (j + 1) * N; k++) z[k] = at.has(j) ? scaled(z[k], p.inverse) : -INFINITY;
         }
     }
-    /* Behind the one stage that there is. */
-    template <typename P>
-    static __device__ __forceinline__ float4 *room(const P &at, const uint4 *stage) {
-        return (float4 *)(uintptr_t)vocab_rows::input_stage<divergence_row>(at, stage, INPUTS);
-    }
     static __device__ __forceinline__ softmax_state sum_up(const float (&z)[COUNT]) {
         float max = -FLT_MAX, sum[2] = {0.0f, 0.0f};
 #pragma unroll
@@ -137,33 +128,27 @@ struct divergence_row : vocab_rows::every_row {
         load(p, at, stage, row.x);
         load(p, at, vocab_rows::input_stage<divergence_row>(at, stage, 1), row.y);
         loaded();
-        const slot found = {sum_up(row.x), sum_up(row.y)};
-        *room(at, stage) = *(const float4 *)&row.y[COUNT - N];
-        return found;
+        return {sum_up(row.x), sum_up(row.y)};
     }
     template <typename P, typename L, typename X>
     static __device__ __forceinline__ void second_half(const problem &p, const batch &, const P &at, int64_t r,
-                                                       const uint4 *stage, state &row, const slot &of_lane, L,
-                                                       X &again) {
+                                                       const uint4 *, state &row, const slot &of_lane, L, X &again) {
         const softmaxes all = warp_merge(of_lane);
         const log_softmax log_q(all.student), log_p(all.teacher);
         totals mine = {0.0f, 0.0f};
         jensen_shannon::by_mode<false, sizeof(T) == sizeof(float)>(p.mixture, [&](auto element_of) {
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
-                if (k == COUNT - N) *(float4 *)&row.y[k] = *room(at, stage);
                 const element e = element_of(log_q(row.x[k]), log_p(row.y[k]));
                 mine.add(e);
                 row.x[k] = e.slope, row.y[k] = e.q;
             }
         });
-        *room(at, stage) = *(const float4 *)&row.y[COUNT - N];
         const totals sums = again.all(mine, {0.0f, 0.0f});
         if (p.loss && at.first == 0) p.loss[r] = sums.loss * row_weight(&p.counted);
         if (!p.dlogits) return;
         const float by = factor(p);
         T *const to = gradient(p, r) + at.first * (int64_t)N;
-        *(float4 *)&row.y[COUNT - N] = *room(at, stage);
 #pragma unroll
         for (int j = 0; j < VECTORS; j++) {
             float values[N];

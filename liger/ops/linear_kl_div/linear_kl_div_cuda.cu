@@ -19,10 +19,6 @@ struct divergence {
 __device__ __forceinline__ float cross_from(const divergence &d, float max) {
     return d.mass == 0.0f ? d.cross : d.cross + (max - d.z.max) * d.mass;
 }
-__device__ __forceinline__ divergence merge(const divergence &a, const divergence &b) {
-    const softmax_state z = merge(a.z, b.z);
-    return {z, a.mass + b.mass, cross_from(a, z.max) + cross_from(b, z.max)};
-}
 __device__ __forceinline__ divergence warp_merge(const divergence &d) {
     const softmax_state z = warp_merge(d.z);
     return {z, warp_sum(d.mass), warp_sum(cross_from(d, z.max))};

@@ -99,7 +99,6 @@ struct forward_row : vocab_rows::every_row {
 struct dot {
     float sum, unused;
 };
-__device__ __forceinline__ dot merge(dot a, dot b) { return {a.sum + b.sum, 0.0f}; }
 __device__ __forceinline__ dot warp_merge(dot a) { return {warp_sum(a.sum), 0.0f}; }
 
 /* Half the vectors of forward: two rows share registers and shared memory. */
