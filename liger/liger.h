@@ -28,6 +28,7 @@
 #include "liger/ops/linear_kl_div/linear_kl_div.h"
 #include "liger/ops/linear_logprob/linear_logprob.h"
 #include "liger/ops/linear_topk_kl/linear_topk_kl.h"
+#include "liger/ops/logprob/logprob.h"
 #include "liger/ops/mhc/mhc.h"
 #include "liger/ops/modulated_rms_norm/modulated_rms_norm.h"
 #include "liger/ops/multi_token_attention/multi_token_attention.h"

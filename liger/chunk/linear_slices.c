@@ -4,7 +4,7 @@
 #include "liger/core/fail.h"
 #include "liger/ops/column_sum/column_sum_problem.h"
 #include "liger/ops/gemm/gemm_problem.h"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_problem.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }

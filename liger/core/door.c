@@ -53,8 +53,11 @@ static liger_status check_float(const struct door_rule *rule, double value) {
             LIGER_REQUIRE(value >= rule->low, LIGER_ERR_ARGUMENT, "%s is %g, but must be %g or more", rule->what, value,
                           rule->low);
             break;
+        case DOOR_POSITIVE:
         case DOOR_FINITE:
             LIGER_REQUIRE(isfinite(value), LIGER_ERR_ARGUMENT, "%s is %g, but must be finite", rule->what, value);
+            LIGER_REQUIRE(rule->bounds == DOOR_FINITE || value > 0, LIGER_ERR_ARGUMENT,
+                          "%s is %g, but must be larger than 0", rule->what, value);
             break;
         case DOOR_CAP:
             LIGER_REQUIRE(value >= 0 && isfinite(value), LIGER_ERR_ARGUMENT,

@@ -71,6 +71,7 @@ enum door_bounds {
     DOOR_BETWEEN,  /* low <= value <= high */
     DOOR_AT_LEAST, /* low <= value */
     DOOR_FINITE,
+    DOOR_POSITIVE,      /* finite and > 0 */
     DOOR_CAP,           /* finite and > 0, or 0 for none */
     DOOR_NONE_OR_FLOAT, /* 0, or a float dtype */
 };

@@ -122,6 +122,7 @@
 #define BETWEEN(least, most) .bounds = DOOR_BETWEEN, .low = least, .high = most
 #define AT_LEAST(least) .bounds = DOOR_AT_LEAST, .low = least
 #define FINITE .bounds = DOOR_FINITE
+#define POSITIVE .bounds = DOOR_POSITIVE
 #define CAP .bounds = DOOR_CAP
 #define NONE_OR_FLOAT .bounds = DOOR_NONE_OR_FLOAT
 #define BINDS(number) .binds = number

@@ -280,9 +280,11 @@ static void numbers(const struct refusals *r, const struct door_rule *rule) {
     const bool real = rule->kind == DOOR_FLOAT;
     if (rule->bounds == DOOR_BETWEEN || rule->bounds == DOOR_AT_LEAST) number(r, rule, rule->low - 1);
     if (rule->bounds == DOOR_BETWEEN) number(r, rule, rule->high + 1);
-    if (rule->bounds == DOOR_CAP) number(r, rule, -1);
-    if (rule->bounds == DOOR_CAP || rule->bounds == DOOR_FINITE) number(r, rule, INFINITY);
-    if (rule->bounds == DOOR_FINITE) number(r, rule, -INFINITY);
+    const bool finite = rule->bounds == DOOR_FINITE || rule->bounds == DOOR_POSITIVE;
+    if (rule->bounds == DOOR_POSITIVE) number(r, rule, 0);
+    if (rule->bounds == DOOR_POSITIVE || rule->bounds == DOOR_CAP) number(r, rule, -1);
+    if (rule->bounds == DOOR_CAP || finite) number(r, rule, INFINITY);
+    if (finite) number(r, rule, -INFINITY);
     if (real && rule->bounds != DOOR_UNBOUNDED) number(r, rule, NAN);
     static const int dtypes[] = {-1, LIGER_I32, 9, 99};
     for (int k = 0; rule->bounds == DOOR_NONE_OR_FLOAT && k < OP_COUNT(dtypes); k++) number(r, rule, dtypes[k]);

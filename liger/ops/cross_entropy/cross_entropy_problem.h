@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #include "liger/core/tensor.h"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_problem.h"
 
 /* In the device's memory, written by count, read by rows and reduce. */
 struct cross_entropy_counts {

@@ -1,12 +1,13 @@
-/* linear_logprob.c - a composite: forward is the loop over chunks of rows with the statistics of rows as its head, backward
- * the loop over slices of the vocabulary. Before both, rows that are ignored may be left out. */
+/* linear_logprob.c - a composite: forward is the loop over chunks of rows with the statistics of logprob as its step, backward
+ * the loop over slices of the vocabulary with the gradient of logprob. Before both, rows that are ignored may be left out.
+ *
+ * It has no kernels of its own. */
 #include "liger/ops/linear_logprob/linear_logprob.h"
 
 #include "liger/chunk/linear_loss.h"
 #include "liger/chunk/linear_slices.h"
 #include "liger/core/door_rules.h"
-#include "liger/ops/linear_logprob/linear_logprob_door.h"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_problem.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
 enum { ROWS = 1, HIDDEN, VOCAB, IDS, CHUNK, SLICE };
@@ -91,27 +92,27 @@ static struct scratch scratch_of(const struct door_call *call, int64_t valid_row
     {ARG(weight), IN, T,       DIMS(2, SOME(VOCAB), HIDDEN), TO_POINTER(loop.head.weight)},                            \
     {ARG(bias),   IN, T,       VECTOR(VOCAB), TO_POINTER(loop.head.bias), OPTIONAL},                                   \
     {ARG(target), IN, INDEX,   VECTOR(ROWS),  TO_POINTER(target), DTYPE_TO(target_dtype)}
-#define OPTIONS(check_temperature)                                                                                     \
+#define OPTIONS                                                                                                        \
     {INT64(ignore_index), TO(ignore_index)},                                                                           \
     {INT64(valid_rows),   AT_LEAST(-1), TO(valid_rows)},                                                               \
-    {FLOAT(scale),        FINITE, TO(map.scale)},                                                                      \
-    {FLOAT(softcap),      CAP,    TO(map.softcap)},                                                                    \
-    {FLOAT(temperature),  FINITE, TO(map.temperature)},                                                                \
-    {CHECK(check_temperature)}
+    {FLOAT(scale),        FINITE,       TO(map.scale)},                                                                \
+    {FLOAT(softcap),      CAP,          TO(map.softcap)},                                                              \
+    {FLOAT(temperature),  POSITIVE,     TO(map.temperature)}
 #define RESULT(field) {ARG(field), OUT, DTYPE(F32), VECTOR(ROWS), TO_POINTER(results.field), OPTIONAL}
 #define UPSTREAM(field) {ARG(d_##field), IN, DTYPE(F32), VECTOR(ROWS), TO_POINTER(upstream.field), OPTIONAL}
+
+static liger_status require_logits(const struct door_call *call, uint32_t logits) {
+    LIGER_REQUIRE(door_has(call, logits), LIGER_ERR_ARGUMENT, "%s: logits is required, but its data is NULL",
+                  call->door->function);
+    return LIGER_OK;
+}
 
 #define DOOR linear_logprob_forward, whole_problem
 #define ARGS(call) ((const liger_linear_logprob_forward_args *)(call)->args)
 
-static liger_status check_forward_temperature(struct door_call *call) {
-    return require_temperature(call, ARGS(call)->temperature);
-}
-
 static liger_status check_logits(struct door_call *call) {
     if (call->query || most_rows(call, ARGS(call)->valid_rows) == 0) return LIGER_OK;
-    LIGER_REQUIRE(door_has(call, BIT(logits)), LIGER_ERR_ARGUMENT, "%s: logits is required, but its data is NULL",
-                  call->door->function);
+    LIGER_TRY(require_logits(call, BIT(logits)));
     LIGER_REQUIRE(call->size[CHUNK] > 0, LIGER_ERR_SHAPE,
                   "%s: logits must be [chunk, vocab] with 1 or more rows, but has 0", call->door->function);
     return LIGER_OK;
@@ -135,7 +136,7 @@ static size_t forward_workspace(const struct door_call *call) {
 static const struct door_rule forward_rules[] = {
     OPERANDS(forward),
     {ARG(selected_ids), IN, INDEX, VECTOR(IDS), TO_POINTER(selected_ids), DTYPE_TO(selected_dtype), ONLY_WITH(selected_log_probs)},
-    OPTIONS(check_forward_temperature),
+    OPTIONS,
     {ARG(logits), SCRATCH, T, DIMS(2, CHUNK, VOCAB), TO_PITCHED(forward.head.logits), PITCH_TO(forward.head.logits_stride), OPTIONAL},
     {CHECK(check_logits)},
     RESULT(log_prob), RESULT(entropy), RESULT(lse), RESULT(log_sum_sq_probs), RESULT(mean_logits),
@@ -151,15 +152,10 @@ static const struct door_rule forward_rules[] = {
 #define DOOR linear_logprob_backward, whole_problem
 #define ARGS(call) ((const liger_linear_logprob_backward_args *)(call)->args)
 
-static liger_status check_backward_temperature(struct door_call *call) {
-    return require_temperature(call, ARGS(call)->temperature);
-}
-
 static liger_status check_slice(struct door_call *call) {
     const int64_t most = most_rows(call, ARGS(call)->valid_rows), vocab = call->size[VOCAB];
     if (call->query || most == 0) return LIGER_OK;
-    LIGER_REQUIRE(door_has(call, BIT(logits)), LIGER_ERR_ARGUMENT, "%s: logits is required, but its data is NULL",
-                  call->door->function);
+    LIGER_TRY(require_logits(call, BIT(logits)));
     LIGER_REQUIRE(call->size[CHUNK] >= most, LIGER_ERR_SHAPE,
                   "%s: logits has %lld rows, but %lld may have to be multiplied", call->door->function,
                   (long long)call->size[CHUNK], (long long)most);
@@ -194,7 +190,7 @@ static size_t backward_workspace(const struct door_call *call) {
 static const struct door_rule backward_rules[] = {
     OPERANDS(backward),
     {ARG(selected_ids), IN, INDEX, VECTOR(IDS), TO_POINTER(selected_ids), DTYPE_TO(selected_dtype), ONLY_WITH(d_selected_log_probs)},
-    OPTIONS(check_backward_temperature),
+    OPTIONS,
     {INT32(logits_kept),  BETWEEN(0, 1), TO(kept)},
     {ARG(logits), SCRATCH, T, DIMS(2, CHUNK, SLICE), TO_PITCHED(backward.head.logits), PITCH_TO(backward.head.logits_stride), OPTIONAL},
     {CHECK(check_slice)},
@@ -237,51 +233,57 @@ static struct logprob_ids_problem ids_of(const struct door_call *call, const str
     };
 }
 
+/* `count` is the host's on the CPU. */
+static struct row_select_problem select_of(const struct door_call *call, const struct whole_problem *whole,
+                                           const struct scratch *scratch, int64_t *count) {
+    return (struct row_select_problem){
+        .target = whole->target,
+        .target_dtype = whole->target_dtype,
+        .rows = call->size[ROWS],
+        .ignore_index = whole->ignore_index,
+        .vocab = call->size[VOCAB],
+        .most = most_rows(call, whole->valid_rows),
+        .row_of = scratch->row_of,
+        .place_of = scratch->place_of,
+        .count = count,
+        .op = call->door->function,
+    };
+}
+
+static liger_status gather(liger_context *context, const struct door_call *call, const struct scratch *scratch,
+                           struct selection *found, liger_stream stream) {
+    const struct row_gather_problem problem = {
+        .dtype = call->t,
+        .rows = found->rows,
+        .cols = call->size[HIDDEN],
+        .x = found->x,
+        .x_stride = found->x_stride,
+        .row_of = scratch->row_of,
+        .y = scratch->x,
+    };
+    found->x = scratch->x;
+    found->x_stride = problem.cols;
+    found->row_of = scratch->row_of;
+    found->place_of = scratch->place_of;
+    return context->kernels->row_gather(context, &problem, stream);
+}
+
 static liger_status select_rows(liger_context *context, const struct door_call *call, const struct whole_problem *whole,
-                                const struct scratch *scratch, const void *x, int64_t x_stride, struct selection *found,
+                                const struct scratch *scratch, const struct linear_head *head, struct selection *found,
                                 liger_stream stream) {
     const bool cpu = context->device == LIGER_DEVICE_CPU;
     const int64_t rows = call->size[ROWS], most = most_rows(call, whole->valid_rows);
     const struct logprob_ids_problem ids = ids_of(call, whole);
-    int64_t count = 0;
-    const struct row_select_problem select = {
-        .target = whole->target,
-        .target_dtype = whole->target_dtype,
-        .rows = rows,
-        .ignore_index = whole->ignore_index,
-        .vocab = call->size[VOCAB],
-        .most = most,
-        .row_of = scratch->row_of,
-        .place_of = scratch->place_of,
-        .count = cpu ? &count : scratch->count,
-        .op = call->door->function,
-    };
-    struct row_gather_problem gather = {
-        .dtype = call->t,
-        .rows = most,
-        .cols = call->size[HIDDEN],
-        .x = x,
-        .x_stride = x_stride,
-        .row_of = scratch->row_of,
-        .y = scratch->x,
-    };
-    *found = (struct selection){.rows = rows, .most = most, .x = x, .x_stride = x_stride};
+    int64_t count = most; /* a GPU's is not known here */
+    const struct row_select_problem select = select_of(call, whole, scratch, cpu ? &count : scratch->count);
+    *found = (struct selection){.rows = rows, .most = most, .x = head->x, .x_stride = head->x_stride};
     if (!selects(call, whole->valid_rows)) return LIGER_OK;
     if (cpu) LIGER_TRY(context->kernels->logprob_ids(context, &ids, stream)); /* before anything is written */
     LIGER_TRY(context->kernels->row_select(context, &select, stream));
-    if (cpu) gather.rows = count;
-    if (gather.rows == rows) return LIGER_OK;
-    LIGER_TRY(context->kernels->row_gather(context, &gather, stream));
-    *found = (struct selection){
-        .rows = gather.rows,
-        .most = most,
-        .x = scratch->x,
-        .x_stride = gather.cols,
-        .row_of = scratch->row_of,
-        .place_of = scratch->place_of,
-        .count = cpu ? NULL : scratch->count,
-    };
-    return LIGER_OK;
+    if (count == rows) return LIGER_OK;
+    found->rows = count;
+    found->count = scratch->count;
+    return gather(context, call, scratch, found, stream);
 }
 
 /* What the table has not filled in. */
@@ -307,6 +309,38 @@ static liger_status statistics(liger_context *context, void *state, int64_t firs
     return context->kernels->logprob_rows(context, &problem, stream);
 }
 
+static struct logprob_rows_problem rows_of(const struct door_call *call, const struct whole_problem *whole,
+                                           const struct selection *found) {
+    return (struct logprob_rows_problem){
+        .dtype = call->t,
+        .target_dtype = whole->target_dtype,
+        .selected_dtype = whole->selected_dtype,
+        .vocab = call->size[VOCAB],
+        .map = whole->map,
+        .row_of = found->row_of,
+        .target = whole->target,
+        .ignore_index = whole->ignore_index,
+        .selected_ids = whole->selected_ids,
+        .selected_count = call->size[IDS],
+        .results = whole->results,
+    };
+}
+
+/* The results of rows that were left out. */
+static liger_status write_ignored(liger_context *context, const struct door_call *call,
+                                  const struct whole_problem *whole, const struct selection *found,
+                                  liger_stream stream) {
+    const struct logprob_ignored_problem problem = {
+        .rows = call->size[ROWS],
+        .selected_count = call->size[IDS],
+        .place_of = found->place_of,
+        .count = found->count,
+        .most = found->most,
+        .results = whole->results,
+    };
+    return context->kernels->logprob_ignored(context, &problem, stream);
+}
+
 liger_status liger_linear_logprob_forward(liger_context *context, const liger_linear_logprob_forward_args *given,
                                           liger_stream stream) {
     liger_linear_logprob_forward_args args;
@@ -316,40 +350,18 @@ liger_status liger_linear_logprob_forward(liger_context *context, const liger_li
     LIGER_TRY(door_enter(&call, &linear_logprob_forward_door, context, given, &args, &whole));
     if (call.size[ROWS] == 0) return LIGER_OK;
     if (call.size[IDS] == 0) whole.results.selected = NULL;
-    const size_t loop_bytes = forward_loop(&call);
-    const struct scratch scratch = scratch_of(&call, whole.valid_rows, whole.workspace, false, loop_bytes);
+    const struct scratch scratch = scratch_of(&call, whole.valid_rows, whole.workspace, false, forward_loop(&call));
     LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
     struct linear_loss *loop = &whole.forward;
-    LIGER_TRY(select_rows(context, &call, &whole, &scratch, loop->head.x, loop->head.x_stride, &found, stream));
-    struct logprob_rows_problem rows = {
-        .dtype = call.t,
-        .target_dtype = whole.target_dtype,
-        .selected_dtype = whole.selected_dtype,
-        .vocab = call.size[VOCAB],
-        .map = whole.map,
-        .row_of = found.row_of,
-        .target = whole.target,
-        .ignore_index = whole.ignore_index,
-        .selected_ids = whole.selected_ids,
-        .selected_count = call.size[IDS],
-        .results = whole.results,
-    };
+    LIGER_TRY(select_rows(context, &call, &whole, &scratch, &loop->head, &found, stream));
+    struct logprob_rows_problem rows = rows_of(&call, &whole, &found);
     complete_head(&call, &found, &scratch, &loop->head);
     loop->rows = found.rows;
     loop->chunk_rows = call.size[CHUNK];
     loop->step = statistics;
     loop->state = &rows;
     LIGER_TRY(linear_loss_run(context, loop, stream));
-    if (found.row_of == NULL) return LIGER_OK;
-    const struct logprob_ignored_problem ignored = {
-        .rows = call.size[ROWS],
-        .selected_count = call.size[IDS],
-        .place_of = found.place_of,
-        .count = found.count,
-        .most = found.most,
-        .results = whole.results,
-    };
-    return context->kernels->logprob_ignored(context, &ignored, stream);
+    return found.row_of ? write_ignored(context, &call, &whole, &found, stream) : LIGER_OK;
 }
 
 WORKSPACE_QUERY(linear_logprob_forward)
@@ -398,6 +410,32 @@ static liger_status weigh_rows(liger_context *context, const struct door_call *c
     return context->kernels->logprob_weights(context, &weights, stream);
 }
 
+static liger_status run_slices(liger_context *context, const struct door_call *call, struct whole_problem *whole,
+                               const struct scratch *scratch, const struct selection *found, liger_stream stream) {
+    struct linear_slices *loop = &whole->backward;
+    struct logits_gradient_problem slice = {
+        .dtype = call->t,
+        .rows = found->rows,
+        .vocab = call->size[VOCAB],
+        .map = whole->map,
+        .weights = scratch->weights,
+        .id_first = scratch->id_first,
+        .id_next = scratch->id_next,
+        .selected = whole->upstream.selected,
+        .selected_count = call->size[IDS],
+        .row_of = found->row_of,
+    };
+    complete_head(call, found, scratch, &loop->head);
+    loop->rows = found->rows;
+    loop->slice_cols = slice_cols(call);
+    loop->kept = whole->kept != 0;
+    loop->dx_rows = call->size[ROWS];
+    loop->place_of = found->place_of;
+    loop->gradient = linear_slices_from_rows;
+    loop->state = &slice;
+    return linear_slices_run(context, loop, stream);
+}
+
 liger_status liger_linear_logprob_backward(liger_context *context, const liger_linear_logprob_backward_args *given,
                                            liger_stream stream) {
     liger_linear_logprob_backward_args args;
@@ -406,35 +444,13 @@ liger_status liger_linear_logprob_backward(liger_context *context, const liger_l
     struct selection found = {.rows = 0};
     LIGER_TRY(door_enter(&call, &linear_logprob_backward_door, context, given, &args, &whole));
     if (call.size[IDS] == 0) whole.upstream.selected = NULL;
-    struct linear_slices *loop = &whole.backward;
-    const size_t loop_bytes = backward_loop(&call);
-    const struct scratch scratch = scratch_of(&call, whole.valid_rows, whole.workspace, true, loop_bytes);
+    const struct scratch scratch = scratch_of(&call, whole.valid_rows, whole.workspace, true, backward_loop(&call));
     LIGER_TRY(liger_gemm_ready(context)); /* before anything is written */
     if (call.size[ROWS] > 0) {
-        LIGER_TRY(select_rows(context, &call, &whole, &scratch, loop->head.x, loop->head.x_stride, &found, stream));
+        LIGER_TRY(select_rows(context, &call, &whole, &scratch, &whole.backward.head, &found, stream));
         if (found.rows > 0) LIGER_TRY(weigh_rows(context, &call, &whole, &scratch, &found, stream));
     }
-    struct logits_gradient_problem slice = {
-        .dtype = call.t,
-        .rows = found.rows,
-        .vocab = call.size[VOCAB],
-        .map = whole.map,
-        .weights = scratch.weights,
-        .id_first = scratch.id_first,
-        .id_next = scratch.id_next,
-        .selected = call.size[IDS] > 0 ? whole.upstream.selected : NULL,
-        .selected_count = call.size[IDS],
-        .row_of = found.row_of,
-    };
-    complete_head(&call, &found, &scratch, &loop->head);
-    loop->rows = found.rows;
-    loop->slice_cols = slice_cols(&call);
-    loop->kept = whole.kept != 0;
-    loop->dx_rows = call.size[ROWS];
-    loop->place_of = found.place_of;
-    loop->gradient = linear_slices_from_rows;
-    loop->state = &slice;
-    return linear_slices_run(context, loop, stream);
+    return run_slices(context, &call, &whole, &scratch, &found, stream);
 }
 
 WORKSPACE_QUERY(linear_logprob_backward)

@@ -1,5 +1,5 @@
-/* linear_logprob.h - log-probabilities of tokens under a linear head, without the [rows, vocab] logits; and of logits that are
- * there (logprob).
+/* linear_logprob.h - log-probabilities of tokens under a linear head, without the [rows, vocab] logits. What its results are,
+ * and how they behave at the edges, says logprob.h, whose functions take logits that are there.
  *
  * What policy gradients, preference losses and distillation ask of a model is a few numbers for each token: the
  * log-probability of the token that was chosen, the entropy, perhaps the log-probabilities of a list of ids. Forward makes
@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-/* liger_linear_logprob_forward     z = softcap(scale·(x·weightᵀ + bias))/temperature,  softcap(v) = c·tanh(v/c)
+/* liger_linear_logprob_forward     the results of liger_logprob_forward, of logits = x·weightᵀ + bias
  *
  *   x                   in    [rows, hidden]   T    last dimension contiguous, any row stride
  *   weight              in    [vocab, hidden]  T    contiguous
@@ -26,23 +26,15 @@ extern "C" {
  *   logits              work  [chunk, vocab]   T    any row stride >= vocab; its rows are the size of a chunk:
  *                                                   liger_linear_logprob_forward_chunk_rows advises. If there are enough
  *                                                   for all rows that are multiplied, backward may be given what is left
- *   log_prob            out   [rows]          f32   log p of the target, p = softmax(z). May be absent, as every output
- *   entropy             out   [rows]          f32   -Σ p log p
- *   lse                 out   [rows]          f32   log Σ exp z
- *   log_sum_sq_probs    out   [rows]          f32   log Σ p²
- *   mean_logits         out   [rows]          f32   Σ z / vocab
- *   is_top1             out   [rows]         bool   the target is the first of the largest logits
+ *   log_prob ... normalizer   out                   as there. Each may be absent, as every output
  *   selected_log_probs  out   [rows, ids]     f32   log p of selected_ids, over the whole vocabulary; only with them
- *   normalizer          out   [rows, 2]       f32   the maximum of z, and log Σ exp(z - maximum): for backward
  *
  *   Ignored rows give 0 and are left out of the products: on the CPU always. On a GPU, where the size of a product must be
  *   known on the host, they are multiplied too, unless valid_rows >= 0 says how many rows are not ignored at most; surplus
  *   rows cost what others do. If there are more, the CPU refuses the call, and a GPU, which counts without anybody waiting,
  *   makes NaN of every result.
  *   T is f32, f16 or bf16. Products accumulate in f32; logits are rounded to T, as an unfused head's; the rest is f32.
- *   Edges: logits of -inf have probability 0; a row of NaN or +inf gives NaN, is_top1 false,
- *   and as mean_logits what its sum is. Targets out of range: as cross entropy; ids
- *   out of range: TARGET on the CPU, NaN on a GPU. rows == 0: nothing. hidden or vocab == 0: SHAPE.
+ *   Edges as there; ids out of range: TARGET on the CPU, NaN on a GPU. hidden or vocab == 0: SHAPE.
  *   Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET, WORKSPACE, UNSUPPORTED (no cuBLASLt).  Workspace: see the query.
  *   Same inputs and chunk size, same bits.  Graph-capturable after one warm-up call per shape.  Since 0.9. */
 typedef struct liger_linear_logprob_forward_args {
@@ -91,22 +83,15 @@ LIGER_API liger_status liger_linear_logprob_forward_chunk_rows(liger_context *co
 
 /* liger_linear_logprob_backward     dx = Σ_j dlogits_j·weight_j,  dweight = dlogitsᵀ·x,  dbias = Σ_rows dlogits
  *
- *   With u, v, l, q, m and w_k the upstream gradients of log_prob, entropy, lse, log_sum_sq_probs, mean_logits and
- *   selected_log_probs, and S = Σ p²,
- *     dz_j = u·(1[j = target] - p_j) - v·p_j·(log p_j + entropy) + l·p_j + 2·q·(p_j²/S - p_j) + m/vocab
- *            + Σ_k w_k·(1[j = id_k] - p_j)
- *     dlogits_j = dz_j·(1 - (softcap(s)/softcap)²)·scale/temperature                            s = scale·(x·weight_j + bias_j)
- *   and 0 in ignored rows, whatever their upstream is.
+ *   dlogits is that of liger_logprob_backward, to whose dz_j the upstream gradients w_k of selected_log_probs add
+ *   Σ_k w_k·(1[j = id_k] - p_j).
  *
  *   x, weight, bias, target, selected_ids   in   as forward's
  *   logits              work  [chunk, slice]   T    rows: as many as are multiplied, all or valid_rows; its columns are the
  *                                                   size of a slice: liger_linear_logprob_backward_slice_cols advises.
  *                                                   logits_kept != 0: in, [.., vocab], as forward left it, and lost
- *   log_prob            in    [rows]          f32   forward's; may be absent if d_log_prob is
- *   normalizer          in    [rows, 2]       f32   forward's
- *   entropy             in    [rows]          f32   forward's; may be absent if d_entropy is
- *   log_sum_sq_probs    in    [rows]          f32   forward's; may be absent if d_log_sum_sq_probs is
- *   d_...               in    as the output   f32   upstream gradients, contiguous; each may be absent, which is 0
+ *   log_prob ... d_mean_logits   in                 as there
+ *   d_selected_log_probs   in   as the output  f32  contiguous; only with selected_ids
  *   dx                  out   [rows, hidden]   T or f32   must not overlap x. May be absent, as every output
  *   dweight             out   [vocab, hidden]  T or f32   contiguous; rounded once
  *   dbias               out   [vocab]         f32
@@ -162,79 +147,6 @@ LIGER_API liger_status liger_linear_logprob_backward_workspace(liger_context *co
 LIGER_API liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,
                                                                 const liger_linear_logprob_backward_args *args,
                                                                 size_t *cols);
-
-/* liger_logprob_forward     the same numbers of logits that are there
- *
- *   logits              in    [rows, vocab]   T    any row stride >= vocab
- *   target              in    [rows]        index
- *   log_prob ... normalizer   out   as liger_linear_logprob_forward's; each may be absent
- *
- *   z = softcap(scale·logits)/temperature, p = softmax(z). T is f32, f16 or bf16; the rest is f32. Ignored rows give 0.
- *   Edges as there. rows == 0: nothing. vocab == 0: SHAPE. Errors: ARGUMENT, SHAPE, DTYPE, LAYOUT, TARGET.
- *   Same inputs, same bits.  Graph-capturable.  No workspace.  Since 0.9. */
-typedef struct liger_logprob_forward_args {
-    size_t size;
-    liger_tensor logits;
-    liger_tensor target;
-    liger_tensor log_prob;
-    liger_tensor entropy;
-    liger_tensor lse;
-    liger_tensor log_sum_sq_probs;
-    liger_tensor mean_logits;
-    liger_tensor is_top1;
-    liger_tensor normalizer;
-    int64_t ignore_index;
-    float scale;       /* finite */
-    float softcap;     /* 0 = none, else > 0 */
-    float temperature; /* finite, > 0 */
-    int32_t reserved;  /* 0 */
-} liger_logprob_forward_args;
-
-#define LIGER_LOGPROB_FORWARD_ARGS_INIT                                                                                \
-    { .size = sizeof(liger_logprob_forward_args), .ignore_index = -100, .scale = 1.0f, .temperature = 1.0f }
-
-LIGER_API liger_status liger_logprob_forward(liger_context *context, const liger_logprob_forward_args *args,
-                                             liger_stream stream);
-
-/* liger_logprob_backward     dlogits of liger_linear_logprob_backward's formula, without selected ids
- *
- *   logits, target, log_prob, normalizer, entropy, log_sum_sq_probs, d_...   in   as there
- *   dlogits             out   [rows, vocab]   T    may be logits; 0 in ignored rows
- *
- *   Where the vocabulary is split, logits are a slice and the statistics those of the whole: a row whose target lies in another
- *   slice has any target of this one, a d_log_prob of 0, and its upstream subtracted from d_lse's; d_mean_logits is times the
- *   slice's share of the vocabulary.
- *   Workspace: see the query.  Since 0.9. */
-typedef struct liger_logprob_backward_args {
-    size_t size;
-    liger_tensor logits;
-    liger_tensor target;
-    liger_tensor log_prob;
-    liger_tensor normalizer;
-    liger_tensor entropy;
-    liger_tensor log_sum_sq_probs;
-    liger_tensor d_log_prob;
-    liger_tensor d_entropy;
-    liger_tensor d_lse;
-    liger_tensor d_log_sum_sq_probs;
-    liger_tensor d_mean_logits;
-    liger_tensor dlogits;
-    int64_t ignore_index;
-    float scale;
-    float softcap;
-    float temperature;
-    int32_t reserved; /* 0 */
-    void *workspace;  /* 256-byte aligned, in the device's memory */
-    size_t workspace_bytes;
-} liger_logprob_backward_args;
-
-#define LIGER_LOGPROB_BACKWARD_ARGS_INIT                                                                               \
-    { .size = sizeof(liger_logprob_backward_args), .ignore_index = -100, .scale = 1.0f, .temperature = 1.0f }
-
-LIGER_API liger_status liger_logprob_backward(liger_context *context, const liger_logprob_backward_args *args,
-                                              liger_stream stream);
-LIGER_API liger_status liger_logprob_backward_workspace(liger_context *context, const liger_logprob_backward_args *args,
-                                                        size_t *bytes);
 
 #ifdef __cplusplus
 }

@@ -23,16 +23,7 @@ static void describe_operands(const struct op_case *c, struct tensor_spec *spec)
         (struct tensor_spec){.name = "weight", .kind = KIND_T, .spread = .5, .ndim = 2, .shape = {vocab, hidden}};
     spec[BIAS] =
         (struct tensor_spec){.name = "bias", .kind = KIND_T, .ndim = 1, .shape = {vocab}, .absent = !has(c, BIASED)};
-    spec[TARGET] = (struct tensor_spec){.name = "target",
-                                        .kind = KIND_INDEX,
-                                        .values = VALUES_TARGET,
-                                        .spread = (double)vocab,
-                                        .offset = -100,
-                                        .ignore_every = has(c, COUNTED)   ? 0
-                                                        : has(c, IGNORED) ? 1
-                                                                          : 3,
-                                        .ndim = 1,
-                                        .shape = {rows}};
+    spec[TARGET] = logprob_target(c, rows, vocab);
     spec[SELECTED_IDS] = (struct tensor_spec){.name = "selected_ids",
                                               .kind = KIND_INDEX,
                                               .values = VALUES_TARGET,
@@ -42,24 +33,13 @@ static void describe_operands(const struct op_case *c, struct tensor_spec *spec)
                                               .absent = !has(c, HAS_SELECTED)};
 }
 
-/* One number, or `each`, for every row. */
-static struct tensor_spec of_rows(const struct op_case *c, const char *name, enum tensor_role role, bool present) {
-    return (struct tensor_spec){
-        .name = name, .role = role, .kind = KIND_F32, .ndim = 1, .shape = {c->size[ROWS]}, .absent = !present};
-}
-static struct tensor_spec by_rows(const struct op_case *c, const char *name, enum tensor_role role, int64_t each,
-                                  bool present) {
-    struct tensor_spec spec = of_rows(c, name, role, present);
-    spec.ndim = 2, spec.shape[1] = each;
-    return spec;
+static struct tensor_spec of_ids(const struct op_case *c, const char *name, enum tensor_role role) {
+    return logprob_by_rows(name, role, c->size[ROWS], c->size[IDS], has(c, HAS_SELECTED));
 }
 
-/* What a z may be off by, in u of |z|, which is 8 at most: nothing if it is the logit; two roundings with a factor; of a soft
- * cap those, tanh's 4 u and one more. f32 logits err by hidden u of their terms' magnitudes, about 4 hidden u. */
+/* f32 logits err by hidden u of their terms' magnitudes, about 4 hidden u. */
 static double error_of_z(const struct op_case *c) {
-    const bool same = c->scalar[SCALE] == c->scalar[TEMPERATURE];
-    const double map = c->scalar[SOFTCAP] > 0 ? 7 * 8 : same ? 0 : 2 * 8;
-    return map + (has(c, GENERAL) ? 4.0 * (double)c->size[HIDDEN] : 0);
+    return logprob_error_of_z(c) + (has(c, GENERAL) ? 4.0 * (double)c->size[HIDDEN] : 0);
 }
 
 /* An exponential takes 4 u, the sum over a row some 16 more, logarithm and differences the rest: 32 u of log p, whatever its
@@ -69,37 +49,22 @@ static void describe_forward(const struct op_case *c, struct tensor_spec *spec) 
     const double relative = 32 + 2 * error_of_z(c), about_one = has(c, SURE) ? 0 : 16 + 2 * error_of_z(c);
     describe_operands(c, spec);
     spec[LOGITS] = head_chunk("logits", c->size[PART], c->size[VOCAB]);
-    spec[LOG_PROB] = of_rows(c, "log_prob", ROLE_OUT, has(c, HAS_LOG_PROB));
-    spec[ENTROPY] = of_rows(c, "entropy", ROLE_OUT, has(c, HAS_ENTROPY));
-    spec[LSE] = of_rows(c, "lse", ROLE_OUT, has(c, HAS_LSE));
-    spec[LOG_SUM_SQ_PROBS] = of_rows(c, "log_sum_sq_probs", ROLE_OUT, has(c, HAS_SQUARES));
-    spec[MEAN_LOGITS] = of_rows(c, "mean_logits", ROLE_OUT, has(c, HAS_MEAN));
-    spec[IS_TOP1] = of_rows(c, "is_top1", ROLE_OUT, has(c, HAS_TOP1));
-    spec[SELECTED] = by_rows(c, "selected_log_probs", ROLE_OUT, c->size[IDS], has(c, HAS_SELECTED));
-    spec[NORMALIZER] = by_rows(c, "normalizer", ROLE_OUT, 2, has(c, HAS_NORMALIZER));
-    spec[IS_TOP1].kind = KIND_BOOL;
+    logprob_describe_results(c, c->size[ROWS], &spec[LOG_PROB]);
+    spec[SELECTED] = of_ids(c, "selected_log_probs", ROLE_OUT);
     for (int i = LOG_PROB; i < FORWARD_TENSORS; i++)
         if (i != IS_TOP1) spec[i].relative = relative, spec[i].absolute = about_one, spec[i].magnitude = 1;
     spec[LOG_PROB].absolute = 0;
-    spec[LOG_SUM_SQ_PROBS].relative *= 2, spec[LOG_SUM_SQ_PROBS].absolute *= 2;
+    spec[SQUARES].relative *= 2, spec[SQUARES].absolute *= 2;
     /* Sums about 1024 are rounded to steps of 1024 u, sums of what differs from it to none. */
-    spec[LSE].relative = spec[MEAN_LOGITS].relative = 2;
-    spec[LSE].absolute = spec[MEAN_LOGITS].absolute = 16 + 2 * error_of_z(c);
+    spec[LSE].relative = spec[MEAN].relative = 2;
+    spec[LSE].absolute = spec[MEAN].absolute = 16 + 2 * error_of_z(c);
 }
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     describe_operands(c, spec);
     spec[LOGITS] = head_chunk("logits", most_rows(c), c->size[PART]);
-    spec[OF_LOG_PROB] = of_rows(c, "log_prob", ROLE_IN, has(c, HAS_LOG_PROB));
-    spec[OF_NORMALIZER] = by_rows(c, "normalizer", ROLE_IN, 2, true);
-    spec[OF_ENTROPY] = of_rows(c, "entropy", ROLE_IN, has(c, HAS_ENTROPY));
-    spec[OF_SQUARES] = of_rows(c, "log_sum_sq_probs", ROLE_IN, has(c, HAS_SQUARES));
-    spec[D_LOG_PROB] = of_rows(c, "d_log_prob", ROLE_IN, has(c, HAS_LOG_PROB));
-    spec[D_ENTROPY] = of_rows(c, "d_entropy", ROLE_IN, has(c, HAS_ENTROPY));
-    spec[D_LSE] = of_rows(c, "d_lse", ROLE_IN, has(c, HAS_LSE));
-    spec[D_SQUARES] = of_rows(c, "d_log_sum_sq_probs", ROLE_IN, has(c, HAS_SQUARES));
-    spec[D_MEAN] = of_rows(c, "d_mean_logits", ROLE_IN, has(c, HAS_MEAN));
-    spec[D_SELECTED] = by_rows(c, "d_selected_log_probs", ROLE_IN, c->size[IDS], has(c, HAS_SELECTED));
+    logprob_describe_upstreams(c, c->size[ROWS], &spec[OF_LOG_PROB]);
+    spec[D_SELECTED] = of_ids(c, "d_selected_log_probs", ROLE_IN);
     head_describe_gradients(c->size[ROWS], c->size[HIDDEN], c->size[VOCAB], &spec[DX], &spec[DWEIGHT], &spec[DBIAS]);
     if (has(c, WIDE_DX)) spec[DX].kind = KIND_F32;
     spec[DX].absent = has(c, NO_DX), spec[DWEIGHT].absent = has(c, NO_DWEIGHT), spec[DBIAS].absent = has(c, NO_DBIAS);
@@ -108,33 +73,26 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
 /* ---- reference -------------------------------------------------------------------------------------------------- */
 
 static struct linear_logprob_ref reference_of(const struct op_case *c, const struct op_types *types, double *const *t) {
-    return (struct linear_logprob_ref){
-        .rows = c->size[ROWS],
+    struct linear_logprob_ref ref = {
+        .rows = logprob_ref_of(c, c->size[ROWS], c->size[VOCAB]),
         .hidden = c->size[HIDDEN],
-        .vocab = c->size[VOCAB],
-        .ids = c->size[IDS],
-        .ignore_index = -100,
-        .dtype = types->t,
-        .scale = op_round(LIGER_F32, c->scalar[SCALE]),
-        .softcap = op_round(LIGER_F32, c->scalar[SOFTCAP]),
-        .temperature = op_round(LIGER_F32, c->scalar[TEMPERATURE]),
         .x = t[X],
         .weight = t[WEIGHT],
         .bias = t[BIAS],
-        .target = t[TARGET],
-        .selected_ids = t[SELECTED_IDS],
-        .logits = head_doubles(c->size[ROWS] * c->size[VOCAB]),
     };
+    ref.rows.ids = c->size[IDS], ref.rows.dtype = types->t;
+    ref.rows.target = t[TARGET], ref.rows.selected_ids = t[SELECTED_IDS];
+    ref.rows.logits = head_doubles(c->size[ROWS] * c->size[VOCAB]);
+    return ref;
 }
 
 static void evaluate_forward(const struct op_case *c, const struct op_types *types, double *const *t,
                              void (*loops)(struct linear_logprob_ref)) {
     struct linear_logprob_ref ref = reference_of(c, types, t);
-    ref.log_prob = t[LOG_PROB], ref.entropy = t[ENTROPY], ref.lse = t[LSE], ref.mean_logits = t[MEAN_LOGITS];
-    ref.log_sum_sq_probs = t[LOG_SUM_SQ_PROBS], ref.is_top1 = t[IS_TOP1];
-    ref.selected = t[SELECTED], ref.normalizer = t[NORMALIZER];
+    logprob_ref_results(&ref.rows, t + LOG_PROB);
+    ref.rows.selected = t[SELECTED];
     loops(ref);
-    free(ref.logits);
+    free(ref.rows.logits);
 }
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     evaluate_forward(c, types, t, linear_logprob_reference_forward);
@@ -145,17 +103,15 @@ static void naive_forward(const struct op_case *c, const struct op_types *types,
 
 static struct linear_logprob_ref backward_of(const struct op_case *c, const struct op_types *types, double *const *t) {
     struct linear_logprob_ref ref = reference_of(c, types, t);
-    ref.of_log_prob = t[OF_LOG_PROB], ref.of_entropy = t[OF_ENTROPY], ref.of_squares = t[OF_SQUARES];
-    ref.of_normalizer = t[OF_NORMALIZER];
-    ref.d_log_prob = t[D_LOG_PROB], ref.d_entropy = t[D_ENTROPY], ref.d_lse = t[D_LSE];
-    ref.d_log_sum_sq_probs = t[D_SQUARES], ref.d_mean_logits = t[D_MEAN], ref.d_selected = t[D_SELECTED];
-    ref.dlogits = head_doubles(c->size[ROWS] * c->size[VOCAB]);
+    logprob_ref_upstreams(&ref.rows, t + OF_LOG_PROB);
+    ref.rows.d_selected = t[D_SELECTED];
+    ref.rows.dlogits = head_doubles(c->size[ROWS] * c->size[VOCAB]);
     return ref;
 }
 static void release(const struct linear_logprob_ref *ref) {
-    free(ref->logits);
-    free(ref->dlogits);
-    free(ref->terms);
+    free(ref->rows.logits);
+    free(ref->rows.dlogits);
+    free(ref->rows.terms);
 }
 
 static void evaluate_backward(const struct op_case *c, const struct op_types *types, double *const *t,
@@ -172,21 +128,12 @@ static void naive_backward(const struct op_case *c, const struct op_types *types
     evaluate_backward(c, types, t, linear_logprob_naive_backward);
 }
 
-/* Σ upstream · result. Ignored rows have results of 0. */
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     struct linear_logprob_ref ref = backward_of(c, types, t);
-    const int64_t rows = c->size[ROWS], each[] = {1, 1, 1, 1, 1, c->size[IDS]};
-    double *result[6], total = 0;
-    for (int i = 0; i < 6; i++) result[i] = head_doubles(rows * each[i]);
-    ref.log_prob = result[0], ref.entropy = result[1], ref.lse = result[2];
-    ref.log_sum_sq_probs = result[3], ref.mean_logits = result[4], ref.selected = t[SELECTED_IDS] ? result[5] : NULL;
-    linear_logprob_reference_forward(ref);
-    for (int i = 0; i < 6; i++) {
-        for (int64_t k = 0; t[D_LOG_PROB + i] && k < rows * each[i]; k++) total += t[D_LOG_PROB + i][k] * result[i][k];
-        free(result[i]);
-    }
+    linear_logprob_reference_forward(ref); /* the logits */
+    const double loss = logprob_ref_loss(ref.rows);
     release(&ref);
-    return total;
+    return loss;
 }
 
 /* ---- inputs ------------------------------------------------------------------------------------------------------- */
@@ -237,26 +184,25 @@ static void prepare_backward(const struct op_case *c, const struct op_types *typ
     int64_t place = 0;
     prepare_operands(c, types, t);
     struct linear_logprob_ref ref = reference_of(c, types, t);
-    ref.log_prob = t[OF_LOG_PROB], ref.entropy = t[OF_ENTROPY], ref.log_sum_sq_probs = t[OF_SQUARES];
-    ref.normalizer = t[OF_NORMALIZER];
+    logprob_ref_statistics(&ref.rows, t + OF_LOG_PROB);
     linear_logprob_reference_forward(ref);
     for (int64_t r = 0; has(c, KEPT) && r < c->size[ROWS]; r++)
         if (t[TARGET][r] >= 0)
-            memcpy(t[LOGITS] + vocab * place++, ref.logits + vocab * r, (size_t)vocab * sizeof(double));
-    free(ref.logits);
+            memcpy(t[LOGITS] + vocab * place++, ref.rows.logits + vocab * r, (size_t)vocab * sizeof(double));
+    free(ref.rows.logits);
     if (has(c, POISON)) spoil_ignored_rows(c, t, D_LOG_PROB, D_MEAN - D_LOG_PROB + 1);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
 
-#define FILL(to, c)                                                                                                    \
-    ((to)->ignore_index = -100, (to)->valid_rows = valid_rows(c), (to)->scale = (float)(c)->scalar[SCALE],             \
-     (to)->softcap = (float)(c)->scalar[SOFTCAP], (to)->temperature = (float)(c)->scalar[TEMPERATURE])
+#define OPTIONS(to, c) (LOGPROB_OPTIONS(to, c), (to)->valid_rows = valid_rows(c))
 
-static void forward_options(const struct op_case *c, void *args) { FILL((liger_linear_logprob_forward_args *)args, c); }
+static void forward_options(const struct op_case *c, void *args) {
+    OPTIONS((liger_linear_logprob_forward_args *)args, c);
+}
 static void backward_options(const struct op_case *c, void *args) {
     liger_linear_logprob_backward_args *to = args;
-    FILL(to, c);
+    OPTIONS(to, c);
     to->logits_kept = has(c, KEPT);
 }
 OP_DOOR(linear_logprob_forward, forward_options)
@@ -266,16 +212,13 @@ OP_DOOR_WORKSPACE(linear_logprob_backward)
 
 /* ---- budgets ---------------------------------------------------------------------------------------------------- */
 
-/* An element of the gradient is a sum of a few products with p, which errs by what z errs by twice, by 4 u of an exponential
- * and by roundings of the statistics, each of them about 8: 32 u of the magnitudes that it is made of. A slope of tanh has
- * 8 u and what its argument errs by. */
 static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
     const int64_t elements = c->size[ROWS] * c->size[VOCAB];
     struct linear_logprob_ref ref = backward_of(c, types, t);
-    ref.terms = head_doubles(elements);
+    ref.rows.terms = head_doubles(elements);
     linear_logprob_reference_backward(ref);
-    const double each = 32 + 2 * error_of_z(c) + (c->scalar[SOFTCAP] > 0 ? 8 : 0);
-    for (int64_t i = 0; i < elements; i++) ref.terms[i] *= each;
+    const double each = logprob_error_of_gradient(c, error_of_z(c));
+    for (int64_t i = 0; i < elements; i++) ref.rows.terms[i] *= each;
     const struct head_budget budget = {
         .rows = c->size[ROWS],
         .hidden = c->size[HIDDEN],
@@ -283,8 +226,8 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
         .t = types->t,
         .x = t[X],
         .weight = t[WEIGHT],
-        .dlogits = ref.dlogits,
-        .error = ref.terms,
+        .dlogits = ref.rows.dlogits,
+        .error = ref.rows.terms,
     };
     head_magnitudes(&budget, &magnitude[DX], &magnitude[DWEIGHT], &magnitude[DBIAS]);
     release(&ref);
@@ -295,8 +238,6 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
 static const struct op_provocation shared_provocations[] = {
-    {"temperature 0", OP_SCALAR(TEMPERATURE, 0), LIGER_ERR_ARGUMENT, {": temperature is 0, but must be larger than 0"}},
-    {"temperature below 0", OP_SCALAR(TEMPERATURE, -1), LIGER_ERR_ARGUMENT, {": temperature is -1", "larger than 0"}},
     {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits is required"}},
 };
 static const struct op_provocation forward_provocations[] = {

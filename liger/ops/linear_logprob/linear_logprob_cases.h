@@ -2,76 +2,29 @@
 #ifndef LIGER_OPS_LINEAR_LOGPROB_CASES_H
 #define LIGER_OPS_LINEAR_LOGPROB_CASES_H
 
-#include "tests/harness/op_cases.h"
+#include "liger/ops/logprob/logprob_cases.h"
 
 /* Both functions have these tensors in common, and these of a case. */
 enum { X, WEIGHT, BIAS, TARGET, SELECTED_IDS, LOGITS, OPERANDS };
-enum {
-    LOG_PROB = OPERANDS,
-    ENTROPY,
-    LSE,
-    LOG_SUM_SQ_PROBS,
-    MEAN_LOGITS,
-    IS_TOP1,
-    SELECTED,
-    NORMALIZER,
-    FORWARD_TENSORS
-};
-enum {
-    OF_LOG_PROB = OPERANDS,
-    OF_NORMALIZER,
-    OF_ENTROPY,
-    OF_SQUARES,
-    D_LOG_PROB,
-    D_ENTROPY,
-    D_LSE,
-    D_SQUARES,
-    D_MEAN,
-    D_SELECTED,
-    DX,
-    DWEIGHT,
-    DBIAS,
-    BACKWARD_TENSORS
-};
+enum { LOGPROB_RESULTS(OPERANDS), SELECTED, FORWARD_TENSORS };
+enum { LOGPROB_UPSTREAMS(OPERANDS), D_SELECTED, DX, DWEIGHT, DBIAS, BACKWARD_TENSORS };
 enum { ROWS, HIDDEN, VOCAB, PART, IDS }; /* PART: rows of a chunk, or columns of a slice */
-enum { SCALE, SOFTCAP, TEMPERATURE };
 enum {
-    /* Results, or in backward their upstreams. */
-    HAS_LOG_PROB = 1,
-    HAS_ENTROPY = 2,
-    HAS_LSE = 4,
-    HAS_SQUARES = 8,
-    HAS_MEAN = 16,
-    HAS_TOP1 = 32,
-    HAS_SELECTED = 64,
-    HAS_NORMALIZER = 128,
     BARE = HAS_LOG_PROB | HAS_LSE | HAS_NORMALIZER,
-    ALL = 255,
-    BIASED = 1 << 8,
-    /* Every third row is ignored, unless all or none are. */
-    IGNORED = 1 << 9,
-    COUNTED = 1 << 10,
+    BIASED = LOGPROB_FLAGS,
     /* valid_rows: how many are not ignored, one more, or -1. */
-    EXACT = 1 << 11,
-    MORE = 1 << 12,
-    GENERAL = 1 << 13,
-    SURE = 1 << 14,     /* all have one target, with p about .9999 */
-    MASKED = 1 << 15,   /* every third class but the targets has a bias of -inf */
-    SHIFTED = 1 << 16,  /* all logits are about 1024 */
-    POISON = 1 << 17,   /* ignored rows of x hold a NaN and an infinity, their upstreams a NaN */
-    NAN_ROW = 1 << 18,  /* the first row has a NaN */
-    INFINITE = 1 << 19, /* the first class has a bias of +inf */
-    KEPT = 1 << 20,     /* logits are those that forward has left */
-    NO_DX = 1 << 21,
-    NO_DWEIGHT = 1 << 22,
-    NO_DBIAS = 1 << 23,
-    FEWER = 1 << 24,   /* valid_rows is too small by one */
-    WIDE_DX = 1 << 25, /* f32 */
+    EXACT = LOGPROB_FLAGS << 1,
+    MORE = LOGPROB_FLAGS << 2,
+    FEWER = LOGPROB_FLAGS << 3, /* valid_rows is too small by one */
+    GENERAL = LOGPROB_FLAGS << 4,
+    SURE = LOGPROB_FLAGS << 5,    /* all have one target, with p about .9999 */
+    NAN_ROW = LOGPROB_FLAGS << 6, /* the first row has a NaN */
+    KEPT = LOGPROB_FLAGS << 7,    /* logits are those that forward has left */
+    NO_DX = LOGPROB_FLAGS << 8,
+    NO_DWEIGHT = LOGPROB_FLAGS << 9,
+    NO_DBIAS = LOGPROB_FLAGS << 10,
+    WIDE_DX = LOGPROB_FLAGS << 11, /* f32 */
 };
-#define PLAIN                                                                                                          \
-    { 1, 0, 1 }
-
-static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
 
 static int64_t counted(const struct op_case *c) {
     const int64_t rows = c->size[ROWS];

@@ -1,22 +1,11 @@
-/* linear_logprob_map.cuh - from a logit to z, and back to the logit's gradient. */
-#ifndef LIGER_OPS_LINEAR_LOGPROB_MAP_CUH
-#define LIGER_OPS_LINEAR_LOGPROB_MAP_CUH
+/* logprob_map.cuh - from a logit to z, and back to the logit's gradient. */
+#ifndef LIGER_OPS_LOGPROB_MAP_CUH
+#define LIGER_OPS_LOGPROB_MAP_CUH
 
 #include "liger/cuda/softmax_state.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_row.h"
 
-namespace linear_logprob {
-
-/* z = outer·tanh(inner·logit), or inner·logit without a soft cap; dz/dlogit = slope·(1 - tanh²). */
-struct z_map {
-    float inner, outer, slope;
-};
-
-static inline z_map z_map_of(const logit_map &map) {
-    const double scale = map.scale, softcap = map.softcap, temperature = map.temperature;
-    return {(float)(scale / (softcap > 0 ? softcap : temperature)), (float)(softcap / temperature),
-            (float)(scale / temperature)};
-}
+namespace logprob {
 
 /* Rounded as it is: a difference of two z would fuse one of them, and that of a z from itself would not be 0. */
 template <bool CAPPED>
@@ -36,6 +25,6 @@ __device__ __forceinline__ float slope_of(const z_map &map, float logit) {
 /* Nothing is left of 2^x in f32 below this: an exponent that stays finite, so that 0 times it is 0. NaN is left to the term. */
 __device__ __forceinline__ float bounded_exponent(float x) { return fmaxf(x, -512.0f); }
 
-} // namespace linear_logprob
+} // namespace logprob
 
 #endif

@@ -1,16 +1,16 @@
-/* linear_logprob_rows.cuh - the formulas of a row's statistics, for cuda/vocab_rows_summed.cuh: the plain row, of which only
+/* logprob_rows.cuh - the formulas of a row's statistics, for cuda/vocab_rows_summed.cuh: the plain row, of which only
  * the softmax is wanted, and the row with every statistic.
  *
  * The target's own exponential is kept out of the sums over the others: what is left of a confident row is then
  * log1p(others/own), which does not cancel. With a negative scale logits change their sign as they are loaded, so that the
  * largest one is always that of the largest z. */
-#ifndef LIGER_OPS_LINEAR_LOGPROB_ROWS_CUH
-#define LIGER_OPS_LINEAR_LOGPROB_ROWS_CUH
+#ifndef LIGER_OPS_LOGPROB_ROWS_CUH
+#define LIGER_OPS_LOGPROB_ROWS_CUH
 
 #include "liger/cuda/vocab_rows_summed.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_map.cuh"
+#include "liger/ops/logprob/logprob_map.cuh"
 
-namespace linear_logprob {
+namespace logprob {
 
 struct rows_problem : logprob_rows_problem {
     z_map to_z; /* inner and outer are not negative */
@@ -24,14 +24,7 @@ __device__ __forceinline__ void fill_row(const logprob_results &to, int64_t sele
                                          int thread, int threads) {
     if (to.selected)
         for (int64_t k = thread; k < selected_count; k += threads) to.selected[row * selected_count + k] = value;
-    if (thread != 0) return;
-    if (to.log_prob) to.log_prob[row] = value;
-    if (to.entropy) to.entropy[row] = value;
-    if (to.lse) to.lse[row] = value;
-    if (to.log_sum_sq_probs) to.log_sum_sq_probs[row] = value;
-    if (to.mean_logits) to.mean_logits[row] = value;
-    if (to.is_top1) to.is_top1[row] = 0;
-    if (to.normalizer) to.normalizer[2 * row] = to.normalizer[2 * row + 1] = value;
+    if (thread == 0) logprob_fill(&to, row, value);
 }
 
 /* ---- what is known of a row before it is read --------------------------------------------------------------------- */
@@ -309,6 +302,6 @@ struct full_row : logits_row<T, CAPPED> {
     }
 };
 
-} // namespace linear_logprob
+} // namespace logprob
 
 #endif

@@ -1,48 +1,133 @@
-/* logprob_cases.c - shapes, tolerances and bench points of log-probabilities of logits that are there. */
+/* logprob_cases.c - shapes, tolerances and bench points of log-probabilities of logits that are there, and what cases on a head
+ * share with them. */
+#include "liger/ops/logprob/logprob_cases.h"
+
 #include <math.h>
 #include <stdlib.h>
 
 #include "liger/core/context_state.h"
-#include "liger/ops/linear_logprob/linear_logprob.h"
-#include "liger/ops/linear_logprob/linear_logprob_ref.h"
-#include "tests/harness/op_cases.h"
+#include "liger/ops/logprob/logprob.h"
+#include "tests/harness/linear_head_cases.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
 
-enum { LOGITS, TARGET, LOG_PROB, ENTROPY, LSE, SQUARES, MEAN, IS_TOP1, NORMALIZER, FORWARD_TENSORS };
-enum {
-    OF_LOG_PROB = LOG_PROB,
-    OF_NORMALIZER,
-    OF_ENTROPY,
-    OF_SQUARES,
-    D_LOG_PROB,
-    D_ENTROPY,
-    D_LSE,
-    D_SQUARES,
-    D_MEAN,
-    DLOGITS,
-    BACKWARD_TENSORS
-};
 enum { ROWS, VOCAB };
-enum { SCALE, SOFTCAP, TEMPERATURE };
-enum {
-    HAS_LOG_PROB = 1, /* results, or in backward their upstreams */
-    HAS_ENTROPY = 2,
-    HAS_LSE = 4,
-    HAS_SQUARES = 8,
-    HAS_MEAN = 16,
-    HAS_TOP1 = 32,
-    HAS_NORMALIZER = 64,
-    ALL = 127,
-    COUNTED = 128,   /* no row is ignored; else every third one */
-    IGNORED = 256,   /* every row is */
-    MASKED = 512,    /* every third logit but the target's is -inf */
-    SHIFTED = 1024,  /* all logits are about 1024 */
-    POISON = 2048,   /* ignored rows hold a NaN, their upstreams too */
-    INFINITE = 4096, /* the first logit of a row is +inf */
-};
-#define PLAIN                                                                                                          \
-    { 1, 0, 1 }
+enum { LOGITS, TARGET, OPERANDS };
+enum { LOGPROB_RESULTS(OPERANDS), FORWARD_TENSORS };
+enum { LOGPROB_UPSTREAMS(OPERANDS), DLOGITS, BACKWARD_TENSORS };
+
+/* ---- what is shared --------------------------------------------------------------------------------------------- */
+
+struct tensor_spec logprob_target(const struct op_case *c, int64_t rows, int64_t vocab) {
+    return (struct tensor_spec){.name = "target",
+                                .kind = KIND_INDEX,
+                                .values = VALUES_TARGET,
+                                .spread = (double)vocab,
+                                .offset = -100,
+                                .ignore_every = has(c, COUNTED)   ? 0
+                                                : has(c, IGNORED) ? 1
+                                                                  : 3,
+                                .ndim = 1,
+                                .shape = {rows}};
+}
+
+static struct tensor_spec of_rows(const char *name, enum tensor_role role, int64_t rows, bool present) {
+    return (struct tensor_spec){
+        .name = name, .role = role, .kind = KIND_F32, .ndim = 1, .shape = {rows}, .absent = !present};
+}
+struct tensor_spec logprob_by_rows(const char *name, enum tensor_role role, int64_t rows, int64_t each, bool present) {
+    struct tensor_spec spec = of_rows(name, role, rows, present);
+    spec.ndim = 2, spec.shape[1] = each;
+    return spec;
+}
+
+void logprob_describe_results(const struct op_case *c, int64_t rows, struct tensor_spec *first) {
+    struct tensor_spec *spec = first - LOG_PROB;
+    spec[LOG_PROB] = of_rows("log_prob", ROLE_OUT, rows, has(c, HAS_LOG_PROB));
+    spec[ENTROPY] = of_rows("entropy", ROLE_OUT, rows, has(c, HAS_ENTROPY));
+    spec[LSE] = of_rows("lse", ROLE_OUT, rows, has(c, HAS_LSE));
+    spec[SQUARES] = of_rows("log_sum_sq_probs", ROLE_OUT, rows, has(c, HAS_SQUARES));
+    spec[MEAN] = of_rows("mean_logits", ROLE_OUT, rows, has(c, HAS_MEAN));
+    spec[IS_TOP1] = of_rows("is_top1", ROLE_OUT, rows, has(c, HAS_TOP1));
+    spec[IS_TOP1].kind = KIND_BOOL;
+    spec[NORMALIZER] = logprob_by_rows("normalizer", ROLE_OUT, rows, 2, has(c, HAS_NORMALIZER));
+}
+
+void logprob_describe_upstreams(const struct op_case *c, int64_t rows, struct tensor_spec *first) {
+    struct tensor_spec *spec = first - OF_LOG_PROB;
+    spec[OF_LOG_PROB] = of_rows("log_prob", ROLE_IN, rows, has(c, HAS_LOG_PROB));
+    spec[OF_NORMALIZER] = logprob_by_rows("normalizer", ROLE_IN, rows, 2, true);
+    spec[OF_ENTROPY] = of_rows("entropy", ROLE_IN, rows, has(c, HAS_ENTROPY));
+    spec[OF_SQUARES] = of_rows("log_sum_sq_probs", ROLE_IN, rows, has(c, HAS_SQUARES));
+    spec[D_LOG_PROB] = of_rows("d_log_prob", ROLE_IN, rows, has(c, HAS_LOG_PROB));
+    spec[D_ENTROPY] = of_rows("d_entropy", ROLE_IN, rows, has(c, HAS_ENTROPY));
+    spec[D_LSE] = of_rows("d_lse", ROLE_IN, rows, has(c, HAS_LSE));
+    spec[D_SQUARES] = of_rows("d_log_sum_sq_probs", ROLE_IN, rows, has(c, HAS_SQUARES));
+    spec[D_MEAN] = of_rows("d_mean_logits", ROLE_IN, rows, has(c, HAS_MEAN));
+}
+
+/* Nothing if it is the logit; two roundings with a factor; of a soft cap those, tanh's 4 u and one more. */
+double logprob_error_of_z(const struct op_case *c) {
+    if (c->scalar[SOFTCAP] > 0) return 7 * 8;
+    return c->scalar[SCALE] == c->scalar[TEMPERATURE] ? 0 : 2 * 8;
+}
+
+/* A sum of a few products with p, which errs by what z errs by twice, by 4 u of an exponential and by roundings of the statistics,
+ * each of them about 8: 32 u. A slope of tanh has 8 u and what its argument errs by. */
+double logprob_error_of_gradient(const struct op_case *c, double error_of_z) {
+    return 32 + 2 * error_of_z + (c->scalar[SOFTCAP] > 0 ? 8 : 0);
+}
+
+struct logprob_ref logprob_ref_of(const struct op_case *c, int64_t rows, int64_t vocab) {
+    return (struct logprob_ref){
+        .rows = rows,
+        .vocab = vocab,
+        .ignore_index = -100,
+        .dtype = LIGER_DTYPE_NONE,
+        .scale = op_round(LIGER_F32, c->scalar[SCALE]),
+        .softcap = op_round(LIGER_F32, c->scalar[SOFTCAP]),
+        .temperature = op_round(LIGER_F32, c->scalar[TEMPERATURE]),
+    };
+}
+
+void logprob_ref_results(struct logprob_ref *ref, double *const *first) {
+    double *const *t = first - LOG_PROB;
+    ref->log_prob = t[LOG_PROB], ref->entropy = t[ENTROPY], ref->lse = t[LSE], ref->log_sum_sq_probs = t[SQUARES];
+    ref->mean_logits = t[MEAN], ref->is_top1 = t[IS_TOP1], ref->normalizer = t[NORMALIZER];
+}
+
+void logprob_ref_upstreams(struct logprob_ref *ref, double *const *first) {
+    double *const *t = first - OF_LOG_PROB;
+    ref->of_log_prob = t[OF_LOG_PROB], ref->of_entropy = t[OF_ENTROPY], ref->of_squares = t[OF_SQUARES];
+    ref->of_normalizer = t[OF_NORMALIZER];
+    ref->d_log_prob = t[D_LOG_PROB], ref->d_entropy = t[D_ENTROPY], ref->d_lse = t[D_LSE];
+    ref->d_log_sum_sq_probs = t[D_SQUARES], ref->d_mean_logits = t[D_MEAN];
+}
+
+void logprob_ref_statistics(struct logprob_ref *ref, double *const *first_upstream) {
+    double *const *t = first_upstream - OF_LOG_PROB;
+    ref->log_prob = t[OF_LOG_PROB], ref->normalizer = t[OF_NORMALIZER];
+    ref->entropy = t[OF_ENTROPY], ref->log_sum_sq_probs = t[OF_SQUARES];
+}
+
+double logprob_ref_loss(struct logprob_ref ref) {
+    double **const result[] = {&ref.log_prob,         &ref.entropy,     &ref.lse,
+                               &ref.log_sum_sq_probs, &ref.mean_logits, &ref.selected};
+    const double *const upstream[] = {ref.d_log_prob,         ref.d_entropy,     ref.d_lse,
+                                      ref.d_log_sum_sq_probs, ref.d_mean_logits, ref.d_selected};
+    double total = 0;
+    for (int i = 0; i < OP_COUNT(result); i++)
+        *result[i] = upstream[i] ? head_doubles(ref.rows * (i < 5 ? 1 : ref.ids)) : NULL;
+    logprob_reference_forward(ref);
+    for (int i = 0; i < OP_COUNT(result); i++) {
+        for (int64_t k = 0; upstream[i] && k < ref.rows * (i < 5 ? 1 : ref.ids); k++)
+            total += upstream[i][k] * (*result[i])[k];
+        free(*result[i]);
+    }
+    return total;
+}
+
+/* ---- cases ------------------------------------------------------------------------------------------------------ */
 
 /* A soft cap in f32 is linear_logprob's: here an element's error is that of its own tanh, which is twice libm's. */
 #define CAPPED_DTYPES (1u << LIGER_BF16 | 1u << LIGER_F16)
@@ -89,10 +174,6 @@ static const struct op_case bench[] = {
      .dtypes = 1u << LIGER_BF16},
 };
 
-static bool has(const struct op_case *c, uint32_t flag) { return (c->flags & flag) != 0; }
-
-/* ---- tensors ---------------------------------------------------------------------------------------------------- */
-
 static struct tensor_spec matrix(const struct op_case *c, const char *name, enum tensor_role role) {
     return (struct tensor_spec){.name = name,
                                 .role = role,
@@ -103,143 +184,80 @@ static struct tensor_spec matrix(const struct op_case *c, const char *name, enum
                                 .gaps = true};
 }
 
-static struct tensor_spec numbers(const struct op_case *c, const char *name, enum tensor_role role, uint32_t flag) {
-    return (struct tensor_spec){
-        .name = name, .role = role, .kind = KIND_F32, .ndim = 1, .shape = {c->size[ROWS]}, .absent = !has(c, flag)};
-}
-
 static void describe_operands(const struct op_case *c, struct tensor_spec *spec) {
     spec[LOGITS] = matrix(c, "logits", ROLE_IN);
-    spec[TARGET] = (struct tensor_spec){.name = "target",
-                                        .kind = KIND_INDEX,
-                                        .values = VALUES_TARGET,
-                                        .spread = (double)c->size[VOCAB],
-                                        .offset = -100,
-                                        .ignore_every = has(c, COUNTED)   ? 0
-                                                        : has(c, IGNORED) ? 1
-                                                                          : 3,
-                                        .ndim = 1,
-                                        .shape = {c->size[ROWS]}};
-}
-
-/* What a z may be off by, in u of |z|, which is 8 at most: two roundings with a factor; of a soft cap those, tanh's 4 u and one
- * more. */
-static double error_of_z(const struct op_case *c) {
-    if (c->scalar[SOFTCAP] > 0) return 7 * 8;
-    return c->scalar[SCALE] == c->scalar[TEMPERATURE] ? 0 : 2 * 8;
+    spec[TARGET] = logprob_target(c, c->size[ROWS], c->size[VOCAB]);
 }
 
 /* An exponential takes 4 u, the sum over a row some 16 more, logarithm and differences the rest: 32 u. Where the most probable
  * class is not the target, a logarithm of about 1 has an error of some u that nothing makes small. */
 static void describe_forward(const struct op_case *c, struct tensor_spec *spec) {
+    const double error = logprob_error_of_z(c);
     describe_operands(c, spec);
-    spec[LOG_PROB] = numbers(c, "log_prob", ROLE_OUT, HAS_LOG_PROB);
-    spec[ENTROPY] = numbers(c, "entropy", ROLE_OUT, HAS_ENTROPY);
-    spec[LSE] = numbers(c, "lse", ROLE_OUT, HAS_LSE);
-    spec[SQUARES] = numbers(c, "log_sum_sq_probs", ROLE_OUT, HAS_SQUARES);
-    spec[MEAN] = numbers(c, "mean_logits", ROLE_OUT, HAS_MEAN);
-    spec[IS_TOP1] = numbers(c, "is_top1", ROLE_OUT, HAS_TOP1);
-    spec[NORMALIZER] = numbers(c, "normalizer", ROLE_OUT, HAS_NORMALIZER);
-    spec[NORMALIZER].ndim = 2, spec[NORMALIZER].shape[1] = 2;
-    for (int i = LOG_PROB; i < FORWARD_TENSORS; i++) {
-        spec[i].relative = 32 + 2 * error_of_z(c), spec[i].absolute = 16 + 2 * error_of_z(c), spec[i].magnitude = 1;
-    }
+    logprob_describe_results(c, c->size[ROWS], &spec[LOG_PROB]);
+    for (int i = LOG_PROB; i < FORWARD_TENSORS; i++)
+        if (i != IS_TOP1) spec[i].relative = 32 + 2 * error, spec[i].absolute = 16 + 2 * error, spec[i].magnitude = 1;
     spec[SQUARES].relative *= 2, spec[SQUARES].absolute *= 2;
-    spec[IS_TOP1].kind = KIND_BOOL, spec[IS_TOP1].relative = spec[IS_TOP1].absolute = 0;
 }
 
 static void describe_backward(const struct op_case *c, struct tensor_spec *spec) {
     describe_operands(c, spec);
-    spec[OF_LOG_PROB] = numbers(c, "log_prob", ROLE_IN, HAS_LOG_PROB);
-    spec[OF_NORMALIZER] = numbers(c, "normalizer", ROLE_IN, 0);
-    spec[OF_NORMALIZER].ndim = 2, spec[OF_NORMALIZER].shape[1] = 2, spec[OF_NORMALIZER].absent = false;
-    spec[OF_ENTROPY] = numbers(c, "entropy", ROLE_IN, HAS_ENTROPY);
-    spec[OF_SQUARES] = numbers(c, "log_sum_sq_probs", ROLE_IN, HAS_SQUARES);
-    spec[D_LOG_PROB] = numbers(c, "d_log_prob", ROLE_IN, HAS_LOG_PROB);
-    spec[D_ENTROPY] = numbers(c, "d_entropy", ROLE_IN, HAS_ENTROPY);
-    spec[D_LSE] = numbers(c, "d_lse", ROLE_IN, HAS_LSE);
-    spec[D_SQUARES] = numbers(c, "d_log_sum_sq_probs", ROLE_IN, HAS_SQUARES);
-    spec[D_MEAN] = numbers(c, "d_mean_logits", ROLE_IN, HAS_MEAN);
+    logprob_describe_upstreams(c, c->size[ROWS], &spec[OF_LOG_PROB]);
     spec[DLOGITS] = matrix(c, "dlogits", ROLE_OUT);
-    /* As an element of linear_logprob's: what z errs by twice, 32 u of its terms, and a slope of tanh 8. */
     spec[DLOGITS].relative = 1.05;
-    spec[DLOGITS].absolute = 32 + 2 * error_of_z(c) + (c->scalar[SOFTCAP] > 0 ? 8 : 0);
+    spec[DLOGITS].absolute = logprob_error_of_gradient(c, logprob_error_of_z(c));
 }
 
 /* ---- reference -------------------------------------------------------------------------------------------------- */
 
-static struct linear_logprob_ref reference_of(const struct op_case *c, double *const *t) {
-    return (struct linear_logprob_ref){
-        .rows = c->size[ROWS],
-        .vocab = c->size[VOCAB],
-        .ignore_index = -100,
-        .dtype = LIGER_DTYPE_NONE,
-        .scale = op_round(LIGER_F32, c->scalar[SCALE]),
-        .softcap = op_round(LIGER_F32, c->scalar[SOFTCAP]),
-        .temperature = op_round(LIGER_F32, c->scalar[TEMPERATURE]),
-        .target = t[TARGET],
-        .logits = t[LOGITS],
-    };
+static struct logprob_ref reference_of(const struct op_case *c, double *const *t) {
+    struct logprob_ref ref = logprob_ref_of(c, c->size[ROWS], c->size[VOCAB]);
+    ref.target = t[TARGET], ref.logits = t[LOGITS];
+    return ref;
 }
 
-static struct linear_logprob_ref forward_of(const struct op_case *c, double *const *t) {
-    struct linear_logprob_ref ref = reference_of(c, t);
-    ref.log_prob = t[LOG_PROB], ref.entropy = t[ENTROPY], ref.lse = t[LSE], ref.log_sum_sq_probs = t[SQUARES];
-    ref.mean_logits = t[MEAN], ref.is_top1 = t[IS_TOP1], ref.normalizer = t[NORMALIZER];
+static struct logprob_ref forward_of(const struct op_case *c, double *const *t) {
+    struct logprob_ref ref = reference_of(c, t);
+    logprob_ref_results(&ref, t + LOG_PROB);
     return ref;
 }
 static void reference_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    linear_logprob_reference_forward(forward_of(c, t));
+    logprob_reference_forward(forward_of(c, t));
 }
 static void naive_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    linear_logprob_naive_forward(forward_of(c, t));
+    logprob_naive_forward(forward_of(c, t));
 }
 
-static struct linear_logprob_ref backward_of(const struct op_case *c, double *const *t) {
-    struct linear_logprob_ref ref = reference_of(c, t);
-    ref.of_log_prob = t[OF_LOG_PROB], ref.of_entropy = t[OF_ENTROPY], ref.of_squares = t[OF_SQUARES];
-    ref.of_normalizer = t[OF_NORMALIZER], ref.dlogits = t[DLOGITS];
-    ref.d_log_prob = t[D_LOG_PROB], ref.d_entropy = t[D_ENTROPY], ref.d_lse = t[D_LSE];
-    ref.d_log_sum_sq_probs = t[D_SQUARES], ref.d_mean_logits = t[D_MEAN];
+static struct logprob_ref backward_of(const struct op_case *c, double *const *t) {
+    struct logprob_ref ref = reference_of(c, t);
+    logprob_ref_upstreams(&ref, t + OF_LOG_PROB);
+    ref.dlogits = t[DLOGITS];
     return ref;
 }
 static void reference_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    linear_logprob_reference_backward(backward_of(c, t));
+    logprob_reference_backward(backward_of(c, t));
 }
 static void naive_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     (void)types;
-    linear_logprob_naive_backward(backward_of(c, t));
+    logprob_naive_backward(backward_of(c, t));
 }
-
-/* Σ upstream · result. Ignored rows have results of 0. */
 static double loss_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
-    const size_t rows = (size_t)c->size[ROWS];
-    double *results = calloc(5 * rows + 1, sizeof *results), total = 0;
-    struct linear_logprob_ref ref = reference_of(c, t);
     (void)types;
-    if (results == NULL) abort();
-    ref.log_prob = results, ref.entropy = results + rows, ref.lse = results + 2 * rows;
-    ref.log_sum_sq_probs = results + 3 * rows, ref.mean_logits = results + 4 * rows;
-    linear_logprob_reference_forward(ref);
-    for (size_t i = 0; i < 5; i++)
-        for (size_t r = 0; t[D_LOG_PROB + i] && r < rows; r++) total += t[D_LOG_PROB + i][r] * results[i * rows + r];
-    free(results);
-    return total;
+    return logprob_ref_loss(backward_of(c, t));
 }
 
 static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
-    const size_t elements = (size_t)(c->size[ROWS] * c->size[VOCAB]);
-    struct linear_logprob_ref ref = backward_of(c, t);
-    double *room = calloc(2 * elements + 1, sizeof *room);
+    const int64_t elements = c->size[ROWS] * c->size[VOCAB];
+    struct logprob_ref ref = backward_of(c, t);
     (void)types;
-    if (room == NULL) abort();
-    ref.dlogits = room, ref.terms = room + elements;
-    linear_logprob_reference_backward(ref);
-    for (size_t i = 0; i < elements; i++) op_raise(&magnitude[DLOGITS], ref.terms[i]);
-    free(room);
+    ref.dlogits = head_doubles(elements), ref.terms = head_doubles(elements);
+    logprob_reference_backward(ref);
+    for (int64_t i = 0; i < elements; i++) op_raise(&magnitude[DLOGITS], ref.terms[i]);
+    free(ref.dlogits);
+    free(ref.terms);
 }
 
 /* ---- inputs ------------------------------------------------------------------------------------------------------- */
@@ -259,31 +277,26 @@ static void prepare_operands(const struct op_case *c, const struct op_types *typ
 
 static void prepare_backward(const struct op_case *c, const struct op_types *types, double *const *t) {
     prepare_operands(c, types, t);
-    struct linear_logprob_ref ref = reference_of(c, t);
-    ref.log_prob = t[OF_LOG_PROB], ref.entropy = t[OF_ENTROPY], ref.log_sum_sq_probs = t[OF_SQUARES];
-    ref.normalizer = t[OF_NORMALIZER];
-    linear_logprob_reference_forward(ref);
+    struct logprob_ref ref = reference_of(c, t);
+    logprob_ref_statistics(&ref, t + OF_LOG_PROB);
+    logprob_reference_forward(ref);
     for (int64_t r = 0; has(c, POISON) && r < c->size[ROWS]; r++)
         if (t[TARGET][r] < 0) t[D_LOG_PROB][r] = t[D_ENTROPY][r] = NAN;
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
 
-#define FILL(to, c)                                                                                                    \
-    ((to)->ignore_index = -100, (to)->scale = (float)(c)->scalar[SCALE], (to)->softcap = (float)(c)->scalar[SOFTCAP],  \
-     (to)->temperature = (float)(c)->scalar[TEMPERATURE])
-
-static void forward_options(const struct op_case *c, void *args) { FILL((liger_logprob_forward_args *)args, c); }
-static void backward_options(const struct op_case *c, void *args) { FILL((liger_logprob_backward_args *)args, c); }
+static void forward_options(const struct op_case *c, void *args) {
+    LOGPROB_OPTIONS((liger_logprob_forward_args *)args, c);
+}
+static void backward_options(const struct op_case *c, void *args) {
+    LOGPROB_OPTIONS((liger_logprob_backward_args *)args, c);
+}
 OP_DOOR(logprob_forward, forward_options)
 OP_DOOR(logprob_backward, backward_options)
 OP_DOOR_WORKSPACE(logprob_backward)
 
-/* ---- refusals --------------------------------------------------------------------------------------------------- */
-
-static const struct op_provocation provocations[] = {
-    {"temperature 0", OP_SCALAR(TEMPERATURE, 0), LIGER_ERR_ARGUMENT, {": temperature is 0, but must be larger than 0"}},
-};
+/* ---- properties ------------------------------------------------------------------------------------------------- */
 
 /* The CPU writes nothing; a GPU, which is not waited for, makes NaN of the row's log-probability. */
 static const char *target_out_of_range(struct op_run *run) {
@@ -316,7 +329,6 @@ const struct op_cases logprob_forward_cases = {
     .no_loss = OP_IS_FORWARD,
     .no_range = {BY_SHIFTED, BY_SHIFTED, BY_SHIFTED, BY_SHIFTED},
     .no_aliases = OP_NO_ALIASES,
-    OP_PROVOCATIONS(provocations),
     OP_PROPERTIES(forward_properties),
     OP_BENCH(bench),
 };
@@ -335,6 +347,5 @@ const struct op_cases logprob_backward_cases = {
     .magnitudes = magnitudes,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
-    OP_PROVOCATIONS(provocations),
     OP_BENCH(bench),
 };

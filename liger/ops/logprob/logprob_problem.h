@@ -1,4 +1,4 @@
-/* linear_logprob_problem.h - the steps of log-probabilities on a head, which losses written on them share.
+/* logprob_problem.h - the steps of log-probabilities, which heads and losses written on them share.
  *
  *   ids        where in the vocabulary the selected ids stand
  *   rows       the statistics of rows of logits
@@ -9,8 +9,8 @@
  * All of them speak of z = softcap(scale·logit)/temperature, softcap(v) = c·tanh(v/c), and p = softmax(z) over the whole
  * vocabulary. Rows are those of the logits; where rows have been left out, row_of says which row of the batch one is (none,
  * if negative), and whatever is given or asked for by row of the batch is found through it. */
-#ifndef LIGER_OPS_LINEAR_LOGPROB_PROBLEM_H
-#define LIGER_OPS_LINEAR_LOGPROB_PROBLEM_H
+#ifndef LIGER_OPS_LOGPROB_PROBLEM_H
+#define LIGER_OPS_LOGPROB_PROBLEM_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,11 +1,11 @@
-/* linear_logprob_cuda.cu - log-probabilities on a head on CUDA: the statistics of rows of logits, and the gradient of a slice
- * of them. */
+/* logprob_cuda.cu - log-probabilities on CUDA: which kernels the statistics of rows of logits get, and the gradient of a slice
+ * of them; and what both need besides. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/launch.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_gradient.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_rows.cuh"
+#include "liger/ops/logprob/logprob_gradient.cuh"
+#include "liger/ops/logprob/logprob_rows.cuh"
 
-namespace linear_logprob {
+namespace logprob {
 
 enum { THREADS = 256, WARPS = THREADS / WARP };
 
@@ -41,31 +41,14 @@ __global__ void __launch_bounds__(THREADS) ignored_kernel(const __grid_constant_
 
 /* ---- weights ------------------------------------------------------------------------------------------------------ */
 
-__device__ __forceinline__ float upstream_of(const float *upstream, int64_t r) { return upstream ? upstream[r] : 0.0f; }
-
 /* By a whole warp; its lanes share out the selected ids. */
-__device__ __forceinline__ logits_gradient_row weigh(const logprob_weights_problem &p, int64_t r) {
+__device__ __forceinline__ logits_gradient_row weigh(const logprob_weights_problem &p, int64_t r, int64_t y) {
     const logprob_upstreams &up = p.upstream;
     float by_selected = 0.0f;
     if (up.selected)
         for (int64_t k = threadIdx.x % WARP; k < p.selected_count; k += WARP)
             by_selected += up.selected[r * p.selected_count + k];
-    by_selected = warp_sum(by_selected);
-    const float entropy = upstream_of(up.entropy, r), squares = upstream_of(up.log_sum_sq_probs, r);
-    logits_gradient_row row;
-    row.max = p.normalizer[2 * r], row.log_sum = p.normalizer[2 * r + 1];
-    row.by_p = upstream_of(up.lse, r) - by_selected;
-    row.by_p_log_p = -entropy;
-    row.by_p_squared = 0.0f;
-    if (up.entropy) row.by_p -= entropy * p.entropy[r];
-    if (up.log_sum_sq_probs) {
-        row.by_p -= 2.0f * squares;
-        row.by_p_squared = 2.0f * squares * expf(-p.log_sum_sq_probs[r]);
-    }
-    row.constant = upstream_of(up.mean_logits, r) / (float)p.vocab;
-    row.hit = upstream_of(up.log_prob, r);
-    row.own = up.log_prob ? row.hit * -expm1f(p.log_prob[r]) : 0.0f;
-    return row;
+    return logprob_weigh(&p, r, y, logprob_upstream(up.lse, r) - warp_sum(by_selected));
 }
 
 __global__ void __launch_bounds__(THREADS) weights_kernel(const __grid_constant__ logprob_weights_problem p) {
@@ -76,9 +59,8 @@ __global__ void __launch_bounds__(THREADS) weights_kernel(const __grid_constant_
     row.target = -1;
     if (y != p.ignore_index) {
         const bool spoiled = y < 0 || y >= p.vocab || (p.count && *p.count > p.most);
-        if (!spoiled) row = weigh(p, r);
-        else row.by_p = NAN;
-        row.target = spoiled ? 0 : y;
+        if (!spoiled) row = weigh(p, r, y);
+        else row.by_p = NAN, row.target = 0;
     }
     if (threadIdx.x % WARP == 0) p.weights[i] = row;
 }
@@ -108,7 +90,7 @@ void launch_formula(rows_problem p, cudaStream_t stream) {
 template <typename T>
 void launch_rows(const rows_problem &p, cudaStream_t stream) {
     const logprob_results &to = p.results;
-    if (p.map.softcap > 0) launch_formula<full_row<T, true>>(p, stream);
+    if (p.to_z.capped) launch_formula<full_row<T, true>>(p, stream);
     else if (to.entropy || to.log_sum_sq_probs || to.mean_logits || to.is_top1 || p.to_z.inner == 0.0f)
         launch_formula<full_row<T, false>>(p, stream);
     else launch_formula<plain_row<T>>(p, stream);
@@ -118,14 +100,14 @@ void launch_rows(const rows_problem &p, cudaStream_t stream) {
 
 template <typename T>
 void launch_gradient_of(const gradient_problem &p, cudaStream_t stream) {
-    const bool capped = p.map.softcap > 0, by_column = p.selected || p.class_weight;
+    const bool capped = p.to_z.capped, by_column = p.selected || p.class_weight;
     if (by_column && capped) launch_gradient<T, true, true>(p, stream);
     else if (by_column) launch_gradient<T, false, true>(p, stream);
     else if (capped) launch_gradient<T, true, false>(p, stream);
     else launch_gradient<T, false, false>(p, stream);
 }
 
-} // namespace linear_logprob
+} // namespace logprob
 
 extern "C" liger_status logprob_ids_cuda(liger_context *context, const struct logprob_ids_problem *problem,
                                          liger_stream stream) {
@@ -133,20 +115,20 @@ extern "C" liger_status logprob_ids_cuda(liger_context *context, const struct lo
     const cudaStream_t on = (cudaStream_t)stream;
     LIGER_ON_DEVICE(context, "logprob_ids");
     if (p.first == NULL) return LIGER_OK;
-    linear_logprob::no_id_kernel<<<grid_size(p.vocab, linear_logprob::THREADS), linear_logprob::THREADS, 0, on>>>(p);
-    linear_logprob::link_ids_kernel<<<grid_size(p.count, linear_logprob::THREADS), linear_logprob::THREADS, 0, on>>>(p);
+    logprob::no_id_kernel<<<grid_size(p.vocab, logprob::THREADS), logprob::THREADS, 0, on>>>(p);
+    logprob::link_ids_kernel<<<grid_size(p.count, logprob::THREADS), logprob::THREADS, 0, on>>>(p);
     return launched(context, "logprob_ids", stream);
 }
 
 extern "C" liger_status logprob_rows_cuda(liger_context *context, const struct logprob_rows_problem *problem,
                                           liger_stream stream) {
-    linear_logprob::rows_problem p;
+    logprob::rows_problem p;
     (logprob_rows_problem &)p = *problem;
-    p.to_z = linear_logprob::z_map_of(p.map);
+    p.to_z = z_map_of(&p.map);
     p.negative = p.to_z.inner < 0.0f;
     p.to_z.inner = fabsf(p.to_z.inner);
     LIGER_ON_DEVICE(context, "logprob_rows");
-    LIGER_FOR_FLOAT(p.dtype, T, linear_logprob::launch_rows<T>(p, (cudaStream_t)stream))
+    LIGER_FOR_FLOAT(p.dtype, T, logprob::launch_rows<T>(p, (cudaStream_t)stream))
     return launched(context, "logprob_rows", stream);
 }
 
@@ -154,8 +136,8 @@ extern "C" liger_status logprob_ignored_cuda(liger_context *context, const struc
                                              liger_stream stream) {
     if (problem->rows == 0) return LIGER_OK;
     LIGER_ON_DEVICE(context, "logprob_ignored");
-    const unsigned blocks = grid_size(problem->rows, linear_logprob::WARPS);
-    linear_logprob::ignored_kernel<<<blocks, linear_logprob::THREADS, 0, (cudaStream_t)stream>>>(*problem);
+    const unsigned blocks = grid_size(problem->rows, logprob::WARPS);
+    logprob::ignored_kernel<<<blocks, logprob::THREADS, 0, (cudaStream_t)stream>>>(*problem);
     return launched(context, "logprob_ignored", stream);
 }
 
@@ -163,18 +145,18 @@ extern "C" liger_status logprob_weights_cuda(liger_context *context, const struc
                                              liger_stream stream) {
     if (problem->rows == 0) return LIGER_OK;
     LIGER_ON_DEVICE(context, "logprob_weights");
-    const unsigned blocks = grid_size(problem->rows, linear_logprob::WARPS);
-    linear_logprob::weights_kernel<<<blocks, linear_logprob::THREADS, 0, (cudaStream_t)stream>>>(*problem);
+    const unsigned blocks = grid_size(problem->rows, logprob::WARPS);
+    logprob::weights_kernel<<<blocks, logprob::THREADS, 0, (cudaStream_t)stream>>>(*problem);
     return launched(context, "logprob_weights", stream);
 }
 
 extern "C" liger_status logits_gradient_cuda(liger_context *context, const struct logits_gradient_problem *problem,
                                              liger_stream stream) {
     if (problem->rows == 0 || problem->cols == 0) return LIGER_OK;
-    linear_logprob::gradient_problem p;
+    logprob::gradient_problem p;
     (logits_gradient_problem &)p = *problem;
-    p.to_z = linear_logprob::z_map_of(p.map);
+    p.to_z = z_map_of(&p.map);
     LIGER_ON_DEVICE(context, "logits_gradient");
-    LIGER_FOR_FLOAT(p.dtype, T, linear_logprob::launch_gradient_of<T>(p, (cudaStream_t)stream))
+    LIGER_FOR_FLOAT(p.dtype, T, logprob::launch_gradient_of<T>(p, (cudaStream_t)stream))
     return launched(context, "logits_gradient", stream);
 }

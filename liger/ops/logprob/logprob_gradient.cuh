@@ -1,14 +1,14 @@
-/* linear_logprob_gradient.cuh - a slice of the logits becomes its gradient, element by element: bound by memory. A thread moves
+/* logprob_gradient.cuh - a slice of the logits becomes its gradient, element by element: bound by memory. A thread moves
  * a few packs of one row, so that what is the same for a row is worked out once for all of them. */
-#ifndef LIGER_OPS_LINEAR_LOGPROB_GRADIENT_CUH
-#define LIGER_OPS_LINEAR_LOGPROB_GRADIENT_CUH
+#ifndef LIGER_OPS_LOGPROB_GRADIENT_CUH
+#define LIGER_OPS_LOGPROB_GRADIENT_CUH
 
 #include "liger/cuda/launch.cuh"
 #include "liger/cuda/pack.cuh"
 #include "liger/cuda/vocab_rows.cuh"
-#include "liger/ops/linear_logprob/linear_logprob_map.cuh"
+#include "liger/ops/logprob/logprob_map.cuh"
 
-namespace linear_logprob {
+namespace logprob {
 
 struct gradient_problem : logits_gradient_problem {
     z_map to_z;
@@ -177,6 +177,6 @@ void launch_gradient(const gradient_problem &p, cudaStream_t stream) {
     gradient_kernel<T, CAPPED, BY_COLUMN><<<grid, block, 0, stream>>>(p);
 }
 
-} // namespace linear_logprob
+} // namespace logprob
 
 #endif

@@ -1,9 +1,9 @@
 /* logprob.c - a composite: the statistics of rows of logits, and their gradient from a copy of the logits that becomes it. */
+#include "liger/ops/logprob/logprob.h"
+
 #include "liger/core/door_rules.h"
 #include "liger/ops/cross_entropy/cross_entropy_problem.h"
-#include "liger/ops/linear_logprob/linear_logprob.h"
-#include "liger/ops/linear_logprob/linear_logprob_door.h"
-#include "liger/ops/linear_logprob/linear_logprob_problem.h"
+#include "liger/ops/logprob/logprob_problem.h"
 #include "liger/ops/row_selection/row_selection_problem.h"
 
 enum { ROWS = 1, VOCAB };
@@ -36,17 +36,13 @@ static liger_status check_targets(liger_context *context, const struct door_call
 /* clang-format off */
 #define OF_ROWS(field) {ARG(field), OUT, DTYPE(F32), VECTOR(ROWS), TO_POINTER(results.field), OPTIONAL}
 #define DOOR logprob_forward, logprob_rows_problem
-static liger_status check_forward(struct door_call *call) {
-    return require_temperature(call, ((const liger_logprob_forward_args *)call->args)->temperature);
-}
 static const struct door_rule forward_rules[] = {
     {ARG(logits),        IN, FLOAT_T, DIMS(2, ROWS, SOME(VOCAB)), TO_PITCHED(logits), PITCH_TO(logits_stride)},
     {ARG(target),        IN, INDEX,   VECTOR(ROWS), TO_POINTER(target), DTYPE_TO(target_dtype)},
     {INT64(ignore_index), TO(ignore_index)},
-    {FLOAT(scale),       FINITE, TO(map.scale)},
-    {FLOAT(softcap),     CAP,    TO(map.softcap)},
-    {FLOAT(temperature), FINITE, TO(map.temperature)},
-    {CHECK(check_forward)},
+    {FLOAT(scale),       FINITE,   TO(map.scale)},
+    {FLOAT(softcap),     CAP,      TO(map.softcap)},
+    {FLOAT(temperature), POSITIVE, TO(map.temperature)},
     OF_ROWS(log_prob), OF_ROWS(entropy), OF_ROWS(lse), OF_ROWS(log_sum_sq_probs), OF_ROWS(mean_logits),
     {ARG(is_top1),    OUT, DTYPE(BOOL), VECTOR(ROWS), TO_POINTER(results.is_top1), OPTIONAL},
     {ARG(normalizer), OUT, DTYPE(F32),  DIMS(2, ROWS, EXACTLY(2)), TO_POINTER(results.normalizer), OPTIONAL},
@@ -57,9 +53,6 @@ static const struct door_rule forward_rules[] = {
 #define DOOR logprob_backward, backward_problem
 #define GIVEN(field, ...) {ARG(field), IN, DTYPE(F32), VECTOR(ROWS), TO_POINTER(weights.field), __VA_ARGS__}
 #define UPSTREAM(field) {ARG(d_##field), IN, DTYPE(F32), VECTOR(ROWS), TO_POINTER(weights.upstream.field), OPTIONAL}
-static liger_status check_backward(struct door_call *call) {
-    return require_temperature(call, ((const liger_logprob_backward_args *)call->args)->temperature);
-}
 static size_t backward_workspace(const struct door_call *call) {
     return (size_t)call->size[ROWS] * sizeof(struct logits_gradient_row);
 }
@@ -67,10 +60,9 @@ static const struct door_rule backward_rules[] = {
     {ARG(logits),        IN, FLOAT_T, DIMS(2, ROWS, SOME(VOCAB)), TO_PITCHED(logits), PITCH_TO(logits_stride)},
     {ARG(target),        IN, INDEX,   VECTOR(ROWS), TO_POINTER(weights.target), DTYPE_TO(weights.target_dtype)},
     {INT64(ignore_index), TO(weights.ignore_index)},
-    {FLOAT(scale),       FINITE, TO(gradient.map.scale)},
-    {FLOAT(softcap),     CAP,    TO(gradient.map.softcap)},
-    {FLOAT(temperature), FINITE, TO(gradient.map.temperature)},
-    {CHECK(check_backward)},
+    {FLOAT(scale),       FINITE,   TO(gradient.map.scale)},
+    {FLOAT(softcap),     CAP,      TO(gradient.map.softcap)},
+    {FLOAT(temperature), POSITIVE, TO(gradient.map.temperature)},
     GIVEN(log_prob, ONLY_WITH(d_log_prob)),
     {ARG(normalizer),    IN, DTYPE(F32), DIMS(2, ROWS, EXACTLY(2)), TO_POINTER(weights.normalizer)},
     GIVEN(entropy, ONLY_WITH(d_entropy)),
