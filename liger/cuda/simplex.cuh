@@ -15,14 +15,40 @@
 
 namespace simplex {
 
-/* The largest value; +inf stands for one that is no number, or infinite. */
+/* The largest value; +inf stands for one that is no number, or infinite. What has been merged is that of four parts: so of a
+ * row that two blocks share there are eight to begin from, and not two. */
 struct maximum {
-    float max, unused;
+    float of[4];
 
-    __device__ __forceinline__ void take(float x) { max = x <= FLT_MAX ? fmaxf(max, x) : INFINITY; }
+    __device__ __forceinline__ void take(float x) { of[0] = x <= FLT_MAX ? fmaxf(of[0], x) : INFINITY; }
+    __device__ __forceinline__ float max() const { return fmaxf(fmaxf(of[0], of[1]), fmaxf(of[2], of[3])); }
 };
-__device__ __forceinline__ maximum no_maximum() { return {-INFINITY, 0.0f}; }
-__device__ __forceinline__ maximum warp_merge(maximum a) { return {warp_max_ordered(a.max), 0.0f}; }
+__device__ __forceinline__ maximum only(float max) { return {max, -INFINITY, -INFINITY, -INFINITY}; }
+__device__ __forceinline__ maximum no_maximum() { return only(-INFINITY); }
+__device__ __forceinline__ maximum warp_merge(const maximum &a) {
+    float max = a.max();
+    maximum parts;
+#pragma unroll
+    for (int offset = WARP / 2; offset >= 4; offset /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, offset));
+#pragma unroll
+    for (int k = 0; k < 4; k++) parts.of[k] = __shfl_sync(0xffffffffu, max, k);
+    return parts;
+}
+/* One value for each lane, no two the same one of the row: from what has come of a cluster's blocks, to a lane each, or of
+ * warps, or from its own. */
+template <typename X>
+__device__ __forceinline__ float one_of(const maximum &of_lane) {
+    if (!X::OF_CLUSTER) return of_lane.max();
+    static_assert(vocab_rows::MAX_CLUSTER * 4 <= WARP, "a lane for each part");
+    const int lane = threadIdx.x % WARP;
+    float one = -INFINITY;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const float part = __shfl_sync(0xffffffffu, of_lane.of[k], lane % vocab_rows::MAX_CLUSTER);
+        if (lane / vocab_rows::MAX_CLUSTER == k) one = part;
+    }
+    return one;
+}
 
 /* Σ (x - origin) over the values above a threshold, and how many they are. */
 struct members {
@@ -72,7 +98,7 @@ struct threshold {
     }
 };
 
-/* A start: three steps on one value of each lane, in f32, and a bit below for what they round. */
+/* A start: three steps on one value of each lane, no two the same one of the row, in f32, and a bit below for what they round. */
 __device__ __forceinline__ float start_below(float max, float of_lane) {
     float above = __fadd_rd(max, -1.0f);
 #pragma unroll

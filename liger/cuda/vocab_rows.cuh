@@ -161,6 +161,9 @@ __device__ __forceinline__ int own_value(const P &at, int y) {
  * used again only after everybody has been seen behind it. */
 enum { TURNS = 4 };
 
+/* Blocks that share a row, at most. */
+enum { MAX_CLUSTER = 8 };
+
 /* The slot of an exchange that is not made. */
 struct nothing {};
 
@@ -176,6 +179,7 @@ struct exchange {
     shared_barrier *barriers; /* BARRIERS */
     unsigned sent = 0, passed_on = 0, received = 0;
 
+    static constexpr bool OF_CLUSTER = CLUSTERED; /* what is received is a block's, not a warp's */
     static constexpr int BARRIERS = CLUSTERED ? 2 * TURNS : TURNS;
     static __device__ __forceinline__ int places(int clusters) { return CLUSTERED ? WARPS + clusters : WARPS; }
 
@@ -236,6 +240,7 @@ struct exchange {
  * where another may still read. */
 template <typename S>
 struct block_exchange {
+    static constexpr bool OF_CLUSTER = false;
     S *slots; /* 2 · warps */
     int warps, turn;
 

@@ -41,7 +41,7 @@ namespace vocab_rows {
 /* The key of a row that is not read, and of what is no row. */
 enum { SKIPPED = -1 };
 
-enum { MAX_CLUSTER = 8, MOST_ROWS = 1 << 30 };
+enum { MOST_ROWS = 1 << 30 };
 
 /* The k-th input's vectors of a stage. */
 template <typename F, typename P>

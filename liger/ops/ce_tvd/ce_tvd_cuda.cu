@@ -27,8 +27,7 @@ __device__ __forceinline__ void push_pack(row_sum &s, const pack<T, N> &raw) {
     unpack(raw, x);
 #pragma unroll
     for (int k = 0; k < N; k++) max = fmaxf(max, x[k]);
-    s.sum *= term_of(s.max, max);
-    s.max = max;
+    s = {max, __fmul_rn(s.sum, term_of(s.max, max))};
 #pragma unroll
     for (int k = 0; k < N; k++) s.sum += term_of(x[k], max);
 }
@@ -54,8 +53,8 @@ struct comparison {
     distances found;
 
     __device__ __forceinline__ comparison(float share, float share_t)
-        : most(fmaxf(fmaxf(share, share_t), FLT_MIN)), share(share), by(share / most),
-          by_t(share_t / most), found{0.0f, 0.0f} {}
+        : most(fmaxf(share, share_t)), share(share), by(most == 0.0f ? 0.0f : share / most),
+          by_t(most == 0.0f ? 0.0f : share_t / most), found{0.0f, 0.0f} {}
     __device__ __forceinline__ void add(float s, float t) {
         const float above = fmaf(s, by, -__fmul_rn(t, by_t));
         found.apart += fabsf(above);

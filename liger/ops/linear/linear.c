@@ -21,7 +21,9 @@ struct forward_problem {
 
 #define DOOR linear_forward, forward_problem
 static size_t forward_workspace(const struct door_call *call) {
-    return door_has(call, BIT(bias)) ? product_bytes(call) : 0;
+    const size_t strip = (size_t)call->size[ROWS] * 256 * sizeof(float), products = product_bytes(call);
+    if (!door_has(call, BIT(bias)) || products == 0) return 0;
+    return strip > products ? strip : products; /* of f32, and of whole tiles however many the rows are */
 }
 /* clang-format off */
 static const struct door_rule forward_rules[] = {

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(THREADS)
         x.load(row, 0, count);
         simplex::maximum own = simplex::no_maximum();
         walk([&](float value, int, int) { own.take(value); });
-        const float max = simplex::warp_merge(own).max;
+        const float max = simplex::warp_merge(own).max();
         float above = max < 0.0f ? INFINITY : NAN, more = max < 0.0f ? 0.0f : NAN;
         if (fabsf(max) < INFINITY) {
             of_a_warp again;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(THREADS)
                 return found.all();
             };
             const simplex::threshold tau =
-                simplex::find_threshold(max, simplex::start_below(max, own.max), members_above, again);
+                simplex::find_threshold(max, simplex::start_below(max, own.max()), members_above, again);
             above = tau.above;
             more = fabsf(max) >= MTA_SHARES
                        ? tau.rest

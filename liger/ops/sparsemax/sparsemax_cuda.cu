@@ -38,14 +38,14 @@ struct forward_row : vocab_rows::every_row {
 
     template <int V>
     static __device__ __forceinline__ slot maximum_of(const part<V> &x) {
-        maximum m = no_maximum();
+        float max = -INFINITY;
         bool finite = true;
 #pragma unroll
         for (int k = 0; k < x.COUNT; k++) {
             finite = finite && x.value(k) <= FLT_MAX;
-            m.max = fmaxf(m.max, x.value(k));
+            max = fmaxf(max, x.value(k));
         }
-        return {finite ? m.max : INFINITY, 0.0f};
+        return only(finite ? max : INFINITY);
     }
 
     /* The lanes of a word put its bits together, by whole warps; those that have no vector add none. */
@@ -60,7 +60,7 @@ struct forward_row : vocab_rows::every_row {
     template <int V, typename P, typename X>
     static __device__ __forceinline__ void settle_part(const problem &p, const P &at, int64_t r, part<V> &x, float most,
                                                        slot of_lane, X &again) {
-        const float max = warp_merge(of_lane).max;
+        const float max = warp_merge(of_lane).max();
         const auto members_above = [&](float above, float origin) {
             thread_members own;
             x.forget();
@@ -71,7 +71,7 @@ struct forward_row : vocab_rows::every_row {
             }
             return own.all();
         };
-        const threshold tau = find_threshold(max, start_below(max, of_lane.max), members_above, again);
+        const threshold tau = find_threshold(max, start_below(max, one_of<X>(of_lane)), members_above, again);
         x.forget();
         T *const y = row_at<T>(p.y, r) + at.first * (int64_t)N;
 #pragma unroll
@@ -99,7 +99,7 @@ struct forward_row : vocab_rows::every_row {
     template <int V>
     static __device__ __forceinline__ slot sum_up(const part<V> (&x)[1], kept<V> &own) {
         const slot found = maximum_of(x[0]);
-        own.most = found.max;
+        own.most = found.max();
         return found;
     }
     template <int V, typename P, typename X>
@@ -123,7 +123,7 @@ struct forward_row : vocab_rows::every_row {
         part<VECTORS> x;
         x.load(at, stage);
         loaded();
-        settle_part(p, at, r, x, maximum_of(x).max, of_lane, again);
+        settle_part(p, at, r, x, maximum_of(x).max(), of_lane, again);
     }
 
     /* Streamed: a walk for each step. Then a warp writes 32 elements and their word at a time: no boundaries to mind. */
@@ -135,7 +135,7 @@ struct forward_row : vocab_rows::every_row {
     }
     template <typename X>
     static __device__ __forceinline__ void settle(const problem &p, int64_t r, const slot &of_lane, X &again) {
-        const float max = warp_merge(of_lane).max;
+        const float max = warp_merge(of_lane).max();
         const auto members_above = [&](float above, float origin) {
             thread_members own;
             vocab_rows::walk<forward_row>(p, r, [&](const auto &raw, int64_t) {
@@ -144,7 +144,7 @@ struct forward_row : vocab_rows::every_row {
             });
             return own.all();
         };
-        const threshold tau = find_threshold(max, start_below(max, of_lane.max), members_above, again);
+        const threshold tau = find_threshold(max, start_below(max, one_of<X>(of_lane)), members_above, again);
         const T *const x = input(p, 0, r);
         T *const y = row_at<T>(p.y, r);
         const int lane = threadIdx.x % WARP, warps = (int)blockDim.x / WARP;
