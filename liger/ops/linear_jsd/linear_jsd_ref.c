@@ -6,6 +6,8 @@
 
 #include <math.h>
 
+#include "liger/ops/jsd/jsd_ref.h"
+
 #ifndef REAL
 #define REAL double
 int64_t linear_jsd_count(const struct linear_jsd_ref *p) {
@@ -23,32 +25,18 @@ static REAL log_sum_exp(const double *logits, int64_t vocab, double temperature)
     return max + (REAL)log(sum);
 }
 
-/* The term of an element, and its derivative by log Q = a, with log P = b. */
-static REAL term_of(REAL beta, REAL a, REAL b, REAL *derivative) {
-    const REAL q = (REAL)exp(a), p = (REAL)exp(b), m = beta * p + (1 - beta) * q;
-    if (beta == 0) {
-        *derivative = -p;
-        return p == 0 ? 0 : p * (b - a);
-    }
-    if (beta == 1) {
-        *derivative = q == 0 ? 0 : q * (a - b) + q;
-        return q == 0 ? 0 : q * (a - b);
-    }
-    *derivative = q == 0 ? 0 : (1 - beta) * q * (a - (REAL)log(m));
-    return (p == 0 ? 0 : beta * p * (b - (REAL)log(m))) + *derivative;
-}
-
 static REAL one_row(const struct linear_jsd_ref *p, int64_t r, REAL by) {
     const double *x = p->logits + r * p->vocab, *y = p->teacher_logits + r * p->vocab;
     double *d = p->dlogits + r * p->vocab;
     const REAL of_x = log_sum_exp(x, p->vocab, p->temperature), of_y = log_sum_exp(y, p->vocab, p->temperature);
     REAL loss = 0, sum = 0;
     for (int64_t j = 0; j < p->vocab; j++) {
-        REAL derivative;
+        double value, slope; /* by log Q */
         const REAL a = (REAL)(x[j] / p->temperature) - of_x, b = (REAL)(y[j] / p->temperature) - of_y;
-        loss += term_of((REAL)p->beta, a, b, &derivative);
-        sum += derivative;
-        d[j] = derivative;
+        jsd_reference(p->beta, a, b, &value, &slope);
+        loss += (REAL)value;
+        sum += (REAL)slope;
+        d[j] = slope;
     }
     for (int64_t j = 0; j < p->vocab; j++) {
         const REAL softmax = (REAL)exp((REAL)(x[j] / p->temperature) - of_x);
