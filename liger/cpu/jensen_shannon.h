@@ -74,8 +74,8 @@ LIGER_TEMPLATE void js_even(int vectors, struct mixture m, const v_f32 *x, const
 
 /* Of P and Q let A be the one with the smaller weight s, B the other, and d = log A - log B: M = B·(1 + s·(e^d - 1)). Then
  *   log M - log B = l = log1p(s·expm1(d)),   log A - log M = d - l,     d as far as `far`, and l grows by what is beyond */
-LIGER_TEMPLATE void js_skew(bool a_is_p, int vectors, struct mixture m, const v_f32 *x, const v_f32 *y,
-                            struct js_elements *to) {
+V_OUT_OF_LINE void js_skew(bool a_is_p, int vectors, struct mixture m, const v_f32 *x, const v_f32 *y,
+                           struct js_elements *to) {
     const v_f32 small = v_set(a_is_p ? m.beta : m.rest), most = v_set(a_is_p ? m.rest : m.beta);
     const v_f32 far = v_set(m.far), zero = v_zero();
     const struct js_pair of = js_pair_of(vectors, x, y);

@@ -40,15 +40,17 @@ OP_DOOR(jsd, options)
 OP_DOOR_WORKSPACE(jsd)
 
 /* Of the larger of P and Q: what an error of one unit in their logarithms, exponentials and in log g amounts to. In 16 bits
- * the products of their logarithms with log2 e are rounded, on CUDA. In a skew mixture all that is multiplied by the smaller
- * weight, and a logarithm of M may be as large as that weight's. */
+ * the products of their logarithms with log2 e are rounded, on CUDA. */
 static double size_of(const struct op_types *types, double beta, double x, double y) {
     const double larger = fmax(x, y), apart = fabs(x - y), smaller = fmin(beta, 1 - beta);
-    const bool skew = smaller < MIXTURE_SKEW, one_sided = smaller == 0;
-    const double most = skew ? 1 - log(smaller) : 1;
-    const double of_sides = one_sided ? fabs(x) + fabs(y) : isfinite(apart) ? fmin(apart, most) : 0;
     const double rough = types->t == LIGER_F16 || types->t == LIGER_BF16 ? 1 + fabs(larger) / 4 : 0;
-    const double size = exp(larger) * (1 + of_sides + rough) * (skew && !one_sided ? smaller : 1);
+    double parts = 1 + rough;
+    if (smaller == 0) parts += fabs(x) + fabs(y);
+    else if (smaller >= MIXTURE_SKEW) parts += isfinite(apart) ? fmin(apart, 1) : 0;
+    else
+        parts *= smaller *
+                 (1 + fmin(apart, 1 - log(smaller))); /* all terms have this factor, or a logarithm up to its own */
+    const double size = exp(larger) * parts;
     return isfinite(size) ? size : 0;
 }
 
