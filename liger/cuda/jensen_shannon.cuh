@@ -16,38 +16,28 @@ struct element {
 /* e to a power below this is 0; differences of such powers are finite. */
 constexpr float LOWEST = -0x1p100f;
 
-/* x and y, the larger of P and Q, and what the smaller is of it. */
-template <bool EXACT>
-struct pair {
-    float x, y, large, ratio;
-
-    __device__ __forceinline__ pair(float log_q, float log_p)
-        : x(max_or_nan(log_q, LOWEST)), y(max_or_nan(log_p, LOWEST)), large(exp_of<EXACT>(fmaxf(x, y))),
-          ratio(exp_of<EXACT>(-fabsf(x - y))) {}
-};
-
 /* Of P and Q let E be the larger, e·E the smaller, and w the weight of the smaller: M = E·g with g = w·e + (1 - w). Then
  *   value = -E·(g·log g + w·e·|x - y|),     x - log M = min(x - y, 0) - log g */
 template <bool EXACT, bool EXACT_LOG>
-__device__ __forceinline__ element even(mixture m, float x, float y) {
-    const pair<EXACT> of(x, y);
-    const float d = of.x - of.y, e = of.ratio;
+__device__ __forceinline__ element between(mixture m, float x, float y) {
+    const float a = max_or_nan(x, LOWEST), b = max_or_nan(y, LOWEST), d = a - b;
     const bool x_is_larger = d > 0.0f;
+    const float e = exp_of<EXACT>(-fabsf(d)), large = exp_of<EXACT>(fmaxf(a, b));
     const float weight = x_is_larger ? m.beta : m.rest, other = x_is_larger ? m.rest : m.beta;
     const float g = fmaf(weight, e, other), log_g = log_of<EXACT_LOG>(g); /* 1 if e is: so is the weights' sum */
-    const float q = x_is_larger ? of.large : of.large * e, below = x_is_larger ? 0.0f : d;
-    return {-of.large * fmaf(weight * e, fabsf(d), g * log_g), m.rest * q * (below - log_g), q};
+    const float q = x_is_larger ? large : large * e, below = x_is_larger ? 0.0f : d;
+    return {-large * fmaf(weight * e, fabsf(d), g * log_g), m.rest * q * (below - log_g), q};
 }
 
 /* Of P and Q let A be the one with the smaller weight s, B the other, and d = log A - log B: M = B·(1 + s·(e^d - 1)). Then
  *   log M - log B = l = log1p(s·expm1(d)),   log A - log M = d - l,     d as far as `far`, and l grows by what is beyond */
 template <bool EXACT, bool A_IS_P>
 __device__ __forceinline__ element skew(mixture m, float x, float y) {
-    const pair<EXACT> of(x, y);
     const float small = A_IS_P ? m.beta : m.rest, most = A_IS_P ? m.rest : m.beta;
-    const float d = A_IS_P ? of.y - of.x : of.x - of.y, near = fminf(d, m.far);
-    const float l = log1pf(small * expm1_of<EXACT>(near)), other = of.large * of.ratio;
-    const float a = d > 0.0f ? of.large : other, b = d > 0.0f ? other : of.large;
+    const float log_a = max_or_nan(A_IS_P ? y : x, LOWEST), log_b = max_or_nan(A_IS_P ? x : y, LOWEST);
+    const float d = log_a - log_b, near = fminf(d, m.far), l = log1pf(small * expm1_of<EXACT>(near));
+    const float large = exp_of<EXACT>(fmaxf(log_a, log_b)), other = large * exp_of<EXACT>(-fabsf(d));
+    const float a = d > 0.0f ? large : other, b = d > 0.0f ? other : large;
     const float of_a = small * a * (near - l), of_b = most * b * (max_or_nan(d - m.far, 0.0f) + l);
     return {of_a - of_b, A_IS_P ? -of_b : of_a, A_IS_P ? b : a};
 }
@@ -72,7 +62,7 @@ __device__ __forceinline__ void by_mode(mixture m, V visit) {
         case MIXTURE_TO_STUDENT: visit([](float x, float y) { return to_student<EXACT>(x, y); }); break;
         case MIXTURE_FEW_P: visit([m](float x, float y) { return skew<EXACT, true>(m, x, y); }); break;
         case MIXTURE_FEW_Q: visit([m](float x, float y) { return skew<EXACT, false>(m, x, y); }); break;
-        case MIXTURE_EVEN: visit([m](float x, float y) { return even<EXACT, EXACT_LOG>(m, x, y); }); break;
+        case MIXTURE_EVEN: visit([m](float x, float y) { return between<EXACT, EXACT_LOG>(m, x, y); }); break;
     }
 }
 
