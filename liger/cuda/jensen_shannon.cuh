@@ -54,16 +54,22 @@ __device__ __forceinline__ element to_student(float x, float y) {
     return {value, value + q, q};
 }
 
-/* Calls visit(element_of) with the function for this mixture, which is chosen once for many elements. */
+__host__ __device__ __forceinline__ bool is_skew(mixture m) {
+    return m.mode == MIXTURE_FEW_P || m.mode == MIXTURE_FEW_Q;
+}
+
+/* Calls visit(element_of) with the function for this mixture, which is chosen once for many elements. That of a skew one takes
+ * registers which some kernels do not have: by_mode is for all others. */
 template <bool EXACT, bool EXACT_LOG = EXACT, typename V>
 __device__ __forceinline__ void by_mode(mixture m, V visit) {
-    switch (m.mode) {
-        case MIXTURE_TO_TEACHER: visit([](float x, float y) { return to_teacher<EXACT>(x, y); }); break;
-        case MIXTURE_TO_STUDENT: visit([](float x, float y) { return to_student<EXACT>(x, y); }); break;
-        case MIXTURE_FEW_P: visit([m](float x, float y) { return skew<EXACT, true>(m, x, y); }); break;
-        case MIXTURE_FEW_Q: visit([m](float x, float y) { return skew<EXACT, false>(m, x, y); }); break;
-        case MIXTURE_EVEN: visit([m](float x, float y) { return between<EXACT, EXACT_LOG>(m, x, y); }); break;
-    }
+    if (m.mode == MIXTURE_TO_TEACHER) visit([](float x, float y) { return to_teacher<EXACT>(x, y); });
+    else if (m.mode == MIXTURE_TO_STUDENT) visit([](float x, float y) { return to_student<EXACT>(x, y); });
+    else visit([m](float x, float y) { return between<EXACT, EXACT_LOG>(m, x, y); });
+}
+template <bool EXACT, typename V>
+__device__ __forceinline__ void by_skew_mode(mixture m, V visit) {
+    if (m.mode == MIXTURE_FEW_P) visit([m](float x, float y) { return skew<EXACT, true>(m, x, y); });
+    else visit([m](float x, float y) { return skew<EXACT, false>(m, x, y); });
 }
 
 } // namespace jensen_shannon
