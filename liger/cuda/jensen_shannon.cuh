@@ -62,8 +62,8 @@ __host__ __device__ __forceinline__ bool is_skew(mixture m) {
  * registers which some kernels do not have: by_mode is for all others. */
 template <bool EXACT, bool EXACT_LOG = EXACT, typename V>
 __device__ __forceinline__ void by_mode(mixture m, V visit) {
-    if (m.mode == MIXTURE_TO_TEACHER) visit([](float x, float y) { return to_teacher<EXACT>(x, y); });
-    else if (m.mode == MIXTURE_TO_STUDENT) visit([](float x, float y) { return to_student<EXACT>(x, y); });
+    if (m.beta == 0.0f) visit([](float x, float y) { return to_teacher<EXACT>(x, y); });
+    else if (m.rest == 0.0f) visit([](float x, float y) { return to_student<EXACT>(x, y); });
     else visit([m](float x, float y) { return between<EXACT, EXACT_LOG>(m, x, y); });
 }
 template <bool EXACT, typename V>
