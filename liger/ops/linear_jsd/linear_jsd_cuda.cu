@@ -1,7 +1,8 @@
 /* linear_jsd_cuda.cu - rows of a Jensen-Shannon divergence on CUDA: formulas for the kernels of cuda/vocab_rows.cuh.
  *
  * A row pair is f32 and read once, as long as it fits into the shared memory of a cluster: the sums of both softmaxes in one
- * exchange, then in a second one those of the loss and of its derivative by log Q, which every element's gradient needs. */
+ * exchange, then in a second one those of the loss and of its derivative by log Q, which every element's gradient needs. Rows of a
+ * skew mixture (core/mixture.h) are walked. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/jensen_shannon.cuh"
 #include "liger/cuda/vocab_rows_resident.cuh"
