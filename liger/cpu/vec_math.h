@@ -8,10 +8,9 @@
 
 #include "liger/cpu/simd.h"
 
-/* e^x within 2 ulp; 0 below -104, +inf above 88.73; NaN stays. Of two vectors at once: their steps alternate, where one
- * alone would wait for each of its own. */
-LIGER_TEMPLATE void v_exp_each(int vectors, v_f32 *x) {
-    v_f32 n[2], r[2], p[2];
+/* x = n·ln 2 + r with |r| < 0.35, and p for e^r = 1 + r + r²·p. Of one or two vectors: their steps alternate, where one alone
+ * would wait for each of its own. */
+LIGER_TEMPLATE void v_exp_parts(int vectors, const v_f32 *x, v_f32 *n, v_f32 *r, v_f32 *p) {
     for (int j = 0; j < vectors; j++) {
         const v_f32 bounded = v_min(v_set(89.0f), v_max(v_set(-105.0f), x[j])); /* in this order NaN passes through */
         n[j] = v_round(v_mul(bounded, v_set(1.44269504088896341f)));
@@ -23,8 +22,22 @@ LIGER_TEMPLATE void v_exp_each(int vectors, v_f32 *x) {
     for (int j = 0; j < vectors; j++) p[j] = v_fma(p[j], r[j], v_set(4.1665795894e-2f));
     for (int j = 0; j < vectors; j++) p[j] = v_fma(p[j], r[j], v_set(1.6666665459e-1f));
     for (int j = 0; j < vectors; j++) p[j] = v_fma(p[j], r[j], v_set(5.0000001201e-1f));
+}
+
+/* e^x within 2 ulp; 0 below -104, +inf above 88.73; NaN stays. */
+LIGER_TEMPLATE void v_exp_each(int vectors, v_f32 *x) {
+    v_f32 n[2], r[2], p[2];
+    v_exp_parts(vectors, x, n, r, p);
     for (int j = 0; j < vectors; j++) p[j] = v_fma(p[j], v_mul(r[j], r[j]), v_add(r[j], v_set(1.0f)));
     for (int j = 0; j < vectors; j++) x[j] = v_scale2(p[j], n[j]);
+}
+/* e^x - 1 within 2 ulp, of x up to 88; NaN stays. */
+LIGER_TEMPLATE void v_expm1_each(int vectors, v_f32 *x) {
+    v_f32 n[2], r[2], p[2];
+    v_exp_parts(vectors, x, n, r, p);
+    for (int j = 0; j < vectors; j++) p[j] = v_fma(p[j], v_mul(r[j], r[j]), r[j]);
+    for (int j = 0; j < vectors; j++) x[j] = v_sub(v_scale2(v_set(1.0f), n[j]), v_set(1.0f));
+    for (int j = 0; j < vectors; j++) x[j] = v_add(v_scale2(p[j], n[j]), x[j]);
 }
 LIGER_TEMPLATE v_f32 v_exp(v_f32 x) {
     v_exp_each(1, &x);
@@ -47,6 +60,12 @@ LIGER_TEMPLATE v_f32 v_log_normal(v_f32 x) {
     p = v_fma(n, v_set(-2.12194440e-4f), v_mul(v_mul(p, f), square)); /* ln 2 in two parts, as in v_exp */
     p = v_fnma(v_set(0.5f), square, p);
     return v_fma(n, v_set(0.693359375f), v_add(f, p));
+}
+
+/* log(1 + x) within 3 ulp, of x > -1 whose sum with 1 is finite; NaN stays. What the sum loses is a part of it. */
+LIGER_TEMPLATE v_f32 v_log1p(v_f32 x) {
+    const v_f32 sum = v_add(x, v_set(1.0f)), lost = v_sub(x, v_sub(sum, v_set(1.0f)));
+    return v_add(v_log_normal(sum), v_div(lost, sum));
 }
 
 /* 1 / (1 + e^-x) within 3 ulp. */

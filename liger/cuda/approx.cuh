@@ -34,6 +34,11 @@ template <bool EXACT>
 __device__ __forceinline__ float log_of(float x) {
     return EXACT ? logf(x) : LN2 * log2_approx(x);
 }
+/* e^x - 1. Not EXACT: off by 2^-22 of e^x, or of 1 below 0. */
+template <bool EXACT>
+__device__ __forceinline__ float expm1_of(float x) {
+    return EXACT ? expm1f(x) : exp_of<false>(x) - 1.0f;
+}
 
 /* The larger; NaN if one is. */
 __device__ __forceinline__ float max_or_nan(float x, float y) {

@@ -1,7 +1,5 @@
-/* jensen_shannon.cuh - one element of the generalized Jensen-Shannon divergence, from x = log Q and y = log P.
- *
- * Of P and Q let E be the larger, e·E the smaller, and w the weight of the smaller: M = E·g with g = w·e + (1 - w). Then
- *   value = -E·(g·log g + w·e·|x - y|),     x - log M = min(x - y, 0) - log g */
+/* jensen_shannon.cuh - one element of the generalized Jensen-Shannon divergence, from x = log Q and y = log P; as on the CPU
+ * (cpu/jensen_shannon.h). Each mode of the mixture (core/mixture.h) has a formula of its own. */
 #ifndef LIGER_CUDA_JENSEN_SHANNON_CUH
 #define LIGER_CUDA_JENSEN_SHANNON_CUH
 
@@ -18,6 +16,8 @@ struct element {
 /* e to a power below this is 0; differences of such powers are finite. */
 constexpr float LOWEST = -0x1p100f;
 
+/* Of P and Q let E be the larger, e·E the smaller, and w the weight of the smaller: M = E·g with g = w·e + (1 - w). Then
+ *   value = -E·(g·log g + w·e·|x - y|),     x - log M = min(x - y, 0) - log g */
 template <bool EXACT, bool EXACT_LOG>
 __device__ __forceinline__ element between(mixture m, float x, float y) {
     const float a = max_or_nan(x, LOWEST), b = max_or_nan(y, LOWEST), d = a - b;
@@ -27,6 +27,19 @@ __device__ __forceinline__ element between(mixture m, float x, float y) {
     const float g = fmaf(weight, e, other), log_g = log_of<EXACT_LOG>(g); /* 1 if e is: so is the weights' sum */
     const float q = x_is_larger ? large : large * e, below = x_is_larger ? 0.0f : d;
     return {-large * fmaf(weight * e, fabsf(d), g * log_g), m.rest * q * (below - log_g), q};
+}
+
+/* Of P and Q let A be the one with the smaller weight s, B the other, and d = log A - log B: M = B·(1 + s·(e^d - 1)). Then
+ *   log M - log B = l = log1p(s·expm1(d)),   log A - log M = d - l,     d as far as `far`, and l grows by what is beyond */
+template <bool EXACT, bool A_IS_P>
+__device__ __forceinline__ element skew(mixture m, float x, float y) {
+    const float small = A_IS_P ? m.beta : m.rest, most = A_IS_P ? m.rest : m.beta;
+    const float log_a = max_or_nan(A_IS_P ? y : x, LOWEST), log_b = max_or_nan(A_IS_P ? x : y, LOWEST);
+    const float d = log_a - log_b, near = fminf(d, m.far), l = log1pf(small * expm1_of<EXACT>(near));
+    const float large = exp_of<EXACT>(fmaxf(log_a, log_b)), other = large * exp_of<EXACT>(-fabsf(d));
+    const float a = d > 0.0f ? large : other, b = d > 0.0f ? other : large;
+    const float of_a = small * a * (near - l), of_b = most * b * (max_or_nan(d - m.far, 0.0f) + l);
+    return {of_a - of_b, A_IS_P ? -of_b : of_a, A_IS_P ? b : a};
 }
 
 /* KL(P || Q) for a beta of 0, KL(Q || P) for 1. A term whose factor is 0 is 0. */
@@ -41,12 +54,22 @@ __device__ __forceinline__ element to_student(float x, float y) {
     return {value, value + q, q};
 }
 
-/* Calls visit(element_of) with the function for this mixture, which is chosen once for many elements. */
+__host__ __device__ __forceinline__ bool is_skew(mixture m) {
+    return m.mode == MIXTURE_FEW_P || m.mode == MIXTURE_FEW_Q;
+}
+
+/* Calls visit(element_of) with the function for this mixture, which is chosen once for many elements. That of a skew one takes
+ * registers which some kernels do not have: by_mode is for all others. */
 template <bool EXACT, bool EXACT_LOG = EXACT, typename V>
 __device__ __forceinline__ void by_mode(mixture m, V visit) {
     if (m.beta == 0.0f) visit([](float x, float y) { return to_teacher<EXACT>(x, y); });
     else if (m.rest == 0.0f) visit([](float x, float y) { return to_student<EXACT>(x, y); });
     else visit([m](float x, float y) { return between<EXACT, EXACT_LOG>(m, x, y); });
+}
+template <bool EXACT, typename V>
+__device__ __forceinline__ void by_skew_mode(mixture m, V visit) {
+    if (m.mode == MIXTURE_FEW_P) visit([m](float x, float y) { return skew<EXACT, true>(m, x, y); });
+    else visit([m](float x, float y) { return skew<EXACT, false>(m, x, y); });
 }
 
 } // namespace jensen_shannon

@@ -6,7 +6,7 @@ import inspect
 
 import torch
 import torch.nn.functional as F
-from reference import assert_close, twins
+from reference import assert_close, jensen_shannon, twins
 from token_losses import LOGITS
 
 from liger_kernel.chunked_loss.cosine_similarity_loss import LigerFusedLinearCosineSimilarityFunction
@@ -47,18 +47,8 @@ class MeanSquares(LigerFusedLinearDistillationBase):
 # ---- distances of each token, from logits in float64 ----------------------------------------------------------------------
 
 
-def entropy(p):
-    return torch.special.entr(p).sum(-1)
-
-
-def jensen_shannon(s, t, beta):
-    """The generalised divergence of Lin 1991, from entropies: H(M) - beta H(P) - (1 - beta) H(Q); its ends from their own."""
-    q, p = s.softmax(-1), t.softmax(-1)
-    if beta == 0:
-        return -entropy(p) - (p * s.log_softmax(-1)).sum(-1)
-    if beta == 1:
-        return -entropy(q) - (q * t.log_softmax(-1)).sum(-1)
-    return entropy(beta * p + (1 - beta) * q) - beta * entropy(p) - (1 - beta) * entropy(q)
+def divergence(s, t, beta):
+    return jensen_shannon(s.log_softmax(-1), t.log_softmax(-1), beta).sum(-1)
 
 
 def cosine(s, t, beta):
@@ -70,7 +60,7 @@ def mean_squares(s, t, beta):
 
 
 FORMULAS = {
-    LigerFusedLinearJSDFunction: jensen_shannon,
+    LigerFusedLinearJSDFunction: divergence,
     LigerFusedLinearCosineSimilarityFunction: cosine,
     MeanSquares: mean_squares,
 }

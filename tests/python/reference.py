@@ -52,6 +52,35 @@ def twins(*tensors: Tensor | None) -> list[Tensor | None]:
     ]  # fmt: skip
 
 
+def times(weight: Tensor, logarithm: Tensor) -> Tensor:
+    """weight · logarithm, and 0 where the weight is."""
+    return torch.where(weight > 0, weight * torch.where(weight > 0, logarithm, 0.0), 0.0)
+
+
+def jensen_shannon(x: Tensor, y: Tensor, beta: float) -> Tensor:
+    """Elements of the divergence of Lin (1991) with the weights of arXiv:2306.13649, from x = log Q and y = log P. log M stands
+    against that of the distribution that weighs most: where it is nearly all of M the difference would have no digits left."""
+    p, q = y.exp(), x.exp()
+    if beta in (0, 1):
+        return times(p, y - x) if beta == 0 else times(q, x - y)
+    if beta < 0.5:
+        growth = torch.log1p(beta * (y - x).expm1())
+        of_p, of_q = y - x - growth, -growth
+    else:
+        growth = torch.log1p((1 - beta) * (x - y).expm1())
+        of_p, of_q = -growth, x - y - growth
+    return beta * times(p, of_p) + (1 - beta) * times(q, of_q)
+
+
+SKEW = [weight for small in (1e-3, 1e-4, 1e-6, 1e-12) for weight in (small, 1 - small)]
+
+
+def unit_of_mixture(beta: float) -> float:
+    """What the larger of P and Q is multiplied with in an element: a smaller weight below 2^-6, in a formula of its own."""
+    smaller = min(beta, 1 - beta)
+    return smaller if 0 < smaller < 2**-6 else 1.0
+
+
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0) -> Tensor:
     normal = x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
     return normal if weight is None else normal * (weight + offset)

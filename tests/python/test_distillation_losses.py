@@ -18,16 +18,17 @@ from distillation_formulas import (
     MeanSquares,
     call,
     check,
+    divergence,
     exact,
     operands,
     problem,
     results,
 )
-from reference import DTYPES, assert_close
+from reference import DTYPES, SKEW, assert_close, twins, unit
 from token_losses import LOGITS, about, compiled, same
 
 from liger_kernel import chunked_loss
-from liger_kernel.chunked_loss import _distillation, functional
+from liger_kernel.chunked_loss import _distillation, functional, jsd_loss
 from liger_kernel.chunked_loss.cosine_similarity_loss import LigerFusedLinearCosineSimilarityFunction
 from liger_kernel.chunked_loss.fused_linear_distillation import LigerFusedLinearDistillationBase
 from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
@@ -145,6 +146,27 @@ def test_a_hard_loss_without_weight_may_be_infinite(device):
             assert loss.isfinite() and found[2] == math.inf
     loss, _, _, *gradients = results(JSD, given | {"beta": 1.0})
     assert loss.isfinite() and all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("how", ["ordinary", "far", "equal"])
+@pytest.mark.parametrize("beta", [0.03, 0.97, *SKEW])
+@pytest.mark.parametrize("transformed", [False, True])
+def test_digits_of_a_skew_mixture(device, monkeypatch, beta, how, transformed):
+    """Loss and gradient of logits, by hand and by torch, keep the digits that those of the smaller weight's KL have."""
+    monkeypatch.setattr(jsd_loss, "is_transformed", lambda: transformed)
+    s, t = (4 * torch.randn(5, 131, device=device) for _ in range(2))
+    if how != "far":
+        s, t = s / 4, (s if how == "equal" else t) / 4
+    loss = JSD.distillation_loss_fn(s.requires_grad_(), t, beta=beta)
+    (gradient,) = torch.autograd.grad(loss, s)
+    wide, target = twins(s, t)
+    exact = divergence(wide, target, beta).sum()
+    (right,) = torch.autograd.grad(exact, wide)
+    log_q, log_p = wide.detach().log_softmax(-1), target.log_softmax(-1)
+    each = min(beta, 1 - beta) * (log_p.exp() + log_q.exp()) * (1 + log_p.abs() + log_q.abs())
+    size = each + log_q.exp() * each.sum(-1, keepdim=True)
+    assert ((gradient.cpu().double() - right).abs() <= 4 * unit(torch.float32) * size).all()
+    assert (loss.cpu().double() - exact).abs() <= 4 * unit(torch.float32) * each.sum()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])

@@ -4,10 +4,13 @@ test_operators*.py."""
 
 from __future__ import annotations
 
+import decimal
+import math
+
 import pytest
 import torch
 from operator_case import Case
-from reference import DTYPES, assert_close, twins, unit
+from reference import DTYPES, SKEW, assert_close, jensen_shannon, times, twins, unit
 
 from liger_kernel.ops import LigerJSDFunction, LigerKLDivLossFunction, LigerTVDLossFunction, jsd_backward, jsd_forward
 from liger_kernel.ops.jsd import jsd
@@ -46,21 +49,8 @@ OWED = [
 # ---- formulas in float64 --------------------------------------------------------------------------------------------------
 
 
-def divergence(weight, a, b):
-    """Σ over elements is KL, of e^a against e^b weighted: nothing where there is no weight."""
-    some = weight > 0
-    return torch.where(some, weight * (torch.where(some, a, 0.0) - torch.where(some, b, 0.0)), 0.0)
-
-
 def kl64(x, y, log_target=False, eps=1e-10):
-    return divergence(y.exp(), y, x) if log_target else divergence(y, y.clamp(min=eps).log(), x)
-
-
-def jsd64(x, y, beta):
-    if beta in (0.0, 1.0):
-        return divergence(y.exp(), y, x) if beta == 0 else divergence(x.exp(), x, y)
-    log_m = (beta * y.exp() + (1 - beta) * x.exp()).log()
-    return beta * divergence(y.exp(), y, log_m) + (1 - beta) * divergence(x.exp(), x, log_m)
+    return times(y.exp(), y - x) if log_target else times(y, y.clamp(min=eps).log() - x)
 
 
 def tvd64(x, y):
@@ -138,7 +128,7 @@ def test_jsd(device, dtype, target, labelled, beta):
     y = log_probs(13, 131).to(device, target)
     marks = labels(13).to(device) if labelled else None
     valid = None if marks is None else marks != -100
-    check(LigerJSDFunction, x, y, (marks, beta), lambda a, b: jsd64(a, b, beta), "batchmean", dtype, valid)
+    check(LigerJSDFunction, x, y, (marks, beta), lambda a, b: jensen_shannon(a, b, beta), "batchmean", dtype, valid)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -159,7 +149,15 @@ def test_widths(device, dtype, vocab):
     """Around the tiles that a loss is summed in, and wider than 65536; with gaps, of rows that begin anywhere."""
     for gap in (0, 3):
         x, y = (torch.nn.functional.pad(log_probs(5, vocab), (gap, 0)).to(device, dtype)[:, gap:] for _ in range(2))
-        check(LigerJSDFunction, x.requires_grad_(), y, (None, 0.5), lambda a, b: jsd64(a, b, 0.5), "batchmean", dtype)
+        check(
+            LigerJSDFunction,
+            x.requires_grad_(),
+            y,
+            (None, 0.5),
+            lambda a, b: jensen_shannon(a, b, 0.5),
+            "batchmean",
+            dtype,
+        )
 
 
 def test_torch_is_the_same(device):
@@ -192,9 +190,64 @@ def test_a_student_that_is_nearly_the_teacher(device, apart):
     loss = LigerJSDFunction.apply(x, y)
     loss.backward()
     wide, target = twins(x, y)
-    jsd64(wide, target, 0.5).sum().div(16).backward()
+    jensen_shannon(wide, target, 0.5).sum().div(16).backward()
     error = (x.grad.cpu().double() - wide.grad).abs() * 16
     assert (error <= 4 * unit(torch.float32) * wide.detach().exp()).all()
+
+
+# ---- mixtures of which nearly all is one distribution -----------------------------------------------------------------------
+
+
+def rows_apart(how):
+    """Log-probabilities of a student and a teacher."""
+    y = log_probs(5, 131, spread=8.0 if how == "far" else 2.0)
+    return {"near": y + 1e-3 * torch.randn_like(y), "equal": y.clone()}.get(how, log_probs(5, 131)), y
+
+
+@pytest.mark.parametrize("beta", SKEW)
+def test_the_reference_is_the_definition(beta):
+    """With sixty digits."""
+    for how in ("ordinary", "far", "near"):
+        wide, y = (t[0].double() for t in rows_apart(how))
+        values = jensen_shannon(wide.requires_grad_(), y, beta)
+        (slopes,) = torch.autograd.grad(values.sum(), wide)
+        with decimal.localcontext() as context:
+            context.prec = 60
+            small = decimal.Decimal(beta)
+            for a, b, value, slope in zip(wide.tolist(), y.tolist(), values.tolist(), slopes.tolist()):
+                log_q, log_p = decimal.Decimal(a), decimal.Decimal(b)
+                p, q = log_p.exp(), log_q.exp()
+                log_m = (small * p + (1 - small) * q).ln()
+                of_q = (1 - small) * q * (log_q - log_m)
+                size = float(max(p, q)) * min(beta, 1 - beta)
+                assert abs(slope - float(of_q)) <= 1e-14 * size * max(1, abs(a - b))
+                assert abs(value - float(of_q + small * p * (log_p - log_m))) <= 1e-14 * size * max(1, abs(a - b))
+
+
+@pytest.mark.parametrize("plain_torch", [False, True])
+@pytest.mark.parametrize("how", ["ordinary", "far", "near", "equal"])
+@pytest.mark.parametrize("beta", SKEW)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_digits_of_a_skew_mixture(device, monkeypatch, dtype, beta, how, plain_torch):
+    """An element is a few units of the smaller weight times the larger probability, or of its own terms, from the exact one."""
+    monkeypatch.setattr(LigerJSDFunction, "_plain_torch", plain_torch)
+    x, y = (t.to(device, dtype) for t in rows_apart(how))
+    loss = LigerJSDFunction.apply(x.requires_grad_(), y, None, beta)
+    loss.backward()
+    wide, target = twins(x, y)
+    values = jensen_shannon(wide, target, beta) / 5
+    values.sum().backward()
+    largest, smaller = torch.maximum(wide, target).detach(), min(beta, 1 - beta)
+    apart = (wide - target).detach().abs().clamp(max=1 - torch.tensor(smaller).log().item())
+    rough = 1 + largest.abs() / 4 if dtype is not torch.float32 else 0.0  # a GPU's exponentials
+    size = smaller * largest.exp() * (1 + apart) * (1 + rough) / 5
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    error = (x.grad.cpu().double() - wide.grad).abs()
+    assert (error <= 8 * unit(torch.float32) * size + 1.01 * unit(dtype) * wide.grad.abs() + smallest).all()
+    error, exact = (loss.cpu().double() - values.detach().sum()).abs(), values.detach().sum().abs()
+    assert error <= 8 * unit(torch.float32) * size.sum() + 1.01 * unit(dtype) * exact + smallest
+    if how == "equal":
+        assert loss == 0 and (plain_torch or not x.grad.any())
 
 
 # ---- infinities, and what does not count ----------------------------------------------------------------------------------
@@ -222,7 +275,7 @@ def test_infinities_of_kl(monkeypatch, plain_torch):
 
 
 @pytest.mark.parametrize("plain_torch", [False, True])
-@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("beta", [*BETAS, *SKEW])
 def test_infinities_of_jsd(device, monkeypatch, beta, plain_torch):
     """Each element alone in a row, so that the loss is that element's."""
     monkeypatch.setattr(LigerJSDFunction, "_plain_torch", plain_torch)
@@ -242,9 +295,9 @@ def test_infinities_of_jsd(device, monkeypatch, beta, plain_torch):
     elif beta == 1:
         assert only_p == (0, 0) and only_q == (INF, INF)
     else:
-        log_beta, log_rest = (torch.tensor(v).double().log().item() for v in (beta, 1 - beta))
-        assert only_p[1] == 0 and only_p[0] == pytest.approx(-beta * p * log_beta, rel=1e-6)
-        assert only_q == pytest.approx((-(1 - beta) * q * log_rest,) * 2, rel=1e-6)
+        log_beta, log_rest = math.log(beta), math.log1p(-beta)
+        assert only_p[1] == 0 and only_p[0] == pytest.approx(-beta * p * log_beta, rel=1e-6, abs=0)
+        assert only_q == pytest.approx((-(1 - beta) * q * log_rest,) * 2, rel=1e-6, abs=0)
     for x, y in ((NAN, -1.0), (-1.0, NAN)):
         loss, grad = of(x, y)
         assert loss != loss and (grad != grad or (beta == 0 and y == y))

@@ -9,7 +9,7 @@ import torch
 from distillation import sizes, subnormal_steps, within
 from operator_case import HIDDEN as OWED_HIDDEN
 from operator_case import Case
-from reference import DTYPES, unit
+from reference import DTYPES, SKEW, jensen_shannon, unit, unit_of_mixture
 
 import liger_kernel.ops.fused_linear_jsd as module
 from liger_kernel.ops import (
@@ -58,18 +58,11 @@ def exact(x, weight, teacher_x, teacher_weight, labels=None, beta=0.5, temperatu
     for i in counts:
         log_q = torch.log_softmax(weight @ x[i] / temperature, 0)
         log_p = torch.log_softmax(teacher_weight @ teacher_x[i] / temperature, 0)
-        q, p = log_q.exp(), log_p.exp()
-        m = beta * p + (1 - beta) * q
-        if beta == 0:
-            row = (p * (log_p - log_q)).sum()
-        elif beta == 1:
-            row = (q * (log_q - log_p)).sum()
-        else:
-            row = (beta * p * (log_p - m.log())).sum() + (1 - beta) * (q * (log_q - m.log())).sum()
+        row = jensen_shannon(log_q, log_p, beta).sum()
         loss = loss + row * share
         with torch.no_grad():
-            each = (p + q) * (1 + log_p.abs() + log_q.abs())
-            size[i] = (each + q * each.sum()) * share / abs(temperature)
+            each = unit_of_mixture(beta) * (log_p.exp() + log_q.exp()) * (1 + log_p.abs() + log_q.abs())
+            size[i] = (each + log_q.exp() * each.sum()) * share / abs(temperature)
     return loss.detach(), *torch.autograd.grad(loss, (x, weight)), size, x.detach(), weight.detach()
 
 
@@ -121,6 +114,18 @@ def test_values_and_gradients(device, dtype, beta, temperature, labeled):
         assert not given[0].grad[given[4] == -100].any()
 
 
+@pytest.mark.parametrize("plain_torch", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@pytest.mark.parametrize("beta", SKEW)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_digits_of_a_skew_mixture(device, monkeypatch, dtype, beta, temperature, plain_torch):
+    monkeypatch.setattr(LigerFusedLinearJSDFunction, "_plain_torch", plain_torch)
+    given = problem(device, dtype, rows=9)
+    loss = apply(*given, beta=beta, temperature=temperature)
+    loss.backward()
+    check(given, loss, dtype, beta=beta, temperature=temperature)
+
+
 @pytest.mark.parametrize("teacher_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_teacher_of_another_dtype(device, dtype, teacher_dtype):
@@ -142,10 +147,10 @@ def test_layouts(device):
 def test_a_student_that_is_its_teacher(device):
     """Nothing apart: no loss and no gradient, but for roundings; with beta 1/2 the two may change places."""
     x, weight, teacher_x, teacher_weight, labels = problem(device, torch.float32)
-    for beta in (0.0, 0.3, 1.0):
-        loss = apply(x, weight, x.detach(), weight.detach(), labels, beta)
+    for beta in (0.0, 0.3, 1.0, *SKEW):
+        loss, x.grad = apply(x, weight, x.detach(), weight.detach(), labels, beta), None
         loss.backward()
-        assert abs(loss) < 1e-6 and x.grad.abs().max() < 1e-6
+        assert abs(loss) < 1e-6 * unit_of_mixture(beta) and x.grad.abs().max() < 1e-6 * unit_of_mixture(beta)
     one = apply(x.detach(), weight.detach(), teacher_x, teacher_weight, labels)
     other = apply(teacher_x, teacher_weight, x.detach(), weight.detach(), labels)
     assert abs(one - other) < 1e-6 and 0 < one < 0.6932

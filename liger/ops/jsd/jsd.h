@@ -26,7 +26,8 @@ extern "C" {
  *   log M is formed from the difference of x and y, so that it is finite where P and Q both vanish, and its error does not
  *   grow with theirs. T is f32, f16 or bf16. Arithmetic and sums are f32, each result is rounded once. On CUDA with x of 16
  *   bits exponentials and logarithms are the hardware's: of a value or slope, 2^-21 + |max(x, y)|·2^-23 parts of max(P, Q),
- *   where a result's own rounding is 2^-9 or 2^-12 of it.
+ *   where a result's own rounding is 2^-9 or 2^-12 of it. Where s, the smaller of beta and 1 - beta, is less than 2^-6, they are
+ *   parts of s·max(P, Q)·(1 + |log s|), as values and slopes are: no digits are lost near the ends. An s below 2^-126 counts as that.
  *   Edges: a factor P or Q that is exactly 0 makes its value and slope 0, against an infinite logarithm too; with beta 0 or 1
  *   against NaN too, which stays else. No row
  *   counts, or there is none: the scalar is 0. No elements: 0, and nothing else is written.

@@ -1,7 +1,9 @@
 /* jsd_cases.c - tolerances, extremes, properties and bench points of the generalized Jensen-Shannon divergence; shapes are those
  * of all divergences. */
+#include <float.h>
 #include <math.h>
 
+#include "liger/core/mixture.h"
 #include "liger/ops/jsd/jsd.h"
 #include "liger/ops/jsd/jsd_ref.h"
 #include "tests/harness/divergence_cases.h"
@@ -40,19 +42,30 @@ OP_DOOR_WORKSPACE(jsd)
 /* Of the larger of P and Q: what an error of one unit in their logarithms, exponentials and in log g amounts to. In 16 bits
  * the products of their logarithms with log2 e are rounded, on CUDA. */
 static double size_of(const struct op_types *types, double beta, double x, double y) {
-    const double larger = fmax(x, y), apart = fabs(x - y);
-    const double of_sides = beta == 0 || beta == 1 ? fabs(x) + fabs(y) : isfinite(apart) ? fmin(apart, 1) : 0;
+    const double larger = fmax(x, y), apart = fabs(x - y), smaller = fmin(beta, 1 - beta);
     const double rough = types->t == LIGER_F16 || types->t == LIGER_BF16 ? 1 + fabs(larger) / 4 : 0;
-    const double size = exp(larger) * (1 + of_sides + rough);
+    double parts = 1 + rough;
+    if (smaller == 0) parts += fabs(x) + fabs(y);
+    else if (smaller >= MIXTURE_SKEW) parts += isfinite(apart) ? fmin(apart, 1) : 0;
+    else
+        parts *= smaller *
+                 (1 + fmin(apart, 1 - log(smaller))); /* all terms have this factor, or a logarithm up to its own */
+    const double size = exp(larger) * parts;
     return isfinite(size) ? size : 0;
 }
 
-static struct divergence_term term(const struct op_case *c, const struct op_types *types, double x, double y) {
+/* A weight that would be no normal number is the smallest of these. */
+static double beta_of(const struct op_case *c) {
     const double beta = c->scalar[0];
+    return beta > 0 ? fmax(beta, FLT_MIN) : 0;
+}
+
+static struct divergence_term term(const struct op_case *c, const struct op_types *types, double x, double y) {
+    const double beta = beta_of(c);
     struct divergence_term made;
     jsd_reference(beta, x, y, &made.value, &made.slope);
     made.value_size = made.slope_size = size_of(types, beta, x, y);
-    if (beta > 0 && beta < 1) made.slope_size *= 1 - beta; /* which keeps its digits, however small it is */
+    if (beta > 0 && 1 - beta >= MIXTURE_SKEW) made.slope_size *= 1 - beta;
     return made;
 }
 static struct divergence_term naive_term(const struct op_case *c, const struct op_types *types, double x, double y) {
@@ -96,15 +109,31 @@ static const struct op_property properties[] = {
 
 #define BETA(beta) .scalar = {beta}
 
+/* clang-format off */
+#define SKEW(text, beta)                                                                                               \
+    {.label = "5x41 beta " text, .size = {5, 41}, BETA(beta), .flags = LIGER_REDUCTION_NONE},                          \
+    {.label = "7x160 beta " text, .size = {7, 160}, BETA(beta), .flags = LIGER_REDUCTION_BATCHMEAN | DIVERGENCE_LABELLED}, \
+    {.label = "extremes, beta " text, .size = {7, 49}, BETA(beta), .flags = LIGER_REDUCTION_NONE | EXTREME,            \
+     .edge = true}
+/* clang-format on */
+
 static const struct op_case cases[] = {
     DIVERGENCE_CASES(0, BETA(.5)),
     DIVERGENCE_CASES(0, BETA(0)),
     DIVERGENCE_CASES(0, BETA(1)),
     {.label = "5x40 beta .1", .size = {5, 40}, BETA(.1), .flags = LIGER_REDUCTION_NONE},
     {.label = "5x41 beta .9", .size = {5, 41}, BETA(.9), .flags = LIGER_REDUCTION_BATCHMEAN},
-    {.label = "5x41 beta 1e-30", .size = {5, 41}, BETA(1e-30), .flags = LIGER_REDUCTION_NONE, .edge = true},
-    {.label = "5x41 beta 1 - 1e-4", .size = {5, 41}, BETA(1 - 1e-4), .flags = LIGER_REDUCTION_NONE, .edge = true},
-    {.label = "5x41 beta 1 - 1e-9", .size = {5, 41}, BETA(1 - 1e-9), .flags = LIGER_REDUCTION_NONE, .edge = true},
+    SKEW(".015", .015),
+    SKEW("1 - .015", 1 - .015),
+    SKEW("1e-3", 1e-3),
+    SKEW("1 - 1e-3", 1 - 1e-3),
+    SKEW("1e-4", 1e-4),
+    SKEW("1 - 1e-4", 1 - 1e-4),
+    SKEW("1e-6", 1e-6),
+    SKEW("1 - 1e-6", 1 - 1e-6),
+    SKEW("1e-12", 1e-12),
+    SKEW("1 - 1e-12", 1 - 1e-12),
+    SKEW("1e-30", 1e-30),
     {.label = "5x41 beta 1e-50", .size = {5, 41}, BETA(1e-50), .flags = LIGER_REDUCTION_NONE, .edge = true},
     {.label = "extremes", .size = {7, 49}, BETA(.3), .flags = LIGER_REDUCTION_NONE | EXTREME, .edge = true},
     {.label = "extremes, beta 0", .size = {7, 49}, BETA(0), .flags = LIGER_REDUCTION_NONE | EXTREME, .edge = true},

@@ -5,23 +5,32 @@
 
 #ifndef REAL
 #define REAL double
+
+/* Let A have the smaller weight s, B the other. Of d = log A - log B: what B and A are above M, whose digits no s is too small for. */
+static double larger_above(double s, double d) {
+    return d < 50 ? -log1p(s * expm1(d)) : -d - log(s + (1 - s) * exp(-d));
+}
+static double smaller_above(double s, double d) { return d < 1 ? d + larger_above(s, d) : -log(s + (1 - s) * exp(-d)); }
+
+static struct jsd_above jsd_above_mixture(double beta, double x, double y) {
+    const double rest = 1 - beta;
+    if (beta < 0.5) return (struct jsd_above){larger_above(beta, y - x), smaller_above(beta, y - x)};
+    return (struct jsd_above){smaller_above(rest, x - y), larger_above(rest, x - y)};
+}
 #endif
 
-/* factor · (a - b), and 0 where f32 has the factor as 0. */
-static REAL product(REAL factor, REAL a, REAL b) {
-    const REAL apart = a - b;
-    return (float)factor == 0 ? 0 : factor * apart;
-}
+/* factor · term, and 0 where f32 has the factor as 0. */
+static REAL product(REAL factor, REAL term) { return (float)factor == 0 ? 0 : factor * term; }
 
 void jsd_reference(double beta, double x, double y, double *value, double *slope) {
-    const REAL p = exp(y), q = exp(x), b = beta, rest = 1 - b;
+    const REAL p = exp(y), q = exp(x), rest = 1 - beta;
     if (beta == 0) {
-        *value = product(p, y, x);
+        *value = product(p, (REAL)y - (REAL)x);
         *slope = -p;
         return;
     }
     if (beta == 1) {
-        const REAL of_q = product(q, x, y);
+        const REAL of_q = product(q, (REAL)x - (REAL)y);
         *value = of_q;
         *slope = of_q + q;
         return;
@@ -30,9 +39,8 @@ void jsd_reference(double beta, double x, double y, double *value, double *slope
         *value = *slope = NAN;
         return;
     }
-    const REAL max = x > y ? x : y;
-    const REAL sum = b * exp(y - max) + rest * exp(x - max), log_m = max + log(sum);
-    const REAL of_p = b * product(p, y, log_m), of_q = rest * product(q, x, log_m);
+    const struct jsd_above above = jsd_above_mixture(beta, x, y);
+    const REAL of_p = (REAL)beta * product(p, above.p), of_q = rest * product(q, above.q);
     *value = of_p + of_q;
     *slope = of_q;
 }

@@ -5,6 +5,10 @@
 
 #include <stdbool.h>
 
+/* log Q - log M and log P - log M, of a mixture of both. */
+struct jsd_above {
+    double q, p;
+};
 void jsd_reference(double beta, double x, double y, double *value, double *slope);
 void jsd_naive(double beta, double x, double y, double *value, double *slope);
 

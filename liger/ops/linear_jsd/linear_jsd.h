@@ -35,6 +35,7 @@ extern "C" {
  *                                                 pass f32 and round once with liger_scale
  *
  *   T is f32, f16 or bf16. Logits of both are f32 and never rounded to 16 bits; the gradient of the student's is rounded to T once.
+ *   With a beta near 0 or 1 the errors of a loss and its gradient become as small as these do, as in liger_jsd.
  *   A factor P or Q that is 0 makes its term and its gradient 0, against an infinity too.
  *   Rows that do not count: gradient 0, though a NaN or Inf in such a row of x makes NaN of its column of dweight (0·NaN).
  *   raw_gradient != 0 leaves the division by n out of dx and dweight (f16: a mean over many would underflow in the gradient of the

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "liger/core/context_state.h"
+#include "liger/core/mixture.h"
 #include "liger/ops/linear_jsd/linear_jsd.h"
 #include "liger/ops/linear_jsd/linear_jsd_ref.h"
 #include "tests/harness/distillation_cases.h"
@@ -96,7 +97,7 @@ static double log_softmax(const double *logits, int64_t vocab, double temperatur
     return temperature == 1 ? 0 : 2 * fabs(row.max); /* a product with 1/temperature is rounded */
 }
 
-/* A logarithm of a probability errs by u of itself, times the probabilities. */
+/* A logarithm of a probability errs by u of itself, times the probabilities; in a skew mixture times the smaller weight. */
 static struct row_sizes sizes_of_row(const void *room, int64_t r) {
     const struct linear_jsd_ref *ref = room;
     const int64_t vocab = ref->of.head.vocab;
@@ -111,7 +112,9 @@ static struct row_sizes sizes_of_row(const void *room, int64_t r) {
     }
     free(a);
     free(b);
-    return (struct row_sizes){loss, most};
+    const double smaller = fmin(ref->beta, 1 - ref->beta);
+    const double weight = smaller > 0 && smaller < MIXTURE_SKEW ? smaller : 1;
+    return (struct row_sizes){loss * weight, most * weight};
 }
 
 static void magnitudes(const struct op_case *c, const struct op_types *types, double *const *t, double *magnitude) {
@@ -128,6 +131,10 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
 /* clang-format off */
 #define CASE(text, rows, hidden, teacher, vocab, chunk, beta, temperature, ...)                                        \
     {.label = text, .size = {rows, hidden, vocab, chunk, teacher}, .scalar = {beta, temperature}, __VA_ARGS__}
+/* One with logits far apart: a temperature below 1. */
+#define SKEW(text, beta)                                                                                               \
+    CASE("7x17x35 beta " text,             7, 17, 17,   35,  7, beta, 1),                                              \
+    CASE("7x17x40, cold, beta " text,      7, 17, 17,   40,  3, beta, .2, .flags = LABELED)
 /* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. */
 static const struct op_case cases[] = {
     CASE("all",                            7,  9, 11,   33,  3, .5, 1,   .flags = LABELED),
@@ -146,6 +153,11 @@ static const struct op_case cases[] = {
     CASE("9x12x35 loss only",              9, 12, 16,   35,  4, .5, 1,   .flags = LOSS_ONLY),
     CASE("9x12x40 loss only, labels",      9, 12, 16,   40,  4, 0,  2,   .flags = LOSS_ONLY | LABELED),
     CASE("19x12x40 teacher of itself",    19, 12, 12,   40,  7, .5, 1,   .flags = SAME),
+    SKEW("1e-3", 1e-3), SKEW("1 - 1e-3", 1 - 1e-3),
+    SKEW("1e-4", 1e-4), SKEW("1 - 1e-4", 1 - 1e-4),
+    SKEW("1e-6", 1e-6), SKEW("1 - 1e-6", 1 - 1e-6),
+    SKEW("1e-12", 1e-12), SKEW("1 - 1e-12", 1 - 1e-12),
+    CASE("9x12x40 skew, teacher of itself", 9, 12, 12,   40,  9, 1e-6, 1, .flags = SAME),
     CASE("23x45x131 general",             23, 45, 30,  131,  8, .5, 1,   .flags = GENERAL, .dtypes = 1u << LIGER_F32),
     CASE("150x33x1032",                  150, 33, 20, 1032, 64, .5, 1,   .flags = LABELED, .large = true),
     CASE("60x33x2051",                    60, 33, 40, 2051, 64, .5, 1,   .flags = LABELED, .large = true),

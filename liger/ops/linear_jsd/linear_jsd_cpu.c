@@ -2,48 +2,9 @@
  * rows. A row pair is walked three times: the sums of both softmaxes; the terms; the gradient, from what the second walk has
  * left in the place of the logits. */
 #include "liger/core/kernel_table.h"
+#include "liger/cpu/jensen_shannon.h"
 #include "liger/cpu/vocab_rows.h"
 #include "liger/ops/linear_jsd/linear_jsd_problem.h"
-
-/* ---- an element --------------------------------------------------------------------------------------------------- */
-
-enum mode { TO_TEACHER, TO_STUDENT, BETWEEN_BOTH }; /* beta 0, 1, and the others */
-
-/* d: the derivative of the term by log Q, Q being held by nothing. */
-struct element {
-    v_f32 term, d, q;
-};
-
-/* A term whose factor is 0 is 0; of NaN it stays NaN. */
-LIGER_TEMPLATE v_f32 unless_zero(v_f32 factor, v_f32 term) {
-    return v_select(v_less(factor, v_set(FLT_MIN)), v_zero(), term);
-}
-
-/* From log Q and log P. log M is formed relative to the larger of the two, and underflows with neither. */
-LIGER_TEMPLATE struct element element_of(enum mode mode, v_f32 log_q, v_f32 log_p, struct mixture m) {
-    const v_f32 apart = v_sub(log_p, log_q);
-    if (mode == TO_TEACHER) {
-        const v_f32 p = v_exp(log_p);
-        return (struct element){unless_zero(p, v_mul(p, apart)), v_sub(v_zero(), p), v_exp(log_q)};
-    }
-    if (mode == TO_STUDENT) {
-        const v_f32 q = v_exp(log_q), term = unless_zero(q, v_mul(q, v_sub(log_q, log_p)));
-        return (struct element){term, v_add(term, q), q};
-    }
-    const v_f32 larger = v_max(log_q, log_p), beta = v_set(m.beta), rest = v_set(m.rest);
-    const v_f32 by = v_select(v_less(larger, v_set(-FLT_MAX)), v_zero(), apart); /* both are -inf */
-    const v_mask of_teacher = v_less(v_zero(), by);
-    const v_f32 most = v_exp(larger), ratio = v_exp(v_sub(v_zero(), v_abs(by)));
-    const v_f32 p = v_select(of_teacher, most, v_mul(most, ratio)), q = v_select(of_teacher, v_mul(most, ratio), most);
-    const v_f32 mixed = v_select(of_teacher, v_fma(rest, ratio, beta), v_fma(beta, ratio, rest));
-    const v_f32 log_mixed = v_log(mixed); /* log M = larger + log_mixed */
-    const v_f32 of_p = v_sub(v_select(of_teacher, v_zero(), by), log_mixed);
-    const v_f32 of_q = v_sub(v_select(of_teacher, v_sub(v_zero(), by), v_zero()), log_mixed);
-    const v_f32 d = unless_zero(q, v_mul(v_mul(rest, q), of_q));
-    return (struct element){v_add(unless_zero(p, v_mul(v_mul(beta, p), of_p)), d), d, q};
-}
-
-/* ---- a row -------------------------------------------------------------------------------------------------------- */
 
 struct log_softmax {
     float max, log_sum;
@@ -63,31 +24,33 @@ struct totals {
     float loss, d;
 };
 
-/* With `keep` d and Q take the place of the logits. */
-LIGER_TEMPLATE struct totals add_up(enum mode mode, const struct linear_jsd_problem *p, float *student, float *teacher,
-                                    bool keep) {
+/* With `keep` d, the derivative of a term by log Q, and Q take the place of the logits. */
+LIGER_TEMPLATE struct totals add_up(enum mixture_mode mode, const struct linear_jsd_problem *p, float *student,
+                                    float *teacher, bool keep) {
     const struct log_softmax s = log_softmax_of(student, p->vocab, p->inverse);
     const struct log_softmax t = log_softmax_of(teacher, p->vocab, p->inverse);
     v_f32 loss[2] = {v_zero(), v_zero()}, d[2] = {v_zero(), v_zero()};
     V_FOR_EACH_CHAIN(i, n, k, 2, p->vocab, {
         const v_f32 log_q = log_probability(student, i, n, p->inverse, s);
-        const struct element e = element_of(mode, log_q, log_probability(teacher, i, n, p->inverse, t), p->mixture);
-        loss[k] = v_add(loss[k], v_first(e.term, n));
-        d[k] = v_add(d[k], v_first(e.d, n));
-        if (keep) v_store_n(LIGER_F32, student, i, n, e.d);
-        if (keep) v_store_n(LIGER_F32, teacher, i, n, e.q);
+        const v_f32 log_p = log_probability(teacher, i, n, p->inverse, t);
+        struct js_elements of;
+        js_elements_of(1, mode, p->mixture, &log_q, &log_p, &of);
+        loss[k] = v_add(loss[k], v_first(of.value[0], n));
+        d[k] = v_add(d[k], v_first(of.slope[0], n));
+        if (keep) v_store_n(LIGER_F32, student, i, n, of.slope[0]);
+        if (keep) v_store_n(LIGER_F32, teacher, i, n, of.q[0]);
     });
     return (struct totals){v_sum(v_add(loss[0], loss[1])), v_sum(v_add(d[0], d[1]))};
 }
 
-static struct totals to_teacher(const struct linear_jsd_problem *p, float *student, float *teacher, bool keep) {
-    return add_up(TO_TEACHER, p, student, teacher, keep);
-}
-static struct totals to_student(const struct linear_jsd_problem *p, float *student, float *teacher, bool keep) {
-    return add_up(TO_STUDENT, p, student, teacher, keep);
-}
-static struct totals between_both(const struct linear_jsd_problem *p, float *student, float *teacher, bool keep) {
-    return add_up(BETWEEN_BOTH, p, student, teacher, keep);
+static struct totals totals_of(const struct linear_jsd_problem *p, float *student, float *teacher, bool keep) {
+    switch (p->mixture.mode) {
+        case MIXTURE_TO_TEACHER: return add_up(MIXTURE_TO_TEACHER, p, student, teacher, keep);
+        case MIXTURE_TO_STUDENT: return add_up(MIXTURE_TO_STUDENT, p, student, teacher, keep);
+        case MIXTURE_FEW_P: return add_up(MIXTURE_FEW_P, p, student, teacher, keep);
+        case MIXTURE_FEW_Q: return add_up(MIXTURE_FEW_Q, p, student, teacher, keep);
+        default: return add_up(MIXTURE_EVEN, p, student, teacher, keep);
+    }
 }
 
 LIGER_TEMPLATE void one_row(liger_dtype t, const struct linear_jsd_problem *p, int64_t r) {
@@ -99,9 +62,7 @@ LIGER_TEMPLATE void one_row(liger_dtype t, const struct linear_jsd_problem *p, i
         return;
     }
     const bool keep = dlogits != NULL;
-    const struct totals totals = p->mixture.beta == 0.0f   ? to_teacher(p, student, teacher, keep)
-                                 : p->mixture.rest == 0.0f ? to_student(p, student, teacher, keep)
-                                                           : between_both(p, student, teacher, keep);
+    const struct totals totals = totals_of(p, student, teacher, keep);
     const float weight = row_weight(&p->counted);
     if (p->loss) p->loss[r] = totals.loss * weight;
     if (!keep) return;

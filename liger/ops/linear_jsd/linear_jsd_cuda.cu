@@ -1,7 +1,8 @@
 /* linear_jsd_cuda.cu - rows of a Jensen-Shannon divergence on CUDA: formulas for the kernels of cuda/vocab_rows.cuh.
  *
  * A row pair is f32 and read once, as long as it fits into the shared memory of a cluster: the sums of both softmaxes in one
- * exchange, then in a second one those of the loss and of its derivative by log Q, which every element's gradient needs. */
+ * exchange, then in a second one those of the loss and of its derivative by log Q, which every element's gradient needs. Rows of a
+ * skew mixture (core/mixture.h) are walked. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/jensen_shannon.cuh"
 #include "liger/cuda/vocab_rows_resident.cuh"
@@ -191,7 +192,7 @@ struct divergence_row : vocab_rows::every_row {
         const log_softmax log_q(all.student), log_p(all.teacher);
         /* Calls visit(elements, place of the first in the row) for what belongs to this thread. */
         const auto each = [&](auto visit) {
-            jensen_shannon::by_mode<false, sizeof(T) == sizeof(float)>(p.mixture, [&](auto element_of) {
+            const auto walk = [&](auto element_of) {
                 vocab_rows::walk<divergence_row>(p, r, [&](const auto &raw, int64_t i) {
                     constexpr int M = sizeof(raw.of[0]) / sizeof(float);
                     elements<M> e;
@@ -201,7 +202,9 @@ struct divergence_row : vocab_rows::every_row {
                                              log_p(scaled(raw.of[1].value[k], p.inverse)));
                     visit(e, i);
                 });
-            });
+            };
+            if (jensen_shannon::is_skew(p.mixture)) jensen_shannon::by_skew_mode<false>(p.mixture, walk);
+            else jensen_shannon::by_mode<false, sizeof(T) == sizeof(float)>(p.mixture, walk);
         };
         totals mine = {0.0f, 0.0f};
         each([&](const auto &e, int64_t) {
@@ -234,7 +237,9 @@ static bool packable(const problem &p) {
 template <typename T>
 static cudaError_t launch(const liger_context *context, const problem &p, cudaStream_t stream) {
     bool done = false;
-    const cudaError_t error = vocab_rows::launch_resident<divergence_row<T>>(context, p, packable<T>(p), stream, &done);
+    /* A resident row leaves no registers for the formulas of a skew mixture. */
+    const bool resident = packable<T>(p) && !jensen_shannon::is_skew(p.mixture);
+    const cudaError_t error = vocab_rows::launch_resident<divergence_row<T>>(context, p, resident, stream, &done);
     if (error == cudaSuccess && !done) vocab_rows::launch_streamed<divergence_row<T>>(p, stream);
     return error;
 }

@@ -6,26 +6,13 @@
 
 #include <math.h>
 
+#include "liger/ops/jsd/jsd_ref.h"
+
 #ifndef REAL
 #define REAL double
 #endif
 #include "tests/harness/distillation_rows.h"
 #include "tests/harness/row_softmax.h"
-
-/* The term of an element, and its derivative by log Q = a, with log P = b. */
-static REAL term_of(REAL beta, REAL a, REAL b, REAL *derivative) {
-    const REAL q = (REAL)exp(a), p = (REAL)exp(b), m = beta * p + (1 - beta) * q;
-    if (beta == 0) {
-        *derivative = -p;
-        return p == 0 ? 0 : p * (b - a);
-    }
-    if (beta == 1) {
-        *derivative = q == 0 ? 0 : q * (a - b) + q;
-        return q == 0 ? 0 : q * (a - b);
-    }
-    *derivative = q == 0 ? 0 : (1 - beta) * q * (a - (REAL)log(m));
-    return (p == 0 ? 0 : beta * p * (b - (REAL)log(m))) + *derivative;
-}
 
 static REAL one_row(const void *room, int64_t r, REAL by) {
     const struct linear_jsd_ref *p = room;
@@ -36,11 +23,12 @@ static REAL one_row(const void *room, int64_t r, REAL by) {
     const REAL of_x = row_log_sum_exp(x, vocab, temperature), of_y = row_log_sum_exp(y, vocab, temperature);
     REAL loss = 0, sum = 0;
     for (int64_t j = 0; j < vocab; j++) {
-        REAL derivative;
+        double value, slope; /* by log Q */
         const REAL a = (REAL)(x[j] / temperature) - of_x, b = (REAL)(y[j] / temperature) - of_y;
-        loss += term_of((REAL)p->beta, a, b, &derivative);
-        sum += derivative;
-        d[j] = derivative;
+        jsd_reference(p->beta, a, b, &value, &slope);
+        loss += (REAL)value;
+        sum += (REAL)slope;
+        d[j] = slope;
     }
     for (int64_t j = 0; j < vocab; j++) {
         const REAL softmax = (REAL)exp((REAL)(x[j] / temperature) - of_x);

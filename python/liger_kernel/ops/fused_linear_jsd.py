@@ -26,6 +26,7 @@ from liger_kernel.ops._distillation import (
 )
 from liger_kernel.ops._formula import of_tensors, require_shape
 from liger_kernel.ops._function import LigerFunction
+from liger_kernel.ops._jensen_shannon import values
 from liger_kernel.ops._linear_head import (
     COMPUTE,
     accumulates_in,
@@ -204,21 +205,9 @@ class LigerFusedLinearJSDFunction(FormedLoss, LigerFunction):
             with torch.autocast(x.device.type, enabled=False) if inside else contextlib.nullcontext():
                 return torch.nn.functional.linear(*wide) / temperature
 
-        def times(factor, term):
-            return torch.where(factor == 0, 0, factor * term)
-
         student = gradient_where(shift_labels, ignore_index, logits_of(student_input, student_weight))
         log_q, log_p = student.log_softmax(-1), logits_of(teacher_input, teacher_weight).log_softmax(-1)
-        p, q = log_p.exp(), log_q.exp()
-        if jsd_beta == 0:
-            terms = times(p, log_p - log_q)
-        elif jsd_beta == 1:
-            terms = times(q, log_q - log_p)
-        else:
-            weights = torch.tensor([1 - jsd_beta, jsd_beta], dtype=torch.float32, device=log_q.device).log()
-            log_m = torch.logaddexp(log_q + weights[0], log_p + weights[1])
-            terms = jsd_beta * times(p, log_p - log_m) + (1 - jsd_beta) * times(q, log_q - log_m)
-        return total(terms.sum(-1), shift_labels, ignore_index, True)
+        return total(values(log_q, log_p, jsd_beta).sum(-1), shift_labels, ignore_index, True)
 
 
 __all__ = [

@@ -11,6 +11,7 @@ from liger_kernel import _native
 from liger_kernel._implementation import accept
 from liger_kernel.ops._divergence import BATCHMEAN, Divergence, DivergenceFunction, counted, reduced
 from liger_kernel.ops._formula import of_tensors
+from liger_kernel.ops._jensen_shannon import values
 from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, Modulation, Rows, Upstream, Wish
 from liger_kernel.ops.scale import scaled_gradient
 
@@ -81,28 +82,7 @@ class LigerJSDFunction(DivergenceFunction):
     @staticmethod
     def torch_forward(_input, target, shift_labels=None, beta=0.5, ignore_index=-100, jsd_impl=None, jsd_mode=None):
         valid, x, y = counted(shift_labels, ignore_index, _input, target)
-        return reduced(_values(x, y, beta), BATCHMEAN, valid).to(_input.dtype)
-
-
-def _one_sided(factor: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """factor · (a − b), and 0 where the factor is, without a derivative there."""
-    nothing = factor == 0
-    return torch.where(nothing, 0.0, factor * (torch.where(nothing, 0.0, a) - torch.where(nothing, 0.0, b)))
-
-
-def _values(x: Tensor, y: Tensor, beta: float) -> Tensor:
-    p = y.exp()
-    # where e^x is 0 its derivative is too, against what it is multiplied by
-    q = torch.where(x.exp() == 0, 0.0, x).exp() * (x.exp() != 0)
-    if beta == 0:
-        return _one_sided(p, y, x)
-    if beta == 1:
-        return _one_sided(q, x, y)
-    lowest = -(2.0**100)  # e to it is 0, and differences are numbers
-    a, b = x.clamp(min=lowest), y.clamp(min=lowest)
-    largest = torch.maximum(a, b).detach()
-    log_m = largest + (beta * (b - largest).exp() + (1 - beta) * (a - largest).exp()).log()
-    return beta * p * (b - log_m) + (1 - beta) * q * (a - log_m)
+        return reduced(values(x, y, beta), BATCHMEAN, valid).to(_input.dtype)
 
 
 __all__ = ["LigerJSDFunction", "jsd_backward", "jsd_forward"]
