@@ -37,19 +37,19 @@ LIGER_TEMPLATE void js_to_student(int vectors, const v_f32 *x, const v_f32 *y, s
     for (int j = 0; j < vectors; j++) to->slope[j] = v_add(to->q[j], to->value[j]);
 }
 
-/* x - y, the larger of P and Q, and what the smaller is of it. */
+/* x - y, the larger of P and Q, what the smaller is of it, and that less 1. */
 struct js_pair {
-    v_f32 apart[2], large[2], ratio[2];
+    v_f32 apart[2], large[2], ratio[2], less[2];
 };
 LIGER_TEMPLATE struct js_pair js_pair_of(int vectors, const v_f32 *x, const v_f32 *y) {
-    struct js_pair of;
+    struct js_pair of = {.ratio = {v_zero(), v_zero()}};
     for (int j = 0; j < vectors; j++) {
         const v_f32 a = v_max(v_set(JS_LOWEST), x[j]), b = v_max(v_set(JS_LOWEST), y[j]); /* in this order NaN stays */
         of.apart[j] = v_sub(a, b);
         of.large[j] = v_max(a, b);
-        of.ratio[j] = v_sub(v_zero(), v_abs(of.apart[j]));
+        of.less[j] = v_sub(v_zero(), v_abs(of.apart[j]));
     }
-    v_exp_each(vectors, of.ratio);
+    v_expm1_each(vectors, of.less, of.ratio);
     v_exp_each(vectors, of.large);
     return of;
 }
@@ -63,8 +63,8 @@ LIGER_TEMPLATE void js_even(int vectors, struct mixture m, const v_f32 *x, const
         const v_f32 d = of.apart[j], large = of.large[j], e = of.ratio[j];
         const v_mask x_is_larger = v_less(zero, d);
         const v_f32 weight = v_select(x_is_larger, beta, rest), other = v_select(x_is_larger, rest, beta);
-        const v_f32 g = v_fma(weight, e, other); /* 1 if e is: the sum of the weights is exact */
-        const v_f32 log_g = v_log_normal(g), below = v_select(x_is_larger, zero, d);
+        const v_f32 g = v_fma(weight, e, other), log_g = v_log1p(v_mul(weight, of.less[j])); /* of P near Q too */
+        const v_f32 below = v_select(x_is_larger, zero, d);
         const v_f32 lost = v_fma(v_mul(weight, e), v_abs(d), v_mul(g, log_g));
         to->q[j] = v_select(x_is_larger, large, v_mul(large, e));
         to->value[j] = v_sub(zero, v_mul(large, lost));
@@ -84,7 +84,7 @@ V_OUT_OF_LINE void js_skew(bool a_is_p, int vectors, struct mixture m, const v_f
         d[j] = a_is_p ? v_sub(zero, of.apart[j]) : of.apart[j];
         near[j] = grown[j] = v_min(far, d[j]);
     }
-    v_expm1_each(vectors, grown);
+    v_expm1_each(vectors, grown, NULL);
     for (int j = 0; j < vectors; j++) {
         const v_mask a_is_larger = v_less(zero, d[j]);
         const v_f32 large = of.large[j], other = v_mul(large, of.ratio[j]);

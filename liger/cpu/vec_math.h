@@ -31,10 +31,12 @@ LIGER_TEMPLATE void v_exp_each(int vectors, v_f32 *x) {
     for (int j = 0; j < vectors; j++) p[j] = v_fma(p[j], v_mul(r[j], r[j]), v_add(r[j], v_set(1.0f)));
     for (int j = 0; j < vectors; j++) x[j] = v_scale2(p[j], n[j]);
 }
-/* e^x - 1 within 2 ulp, of x up to 88; NaN stays. */
-LIGER_TEMPLATE void v_expm1_each(int vectors, v_f32 *x) {
+/* x becomes e^x - 1 within 2 ulp, of x up to 88, and e, if there is one, e^x as above; NaN stays. */
+LIGER_TEMPLATE void v_expm1_each(int vectors, v_f32 *x, v_f32 *e) {
     v_f32 n[2], r[2], p[2];
     v_exp_parts(vectors, x, n, r, p);
+    for (int j = 0; e && j < vectors; j++)
+        e[j] = v_scale2(v_fma(p[j], v_mul(r[j], r[j]), v_add(r[j], v_set(1.0f))), n[j]);
     for (int j = 0; j < vectors; j++) p[j] = v_fma(p[j], v_mul(r[j], r[j]), r[j]);
     for (int j = 0; j < vectors; j++) x[j] = v_sub(v_scale2(v_set(1.0f), n[j]), v_set(1.0f));
     for (int j = 0; j < vectors; j++) x[j] = v_add(v_scale2(p[j], n[j]), x[j]);
