@@ -12,11 +12,12 @@ from reference import DTYPES, unit
 
 def within(actual, expected, size, roundings, dtype, terms, floor=0.0):
     """Each element of a gradient is a sum whose terms add up to `size` in magnitude. Terms err by `roundings` roundings to dtype,
-    their sum in f32 by a walk of as many steps, the result by its own rounding; `floor`: what steps of subnormal numbers of
-    float16 add up to."""
+    their sum in f32 by a walk of as many steps, the result by its own rounding, of a subnormal number of float16 half a step;
+    `floor`: what such steps of terms add up to."""
     assert actual.shape == expected.shape
     budget = (roundings * unit(dtype) + (8 + terms**0.5) * unit(torch.float32)) * size + floor
-    excess = (actual.detach().cpu().double() - expected).abs() - budget - unit(actual.dtype) * expected.abs()
+    own = (unit(actual.dtype) * expected.abs()).clamp(min=step_of(actual.dtype) / 2)
+    excess = (actual.detach().cpu().double() - expected).abs() - budget - own
     assert not actual.isnan().any() and (not excess.numel() or excess.max() <= 0), (
         f"beyond the budget by {excess.max():.3g}"
     )
