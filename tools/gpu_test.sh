@@ -61,7 +61,7 @@ stage_driver_ptx() {
 }
 # pytest_on_gpus PLACE ARGUMENT...
 pytest_on_gpus() {
-    PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$BUILD python3 -m pytest --device cuda -p no:cacheprovider -rs "$@"
+    PYTHONPATH=python:${PYTHONPATH:-} LIGER_NATIVE_DIR=$BUILD python3 -m pytest --device cuda -p no:cacheprovider -rsfE "$@"
 }
 stage_pytest_cuda() {
     local arguments=()
@@ -108,7 +108,10 @@ step() {
         "stage_${1//-/_}" >"$log" 2>&1 || outcome=FAILED
     fi
     row "$1" $outcome "$(printf '%4d s  %s' $((SECONDS - start)) "$(grep -v '^ *$' "$log" | tail -n 1 | cut -c 1-72)")"
-    [ $outcome = passed ] || { failed=1; tail -n 30 "$log"; }
+    [ $outcome = passed ] && return
+    failed=1
+    tail -n 30 "$log"
+    grep -hsE '^ +FAILED' "$LOGS/${1#driver-}"-*.log | head -n 20 # a driver's checks, which its processes have written
 }
 row() { rows+=("$(printf '%-17s %-8s %s' "$@")"); }
 
