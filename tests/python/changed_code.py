@@ -237,7 +237,8 @@ def another_torch(patch):
 
 
 def another_text(patch):
-    patch.setattr(modeling_llama.LlamaRMSNorm.forward, "__code__", (lambda self, x: 2 * x * self.weight).__code__)
+    """Nothing is made larger: without the normalization a model's gradients would be as uncertain as its activations are large."""
+    patch.setattr(modeling_llama.LlamaRMSNorm.forward, "__code__", (lambda self, x: x * self.weight).__code__)
 
 
 def a_method_as_function(patch):

@@ -22,18 +22,19 @@ LIGER_TEMPLATE void backward_row(liger_dtype t, liger_dtype tw, const struct dyt
     void *dx = p->dx.data ? row_of(p->dx, r, f_size(t)) : NULL;
     float *const dgamma = partial[0], *const dbeta = partial[1], *const dalpha = partial[2];
     const v_f32 alpha = v_set(f32_load(p->alpha_dtype, p->alpha, 0));
-    v_f32 along = v_zero();
+    v_f32 along = v_zero(), before = v_zero(); /* of long rows parts are added: one chain would lose digits */
     V_FOR_EACH(i, n, p->cols, {
         const v_f32 value = v_load_n(t, x, i, n), up = v_load_n(t, dy, i, n);
         v_f32 rest;
         const v_f32 tanh = v_tanh_and_rest(v_mul(alpha, value), &rest);
         const v_f32 u = v_mul(v_mul(up, v_load_n(tw, p->gamma, i, n)), slope_of(rest));
+        if (i % 1024 == 0) before = v_add(before, along), along = v_zero();
         along = v_fma(u, value, along);
         if (dgamma) v_store_n(LIGER_F32, dgamma, i, n, v_fma(up, tanh, v_load_n(LIGER_F32, dgamma, i, n)));
         if (dbeta) v_store_n(LIGER_F32, dbeta, i, n, v_add(up, v_load_n(LIGER_F32, dbeta, i, n)));
         if (dx) v_store_n(t, dx, i, n, v_mul(alpha, u));
     });
-    if (dalpha) *dalpha += v_sum(along);
+    if (dalpha) *dalpha += v_sum(v_add(before, along));
 }
 
 #define NORM dyt
