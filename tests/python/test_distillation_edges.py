@@ -9,8 +9,9 @@ import torch
 from distillation_formulas import MORE, STUDENT, MeanSquares, call, operands, problem
 from reference import DTYPES, unit
 
-from liger_kernel import chunked_loss, ops
+from liger_kernel import _native, chunked_loss, ops
 from liger_kernel.chunked_loss.fused_linear_distillation import LigerFusedLinearDistillationBase
+from liger_kernel.transformers import functional
 
 
 @pytest.mark.parametrize(
@@ -297,3 +298,25 @@ def test_budgets_are_read_as_the_library_reads_them(device):
         budget, rows = own_process.output("-c", code, device.type, LIGER_LOSS_WORKSPACE_MB=text).split()
         assert known.setdefault(budget, rows) == rows, text
     assert set(known) == {"0", "64", "128"} and len(set(known.values())) == 3
+
+
+HEADS = {
+    "linear_kl_div": lambda x, w, t, v: functional.liger_fused_linear_kl_div(x, w, v),
+    "linear_jsd": lambda x, w, t, v: functional.liger_fused_linear_jsd(x, w, t, w.detach()),
+    "linear_topk_kl": lambda x, w, t, v: functional.liger_topk_kl(x, w, t[:, :8].long(), -9 + v[:, :8]),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_frozen_head_plans_no_sum(device, monkeypatch, name):
+    """Logits of all rows may take what an f32 sum of the head's gradient would. Without that gradient there is no sum."""
+    advised = []
+    ask = getattr(_native, f"{name}_chunk_rows")
+    monkeypatch.setattr(_native, f"{name}_chunk_rows", lambda *args: advised.append(ask(*args)) or advised[-1])
+    x = torch.randn(160, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(131072, 64, device=device, dtype=torch.bfloat16)
+    teacher = torch.arange(64, device=device).expand(160, 64).to(torch.bfloat16)
+    probabilities = torch.zeros(160, 131072, device=device, dtype=torch.bfloat16)
+    for frozen in (False, True):
+        HEADS[name](x, weight.requires_grad_(not frozen), teacher, probabilities)
+    assert advised[0] == 160 and (advised[1] < 160 or device.type == "cuda")
