@@ -101,13 +101,13 @@ struct dot {
 };
 __device__ __forceinline__ dot warp_merge(dot a) { return {warp_sum(a.sum), 0.0f}; }
 
-/* Half the vectors of forward: two rows share registers and shared memory. */
+/* Half the threads of forward: two rows share registers and shared memory. */
 template <typename T>
 struct backward_row : vocab_rows::every_row {
     using type = T;
     using problem = softmax_backward_problem;
     using slot = dot;
-    enum { INPUTS = 2, VECTORS = 2, LEAST_THREADS = 1024, MOST_THREADS = 1024, NARROW_THREADS = 1024 };
+    enum { INPUTS = 2, VECTORS = 4, LEAST_THREADS = 512, MOST_THREADS = 512, NARROW_THREADS = 768 };
     template <int V>
     using part = vocab_rows::row_part<T, V>;
 
