@@ -13,13 +13,13 @@ __device__ __forceinline__ void load_plus(const void *parameters, liger_dtype dt
     for (int i = 0; i < N; i++) out[i] = parameters ? out[i] + plus : 1.0f;
 }
 
-/* WIDE: the parameters come when they are used, whatever their types. */
-template <typename T>
+/* USUAL: all parameters are there and of type T, so that nothing is asked between their loads. */
+template <typename T, bool USUAL>
 struct forward {
     using type = T;
     using problem = modulated_rms_norm_forward_problem;
-    static constexpr bool ADDS = false, WIDE = true;
-    static constexpr int TWO_PACKS = 512;
+    static constexpr bool ADDS = false, WIDE = !USUAL;
+    static constexpr int TWO_PACKS = 256;
     using shares = float;
 
     template <typename R>
@@ -33,7 +33,7 @@ struct forward {
     }
 
     template <int N>
-    struct parameters {
+    struct any_parameters {
         float weight[N], scale[N], shift[N];
         __device__ __forceinline__ void load(const problem &p, int64_t r, int64_t c) {
             const int64_t at = r / p.group_rows * p.cols + c;
@@ -41,13 +41,37 @@ struct forward {
             load_plus<T>(p.scale, p.scale_dtype, at, 1.0f, scale);
             if (p.shift) load_parameters<T>(p.shift, p.shift_dtype, at, shift);
         }
+        __device__ __forceinline__ const any_parameters &widened(const problem &) const { return *this; }
     };
+    template <int N>
+    struct usual_parameters {
+        pack<T, N> weight, scale, shift;
+        __device__ __forceinline__ void load(const problem &p, int64_t r, int64_t c) {
+            const int64_t at = r / p.group_rows * p.cols + c;
+            weight = load_shared<T, N>((const T *)p.weight + c);
+            scale = load_shared<T, N>((const T *)p.scale + at);
+            shift = load_shared<T, N>((const T *)p.shift + at);
+        }
+        __device__ __forceinline__ any_parameters<N> widened(const problem &p) const {
+            any_parameters<N> wide;
+            unpack(weight, wide.weight);
+            unpack(scale, wide.scale);
+            unpack(shift, wide.shift);
+#pragma unroll
+            for (int i = 0; i < N; i++) wide.weight[i] += p.offset, wide.scale[i] += 1.0f;
+            return wide;
+        }
+    };
+    template <int N>
+    using parameters = std::conditional_t<USUAL, usual_parameters<N>, any_parameters<N>>;
     static __device__ __forceinline__ bool has_parameters(const problem &) { return true; }
-    static __device__ __forceinline__ bool has_all_parameters(const problem &p) { return p.weight && p.shift; }
+    static __device__ __forceinline__ bool has_all_parameters(const problem &) { return USUAL; }
 
     /* x·rstd·(weight + offset)·(1 + scale) + shift; casting NONE rounds weight + offset if the weight is of type T. */
     template <bool ALL, int N>
-    static __device__ __forceinline__ void apply(const problem &p, float rstd, parameters<N> &columns, float (&x)[N]) {
+    static __device__ __forceinline__ void apply(const problem &p, float rstd, const parameters<N> &given,
+                                                 float (&x)[N]) {
+        any_parameters<N> columns = given.widened(p);
 #pragma unroll
         for (int i = 0; i < N; i++) x[i] *= rstd;
         if (p.casting == MODULATED_LLAMA) round_all<T>(x);
@@ -58,7 +82,7 @@ struct forward {
 #pragma unroll
         for (int i = 0; i < N; i++) {
             x[i] *= columns.scale[i];
-            if (p.shift) x[i] += columns.shift[i];
+            if (USUAL || p.shift) x[i] += columns.shift[i];
         }
     }
 };
@@ -167,8 +191,12 @@ cudaError_t run_backward(const modulated_rms_norm_backward_problem &p, bool pack
 
 template <typename T>
 void launch_forward(const modulated_rms_norm_forward_problem &p, bool packable, cudaStream_t stream) {
-    if (row_norm::fits_registers<T>(p, packable)) row_norm::launch_forward_registers<forward<T>>(p, stream);
-    else row_norm::launch_forward_loop<forward<T>>(p, packable, stream);
+    const bool usual =
+        p.weight && p.shift && p.weight_dtype == p.dtype && p.scale_dtype == p.dtype && p.shift_dtype == p.dtype;
+    if (!row_norm::fits_registers<T>(p, packable))
+        row_norm::launch_forward_loop<forward<T, false>>(p, packable, stream);
+    else if (usual) row_norm::launch_forward_registers<forward<T, true>>(p, stream);
+    else row_norm::launch_forward_registers<forward<T, false>>(p, stream);
 }
 
 /* Without rows the gradients of parameters are zeros, and there is nothing else. */
