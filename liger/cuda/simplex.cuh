@@ -1,10 +1,10 @@
 /* simplex.cuh - the threshold tau of the nearest point of the simplex, y = max(x - tau, 0) with the sum 1, on CUDA: by Newton's
- * method until the support stays as it is.
+ * method until tau stays where it is.
  *
  * Σ max(x - tau, 0) is convex and falls with tau: from any start a step leads to tau or below, and from there on steps only
- * rise, so that the support only shrinks, and two supports of the same size are the same. What is below max x - 1 is never
- * part of it, and tau of any part of a row is not above that of the whole: of some thirty large values it is a start from
- * which the random rows of a vocabulary need two or three steps.
+ * rise, so that the support only shrinks: where a step does not rise, it is the row's. What is below max x - 1 is never
+ * part of it, and tau of any part of a row is not above that of the whole: of eight to some thirty large values it is a
+ * start from which the random rows of a vocabulary need two or three steps.
  *
  * The sum is of x - origin, which is exact for all that may be in a support: beyond 2 the origin is the maximum, where a
  * difference of at most 1 loses nothing, below it is 0. A thread adds in two floats, threads are added in double. */
@@ -111,22 +111,30 @@ __device__ __forceinline__ float start_below(float max, float of_lane) {
     return above;
 }
 
+/* a / count, but for half a unit in the last place of a double: the division itself needs twenty registers more. */
+__device__ __forceinline__ double quotient(double a, double count) {
+    double inverse = (double)reciprocal_approx((float)count);
+    inverse = fma(inverse, fma(-count, inverse, 1.0), inverse);
+    inverse = fma(inverse, fma(-count, inverse, 1.0), inverse);
+    const double q = a * inverse;
+    return fma(fma(-count, q, a), inverse, q);
+}
+
 /* members_above(above, origin): this thread's. All threads of the row take part, with the same `max`; `start` is below it. */
 template <typename M, typename X>
 __device__ __forceinline__ threshold find_threshold(float max, float start, M members_above, X &again) {
     if (fabsf(max) == INFINITY) return {NAN, NAN, NAN, NAN};
     const float origin = fabsf(max) < 2.0f ? 0.0f : max;
-    float above = start;
     double tau;
-    for (int64_t before = INT64_MAX;;) {
+    float above, next = start;
+    do { /* from a start below tau it only rises: it ends */
+        above = next;
         const members all = again.all(members_above(above, origin), no_members());
-        tau = (all.sum - 1.0) / (double)all.count;
-        above = __double2float_rd(__dadd_rd((double)origin, tau));
-        if (all.count >= before) break; /* from a start below tau they only become fewer: it ends */
-        before = all.count;
-    }
+        tau = quotient(all.sum - 1.0, (double)all.count);
+        next = __double2float_rd(__dadd_rd((double)origin, tau));
+    } while (next > above);
     const float rest = (float)tau;
-    return {above, origin, rest, (float)(tau - (double)rest)};
+    return {next, origin, rest, (float)(tau - (double)rest)};
 }
 
 } // namespace simplex

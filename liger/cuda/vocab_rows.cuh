@@ -33,6 +33,8 @@ struct place {
     static constexpr int step = THREADS;
     int first, end;
     __device__ __forceinline__ bool has(int j) const { return j * THREADS < end - first; } /* one register for all j */
+    /* Addresses that follow from it are computed again for every row. Else they are kept over the rows, in registers. */
+    __device__ __forceinline__ void forget() { asm volatile("" : "+r"(first), "+r"(end)); }
 };
 
 /* Two values in one register, for a packed maximum: half the instructions. */
@@ -269,7 +271,8 @@ struct block_exchange {
  * other. Of the first exchange it gets what has come to its lane, and merges it itself. */
 struct one_exchange {
     using second_slot = nothing;
-    static constexpr int TOGETHER = 1; /* so many vectors of a row are not divided between blocks */
+    static constexpr int TOGETHER = 1;     /* so many vectors of a row are not divided between blocks */
+    static constexpr bool CLUSTERS = true; /* a row that is too large for a block is divided between some */
     /* Rows in shared memory: one in its second half, and one on its way or in its first. For a formula whose arithmetic takes
      * as long as memory takes there is a third, on its way all the time; others it made slower. One, for rows that are large:
      * the first half takes it apart, and the next is on its way from there on. */

@@ -19,7 +19,7 @@
  *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
  *                                                  member is `key`
  *   slot, empty(), warp_merge                      what is exchanged: 8·n bytes
- *   second_slot, TOGETHER, RING, LATE              see one_exchange
+ *   second_slot, TOGETHER, CLUSTERS, RING, LATE    see one_exchange
  *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
  *                                                  thread must have received all that it needs of other threads' values
  *                                                  before it sends, so they must enter the slot. With a RING of 1:
@@ -215,7 +215,7 @@ constexpr bool shapes_fit() {
     for (const architecture &a : ARCHITECTURES)
         for (int64_t threads = 128; threads <= MAX_CLUSTER * F::MOST_THREADS; threads += 128)
             for (int64_t vectors = threads * F::VECTORS; vectors <= threads * F::VECTORS + 1; vectors++) {
-                const shape s = choose_shape<F>(dynamic_shared(a.shared), a.number >= 90, vectors);
+                const shape s = choose_shape<F>(dynamic_shared(a.shared), F::CLUSTERS && a.number >= 90, vectors);
                 if (s.clusters && STATIC_SHARED + s.shared > a.shared) return false;
                 if (s.clusters && (int64_t)s.clusters * s.threads * F::VECTORS < vectors) return false;
             }
@@ -276,10 +276,11 @@ cudaError_t launch_resident(const liger_context *context, const typename F::prob
     static_assert(shapes_fit<F>(), "a row kernel asks for more shared memory than there is");
     *done = false;
     if (!packable || p.rows > MOST_ROWS) return cudaSuccess;
-    const shape s =
-        choose_shape<F>(dynamic_shared_of(context), context->cuda->clusters, F::cols(p) / pack_size<typename F::type>);
+    const shape s = choose_shape<F>(dynamic_shared_of(context), F::CLUSTERS && context->cuda->clusters,
+                                    F::cols(p) / pack_size<typename F::type>);
     if (s.clusters == 0) return cudaSuccess;
-    if (s.clusters > 1) return launch_shape<F, F::MOST_THREADS, true>(context, p, s, stream, done);
+    if constexpr (F::CLUSTERS)
+        if (s.clusters > 1) return launch_shape<F, F::MOST_THREADS, true>(context, p, s, stream, done);
     if constexpr (F::LEAST_THREADS < 512)
         if (s.threads == F::LEAST_THREADS) return launch_shape<F, F::LEAST_THREADS, false>(context, p, s, stream, done);
     if constexpr (F::LEAST_THREADS <= 512 && F::MOST_THREADS > 512)

@@ -14,14 +14,19 @@ enum { WORD = 32 }; /* elements of a word of the support */
 
 /* ---- forward ------------------------------------------------------------------------------------------------------ */
 
-template <typename T>
+template <typename T, bool IN_CLUSTERS>
 struct forward_row : vocab_rows::every_row {
+    static constexpr int RING = 1;
+    static constexpr bool CLUSTERS = IN_CLUSTERS;
     using type = T;
     using problem = sparsemax_forward_problem;
     using slot = maximum;
     using second_slot = members;
-    /* Few threads: each warp finds tau for itself, and has the row in registers meanwhile. */
-    enum { INPUTS = 1, VECTORS = 8, LEAST_THREADS = 256, MOST_THREADS = 512, NARROW_THREADS = 640 };
+    /* Each warp finds tau for itself, with the row in registers: warps of one block, as long as they can hold it, tell each
+     * other a threshold's sums in a third of the time that those of a cluster need. In a cluster there are fewer threads,
+     * which need more registers. */
+    enum { LEAST_THREADS = CLUSTERS ? 512 : 256, MOST_THREADS = CLUSTERS ? 512 : 1024 };
+    enum { INPUTS = 1, VECTORS = 8, NARROW_THREADS = 640 };
     static constexpr int N = pack_size<T>, TOGETHER = WORD / N; /* neighbouring lanes make a word */
     static constexpr uint32_t BEYOND = vocab_rows::MINUS_INFINITY<T>;
     template <int V>
@@ -58,15 +63,18 @@ struct forward_row : vocab_rows::every_row {
     }
 
     template <int V, typename P, typename X>
-    static __device__ __forceinline__ void settle_part(const problem &p, const P &at, int64_t r, part<V> &x, float most,
-                                                       slot of_lane, X &again) {
+    static __device__ __forceinline__ void settle_part(const problem &p, P at, int64_t r, part<V> &x, slot of_lane,
+                                                       X &again) {
+        at.forget();
         const float max = warp_merge(of_lane).max();
         const auto members_above = [&](float above, float origin) {
             thread_members own;
             x.forget();
-            if (most > above) {
 #pragma unroll
-                for (int k = 0; k < x.COUNT; k++)
+            for (int j = 0; j < V; j++) {
+                if (!(vocab_rows::largest(x.vector[j]) > above)) continue; /* in most vectors nothing is */
+#pragma unroll
+                for (int k = j * N; k < (j + 1) * N; k++)
                     if (x.value(k) > above) own.add(x.value(k) - origin);
             }
             return own.all();
@@ -93,37 +101,41 @@ struct forward_row : vocab_rows::every_row {
 
     /* Narrow: registers. */
     template <int V>
-    struct kept {
-        float most;
-    };
+    struct kept {};
     template <int V>
-    static __device__ __forceinline__ slot sum_up(const part<V> (&x)[1], kept<V> &own) {
-        const slot found = maximum_of(x[0]);
-        own.most = found.max();
-        return found;
+    static __device__ __forceinline__ slot sum_up(const part<V> (&x)[1], kept<V> &) {
+        return maximum_of(x[0]);
     }
     template <int V, typename P, typename X>
     static __device__ __forceinline__ void write_out(const problem &p, const P &at, int64_t r, part<V> (&x)[1],
-                                                     const kept<V> &own, const slot &of_lane, X &again) {
-        settle_part(p, at, r, x[0], own.most, of_lane, again);
+                                                     const kept<V> &, const slot &of_lane, X &again) {
+        settle_part(p, at, r, x[0], of_lane, again);
     }
 
-    /* Resident: shared memory, then registers for as long as tau takes. */
-    template <typename P>
-    static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
-                                                      state &) {
+    /* Resident: registers, for as long as tau takes; the next row is on its way to shared memory. */
+    struct state {
+        int key;
         part<VECTORS> x;
-        x.load(at, stage);
-        return maximum_of(x);
+    };
+    static __device__ __forceinline__ state state_of(const problem &, int, int key) {
+        state row; /* its values are loaded before they are used */
+        row.key = key;
+        return row;
+    }
+    static __device__ __forceinline__ state state_of(const problem &, int64_t, int64_t, const slot &) {
+        return state();
+    }
+    template <typename P, typename L>
+    static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
+                                                      state &row, L loaded) {
+        row.x.load(at, stage);
+        loaded();
+        return maximum_of(row.x);
     }
     template <typename P, typename L, typename X>
     static __device__ __forceinline__ void second_half(const problem &p, const batch &, const P &at, int64_t r,
-                                                       const uint4 *stage, const state &, const slot &of_lane, L loaded,
-                                                       X &again) {
-        part<VECTORS> x;
-        x.load(at, stage);
-        loaded();
-        settle_part(p, at, r, x, maximum_of(x).max(), of_lane, again);
+                                                       const uint4 *, state &row, const slot &of_lane, L, X &again) {
+        settle_part(p, at, r, row.x, of_lane, again);
     }
 
     /* Streamed: a walk for each step. Then a warp writes 32 elements and their word at a time: no boundaries to mind. */
@@ -159,6 +171,22 @@ struct forward_row : vocab_rows::every_row {
     }
 };
 
+template <typename T>
+liger_status launch_forward(const liger_context *context, const sparsemax_forward_problem &p, cudaStream_t stream) {
+    using of_block = forward_row<T, false>;
+    using of_cluster = forward_row<T, true>;
+    const bool packable =
+        p.cols % pack_size<T> == 0 && rows_are_packable(p.x, sizeof(T)) && rows_are_packable(p.y, sizeof(T));
+    bool done = vocab_rows::launch_narrow<of_block>(p, packable, stream);
+    cudaError_t error = cudaSuccess;
+    if (!done) error = vocab_rows::launch_resident<of_block>(context, p, packable, stream, &done);
+    if (!done && error == cudaSuccess)
+        error = vocab_rows::launch_resident<of_cluster>(context, p, packable, stream, &done);
+    LIGER_TRY(cuda_status(error, "sparsemax_forward"));
+    if (!done) vocab_rows::launch_streamed<of_block>(p, stream);
+    return LIGER_OK;
+}
+
 /* ---- backward ----------------------------------------------------------------------------------------------------- */
 
 /* Σ dy over the support, and its size. */
@@ -168,7 +196,8 @@ struct support_sum {
 };
 __device__ __forceinline__ support_sum warp_merge(support_sum a) { return {warp_sum(a.sum), warp_count(a.count)}; }
 
-enum { BACKWARD_THREADS = 256, UNROLL = 4, WARP_ROW = UNROLL * WARP /* packs of a row that a warp takes alone */ };
+/* A row of `WARP_ROW` packs is a warp's alone; STAGED words of the support are kept in shared memory. */
+enum { BACKWARD_THREADS = 256, UNROLL = 4, WARP_ROW = UNROLL * WARP, STAGED = 2048 };
 
 /* The bits of N neighbours from the i-th on, which lie in one word. */
 template <int N>
@@ -176,21 +205,47 @@ __device__ __forceinline__ uint32_t bits_at(const uint32_t *row, int64_t i) {
     return row[(uint64_t)i / WORD] >> (uint32_t)i % WORD & (uint32_t)((1ull << N) - 1);
 }
 
-/* Calls visit(bits, packs of dy, index) for what belongs to this thread; dy is read where there are bits. */
-template <typename T, int N, typename V>
-__device__ __forceinline__ void walk_support(const uint32_t *support, const T *dy, int64_t cols, V visit) {
-    const int64_t packs = cols / N, step = blockDim.x;
-    for (int64_t v = threadIdx.x; v < packs; v += UNROLL * step) {
-        uint32_t bits[UNROLL];
-        pack<T, N> raw[UNROLL];
+/* A word of the support, without what stands behind the end of the row. */
+__device__ __forceinline__ uint32_t word_at(const uint32_t *row, int64_t w, int64_t cols) {
+    const int64_t bits = cols - w * WORD;
+    if (bits <= 0) return 0;
+    return bits < WORD ? row[w] & ((1u << bits) - 1) : row[w];
+}
+
+/* Adds dy over the support, whose words are put to `staged` if there is such a place. A warp looks at 32 words, and takes those
+ * in which something is, a lane for each bit: of a support that is sparse few, of a dense one whole lines of memory. */
+template <typename T>
+__device__ __forceinline__ void add_support(const uint32_t *support, const T *dy, int64_t cols, uint32_t *staged,
+                                            thread_members &own) {
+    const int lane = threadIdx.x % WARP;
+    const int64_t words = support_words(cols);
+    for (int64_t first = threadIdx.x - lane; first < words; first += UNROLL * (int64_t)blockDim.x) {
+        uint32_t word[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) bits[u] = v + u * step < packs ? bits_at<N>(support, (v + u * step) * N) : 0;
+        for (int u = 0; u < UNROLL; u++) {
+            const int64_t w = first + u * (int64_t)blockDim.x + lane;
+            word[u] = word_at(support, w, cols);
+            if (staged && w < words) staged[w] = word[u];
+        }
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-            if (bits[u]) raw[u] = load_pack<T, N>(dy + (v + u * step) * N);
+        for (int u = 0; u < UNROLL; u++) {
+            const T *const at = dy + (first + u * (int64_t)blockDim.x) * WORD + lane;
+            unsigned some = __ballot_sync(0xffffffffu, word[u] != 0);
+            while (some) {
+                T value[UNROLL];
+                bool has[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-            if (v + u * step < packs) visit(bits[u], raw[u], (v + u * step) * N);
+                for (int k = 0; k < UNROLL; k++) {
+                    const int which = some ? __ffs((int)some) - 1 : 0;
+                    has[k] = some && __shfl_sync(0xffffffffu, word[u], which) >> lane & 1;
+                    if (has[k]) value[k] = at[which * WORD];
+                    some &= some - 1; /* of 0 it is 0 */
+                }
+#pragma unroll
+                for (int k = 0; k < UNROLL; k++)
+                    if (has[k]) own.add(to_f32(value[k]));
+            }
+        }
     }
 }
 
@@ -199,36 +254,35 @@ template <typename T, int N>
 __global__ void __launch_bounds__(BACKWARD_THREADS)
     backward_kernel(const __grid_constant__ sparsemax_backward_problem p) {
     __shared__ support_sum slots[2 * BACKWARD_THREADS / WARP];
+    __shared__ uint32_t stage[STAGED];
     vocab_rows::block_exchange<support_sum> exchanged = {slots, (int)blockDim.x / WARP, 0};
-    const int64_t step = (int64_t)gridDim.x * blockDim.y;
+    const int64_t step = (int64_t)gridDim.x * blockDim.y, words = support_words(p.cols), packs = p.cols / N;
+    uint32_t *const staged = blockDim.y == 1 && words <= STAGED ? stage : NULL;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; i < p.rows; i += step) {
         const int64_t r = vocab_rows::from_the_end(p.rows, i);
-        const uint32_t *support = p.support + r * support_words(p.cols);
+        const uint32_t *support = p.support + r * words;
         const T *dy = row_at<const T>(p.dy, r);
         T *dx = row_at<T>(p.dx, r);
         thread_members own;
-        walk_support<T, N>(support, dy, p.cols, [&](uint32_t bits, const pack<T, N> &raw, int64_t) {
-            if (bits == 0) return;
-            float value[N], sum = 0.0f;
-            unpack(raw, value);
-#pragma unroll
-            for (int k = 0; k < N; k++) sum += bits >> k & 1 ? value[k] : 0.0f;
-            own.add(sum, __popc(bits));
-        });
+        add_support(support, dy, p.cols, staged, own);
         const float sum = isfinite(own.sum) ? own.sum + own.rounded : own.sum;
-        const support_sum all = exchanged.all({sum, own.count}, {0.0f, 0});
+        const support_sum all = exchanged.all({sum, own.count}, {0.0f, 0}); /* and the stage is there */
         const float mean = all.sum / (float)all.count;
-        walk_support<T, N>(support, dy, p.cols, [&](uint32_t bits, const pack<T, N> &raw, int64_t c) {
+        if (staged) support = staged;
+#pragma unroll UNROLL
+        for (int64_t v = threadIdx.x; v < packs; v += blockDim.x) {
+            const uint32_t bits = bits_at<N>(support, v * N);
             float value[N] = {};
             if (bits) {
-                unpack(raw, value);
+                unpack(load_pack<T, N>(dy + v * N), value);
 #pragma unroll
                 for (int k = 0; k < N; k++) value[k] = bits >> k & 1 ? value[k] - mean : 0.0f;
             }
             pack<T, N> out;
             repack(value, out);
-            store_pack(dx + c, out);
-        });
+            store_pack(dx + v * N, out);
+        }
+        if (staged) __syncthreads(); /* nobody reads it any more */
     }
 }
 
@@ -244,14 +298,9 @@ extern "C" liger_status sparsemax_forward_cuda(liger_context *context, const spa
                                                liger_stream stream) {
     const sparsemax_forward_problem &p = *problem;
     LIGER_ON_DEVICE(context, "sparsemax_forward");
-    const size_t element = liger_dtype_size(p.dtype);
-    const bool packable =
-        p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) && rows_are_packable(p.y, element);
     liger_status status = LIGER_OK;
-    LIGER_FOR_FLOAT(
-        p.dtype, T,
-        status = vocab_rows::launch_rows<sparsemax::forward_row<T>>(context, p, packable, "sparsemax_forward", stream))
-    return status;
+    LIGER_FOR_FLOAT(p.dtype, T, status = sparsemax::launch_forward<T>(context, p, (cudaStream_t)stream))
+    return status == LIGER_OK ? launched(context, "sparsemax_forward", stream) : status;
 }
 
 extern "C" liger_status sparsemax_backward_cuda(liger_context *context, const sparsemax_backward_problem *problem,
