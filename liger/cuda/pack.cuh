@@ -155,6 +155,10 @@ static inline bool rows_are_packable(liger_rows rows, size_t element) {
                            (uintptr_t)(rows.outer_stride * (int64_t)element);
     return bits % PACK_BYTES == 0;
 }
+/* A matrix of one stride, perhaps absent. */
+static inline bool matrix_is_packable(const void *data, int64_t stride, int64_t cols, size_t element) {
+    return data == NULL || ((uintptr_t)data | (uintptr_t)((stride | cols) * (int64_t)element)) % PACK_BYTES == 0;
+}
 static inline bool pointer_is_packable(const void *p) { return (uintptr_t)p % PACK_BYTES == 0; }
 
 #endif

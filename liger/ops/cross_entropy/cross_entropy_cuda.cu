@@ -60,17 +60,11 @@ __global__ void round_rows_kernel(const cross_entropy_reduce_problem p) {
 
 /* ---- rows: which kernel -------------------------------------------------------------------------------------------- */
 
-static bool packable(const problem &p, size_t element) {
-    uintptr_t bits =
-        (uintptr_t)p.logits | (uintptr_t)(p.logits_stride * (int64_t)element) | (uintptr_t)(p.vocab * (int64_t)element);
-    if (p.dlogits) bits |= (uintptr_t)p.dlogits | (uintptr_t)(p.dlogits_stride * (int64_t)element);
-    return bits % PACK_BYTES == 0;
-}
-
 template <typename T>
 static cudaError_t launch_rows(const liger_context *context, const problem &p, cudaStream_t stream) {
     const bool options = p.softcap > 0 || p.label_smoothing > 0 || p.accuracy || p.predicted;
-    const bool packs = packable(p, sizeof(T));
+    const bool packs = matrix_is_packable(p.logits, p.logits_stride, p.vocab, sizeof(T)) &&
+                       matrix_is_packable(p.dlogits, p.dlogits_stride, p.vocab, sizeof(T));
     if (!p.dlogits && !options && packs && p.rows <= INT32_MAX) {
         vocab_rows::launch_summed<loss_row<T>>(p, stream);
         return cudaSuccess;

@@ -217,16 +217,12 @@ struct streamed_row : divergence_row<T> {
 
 /* ---- which kernel ---------------------------------------------------------------------------------------------------- */
 
-static bool packable(const problem &p, size_t element) {
-    const uintptr_t bits = (uintptr_t)p.logits | (uintptr_t)p.target | (uintptr_t)p.dlogits |
-                           (uintptr_t)((p.logits_stride | p.target_stride | p.vocab) * (int64_t)element);
-    return bits % PACK_BYTES == 0;
-}
-
 template <typename T>
 static cudaError_t launch(const liger_context *context, const problem &p, cudaStream_t stream) {
     bool done = false;
-    const bool packs = p.target_dtype == p.dtype && packable(p, sizeof(T));
+    const bool packs = p.target_dtype == p.dtype && matrix_is_packable(p.logits, p.logits_stride, p.vocab, sizeof(T)) &&
+                       matrix_is_packable(p.target, p.target_stride, p.vocab, sizeof(T)) &&
+                       pointer_is_packable(p.dlogits);
     const cudaError_t error = vocab_rows::launch_resident<resident_row<T>>(context, p, packs, stream, &done);
     if (error != cudaSuccess || done) return error;
     LIGER_FOR_FLOAT(p.target_dtype, Q, (vocab_rows::launch_streamed<streamed_row<T, Q>>(p, stream)))

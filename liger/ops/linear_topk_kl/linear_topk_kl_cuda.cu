@@ -134,19 +134,14 @@ __global__ void __launch_bounds__(MOST_THREADS) put_kernel(const __grid_constant
 
 /* ---- the launches ------------------------------------------------------------------------------------------------------ */
 
-static bool packable(const problem &p, size_t element) {
-    const uintptr_t bits = (uintptr_t)p.logits | (uintptr_t)((p.logits_stride | p.vocab) * (int64_t)element);
-    return bits % PACK_BYTES == 0;
-}
-
 template <typename T>
 static cudaError_t launch(const liger_context *context, const problem &p, cudaStream_t stream) {
     const unsigned blocks = grid_size(p.rows, 1);
     const int threads = list_threads(p.k);
     bool done = false;
     take_kernel<T><<<blocks, threads, 0, stream>>>(p);
-    const cudaError_t error =
-        vocab_rows::launch_resident<outside_row<T>>(context, p, packable(p, sizeof(T)), stream, &done);
+    const cudaError_t error = vocab_rows::launch_resident<outside_row<T>>(
+        context, p, matrix_is_packable(p.logits, p.logits_stride, p.vocab, sizeof(T)), stream, &done);
     if (error != cudaSuccess) return error;
     if (!done) vocab_rows::launch_streamed<outside_row<T>>(p, stream);
     if (p.gradient) put_kernel<T><<<blocks, threads, 0, stream>>>(p);

@@ -67,17 +67,10 @@ __global__ void __launch_bounds__(THREADS) weights_kernel(const __grid_constant_
 
 /* ---- rows --------------------------------------------------------------------------------------------------------- */
 
-template <typename T>
-bool packable(const rows_problem &p) {
-    const uintptr_t bits = (uintptr_t)p.logits | (uintptr_t)(p.logits_stride * (int64_t)sizeof(T)) |
-                           (uintptr_t)(p.vocab * (int64_t)sizeof(T));
-    return bits % PACK_BYTES == 0;
-}
-
 template <typename F>
 void launch_formula(rows_problem p, cudaStream_t stream) {
     using T = typename F::type;
-    const bool packs = packable<T>(p);
+    const bool packs = matrix_is_packable(p.logits, p.logits_stride, p.vocab, sizeof(T));
     for (int64_t left = p.rows; left > 0; left -= p.rows) { /* a grid has at most INT32_MAX blocks */
         p.rows = left < INT32_MAX ? left : INT32_MAX;
         if (packs) vocab_rows::launch_summed<F, true>(p, stream);
