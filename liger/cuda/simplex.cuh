@@ -1,10 +1,10 @@
 /* simplex.cuh - the threshold tau of the nearest point of the simplex, y = max(x - tau, 0) with the sum 1, on CUDA: by Newton's
  * method until tau stays where it is.
  *
- * Σ max(x - tau, 0) is convex and falls with tau: from any start a step leads to tau or below, and from there on steps only
- * rise, so that the support only shrinks: where a step does not rise, it is the row's. What is below max x - 1 is never
- * part of it, and tau of any part of a row is not above that of the whole: of eight to some thirty large values it is a
- * start from which the random rows of a vocabulary need two or three steps.
+ * Σ max(x - tau, 0) is convex and falls with tau: from a start below tau steps only rise, and none beyond tau, so that the
+ * support only shrinks: where a step does not rise, it is the row's. What is below max x - 1 is never part of it, and tau of
+ * any part of a row is not above that of the whole: of eight to some thirty large values it is a start from which the random
+ * rows of a vocabulary need two or three steps.
  *
  * The sum is of x - origin, which is exact for all that may be in a support: beyond 2 the origin is the maximum, where a
  * difference of at most 1 loses nothing, below it is 0. A thread adds in two floats, threads are added in double. */
@@ -77,11 +77,11 @@ struct thread_members {
     float sum = 0.0f, rounded = 0.0f;
     uint32_t count = 0;
 
-    __device__ __forceinline__ void add(float d, int of = 1) {
+    __device__ __forceinline__ void add(float d) {
         const float next = sum + d, added = next - sum;
         rounded += (sum - (next - added)) + (d - added);
         sum = next;
-        count += of;
+        count++;
     }
     __device__ __forceinline__ members all() const { return {(double)sum + (double)rounded, count}; }
 };
@@ -120,7 +120,8 @@ __device__ __forceinline__ double quotient(double a, double count) {
     return fma(fma(-count, q, a), inverse, q);
 }
 
-/* members_above(above, origin): this thread's. All threads of the row take part, with the same `max`; `start` is below it. */
+/* members_above(above, origin): this thread's. All threads of the row take part, with the same `max` and `start`, which must
+ * not be above tau: a step from there would be the last, though it falls. */
 template <typename M, typename X>
 __device__ __forceinline__ threshold find_threshold(float max, float start, M members_above, X &again) {
     if (fabsf(max) == INFINITY) return {NAN, NAN, NAN, NAN};

@@ -1,6 +1,6 @@
 /* sparsemax_cuda.cu - sparsemax on CUDA. Forward is a formula for the kernels of cuda/vocab_rows.cuh, with further exchanges
- * for tau: one read and one write as long as a row fits into registers or the shared memory of a cluster. Backward reads the
- * support, and of dy the vectors in which it has something: rather less than a row. */
+ * for tau: one read and one write as long as a row fits into the registers of a block or a cluster. Backward reads the support,
+ * and of dy little more than what is part of it. */
 #include "liger/core/kernel_table.h"
 #include "liger/cuda/simplex.cuh"
 #include "liger/cuda/vocab_rows_launch.cuh"
