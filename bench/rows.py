@@ -143,6 +143,22 @@ CUDA_ROWS = [
         bar_ms=109,
         bar_mb=1400,
     ),
+    Row(
+        "log p + entropy 8192x4096x151936",
+        "flce",
+        "scaled_cross_entropy",
+        (8192, 4096, 151936),
+        bar_ms=66,
+        bar_mb=1700,
+    ),
+    Row(
+        "log p + entropy 8192x4096x151936, 4096 MB",
+        "flce",
+        "scaled_cross_entropy",
+        (8192, 4096, 151936),
+        bar_ms=48,
+        environment=(("LIGER_LOSS_WORKSPACE_MB", "4096"),),
+    ),
     Row("linear JSD 4096x1024x128256", "flce", "linear_jsd", (4096, 1024, 128256), bar_ms=10.5, bar_mb=1560),
     Row("linear KL 4096x4096x128256", "flce", "linear_kl_div", (4096, 4096, 128256), bar_ms=20.2, bar_mb=2040),
     Row(
