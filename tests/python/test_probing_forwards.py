@@ -99,7 +99,7 @@ class WithANumberOfTheConfig(OwnLoss):
 def of_no_family(cls):
     options = {name: value for name, value in tiny_llama.config().to_dict().items() if name != "model_type"}
     torch.manual_seed(0)
-    return cls(OfNoFamily(**options, logits_scaling=1.0)).train()
+    return cls(OfNoFamily(**options, logits_scaling=1.0, image_token_index=90)).train()
 
 
 def test_a_forward_that_caps_its_logits_is_not_fused():
@@ -175,7 +175,130 @@ class WithATemperature(OwnLoss):
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
 
+class IgnoresTheEnd(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden, labels.masked_fill(labels == self.config.eos_token_id, -100), given
+
+
+class IgnoresImages(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden, labels.masked_fill(labels == self.config.image_token_index, -100), given
+
+
+class DetachesHiddenStates(Own):
+    """Only the head is trained: the loss is the same, its gradients are not."""
+
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden.detach(), labels, given
+
+
+class TrainsTheHeadOnly(OwnLoss):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        with torch.no_grad():
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+class Slows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 0.5 * gradient
+
+
+class SlowsTheBase(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return Slows.apply(hidden), labels, given
+
+
+class LimitsGradients(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: gradient.clamp(-1e-4, 1e-4))
+        return hidden, labels, given
+
+
+class PullsTheHead(OwnLoss):
+    """A gradient for the head that is no part of the loss's value."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            decay = 0.01 * self.lm_head.weight.square().sum()
+            loss = loss + (decay - decay.detach())
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+class PullsTheNorm(OwnLoss):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            size = hidden.square().mean()
+            loss = loss + (size - size.detach())
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+class TakesAWeight(OwnLoss):
+    """A keyword of the loss that is no parameter."""
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        weight = kwargs.pop("loss_weight", None)
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = loss if weight is None else loss * weight
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+class AsksForAWeight(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        return hidden / given["temperature"] if "temperature" in given else hidden, labels, given
+
+
+class HandsAWeightOn(OwnLoss):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.weighted(logits, labels, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def weighted(self, logits, labels, loss_weight=1.0, **kwargs):
+        return loss_weight * self.loss_function(
+            logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+        )
+
+
+class KeepsShiftedLabels(Own):
+    def changed(self, ids, mask, hidden, labels, given):
+        given.pop("shift_labels", None)
+        return hidden, labels, given
+
+
 FORWARDS = [
+    IgnoresTheEnd,
+    IgnoresImages,
+    DetachesHiddenStates,
+    TrainsTheHeadOnly,
+    SlowsTheBase,
+    LimitsGradients,
+    PullsTheHead,
+    PullsTheNorm,
+    TakesAWeight,
+    AsksForAWeight,
+    HandsAWeightOn,
+    KeepsShiftedLabels,
     IgnoresPadding,
     IgnoresPadTokens,
     MasksHiddenStates,

@@ -56,6 +56,7 @@ _WATCHED_OTHERWISE = frozenset({"config", "loss_function"})
 _OF_NO_EFFECT = frozenset(
     {"training", "vocab_size", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states"}
 )
+_KNOWN_KEYWORDS = frozenset({"logits", "vocab_size", "cache", *LANGUAGE_MODEL.split()})
 _SMALL = {"narrow": 16, "wide": 24, "packed": 48}  # widths of an MLP's copy, to try
 
 
@@ -327,7 +328,7 @@ def _small_batch(model: Any) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _in_mode(model: Any, training: bool, seed: int) -> Iterator[None]:
+def _in_mode(model: Any, training: bool, seed: int, gradients: bool = False) -> Iterator[None]:
     """All of a model in training or evaluation, with its activations kept; nothing of it is changed afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     checkpointed = [module for module, _ in modes if getattr(module, "gradient_checkpointing", False) is True]
@@ -337,7 +338,7 @@ def _in_mode(model: Any, training: bool, seed: int) -> Iterator[None]:
             module.training = training
         for module in checkpointed:
             module.gradient_checkpointing = False
-        with _seeded(seed), torch.no_grad():
+        with _seeded(seed), torch.set_grad_enabled(gradients):
             yield
     finally:
         for module, mode in modes:
@@ -349,10 +350,12 @@ def _in_mode(model: Any, training: bool, seed: int) -> Iterator[None]:
                 buffer.data.copy_(value)
 
 
-def _run(model: Any, forward: Any = None, training: bool = False, seed: int = 0, **options: Any) -> Any:
+def _run(
+    model: Any, forward: Any = None, training: bool = False, seed: int = 0, gradients: bool = False, **options: Any
+) -> Any:
     """The model's answer to a small batch, or None if it cannot be run so."""
     try:
-        with _in_mode(model, training, seed):
+        with _in_mode(model, training, seed, gradients):
             batch = {**_small_batch(model), **options}
             return model(**batch) if forward is None else forward(model, **batch)
     except Exception as error:
@@ -372,9 +375,13 @@ def _answers_alike(model: Any, before: list[torch.Tensor | None]) -> bool:
         if expected is None:
             continue
         tolerance = 1e-3 if expected.dtype is torch.float32 else 5e-2
-        if actual is None or not (actual - expected).norm() <= tolerance * expected.norm():
+        if actual is None or not _near(actual, expected, tolerance):
             return False
     return True
+
+
+def _near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((actual - expected).norm() <= tolerance * expected.norm())
 
 
 def _modeling(model: Any) -> Any:
@@ -447,9 +454,12 @@ def _try_loss(model: Any) -> bool:
                 return False
         finally:
             scaled.remove()
-    for batch in _batches(model, "kwargs" in _kinds_of(own.forward)):
-        if not all(_is_its_loss(model, head, forward, training, seed, batch) for training, seed in _IN_MODES[:2]):
-            return False
+    for batch in _batches(model, "kwargs" in _kinds_of(own.forward), Code(own, accepted=True).keywords):
+        for training, seed in _IN_MODES[:2]:
+            if not _is_its_loss(model, head, forward, training, seed, batch):
+                return False
+            if not _has_its_gradients(model, head, forward, training, seed, batch):
+                return False
     return patching.give_methods(model, patch)
 
 
@@ -464,13 +474,18 @@ def _has_known_parameters(forward: Any) -> bool:
     return _kinds_of(forward).keys() <= {"self", "cache", *LANGUAGE_MODEL.split()}
 
 
-def _batches(model: Any, gathers: bool) -> Iterator[dict[str, Any]]:
+def _batches(model: Any, gathers: bool, keywords: frozenset[str]) -> Iterator[dict[str, Any]]:
     """What tells forwards apart that are the same for one sequence without padding. `gathers`: keyword arguments that are
-    nobody's parameters are taken, and should reach the base model and the loss."""
+    nobody's parameters are taken, and should reach the base model and the loss; also those that the forward names."""
     config = model.config.get_text_config()
     pad = getattr(config, "pad_token_id", None) or 0
     ids = torch.arange(5, 5 + 2 * 19, device=model.device).remainder(config.vocab_size).view(2, 19)
     mask = torch.ones_like(ids)
+    special = _special_tokens(config.vocab_size, model.config, config)
+    if special:
+        mixed = ids.clone()
+        mixed[:, ::2] = torch.tensor(special * 20, device=model.device)[:20].view(2, 10)
+        yield {"input_ids": mixed, "attention_mask": mask.clone(), "labels": mixed}
     ids[0, -4:] = ids[1, :3] = ids[1, 9] = pad
     mask[0, -4:] = mask[1, :3] = 0
     labels = ids.clone()
@@ -482,6 +497,15 @@ def _batches(model: Any, gathers: bool) -> Iterator[dict[str, Any]]:
     if gathers:
         yield {**batch, "labels": some, "num_items_in_batch": 7}
         yield {**batch, "labels": some, "position_ids": torch.arange(19, device=model.device).mul(2).expand(2, 19)}
+        if others := keywords - _KNOWN_KEYWORDS:
+            yield {**batch, "labels": some, **dict.fromkeys(sorted(others), 2.0)}
+
+
+def _special_tokens(vocabulary: int, *configs: Any) -> list[int]:
+    """What configs name as tokens of a meaning of their own, which a loss may leave out."""
+    entries = [value for config in configs for name, value in vars(config).items() if "token" in name]
+    tokens = [token for entry in entries for token in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    return sorted({token for token in tokens if type(token) is int and 0 <= token < vocabulary})
 
 
 def _is_its_loss(
@@ -504,6 +528,43 @@ def _is_its_loss(
         return False
     tolerance = 1e-4 if head.weight.dtype is torch.float32 else 2e-2
     return torch.allclose(fused.loss.float(), expected.loss.float(), rtol=tolerance, atol=tolerance)
+
+
+def _has_its_gradients(
+    model: Any, head: Any, forward: Any, training: bool, seed: int, batch: Mapping[str, Any]
+) -> bool:
+    """Whether the gradients are those of the model's own forward: it may detach, or change them on their way."""
+    options: dict[str, Any] = {"training": training, "seed": seed, **batch}
+    expected = _gradients(model, head, None, **options)
+    fused = _gradients(model, head, forward, skip_logits=True, **options)
+    if expected is None or fused is None:
+        return False
+    finite = expected.isfinite() & fused.isfinite()  # of the embedding of padding, zero, a norm in fp16 makes infinity
+    return _near(fused[finite], expected[finite], 1e-3 if head.weight.dtype is torch.float32 else 5e-2)
+
+
+def _gradients(model: Any, head: Any, forward: Any, **options: Any) -> torch.Tensor | None:
+    """Those of the loss, in what the embeddings answer, the head and parameters of one dimension: of few numbers, they are
+    everywhere. None if they cannot be had."""
+    leaves: list[torch.Tensor] = []
+
+    def embed(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1].clone()
+
+    small = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    trained = [parameter for parameter in (*head.parameters(), *small) if parameter.requires_grad]
+    try:
+        hook = model.get_input_embeddings().register_forward_hook(embed)
+        try:
+            answer = _run(model, forward, gradients=True, **options)
+        finally:
+            hook.remove()
+        found = torch.autograd.grad(answer.loss, [*leaves, *trained], materialize_grads=True)
+        return torch.cat([gradient.flatten().float().to(head.weight.device) for gradient in found])
+    except Exception as error:
+        logger.debug("no gradients: %s", error)
+        return None
 
 
 def described(done: dict[str, str]) -> Iterator[str]:

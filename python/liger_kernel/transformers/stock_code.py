@@ -74,6 +74,7 @@ class Code:
 
     stands    a quick look, for every call: True if all is as it was judged right; else, or if it fails, ask `replaced`
     names     what the functions name: attributes, globals and constants
+    keywords  what they may take of keyword arguments that are gathered: strings that they spell, parameters with a default
     reads     attributes that they read of the object whose methods they are
     helpers   methods of its own class that it calls, which an instance might have otherwise
     closed    names of variables of functions around them, which cannot be seen
@@ -95,6 +96,7 @@ class Code:
     def _judge(self) -> str | None:
         reader = _Reader(self._anywhere).read(self._starts, self._methods)
         self.names, self.reads, self.closed = frozenset(reader.names), frozenset(reader.reads), frozenset(reader.closed)
+        self.keywords = frozenset(reader.keywords)
         self.helpers = tuple(sorted(reader.helpers))
         wrong = (str(place) for place, value in reader.found.items() if not self._is_right(place, value))
         self._verdict: str | None = next(wrong, None)
@@ -307,6 +309,7 @@ class _Reader:
     def __init__(self, anywhere: bool) -> None:
         self.found: dict[Place, Any] = {}
         self.names: set[Any] = set()
+        self.keywords: set[str] = set()
         self.reads: set[str] = set()
         self.helpers: set[str] = set()
         self.closed: set[str] = set()
@@ -353,8 +356,10 @@ class _Reader:
         self._read.add((code, cls))
         receiver = code.co_varnames[0] if cls is not None and code.co_argcount else None
         self.closed.update(set(code.co_freevars) - {"__class__"})
+        self.keywords.update(p.name for p in inspect.signature(inner).parameters.values() if p.default is not p.empty)
         for part in _parts(code):
             self.names.update(part.co_names, part.co_consts)
+            self.keywords.update(each for each in part.co_consts if isinstance(each, str) and each.isidentifier())
             if "getattr" in part.co_names or "hasattr" in part.co_names:
                 self.reads.update(each for each in part.co_consts if isinstance(each, str) and each.isidentifier())
             for of_receiver, path in _paths(part, receiver):
