@@ -129,6 +129,31 @@ def test_the_vocabulary_size_is_the_configs(way):
     assert_step_as_stock(build, way)
 
 
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "mixtral", "gemma2", "gemma3_text", "gemma4_text", "qwen3_moe", "qwen3_next", "gpt_oss", "llava"],
+)
+@pytest.mark.parametrize("of", ["config", "model"])
+def test_the_vocabulary_size_is_that_of_the_familys_forward(family, of):
+    """The config's, which others set to that of their tokenizer, or the one that the model has kept."""
+    sizes = []
+
+    def loss(logits, labels, vocab_size, **kwargs):
+        sizes.append(vocab_size)
+        return logits.float().square().mean()
+
+    for patched in (False, True):
+        model = tiny_models.build(family)
+        if model is None:
+            pytest.skip(f"transformers {transformers.__version__} has no {family}")
+        model.loss_function = loss
+        (model.config.get_text_config() if of == "config" else model).vocab_size = 101
+        if patched:
+            _apply_liger_kernel_to_instance(model)
+        model(**tiny_models.inputs_of(family))
+    assert sizes[0] == sizes[1]
+
+
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma2", "qwen3_moe"])
 def test_a_loss_is_called_in_the_way_of_the_family(family):
     calls = []

@@ -63,20 +63,40 @@ def _own_forward(cls: type) -> Any:
     return None
 
 
+def _forward_below(cls: type) -> Any:
+    """That, or one that is not Hugging Face's; None if only ours is there."""
+    forward = _own_forward(cls) or patching.forward_below(cls)
+    return None if patching.is_ours(forward) else forward
+
+
 def forward_names(cls: type, name: str) -> bool:
-    """Whether Hugging Face's own forward of a model's class names an attribute: releases differ in what they apply."""
-    return name in names_in(_own_forward(cls))
+    """Whether the forward of a model's class that ours stands for names an attribute: releases differ in what they apply."""
+    return name in names_in(_forward_below(cls))
 
 
 def forward_spells(cls: type, keyword: str) -> bool:
     """Whether that forward gives an argument of a call by this keyword."""
-    return keyword in spelled_in(_own_forward(cls))
+    return keyword in spelled_in(_forward_below(cls))
+
+
+_read: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def forward_reads(cls: type, name: str) -> bool:
+    """Whether it reads an attribute of the model itself."""
+    forward = _forward_below(cls)
+    if forward is None:
+        return False
+    read = _read.get(forward)
+    if read is None:
+        read = _read[forward] = stock_code.read_of_receiver(forward)
+    return name in read
 
 
 def handed_on(cls: type, without: frozenset[str]) -> tuple[str, ...]:
-    """The parameters of that forward, or of one that is not Hugging Face's, which it gives by keyword to what it calls."""
-    forward = _own_forward(cls) or patching.forward_below(cls)
-    if patching.is_ours(forward):
+    """The parameters of that forward which it gives by keyword to what it calls."""
+    forward = _forward_below(cls)
+    if forward is None:
         return ()
     return tuple(sorted((parameters_of(forward) & spelled_in(forward)) - without))
 

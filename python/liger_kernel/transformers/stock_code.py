@@ -409,6 +409,14 @@ def _paths(code: types.CodeType, receiver: str | None) -> Iterator[tuple[bool, t
         yield from ((True, (name,)) for name in code.co_names if name != "super")
 
 
+def read_of_receiver(method: Any) -> frozenset[str]:
+    """The attributes that a method reads of the object whose method it is."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    if code is None or not code.co_argcount:
+        return frozenset()
+    return frozenset(path[0] for of_receiver, path in _paths(code, code.co_varnames[0]) if of_receiver)
+
+
 def _paths_of(instructions: Iterable[Any], receiver: str | None) -> Iterator[tuple[bool, tuple[str, ...]]]:
     of_receiver, path = False, list[str]()
     for instruction in instructions:

@@ -275,9 +275,15 @@ def _loss_of_logits(model: Any, logits, labels, shift_labels, loss_kwargs: dict[
         return loss_utils.loss_of_logits(logits, labels, shift_labels=shift_labels, **_present(loss_kwargs))
     if shift_labels is not None:
         loss_kwargs = {**loss_kwargs, "shift_labels": shift_labels.contiguous()}  # transformers takes a view
-    arguments = {"logits": logits, "labels": labels, "vocab_size": model.config.get_text_config().vocab_size}
+    vocab_size = model.vocab_size if _keeps_vocab_size(type(model)) else model.config.get_text_config().vocab_size
+    arguments = {"logits": logits, "labels": labels, "vocab_size": vocab_size}
     by_position = [arguments.pop(name) for name in _given_by_position(type(model))]
     return model.loss_function(*by_position, **arguments, **loss_kwargs)
+
+
+@torch.compiler.assume_constant_result
+def _keeps_vocab_size(model_class: Any) -> bool:
+    return stock.forward_reads(model_class, "vocab_size")
 
 
 @torch.compiler.assume_constant_result
