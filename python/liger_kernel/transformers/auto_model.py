@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from liger_kernel.transformers.monkey_patch import (
@@ -16,8 +17,8 @@ from liger_kernel.transformers.monkey_patch import (
     _apply_liger_kernel,
 )
 
-# Of the keywords of `from_pretrained`, those that say where a file is found.
-_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Of the keywords of `from_pretrained`, those that say where a file of an adapter is found too; its folder is its own.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 def _without_liger_options(model_type: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -30,10 +31,12 @@ def _without_liger_options(model_type: str | None, kwargs: dict[str, Any]) -> di
 
 
 def _with_base_model(path: Any, kwargs: dict[str, Any]) -> Any:
-    """`path`, or that of the model which a PEFT adapter stored there was trained on."""
+    """`path`, or, where only a PEFT adapter is stored there, that of the model which it was trained on."""
     where = {name: kwargs[name] for name in _WHERE if kwargs.get(name) is not None}
-    adapter = find_adapter_config_file(path, **where)
-    return path if adapter is None else json.loads(Path(adapter).read_text())["base_model_name_or_path"]
+    adapter = find_adapter_config_file(path, **{**where, **(kwargs.get("adapter_kwargs") or {})})
+    if adapter is None or (Path(path) / CONFIG_NAME).exists():
+        return path
+    return json.loads(Path(adapter).read_text())["base_model_name_or_path"]
 
 
 class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
@@ -46,11 +49,12 @@ class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Read the config, patch its family, load the model, or an adapter and the model below it."""
         config = kwargs.get("config")
-        if config is None:
-            config = AutoConfig.from_pretrained(_with_base_model(pretrained_model_name_or_path, kwargs), **kwargs)
+        if not isinstance(config, PretrainedConfig):
+            found = {name: value for name, value in kwargs.items() if name != "config"}
+            config = AutoConfig.from_pretrained(_with_base_model(pretrained_model_name_or_path, kwargs), **found)
         model_type = getattr(config, "model_type", None)
         _apply_liger_kernel(model_type, **kwargs)
-        return super().from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(  # by its name: a model's own code is registered for that
             pretrained_model_name_or_path, *model_args, **_without_liger_options(model_type, kwargs)
         )
 
@@ -59,4 +63,4 @@ class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
         """Patch the family of `config`, build the model with fresh weights."""
         model_type = getattr(config, "model_type", None)
         _apply_liger_kernel(model_type, **kwargs)
-        return super().from_config(config, **_without_liger_options(model_type, kwargs))
+        return AutoModelForCausalLM.from_config(config, **_without_liger_options(model_type, kwargs))
