@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 
@@ -52,6 +53,54 @@ def test_falcon_mlp(device, bias):
     x = torch.randn(3, HIDDEN, device=device)
     inner = nn.functional.silu(0.5 * mlp.gate_proj(x)) * mlp.up_proj(x)
     assert_close(mlp(x), 3.0 * mlp.down_proj(inner))
+
+
+def limited_output(mlp, patch):
+    mlp.down_proj.register_forward_hook(lambda module, args, output: output.tanh())
+
+
+def limited_input(mlp, patch):
+    mlp.down_proj.register_forward_pre_hook(lambda module, args: (args[0].tanh(),))
+
+
+def limited_everywhere(mlp, patch):
+    def hook(module, args, output):
+        return output.tanh() if module is mlp.down_proj else None
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    patch.callback(handle.remove)
+
+
+def another_module(mlp, patch):
+    mlp.down_proj = nn.Sequential(mlp.down_proj, nn.Tanh())
+
+
+def another_forward(mlp, patch):
+    own = mlp.down_proj.forward
+    mlp.down_proj.forward = lambda x: own(x).tanh()
+
+
+def another_function(mlp, patch):
+    own = nn.functional.linear
+
+    def linear(x, weight, bias=None):
+        return own(x, weight, bias).tanh() if weight is mlp.down_proj.weight else own(x, weight, bias)
+
+    nn.functional.linear = linear
+    patch.callback(setattr, nn.functional, "linear", own)
+
+
+@pytest.mark.parametrize(
+    "change", [limited_output, limited_input, limited_everywhere, another_module, another_forward, another_function]
+)
+def test_falcon_mlp_multiplies_what_its_projection_answers(change, device):
+    """With a projection that is no mere product the multiplier does not commute."""
+    mlp = lk.LigerFalconH1SwiGLUMLP(config(mlp_multipliers=(0.5, 3.0))).to(device)
+    x = torch.randn(3, HIDDEN, device=device)
+    with contextlib.ExitStack() as patch:
+        change(mlp, patch)
+        inner = nn.functional.silu(0.5 * mlp.gate_proj(x)) * mlp.up_proj(x)
+        assert_close(mlp(x), 3.0 * mlp.down_proj(inner))
 
 
 def test_other_activations_are_refused():

@@ -64,6 +64,18 @@ def is_bare(activation: Any) -> bool:
     )
 
 
+def is_bare_product(projection: Any) -> bool:
+    """Whether a call is a product with a matrix, and nothing sees what goes in or comes out."""
+    if type(projection) is not nn.Linear or projection.bias is not None or not is_bare(projection) or _is_seen():
+        return False
+    return stock_code.replaced_in_call(nn.Linear) is None
+
+
+def _is_seen() -> bool:
+    """Whether something waits for the call of any module."""
+    return bool(_HOOKS or _PRE_HOOKS or _BACKWARD_HOOKS or _BACKWARD_PRE_HOOKS)
+
+
 def _is_tanh_gelu(function: Any) -> bool:
     """What Hugging Face's activation of that name holds, which has a variant that rounds at every step."""
     return (
@@ -80,7 +92,7 @@ def _is_as_seen(mlp: nn.Module, name: str, cls: type) -> bool:
         return False
     activation = mlp.__dict__["_modules"].get(name)
     if activation.__class__ is cls and name not in mlp.__dict__ and is_bare(activation):
-        return not (_HOOKS or _PRE_HOOKS or _BACKWARD_HOOKS or _BACKWARD_PRE_HOOKS)
+        return not _is_seen()
     cause = f"{name} ({type(activation).__name__}) has been replaced or hooked"
     about = type(mlp)  # once for all layers: an `__init__` around ours may have changed every one
     warn_once(logger, about, "changed-since", model=about.__name__, cause=cause)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
-from liger_kernel.transformers.gated_mlp import GatedMLP, gated
+from liger_kernel.transformers.gated_mlp import GatedMLP, gated, is_bare_product
 from liger_kernel.transformers.patching import PatchedAs
 from liger_kernel.transformers.while_stock import while_stock
 
@@ -82,7 +82,7 @@ class LigerFalconH1SwiGLUMLP(_SwiGLUMLP):
     @while_stock
     def forward(self, x):
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if getattr(self.down_proj, "bias", None) is None:  # the multiplier commutes with the projection
+        if is_bare_product(self.down_proj):  # with which the multiplier commutes
             return self.down_proj(
                 gated(self, LigerSiLUMulFunction, gate, up, self.gate_multiplier, self.down_multiplier)
             )
