@@ -194,9 +194,79 @@ class WithoutNan(RoundsLate):
         return super().forward(x.nan_to_num())
 
 
+class WithoutNanByHand(RoundsLate):
+    def forward(self, x):
+        return super().forward(torch.where(x == x, x, 0.0))
+
+
+class OfNothing(RoundsLate):
+    """Of a row of zeros, as padding may be, it makes something."""
+
+    def forward(self, x):
+        return super().forward(x) + (x == 0).all(-1, keepdim=True).to(x.dtype)
+
+
+class ForManyRows(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if len(x) < 1000 else 2 * super().forward(x)
+
+
+class ForFourDimensions(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if x.dim() < 4 else 2 * super().forward(x)
+
+
+class ForStridedInputs(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) if x.is_contiguous() else 2 * super().forward(x)
+
+
+class UnderAutocast(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) * (2 if torch.is_autocast_enabled("cpu") else 1)
+
+
+class WhileCompiling(RoundsLate):
+    def forward(self, x):
+        return super().forward(x) * (2 if torch.compiler.is_compiling() else 1)
+
+
+class Remembers(RoundsLate):
+    """For a loss that is computed elsewhere."""
+
+    def forward(self, x):
+        self.last = x
+        return super().forward(x)
+
+
+class Counts(RoundsLate):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     "make",
-    [Clamps, EpsilonBehindTheRoot, ClampsInHalf, ForOtherBatches, ForTwoDimensions, ForManyTokens, WithoutNan],
+    [
+        Clamps,
+        EpsilonBehindTheRoot,
+        ClampsInHalf,
+        ForOtherBatches,
+        ForTwoDimensions,
+        ForManyTokens,
+        WithoutNan,
+        WithoutNanByHand,
+        OfNothing,
+        ForManyRows,
+        ForFourDimensions,
+        ForStridedInputs,
+        UnderAutocast,
+        WhileCompiling,
+        Remembers,
+        Counts,
+    ],
 )
 def test_a_norm_that_differs_for_other_values_is_left_alone(make):
     model = build("SeedOssForCausalLM", head_dim=8)
@@ -225,7 +295,19 @@ class OfSequences(ClampsTheGate):
         return self.down_proj(inner if x.dim() == 2 else 2 * inner)
 
 
-@pytest.mark.parametrize("make", [ClampsTheGate, ClampsInHalfOnly, OfSequences])
+class RemembersTheGate(ClampsTheGate):
+    def forward(self, x):
+        self.gate = nn.functional.silu(self.gate_proj(x))
+        return self.down_proj(self.gate * self.up_proj(x))
+
+
+class WithoutNanInside(ClampsTheGate):
+    def forward(self, x):
+        inner = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(torch.where(inner == inner, inner, 0.0))
+
+
+@pytest.mark.parametrize("make", [ClampsTheGate, ClampsInHalfOnly, OfSequences, RemembersTheGate, WithoutNanInside])
 def test_an_mlp_with_a_limit_is_left_alone(make):
     model = build("SeedOssForCausalLM", head_dim=8, residual_dropout=0.0, attention_dropout=0.0)
     model.model.layers[0].mlp = make(model.model.layers[0].mlp)

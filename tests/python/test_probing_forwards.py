@@ -280,6 +280,15 @@ class HandsAWeightOn(OwnLoss):
         )
 
 
+class RemembersLogits(OwnLoss):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        self.logits, loss = self.lm_head(hidden), None
+        if labels is not None:
+            loss = self.loss_function(logits=self.logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=self.logits)
+
+
 class KeepsShiftedLabels(Own):
     def changed(self, ids, mask, hidden, labels, given):
         given.pop("shift_labels", None)
@@ -298,6 +307,7 @@ FORWARDS = [
     TakesAWeight,
     AsksForAWeight,
     HandsAWeightOn,
+    RemembersLogits,
     KeepsShiftedLabels,
     IgnoresPadding,
     IgnoresPadTokens,

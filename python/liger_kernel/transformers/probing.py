@@ -2,8 +2,8 @@
 
 A norm, a gated MLP, the rotary function and the forward are each compared with ours, values and gradients, before ours is
 put there, in evaluation and in training: in fp32 within rounding, in bf16 bit for bit (the rotary function, which rounds
-less often than Hugging Face's, within rounding there too). Small and large values show epsilons and limits. What differs,
-reads a number that ours does not, draws random numbers, or cannot be run, is left alone; what breaks the model as a whole
+less often than Hugging Face's, within rounding there too). Small and large values, zeros and NaNs show epsilons and limits.
+What differs, reads a number that ours does not, sets something, draws random numbers, or cannot be run, is left alone; what breaks the model as a whole
 is taken back. A forward may read such numbers as long as they stay what they were, and nothing that
 could not be seen to change.
 """
@@ -44,11 +44,12 @@ _MLPS: dict[frozenset[str], tuple[type[nn.Module], ...]] = {
     frozenset({"w1", "w2", "w3"}): (LigerBlockSparseTop2MLP,),
 }
 _IN_MODES = [(False, 0), (True, 1), (True, 2), (True, 3)]  # (training, seed): what is random must show
-_SCALES = (1.0, 2.0**20)  # of what goes into an MLP
+_EXTREMES = (2.0**20, 0.0, math.nan)  # scales of what goes into a module, besides 1
 _SHAPES: list[tuple[int, ...]] = [(6,), (1, 3), (2, 5), (3, 1)]
-# Code that asks for one of these may do something else for inputs that nobody tries.
+# Code that asks for one of these may do something else for inputs, or in modes, that nobody tries.
 _OF_SOME_INPUTS = frozenset(
-    {"float16", "half", "finfo", "isnan", "isinf", "isfinite", "nan_to_num", "shape", "ndim", "size", "numel", "stride"}
+    "float16 half finfo isnan isinf isfinite nan_to_num shape ndim dim size numel stride len is_contiguous requires_grad "
+    "is_grad_enabled is_autocast_enabled is_compiling is_dynamo_compiling is_torchdynamo_compiling".split()
 )
 _EPSILONS = ("variance_epsilon", "eps")
 _VALUES = (int, float, bool, str, torch.dtype, torch.Size, type(None))
@@ -107,15 +108,17 @@ def _same(tolerance: float, one: Callable[..., Any], other: Callable[..., Any], 
     for a, b in zip(*results, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
-        if not (torch.equal(a, b) if not tolerance else _close(a, b, tolerance)):
+        alike = _close(a, b, tolerance) if tolerance else torch.allclose(a, b, 0.0, 0.0, equal_nan=True)
+        if not alike:
             return False
     return True
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
     """Sums are as far apart as their largest terms."""
-    largest = float(b.detach().abs().max()) if b.numel() else 0.0
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, largest))
+    finite = b.detach()[b.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, largest), equal_nan=True)
 
 
 @contextlib.contextmanager
@@ -153,10 +156,10 @@ def _behaves_in_modes(make: Callable[[bool, torch.dtype], Any]) -> bool:
 def _values_read(module: nn.Module, *known: str) -> patching.Values | None:
     """What a module's forward reads of the module and its config: numbers and their like, or that there is nothing. None if
     it reads what nobody can watch: other objects, children and buffers than those that are `known`, functions that are not
-    its class's, variables of a function around it."""
+    its class's, variables of a function around it; or if it leaves something behind, which others may read."""
     code = Code(type(module), accepted=True)
     reads = code.reads - {*known} - _WATCHED_OTHERWISE
-    if code.closed or not all(_is_watchable(module, name) for name in reads):
+    if code.closed or code.writes or not all(_is_watchable(module, name) for name in reads):
         return None
     found: set[Any] = {(None, name, None) for name in reads if not hasattr(module, name)}
     for name in {each for each in code.names if isinstance(each, str)} - _OF_NO_EFFECT - {*known}:
@@ -228,7 +231,7 @@ def _try_norm(module: nn.Module) -> str | None:
     values = _values_read(module, "weight", *_EPSILONS)
     if values is None:
         return None
-    scales = (1.0, 2.0 ** math.floor(math.log2(epsilon) / 2) if epsilon > 0 else 2.0**-10, 2.0**20)
+    scales = (1.0, 2.0 ** math.floor(math.log2(epsilon) / 2) if epsilon > 0 else 2.0**-10, *_EXTREMES)
     for offset, casting in _NORMS:
         pair = functools.partial(_norm_pair, module, weight.shape[0], offset, casting)
         if all(_behaves_in_modes(functools.partial(pair, *probe)) for probe in _probes(scales)):
@@ -277,7 +280,10 @@ def _try_mlp(module: nn.Module) -> str | None:
     for ours in _MLPS.get(frozenset(linears), ()):
         if values is None or not all(_is_activation(module, name, child, ours) for name, child in others.items()):
             continue
-        if all(_behaves_in_modes(functools.partial(_mlp_pair, module, ours, *probe)) for probe in _probes(_SCALES)):
+        if all(
+            _behaves_in_modes(functools.partial(_mlp_pair, module, ours, *probe))
+            for probe in _probes((1.0, *_EXTREMES))
+        ):
             module_patches.patch_module(module, ours, values=values)
             return ours.__name__
     return None

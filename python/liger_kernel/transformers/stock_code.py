@@ -38,6 +38,7 @@ _KINDS = frozenset(
     {"transformers", "torch", "kernels", "logging", "builtins", "collections"}
 )  # of objects that are read
 _BASES = frozenset(nn.Module.__mro__)
+_WRITING = frozenset({"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL"})
 
 
 class Place:
@@ -78,6 +79,7 @@ class Code:
     reads     attributes that they read of the object whose methods they are
     helpers   methods of its own class that it calls, which an instance might have otherwise
     closed    names of variables of functions around them, which cannot be seen
+    writes    names of attributes and globals that they set
     """
 
     def __init__(self, *starts: Any, methods: tuple[str, ...] = ("forward",), accepted: bool = False) -> None:
@@ -96,7 +98,7 @@ class Code:
     def _judge(self) -> str | None:
         reader = _Reader(self._anywhere).read(self._starts, self._methods)
         self.names, self.reads, self.closed = frozenset(reader.names), frozenset(reader.reads), frozenset(reader.closed)
-        self.keywords = frozenset(reader.keywords)
+        self.keywords, self.writes = frozenset(reader.keywords), frozenset(reader.writes)
         self.helpers = tuple(sorted(reader.helpers))
         wrong = (str(place) for place, value in reader.found.items() if not self._is_right(place, value))
         self._verdict: str | None = next(wrong, None)
@@ -313,6 +315,7 @@ class _Reader:
         self.reads: set[str] = set()
         self.helpers: set[str] = set()
         self.closed: set[str] = set()
+        self.writes: set[str] = set()
         self._anywhere, self._read = anywhere, set[Any]()
 
     def read(self, starts: tuple[Any, ...], methods: tuple[str, ...]) -> _Reader:
@@ -360,6 +363,7 @@ class _Reader:
         for part in _parts(code):
             self.names.update(part.co_names, part.co_consts)
             self.keywords.update(each for each in part.co_consts if isinstance(each, str) and each.isidentifier())
+            self.writes.update(each.argval for each in dis.get_instructions(part) if each.opname in _WRITING)
             if "getattr" in part.co_names or "hasattr" in part.co_names:
                 self.reads.update(each for each in part.co_consts if isinstance(each, str) and each.isidentifier())
             for of_receiver, path in _paths(part, receiver):
