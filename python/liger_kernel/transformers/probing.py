@@ -3,9 +3,9 @@
 A norm, a gated MLP, the rotary function and the forward are each compared with ours, values and gradients, before ours is
 put there, in evaluation and in training: in fp32 within rounding, in bf16 bit for bit (the rotary function, which rounds
 less often than Hugging Face's, within rounding there too). Small and large values, zeros and NaNs show epsilons and limits.
-What differs, reads a number that ours does not, sets something, draws random numbers, or cannot be run, is left alone; what breaks the model as a whole
-is taken back. A forward may read such numbers as long as they stay what they were, and nothing that
-could not be seen to change.
+What differs, reads a number that ours does not, sets something, draws random numbers, or cannot be run, is left alone; what
+breaks the model as a whole is taken back. A forward may read such numbers as long as they stay what they were, and nothing
+that could not be seen to change.
 """
 
 from __future__ import annotations
