@@ -94,7 +94,8 @@ def sparsemax(x: Tensor) -> Tensor:
     z = wide.sort(-1, descending=True).values
     sums, count = z.cumsum(-1), torch.arange(1, x.shape[-1] + 1, device=x.device)
     size = (1 + count * z > sums).sum(-1, keepdim=True)
-    return (wide - (sums.gather(-1, size - 1) - 1) / size).clamp(min=0).to(x.dtype)
+    # relu, not clamp: what equals the threshold, as a value of 16 bits may, is no part of the support
+    return (wide - (sums.gather(-1, size - 1) - 1) / size).relu().to(x.dtype)
 
 
 def relu_squared(x: Tensor) -> Tensor:
