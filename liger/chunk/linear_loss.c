@@ -80,8 +80,8 @@ int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, 
 int64_t linear_loss_kept_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                               int64_t vocab) {
     const int64_t chunk = linear_loss_chunk_rows(context, dtype, rows, hidden, vocab, false);
-    if (rows > hidden + chunk) return chunk;
-    return fits_a_named_budget(context, rows * vocab * (int64_t)liger_dtype_size(dtype)) ? rows : chunk;
+    const int64_t named = context->loss_workspace_bytes, row_bytes = larger(vocab, 1) * (int64_t)liger_dtype_size(dtype);
+    return (named ? rows <= named / row_bytes : rows <= hidden + chunk) ? rows : chunk;
 }
 
 /* 16 bytes of any dtype. */

@@ -36,8 +36,9 @@ size_t linear_loss_workspace(const liger_context *context, const struct linear_l
 int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab, bool dweight);
 
-/* The same for a caller who keeps the logits for the gradients: all rows, where a budget that somebody has named holds them
- * and they cost no more than `hidden` rows above a chunk, which is what an f32 accumulator of dweight would. */
+/* The same for a caller who keeps the logits for the gradients, which saves a product: all rows, where a budget that somebody
+ * has named holds them; if nobody has, where they cost no more than `hidden` rows above a chunk, which is what an f32
+ * accumulator of dweight would. */
 int64_t linear_loss_kept_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                               int64_t vocab);
 

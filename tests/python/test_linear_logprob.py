@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import own_process
 import pytest
 import torch
 from operator_case import Case
@@ -177,6 +178,33 @@ def test_a_second_backward_makes_the_logits_again(device, dtype):
     for first, second, last in zip(*found):
         assert torch.equal(first, second)
         assert_close(last.flatten(), first.double().flatten(), dtype, 4, VOCAB)  # products of another shape
+
+
+KEPT = """
+import sys, torch
+from liger_kernel.transformers.functional import liger_linear_logprob
+device, rows = sys.argv[1], 9000  # more than a chunk and a hidden size
+torch.manual_seed(0)
+x, weight, target = torch.randn(rows, 8), torch.randn(512, 8), torch.randint(0, 512, (rows,))
+x, weight = (t.to(device).bfloat16().requires_grad_() for t in (x, weight))
+with torch.no_grad():
+    alone = liger_linear_logprob(x, weight, target.to(device))
+value = liger_linear_logprob(x, weight, target.to(device))
+kept = value.grad_fn.saved_tensors[-1]
+twins = [t.detach().cpu().double().requires_grad_() for t in (x, weight)]
+exact = (twins[0] @ twins[1].t()).log_softmax(-1).gather(-1, target[:, None])[:, 0]
+value.sum().backward()
+exact.sum().backward()
+errors = [float((t.grad.cpu().double() - w.grad).norm() / w.grad.norm()) for t, w in zip((x, weight), twins)]
+print(0 if kept is None else kept.shape[0], max(errors), torch.equal(alone, value))
+"""
+
+
+@pytest.mark.parametrize("budget, kept", [("9", 9000), ("8", 0), ("", 0)])
+def test_a_budget_that_is_set_keeps_the_logits_it_holds(device, budget, kept):
+    """8.8 MB of them. Without one they are made again."""
+    rows, error, same = own_process.output("-c", KEPT, device.type, LIGER_LOSS_WORKSPACE_MB=budget).split()
+    assert int(rows) == kept and float(error) < 1e-2 and same == "True"
 
 
 @pytest.mark.parametrize("valid_rows", ["exact", "more", "all", None])

@@ -76,7 +76,7 @@ LIGER_API liger_status liger_linear_logprob_forward_workspace(liger_context *con
                                                               size_t *bytes);
 /* The rows of `logits` to provide, from x, weight, valid_rows and the budget LIGER_LOSS_WORKSPACE_MB (by itself 1024 on
  * CUDA; by the shape on the CPU). With keep, for a caller who holds what is left for backward: all that are multiplied,
- * where a budget that is set holds them and they are at most `hidden` more than without. */
+ * where a budget that is set holds them; if none is set, where they are at most `hidden` more than without. */
 LIGER_API liger_status liger_linear_logprob_forward_chunk_rows(liger_context *context,
                                                                const liger_linear_logprob_forward_args *args,
                                                                size_t *rows);

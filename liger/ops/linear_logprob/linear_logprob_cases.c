@@ -372,16 +372,17 @@ static const char *advised_chunk(struct op_run *run) {
         size_t kept = 0;
         args.keep = 1;
         if (liger_linear_logprob_forward_chunk_rows(run->context, &args, &kept) != LIGER_OK) return liger_last_error();
-        if (kept < rows || (kept > rows && (kept != (size_t)shape[0] || kept > rows + (size_t)shape[1])))
+        const bool named = run->context->loss_workspace_bytes != 0;
+        if (kept < rows || (kept > rows && (kept != (size_t)shape[0] || (!named && kept > rows + (size_t)shape[1]))))
             return op_run_text(run, "%lld rows: chunk of %zu, %zu to keep", (long long)shape[0], rows, kept);
     }
     return NULL;
 }
 
-/* What is kept is within a budget that is named. */
+/* What is kept is what a budget that is named holds. */
 static const char *kept_logits(struct op_run *run) {
     const int64_t size = (int64_t)liger_dtype_size((int)run->types.t), named = run->context->loss_workspace_bytes;
-    const int64_t rows = 4096, hidden = 4096, vocab = 32000, bytes = rows * vocab * size;
+    const int64_t rows = 16384, hidden = 64, vocab = 32000, bytes = rows * vocab * size;
     liger_linear_logprob_forward_args args = LIGER_LINEAR_LOGPROB_FORWARD_ARGS_INIT;
     args.x = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){rows, hidden});
     args.weight = liger_tensor_contiguous(run, (int)run->types.t, 2, (const int64_t[]){vocab, hidden});

@@ -24,7 +24,7 @@ def _named_budget() -> int:
     return (megabytes if megabytes <= 1 << 20 else 0) << 20
 
 
-NAMED_BUDGET = _named_budget()  # bytes, for what is no operator of the library; 0: nobody has named one
+NAMED_BUDGET = _named_budget()  # bytes; 0: nobody has named one
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

@@ -15,7 +15,14 @@ from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import readable, require_shape
 from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
-from liger_kernel.ops._linear_head import COMPUTE, compute_dtype, padded_logits, require_matrices, require_temperature
+from liger_kernel.ops._linear_head import (
+    COMPUTE,
+    NAMED_BUDGET,
+    compute_dtype,
+    padded_logits,
+    require_matrices,
+    require_temperature,
+)
 from liger_kernel.ops._memory import (
     PLAIN,
     fresh,
@@ -55,9 +62,16 @@ def _bound(target: Tensor, ignore_index: int, valid_rows: int) -> int:
     return valid_rows if 0 <= valid_rows < target.shape[0] else target.shape[0]
 
 
+def may_keep(x: Tensor, options: tuple) -> bool:
+    """May logits live until backward, which saves making them again? If somebody has named a budget, as far as it holds them;
+    by itself on a CPU in float32, where memory costs less than a product."""
+    return NAMED_BUDGET > 0 or (x.device.type == "cpu" and COMPUTE[options[-1]] is torch.float32)
+
+
 def kernel_forward(operands: tuple, options: tuple, results: tuple, keep: bool = False) -> Tensor | None:
     """Fills the results. Where all logits were there at once it answers them, rows padded: backward may consume them. `keep`:
-    they are, too, where they cost no more than an f32 accumulator of the weight's gradient and what budget there is."""
+    they are, too, where the budget that somebody has named holds them, or they cost no more than an f32 accumulator of the
+    weight's gradient."""
     x, weight, target, bias, ids = operands
     *numbers, compute = options
     head = _head(x, weight, target, bias, ids, compute)
@@ -294,7 +308,8 @@ class LigerLinearLogProbFunction(LigerFunction):
     largest logits (bool, no gradient); with selected_token_ids [K] last log p of these ids over the whole vocabulary, [..., K].
 
     Differentiable in hidden, weight and bias through all of them. Logits are rounded to the products' dtype, autocast's where
-    it is on; backward makes them again, a slice of the vocabulary at a time, unless they were so few that they were kept.
+    it is on; backward makes them again, a slice of the vocabulary at a time, unless they were so few that they were kept, or
+    LIGER_LOSS_WORKSPACE_MB is set and holds them all.
     Rows that are ignored are left out of the products on the CPU; on a GPU if valid_rows, an integer that the caller has on
     the host, bounds the others from above. Surplus rows cost as much as others; too small a bound makes every result NaN on
     a GPU, which is not waited for, and is an error on the CPU.
@@ -345,7 +360,7 @@ class LigerLinearLogProbFunction(LigerFunction):
         if is_plain(*operands):
             with profiled("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags, _native.new)
-                keep = any(needs) and operands[0].device.type == "cpu" and COMPUTE[options[-1]] is torch.float32
+                keep = any(needs) and may_keep(operands[0], options)
                 logits = kernel_forward(operands, options, (log_prob, *others, normalizer), keep)
         else:
             log_prob, normalizer, *others = linear_logprob(*operands, *options, *flags)

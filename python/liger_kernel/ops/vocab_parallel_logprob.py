@@ -37,6 +37,7 @@ from liger_kernel.ops.linear_logprob import (
     kernel_backward,
     kernel_forward,
     linear_logprob,
+    may_keep,
     of_results,
     profiled,
     require_head,
@@ -350,7 +351,8 @@ class LigerVocabParallelLinearLogProbFunction(torch.autograd.Function, metaclass
         ctx.unowned_is_zero, ctx.by_torch = unowned_is_zero, None
         ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias)]
         if _is_native():
-            columns, logits = _by_kernels(operands, options, here, outputs)
+            keep = any(ctx.needs) and may_keep(x, options)
+            columns, logits = _by_kernels(operands, options, here, outputs, keep)
             whole = whole_of(gathered(columns, process_group), unowned_is_zero)
             normalizer = torch.stack((whole["maximum"], whole["log_sum"]), 1)
             ctx.save_for_backward(
@@ -458,12 +460,14 @@ def _public(whole: dict[str, Tensor], here: Slice, names: tuple, shape: torch.Si
 # ---- by the kernels ----------------------------------------------------------------------------------------------------
 
 
-def _by_kernels(operands: tuple, options: tuple, here: Slice, outputs: tuple) -> tuple[dict, Tensor | None]:
+def _by_kernels(
+    operands: tuple, options: tuple, here: Slice, outputs: tuple, keep: bool = False
+) -> tuple[dict, Tensor | None]:
     """The numbers of this slice, and its logits where they are kept."""
     flags = tuple(name in outputs and name != "lse" for name in OUTPUTS)
     made = linear_logprob._results((*operands, *options), (*flags, here.ids is not None), _native.new)
     log_prob, normalizer, *others = made
-    logits = kernel_forward(operands, options, (log_prob, *others, normalizer))
+    logits = kernel_forward(operands, options, (log_prob, *others, normalizer), keep)
     columns = dict(zip((*OUTPUTS, "selected"), others))
     columns |= {"maximum": normalizer[:, 0], "log_sum": normalizer[:, 1], "log_prob": log_prob}
     return of_slice({name: c for name, c in columns.items() if c is not None}, here, operands[1].shape[0]), logits
