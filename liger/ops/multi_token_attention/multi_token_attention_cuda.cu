@@ -20,7 +20,8 @@ enum { THREADS = 256, HELD = 8 /* packs of a row that a lane has at once */ };
 
 /* ---- rows ---------------------------------------------------------------------------------------------------------- */
 
-/* A part of a row of which `count` elements are up to the diagonal: HELD packs of each lane of a warp, from `begin` on. */
+/* A part of a row of which `count` elements are up to the diagonal: HELD packs of each lane of a warp, from `begin` on. What lies
+ * beyond the diagonal in a pack that crosses it is replaced, once: nobody asks again for every element. */
 template <typename T, int N>
 struct row_part {
     pack<T, N> of[HELD];
@@ -29,24 +30,30 @@ struct row_part {
     static __device__ __forceinline__ int64_t index(int64_t begin, int k) {
         return begin + (k * (int)WARP + (int)(threadIdx.x % WARP)) * N;
     }
-    __device__ __forceinline__ void load(const T *row, int64_t begin, int64_t count) {
-#pragma unroll
-        for (int k = 0; k < HELD; k++)
-            if (index(begin, k) < count) of[k] = load_pack<T, N>(row + index(begin, k));
-    }
-    /* visit(value, k, e) for what is there; values are floats. */
-    template <typename V>
-    __device__ __forceinline__ void each(int64_t begin, int64_t count, V visit) const {
+    __device__ __forceinline__ void load(const T *row, int64_t begin, int64_t count, float beyond = -INFINITY) {
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
             const int64_t i = index(begin, k);
             if (i >= count) continue;
-            const bool whole = i + N <= count;
+            of[k] = load_pack<T, N>(row + i);
+            if (i + N > count) cut(of[k], (int)(count - i), beyond);
+        }
+    }
+    /* Leaves the first `count`. */
+    static __device__ __forceinline__ void cut(pack<T, N> &x, int count, float beyond) {
+#pragma unroll
+        for (int e = 0; e < N; e++) x.value[e] = e < count ? x.value[e] : from_f32<T>(beyond);
+    }
+    /* visit(value, k, e) for the packs that are there; values are floats. */
+    template <typename V>
+    __device__ __forceinline__ void each(int64_t begin, int64_t count, V visit) const {
+#pragma unroll
+        for (int k = 0; k < HELD; k++) {
+            if (index(begin, k) >= count) continue;
             float x[N];
             unpack(of[k], x);
 #pragma unroll
-            for (int e = 0; e < N; e++)
-                if (whole || i + e < count) visit(x[e], k, e);
+            for (int e = 0; e < N; e++) visit(x[e], k, e);
         }
     }
 };
@@ -140,7 +147,7 @@ __global__ void __launch_bounds__(THREADS)
         part x, d;
         for (int64_t begin = 0; begin < count; begin += part::SIZE) {
             x.load(row, begin, count);
-            d.load(dx, begin, count);
+            d.load(dx, begin, count, 0.0f);
             x.each(begin, count, [&](float value, int k, int e) {
                 const float dp = to_f32(d.of[k].value[e]);
                 if constexpr (KIND == SOFTMAX) sum += p.of(value) * dp;
@@ -148,26 +155,29 @@ __global__ void __launch_bounds__(THREADS)
             });
         }
         sum = warp_sum(sum);
-        if constexpr (KIND == SPARSEMAX) sum /= warp_sum(members);
+        if constexpr (KIND == SPARSEMAX) {
+            const float found = warp_sum(members);
+            sum /= isnan(p.first) ? (float)count : found; /* all, and nothing beyond the diagonal */
+        }
         for (int64_t begin = 0; begin < size; begin += part::SIZE) {
-            if (!one && begin < count) x.load(row, begin, count), d.load(dx, begin, count);
+            if (!one && begin < count) x.load(row, begin, count), d.load(dx, begin, count, 0.0f);
 #pragma unroll
             for (int k = 0; k < HELD; k++) {
                 const int64_t i = part::index(begin, k);
                 if (i >= size) continue;
-                float value[N] = {}, out[N] = {};
+                pack<T, N> made = {};
                 if (i < count && !nothing) {
+                    float value[N], out[N];
                     unpack(x.of[k], value);
                     unpack(d.of[k], out);
-                }
 #pragma unroll
-                for (int e = 0; e < N; e++) {
-                    const bool there = i + e < count && !nothing;
-                    if constexpr (KIND == SOFTMAX) out[e] = there ? p.of(value[e]) * (out[e] - sum) : 0.0f;
-                    else out[e] = there && p.member(value[e]) ? out[e] - sum : 0.0f;
+                    for (int e = 0; e < N; e++) {
+                        if constexpr (KIND == SOFTMAX) out[e] = p.of(value[e]) * (out[e] - sum);
+                        else out[e] = p.member(value[e]) ? out[e] - sum : 0.0f;
+                    }
+                    repack(out, made);
+                    if (i + N > count) part::cut(made, (int)(count - i), 0.0f); /* 0 times a sum may be NaN, or -0 */
                 }
-                pack<T, N> made;
-                repack(out, made);
                 store_pack<T, N>(dx + i, made);
             }
         }
