@@ -271,6 +271,8 @@ struct block_exchange {
  * other. Of the first exchange it gets what has come to its lane, and merges it itself. */
 struct one_exchange {
     using second_slot = nothing;
+    using wide_rows = nothing; /* or a formula for rows whose registers it takes whole blocks to hold */
+    static constexpr bool WIDE = false;
     static constexpr int TOGETHER = 1;     /* so many vectors of a row are not divided between blocks */
     static constexpr bool CLUSTERS = true; /* a row that is too large for a block is divided between some */
     /* Rows in shared memory: one in its second half, and one on its way or in its first. For a formula whose arithmetic takes
@@ -281,6 +283,8 @@ struct one_exchange {
     static constexpr bool LATE = false;
     static constexpr bool ENDS_TOGETHER = false;
 };
+template <typename F>
+constexpr bool has_wide_rows = !std::is_same_v<typename F::wide_rows, nothing>;
 template <typename F>
 constexpr bool has_more_exchanges = !std::is_same_v<typename F::second_slot, nothing>;
 /* In a further exchange that is not late nobody has anything else to do meanwhile: within a block its barrier is enough. */

@@ -10,6 +10,7 @@
  *   type, problem                      the type of the rows; `rows` of them
  *   VECTORS, INPUTS                    of 16 bytes: a lane's share of a row, and how many rows are read at once
  *   NARROW_THREADS                     a multiprocessor holds so many, which share its registers
+ *   WIDE                               rows are up to four times as wide, and not narrow: see wide_rows
  *   BEYOND                             what is read behind the end of a row
  *   cols(p), input(p, k, r)            the k-th input's row r; all rows are aligned to 16 bytes
  *   slot, empty(), warp_merge          what is exchanged
@@ -27,18 +28,20 @@
 
 namespace vocab_rows {
 
-/* Vectors of a row, at most; rows of one warp in a block. */
-enum { NARROW_VECTORS = 1024, NARROW_WARP_ROWS = 4 };
+/* Vectors of a row, at most, or where the formula is `wide`; rows of one warp in a block. */
+enum { NARROW_VECTORS = 1024, WIDE_VECTORS = 4096, NARROW_WARP_ROWS = 4 };
 
 /* Threads of a block with V vectors each, at most. */
-template <int V>
-constexpr int narrow_block = V == 1 ? NARROW_WARP_ROWS *WARP : NARROW_VECTORS / V;
+template <typename F, int V>
+constexpr int narrow_block = V == 1 ? NARROW_WARP_ROWS *WARP : (F::WIDE ? WIDE_VECTORS : NARROW_VECTORS) / V;
+template <typename F, int V>
+constexpr int narrow_blocks = at_most_blocks(F::NARROW_THREADS / narrow_block<F, V>, narrow_block<F, V>);
 
 template <typename F, int V>
-__global__ void __launch_bounds__(narrow_block<V>, F::NARROW_THREADS / narrow_block<V>)
+__global__ void __launch_bounds__(narrow_block<F, V>, narrow_blocks<F, V>)
     narrow_kernel(const __grid_constant__ typename F::problem p) {
     using T = typename F::type;
-    constexpr int PLACES = 2 * narrow_block<V> / WARP;
+    constexpr int PLACES = 2 * narrow_block<F, V> / WARP;
     __shared__ typename F::slot slots[PLACES];
     const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (i >= p.rows) return; /* of several rows in a block none meets a barrier */
@@ -72,9 +75,13 @@ void launch_narrow_of(const typename F::problem &p, int vectors, cudaStream_t st
 template <typename F>
 bool launch_narrow(const typename F::problem &p, bool packable, cudaStream_t stream) {
     const int64_t vectors = F::cols(p) / pack_size<typename F::type>;
-    if (!packable || vectors > NARROW_VECTORS || p.rows > INT32_MAX) return false;
-    if (vectors <= WARP) launch_narrow_of<F, 1>(p, (int)vectors, stream);
-    else launch_narrow_of<F, F::VECTORS>(p, (int)vectors, stream);
+    if (!packable || vectors > (F::WIDE ? WIDE_VECTORS : NARROW_VECTORS) || p.rows > INT32_MAX) return false;
+    if constexpr (!F::WIDE)
+        if (vectors <= WARP) {
+            launch_narrow_of<F, 1>(p, (int)vectors, stream);
+            return true;
+        }
+    launch_narrow_of<F, F::VECTORS>(p, (int)vectors, stream);
     return true;
 }
 

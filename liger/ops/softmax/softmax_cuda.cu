@@ -9,8 +9,12 @@ namespace {
 /* ---- forward ------------------------------------------------------------------------------------------------------ */
 
 template <typename T>
+struct wide_forward_row;
+
+template <typename T>
 struct forward_row : vocab_rows::every_row {
     using type = T;
+    using wide_rows = wide_forward_row<T>;
     using problem = softmax_forward_problem;
     using slot = softmax_state;
     enum { INPUTS = 1, VECTORS = 4, LEAST_THREADS = 512, MOST_THREADS = 1024, NARROW_THREADS = 1024 };
@@ -90,6 +94,33 @@ struct forward_row : vocab_rows::every_row {
         pack<T, N> out;
         repack(x, out);
         store_anywhere(f.y + i, out);
+    }
+};
+
+/* Two blocks of the widest rows share a multiprocessor: a thread has no registers for terms, and takes the exponentials again. */
+template <typename T>
+struct wide_forward_row : forward_row<T> {
+    using problem = softmax_forward_problem;
+    static constexpr bool WIDE = true;
+    enum { NARROW_THREADS = 2048 };
+
+    template <int V>
+    struct kept {};
+    template <int V>
+    static __device__ __forceinline__ softmax_state sum_up(vocab_rows::row_part<T, V> (&x)[1], kept<V> &) {
+        const float max = softmax_max(x[0].max());
+        const softmax_state own = {max, x[0].sum(softmax_unit_of(max))};
+        x[0].forget();
+        return own;
+    }
+    template <int V, typename P>
+    static __device__ __forceinline__ void write_out(const problem &p, const P &at, int64_t r,
+                                                     const vocab_rows::row_part<T, V> (&x)[1], const kept<V> &,
+                                                     const softmax_state &all) {
+        const softmax_unit unit = softmax_unit_of(all.max);
+        const float share = 1.0f / all.sum;
+        vocab_rows::write_part<V>(row_at<T>(p.y, r), at,
+                                  [&](int k) { return softmax_term(x[0].value(k), unit) * share; });
     }
 };
 
