@@ -7,7 +7,11 @@
 
 namespace row_norm {
 
-enum { FORWARD_PACKS = 4 * BLOCK }; /* of a row in registers, at most */
+/* Of a block with a row in registers: threads, and packs of 16 bytes, at most. */
+enum { FORWARD_BLOCK = 256, FORWARD_PACKS = 8 * FORWARD_BLOCK };
+/* 64 registers a thread, or 80 for eight packs, keep enough loads in flight. */
+template <int NV>
+constexpr int forward_blocks = NV == 8 ? 3 : RESIDENT / FORWARD_BLOCK;
 
 /* ---- statistics: one exchange between the warps of a row -------------------------------------------------------- */
 
@@ -69,10 +73,10 @@ __device__ __forceinline__ void add(pack<T, N> &x, const pack<T, N> &residual) {
     repack(a, x);
 }
 
-/* Block (threads of a group, groups); NV packs per thread. Two blocks of 512 threads per multiprocessor keep enough
- * loads in flight: that is what the register bound is for. */
+/* Block (threads of a group, groups). A warp has neighbouring packs, NV to a lane: their distance is known when compiling, and
+ * addresses are one register and an immediate. */
 template <typename F, int NV>
-__global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
+__global__ void __launch_bounds__(FORWARD_BLOCK, forward_blocks<NV>)
     forward_registers(const __grid_constant__ typename F::problem p) {
     using T = typename F::type;
     constexpr int N = pack_size<T>;
@@ -82,8 +86,9 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
     const int64_t r = NV == 1 ? (int64_t)blockIdx.x * blockDim.y + threadIdx.y : blockIdx.x;
     if (r >= p.rows) return;
     /* Behind the row's end a thread sums the last pack again and leaves it out: less than a branch for every pack. */
-    const int cols = (int)p.cols, last = cols - N;
-    const auto column = [&](int k) { return (int)(threadIdx.x + k * blockDim.x) * N; };
+    const int cols = (int)p.cols, last = cols - N, warp = NV == 1 ? 0 : (int)threadIdx.x / WARP;
+    const int first = (warp * NV * WARP + (int)threadIdx.x % WARP) * N;
+    const auto column = [&](int k) { return first + k * WARP * N; };
     const auto within = [&](int k) { return min(column(k), last); };
     const T *x = row_at<T>(p.x, r);
     pack<T, N> row[NV];
@@ -104,7 +109,7 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
     /* The parameters of the first pack are on their way while the row is reduced, the others' one pack ahead of their use;
      * where there are not the registers for it, they come when they are used. */
     typename F::template parameters<N> columns[NV];
-    constexpr bool AHEAD = !F::WIDE && sizeof columns <= 64;
+    constexpr bool AHEAD = !F::WIDE && sizeof columns <= (NV == 4 ? 128 : 64);
     const bool has_parameters = F::has_parameters(p);
     if (AHEAD && has_parameters) columns[0].load(p, r, within(0));
     const auto fold = [&](auto f) {
@@ -119,9 +124,7 @@ __global__ void __launch_bounds__(BLOCK, RESIDENT / BLOCK)
         return sum;
     };
     const auto values = [&] {
-        int packs = 0;
-#pragma unroll
-        for (int k = 0; k < NV; k++) packs += warp_packs(cols / N, k * (int)blockDim.x);
+        const int packs = min(cols / N - warp * NV * WARP, NV * WARP);
         return warp_values{__shfl_sync(0xffffffffu, to_f32(row[0].value[0]), 0), (float)(packs * N)};
     };
     const auto statistics = F::measure(p, statistics_of(fold, values, slots, cols));
@@ -203,17 +206,18 @@ bool fits_registers(const P &p, bool packable) {
     return packable && p.cols / pack_size<T> <= FORWARD_PACKS && p.rows <= INT32_MAX;
 }
 
-/* A row of at most F::TWO_PACKS packs has two to a thread, a wider one four: fewer threads wait for each other then, but
- * each needs more registers. */
+/* Packs of a thread: the more, the fewer threads wait for each other, but each needs more registers. */
 template <typename F>
 void launch_forward_registers(const typename F::problem &p, cudaStream_t stream) {
     const int64_t packs = p.cols / pack_size<typename F::type>;
-    const int nv = packs <= WARP ? 1 : packs <= F::TWO_PACKS ? 2 : 4;
-    const dim3 block(round_up_to_warp((packs + nv - 1) / nv), nv == 1 ? 8 : 1);
+    const int nv = packs <= WARP ? 1 : packs <= F::TWO_PACKS ? 2 : packs <= F::FOUR_PACKS ? 4 : 8;
+    static_assert(F::TWO_PACKS <= 2 * FORWARD_BLOCK && F::FOUR_PACKS <= 4 * FORWARD_BLOCK, "a block has the row");
+    const dim3 block(round_up_to_warp((packs + nv - 1) / nv), nv == 1 ? FORWARD_BLOCK / WARP : 1);
     const unsigned grid = grid_size(p.rows, block.y);
     if (nv == 1) forward_registers<F, 1><<<grid, block, 0, stream>>>(p);
     else if (nv == 2) forward_registers<F, 2><<<grid, block, 0, stream>>>(p);
-    else forward_registers<F, 4><<<grid, block, 0, stream>>>(p);
+    else if (nv == 4) forward_registers<F, 4><<<grid, block, 0, stream>>>(p);
+    else forward_registers<F, 8><<<grid, block, 0, stream>>>(p);
 }
 
 template <typename F>
