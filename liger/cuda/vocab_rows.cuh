@@ -275,6 +275,7 @@ struct one_exchange {
     static constexpr bool WIDE = false;
     static constexpr int TOGETHER = 1;     /* so many vectors of a row are not divided between blocks */
     static constexpr bool CLUSTERS = true; /* a row that is too large for a block is divided between some */
+    static constexpr bool BLOCKS = true;   /* a row that a block holds has not been taken by another kernel */
     /* Rows in shared memory: one in its second half, and one on its way or in its first. For a formula whose arithmetic takes
      * as long as memory takes there is a third, on its way all the time; others it made slower. One, for rows that are large:
      * the first half takes it apart, and the next is on its way from there on. */

@@ -19,7 +19,7 @@
  *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
  *                                                  member is `key`
  *   slot, empty(), warp_merge                      what is exchanged: 8·n bytes
- *   second_slot, TOGETHER, CLUSTERS, RING, LATE    see one_exchange
+ *   second_slot, TOGETHER, CLUSTERS, BLOCKS, RING, LATE   see one_exchange
  *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
  *                                                  thread must have received all that it needs of other threads' values
  *                                                  before it sends, so they must enter the slot. With a RING of 1:
@@ -281,11 +281,15 @@ cudaError_t launch_resident(const liger_context *context, const typename F::prob
     if (s.clusters == 0) return cudaSuccess;
     if constexpr (F::CLUSTERS)
         if (s.clusters > 1) return launch_shape<F, F::MOST_THREADS, true>(context, p, s, stream, done);
-    if constexpr (F::LEAST_THREADS < 512)
-        if (s.threads == F::LEAST_THREADS) return launch_shape<F, F::LEAST_THREADS, false>(context, p, s, stream, done);
-    if constexpr (F::LEAST_THREADS <= 512 && F::MOST_THREADS > 512)
-        if (s.threads == 512) return launch_shape<F, 512, false>(context, p, s, stream, done);
-    return launch_shape<F, F::MOST_THREADS, false>(context, p, s, stream, done);
+    if constexpr (F::BLOCKS) {
+        if constexpr (F::LEAST_THREADS < 512)
+            if (s.threads == F::LEAST_THREADS)
+                return launch_shape<F, F::LEAST_THREADS, false>(context, p, s, stream, done);
+        if constexpr (F::LEAST_THREADS <= 512 && F::MOST_THREADS > 512)
+            if (s.threads == 512) return launch_shape<F, 512, false>(context, p, s, stream, done);
+        return launch_shape<F, F::MOST_THREADS, false>(context, p, s, stream, done);
+    }
+    return cudaSuccess;
 }
 
 } // namespace vocab_rows

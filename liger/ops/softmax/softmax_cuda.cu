@@ -17,7 +17,8 @@ struct forward_row : vocab_rows::every_row {
     using wide_rows = wide_forward_row<T>;
     using problem = softmax_forward_problem;
     using slot = softmax_state;
-    enum { INPUTS = 1, VECTORS = 4, LEAST_THREADS = 512, MOST_THREADS = 1024, NARROW_THREADS = 1024 };
+    static constexpr bool BLOCKS = false; /* wide_rows are as many as a block could hold */
+    enum { INPUTS = 1, VECTORS = 4, LEAST_THREADS = 1024, MOST_THREADS = 1024, NARROW_THREADS = 1024 };
     using part = vocab_rows::row_part<T, VECTORS>;
 
     static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }

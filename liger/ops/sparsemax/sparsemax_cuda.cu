@@ -17,7 +17,7 @@ enum { WORD = 32 }; /* elements of a word of the support */
 template <typename T, bool IN_CLUSTERS>
 struct forward_row : vocab_rows::every_row {
     static constexpr int RING = 1;
-    static constexpr bool CLUSTERS = IN_CLUSTERS;
+    static constexpr bool CLUSTERS = IN_CLUSTERS, BLOCKS = !IN_CLUSTERS;
     using type = T;
     using problem = sparsemax_forward_problem;
     using slot = maximum;
