@@ -77,15 +77,16 @@ int64_t linear_loss_chunk_rows(const liger_context *context, liger_dtype dtype, 
     return waves <= chunk ? waves : round_up(even, step);
 }
 
+/* 16 bytes of any dtype. */
+static int64_t pitch_of(int64_t vocab) { return round_up(vocab, 8); }
+
 int64_t linear_loss_kept_rows(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                               int64_t vocab) {
     const int64_t chunk = linear_loss_chunk_rows(context, dtype, rows, hidden, vocab, false);
-    const int64_t named = context->loss_workspace_bytes, row_bytes = larger(vocab, 1) * (int64_t)liger_dtype_size(dtype);
+    const int64_t row_bytes = larger(pitch_of(vocab), 1) * (int64_t)liger_dtype_size(dtype);
+    const int64_t named = context->loss_workspace_bytes;
     return (named ? rows <= named / row_bytes : rows <= hidden + chunk) ? rows : chunk;
 }
-
-/* 16 bytes of any dtype. */
-static int64_t pitch_of(int64_t vocab) { return round_up(vocab, 8); }
 
 int64_t linear_loss_slice_cols(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab, bool dx) {

@@ -9,9 +9,9 @@ namespace row_norm {
 
 /* Of a block with a row in registers: threads, and packs of 16 bytes, at most. */
 enum { FORWARD_BLOCK = 256, FORWARD_PACKS = 8 * FORWARD_BLOCK };
-/* 64 registers a thread, or 80 for eight packs, keep enough loads in flight. */
-template <int NV>
-constexpr int forward_blocks = NV == 8 ? 3 : RESIDENT / FORWARD_BLOCK;
+/* 64 registers a thread keep enough loads in flight; for eight packs the formula says how many blocks they may cost. */
+template <typename F, int NV>
+constexpr int forward_blocks = NV == 8 ? F::EIGHT_PACKS_BLOCKS : RESIDENT / FORWARD_BLOCK;
 
 /* ---- statistics: one exchange between the warps of a row -------------------------------------------------------- */
 
@@ -73,10 +73,9 @@ __device__ __forceinline__ void add(pack<T, N> &x, const pack<T, N> &residual) {
     repack(a, x);
 }
 
-/* Block (threads of a group, groups). A warp has neighbouring packs, NV to a lane: their distance is known when compiling, and
- * addresses are one register and an immediate. */
+/* Block (threads of a group, groups). A warp has neighbouring packs, NV to a lane: their distance is known when compiling. */
 template <typename F, int NV>
-__global__ void __launch_bounds__(FORWARD_BLOCK, forward_blocks<NV>)
+__global__ void __launch_bounds__(FORWARD_BLOCK, forward_blocks<F, NV>)
     forward_registers(const __grid_constant__ typename F::problem p) {
     using T = typename F::type;
     constexpr int N = pack_size<T>;

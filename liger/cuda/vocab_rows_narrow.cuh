@@ -6,9 +6,9 @@
  * write, and there is neither a ring to fill nor a barrier object to make. What the first half has made of a row, its
  * exponentials, stays in registers for the second. The geometry belongs to the width and the type of the row alone.
  *
- * A formula that is WIDE has rows of up to four times as many vectors, and two blocks of the widest on a multiprocessor: still
- * better than one persistent block with a ring (softmax of 8192 x 32768 bf16 on an H200: .262 ms, not .292), as long as
- * there are registers for the row.
+ * A formula that is WIDE has rows of up to four times as many vectors. Two blocks of the widest, on a multiprocessor that holds
+ * so many threads, are still better than one persistent block with a ring (softmax of 8192 x 32768 bf16 on an H200: .262 ms,
+ * not .292).
  *
  * The formula F:
  *   type, problem                      the type of the rows; `rows` of them

@@ -9,7 +9,7 @@ struct forward {
     using type = T;
     using problem = layer_norm_forward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int TWO_PACKS = 64, FOUR_PACKS = 512;
+    static constexpr int TWO_PACKS = 64, FOUR_PACKS = 512, EIGHT_PACKS_BLOCKS = 3;
     static constexpr bool WIDE = sizeof(TW) > sizeof(T);
     using shares = row_norm::moments_share;
 

@@ -34,6 +34,7 @@ static const struct op_case cases[] = {
     {"700x3x136",               {700, 3, 136},  {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
     {"5x401x264",               {5, 401, 264},  {1e-6, 1, LIGER_CAST_GEMMA}, .large = true},
     {"2x6x5160",               {2, 6, 5160},   {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
+    {"2x4x9000",               {2, 4, 9000},   {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
     {"2x9x8192",                {2, 9, 8192},   {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
     {"2x5x20000",               {2, 5, 20000},  {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
     {"1x3x70001",               {1, 3, 70001},  {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},

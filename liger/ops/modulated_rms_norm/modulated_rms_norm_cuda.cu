@@ -19,7 +19,7 @@ struct forward {
     using type = T;
     using problem = modulated_rms_norm_forward_problem;
     static constexpr bool ADDS = false, WIDE = !USUAL;
-    static constexpr int TWO_PACKS = 256, FOUR_PACKS = 1024;
+    static constexpr int TWO_PACKS = 256, FOUR_PACKS = 1024, EIGHT_PACKS_BLOCKS = 3;
     using shares = float;
 
     template <typename R>

@@ -20,8 +20,7 @@ enum { THREADS = 256, HELD = 8 /* packs of a row that a lane has at once */ };
 
 /* ---- rows ---------------------------------------------------------------------------------------------------------- */
 
-/* A part of a row of which `count` elements are up to the diagonal: HELD packs of each lane of a warp, from `begin` on. What lies
- * beyond the diagonal in a pack that crosses it is replaced, once: nobody asks again for every element. */
+/* A part of a row of which `count` elements are up to the diagonal: HELD packs of each lane of a warp, from `begin` on. */
 template <typename T, int N>
 struct row_part {
     pack<T, N> of[HELD];
@@ -30,13 +29,18 @@ struct row_part {
     static __device__ __forceinline__ int64_t index(int64_t begin, int k) {
         return begin + (k * (int)WARP + (int)(threadIdx.x % WARP)) * N;
     }
-    __device__ __forceinline__ void load(const T *row, int64_t begin, int64_t count, float beyond = -INFINITY) {
+    __device__ __forceinline__ void load(const T *row, int64_t begin, int64_t count) {
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if (index(begin, k) < count) of[k] = load_pack<T, N>(row + index(begin, k));
+    }
+    /* Scores: what lies beyond the diagonal in a pack that crosses it is nothing to a softmax, once for all its elements. */
+    __device__ __forceinline__ void load_scores(const T *row, int64_t begin, int64_t count) {
+        load(row, begin, count);
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            const int64_t i = index(begin, k);
-            if (i >= count) continue;
-            of[k] = load_pack<T, N>(row + i);
-            if (i + N > count) cut(of[k], (int)(count - i), beyond);
+            const int64_t left = count - index(begin, k);
+            if (left > 0 && left < N) cut(of[k], (int)left, -INFINITY);
         }
     }
     /* Leaves the first `count`. */
@@ -71,7 +75,7 @@ __global__ void __launch_bounds__(THREADS)
         softmax_state s = softmax_empty();
         for (int64_t begin = 0; begin < count; begin += part::SIZE) {
             part x;
-            x.load(scores + r * size, begin, count);
+            x.load_scores(scores + r * size, begin, count);
             float most = -FLT_MAX;
             x.each(begin, count, [&](float value, int, int) { most = fmaxf(most, value); });
             const float max = fmaxf(s.max, most);
@@ -103,11 +107,11 @@ __global__ void __launch_bounds__(THREADS)
         part x;
         const auto walk = [&](auto visit) {
             for (int64_t begin = 0; begin < count; begin += part::SIZE) {
-                if (count > part::SIZE || begin > 0) x.load(row, begin, count);
+                if (count > part::SIZE || begin > 0) x.load_scores(row, begin, count);
                 x.each(begin, count, visit);
             }
         };
-        x.load(row, 0, count);
+        x.load_scores(row, 0, count);
         simplex::maximum own = simplex::no_maximum();
         walk([&](float value, int, int) { own.take(value); });
         const float max = simplex::warp_merge(own).max();
@@ -132,7 +136,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-/* dP, in the place of dscores, becomes dscores: a row that one part holds is read once. */
+/* dP, in the place of dscores and 0 beyond the diagonal, becomes dscores: a row that one part holds is read once. */
 template <typename T, source_kind KIND, int N>
 __global__ void __launch_bounds__(THREADS)
     backward_rows(const T *scores, const float *statistics, int64_t rows, int64_t size, T *dscores) {
@@ -146,8 +150,8 @@ __global__ void __launch_bounds__(THREADS)
         float sum = 0.0f, members = 0.0f;
         part x, d;
         for (int64_t begin = 0; begin < count; begin += part::SIZE) {
-            x.load(row, begin, count);
-            d.load(dx, begin, count, 0.0f);
+            x.load_scores(row, begin, count);
+            d.load(dx, begin, count);
             x.each(begin, count, [&](float value, int k, int e) {
                 const float dp = to_f32(d.of[k].value[e]);
                 if constexpr (KIND == SOFTMAX) sum += p.of(value) * dp;
@@ -160,7 +164,7 @@ __global__ void __launch_bounds__(THREADS)
             sum /= isnan(p.first) ? (float)count : found; /* all, and nothing beyond the diagonal */
         }
         for (int64_t begin = 0; begin < size; begin += part::SIZE) {
-            if (!one && begin < count) x.load(row, begin, count), d.load(dx, begin, count, 0.0f);
+            if (!one && begin < count) x.load_scores(row, begin, count), d.load(dx, begin, count);
 #pragma unroll
             for (int k = 0; k < HELD; k++) {
                 const int64_t i = part::index(begin, k);

@@ -37,6 +37,7 @@ static const struct op_case cases[] = {
     {"2100x129",        {0, 2100, 129}, {1e-6}, .large = true},
     {"2100x136",        {0, 2100, 136}, {1e-6}, .large = true},
     {"11x5160",         {0, 11, 5160},  {1e-6}, .large = true},
+    {"7x9000",          {0, 7, 9000},   {1e-6}, .large = true},
     {"19x16384",        {0, 19, 16384}, {1e-6}, .large = true},
     {"3x70001",         {0, 3, 70001},  {1e-6}, .large = true},
     {"no rows",         {0, 0, 33},     {1e-6}, .edge = true},

@@ -9,7 +9,7 @@ struct forward {
     using type = T;
     using problem = poly_norm_forward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int TWO_PACKS = 512, FOUR_PACKS = 1024;
+    static constexpr int TWO_PACKS = 512, FOUR_PACKS = 1024, EIGHT_PACKS_BLOCKS = 2;
     static constexpr bool WIDE = false;
     struct shares {
         float sum[3];

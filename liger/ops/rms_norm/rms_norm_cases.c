@@ -44,6 +44,7 @@ static const struct op_case cases[] = {
     {"37x4099",              {0, 37, 4099},  {1e-6, 1, LIGER_CAST_GEMMA}, .large = true},
     {"2100x129",             {0, 2100, 129}, {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
     {"11x5160",              {0, 11, 5160},  {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
+    {"7x9000",               {0, 7, 9000},   {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
     {"19x16384",             {0, 19, 16384}, {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},
     {"3x70001",              {0, 3, 70001},  {1e-6, 0, LIGER_CAST_GEMMA}, .large = true},
     {"2x262147",             {0, 2, 262147}, {1e-6, 0, LIGER_CAST_LLAMA}, .large = true},

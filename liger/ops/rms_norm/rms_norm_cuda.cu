@@ -10,7 +10,7 @@ struct forward {
     using type = T;
     using problem = rms_norm_forward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int TWO_PACKS = 512, FOUR_PACKS = 1024;
+    static constexpr int TWO_PACKS = 512, FOUR_PACKS = 1024, EIGHT_PACKS_BLOCKS = 3;
     static constexpr bool WIDE = sizeof(TW) > sizeof(T);
     using shares = float;
 

@@ -21,6 +21,8 @@ enum { MASKED = 1, NOTHING = 2 }; /* two values of three, or all of them, are -i
         {.label = "3x8200", .size = {0, 3, 8200}}, {.label = "1031x8", .size = {0, 1031, 8}},                          \
         {.label = "4x9x1", .size = {4, 9, 1}}, {.label = "9x1025", .size = {0, 9, 1025}},                              \
         {.label = "300x4104", .size = {0, 300, 4104}, .large = true}, {.label = "7x32000", .size = {0, 7, 32000}},     \
+        {.label = "3x32768", .size = {0, 3, 32768}, .large = true},                                                    \
+        {.label = "3x32776", .size = {0, 3, 32776}, .large = true},                                                    \
         {.label = "3x128256", .size = {0, 3, 128256}, .large = true},                                                  \
         {.label = "3x300001", .size = {0, 3, 300001}, .large = true},                                                  \
         {.label = "2x1000000", .size = {0, 2, 1000000}, .large = true},                                                \

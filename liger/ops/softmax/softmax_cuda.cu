@@ -98,7 +98,8 @@ struct forward_row : vocab_rows::every_row {
     }
 };
 
-/* Two blocks of the widest rows share a multiprocessor: a thread has no registers for terms, and takes the exponentials again. */
+/* Blocks of the widest rows are to share a multiprocessor: a thread has no registers for terms, and takes the exponentials
+ * again. */
 template <typename T>
 struct wide_forward_row : forward_row<T> {
     using problem = softmax_forward_problem;

@@ -309,7 +309,7 @@ class LigerLinearLogProbFunction(LigerFunction):
 
     Differentiable in hidden, weight and bias through all of them. Logits are rounded to the products' dtype, autocast's where
     it is on; backward makes them again, a slice of the vocabulary at a time, unless they were so few that they were kept, or
-    LIGER_LOSS_WORKSPACE_MB is set and holds them all.
+    LIGER_LOSS_WORKSPACE_MB is set and holds them all (not under torch.compile).
     Rows that are ignored are left out of the products on the CPU; on a GPU if valid_rows, an integer that the caller has on
     the host, bounds the others from above. Surplus rows cost as much as others; too small a bound makes every result NaN on
     a GPU, which is not waited for, and is an error on the CPU.
