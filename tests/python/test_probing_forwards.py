@@ -225,27 +225,24 @@ class LimitsGradients(Own):
 
 
 class PullsTheHead(OwnLoss):
-    """A gradient for the head that is no part of the loss's value."""
+    """A gradient that is no part of the loss's value: for the head."""
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         logits, loss = self.lm_head(hidden), None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            decay = 0.01 * self.lm_head.weight.square().sum()
-            loss = loss + (decay - decay.detach())
+            pull = self.pull(hidden)
+            loss = loss + (pull - pull.detach())
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
+    def pull(self, hidden):
+        return 0.01 * self.lm_head.weight.square().sum()
 
-class PullsTheNorm(OwnLoss):
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        logits, loss = self.lm_head(hidden), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            size = hidden.square().mean()
-            loss = loss + (size - size.detach())
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+class PullsTheNorm(PullsTheHead):
+    def pull(self, hidden):
+        return hidden.square().mean()
 
 
 class TakesAWeight(OwnLoss):
