@@ -372,8 +372,9 @@ static const char *advised_chunk(struct op_run *run) {
         size_t kept = 0;
         args.keep = 1;
         if (liger_linear_logprob_forward_chunk_rows(run->context, &args, &kept) != LIGER_OK) return liger_last_error();
-        const bool named = run->context->loss_workspace_bytes != 0;
-        if (kept < rows || (kept > rows && (kept != (size_t)shape[0] || (!named && kept > rows + (size_t)shape[1]))))
+        const int64_t named = run->context->loss_workspace_bytes, size = (int64_t)liger_dtype_size((int)run->types.t);
+        const bool costs = named ? (int64_t)kept > named / (shape[2] * size) : kept > rows + (size_t)shape[1];
+        if (kept < rows || (kept > rows && (kept != (size_t)shape[0] || costs)))
             return op_run_text(run, "%lld rows: chunk of %zu, %zu to keep", (long long)shape[0], rows, kept);
     }
     return NULL;
