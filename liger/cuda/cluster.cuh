@@ -68,9 +68,11 @@ __device__ __forceinline__ void shared_barrier_expect(shared_barrier *barrier, i
 }
 __device__ __forceinline__ void shared_barrier_wait(shared_barrier *barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
+    /* Of the block, although peers have stored: what is waited for lies in this block's shared memory and is counted by the
+     * barrier itself, and an acquire of the cluster would empty the L1 cache besides, by every warp. */
     asm volatile("{\n\t.reg .pred done;\n"
                  "again:\n\t"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
+                 "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n\t"
                  "@!done bra again;\n\t}" ::"r"(shared_address(barrier)),
                  "r"(parity)
                  : "memory");

@@ -4,14 +4,16 @@
 
 #include <stdint.h>
 
-/* 16 bytes, both sides aligned. */
+/* 16 bytes, both sides aligned, so many bytes behind the two addresses: part of the instruction, which costs none to add. */
+template <int OFFSET = 0>
 __device__ __forceinline__ void copy_async(void *shared, const void *global) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-                 "l"(global)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+        "l"(global), "n"(OFFSET)
+        : "memory");
 #else
-    *(uint4 *)shared = *(const uint4 *)global;
+    *(uint4 *)((char *)shared + OFFSET) = *(const uint4 *)((const char *)global + OFFSET);
 #endif
 }
 /* 4 bytes. */

@@ -49,11 +49,17 @@ struct pair_of<bf16> {
     using type = __nv_bfloat162;
 };
 
-/* What is read behind the end of a row, as often as it fits into 32 bits: -inf, of which a softmax has nothing; or 0. */
+/* What is read behind the end of a row, as often as it fits into 32 bits: -inf, of which a softmax has nothing; what becomes
+ * -inf by a factor; or 0. */
 template <typename T>
 constexpr uint32_t MINUS_INFINITY = sizeof(T) == 4            ? 0xff800000u
                                     : std::is_same_v<T, bf16> ? 0xff80ff80u
                                                               : 0xfc00fc00u;
+template <typename T>
+__device__ __forceinline__ uint32_t minus_infinity_by(float factor) {
+    constexpr uint32_t SIGNS = sizeof(T) == 4 ? 0x80000000u : 0x80008000u;
+    return MINUS_INFINITY<T> ^ (factor < 0.0f ? SIGNS : 0u);
+}
 constexpr uint32_t ZERO = 0;
 
 /* The largest value of a pack. NaN is left to the sum. */
@@ -81,12 +87,18 @@ struct row_part {
     pack<T, N> vector[VECTORS];
 
     template <typename P>
-    __device__ __forceinline__ void load(const P &at, const uint4 *stage, uint32_t beyond = MINUS_INFINITY<T>) {
+    __device__ __forceinline__ void load(const P &at, const uint4 *from, uint32_t beyond) {
 #pragma unroll
         for (int j = 0; j < VECTORS; j++)
-            *(uint4 *)&vector[j] = at.has(j) ? stage[j * at.step] : make_uint4(beyond, beyond, beyond, beyond);
+            *(uint4 *)&vector[j] = at.has(j) ? from[j * at.step] : make_uint4(beyond, beyond, beyond, beyond);
     }
-    __device__ __forceinline__ float value(int k) const { return to_f32(vector[k / N].value[k % N]); }
+    /* From shared memory, where all of it is, what is beyond the row included. */
+    template <typename P>
+    __device__ __forceinline__ void load(const P &at, const uint4 *stage) {
+#pragma unroll
+        for (int j = 0; j < VECTORS; j++) *(uint4 *)&vector[j] = stage[j * at.step];
+    }
+    __device__ __forceinline__ float value(int k) const { return value_of(vector[k / N], k % N); }
     /* What is made of these values is made again where it is used. Widened values, say, would else be kept over a loop, in
      * registers of their own. */
     __device__ __forceinline__ void forget() {
@@ -283,6 +295,11 @@ struct one_exchange {
     /* What further exchanges carry is only for finish(p, r, sums), which one thread calls a row later: nobody waits. */
     static constexpr bool LATE = false;
     static constexpr bool ENDS_TOGETHER = false;
+    /* What is read behind the end of a row of the k-th input. */
+    template <typename T, typename P>
+    static __device__ __forceinline__ uint32_t beyond(const P &, int) {
+        return MINUS_INFINITY<T>;
+    }
 };
 template <typename F>
 constexpr bool has_wide_rows = !std::is_same_v<typename F::wide_rows, nothing>;

@@ -15,7 +15,7 @@
  *   VECTORS, INPUTS                    of 16 bytes: a lane's share of a row, and how many rows are read at once
  *   NARROW_THREADS                     a multiprocessor holds so many, which share its registers
  *   WIDE                               see above; an operator's formula for narrow rows names it as its wide_rows
- *   BEYOND                             what is read behind the end of a row
+ *   beyond(p, k)                       see one_exchange
  *   cols(p), input(p, k, r)            the k-th input's row r; all rows are aligned to 16 bytes
  *   slot, empty(), warp_merge          what is exchanged
  *   second_slot                        see one_exchange
@@ -32,7 +32,7 @@
 
 namespace vocab_rows {
 
-/* Vectors of a row, at most, or where the formula is `wide`; rows of one warp in a block. */
+/* Vectors of a row, at most, or where the formula is WIDE; rows of one warp in a block. */
 enum { NARROW_VECTORS = 1024, WIDE_VECTORS = 4096, NARROW_WARP_ROWS = 4 };
 
 /* Threads of a block with V vectors each, at most. */
@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(narrow_block<F, V>, narrow_blocks<F, V>)
     const place<WARP> at = {warp * WARP * V + lane, (int)(F::cols(p) / pack_size<T>)};
     row_part<T, V> x[F::INPUTS];
 #pragma unroll
-    for (int k = 0; k < F::INPUTS; k++) x[k].load(at, (const uint4 *)F::input(p, k, r) + at.first, F::BEYOND);
+    for (int k = 0; k < F::INPUTS; k++)
+        x[k].load(at, (const uint4 *)F::input(p, k, r) + at.first, F::template beyond<T>(p, k));
     const int warps = (int)blockDim.x / WARP;
     block_exchange<typename F::slot> exchanged = {slots, warps, 0};
     typename F::template kept<V> kept;

@@ -19,7 +19,7 @@
  *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
  *                                                  member is `key`
  *   slot, empty(), warp_merge                      what is exchanged: 8·n bytes
- *   second_slot, TOGETHER, CLUSTERS, BLOCKS, RING, LATE   see one_exchange
+ *   second_slot, TOGETHER, CLUSTERS, BLOCKS, RING, LATE, beyond   see one_exchange
  *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
  *                                                  thread must have received all that it needs of other threads' values
  *                                                  before it sends, so they must enter the slot. With a RING of 1:
@@ -31,6 +31,8 @@
  */
 #ifndef LIGER_CUDA_VOCAB_ROWS_RESIDENT_CUH
 #define LIGER_CUDA_VOCAB_ROWS_RESIDENT_CUH
+
+#include <utility>
 
 #include "liger/cuda/copy_async.cuh"
 #include "liger/cuda/shared_memory.cuh"
@@ -49,17 +51,31 @@ __device__ __forceinline__ const uint4 *input_stage(const P &at, const uint4 *st
     return stage + k * F::VECTORS * at.step;
 }
 
+/* A thread's vectors lie as far apart in the row as in a stage. */
+template <typename P, int... J>
+__device__ __forceinline__ void copy_part(const P &at, uint4 *to, const void *from, std::integer_sequence<int, J...>) {
+    ((at.has(J) ? copy_async<J * P::step * PACK_BYTES>(to, from) : void()), ...);
+}
+
 template <typename F, typename P>
 __device__ __forceinline__ void prefetch(const typename F::problem &p, const P &at, int i, bool wanted, uint4 *stage) {
     using T = typename F::type;
     if (!wanted) return;
 #pragma unroll
     for (int k = 0; k < F::INPUTS; k++) {
-        const T *row = F::input(p, k, from_the_end(p.rows, i)) + at.first * (int64_t)pack_size<T>;
-        uint4 *const to = stage + k * F::VECTORS * at.step;
+        const T *const row = F::input(p, k, from_the_end(p.rows, i)) + at.first * (int64_t)pack_size<T>;
+        copy_part(at, stage + k * F::VECTORS * at.step, row, std::make_integer_sequence<int, F::VECTORS>{});
+    }
+}
+
+/* What is beyond the end of a row stands in every stage from the beginning, and nobody copies to it: no reader asks. */
+template <typename F, typename P>
+__device__ __forceinline__ void fill_beyond(const typename F::problem &p, const P &at, uint4 *stage) {
 #pragma unroll
+    for (int k = 0; k < F::INPUTS; k++) {
+        const uint32_t beyond = F::template beyond<typename F::type>(p, k);
         for (int j = 0; j < F::VECTORS; j++)
-            if (at.has(j)) copy_async(to + j * at.step, row + j * at.step * pack_size<T>);
+            if (!at.has(j)) stage[(k * F::VECTORS + j) * at.step] = make_uint4(beyond, beyond, beyond, beyond);
     }
 }
 
@@ -82,6 +98,12 @@ struct key_window {
 template <typename F, int THREADS, bool CLUSTERED>
 __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     resident_kernel(const __grid_constant__ typename F::problem p) {
+#if __CUDA_ARCH__ < 900
+    if (CLUSTERED) { /* there are no clusters, and nobody launches this */
+        __trap();
+        return;
+    }
+#endif
     using T = typename F::type;
     using slot = typename F::slot;
     using state_type = typename F::state;
@@ -103,6 +125,7 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     auto again = further_exchange<F, THREADS / WARP, CLUSTERED>(slots + TURNS * exchanged.places(clusters),
                                                                 barriers + first_exchange::BARRIERS);
     uint4 *const stages = shared + threadIdx.x;
+    for (int stage = 0; stage < F::RING; stage++) fill_beyond<F>(p, at, stages + stage * STAGE);
     if (threadIdx.x == 0) {
         b = F::batch_of(p);
         exchanged.init();

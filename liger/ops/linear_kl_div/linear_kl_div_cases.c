@@ -115,6 +115,7 @@ static const struct op_case cases[] = {
     CASE("12x16x64, one chunk",           12, 16,   64, 12, 1,   .flags = LABELED),
     CASE("11x31x67, buffer too large",    11, 31,   67, 16, 4,   .flags = SUM | LABELED),
     CASE("9x12x35, negative temperature",  9, 12,   35,  4, -3,  .flags = LABELED),
+    CASE("9x12x40, negative temperature",  9, 12,   40,  4, -3,  .flags = LABELED),
     CASE("13x20x41 raw",                  13, 20,   41,  4, 2,   .flags = RAW | LABELED),
     CASE("13x20x41 raw mean",             13, 20,   41,  7, 1,   .flags = RAW | MEAN),
     CASE("9x12x40 no dx",                  9, 12,   40,  4, 1,   .flags = NO_DX | LABELED),

@@ -89,18 +89,21 @@ struct resident_row : divergence_row<T> {
     }
 
     /* Behind the end of a row z is -inf, whatever the sign of the temperature, and the target 0. */
+    template <typename, typename P>
+    static __device__ __forceinline__ uint32_t beyond(const P &p, int k) {
+        return k == 0 ? vocab_rows::minus_infinity_by<T>(p.inverse) : vocab_rows::ZERO;
+    }
     template <typename P>
-    static __device__ __forceinline__ void load(const problem &p, const P &at, const uint4 *stage, part &x, part &q) {
-        constexpr uint32_t SIGNS = sizeof(T) == 4 ? 0x80000000u : 0x80008000u;
-        x.load(at, stage, vocab_rows::MINUS_INFINITY<T> ^ (p.inverse < 0.0f ? SIGNS : 0u));
-        q.load(at, vocab_rows::input_stage<resident_row>(at, stage, 1), vocab_rows::ZERO);
+    static __device__ __forceinline__ void load(const P &at, const uint4 *stage, part &x, part &q) {
+        x.load(at, stage);
+        q.load(at, vocab_rows::input_stage<resident_row>(at, stage, 1));
     }
 
     template <typename P>
     static __device__ __forceinline__ slot first_half(const problem &p, const P &at, int64_t, const uint4 *stage,
                                                       state &) {
         part x, q;
-        load(p, at, stage, x, q);
+        load(at, stage, x, q);
         float most[2] = {-FLT_MAX, -FLT_MAX}, sum[2] = {0.0f, 0.0f}, mass[2] = {0.0f, 0.0f}, cross[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int k = 0; k < x.COUNT; k++) most[k % 2] = fmaxf(most[k % 2], x.value(k) * p.inverse);
@@ -120,7 +123,7 @@ struct resident_row : divergence_row<T> {
     static __device__ __forceinline__ void second_half(const problem &p, const batch &b, const P &at, int64_t r,
                                                        const uint4 *stage, const state &, const slot &all, L loaded) {
         part x, q;
-        load(p, at, stage, x, q);
+        load(at, stage, x, q);
         loaded();
         if (p.loss && at.first == 0) p.loss[r] = base::loss_of(all) * b.weight;
         if (!p.dlogits) return;

@@ -53,7 +53,6 @@ struct forward_row : vocab_rows::every_row {
     struct kept {
         float max, term[V * pack_size<T>];
     };
-    static constexpr uint32_t BEYOND = vocab_rows::MINUS_INFINITY<T>;
     template <int V>
     static __device__ __forceinline__ slot sum_up(const vocab_rows::row_part<T, V> (&x)[1], kept<V> &own) {
         own.max = softmax_max(x[0].max());
@@ -152,7 +151,10 @@ struct backward_row : vocab_rows::every_row {
 
     template <int V>
     struct kept {};
-    static constexpr uint32_t BEYOND = vocab_rows::ZERO;
+    template <typename, typename P>
+    static __device__ __forceinline__ uint32_t beyond(const P &, int) {
+        return vocab_rows::ZERO;
+    }
     template <int V>
     static __device__ __forceinline__ slot sum_up(const part<V> (&of)[2], kept<V> &) {
         float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -169,8 +171,8 @@ struct backward_row : vocab_rows::every_row {
 
     template <typename P>
     static __device__ __forceinline__ void load(const P &at, const uint4 *stage, part<VECTORS> (&of)[2]) {
-        of[0].load(at, stage, BEYOND);
-        of[1].load(at, vocab_rows::input_stage<backward_row>(at, stage, 1), BEYOND);
+        of[0].load(at, stage);
+        of[1].load(at, vocab_rows::input_stage<backward_row>(at, stage, 1));
     }
     template <typename P>
     static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,

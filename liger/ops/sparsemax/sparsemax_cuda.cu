@@ -28,7 +28,6 @@ struct forward_row : vocab_rows::every_row {
     enum { LEAST_THREADS = CLUSTERS ? 512 : 256, MOST_THREADS = CLUSTERS ? 512 : 1024 };
     enum { INPUTS = 1, VECTORS = 8, NARROW_THREADS = 640 };
     static constexpr int N = pack_size<T>, TOGETHER = WORD / N; /* neighbouring lanes make a word */
-    static constexpr uint32_t BEYOND = vocab_rows::MINUS_INFINITY<T>;
     template <int V>
     using part = vocab_rows::row_part<T, V>;
 
@@ -143,7 +142,7 @@ struct forward_row : vocab_rows::every_row {
     static __device__ __forceinline__ void push(const problem &, const state &, slot &s,
                                                 const vocab_rows::packs<T, M, 1> &raw, int64_t) {
 #pragma unroll
-        for (int k = 0; k < M; k++) s.take(to_f32(raw.of[0].value[k]));
+        for (int k = 0; k < M; k++) s.take(value_of(raw.of[0], k));
     }
     template <typename X>
     static __device__ __forceinline__ void settle(const problem &p, int64_t r, const slot &of_lane, X &again) {
