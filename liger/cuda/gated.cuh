@@ -39,7 +39,7 @@ struct forward_body {
         for (int k = 0; k < N; k++) y[k] = (ROUNDS_TO_T ? y[k] : round_to_dtype(p.activation_dtype, y[k])) * up[k];
         F::template finish<T>(p, y);
         repack(y, out);
-        store_pack<T, N>(row_at<T>(p.y, r) + i, out);
+        store_whole_pack<T, N>(row_at<T>(p.y, r) + i, out);
     }
 };
 
@@ -63,8 +63,8 @@ struct backward_body {
         repack(gate, dgate);
         repack(up, dup);
         T *const dgate_row = row_if_there(p.dgate, r), *const dup_row = row_if_there(p.dup, r);
-        if (dup_row) store_pack<T, N>(dup_row + i, dup);
-        if (dgate_row) store_pack<T, N>(dgate_row + i, dgate);
+        if (dup_row) store_whole_pack<T, N>(dup_row + i, dup);
+        if (dgate_row) store_whole_pack<T, N>(dgate_row + i, dgate);
     }
 };
 

@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(BLOCK, at_most_blocks(BLOCKS, BLOCK))
                     if (p.dsum.data) value += to_f32(row_at<T>(p.dsum, r)[c * N + i]);
                 dx.value[i] = from_f32<T>(value);
             }
-            store_pack<T, N>(row_at<T>(p.dx, r) + c * N, dx);
+            store_whole_pack<T, N>(row_at<T>(p.dx, r) + c * N, dx);
         }
     }
     if constexpr (B::TOTALS > 0) store_totals<B>(p, blockIdx.x, gridDim.x, totals);

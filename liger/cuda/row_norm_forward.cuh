@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
                 if constexpr (F::ADDS)
                     if (adds && !again) {
                         add(held, load_pack<T, N>(row_at<T>(p.residual, r) + c * N));
-                        store_pack<T, N>(row_at<T>(p.sum, r) + c * N, held);
+                        store_whole_pack<T, N>(row_at<T>(p.sum, r) + c * N, held);
                     }
                 float values[N];
                 unpack(held, values);
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
             unpack(out, values);
             F::template apply<false>(p, statistics, columns, values);
             repack(values, out);
-            store_pack<T, N>(y + c * N, out);
+            store_whole_pack<T, N>(y + c * N, out);
         }
     }
 }

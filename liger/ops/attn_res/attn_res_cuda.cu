@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(THREADS, ATTN_RES_BLOCKS) mix(const __grid_con
             }
             pack<T, N> out;
             repack(sum, out);
-            store_pack<T, N>(row_at<T>(p.h, r) + c, out);
+            store_whole_pack<T, N>(row_at<T>(p.h, r) + c, out);
         }
         __syncthreads(); /* nobody reads scores any more */
         for (int64_t block = threadIdx.x; block < p.blocks; block += THREADS) {
@@ -139,7 +139,7 @@ __device__ __forceinline__ void backward_pack(const attn_res_backward_problem &p
     if (p.dv.data == NULL) return;
     pack<T, N> out;
     repack(x, out);
-    store_pack<T, N>(row_at<T>(p.dv, row) + c, out);
+    store_whole_pack<T, N>(row_at<T>(p.dv, row) + c, out);
 }
 
 template <typename T, int N>
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(THREADS, ATTN_RES_BLOCKS)
             if (r != blockIdx.x) out = load_pack<float, N>(all + c);
 #pragma unroll
             for (int i = 0; i < N; i++) out.value[i] += sum[i];
-            store_pack<float, N>(all + c, out);
+            store_whole_pack<float, N>(all + c, out);
         }
     }
 }

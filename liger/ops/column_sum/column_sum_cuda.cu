@@ -27,12 +27,12 @@ __global__ void __launch_bounds__(THREADS, 8) partial_kernel(const column_sum_pr
 #pragma unroll
         for (int u = 0; u < UNROLL; u++)
 #pragma unroll
-            for (int k = 0; k < N; k++) sum[k] += to_f32(in[u].value[k]);
+            for (int k = 0; k < N; k++) sum[k] += value_of(in[u], k);
     }
     for (; r < last; r++) {
         const pack<T, N> in = load_stream<T, N>(x + r * p.stride);
 #pragma unroll
-        for (int k = 0; k < N; k++) sum[k] += to_f32(in.value[k]);
+        for (int k = 0; k < N; k++) sum[k] += value_of(in, k);
     }
     float *out = p.workspace + blockIdx.y * p.cols + column;
 #pragma unroll

@@ -48,7 +48,7 @@ struct streamed_row : logits_row<T> {
                                                 const vocab_rows::packs<T, N, 1> &raw, int64_t first) {
         float x[N], most = -FLT_MAX;
 #pragma unroll
-        for (int k = 0; k < N; k++) x[k] = to_f32(raw.of[0].value[k]);
+        for (int k = 0; k < N; k++) x[k] = value_of(raw.of[0], k);
         if (p.softcap > 0.0f) {
 #pragma unroll
             for (int k = 0; k < N; k++) x[k] = capped(p, x[k]);
@@ -90,7 +90,7 @@ struct streamed_row : logits_row<T> {
         pack<T, N> out;
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            const float x = capped(p, to_f32(raw.of[0].value[k])),
+            const float x = capped(p, value_of(raw.of[0], k)),
                         uniform = weighted ? f.uniform * p.weight[first + k] : f.uniform;
             const float d = (softmax_term(x, found.unit) * f.probability - uniform) * cap_slope(p, x);
             out.value[k] = from_f32<T>(d);

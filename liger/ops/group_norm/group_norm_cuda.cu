@@ -130,7 +130,7 @@ __device__ __forceinline__ void write_elements(const typename BODY::problem &p, 
     }
     pack<typename BODY::type, N> rounded;
     repack(out, rounded);
-    store_pack<typename BODY::type, N>(BODY::to(p) + s.first + i, rounded);
+    store_whole_pack<typename BODY::type, N>(BODY::to(p) + s.first + i, rounded);
 }
 
 /* What is read here was there before the sums' kernels: only what they found is waited for. */

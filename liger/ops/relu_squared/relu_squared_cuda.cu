@@ -17,7 +17,7 @@ struct forward {
 #pragma unroll
         for (int k = 0; k < N; k++) x[k] = relu(x[k]) * relu(x[k]);
         repack(x, out);
-        store_pack<T, N>(row_at<T>(p.y, r) + i, out);
+        store_whole_pack<T, N>(row_at<T>(p.y, r) + i, out);
     }
 };
 
@@ -37,7 +37,7 @@ struct backward {
 #pragma unroll
         for (int k = 0; k < N; k++) x[k] = twice_product(relu(x[k]), dy[k]);
         repack(x, out);
-        store_pack<T, N>(row_at<T>(p.dx, r) + i, out);
+        store_whole_pack<T, N>(row_at<T>(p.dx, r) + i, out);
     }
 };
 
