@@ -44,23 +44,25 @@ struct distances {
 __device__ __forceinline__ distances warp_merge(distances a) { return {warp_sum(a.apart), warp_sum(a.signs)}; }
 
 /* What a term relative to a maximum is multiplied by to be a probability of the whole row. */
-__device__ __forceinline__ float share_of(float max, row_sum all) { return term_of(max, all.max) / all.sum; }
+__device__ __forceinline__ float share_of(float max, row_sum all) {
+    return term_of(max, all.max) * reciprocal_approx(all.sum);
+}
 
-/* From terms s and t of which s · share is p and t · share_t is q: the differences are of terms that only the smaller share is
- * multiplied into, relative to the larger. Of two equal rows nothing is rounded, and every difference is 0. */
+/* From terms s and t of which s · share is p and t · share_t is q: the differences p - q, relative to share_t. Of two equal rows
+ * nothing is rounded, and every difference is 0. A share_t below 2^-100 is that: it adds so much to a term's distance at most. */
 struct comparison {
-    float most, share, by, by_t;
+    float share, unit, by;
     distances found;
 
     __device__ __forceinline__ comparison(float share, float share_t)
-        : most(fmaxf(share, share_t)), share(share), by(most == 0.0f ? 0.0f : share / most),
-          by_t(most == 0.0f ? 0.0f : share_t / most), found{0.0f, 0.0f} {}
+        : share(share), unit(fmaxf(share_t, 0x1p-100f)),
+          by(share == share_t ? 1.0f : share * reciprocal_approx(unit)), found{0.0f, 0.0f} {}
     __device__ __forceinline__ void add(float s, float t) {
-        const float above = fmaf(s, by, -__fmul_rn(t, by_t));
+        const float above = fmaf(s, by, -t);
         found.apart += fabsf(above);
         if (above != 0.0f) found.signs += copysignf(s, above);
     }
-    __device__ __forceinline__ distances distance() const { return {found.apart * most, found.signs * share}; }
+    __device__ __forceinline__ distances distance() const { return {found.apart * unit, found.signs * share}; }
 };
 
 /* NaN where the target is none of the vocabulary. */
@@ -88,8 +90,8 @@ __device__ __forceinline__ void ignore_row(const ce_tvd_forward_problem &p, int6
 }
 
 /* The exponentials of a row are needed twice, which takes the special-function unit longer than memory takes to bring the
- * row: those of the student's first KEPT vectors stay in registers over the next row's first half. STAGES: the ring of rows. */
-template <typename T, int V, int KEPT, int LEAST, int STAGES>
+ * row: where they are KEPT, those of the student stay in registers over the next row's first half. STAGES: the ring of rows. */
+template <typename T, int V, bool KEPT, int LEAST, int STAGES>
 struct forward_row : vocab_rows::one_exchange {
     static constexpr int RING = STAGES;
     static constexpr bool LATE = true;
@@ -98,7 +100,7 @@ struct forward_row : vocab_rows::one_exchange {
     using slot = two_sums;
     using second_slot = distances;
     enum { INPUTS = 2, VECTORS = V, LEAST_THREADS = LEAST, MOST_THREADS = 512 };
-    enum { COUNT = V * pack_size<T>, KEPT_COUNT = KEPT * pack_size<T> };
+    enum { COUNT = V * pack_size<T> };
     using part = vocab_rows::row_part<T, V>;
 
     static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
@@ -117,7 +119,7 @@ struct forward_row : vocab_rows::one_exchange {
     struct state {
         int key;
         float target, student_max, teacher_max;
-        float term[KEPT ? KEPT_COUNT : 1];
+        float term[KEPT ? COUNT : 1];
     };
     static __device__ __forceinline__ state state_of(const problem &p, int i, int key) {
         state row; /* its terms are written before they are read */
@@ -146,7 +148,7 @@ struct forward_row : vocab_rows::one_exchange {
         slot mine;
         x.load(at, stage);
         mine.student = sum_up(x, [&](int k, float term) {
-            if (k < KEPT_COUNT) row.term[k] = term;
+            if (KEPT) row.term[k] = term;
         });
         t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
         mine.teacher = sum_up(t, [](int, float) {});
@@ -166,7 +168,7 @@ struct forward_row : vocab_rows::one_exchange {
         if (at.first == 0) write_sums(p, r, row.target, all);
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            const float term = k < KEPT_COUNT ? row.term[k] : term_of(x.value(k), row.student_max);
+            const float term = KEPT ? row.term[k] : term_of(x.value(k), row.student_max);
             compared.add(term, term_of(t.value(k), row.teacher_max));
         }
         return compared.distance();
@@ -196,12 +198,12 @@ struct forward_row : vocab_rows::one_exchange {
     template <typename X>
     static __device__ __forceinline__ void settle(const problem &p, int64_t r, const slot &of_lane, X &again) {
         const two_sums all = warp_merge(of_lane);
-        comparison compared(1.0f / all.student.sum, 1.0f / all.teacher.sum);
+        comparison compared(reciprocal_approx(all.student.sum), reciprocal_approx(all.teacher.sum));
         vocab_rows::walk<forward_row>(p, r, [&](const auto &raw, int64_t) {
 #pragma unroll
             for (int k = 0; k < (int)(sizeof raw.of[0].value / sizeof(T)); k++)
-                compared.add(term_of(to_f32(raw.of[0].value[k]), all.student.max),
-                             term_of(to_f32(raw.of[1].value[k]), all.teacher.max));
+                compared.add(term_of(value_of(raw.of[0], k), all.student.max),
+                             term_of(value_of(raw.of[1], k), all.teacher.max));
         });
         const distances found = again.all(compared.distance(), nothing());
         if (threadIdx.x != 0) return;
@@ -214,8 +216,8 @@ struct forward_row : vocab_rows::one_exchange {
  * are no registers, and no room for a third row; beyond 196608 they are streamed. */
 template <typename T>
 liger_status launch_forward(const liger_context *context, const ce_tvd_forward_problem &p, cudaStream_t stream) {
-    using usual = forward_row<T, 4, 3, 128, 3>;
-    using wide = forward_row<T, 6, 0, 512, 2>;
+    using usual = forward_row<T, 4, true, 128, 3>;
+    using wide = forward_row<T, 6, false, 512, 2>;
     const bool packable = p.cols % pack_size<T> == 0 && rows_are_packable(p.student, sizeof(T)) &&
                           rows_are_packable(p.teacher, sizeof(T));
     bool done;
@@ -229,41 +231,62 @@ liger_status launch_forward(const liger_context *context, const ce_tvd_forward_p
 
 /* ---- backward ----------------------------------------------------------------------------------------------------- */
 
+/* A gradient for cuda/elementwise.cuh. */
 template <typename T>
 struct gradient {
     using problem = ce_tvd_backward_problem;
-
     template <int N>
-    static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t c) {
-        const int64_t y = index_at(p.target, p.target_dtype, r);
-        float d[N] = {};
-        if (y != p.ignore_index) {
-            const pack<T, N> student = load_pack<T, N>(row_at<const T>(p.student, r) + c),
-                             teacher = load_pack<T, N>(row_at<const T>(p.teacher, r) + c);
-            const float max = p.student_max[r], log_sum = p.student_log_sum[r];
-            const float max_t = p.teacher_max[r], log_sum_t = p.teacher_log_sum[r];
-            float t[N];
-            unpack(student, d);
-            unpack(teacher, t);
+    struct inputs {
+        pack<T, N> student, teacher;
+    };
+
+    struct row {
+        float max, log_sum, teacher_max, teacher_log_sum;
+        ce_tvd_factors factors;
+        int64_t target;
+
+        __device__ __forceinline__ row(const problem &p, int64_t r)
+            : max(p.student_max[r]), log_sum(p.student_log_sum[r]), teacher_max(p.teacher_max[r]),
+              teacher_log_sum(p.teacher_log_sum[r]), factors(ce_tvd_factors_of(&p, r)),
+              target(index_at(p.target, p.target_dtype, r)) {}
+    };
+
+    static __device__ __forceinline__ bool is_skipped(const problem &p, int64_t r) {
+        return index_at(p.target, p.target_dtype, r) == p.ignore_index;
+    }
+    template <int N>
+    static __device__ __forceinline__ void skip(const problem &p, int64_t r, int64_t c) {
+        const pack<T, N> zeros = {};
+        store_whole_pack<T, N>(row_at<T>(p.dstudent, r) + c, zeros);
+    }
+    template <int N>
+    static __device__ __forceinline__ inputs<N> load(const problem &p, int64_t r, int64_t c) {
+        return {load_pack<T, N>(row_at<const T>(p.student, r) + c), load_pack<T, N>(row_at<const T>(p.teacher, r) + c)};
+    }
+    template <int N>
+    static __device__ __forceinline__ void run(const problem &p, const row &of, const inputs<N> &in, int64_t r,
+                                               int64_t c) {
+        float d[N], t[N];
+        unpack(in.student, d);
+        unpack(in.teacher, t);
 #pragma unroll
-            for (int k = 0; k < N; k++) d[k] = exp_of<false>((d[k] - max) - log_sum);
+        for (int k = 0; k < N; k++) d[k] = exp_of<false>((d[k] - of.max) - of.log_sum);
 #pragma unroll
-            for (int k = 0; k < N; k++) t[k] = exp_of<false>((t[k] - max_t) - log_sum_t);
-            const ce_tvd_factors f = ce_tvd_factors_of(&p, r);
+        for (int k = 0; k < N; k++) t[k] = exp_of<false>((t[k] - of.teacher_max) - of.teacher_log_sum);
 #pragma unroll
-            for (int k = 0; k < N; k++) d[k] *= d[k] > t[k] ? f.above : d[k] < t[k] ? f.below : f.equal;
-            if ((uint64_t)(y - c) < (uint64_t)N) {
+        for (int k = 0; k < N; k++)
+            d[k] *= d[k] > t[k] ? of.factors.above : d[k] < t[k] ? of.factors.below : of.factors.equal;
+        if ((uint64_t)(of.target - c) < (uint64_t)N) {
 #pragma unroll
-                for (int k = 0; k < N; k++) d[k] -= y - c == k ? f.hit : 0.0f;
-            }
-            if (y < 0 || y >= p.cols) {
+            for (int k = 0; k < N; k++) d[k] -= of.target - c == k ? of.factors.hit : 0.0f;
+        }
+        if (of.target < 0 || of.target >= p.cols) {
 #pragma unroll
-                for (int k = 0; k < N; k++) d[k] = NAN;
-            }
+            for (int k = 0; k < N; k++) d[k] = NAN;
         }
         pack<T, N> out;
         repack(d, out);
-        store_pack(row_at<T>(p.dstudent, r) + c, out);
+        store_whole_pack<T, N>(row_at<T>(p.dstudent, r) + c, out);
     }
 };
 
@@ -285,6 +308,6 @@ extern "C" liger_status ce_tvd_backward_cuda(liger_context *context, const ce_tv
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.student, element) &&
                           rows_are_packable(p.teacher, element) && rows_are_packable(p.dstudent, element);
-    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch<ce_tvd::gradient<T>, T>(p, packable, (cudaStream_t)stream))
+    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch_rows<ce_tvd::gradient<T>, T>(p, packable, (cudaStream_t)stream))
     return launched(context, "ce_tvd_backward", stream);
 }
