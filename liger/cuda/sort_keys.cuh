@@ -7,12 +7,14 @@
 
 #include "liger/core/row_keys.h"
 #include "liger/cuda/launch.cuh"
+#include "liger/cuda/reduce.cuh"
 
 namespace sorted_keys {
 
-enum { TILE = 1024, RUNS = 16, MERGE_THREADS = 256 };
+enum { TILE_BITS = 10, TILE = 1 << TILE_BITS, RUN_BITS = 4, RUNS = 1 << RUN_BITS, MERGE_THREADS = 128 };
 
-/* key_of(i) is key i of `count`. Bitonic: every exchange of a step is independent of the others. */
+/* key_of(i) is key i of `count`. Bitonic: every exchange of a step is independent of the others, and those of a short step are
+ * of keys that a warp has for itself. */
 template <typename K>
 __global__ void __launch_bounds__(TILE / 2)
     sort_tiles(const __grid_constant__ K key_of, int64_t count, uint64_t *sorted) {
@@ -25,9 +27,12 @@ __global__ void __launch_bounds__(TILE / 2)
         key[i] = ~(uint64_t)0;
         if (begin + i < count) key[i] = key_of(begin + i);
     }
+    bool others = true; /* may hold keys of the next step */
     for (int length = 2; length <= TILE; length *= 2) {
         for (int step = length / 2; step > 0; step /= 2) {
-            __syncthreads();
+            if (others || step > WARP) __syncthreads();
+            else __syncwarp();
+            others = step > WARP;
             const int low = 2 * (int)threadIdx.x - (int)(threadIdx.x & (step - 1)), high = low + step;
             const uint64_t a = key[low], b = key[high];
             if ((a > b) == ((low & length) == 0)) key[low] = b, key[high] = a;
@@ -42,26 +47,42 @@ __global__ void __launch_bounds__(TILE / 2)
 }
 
 /* One thread a key: how many keys are before it in its own run, and in each of the others that are merged with it. No two
- * are equal. `length` of a run is a power of two. */
+ * are equal. A run has 2^bits keys, an even number of bits: a step is to a quarter of what is left, and asks three keys of every
+ * run. All are on their way at once, for what a step takes is the time until memory answers. */
 static __global__ void __launch_bounds__(MERGE_THREADS)
-    merge_runs(const uint64_t *keys, uint64_t *merged, int64_t count, int64_t length) {
+    merge_runs(const uint64_t *keys, uint64_t *merged, int64_t count, int bits) {
     let_next_kernel_start();
     wait_for_previous_kernel();
-    const int64_t i = blockIdx.x * (int64_t)MERGE_THREADS + threadIdx.x;
+    const int64_t i = blockIdx.x * (int64_t)MERGE_THREADS + threadIdx.x, length = (int64_t)1 << bits;
     if (i >= count) return;
-    const int64_t first = i / (length * RUNS) * (length * RUNS), own = (i - first) / length;
+    const int64_t first = i & -(length * RUNS), own = (i - first) >> bits;
     const uint64_t key = keys[i];
+    /* The last of a run's first `within` keys; behind all others if it has not so many. */
+    const auto last_of = [&](int run, int64_t within) {
+        const int64_t last = first + run * length + within - 1;
+        return within <= length && last < count ? keys[last] : ~(uint64_t)0;
+    };
     int64_t before[RUNS] = {};
-    for (int64_t step = length; step > 0; step /= 2) {
+    for (int64_t step = length / 4; step > 0; step /= 4) {
+        uint64_t asked[RUNS][3];
 #pragma unroll
-        for (int run = 0; run < RUNS; run++) {
-            const int64_t within = before[run] + step, last = first + run * length + within - 1;
-            if (within <= length && last < count && keys[last] < key) before[run] = within;
-        }
+        for (int run = 0; run < RUNS; run++)
+#pragma unroll
+            for (int k = 0; k < 3; k++) asked[run][k] = last_of(run, before[run] + (k + 1) * step);
+#pragma unroll
+        for (int run = 0; run < RUNS; run++)
+#pragma unroll
+            for (int k = 0; k < 3; k++) before[run] += asked[run][k] < key ? step : 0;
     }
+    uint64_t asked[RUNS];
+#pragma unroll
+    for (int run = 0; run < RUNS; run++) asked[run] = last_of(run, before[run] + 1);
     int64_t place = first;
 #pragma unroll
-    for (int run = 0; run < RUNS; run++) place += run == own ? (i - first) % length : before[run];
+    for (int run = 0; run < RUNS; run++) {
+        if (asked[run] < key) before[run]++;
+        place += run == own ? (i - first) & (length - 1) : before[run];
+    }
     merged[place] = key;
 }
 
@@ -72,9 +93,9 @@ cudaError_t sort_keys(const liger_context *context, const K &key_of, int64_t cou
                       cudaStream_t stream, const uint64_t **sorted) {
     cudaError_t error = cudaSuccess;
     if (count > 0) sort_tiles<<<grid_size(count, TILE), TILE / 2, 0, stream>>>(key_of, count, keys);
-    for (int64_t length = TILE; length < count && error == cudaSuccess; length *= RUNS) {
+    for (int bits = TILE_BITS; (int64_t)1 << bits < count && error == cudaSuccess; bits += RUN_BITS) {
         error = launch_next(context, merge_runs, dim3(grid_size(count, MERGE_THREADS)), dim3(MERGE_THREADS), stream,
-                            (const uint64_t *)keys, other, count, length);
+                            (const uint64_t *)keys, other, count, bits);
         uint64_t *const merged = other;
         other = keys, keys = merged;
     }

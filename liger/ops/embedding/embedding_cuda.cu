@@ -111,13 +111,31 @@ static cudaError_t sort_tokens(const liger_context *context, const embedding_bac
     return sorted_keys::sort_keys(context, key_of, p.tokens, keys, other, stream, sorted);
 }
 
-/* ---- backward: sums --------------------------------------------------------------------------------------------- */
+/* ---- backward: sums ---------------------------------------------------------------------------------------------
+ *
+ * One kernel has blocks of three kinds, so that what waits for memory to answer and what only writes are under way together:
+ * first those that add up parts of rows of many tokens, then those that write the rows of some keys, then those that write the
+ * rows without tokens. Rows whose tokens lie in several pieces come last, in a kernel of their own. */
+
+enum {
+    SUMMING_BLOCKS = 4, /* of a multiprocessor: 64 registers a thread */
+    OF_A_LANE = 4,      /* keys, or rows, of a block: few, so that rows are written in order */
+    MOST_OF_BLOCK = 512,
+    TOGETHER = 4,    /* rows of one token that a thread has on their way */
+    PACKS_OF_ROW = 4 /* of a thread, before more blocks share a row: memory likes whole rows */
+};
 
 struct sums_problem {
     embedding_backward_problem p;
     const uint64_t *keys;
     float *parts;
+    int64_t part_blocks, key_blocks; /* the blocks of each kind; the others are for rows without tokens */
 };
+
+/* Keys, or rows, of a block, whose threads are `y` rows of threads. */
+LIGER_HOST_DEVICE static inline int most_of_block(unsigned y) {
+    return OF_A_LANE * y < MOST_OF_BLOCK ? OF_A_LANE * (int)y : (int)MOST_OF_BLOCK;
+}
 
 /* Adds a pack of dy for each of the keys, in their order. */
 template <typename T, int N, int AHEAD>
@@ -139,24 +157,92 @@ __device__ __forceinline__ void add_tokens(const liger_rows &rows, const uint64_
     }
 }
 
-enum { PART_THREADS = 64 };
+template <typename T, int N>
+__device__ __forceinline__ void store_sum(const sums_problem &s, int64_t row, int64_t c, const float (&sum)[N]) {
+    pack<T, N> out;
+    repack(sum, out);
+    store_whole_pack<T, N>(row_at<T>(s.p.dweight, row) + c, out);
+}
 
 template <typename T, int N>
-__global__ void __launch_bounds__(PART_THREADS) sum_parts(const __grid_constant__ sums_problem s) {
+__device__ __forceinline__ void sum_part(const sums_problem &s, int64_t which) {
     __shared__ embedding_part part;
-    const int64_t which = blockIdx.x;
-    let_next_kernel_start();
-    wait_for_previous_kernel();
-    if (threadIdx.x == 0) part = embedding_part_of(s.keys, s.p.tokens, s.p.vocab, s.p.piece_bits, which);
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+    if (thread == 0) part = embedding_part_of(s.keys, s.p.tokens, s.p.vocab, s.p.piece_bits, which);
     __syncthreads();
     if (part.begin == part.end) return;
-    const int64_t step = (int64_t)gridDim.y * PART_THREADS * N;
-    for (int64_t c = (blockIdx.y * (int64_t)PART_THREADS + threadIdx.x) * N; c < s.p.cols; c += step) {
+    const int64_t step = (int64_t)gridDim.y * threads * N;
+    for (int64_t c = (blockIdx.y * (int64_t)threads + thread) * N; c < s.p.cols; c += step) {
         float sum[N] = {};
         add_tokens<T, N, 8>(s.p.dy, s.keys + part.begin, s.keys + part.end, c, sum);
         pack<float, N> out;
         repack(sum, out);
-        store_pack<float, N>(s.parts + which * s.p.cols + c, out);
+        store_whole_pack<float, N>(s.parts + which * s.p.cols + c, out);
+    }
+}
+
+/* Behind the last of the keys [begin, count) that are of this row: mostly soon. */
+__device__ __forceinline__ int64_t end_of_row(const uint64_t *keys, int64_t begin, int64_t count, int64_t row) {
+    int64_t step = 1;
+    while (begin + step < count && row_of_key(keys[begin + step]) == row) step *= 2;
+    return first_key_of(keys, begin + step / 2, begin + step < count ? begin + step : count, row + 1);
+}
+
+/* Rows of which the first key is one of these. */
+template <typename T, int N>
+__device__ __forceinline__ void write_rows_of_keys(const sums_problem &s, int64_t block) {
+    __shared__ uint64_t key[1 + MOST_OF_BLOCK + 1]; /* with the neighbours */
+    __shared__ uint32_t tokens[MOST_OF_BLOCK];      /* of the row that begins here; 0: none, or not for us */
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+    const int most = most_of_block(blockDim.y);
+    const int64_t first = block * most;
+    const int count = (int)(s.p.tokens - first < most ? s.p.tokens - first : most);
+    for (int i = thread; i < count + 2; i += threads) {
+        const int64_t at = first + i - 1;
+        key[i] = at >= 0 && at < s.p.tokens ? s.keys[at] : ~(uint64_t)0;
+    }
+    __syncthreads();
+    for (int i = thread; i < count; i += threads) {
+        const int64_t row = row_of_key(key[i + 1]), begin = first + i;
+        tokens[i] = 0;
+        if (row >= s.p.vocab || row_of_key(key[i]) == row) continue;
+        const bool alone = row_of_key(key[i + 2]) != row;
+        const int64_t end = alone ? begin + 1 : end_of_row(s.keys, begin, s.p.tokens, row);
+        const embedding_pieces_of_row of = embedding_pieces_of(begin, end, s.p.piece_bits);
+        if (of.first == of.last) tokens[i] = (uint32_t)(end - begin);
+    }
+    __syncthreads();
+    const int64_t step = (int64_t)gridDim.y * blockDim.x * N,
+                  begin = (blockIdx.y * (int64_t)blockDim.x + threadIdx.x) * N;
+    for (int i = threadIdx.y; i < count; i += TOGETHER * blockDim.y) {
+        for (int64_t c = begin; c < s.p.cols; c += step) {
+            pack<T, N> dy[TOGETHER];
+#pragma unroll
+            for (int k = 0; k < TOGETHER; k++) {
+                const int at = i + k * blockDim.y;
+                if (at < count && tokens[at] == 1)
+                    dy[k] = load_pack<T, N>(row_at<T>(s.p.dy, item_of_key(key[at + 1])) + c);
+            }
+#pragma unroll
+            for (int k = 0; k < TOGETHER; k++) {
+                const int at = i + k * blockDim.y;
+                if (at >= count || tokens[at] != 1) continue;
+                float sum[N];
+                unpack(dy[k], sum);
+#pragma unroll
+                for (int e = 0; e < N; e++) sum[e] += 0.0f; /* a sum of one: -0 becomes 0 */
+                store_sum<T, N>(s, row_of_key(key[at + 1]), c, sum);
+            }
+        }
+    }
+    for (int i = threadIdx.y; i < count; i += blockDim.y) {
+        if (tokens[i] <= 1) continue;
+        const uint64_t *const keys = s.keys + first + i;
+        for (int64_t c = begin; c < s.p.cols; c += step) {
+            float sum[N] = {};
+            add_tokens<T, N, 4>(s.p.dy, keys, keys + tokens[i], c, sum);
+            store_sum<T, N>(s, row_of_key(key[i + 1]), c, sum);
+        }
     }
 }
 
@@ -175,48 +261,15 @@ __device__ __forceinline__ int64_t first_of(const uint64_t *keys, int64_t count,
     return begin;
 }
 
-enum {
-    SUMMING_BLOCKS = 4, /* of a multiprocessor: 64 registers a thread */
-    ROWS_OF_A_LANE = 16,
-    MOST_ROWS = 512
-};
-
-/* Of a block, of whose threads `y` have a row each. */
-LIGER_HOST_DEVICE static inline int rows_of_block(unsigned y) {
-    return ROWS_OF_A_LANE * y < MOST_ROWS ? ROWS_OF_A_LANE * (int)y : (int)MOST_ROWS;
-}
-
+/* Those of some rows that have no token: where they begin among the keys is found out once. */
 template <typename T, int N>
-__device__ __forceinline__ pack<T, N> sum_of_row(const sums_problem &s, int64_t begin, int64_t end, int64_t c) {
-    float sum[N] = {};
-    const embedding_pieces_of_row of = embedding_pieces_of(begin, end, s.p.piece_bits);
-    if (of.first == of.last) {
-        add_tokens<T, N, 4>(s.p.dy, s.keys + begin, s.keys + end, c, sum);
-    } else {
-        for (int64_t k = of.first; k <= of.last; k++) {
-            const int64_t which = 2 * k + (k == of.first ? of.odd : 0);
-            const pack<float, N> part = load_pack<float, N>(s.parts + which * s.p.cols + c);
-#pragma unroll
-            for (int i = 0; i < N; i++) sum[i] += part.value[i];
-        }
-    }
-    pack<T, N> out;
-    repack(sum, out);
-    return out;
-}
-
-/* A block writes some rows: where they begin among the keys it finds out once. Rows without tokens are written first: nobody
- * waits for a store. */
-template <typename T, int N>
-__global__ void __launch_bounds__(THREADS, at_most_blocks(SUMMING_BLOCKS, THREADS))
-    sum_rows(const __grid_constant__ sums_problem s) {
-    __shared__ uint32_t begins[MOST_ROWS + 1];
+__device__ __forceinline__ void clear_rows(const sums_problem &s, int64_t block) {
+    __shared__ uint32_t begins[MOST_OF_BLOCK + 1];
     __shared__ int64_t bound[2];
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
-    const int most = rows_of_block(blockDim.y);
-    const int64_t first = blockIdx.x * (int64_t)most;
+    const int most = most_of_block(blockDim.y);
+    const int64_t first = block * most;
     const int rows = (int)(s.p.vocab - first < most ? s.p.vocab - first : most);
-    wait_for_previous_kernel();
     if (thread < 2 * WARP) { /* a warp for each bound */
         const int64_t row = thread < WARP ? first : first + rows;
         const int64_t found = first_of(s.keys, s.p.tokens, row, thread % WARP);
@@ -227,33 +280,73 @@ __global__ void __launch_bounds__(THREADS, at_most_blocks(SUMMING_BLOCKS, THREAD
         begins[r] = (uint32_t)first_key_of(s.keys, bound[0], bound[1], first + r);
     __syncthreads();
     const int64_t step = (int64_t)gridDim.y * blockDim.x * N;
-    for (int64_t c = (blockIdx.y * (int64_t)blockDim.x + threadIdx.x) * N; c < s.p.cols; c += step) {
-        const pack<T, N> zeros = {};
-        for (int r = threadIdx.y; r < rows; r += blockDim.y)
-            if (begins[r] == begins[r + 1]) store_pack<T, N>(row_at<T>(s.p.dweight, first + r) + c, zeros);
-        if (bound[0] == bound[1]) continue;
-        for (int r = threadIdx.y; r < rows; r += blockDim.y)
-            if (begins[r] < begins[r + 1])
-                store_pack<T, N>(row_at<T>(s.p.dweight, first + r) + c,
-                                 sum_of_row<T, N>(s, begins[r], begins[r + 1], c));
+    const pack<T, N> zeros = {};
+    for (int r = threadIdx.y; r < rows; r += blockDim.y) {
+        if (begins[r] < begins[r + 1]) continue;
+        T *const row = row_at<T>(s.p.dweight, first + r);
+        for (int64_t c = (blockIdx.y * (int64_t)blockDim.x + threadIdx.x) * N; c < s.p.cols; c += step)
+            store_whole_pack<T, N>(row + c, zeros);
+    }
+}
+
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS, at_most_blocks(SUMMING_BLOCKS, THREADS))
+    write_rows(const __grid_constant__ sums_problem s) {
+    const int64_t block = blockIdx.x;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    if (block < s.part_blocks) sum_part<T, N>(s, block);
+    else if (block < s.part_blocks + s.key_blocks) write_rows_of_keys<T, N>(s, block - s.part_blocks);
+    else clear_rows<T, N>(s, block - s.part_blocks - s.key_blocks);
+}
+
+enum { JOIN_THREADS = 64 };
+
+/* The row that begins in a piece and goes on in the next: its parts, in their order. */
+template <typename T, int N>
+__global__ void __launch_bounds__(JOIN_THREADS) join_parts(const __grid_constant__ sums_problem s) {
+    __shared__ int64_t begin, end;
+    const int64_t first = (int64_t)blockIdx.x << s.p.piece_bits, after = first + ((int64_t)1 << s.p.piece_bits);
+    wait_for_previous_kernel();
+    const int64_t row = row_of_key(s.keys[after - 1]);
+    if (row == s.p.vocab || row_of_key(s.keys[after]) != row) return;
+    if (first > 0 && row_of_key(s.keys[first - 1]) == row) return;
+    if (threadIdx.x == 0) {
+        begin = first_key_of(s.keys, first, after, row);
+        end = end_of_row(s.keys, after, s.p.tokens, row);
+    }
+    __syncthreads();
+    const embedding_pieces_of_row of = embedding_pieces_of(begin, end, s.p.piece_bits);
+    const int64_t step = (int64_t)gridDim.y * JOIN_THREADS * N;
+    for (int64_t c = (blockIdx.y * (int64_t)JOIN_THREADS + threadIdx.x) * N; c < s.p.cols; c += step) {
+        float sum[N] = {};
+        for (int64_t k = of.first; k <= of.last; k++) {
+            const int64_t which = 2 * k + (k == of.first ? of.odd : 0);
+            const pack<float, N> part = load_pack<float, N>(s.parts + which * s.p.cols + c);
+#pragma unroll
+            for (int i = 0; i < N; i++) sum[i] += part.value[i];
+        }
+        store_sum<T, N>(s, row, c, sum);
     }
 }
 
 /* ---- backward: launches ------------------------------------------------------------------------------------------ */
 
 static unsigned grid_y(int64_t words, int64_t threads) { return grid_size(words, threads, MOST_GRID_Y); }
+static int64_t blocks_for(int64_t work, int64_t of_a_block) { return (work + of_a_block - 1) / of_a_block; }
 
 template <typename T, int N>
-cudaError_t launch_sums(const liger_context *context, const sums_problem &s, cudaStream_t stream) {
+cudaError_t launch_sums(const liger_context *context, sums_problem s, cudaStream_t stream) {
     const int64_t words = s.p.cols / N, pieces = embedding_pieces(s.p.tokens, s.p.piece_bits);
     const dim3 block = block_for(words);
-    if (pieces > 1) {
-        const dim3 grid((unsigned)(2 * pieces), grid_y(words, PART_THREADS));
-        const cudaError_t error = launch_next(context, sum_parts<T, N>, grid, dim3(PART_THREADS), stream, s);
-        if (error != cudaSuccess) return error;
-    }
-    const dim3 grid(grid_size(s.p.vocab, rows_of_block(block.y)), grid_y(words, block.x));
-    return launch_next(context, sum_rows<T, N>, grid, block, stream, s);
+    s.part_blocks = pieces > 1 ? 2 * pieces : 0;
+    s.key_blocks = blocks_for(s.p.tokens, most_of_block(block.y));
+    const int64_t row_blocks = blocks_for(s.p.vocab, most_of_block(block.y));
+    const dim3 grid(grid_size(s.part_blocks + s.key_blocks + row_blocks, 1), grid_y(words, block.x * PACKS_OF_ROW));
+    const cudaError_t error = launch_next(context, write_rows<T, N>, grid, block, stream, s);
+    if (error != cudaSuccess || pieces <= 1) return error;
+    const dim3 joining((unsigned)(pieces - 1), grid_y(words, JOIN_THREADS));
+    return launch_next(context, join_parts<T, N>, joining, dim3(JOIN_THREADS), stream, s);
 }
 
 } // namespace
@@ -280,7 +373,7 @@ extern "C" liger_status embedding_backward_cuda(liger_context *context, const em
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable =
         p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.dy, element) && rows_are_packable(p.dweight, element);
-    sums_problem sums = {p, NULL, (float *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).parts)};
+    sums_problem sums = {p, NULL, (float *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).parts), 0, 0};
     cudaError_t error = sort_tokens(context, p, stream, &sums.keys);
     if (error == cudaSuccess)
         LIGER_FOR_FLOAT(p.dtype, T, {
