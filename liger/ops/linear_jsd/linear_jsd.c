@@ -27,8 +27,8 @@ struct whole_problem {
 
 /* ---- scratch -------------------------------------------------------------------------------------------------------- */
 
-/* Rows of a tile. A GPU's products want 128 rows, and from 256 of a large vocabulary on reading the weights again costs them
- * nothing: a quarter of the budget. A CPU's are made at full speed of 64 rows, and 32 MB are about a cache. */
+/* Rows of a tile in scratch. A GPU's products want 128 rows, and 256 of a large vocabulary before they wait for the weights that
+ * each tile reads anew: a quarter of the budget. A CPU's are made at full speed of 64 rows, and 32 MB are about a cache. */
 enum { GPU_STEP = 128, CPU_STEP = 16, CPU_ROWS = 64, CPU_BYTES = 32 << 20 };
 
 static int64_t pitch_of(int64_t vocab) { return (vocab + 7) / 8 * 8; }
@@ -110,18 +110,55 @@ liger_status liger_linear_jsd_chunk_rows(liger_context *context, const liger_lin
 struct tiles {
     const struct whole_problem *whole;
     struct linear_head student, teacher; /* of f32 logits */
-    int64_t rows;
+    char *
+        scratch; /* for the teacher's logits of `rows` rows, and then the student's; or for more of the teacher's alone */
+    int64_t rows, scratch_bytes;
     bool own_student;
 };
 
-static liger_status one_tile(liger_context *context, struct tiles *tiles, int64_t first, int64_t rows, void *dlogits,
-                             int64_t stride, liger_stream stream) {
+/* Where the logits of a tile are. Of f32 the student's lie where their gradient will. */
+struct tile {
+    int64_t rows;
+    char *student, *teacher;
+};
+
+/* The largest tile of the `left` rows from `here` on. Gradients of rows behind it are still to come: their memory, if there are no
+ * gaps in it, holds logits meanwhile, of both models or of one beside what fits into scratch. At 4096 x 1024 and 2048 x 128256
+ * the weights are read 10 times and not 16. */
+static struct tile largest_tile(const liger_context *context, const struct tiles *tiles, char *here, int64_t left,
+                                int64_t stride) {
+    const int64_t gradient_bytes = stride * (int64_t)liger_dtype_size(tiles->whole->rows.dtype);
+    const int64_t row_bytes = tiles->teacher.logits_stride * (int64_t)sizeof(float);
+    const int64_t scratch = tiles->rows < left ? tiles->rows : left;
+    struct tile best = {scratch, tiles->scratch + tiles->rows * row_bytes, tiles->scratch};
+    if (!tiles->own_student) best.student = here;
+    if (context->device == LIGER_DEVICE_CPU || here == NULL || scratch == left) return best;
+    if (stride != tiles->whole->rows.vocab) return best;
+    const int64_t bytes = left * gradient_bytes - (int64_t)door_padded(1), places = tiles->own_student ? 2 : 1;
+    const int64_t of_both = bytes / (gradient_bytes + places * row_bytes) / GPU_STEP * GPU_STEP;
+    const int64_t in_scratch = tiles->scratch_bytes / row_bytes, beside = bytes / (gradient_bytes + row_bytes);
+    const int64_t of_one = (beside < in_scratch ? beside : in_scratch) / GPU_STEP * GPU_STEP;
+    if (tiles->own_student && of_one > best.rows && of_one >= of_both) {
+        best.rows = of_one;
+        best.student = (char *)door_padded((size_t)(here + of_one * gradient_bytes));
+        best.teacher = tiles->scratch;
+    } else if (of_both > best.rows) {
+        best.rows = of_both;
+        best.teacher = (char *)door_padded((size_t)(here + of_both * gradient_bytes));
+        if (tiles->own_student) best.student = best.teacher + of_both * row_bytes;
+    }
+    return best;
+}
+
+static liger_status one_tile(liger_context *context, struct tiles *tiles, const struct tile *tile, int64_t first,
+                             void *dlogits, int64_t stride, liger_stream stream) {
     struct linear_jsd_problem problem = tiles->whole->rows;
-    const struct linear_part part = {first, rows, 0, problem.vocab};
-    if (!tiles->own_student) tiles->student.logits = dlogits, tiles->student.logits_stride = stride;
+    const struct linear_part part = {first, tile->rows, 0, problem.vocab};
+    tiles->student.logits = tile->student, tiles->teacher.logits = tile->teacher;
+    if (!tiles->own_student) tiles->student.logits_stride = stride;
     LIGER_TRY(linear_head_logits(context, &tiles->student, &part, stream));
     LIGER_TRY(linear_head_logits(context, &tiles->teacher, &part, stream));
-    problem.rows = rows;
+    problem.rows = tile->rows;
     problem.student = tiles->student.logits, problem.student_stride = tiles->student.logits_stride;
     problem.teacher = tiles->teacher.logits, problem.teacher_stride = tiles->teacher.logits_stride;
     problem.counted = counted_rows_from(problem.counted, first);
@@ -134,10 +171,12 @@ static liger_status step(liger_context *context, void *state, int64_t first, int
                          int64_t stride, liger_stream stream) {
     struct tiles *tiles = state;
     const int64_t element = (int64_t)liger_dtype_size(tiles->whole->rows.dtype);
-    for (int64_t done = 0; done < rows; done += tiles->rows) {
-        const int64_t left = rows - done, count = left < tiles->rows ? left : tiles->rows;
-        void *const here = dlogits ? (char *)dlogits + done * stride * element : NULL;
-        LIGER_TRY(one_tile(context, tiles, first + done, count, here, stride, stream));
+    int64_t done = 0;
+    while (done < rows) {
+        char *const here = dlogits ? (char *)dlogits + done * stride * element : NULL;
+        const struct tile tile = largest_tile(context, tiles, here, rows - done, stride);
+        LIGER_TRY(one_tile(context, tiles, &tile, first + done, here, stride, stream));
+        done += tile.rows;
     }
     return LIGER_OK;
 }
@@ -172,8 +211,8 @@ static struct tiles tiles_of(const struct door_call *call, const struct whole_pr
     tiles.student.product_bytes = tiles.teacher.product_bytes = layout.products;
     tiles.student.logits_dtype = tiles.teacher.logits_dtype = LIGER_F32;
     tiles.student.logits_stride = tiles.teacher.logits_stride = pitch_of(call->size[VOCAB]);
-    tiles.teacher.logits = (char *)tiles.student.workspace + layout.products;
-    tiles.student.logits = (char *)tiles.teacher.logits + layout.tile; /* unless a tile lies elsewhere */
+    tiles.scratch = (char *)tiles.student.workspace + layout.products;
+    tiles.scratch_bytes = (int64_t)(layout.bytes - layout.products);
     return tiles;
 }
 

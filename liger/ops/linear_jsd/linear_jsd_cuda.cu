@@ -30,12 +30,16 @@ struct totals {
 };
 __device__ __forceinline__ totals warp_merge(totals a) { return {warp_sum(a.loss), warp_sum(a.d)}; }
 
-/* log softmax of z is (z - max) - log_sum. */
+/* log softmax of z is (z - max) - log_sum; in BITS it is to base 2. */
+template <bool BITS>
 struct log_softmax {
     float max, log_sum;
 
-    __device__ __forceinline__ explicit log_softmax(softmax_state s) : max(s.max), log_sum(softmax_log_sum(s)) {}
-    __device__ __forceinline__ float operator()(float z) const { return (z - max) - log_sum; }
+    __device__ __forceinline__ explicit log_softmax(softmax_state s)
+        : max(s.max), log_sum(softmax_log_sum(s) * (BITS ? LOG2E : 1.0f)) {}
+    __device__ __forceinline__ float operator()(float z) const {
+        return BITS ? fmaf(z - max, LOG2E, -log_sum) : (z - max) - log_sum;
+    }
 };
 
 /* z of a logit. max is of rounded products: this one is rounded as well, and not fused into a difference. */
@@ -103,25 +107,29 @@ struct divergence_row : vocab_rows::every_row {
         for (int j = 0; j < VECTORS; j++)
             if (at.has(j)) store(to + j * at.step * N, zeros);
     }
-    /* Behind the end of the row z is -inf. */
+    /* Behind the end of the row z is -inf, whatever the sign of the temperature. */
+    template <typename, typename P>
+    static __device__ __forceinline__ uint32_t beyond(const P &p, int) {
+        return vocab_rows::minus_infinity_by<float>(p.inverse);
+    }
     template <typename P>
     static __device__ __forceinline__ void load(const problem &p, const P &at, const uint4 *stage, float (&z)[COUNT]) {
 #pragma unroll
         for (int j = 0; j < VECTORS; j++) {
-            const float4 logits = at.has(j) ? ((const float4 *)stage)[j * at.step] : make_float4(0, 0, 0, 0);
-            *(float4 *)&z[j * N] = logits;
+            *(float4 *)&z[j * N] = ((const float4 *)stage)[j * at.step];
 #pragma unroll
-            for (int k = j * N; k < (j + 1) * N; k++) z[k] = at.has(j) ? scaled(z[k], p.inverse) : -INFINITY;
+            for (int k = j * N; k < (j + 1) * N; k++) z[k] = scaled(z[k], p.inverse);
         }
     }
     static __device__ __forceinline__ softmax_state sum_up(const float (&z)[COUNT]) {
-        float max = -FLT_MAX, sum[2] = {0.0f, 0.0f};
+        float most[4] = {-FLT_MAX, -FLT_MAX, -FLT_MAX, -FLT_MAX}, sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) max = fmaxf(max, z[k]);
+        for (int k = 0; k < COUNT; k++) most[k % 4] = fmaxf(most[k % 4], z[k]);
+        const float max = fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3]));
         const softmax_unit unit = softmax_unit_of(max);
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) sum[k % 2] += softmax_term(z[k], unit);
-        return {max, sum[0] + sum[1]};
+        for (int k = 0; k < COUNT; k++) sum[k % 4] += softmax_term(z[k], unit);
+        return {max, (sum[0] + sum[1]) + (sum[2] + sum[3])};
     }
     template <typename P, typename L>
     static __device__ __forceinline__ slot first_half(const problem &p, const P &at, int64_t, const uint4 *stage,
@@ -135,9 +143,11 @@ struct divergence_row : vocab_rows::every_row {
     static __device__ __forceinline__ void second_half(const problem &p, const batch &, const P &at, int64_t r,
                                                        const uint4 *, state &row, const slot &of_lane, L, X &again) {
         const softmaxes all = warp_merge(of_lane);
-        const log_softmax log_q(all.student), log_p(all.teacher);
+        constexpr bool BITS = sizeof(T) < sizeof(float);
+        constexpr float OF_UNIT = BITS ? LN2 : 1.0f; /* of what values and slopes are in */
+        const log_softmax<BITS> log_q(all.student), log_p(all.teacher);
         totals mine = {0.0f, 0.0f};
-        jensen_shannon::by_mode<false, sizeof(T) == sizeof(float)>(p.mixture, [&](auto element_of) {
+        jensen_shannon::by_mode<false, !BITS, BITS>(p.mixture, [&](auto element_of) {
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
                 const element e = element_of(log_q(row.x[k]), log_p(row.y[k]));
@@ -146,9 +156,9 @@ struct divergence_row : vocab_rows::every_row {
             }
         });
         const totals sums = again.all(mine, {0.0f, 0.0f});
-        if (p.loss && at.first == 0) p.loss[r] = sums.loss * row_weight(&p.counted);
+        if (p.loss && at.first == 0) p.loss[r] = sums.loss * OF_UNIT * row_weight(&p.counted);
         if (!p.dlogits) return;
-        const float by = factor(p);
+        const float by = factor(p) * OF_UNIT;
         T *const to = gradient(p, r) + at.first * (int64_t)N;
 #pragma unroll
         for (int j = 0; j < VECTORS; j++) {
@@ -189,7 +199,7 @@ struct divergence_row : vocab_rows::every_row {
     template <typename X>
     static __device__ __forceinline__ void settle(const problem &p, int64_t r, const slot &of_lane, X &again) {
         const softmaxes all = warp_merge(of_lane);
-        const log_softmax log_q(all.student), log_p(all.teacher);
+        const log_softmax<false> log_q(all.student), log_p(all.teacher);
         /* Calls visit(elements, place of the first in the row) for what belongs to this thread. */
         const auto each = [&](auto visit) {
             const auto walk = [&](auto element_of) {
