@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from distillation_formulas import (
+    FORMULAS,
     MORE,
     STUDENT,
     TEACHER,
@@ -197,6 +198,25 @@ def test_rows_of_zeros_have_no_angle(device):
     right = 2 + (1 - F.cosine_similarity(s[2], t[2], dim=0))
     assert loss.item() == pytest.approx(right.item(), rel=1e-6)
     assert not gradient[:2].any() and gradient[2].any()
+
+
+@pytest.mark.parametrize("distance", [JSD, COSINE])
+@pytest.mark.parametrize("who", ["student", "teacher", "both"])
+def test_a_distance_called_alone(device, distance, who):
+    """Its gradients are those of the formula in float64, the teacher's as well where somebody asks for them."""
+    logits = [torch.randn(5, 33, device=device) for _ in range(2)]
+    labels = torch.tensor([1, -100, 2, 3, -100], device=device)
+    asked = [who != "teacher", who != "student"]
+    leaves = [x.clone().requires_grad_(needs) for x, needs in zip(logits, asked)]
+    precise = [x.double().requires_grad_(needs) for x, needs in zip(logits, asked)]
+    options = {"beta": 0.3, "target": labels, "ignore_index": -100}
+    loss = distance.distillation_loss_fn(*leaves, **options)
+    right = FORMULAS[distance](*precise, 0.3).where(labels != -100, 0).sum()
+    torch.testing.assert_close(loss.double(), right, rtol=1e-5, atol=1e-6)
+    found = torch.autograd.grad(loss, [x for x in leaves if x.requires_grad])
+    expected = torch.autograd.grad(right, [x for x in precise if x.requires_grad])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
 
 
 def test_all_ignored_and_no_tokens(device, function):

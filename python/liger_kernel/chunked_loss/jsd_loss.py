@@ -25,7 +25,7 @@ class LigerFusedLinearJSDFunction(DistillationFunction):
             raise LigerArgumentError(f"beta is {beta}, but must be in [0, 1]")
         student, teacher = student_logits.float(), teacher_logits.float()
         counts = None if target is None else target != ignore_index
-        if 0 < beta < 1 and is_plain(student, teacher) and not is_transformed():
+        if 0 < beta < 1 and is_plain(student, teacher) and not teacher.requires_grad and not is_transformed():
             return _Between.apply(student, teacher, beta, counts)
         student, teacher = student.log_softmax(-1), teacher.log_softmax(-1)
         if beta == 0:
