@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from distillation_formulas import (
-    FORMULAS,
     MORE,
     STUDENT,
     TEACHER,
@@ -19,17 +18,16 @@ from distillation_formulas import (
     MeanSquares,
     call,
     check,
-    divergence,
     exact,
     operands,
     problem,
     results,
 )
-from reference import DTYPES, SKEW, assert_close, twins, unit
+from reference import DTYPES, assert_close
 from token_losses import LOGITS, about, compiled, same
 
 from liger_kernel import chunked_loss
-from liger_kernel.chunked_loss import _distillation, functional, jsd_loss
+from liger_kernel.chunked_loss import _distillation, functional
 from liger_kernel.chunked_loss.cosine_similarity_loss import LigerFusedLinearCosineSimilarityFunction
 from liger_kernel.chunked_loss.fused_linear_distillation import LigerFusedLinearDistillationBase
 from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDFunction
@@ -147,76 +145,6 @@ def test_a_hard_loss_without_weight_may_be_infinite(device):
             assert loss.isfinite() and found[2] == math.inf
     loss, _, _, *gradients = results(JSD, given | {"beta": 1.0})
     assert loss.isfinite() and all(g.isfinite().all() for g in gradients)
-
-
-@pytest.mark.parametrize("how", ["ordinary", "far", "equal"])
-@pytest.mark.parametrize("beta", [0.03, 0.97, *SKEW])
-@pytest.mark.parametrize("transformed", [False, True])
-def test_digits_of_a_skew_mixture(device, monkeypatch, beta, how, transformed):
-    """Loss and gradient of logits, by hand and by torch, keep the digits that those of the smaller weight's KL have."""
-    monkeypatch.setattr(jsd_loss, "is_transformed", lambda: transformed)
-    s, t = (4 * torch.randn(5, 131, device=device) for _ in range(2))
-    if how != "far":
-        s, t = s / 4, (s if how == "equal" else t) / 4
-    loss = JSD.distillation_loss_fn(s.requires_grad_(), t, beta=beta)
-    (gradient,) = torch.autograd.grad(loss, s)
-    wide, target = twins(s, t)
-    exact = divergence(wide, target, beta).sum()
-    (right,) = torch.autograd.grad(exact, wide)
-    log_q, log_p = wide.detach().log_softmax(-1), target.log_softmax(-1)
-    each = min(beta, 1 - beta) * (log_p.exp() + log_q.exp()) * (1 + log_p.abs() + log_q.abs())
-    size = each + log_q.exp() * each.sum(-1, keepdim=True)
-    assert ((gradient.cpu().double() - right).abs() <= 4 * unit(torch.float32) * size).all()
-    assert (loss.cpu().double() - exact).abs() <= 4 * unit(torch.float32) * each.sum()
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-def test_what_has_no_probability(device, beta):
-    """0·log 0 is 0, of both models and of one; a student that rules out what the teacher may say is infinitely far."""
-    s = torch.tensor([[0.0, 1.0, -math.inf, -2.0]], device=device)
-    t = torch.tensor([[0.5, 1.0, -math.inf, -math.inf]], device=device)
-    for student, teacher in ((s, t), (t, s)):
-        leaf = student.clone().requires_grad_()
-        loss = JSD.distillation_loss_fn(leaf, teacher, beta=beta)
-        q, p = student.double().softmax(-1), teacher.double().softmax(-1)
-        m = beta * p + (1 - beta) * q
-        kl = lambda a, b: (a * (a.log() - b.log())).where(a > 0, 0).sum()  # noqa: E731
-        right = kl(p, q) if beta == 0 else kl(q, p) if beta == 1 else beta * kl(p, m) + (1 - beta) * kl(q, m)
-        assert loss.item() == pytest.approx(right.item(), rel=1e-5)
-        if right.isfinite():
-            assert torch.autograd.grad(loss, leaf)[0].isfinite().all()
-
-
-def test_rows_of_zeros_have_no_angle(device):
-    """cos and gradient are 0, of either."""
-    s = torch.randn(3, 8, device=device)
-    t = torch.randn(3, 8, device=device)
-    s[0], t[1] = 0, 0
-    leaf = s.clone().requires_grad_()
-    loss = COSINE.distillation_loss_fn(leaf, t)
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    right = 2 + (1 - F.cosine_similarity(s[2], t[2], dim=0))
-    assert loss.item() == pytest.approx(right.item(), rel=1e-6)
-    assert not gradient[:2].any() and gradient[2].any()
-
-
-@pytest.mark.parametrize("distance", [JSD, COSINE])
-@pytest.mark.parametrize("who", ["student", "teacher", "both"])
-def test_a_distance_called_alone(device, distance, who):
-    """Its gradients are those of the formula in float64, the teacher's as well where somebody asks for them."""
-    logits = [torch.randn(5, 33, device=device) for _ in range(2)]
-    labels = torch.tensor([1, -100, 2, 3, -100], device=device)
-    asked = [who != "teacher", who != "student"]
-    leaves = [x.clone().requires_grad_(needs) for x, needs in zip(logits, asked)]
-    precise = [x.double().requires_grad_(needs) for x, needs in zip(logits, asked)]
-    options = {"beta": 0.3, "target": labels, "ignore_index": -100}
-    loss = distance.distillation_loss_fn(*leaves, **options)
-    right = FORMULAS[distance](*precise, 0.3).where(labels != -100, 0).sum()
-    torch.testing.assert_close(loss.double(), right, rtol=1e-5, atol=1e-6)
-    found = torch.autograd.grad(loss, [x for x in leaves if x.requires_grad])
-    expected = torch.autograd.grad(right, [x for x in precise if x.requires_grad])
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
 
 
 def test_all_ignored_and_no_tokens(device, function):

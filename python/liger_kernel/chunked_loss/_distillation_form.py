@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from liger_kernel.chunked_loss.fused_linear_distillation import LigerFusedLinearDistillationBase
+from liger_kernel.ops._function import refuse_second_derivative
+from liger_kernel.ops._memory import is_plain
+from liger_kernel.ops._operator import is_transformed
+
+
+def is_by_hand(student: Tensor, teacher: Tensor) -> bool:
+    """May a distance bring its gradient with it? Torch sees values, and nobody asks for a gradient of the teacher."""
+    return is_plain(student, teacher) and not teacher.requires_grad and not is_transformed()
+
+
+def kept_gradient(ctx: Any, grad_output: Tensor, name: str) -> tuple:
+    """The backward of a distance(student, teacher, beta, counts) whose forward has saved its gradient."""
+    refuse_second_derivative(name)
+    return ctx.saved_tensors[0] * grad_output, None, None, None
+
+
+def summed(per_token: Tensor, counts: Tensor | None) -> Tensor:
+    """Over the tokens that count, or all."""
+    return per_token.sum() if counts is None else per_token.where(counts, 0).sum()
 
 
 class DistillationFunction(LigerFusedLinearDistillationBase):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from liger_kernel.chunked_loss._distillation_form import DistillationFunction, DistillationModule
-from liger_kernel.ops._function import refuse_second_derivative
-from liger_kernel.ops._memory import is_plain
-from liger_kernel.ops._operator import is_transformed
+from liger_kernel.chunked_loss._distillation_form import (
+    DistillationFunction,
+    DistillationModule,
+    is_by_hand,
+    kept_gradient,
+    summed,
+)
 
 _LEAST = 1e-12  # what a length is at least
 
@@ -19,9 +22,9 @@ class LigerFusedLinearCosineSimilarityFunction(DistillationFunction):
     def distillation_loss_fn(student_logits, teacher_logits, target=None, ignore_index=None, beta=1.0):
         student, teacher = student_logits.float(), teacher_logits.float()
         counts = None if target is None else target != ignore_index
-        if is_plain(student, teacher) and not teacher.requires_grad and not is_transformed():
+        if is_by_hand(student, teacher):
             return _Distance.apply(student, teacher, beta, counts)
-        return _sum(beta * (1 - _cosine(student, teacher)[0]), counts)
+        return summed(beta * (1 - _cosine(student, teacher)[0]), counts)
 
 
 def _cosine(student, teacher):
@@ -29,10 +32,6 @@ def _cosine(student, teacher):
     length = torch.linalg.vector_norm(student, dim=-1)
     lengths = length.clamp(min=_LEAST), torch.linalg.vector_norm(teacher, dim=-1).clamp(min=_LEAST)
     return ((student * teacher).sum(-1) / (lengths[0] * lengths[1])).where(length != 0, 0), length, lengths
-
-
-def _sum(per_token, counts):
-    return per_token.sum() if counts is None else per_token.where(counts, 0).sum()
 
 
 class _Distance(torch.autograd.Function):
@@ -47,12 +46,11 @@ class _Distance(torch.autograd.Function):
             along_student = (beta * cosine / of_student / of_student).where(has_gradient & (length >= _LEAST), 0)
             gradient = teacher * along_teacher.unsqueeze(-1)
             ctx.save_for_backward(gradient.addcmul_(student, along_student.unsqueeze(-1)))
-        return _sum(beta * (1 - cosine), counts)
+        return summed(beta * (1 - cosine), counts)
 
     @staticmethod
     def backward(ctx, grad_output):
-        refuse_second_derivative("LigerFusedLinearCosineSimilarityFunction")
-        return ctx.saved_tensors[0] * grad_output, None, None, None
+        return kept_gradient(ctx, grad_output, "LigerFusedLinearCosineSimilarityFunction")
 
 
 class LigerFusedLinearCosineSimilarityLoss(DistillationModule):

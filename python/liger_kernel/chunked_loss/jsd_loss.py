@@ -8,11 +8,15 @@ import math
 import torch
 from torch import Tensor
 
-from liger_kernel.chunked_loss._distillation_form import DistillationFunction, DistillationModule
-from liger_kernel.ops._function import refuse_second_derivative
+from liger_kernel.chunked_loss._distillation_form import (
+    DistillationFunction,
+    DistillationModule,
+    is_by_hand,
+    kept_gradient,
+    summed,
+)
 from liger_kernel.ops._jensen_shannon import LOWEST, above_mixture, values
-from liger_kernel.ops._memory import is_plain
-from liger_kernel.ops._operator import LigerArgumentError, is_transformed
+from liger_kernel.ops._operator import LigerArgumentError
 
 
 class LigerFusedLinearJSDFunction(DistillationFunction):
@@ -25,7 +29,7 @@ class LigerFusedLinearJSDFunction(DistillationFunction):
             raise LigerArgumentError(f"beta is {beta}, but must be in [0, 1]")
         student, teacher = student_logits.float(), teacher_logits.float()
         counts = None if target is None else target != ignore_index
-        if 0 < beta < 1 and is_plain(student, teacher) and not teacher.requires_grad and not is_transformed():
+        if 0 < beta < 1 and is_by_hand(student, teacher):
             return _Between.apply(student, teacher, beta, counts)
         student, teacher = student.log_softmax(-1), teacher.log_softmax(-1)
         if beta == 0:
@@ -34,7 +38,7 @@ class LigerFusedLinearJSDFunction(DistillationFunction):
             per_token = _divergence(student, teacher)
         else:
             per_token = values(student, teacher, beta).sum(-1)
-        return per_token.sum() if counts is None else per_token.where(counts, 0).sum()
+        return summed(per_token, counts)
 
 
 class _Between(torch.autograd.Function):
@@ -55,12 +59,11 @@ class _Between(torch.autograd.Function):
             if counts is not None:
                 gradient.masked_fill_(~counts.unsqueeze(-1), 0)
             ctx.save_for_backward(gradient)
-        return per_token.sum() if counts is None else per_token.where(counts, 0).sum()
+        return summed(per_token, counts)
 
     @staticmethod
     def backward(ctx, grad_output):
-        refuse_second_derivative("LigerFusedLinearJSDFunction")
-        return ctx.saved_tensors[0] * grad_output, None, None, None
+        return kept_gradient(ctx, grad_output, "LigerFusedLinearJSDFunction")
 
 
 def _above_mixture(s: Tensor, t: Tensor, beta: float) -> tuple[Tensor, Tensor]:
