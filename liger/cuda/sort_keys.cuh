@@ -1,7 +1,10 @@
 /* sort_keys.cuh - keys of core/row_keys.h in order, between a room's own kernels.
  *
  * Keys are sorted in tiles of shared memory, and each key then finds its place among 16 runs by looking into all of them at
- * once, so that 16384 keys take two kernels. No atomics: what is sorted has one order. */
+ * once, so that 16384 keys take two kernels. No atomics: what is sorted has one order.
+ *
+ * That is work for a few blocks, and what takes the time is to wait. So a room may give the kernels more blocks, for something
+ * that has nothing to do with the keys: M, which is called with a block's number. */
 #ifndef LIGER_CUDA_SORT_KEYS_CUH
 #define LIGER_CUDA_SORT_KEYS_CUH
 
@@ -15,12 +18,16 @@ enum { TILE_BITS = 10, TILE = 1 << TILE_BITS, RUN_BITS = 4, RUNS = 1 << RUN_BITS
 
 /* key_of(i) is key i of `count`. Bitonic: every exchange of a step is independent of the others, and those of a short step are
  * of keys that a warp has for itself. */
-template <typename K>
+template <typename K, typename M>
 __global__ void __launch_bounds__(TILE / 2)
-    sort_tiles(const __grid_constant__ K key_of, int64_t count, uint64_t *sorted) {
+    sort_tiles(const __grid_constant__ K key_of, int64_t count, uint64_t *sorted, const __grid_constant__ M meanwhile) {
     __shared__ uint64_t key[TILE];
     const int64_t begin = blockIdx.x * (int64_t)TILE;
     let_next_kernel_start();
+    if (begin >= count) {
+        meanwhile(blockIdx.x - (count + TILE - 1) / TILE);
+        return;
+    }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int i = threadIdx.x + half * (TILE / 2);
@@ -49,9 +56,15 @@ __global__ void __launch_bounds__(TILE / 2)
 /* One thread a key: how many keys are before it in its own run, and in each of the others that are merged with it. No two
  * are equal. A run has 2^bits keys, an even number of bits: a step is to a quarter of what is left, and asks three keys of every
  * run. All are on their way at once, for what a step takes is the time until memory answers. */
-static __global__ void __launch_bounds__(MERGE_THREADS)
-    merge_runs(const uint64_t *keys, uint64_t *merged, int64_t count, int bits) {
+template <typename M>
+__global__ void __launch_bounds__(MERGE_THREADS)
+    merge_runs(const uint64_t *keys, uint64_t *merged, int64_t count, int bits, const __grid_constant__ M meanwhile,
+               int64_t done) {
     let_next_kernel_start();
+    if (blockIdx.x * (int64_t)MERGE_THREADS >= count) {
+        meanwhile(done + blockIdx.x - (count + MERGE_THREADS - 1) / MERGE_THREADS);
+        return;
+    }
     wait_for_previous_kernel();
     const int64_t i = blockIdx.x * (int64_t)MERGE_THREADS + threadIdx.x, length = (int64_t)1 << bits;
     if (i >= count) return;
@@ -86,16 +99,26 @@ static __global__ void __launch_bounds__(MERGE_THREADS)
     merged[place] = key;
 }
 
+/* How many kernels sort so many keys. */
+static inline int kernels(int64_t count) {
+    int some = count > 0;
+    for (int bits = TILE_BITS; (int64_t)1 << bits < count; bits += RUN_BITS) some++;
+    return some;
+}
+
 /* `keys` and `other` have room for `count` keys each; *sorted becomes the one of them where they are sorted. The next kernel
- * waits for the previous one before it reads them. */
-template <typename K>
+ * waits for the previous one before it reads them. Each kernel has `idle` blocks besides, and all of these together call
+ * meanwhile(0) to meanwhile(kernels(count) · idle - 1). */
+template <typename K, typename M>
 cudaError_t sort_keys(const liger_context *context, const K &key_of, int64_t count, uint64_t *keys, uint64_t *other,
-                      cudaStream_t stream, const uint64_t **sorted) {
+                      const M &meanwhile, int64_t idle, cudaStream_t stream, const uint64_t **sorted) {
     cudaError_t error = cudaSuccess;
-    if (count > 0) sort_tiles<<<grid_size(count, TILE), TILE / 2, 0, stream>>>(key_of, count, keys);
-    for (int bits = TILE_BITS; (int64_t)1 << bits < count && error == cudaSuccess; bits += RUN_BITS) {
-        error = launch_next(context, merge_runs, dim3(grid_size(count, MERGE_THREADS)), dim3(MERGE_THREADS), stream,
-                            (const uint64_t *)keys, other, count, bits);
+    if (count > 0)
+        sort_tiles<<<grid_size(count, TILE) + (unsigned)idle, TILE / 2, 0, stream>>>(key_of, count, keys, meanwhile);
+    int64_t done = idle;
+    for (int bits = TILE_BITS; (int64_t)1 << bits < count && error == cudaSuccess; bits += RUN_BITS, done += idle) {
+        error = launch_next(context, merge_runs<M>, dim3(grid_size(count, MERGE_THREADS) + (unsigned)idle),
+                            dim3(MERGE_THREADS), stream, (const uint64_t *)keys, other, count, bits, meanwhile, done);
         uint64_t *const merged = other;
         other = keys, keys = merged;
     }

@@ -14,6 +14,8 @@ namespace {
 
 enum { THREADS = 256, MOST_GRID_Y = 65535 };
 
+static int64_t blocks_for(int64_t work, int64_t of_a_block) { return (work + of_a_block - 1) / of_a_block; }
+
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 enum { GATHERED = 4 }; /* rows of a thread that are on their way */
@@ -93,6 +95,14 @@ void launch_gather(const embedding_forward_problem &p, cudaStream_t stream) {
 
 /* ---- backward: keys in order ------------------------------------------------------------------------------------ */
 
+struct sums_problem {
+    embedding_backward_problem p;
+    const uint64_t *keys;
+    float *parts;
+    int64_t part_blocks, key_blocks; /* the blocks of each kind; the others are for rows without tokens */
+    int64_t cleared;                 /* the first rows of the table, while keys were sorted */
+};
+
 struct key_of_token {
     const void *indices;
     int64_t vocab, padding;
@@ -103,12 +113,40 @@ struct key_of_token {
     }
 };
 
-static cudaError_t sort_tokens(const liger_context *context, const embedding_backward_problem &p, cudaStream_t stream,
-                               const uint64_t **sorted) {
+/* A few multiprocessors sort. Meanwhile the others write zeros to rows of the table, most of which have no token; one that has is
+ * written again. Many small blocks: it took 7 us off a table of 1 GB, and with larger ones 1. */
+struct clear_rows_early {
+    enum { BLOCK_PACKS = 1024, BLOCKS_OF_MULTIPROCESSOR = 32 };
+    uint4 *begin;
+    int64_t packs;
+
+    __device__ __forceinline__ void operator()(int64_t block) const {
+        const int64_t first = block * BLOCK_PACKS, left = packs - first;
+        const int count = (int)(left < BLOCK_PACKS ? left : BLOCK_PACKS);
+        for (int i = threadIdx.x; i < count; i += blockDim.x) begin[first + i] = make_uint4(0, 0, 0, 0);
+    }
+};
+
+/* Where most rows have a token, and where rows do not follow each other, none. */
+static int64_t rows_cleared_early(const embedding_backward_problem &p, bool packable, int64_t most_packs) {
+    if (!packable || p.dweight.inverse != 0 || p.dweight.inner_stride != p.cols || p.tokens >= p.vocab) return 0;
+    const int64_t rows = most_packs / (p.cols * (int64_t)liger_dtype_size(p.dtype) / PACK_BYTES);
+    return rows < p.vocab ? rows : p.vocab;
+}
+
+/* Sets keys, and how many of the first rows have been cleared. */
+static cudaError_t sort_tokens(const liger_context *context, bool packable, cudaStream_t stream, sums_problem *sums) {
+    const embedding_backward_problem &p = sums->p;
     uint64_t *const keys = (uint64_t *)p.workspace;
     uint64_t *const other = (uint64_t *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).second);
     const key_of_token key_of = {p.indices, p.vocab, p.padding_index, p.index_dtype};
-    return sorted_keys::sort_keys(context, key_of, p.tokens, keys, other, stream, sorted);
+    const int64_t of_all_kernels = sorted_keys::kernels(p.tokens) * clear_rows_early::BLOCK_PACKS;
+    const int64_t most_blocks = clear_rows_early::BLOCKS_OF_MULTIPROCESSOR * context->cuda->multiprocessors;
+    sums->cleared = rows_cleared_early(p, packable, most_blocks * of_all_kernels);
+    const int64_t packs = sums->cleared * p.cols * (int64_t)liger_dtype_size(p.dtype) / PACK_BYTES;
+    const clear_rows_early zeros = {(uint4 *)p.dweight.data, packs};
+    const int64_t idle = packs > 0 ? blocks_for(packs, of_all_kernels) : 0;
+    return sorted_keys::sort_keys(context, key_of, p.tokens, keys, other, zeros, idle, stream, &sums->keys);
 }
 
 /* ---- backward: sums ---------------------------------------------------------------------------------------------
@@ -123,13 +161,6 @@ enum {
     MOST_OF_BLOCK = 512,
     TOGETHER = 4,    /* rows of one token that a thread has on their way */
     PACKS_OF_ROW = 4 /* of a thread, before more blocks share a row: memory likes whole rows */
-};
-
-struct sums_problem {
-    embedding_backward_problem p;
-    const uint64_t *keys;
-    float *parts;
-    int64_t part_blocks, key_blocks; /* the blocks of each kind; the others are for rows without tokens */
 };
 
 /* Keys, or rows, of a block, whose threads are `y` rows of threads. */
@@ -268,7 +299,7 @@ __device__ __forceinline__ void clear_rows(const sums_problem &s, int64_t block)
     __shared__ int64_t bound[2];
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
     const int most = most_of_block(blockDim.y);
-    const int64_t first = block * most;
+    const int64_t first = s.cleared + block * most;
     const int rows = (int)(s.p.vocab - first < most ? s.p.vocab - first : most);
     if (thread < 2 * WARP) { /* a warp for each bound */
         const int64_t row = thread < WARP ? first : first + rows;
@@ -333,7 +364,6 @@ __global__ void __launch_bounds__(JOIN_THREADS) join_parts(const __grid_constant
 /* ---- backward: launches ------------------------------------------------------------------------------------------ */
 
 static unsigned grid_y(int64_t words, int64_t threads) { return grid_size(words, threads, MOST_GRID_Y); }
-static int64_t blocks_for(int64_t work, int64_t of_a_block) { return (work + of_a_block - 1) / of_a_block; }
 
 template <typename T, int N>
 cudaError_t launch_sums(const liger_context *context, sums_problem s, cudaStream_t stream) {
@@ -341,7 +371,7 @@ cudaError_t launch_sums(const liger_context *context, sums_problem s, cudaStream
     const dim3 block = block_for(words);
     s.part_blocks = pieces > 1 ? 2 * pieces : 0;
     s.key_blocks = blocks_for(s.p.tokens, most_of_block(block.y));
-    const int64_t row_blocks = blocks_for(s.p.vocab, most_of_block(block.y));
+    const int64_t row_blocks = blocks_for(s.p.vocab - s.cleared, most_of_block(block.y));
     const dim3 grid(grid_size(s.part_blocks + s.key_blocks + row_blocks, 1), grid_y(words, block.x * PACKS_OF_ROW));
     const cudaError_t error = launch_next(context, write_rows<T, N>, grid, block, stream, s);
     if (error != cudaSuccess || pieces <= 1) return error;
@@ -373,8 +403,8 @@ extern "C" liger_status embedding_backward_cuda(liger_context *context, const em
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable =
         p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.dy, element) && rows_are_packable(p.dweight, element);
-    sums_problem sums = {p, NULL, (float *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).parts), 0, 0};
-    cudaError_t error = sort_tokens(context, p, stream, &sums.keys);
+    sums_problem sums = {p, NULL, (float *)((char *)p.workspace + embedding_layout(p.tokens, p.cols).parts), 0, 0, 0};
+    cudaError_t error = sort_tokens(context, packable, stream, &sums);
     if (error == cudaSuccess)
         LIGER_FOR_FLOAT(p.dtype, T, {
             error = packable ? launch_sums<T, pack_size<T>>(context, sums, stream)
