@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "liger/chunk/linear_in_place.h"
 #include "liger/core/fail.h"
 
 enum { X, WEIGHT };
@@ -16,10 +17,10 @@ liger_status linear_check_weight(struct door_call *call) {
     return LIGER_OK;
 }
 
-/* The row of x, and that of the buffer. */
-static const struct door_rule *rows_rule(const struct door_call *call) {
+/* The row of x, of the weight, of the buffer. */
+static const struct door_rule *rule_at(const struct door_call *call, int at) {
     const struct door_rule *rule = call->door->rules;
-    while (rule->kind != DOOR_TENSOR || rule->at != X) rule++;
+    while (rule->kind != DOOR_TENSOR || rule->at != at) rule++;
     return rule;
 }
 static const struct door_rule *chunk_rule(const struct door_call *call) {
@@ -28,9 +29,31 @@ static const struct door_rule *chunk_rule(const struct door_call *call) {
     return rule;
 }
 
+static bool has_buffer(const struct door_call *call) {
+    const struct door_rule *rule = chunk_rule(call);
+    return door_has(call, 1u << rule->at) && door_tensor(call->args, rule->at)->shape[0] > 0;
+}
+
+/* Its rule may stand behind that of the buffer. */
+static bool has_dweight(const struct door_call *call) {
+    const struct door_rule *rule = call->door->rules;
+    while (rule->kind != DOOR_TENSOR || strcmp(door_name(rule), "dweight") != 0) rule++;
+    const liger_tensor *dweight = door_tensor(call->args, rule->at);
+    return call->query ? dweight->dtype != LIGER_DTYPE_NONE : dweight->data != NULL;
+}
+
+/* 0: without dweight, or not for this head. */
+static int64_t slices_in_place(const struct door_call *call) {
+    const struct door_rule *x = rule_at(call, X), *weight = rule_at(call, WEIGHT);
+    return has_dweight(call)
+               ? linear_in_place_slices(call->context, call->t, door_size(call, x->shape.size[0]),
+                                        door_size(call, x->shape.size[1]), door_size(call, weight->shape.size[0]))
+               : 0;
+}
+
 bool linear_chunk_matters(const struct door_call *call) {
     const bool asked = !call->query || call->needs >> chunk_rule(call)->at & 1;
-    return asked && door_size(call, rows_rule(call)->shape.size[0]) > 0;
+    return asked && door_size(call, rule_at(call, X)->shape.size[0]) > 0;
 }
 
 liger_status linear_check_chunk(struct door_call *call) {
@@ -43,6 +66,14 @@ liger_status linear_check_chunk(struct door_call *call) {
     LIGER_REQUIRE(chunk > 0, LIGER_ERR_SHAPE,
                   "%s: %s must be [chunk, vocab] with 1 or more rows, but has %d dimensions and %lld rows",
                   call->door->function, door_name(rule), buffer->ndim, (long long)chunk);
+    return LIGER_OK;
+}
+
+liger_status linear_check_chunk_or_dweight(struct door_call *call) {
+    const struct door_rule *rule = chunk_rule(call);
+    if (!linear_chunk_matters(call) || has_buffer(call) || !slices_in_place(call)) return linear_check_chunk(call);
+    call->size[rule->shape.size[0]] = door_size(call, rule_at(call, X)->shape.size[0]);
+    call->size[rule->shape.size[1]] = door_size(call, rule_at(call, WEIGHT)->shape.size[0]);
     return LIGER_OK;
 }
 
@@ -64,11 +95,13 @@ liger_status linear_ask(struct door_call *call, liger_context *context, const st
 }
 
 liger_status linear_advise_chunk(liger_context *context, const struct door *door, const void *given, void *args,
-                                 uint32_t needs, uint32_t dweight, struct linear_sizes sizes, size_t *rows) {
+                                 uint32_t needs, uint32_t dweight, bool may_be_none, struct linear_sizes sizes,
+                                 size_t *rows) {
     struct door_call call;
     LIGER_TRY(linear_ask(&call, context, door, given, args, needs, rows));
-    *rows = (size_t)linear_loss_chunk_rows(context, call.t, call.size[sizes.rows], call.size[sizes.hidden],
-                                           call.size[sizes.vocab], door_has(&call, dweight));
+    const int64_t all = call.size[sizes.rows], hidden = call.size[sizes.hidden], vocab = call.size[sizes.vocab];
+    const bool none = may_be_none && linear_in_place_pays(context, call.t, all, vocab) && slices_in_place(&call);
+    *rows = none ? 0 : (size_t)linear_loss_chunk_rows(context, call.t, all, hidden, vocab, door_has(&call, dweight));
     return LIGER_OK;
 }
 
@@ -78,4 +111,6 @@ void linear_loss_sized(const struct door_call *call, struct linear_sizes sizes, 
     loss->head.vocab = call->size[sizes.vocab];
     loss->rows = call->size[sizes.rows];
     loss->chunk_rows = call->size[sizes.chunk];
+    loss->slices = loss->rows > 0 && !has_buffer(call) ? slices_in_place(call) : 0;
+    if (loss->slices) loss->head.logits = loss->dweight, loss->head.logits_stride = loss->head.vocab;
 }

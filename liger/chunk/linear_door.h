@@ -16,6 +16,8 @@ liger_status linear_check_weight(struct door_call *call);
 bool linear_chunk_matters(const struct door_call *call);
 /* Where it does: that it is there and has 1 or more rows. Behind its row. */
 liger_status linear_check_chunk(struct door_call *call);
+/* Or that dweight can take its place (linear_in_place.h): its sizes are then those of all rows and the vocabulary. */
+liger_status linear_check_chunk_or_dweight(struct door_call *call);
 
 /* Logits are multiplied by its inverse. */
 liger_status linear_check_temperature(struct door_call *call);
@@ -25,12 +27,13 @@ struct linear_sizes {
     int rows, hidden, vocab, chunk;
 };
 
-/* Reads a query of how large a buffer should be; and answers that of the rows of a chunk, which may
- * be more where there is a dweight. */
+/* Reads a query of how large a buffer should be; and answers that of the rows of a chunk, which may be more where there is a
+ * dweight, or none. */
 liger_status linear_ask(struct door_call *call, liger_context *context, const struct door *door, const void *given,
                         void *args, uint32_t needs, const size_t *answer);
 liger_status linear_advise_chunk(liger_context *context, const struct door *door, const void *given, void *args,
-                                 uint32_t needs, uint32_t dweight, struct linear_sizes sizes, size_t *rows);
+                                 uint32_t needs, uint32_t dweight, bool may_be_none, struct linear_sizes sizes,
+                                 size_t *rows);
 
 /* T and the sizes of the loop over chunks. */
 void linear_loss_sized(const struct door_call *call, struct linear_sizes sizes, struct linear_loss *loss);

@@ -1,6 +1,7 @@
 /* linear_loss.c - the one loop over chunks of rows that every loss on top of a linear head shares. */
 #include "liger/chunk/linear_loss.h"
 
+#include "liger/chunk/linear_in_place.h"
 #include "liger/chunk/linear_slices.h"
 #include "liger/core/fail.h"
 #include "liger/ops/column_sum/column_sum_problem.h"
@@ -22,8 +23,12 @@ static size_t sum_workspace(const struct linear_loss *loss) {
     return (size_t)round_up((int64_t)sums, 256);
 }
 
+static size_t slice_workspace(const struct linear_loss *loss) {
+    return loss->slices ? linear_in_place_workspace(loss->head.dtype, loss->rows, loss->head.vocab, loss->slices) : 0;
+}
+
 size_t linear_loss_workspace(const liger_context *context, const struct linear_loss *loss) {
-    return gemm_workspace(context, loss) + sum_workspace(loss);
+    return gemm_workspace(context, loss) + sum_workspace(loss) + slice_workspace(loss);
 }
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -121,8 +126,11 @@ liger_status linear_loss_run(liger_context *context, const struct linear_loss *l
         if (!loss->step_makes_logits) LIGER_TRY(linear_head_logits(context, &head, &chunk, stream));
         LIGER_TRY(loss->step(context, loss->state, first, chunk.rows, head.logits, head.logits_stride, stream));
         if (loss->dx) LIGER_TRY(linear_head_dx(context, &head, &chunk, dx, stream));
-        if (loss->dweight) LIGER_TRY(linear_head_dweight(context, &head, &chunk, dweight, stream));
         if (loss->dbias) LIGER_TRY(linear_head_dbias(context, &head, &chunk, loss->dbias, first > 0, stream));
+        if (loss->slices)
+            LIGER_TRY(linear_in_place_dweight(context, &head, chunk.rows, dweight, loss->slices,
+                                              (char *)head.workspace + head.product_bytes + head.sum_bytes, stream));
+        else if (loss->dweight) LIGER_TRY(linear_head_dweight(context, &head, &chunk, dweight, stream));
     }
     return LIGER_OK;
 }

@@ -3,8 +3,8 @@
  *   per chunk:   logits = x·Wᵀ (+ bias)  →  step: loss and dlogits, in place  →  dx = dlogits·W
  *                                                                                dW (+)= dlogitsᵀ·x,  dbias (+)= Σ dlogits
  *
- * The whole [rows, vocab] tensor of logits never exists. An operator brings a step; the products go through the kernel
- * table, so this file has no device code. */
+ * The whole [rows, vocab] tensor of logits never exists, or lies where dweight will be (linear_in_place.h). An operator brings a
+ * step; the products go through the kernel table, so this file has no device code. */
 #ifndef LIGER_CHUNK_LINEAR_LOSS_H
 #define LIGER_CHUNK_LINEAR_LOSS_H
 
@@ -15,9 +15,10 @@ typedef liger_status linear_loss_step(liger_context *context, void *state, int64
                                       int64_t stride, liger_stream stream);
 
 struct linear_loss {
-    struct linear_head head; /* logits: [chunk_rows, vocab], overwritten again and again */
-    int64_t rows, chunk_rows;
-    void *dx; /* [rows, hidden] of the head's dtype, or NULL */
+    struct linear_head head;  /* logits: [chunk_rows, vocab], overwritten again and again */
+    int64_t rows, chunk_rows; /* as linear_loss_sized() sets them */
+    int64_t slices;           /* 0, or of the vocabulary: logits are made in dweight, all rows at once */
+    void *dx;                 /* [rows, hidden] of the head's dtype, or NULL */
     int64_t dx_stride;
     void *dweight; /* [vocab, hidden] contiguous or NULL */
     liger_dtype dweight_dtype;

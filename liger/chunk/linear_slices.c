@@ -1,6 +1,7 @@
 /* linear_slices.c - the loop over slices of the vocabulary. */
 #include "liger/chunk/linear_slices.h"
 
+#include "liger/chunk/linear_in_place.h"
 #include "liger/core/fail.h"
 #include "liger/ops/column_sum/column_sum_problem.h"
 #include "liger/ops/gemm/gemm_problem.h"
@@ -46,7 +47,7 @@ static bool needs_sum(const struct linear_slices *slices) {
 
 /* Scratch, in this order. */
 struct layout {
-    size_t products, sums, dx;
+    size_t products, sums, dx, in_place;
 };
 
 static struct layout layout_of(const liger_context *context, const struct linear_slices *slices) {
@@ -56,12 +57,15 @@ static struct layout layout_of(const liger_context *context, const struct linear
         .products = context->device == LIGER_DEVICE_CPU ? 0 : GEMM_WORKSPACE_BYTES,
         .sums = (size_t)round_up((int64_t)sums, 256),
         .dx = (size_t)round_up((int64_t)dx, 256),
+        .in_place = slices->in_place ? linear_in_place_workspace(slices->head.dtype, slices->rows, slices->head.vocab,
+                                                                 slices->in_place)
+                                     : 0,
     };
 }
 
 size_t linear_slices_workspace(const liger_context *context, const struct linear_slices *slices) {
     const struct layout layout = layout_of(context, slices);
-    return layout.products + layout.sums + layout.dx;
+    return layout.products + layout.sums + layout.dx + layout.in_place;
 }
 
 liger_status linear_slices_from_rows(liger_context *context, void *state, int64_t first, int64_t cols, void *logits,
@@ -115,8 +119,12 @@ liger_status linear_slices_run(liger_context *context, const struct linear_slice
         if (!slices->kept) LIGER_TRY(linear_head_logits(context, &head, &part, stream));
         LIGER_TRY(slices->gradient(context, slices->state, first, part.cols, head.logits, head.logits_stride, stream));
         if (slices->dx) LIGER_TRY(linear_head_dx(context, &head, &part, dx, stream));
-        if (slices->dweight) LIGER_TRY(linear_head_dweight(context, &head, &part, dweight, stream));
         if (slices->dbias) LIGER_TRY(linear_head_dbias(context, &head, &part, slices->dbias, false, stream));
+        if (slices->in_place)
+            LIGER_TRY(linear_in_place_dweight(context, &head, part.rows, dweight, slices->in_place,
+                                              (char *)head.workspace + layout.products + layout.sums + layout.dx,
+                                              stream));
+        else if (slices->dweight) LIGER_TRY(linear_head_dweight(context, &head, &part, dweight, stream));
         dx.accumulate = true;
     }
     return sum != NULL ? round_dx(context, slices, sum, stream) : LIGER_OK;

@@ -19,7 +19,8 @@ typedef liger_status linear_slices_gradient(liger_context *context, void *state,
 struct linear_slices {
     struct linear_head head; /* logits: [rows, slice_cols], overwritten again and again; workspace: 256-byte aligned */
     int64_t rows, slice_cols;
-    bool kept; /* logits are there: slice_cols == vocab */
+    bool kept;        /* logits are there: slice_cols == vocab */
+    int64_t in_place; /* 0, or slices: they are there in dweight (linear_in_place.h) */
     /* Results, or NULL. Row r of dx is that of row place_of[r] here, or 0 where that is negative; without it, of row r. */
     void *dx;             /* [dx_rows, hidden] */
     liger_dtype dx_dtype; /* the head's, or f32 */

@@ -34,7 +34,7 @@ struct head_ref head_of(const struct op_case *c, const struct op_types *types, d
         .bias = tensor(t, at->bias),
         .logits = head_doubles(elements),
         .dlogits = head_doubles(elements),
-        .chunk = c->size[HEAD_CHUNK],
+        .chunk = c->size[HEAD_CHUNK] ? c->size[HEAD_CHUNK] : c->size[HEAD_ROWS],
         .dweight_dtype = types->t == LIGER_DTYPE_NONE ? LIGER_DTYPE_NONE : types->weight,
     };
 }
@@ -169,6 +169,12 @@ void head_raise(const struct head_ref *head, const double *error, double logits,
 const char *head_any_chunk(struct op_run *run) {
     const int64_t rows = run->c.size[HEAD_ROWS], chunks[] = {1, 2, rows / 2 + 1, rows, rows + 3};
     return op_run_any_size(run, HEAD_CHUNK, chunks, OP_COUNT(chunks));
+}
+
+const char *head_in_dweight(struct op_run *run, int dweight) {
+    if (run->t[dweight] == NULL || run->c.size[HEAD_ROWS] > run->c.size[HEAD_HIDDEN])
+        return op_run_not_applicable(run, "logits in dweight: there is none, or it is smaller");
+    return op_run_any_size(run, HEAD_CHUNK, (int64_t[]){0}, 1);
 }
 
 double head_flops(const struct op_case *c) {

@@ -65,11 +65,14 @@ void head_raise(const struct head_ref *head, const double *error, double logits,
 
 /* A property: chunks of any size give what the whole gives, within the same budget. */
 const char *head_any_chunk(struct op_run *run);
+/* Of a CPU: so does no buffer at all, where dweight holds the logits. */
+const char *head_in_dweight(struct op_run *run, int dweight);
 
 /* Three products. */
 double head_flops(const struct op_case *c);
 
-/* Calls that such a loss refuses, of a case of 9 hidden; `name` is that of the buffer of a chunk. */
+/* Calls that such a loss refuses, of a case of 9 hidden and more rows (fewer could do without a buffer on a CPU); `name` is that
+ * of the buffer of a chunk. */
 /* clang-format off */
 #define HEAD_PROVOCATIONS(buffer, name)                                                                                \
     {"no vocabulary", OP_SHAPE(HEAD_WEIGHT, 0, 0), LIGER_ERR_SHAPE, {"weight is 0 x 9", "shard"}},                     \

@@ -74,7 +74,7 @@ def in_slices(monkeypatch, cols):
 
 def forget_logits(monkeypatch):
     forward = module.kernel_forward
-    monkeypatch.setattr(module, "kernel_forward", lambda *args: (forward(*args), None)[1])
+    monkeypatch.setattr(module, "kernel_forward", lambda *args, **named: (forward(*args, **named), None)[1])
 
 
 def test_probabilities_of_logits_that_are_made_again(device, monkeypatch):

@@ -37,7 +37,7 @@ static bool two_passes(const struct door_call *call) {
 static liger_status check_logits(struct door_call *call) {
     const liger_tensor *logits = door_tensor(call->args, DOOR_AT(DOOR, logits));
     if (!linear_chunk_matters(call)) return LIGER_OK;
-    LIGER_TRY(linear_check_chunk(call));
+    LIGER_TRY(linear_check_chunk_or_dweight(call));
     const int64_t rows = call->size[ROWS], vocab = call->size[VOCAB];
     const int64_t chunk = call->size[CHUNK], slice = call->size[SLICE];
     LIGER_REQUIRE(slice <= vocab, LIGER_ERR_SHAPE, "%s: logits has %lld columns, but the vocabulary is %lld",
@@ -269,7 +269,7 @@ liger_status liger_linear_cross_entropy_forward_chunk_rows(liger_context *contex
                                                            size_t *rows) {
     liger_linear_cross_entropy_forward_args args;
     return linear_advise_chunk(context, &linear_cross_entropy_forward_door, given, &args, BITS(x, weight), BIT(dweight),
-                               sizes, rows);
+                               true, sizes, rows);
 }
 
 liger_status liger_linear_cross_entropy_forward_slice_cols(liger_context *context,

@@ -132,7 +132,7 @@ static struct linear_cross_entropy_ref reference_of(const struct op_case *c, con
         .head = head_of(c, types, t, &at),
         .raw_gradient = has(c, RAW),
     };
-    ref.head.chunk = chunk_of(c);
+    if (c->size[SLICE]) ref.head.chunk = c->size[ROWS];
     return ref;
 }
 
@@ -200,7 +200,7 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
  * column less than the vocabulary, and such that a row of the vocabulary fits with and without a pitch of 16 bytes. */
 /* clang-format off */
 static const struct op_case forward_cases[] = {
-    {"all",                                     {7, 9, 33, 3},           {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
+    {"all",                                     {11, 9, 33, 3},          {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
     {"1x1x1",                                   {1, 1, 1, 1}},
     {"5x3x2, chunk 1",                          {5, 3, 2, 1},            .flags = SUM | BIASED},
     {"6x8x16, chunk 2",                         {6, 8, 16, 2},           .flags = NONE},
@@ -245,7 +245,7 @@ static const struct op_case forward_cases[] = {
 };
 
 static const struct op_case backward_cases[] = {
-    {"all",                            {7, 9, 33, 3},      {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
+    {"all",                            {11, 9, 33, 3},     {.1, 1e-3, 8}, .flags = WEIGHTED | BIASED | SCALED},
     {"1x1x1",                          {1, 1, 1, 1}},
     {"5x3x7, chunk 1",                 {5, 3, 7, 1},       .flags = SUM | BIASED | SCALED},
     {"7x17x15, chunk 5, none",         {7, 17, 15, 5},     {.1, 1e-3, 9}, .flags = NONE | BIASED | BY_ROW},
@@ -269,16 +269,20 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
 static void wide(struct op_call *call) { call->t[LOGITS].stride[0] = 34; }
-static void narrow_slice(struct op_call *call) { call->t[LOGITS].shape[1] = call->t[LOGITS].stride[0] = 4; }
+static void narrow_slice(struct op_call *call) { call->t[LOGITS].shape[1] = call->t[LOGITS].stride[0] = 2; }
 static void gaps_in_slice(struct op_call *call) { call->t[LOGITS].shape[1] = 8, call->t[LOGITS].stride[0] = 9; }
 
 static const struct op_provocation shared_provocations[] = {
     HEAD_PROVOCATIONS(LOGITS, "logits"),
     {"no hidden size", OP_SHAPE(WEIGHT, 1, 0), LIGER_ERR_SHAPE, {"weight is 33 x 0", "shard"}},
     {"logits wider than the vocabulary", OP_SHAPE(LOGITS, 1, 34), LIGER_ERR_SHAPE, {"logits", "34", "33"}, wide},
-    {"a slice of some rows", OP_SHAPE(LOGITS, 1, 32), LIGER_ERR_SHAPE, {"logits is 3 x 32", "33 columns", "7 rows"}},
-    {"a slice too narrow", OP_SHAPE(LOGITS, 0, 7), LIGER_ERR_SHAPE, {"logits is 7 x 4", "5 columns"}, narrow_slice},
-    {"a slice with gaps", OP_SHAPE(LOGITS, 0, 7), LIGER_ERR_LAYOUT, {"logits", "stride is 9 and not 8"}, gaps_in_slice},
+    {"a slice of some rows", OP_SHAPE(LOGITS, 1, 32), LIGER_ERR_SHAPE, {"logits is 3 x 32", "33 columns", "11 rows"}},
+    {"a slice too narrow", OP_SHAPE(LOGITS, 0, 11), LIGER_ERR_SHAPE, {"logits is 11 x 2", "3 columns"}, narrow_slice},
+    {"a slice with gaps",
+     OP_SHAPE(LOGITS, 0, 11),
+     LIGER_ERR_LAYOUT,
+     {"logits", "stride is 9 and not 8"},
+     gaps_in_slice},
     HEAD_ROWS_OVERLAP,
 };
 static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESULT_PROVOCATIONS(LOSS, Z_LOSS, ACCURACY)};
@@ -288,6 +292,11 @@ static const struct op_provocation forward_provocations[] = {CROSS_ENTROPY_RESUL
 static const char *any_chunk(struct op_run *run) {
     if (run->c.size[SLICE]) return op_run_not_applicable(run, "chunks of any size: the case has slices");
     return head_any_chunk(run);
+}
+
+static const char *in_dweight(struct op_run *run) {
+    if (run->c.size[SLICE]) return op_run_not_applicable(run, "logits in dweight: the case has slices");
+    return head_in_dweight(run, DWEIGHT);
 }
 
 /* What one pass gives, two passes give too. */
@@ -398,6 +407,7 @@ static const char *chunks_of_a_cpu(struct op_run *run) {
 static const struct op_property forward_properties[] = {
     {"a target out of range", forward_target_out_of_range},
     {"chunks of any size", any_chunk},
+    {"logits in dweight", in_dweight, .of_a_cpu = true},
     {"two passes with slices of any size", any_slice},
     {"the advised chunk", advised_chunk},
     {"the advised slice", advised_slice},
@@ -406,6 +416,7 @@ static const struct op_property forward_properties[] = {
 static const struct op_property backward_properties[] = {
     {"a target out of range", backward_target_out_of_range},
     {"chunks of any size", any_chunk},
+    {"logits in dweight", in_dweight, .of_a_cpu = true},
     {"two passes with slices of any size", any_slice},
 };
 

@@ -101,7 +101,8 @@ WORKSPACE_QUERY(linear_jsd)
 
 liger_status liger_linear_jsd_chunk_rows(liger_context *context, const liger_linear_jsd_args *given, size_t *rows) {
     liger_linear_jsd_args args;
-    return linear_advise_chunk(context, &linear_jsd_door, given, &args, BITS(x, weight), BIT(dweight), sizes, rows);
+    return linear_advise_chunk(context, &linear_jsd_door, given, &args, BITS(x, weight), BIT(dweight), false, sizes,
+                               rows);
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------------ */

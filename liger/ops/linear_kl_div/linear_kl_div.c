@@ -35,7 +35,7 @@ static const struct door_rule rules[] = {
     {ARG(target),  IN,      ANY_FLOAT,  DIMS(2, ROWS, VOCAB),   TO_PITCHED(rows.target), PITCH_TO(rows.target_stride), DTYPE_TO(rows.target_dtype)},
     {ARG(labels),  IN,      INDEX,      VECTOR(ROWS),           TO_POINTER(loss.rows.labels), DTYPE_TO(loss.rows.label_dtype), OPTIONAL},
     {ARG(logits),  SCRATCH, T,          DIMS(2, CHUNK, VOCAB),  TO_PITCHED(chunks.head.logits), PITCH_TO(chunks.head.logits_stride), OPTIONAL},
-    {CHECK(linear_check_chunk)},
+    {CHECK(linear_check_chunk_or_dweight)},
     {ARG(loss),    OUT,     DTYPE(F32), ELEMENT,                TO_POINTER(loss.loss), OPTIONAL},
     {ARG(dx),      OUT,     T,          LIKE(x),                TO_PITCHED(chunks.dx), PITCH_TO(chunks.dx_stride), OPTIONAL},
     {ARG(dweight), OUT,     T_OR_F32,   LIKE(weight),           TO_POINTER(chunks.dweight), DTYPE_TO(chunks.dweight_dtype), OPTIONAL},
@@ -56,7 +56,8 @@ WORKSPACE_QUERY(linear_kl_div)
 liger_status liger_linear_kl_div_chunk_rows(liger_context *context, const liger_linear_kl_div_args *given,
                                             size_t *rows) {
     liger_linear_kl_div_args args;
-    return linear_advise_chunk(context, &linear_kl_div_door, given, &args, BITS(x, weight), BIT(dweight), sizes, rows);
+    return linear_advise_chunk(context, &linear_kl_div_door, given, &args, BITS(x, weight), BIT(dweight), true, sizes,
+                               rows);
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------------ */

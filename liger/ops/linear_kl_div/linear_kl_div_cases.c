@@ -107,7 +107,7 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
     {.label = text, .size = {rows, hidden, vocab, chunk}, .scalar = {temperature, 1e-10}, __VA_ARGS__}
 /* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. */
 static const struct op_case cases[] = {
-    CASE("all",                            7,  9,   33,  3, 1,   .flags = LABELED),
+    CASE("all",                           11,  9,   33,  3, 1,   .flags = LABELED),
     CASE("1x1x1",                          1,  1,    1,  1, 1),
     CASE("5x3x2, chunk 1",                 5,  3,    2,  1, 1,   .flags = SUM),
     CASE("6x8x16, chunk 2",                6,  8,   16,  2, 2,   .flags = MEAN | LABELED),
@@ -159,8 +159,11 @@ static const char *not_negative(struct op_run *run) {
     return *run->t[LOSS] >= -1e-4 ? NULL : op_run_text(run, "the loss is %g", *run->t[LOSS]);
 }
 
+static const char *in_dweight(struct op_run *run) { return head_in_dweight(run, DWEIGHT); }
+
 static const struct op_property properties[] = {
     {"chunks of any size", head_any_chunk},
+    {"logits in dweight", in_dweight, .of_a_cpu = true},
     {"labels are no indices", any_label},
     {"not negative", not_negative},
 };

@@ -4,6 +4,7 @@
  * It has no kernels of its own. */
 #include "liger/ops/linear_logprob/linear_logprob.h"
 
+#include "liger/chunk/linear_in_place.h"
 #include "liger/chunk/linear_loss.h"
 #include "liger/chunk/linear_slices.h"
 #include "liger/core/door_rules.h"
@@ -152,9 +153,18 @@ static const struct door_rule forward_rules[] = {
 #define DOOR linear_logprob_backward, whole_problem
 #define ARGS(call) ((const liger_linear_logprob_backward_args *)(call)->args)
 
+/* Where the logits that were kept are in dweight; else 0. */
+static int64_t slices_in_place(const struct door_call *call) {
+    const liger_tensor *dweight = &ARGS(call)->dweight;
+    const bool is_there = call->query ? dweight->dtype != LIGER_DTYPE_NONE : dweight->data != NULL;
+    if (!ARGS(call)->logits_kept || door_has(call, BIT(logits)) || !is_there) return 0;
+    return linear_in_place_slices(call->context, call->t, most_rows(call, ARGS(call)->valid_rows), call->size[HIDDEN],
+                                  call->size[VOCAB]);
+}
+
 static liger_status check_slice(struct door_call *call) {
     const int64_t most = most_rows(call, ARGS(call)->valid_rows), vocab = call->size[VOCAB];
-    if (call->query || most == 0) return LIGER_OK;
+    if (call->query || most == 0 || slices_in_place(call)) return LIGER_OK;
     LIGER_TRY(require_logits(call, BIT(logits)));
     LIGER_REQUIRE(call->size[CHUNK] >= most, LIGER_ERR_SHAPE,
                   "%s: logits has %lld rows, but %lld may have to be multiplied", call->door->function,
@@ -176,6 +186,7 @@ static size_t backward_loop(const struct door_call *call) {
         .head = {.dtype = call->t, .hidden = call->size[HIDDEN], .vocab = call->size[VOCAB]},
         .rows = most_rows(call, ARGS(call)->valid_rows),
         .slice_cols = slice_cols(call),
+        .in_place = slices_in_place(call),
         .dx = door_has(call, BIT(dx)) ? (void *)(uintptr_t)call : NULL,
         .dx_dtype = door_has(call, BIT(dx)) ? (liger_dtype)ARGS(call)->dx.dtype : call->t,
         .dbias = door_has(call, BIT(dbias)) ? (float *)(void *)(uintptr_t)call : NULL,
@@ -411,7 +422,8 @@ static liger_status weigh_rows(liger_context *context, const struct door_call *c
 }
 
 static liger_status run_slices(liger_context *context, const struct door_call *call, struct whole_problem *whole,
-                               const struct scratch *scratch, const struct selection *found, liger_stream stream) {
+                               const struct scratch *scratch, const struct selection *found, int64_t in_place,
+                               liger_stream stream) {
     struct linear_slices *loop = &whole->backward;
     struct logits_gradient_problem slice = {
         .dtype = call->t,
@@ -429,6 +441,8 @@ static liger_status run_slices(liger_context *context, const struct door_call *c
     loop->rows = found->rows;
     loop->slice_cols = slice_cols(call);
     loop->kept = whole->kept != 0;
+    loop->in_place = in_place;
+    if (in_place) loop->head.logits = loop->dweight, loop->head.logits_stride = loop->head.vocab;
     loop->dx_rows = call->size[ROWS];
     loop->place_of = found->place_of;
     loop->gradient = linear_slices_from_rows;
@@ -450,7 +464,7 @@ liger_status liger_linear_logprob_backward(liger_context *context, const liger_l
         LIGER_TRY(select_rows(context, &call, &whole, &scratch, &whole.backward.head, &found, stream));
         if (found.rows > 0) LIGER_TRY(weigh_rows(context, &call, &whole, &scratch, &found, stream));
     }
-    return run_slices(context, &call, &whole, &scratch, &found, stream);
+    return run_slices(context, &call, &whole, &scratch, &found, slices_in_place(&call), stream);
 }
 
 WORKSPACE_QUERY(linear_logprob_backward)
@@ -464,7 +478,9 @@ liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,
     LIGER_REQUIRE(context != NULL && cols != NULL, LIGER_ERR_ARGUMENT, "%s_slice_cols: context or cols is NULL",
                   door->function);
     LIGER_TRY(door_query(&call, door, context, given, &args, BITS(x, weight)));
-    *cols = (size_t)linear_slices_cols(context, call.t, most_rows(&call, args.valid_rows), call.size[HIDDEN],
-                                       call.size[VOCAB], door_has(&call, BIT(dx)));
+    *cols = slices_in_place(&call)
+                ? 0
+                : (size_t)linear_slices_cols(context, call.t, most_rows(&call, args.valid_rows), call.size[HIDDEN],
+                                             call.size[VOCAB], door_has(&call, BIT(dx)));
     return LIGER_OK;
 }

@@ -89,7 +89,9 @@ LIGER_API liger_status liger_linear_logprob_forward_chunk_rows(liger_context *co
  *   x, weight, bias, target, selected_ids   in   as forward's
  *   logits              work  [chunk, slice]   T    rows: as many as are multiplied, all or valid_rows; its columns are the
  *                                                   size of a slice: liger_linear_logprob_backward_slice_cols advises.
- *                                                   logits_kept != 0: in, [.., vocab], as forward left it, and lost
+ *                                                   logits_kept != 0: in, [.., vocab], as forward left it, and lost;
+ *                                                   or absent, if slice_cols answers 0: they are where dweight begins,
+ *                                                   rows after each other without gaps
  *   log_prob ... d_mean_logits   in                 as there
  *   d_selected_log_probs   in   as the output  f32  contiguous; only with selected_ids
  *   dx                  out   [rows, hidden]   T or f32   must not overlap x. May be absent, as every output
@@ -143,7 +145,9 @@ LIGER_API liger_status liger_linear_logprob_backward(liger_context *context,
 LIGER_API liger_status liger_linear_logprob_backward_workspace(liger_context *context,
                                                                const liger_linear_logprob_backward_args *args,
                                                                size_t *bytes);
-/* The columns of `logits` to provide, from x, weight, whether there is a dx, valid_rows and the budget. */
+/* The columns of `logits` to provide, from x, weight, whether there is a dx, valid_rows and the budget. 0, with logits_kept,
+ * a dweight and no logits: forward may have left them in dweight, on a CPU with no more rows than hidden, if a divisor cuts
+ * vocab into slices of 16 MB. */
 LIGER_API liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,
                                                                 const liger_linear_logprob_backward_args *args,
                                                                 size_t *cols);

@@ -64,7 +64,7 @@ static const struct door_rule rules[] = {
     {ARG(logprobs), IN,      ANY_FLOAT,  LIKE(ids),              TO_PITCHED(rows.logprobs), PITCH_TO(rows.logprobs_stride), DTYPE_TO(rows.logprob_dtype)},
     {ARG(labels),   IN,      INDEX,      VECTOR(ROWS),           TO_POINTER(loss.rows.labels), DTYPE_TO(loss.rows.label_dtype), OPTIONAL},
     {ARG(logits),   SCRATCH, T,          DIMS(2, CHUNK, VOCAB),  TO_PITCHED(chunks.head.logits), PITCH_TO(chunks.head.logits_stride), OPTIONAL},
-    {CHECK(linear_check_chunk)},
+    {CHECK(linear_check_chunk_or_dweight)},
     {ARG(loss),     OUT,     DTYPE(F32), ELEMENT,                TO_POINTER(loss.loss), OPTIONAL},
     {ARG(dx),       OUT,     T,          LIKE(x),                TO_PITCHED(chunks.dx), PITCH_TO(chunks.dx_stride), OPTIONAL},
     {ARG(dweight),  OUT,     T_OR_F32,   LIKE(weight),           TO_POINTER(chunks.dweight), DTYPE_TO(chunks.dweight_dtype), OPTIONAL},
@@ -86,7 +86,8 @@ WORKSPACE_QUERY(linear_topk_kl)
 liger_status liger_linear_topk_kl_chunk_rows(liger_context *context, const liger_linear_topk_kl_args *given,
                                              size_t *rows) {
     liger_linear_topk_kl_args args;
-    return linear_advise_chunk(context, &linear_topk_kl_door, given, &args, BITS(x, weight), BIT(dweight), sizes, rows);
+    return linear_advise_chunk(context, &linear_topk_kl_door, given, &args, BITS(x, weight), BIT(dweight), true, sizes,
+                               rows);
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------------ */

@@ -182,7 +182,7 @@ static void magnitudes(const struct op_case *c, const struct op_types *types, do
 /* The first has every tensor. Chunks: of one row, prime, a divisor, all rows, more than all. Lists: of one id, shorter and longer
  * than a block of threads, of all ids. */
 static const struct op_case cases[] = {
-    CASE("all",                            7,  9,   33,  3,   5, 1,   .flags = LABELED | BIASED | HOLES),
+    CASE("all",                           11,  9,   33,  3,   5, 1,   .flags = LABELED | BIASED | HOLES),
     CASE("1x1x1",                          1,  1,    1,  1,   1, 1),
     CASE("5x3x2, chunk 1",                 5,  3,    2,  1,   1, 1,   .flags = SUM),
     CASE("6x8x16, chunk 2",                6,  8,   16,  2,   4, 2,   .flags = MEAN | LABELED),
@@ -338,8 +338,11 @@ static const char *ignored_lists(struct op_run *run) {
     return run->t[LOSS] && !isfinite(*run->t[LOSS]) ? "the loss is not finite" : NULL;
 }
 
+static const char *in_dweight(struct op_run *run) { return head_in_dweight(run, DWEIGHT); }
+
 static const struct op_property properties[] = {
     {"chunks of any size", head_any_chunk},
+    {"logits in dweight", in_dweight, .of_a_cpu = true},
     {"agreement", agreement},
     {"empty places", empty_places},
     {"probabilities above 1", too_much},

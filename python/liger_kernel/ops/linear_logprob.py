@@ -68,18 +68,25 @@ def may_keep(x: Tensor, options: tuple) -> bool:
     return NAMED_BUDGET > 0 or (x.device.type == "cpu" and COMPUTE[options[-1]] is torch.float32)
 
 
-def kernel_forward(operands: tuple, options: tuple, results: tuple, keep: bool = False) -> Tensor | None:
+def kernel_forward(
+    operands: tuple, options: tuple, results: tuple, keep: bool = False, trains_weight: bool = False
+) -> Tensor | None:
     """Fills the results. Where all logits were there at once it answers them, rows padded: backward may consume them. `keep`:
     they are, too, where the budget that somebody has named holds them, or they cost no more than an f32 accumulator of the
-    weight's gradient."""
+    weight's gradient. If the weight is trained it may answer one dimension: they lie where that gradient will be."""
     x, weight, target, bias, ids = operands
     *numbers, compute = options
     head = _head(x, weight, target, bias, ids, compute)
     numbers[1] = most = _bound(target, numbers[0], numbers[1])
     chunk = _native.linear_logprob_forward_chunk_rows(*head, *(None,) * 9, *numbers, keep)
-    vocab = weight.shape[0]
-    logits = padded_logits(x, chunk, vocab, COMPUTE[compute]) if chunk else None
-    buffer = None if logits is None else logits[:, :vocab]
+    vocab, dtype = weight.shape[0], COMPUTE[compute]
+    rounded_once = weight.dtype is dtype and dtype is not torch.float16
+    if keep and trains_weight and rounded_once and chunk >= most > 0 and _fits_dweight(head, numbers):
+        logits = fresh(torch.empty(weight.numel(), dtype=dtype, device=x.device))
+        buffer = logits[: most * vocab].view(most, vocab)
+    else:
+        logits = padded_logits(x, chunk, vocab, dtype) if chunk else None
+        buffer = None if logits is None else logits[:, :vocab]
     _native.linear_logprob_forward(*head, buffer, *results, *numbers, keep, Wish.SCRATCH)
     return logits if chunk >= most else None
 
@@ -108,10 +115,14 @@ def kernel_backward(
               log_sum_sq_probs if given[3] is not None else None)  # fmt: skip
     of_dx = torch.float32 if wide_dx else dtype
     dx = fresh(torch.empty(x.shape, dtype=of_dx, device=x.device)) if needs[0] else None
+    in_dweight = kept is not None and kept.dim() == 1
     cols = vocab if kept is not None else _slice_cols(head, numbers, dx)
     logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     exact = dtype if weight.dtype is dtype and final else torch.float32
-    dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
+    if in_dweight:
+        logits, dweight = None, kept.view(weight.shape)
+    else:
+        dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
     _native.linear_logprob_backward(
         *head, None if logits is None else logits[:, :cols], *needed, *given, dx, dweight, dbias,
@@ -140,7 +151,8 @@ def one_pass(
     operands = (x, weight, target, bias, None)
     options = (ignore_index, valid_rows, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
     log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6, _native.new)
-    logits = kernel_forward(operands, options, (log_probs, *others, normalizer), keep=any(needs))
+    results = (log_probs, *others, normalizer)
+    logits = kernel_forward(operands, options, results, keep=any(needs), trains_weight=needs[1])
     found, dlog_probs = weigh(log_probs)
     if not any(needs):
         return found, (None,) * 3, None
@@ -159,6 +171,11 @@ def one_pass(
 
 def _slice_cols(head: tuple, numbers: list, dx: Tensor | None) -> int:
     return _native.linear_logprob_backward_slice_cols(*head, *(None,) * 11, dx, None, None, *numbers, 0)
+
+
+def _fits_dweight(head: tuple, numbers: list) -> bool:
+    """Can all logits be kept where the weight's gradient will be?"""
+    return _native.linear_logprob_backward_slice_cols(*head, *(None,) * 12, head[1], None, *numbers, 1) == 0
 
 
 # ---- the operators -----------------------------------------------------------------------------------------------------
@@ -361,7 +378,8 @@ class LigerLinearLogProbFunction(LigerFunction):
             with profiled("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags, _native.new)
                 keep = any(needs) and may_keep(operands[0], options)
-                logits = kernel_forward(operands, options, (log_prob, *others, normalizer), keep)
+                results = (log_prob, *others, normalizer)
+                logits = kernel_forward(operands, options, results, keep, trains_weight=needs[1])
         else:
             log_prob, normalizer, *others = linear_logprob(*operands, *options, *flags)
         ctx.needs = (needs[0], needs[1], given["bias"] is not None and len(needs) > 3 and needs[3])

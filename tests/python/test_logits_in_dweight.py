@@ -1,0 +1,208 @@
+"""Heads on a CPU whose logits take the place of the weight's gradient: values, gradients, memory, and where they do not."""
+
+from __future__ import annotations
+
+import peak_memory
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import assert_close, twins
+
+from liger_kernel import _native
+from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction, LigerFusedLinearKLDivFunction
+from liger_kernel.ops import linear_logprob as logprob_module
+from liger_kernel.ops.topk_kl import LigerTopKKLFunction
+from liger_kernel.transformers.functional import liger_linear_logprob
+
+ROWS, HIDDEN, VOCAB = 56, 64, 150000  # 34 MB in f32: several slices, not all of them a power of two
+NO_DIVISOR = 149993  # a prime number
+
+
+def head(dtype=torch.float32, vocab=VOCAB, rows=ROWS):
+    torch.manual_seed(0)
+    x = torch.randn(rows, HIDDEN).to(dtype).requires_grad_()
+    weight = (0.2 * torch.randn(vocab, HIDDEN)).to(dtype).requires_grad_()
+    target = torch.randint(0, vocab, (rows,))
+    target[1::7] = -100
+    return x, weight, target
+
+
+def cross_entropy(x, weight, target):
+    return LigerFusedLinearCrossEntropyFunction.apply(x, weight, target)[0]
+
+
+def plain_cross_entropy(x, weight, target):
+    return F.cross_entropy(x @ weight.t(), target)
+
+
+def teacher(x, weight, target):
+    return torch.full((x.shape[0], weight.shape[0]), 1 / weight.shape[0]).to(x.dtype)
+
+
+def kl(x, weight, target):
+    return LigerFusedLinearKLDivFunction.apply(x, weight, teacher(x, weight, target), target)
+
+
+def plain_kl(x, weight, target):
+    counts = target != -100
+    log_p = (x @ weight.t()).log_softmax(-1)[counts]
+    return F.kl_div(log_p, torch.full_like(log_p, 1 / weight.shape[0]), reduction="sum") / counts.sum()
+
+
+def top_ids(x):
+    return torch.arange(5).repeat(x.shape[0], 1), torch.full((x.shape[0], 5), 0.1).log()
+
+
+def topk(x, weight, target):
+    return LigerTopKKLFunction.apply(x, weight, *top_ids(x), None, target == -100)
+
+
+def plain_topk(x, weight, target):
+    counts = target != -100
+    log_p = (x @ weight.t()).log_softmax(-1)[counts]
+    rest, of_rest = torch.tensor(0.5, dtype=x.dtype), torch.log1p(-log_p[:, :5].exp().sum(-1))
+    listed = (0.1 * (torch.tensor(0.1, dtype=x.dtype).log() - log_p[:, :5])).sum(-1)
+    return (listed + rest * (rest.log() - of_rest)).sum() / counts.sum()
+
+
+LOSSES = {
+    "linear_cross_entropy_forward": (cross_entropy, plain_cross_entropy),
+    "linear_kl_div": (kl, plain_kl),
+    "linear_topk_kl": (topk, plain_topk),
+}
+
+
+def advised(monkeypatch, name):
+    """The chunks that are asked for from here on."""
+    answers = []
+    ask = getattr(_native, f"{name}_chunk_rows")
+    monkeypatch.setattr(_native, f"{name}_chunk_rows", lambda *args: answers.append(ask(*args)) or answers[-1])
+    return answers
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, NO_DIVISOR])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name, vocab, monkeypatch):
+    chunks = advised(monkeypatch, name)
+    loss, plain = LOSSES[name]
+    x, weight, target = head(vocab=vocab)
+    value = loss(x, weight, target)
+    value.backward()
+    assert (chunks == [0]) is (vocab == VOCAB)
+    wide = twins(x, weight, target)
+    expected = plain(*wide)
+    expected.backward()
+    assert_close(value, expected, torch.float32, 8, vocab)
+    assert_close(x.grad.flatten(), wide[0].grad.flatten(), torch.float32, 8, vocab)
+    assert_close(weight.grad.flatten(), wide[1].grad.flatten(), torch.float32, 8, HIDDEN + vocab)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_in_16_bits(name, dtype, monkeypatch):
+    """In as many bits as with a buffer: a product is rounded to the same value wherever it lies."""
+    loss, vocab, results = LOSSES[name][0], 2 * VOCAB, []
+    for chunk in (0, ROWS):
+        chunks = advised(monkeypatch, name) if chunk == 0 else None
+        if chunk:
+            monkeypatch.setattr(_native, f"{name}_chunk_rows", lambda *_: ROWS)
+        x, weight, target = head(dtype, vocab)
+        value = loss(x, weight, target)
+        value.backward()
+        results.append((value, x.grad, weight.grad))
+        assert chunks is None or chunks == [0]
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize(
+    "rows, vocab, frozen", [(HIDDEN + 1, VOCAB, False), (ROWS, 1000, False), (ROWS, VOCAB, True)],
+    ids=["more rows than hidden", "few logits", "frozen"],
+)  # fmt: skip
+def test_where_there_is_a_buffer(rows, vocab, frozen, monkeypatch):
+    chunks = advised(monkeypatch, "linear_cross_entropy_forward")
+    x, weight, target = head(vocab=vocab, rows=rows)
+    cross_entropy(x, weight.requires_grad_(not frozen), target).backward()
+    assert chunks[0] > 0
+
+
+def test_a_call_without_a_buffer_that_needs_one():
+    """What the library says, to whoever calls it without asking."""
+    x, weight, target = head(rows=HIDDEN + 1, vocab=100)
+    x, weight = x.detach(), weight.detach()
+    results = (_native.Wish.SCALAR, None, None, None, torch.empty_like(x), torch.empty_like(weight), None, None)
+    options = (-100, 0.0, 0.0, 0.0, 1, 0, 0, _native.Wish.SCRATCH)
+    with pytest.raises(ValueError, match="logits is required"):
+        _native.linear_cross_entropy_forward(x, weight, None, target, None, None, None, *results, *options)
+
+
+# ---- kept for backward -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, NO_DIVISOR, 200])
+def test_log_probabilities(vocab):
+    x, weight, target = head(vocab=vocab)
+    value = liger_linear_logprob(x, weight, target)
+    kept = value.grad_fn.saved_tensors[-1]
+    assert (kept.dim() == 1) is (vocab != NO_DIVISOR)
+    up = torch.randn_like(value)
+    value.backward(up)
+    wide = twins(x, weight)
+    log_p = (wide[0] @ wide[1].t()).log_softmax(-1)
+    expected = torch.where(target >= 0, log_p.gather(-1, target.clamp(min=0)[:, None])[:, 0], 0)
+    expected.backward(up.double())
+    assert_close(value, expected, torch.float32, 8, vocab)
+    assert_close(x.grad.flatten(), wide[0].grad.flatten(), torch.float32, 8, vocab)
+    assert_close(weight.grad.flatten(), wide[1].grad.flatten(), torch.float32, 8, HIDDEN + vocab)
+
+
+def test_the_gradient_is_that_memory():
+    x, weight, target = head(vocab=200)
+    value = liger_linear_logprob(x, weight, target)
+    kept = value.grad_fn.saved_tensors[-1].data_ptr()
+    value.sum().backward()
+    assert weight.grad.data_ptr() == kept and weight.grad.shape == weight.shape
+
+
+def test_a_second_backward():
+    """The first ones must leave the logits, and make them again; the last one may take them."""
+    x, weight, target = head(vocab=200)
+    value = liger_linear_logprob(x, weight, target)
+    found = [torch.autograd.grad(value.sum(), (x, weight), retain_graph=again) for again in (True, True, False)]
+    assert all(map(torch.equal, found[0], found[1]))
+    for first, last in zip(found[0], found[2]):
+        assert_close(last.flatten(), first.double().flatten(), torch.float32, 4, 200)
+
+
+def test_all_ignored():
+    x, weight, target = head(vocab=200)
+    liger_linear_logprob(x, weight, torch.full_like(target, -100)).sum().backward()
+    assert x.grad.eq(0).all() and weight.grad.eq(0).all()
+
+
+def test_a_frozen_weight_keeps_logits_of_their_own():
+    x, weight, target = head(vocab=200)
+    value = liger_linear_logprob(x, weight.requires_grad_(False), target)
+    assert value.grad_fn.saved_tensors[-1].dim() == 2
+    assert logprob_module.may_keep(x, (0,))  # COMPUTE's first is float32
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import peak_memory, sys, torch
+from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
+from liger_kernel.transformers.functional import liger_linear_logprob
+call, dtype = {"loss": (lambda *head: LigerFusedLinearCrossEntropyFunction.apply(*head)[0], torch.bfloat16),
+               "log p": (lambda *head: liger_linear_logprob(*head).sum(), torch.float32)}[sys.argv[1]]
+x, w = (torch.randn(n, 256, dtype=dtype, requires_grad=True) for n in (256, 131072))
+y = torch.arange(256)
+call(x[:8], w[:4096], y[:8]).backward()  # sets everything up
+x.grad = w.grad = None
+peak_memory.tell("cpu", lambda: call(x, w, y).backward())
+"""
+
+
+@pytest.mark.parametrize("what, weight", [("loss", 64), ("log p", 128)])
+def test_memory(what, weight):
+    """The logits would be as large as the weight. Beside its gradient there are a slice of 16 MB and what the products take."""
+    assert weight < peak_memory.told(MEMORY, what) < weight + 16 + 28
