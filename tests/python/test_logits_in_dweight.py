@@ -190,10 +190,13 @@ def test_a_frozen_weight_keeps_logits_of_their_own():
 
 MEMORY = """
 import peak_memory, sys, torch
+from liger_kernel.chunked_loss import LigerFusedLinearORPOLoss
 from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 from liger_kernel.transformers.functional import liger_linear_logprob
 call, dtype = {"loss": (lambda *head: LigerFusedLinearCrossEntropyFunction.apply(*head)[0], torch.bfloat16),
-               "log p": (lambda *head: liger_linear_logprob(*head).sum(), torch.float32)}[sys.argv[1]]
+               "log p": (lambda *head: liger_linear_logprob(*head).sum(), torch.float32),
+               "ORPO": (lambda x, w, y: LigerFusedLinearORPOLoss()(w, x.view(2, -1, 256), y.view(2, -1))[0],
+                        torch.float32)}[sys.argv[1]]
 x, w = (torch.randn(n, 256, dtype=dtype, requires_grad=True) for n in (256, 131072))
 y = torch.arange(256)
 call(x[:8], w[:4096], y[:8]).backward()  # sets everything up
@@ -202,7 +205,7 @@ peak_memory.tell("cpu", lambda: call(x, w, y).backward())
 """
 
 
-@pytest.mark.parametrize("what, weight", [("loss", 64), ("log p", 128)])
+@pytest.mark.parametrize("what, weight", [("loss", 64), ("log p", 128), ("ORPO", 128)])
 def test_memory(what, weight):
     """The logits would be as large as the weight. Beside its gradient there are a slice of 16 MB and what the products take."""
     assert weight < peak_memory.told(MEMORY, what) < weight + 16 + 28

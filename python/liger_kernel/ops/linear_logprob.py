@@ -119,8 +119,9 @@ def kernel_backward(
     cols = vocab if kept is not None else _slice_cols(head, numbers, dx)
     logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     exact = dtype if weight.dtype is dtype and final else torch.float32
-    if in_dweight:
-        logits, dweight = None, kept.view(weight.shape)
+    if in_dweight:  # no view: who scales the gradient later may see that nobody else has its memory
+        logits = None
+        dweight = kept.new_empty(0).set_(kept.untyped_storage(), 0, weight.shape, (weight.shape[1], 1))
     else:
         dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
