@@ -43,6 +43,9 @@ __device__ __forceinline__ void store_whole_pack(T *p, pack<T, N> x) {
             asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"((char *)p + 16 * i), "r"(word[4 * i]),
                          "r"(word[4 * i + 1]), "r"(word[4 * i + 2]), "r"(word[4 * i + 3])
                          : "memory");
+    } else if constexpr (sizeof(x) == 8) {
+        const uint32_t *const word = (const uint32_t *)&x;
+        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(word[0]), "r"(word[1]) : "memory");
     } else {
         store_pack<T, N>(p, x);
     }

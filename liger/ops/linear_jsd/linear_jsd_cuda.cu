@@ -77,11 +77,13 @@ struct divergence_row : vocab_rows::every_row {
     static __device__ __forceinline__ float factor(const problem &p) {
         return (p.raw_gradient ? 1.0f : row_weight(&p.counted)) * p.inverse;
     }
-    template <int COUNT>
+    /* ALIGNED: to what is stored; a resident row is. */
+    template <bool ALIGNED, int COUNT>
     static __device__ __forceinline__ void store(T *to, const float (&values)[COUNT]) {
         pack<T, COUNT> out;
         repack(values, out);
-        store_anywhere(to, out);
+        if constexpr (ALIGNED) store_whole_pack(to, out);
+        else store_anywhere(to, out);
     }
 
     /* Resident. The scaled logits of both models, and then what the gradient needs, slope and Q, in their places. */
@@ -105,7 +107,7 @@ struct divergence_row : vocab_rows::every_row {
         T *const to = gradient(p, r) + at.first * (int64_t)N;
 #pragma unroll 1
         for (int j = 0; j < VECTORS; j++)
-            if (at.has(j)) store(to + j * at.step * N, zeros);
+            if (at.has(j)) store<true>(to + j * at.step * N, zeros);
     }
     /* Behind the end of the row z is -inf, whatever the sign of the temperature. */
     template <typename, typename P>
@@ -165,7 +167,7 @@ struct divergence_row : vocab_rows::every_row {
             float values[N];
 #pragma unroll
             for (int k = 0; k < N; k++) values[k] = fmaf(-row.y[j * N + k], sums.d, row.x[j * N + k]) * by;
-            if (at.has(j)) store(to + j * at.step * N, values);
+            if (at.has(j)) store<true>(to + j * at.step * N, values);
         }
     }
 
@@ -229,7 +231,7 @@ struct divergence_row : vocab_rows::every_row {
             float values[e.count];
 #pragma unroll
             for (int k = 0; k < e.count; k++) values[k] = fmaf(-e.of[k].q, sums.d, e.of[k].slope) * by;
-            store(gradient(p, r) + i, values);
+            store<false>(gradient(p, r) + i, values);
         });
     }
 };
