@@ -294,6 +294,9 @@ struct one_exchange {
     static constexpr int RING = 2;
     /* What further exchanges carry is only for finish(p, r, sums), which one thread calls a row later: nobody waits. */
     static constexpr bool LATE = false;
+    /* With a RING of 1 and LATE: vectors in which a thread's first half leaves what its second needs, over the next row's first
+     * half; neither needs the row then. */
+    static constexpr int KEPT_VECTORS = 0;
     static constexpr bool ENDS_TOGETHER = false;
     /* What is read behind the end of a row of the k-th input. */
     template <typename T, typename P>

@@ -19,11 +19,13 @@
  *                                                  from_the_end(p.rows, i), or none if the key is SKIPPED; its first
  *                                                  member is `key`
  *   slot, empty(), warp_merge                      what is exchanged: 8·n bytes
- *   second_slot, TOGETHER, CLUSTERS, BLOCKS, RING, LATE, beyond   see one_exchange
+ *   second_slot, TOGETHER, CLUSTERS, BLOCKS, RING, LATE, KEPT_VECTORS, beyond   see one_exchange
  *   first_half(p, at, r, stage, state)             a thread's slot. An output may overwrite an input in the second half: a
  *                                                  thread must have received all that it needs of other threads' values
  *                                                  before it sends, so they must enter the slot. With a RING of 1:
- *                                                  (..., loaded), and the second half has nothing but the state
+ *                                                  (..., loaded), and the second half has nothing but the state.
+ *                                                  With that and LATE: (..., stage, kept, state, loaded), and the second half
+ *                                                  has `kept` for a stage
  *   second_half(p, b, at, r, stage, state, all, loaded)   writes; loaded(): the stage has been read. With further exchanges:
  *                                                  (..., part, loaded, again); LATE: (..., part, loaded), a thread's second
  *                                                  slot
@@ -44,6 +46,8 @@ namespace vocab_rows {
 enum { SKIPPED = -1 };
 
 enum { MOST_ROWS = 1 << 30 };
+
+enum { LINE = 128 }; /* bytes of shared memory that one access reads */
 
 /* The k-th input's vectors of a stage. */
 template <typename F, typename P>
@@ -108,11 +112,17 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     using slot = typename F::slot;
     using state_type = typename F::state;
     constexpr int STAGE = F::INPUTS * F::VECTORS * THREADS;
-    extern __shared__ uint4 shared[];
+    extern __shared__ __align__(LINE) uint4 shared[];
     using first_exchange = exchange<slot, THREADS / WARP, CLUSTERED>;
-    __shared__ shared_barrier barriers[(has_further_barriers<F, CLUSTERED> ? 2 : 1) * first_exchange::BARRIERS];
-    __shared__ typename F::batch b; /* not in registers: there are none to spare */
-    static_assert(sizeof barriers + sizeof b <= STATIC_SHARED, "beside its dynamic shared memory");
+    /* The rows begin behind it. A warp's vectors that do not begin with a line take five accesses and not four: that was an
+     * eighth of the time of a kernel with much arithmetic, too. */
+    __shared__ struct alignas(LINE) {
+        shared_barrier barriers[(has_further_barriers<F, CLUSTERED> ? 2 : 1) * first_exchange::BARRIERS];
+        typename F::batch batch; /* not in registers: there are none to spare */
+    } fixed;
+    static_assert(sizeof fixed <= STATIC_SHARED, "beside its dynamic shared memory");
+    shared_barrier *const barriers = fixed.barriers;
+    typename F::batch &b = fixed.batch;
     const int rank = CLUSTERED ? cluster_rank() : 0, clusters = CLUSTERED ? cluster_size() : 1;
     const int vectors = (int)(F::cols(p) / pack_size<T>);
     const int per_block = ((vectors + clusters - 1) / clusters + F::TOGETHER - 1) / F::TOGETHER * F::TOGETHER;
@@ -120,7 +130,8 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     const place<THREADS> at = {begin + (int)threadIdx.x, end < vectors ? end : vectors};
     const int step = (int)gridDim.x / clusters;
     static_assert(F::VECTORS * THREADS % F::TOGETHER == 0, "a block's share of a row");
-    slot *const slots = (slot *)(shared + F::RING * STAGE);
+    constexpr int KEPT = F::KEPT_VECTORS * THREADS;
+    slot *const slots = (slot *)(shared + F::RING * STAGE + 2 * KEPT);
     first_exchange exchanged = {slots, barriers};
     auto again = further_exchange<F, THREADS / WARP, CLUSTERED>(slots + TURNS * exchanged.places(clusters),
                                                                 barriers + first_exchange::BARRIERS);
@@ -162,7 +173,35 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
     if (CLUSTERED) cluster_barrier(clusters);
     else __syncthreads();
 
-    if constexpr (F::RING == 1) {
+    if constexpr (F::RING == 1 && F::LATE) {
+        uint4 *const kept = shared + STAGE + threadIdx.x;
+        const auto turn =
+            [&](int odd, state_type &now,
+                state_type &old) { /* two states, so that none is copied */
+                                   const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
+                                   const auto fetch_coming = [&] {
+                                       prefetch<F>(p, at, i + step, coming.key != SKIPPED, stages);
+                                   };
+                                   if (now.key != SKIPPED) {
+                                       copy_wait();
+                                       exchanged.send(F::first_half(p, at, row_of(i), stages, kept + odd * KEPT, now,
+                                                                    fetch_coming));
+                                   } else {
+                                       fetch_coming();
+                                   }
+                                   if constexpr (CLUSTERED) again.pass_on(F::nothing());
+                                   if (i != start && old.key != SKIPPED)
+                                       finish(i - step, kept + (1 - odd) * KEPT, old, [] {});
+                                   else if (i != start) F::skip(p, at, row_of(i - step));
+                                   exchanged.pass_on(F::empty());
+                                   old = coming;
+                                   i += step;
+            };
+        while (i < p.rows + step) {
+            turn(0, state, before);
+            if (i < p.rows + step) turn(1, before, state);
+        }
+    } else if constexpr (F::RING == 1) {
         for (; i < p.rows; i += step) {
             const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
             const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, stages); };
@@ -226,7 +265,7 @@ constexpr shape choose_shape(size_t available, bool clusters, int64_t vectors) {
     while (block < F::MOST_THREADS && block < threads) block = block < 512 ? 512 : 1024;
     shape s = {1, block, 0};
     while (s.clusters < (clusters ? MAX_CLUSTER : 1) && threads > (int64_t)s.clusters * block) s.clusters++;
-    s.shared = (size_t)F::RING * F::INPUTS * F::VECTORS * block * PACK_BYTES +
+    s.shared = (size_t)(F::RING * F::INPUTS * F::VECTORS + 2 * F::KEPT_VECTORS) * block * PACK_BYTES +
                TURNS * (sizeof(typename F::slot) + second_size<F>)*(block / WARP + (s.clusters > 1 ? s.clusters : 0));
     if (threads > (int64_t)s.clusters * block || s.shared > available) return {0, 0, 0};
     return s;

@@ -89,18 +89,22 @@ __device__ __forceinline__ void ignore_row(const ce_tvd_forward_problem &p, int6
     p.student_max[r] = p.student_log_sum[r] = p.teacher_max[r] = p.teacher_log_sum[r] = 0.0f;
 }
 
+/* A target that is none of the vocabulary, for a key. */
+enum { NO_TARGET = -2 };
+
 /* The exponentials of a row are needed twice, which takes the special-function unit longer than memory takes to bring the
- * row: where they are KEPT, those of the student stay in registers over the next row's first half. STAGES: the ring of rows. */
-template <typename T, int V, bool KEPT, int LEAST, int STAGES>
+ * row: where they are KEPT, those of the student stay in registers over the next row's first half, and those of the teacher in
+ * shared memory, where rows take no more room then than while they come. */
+template <typename T, int V, bool KEPT, int LEAST>
 struct forward_row : vocab_rows::one_exchange {
-    static constexpr int RING = STAGES;
+    enum { INPUTS = 2, VECTORS = V, LEAST_THREADS = LEAST, MOST_THREADS = 512 };
+    enum { COUNT = V * pack_size<T>, FLOATS = PACK_BYTES / sizeof(float) };
+    static constexpr int RING = KEPT ? 1 : 2, KEPT_VECTORS = KEPT ? COUNT / FLOATS : 0;
     static constexpr bool LATE = true;
     using type = T;
     using problem = ce_tvd_forward_problem;
     using slot = two_sums;
     using second_slot = distances;
-    enum { INPUTS = 2, VECTORS = V, LEAST_THREADS = LEAST, MOST_THREADS = 512 };
-    enum { COUNT = V * pack_size<T> };
     using part = vocab_rows::row_part<T, V>;
 
     static LIGER_HOST_DEVICE int64_t cols(const problem &p) { return p.cols; }
@@ -112,19 +116,25 @@ struct forward_row : vocab_rows::one_exchange {
     struct batch {};
     static __device__ __forceinline__ batch batch_of(const problem &) { return {}; }
     static __device__ __forceinline__ int key(const problem &p, int64_t r) {
-        return index_at(p.target, p.target_dtype, r) == p.ignore_index ? (int)vocab_rows::SKIPPED : 0;
+        const int64_t y = index_at(p.target, p.target_dtype, r);
+        if (y == p.ignore_index) return (int)vocab_rows::SKIPPED;
+        return y >= 0 && y < p.cols && y <= INT32_MAX ? (int)y : (int)NO_TARGET;
     }
 
-    /* Resident: shared memory. Terms are relative to the thread's own maximum. */
+    /* Resident: shared memory. Terms are relative to the thread's own maximum. Only a block's first thread knows the target's
+     * logit, as it is in memory: nobody waits for it where it is read. */
     struct state {
         int key;
-        float target, student_max, teacher_max;
+        T target;
+        float student_max, teacher_max;
         float term[KEPT ? COUNT : 1];
     };
     static __device__ __forceinline__ state state_of(const problem &p, int i, int key) {
         state row; /* its terms are written before they are read */
         row.key = key;
-        row.target = key == vocab_rows::SKIPPED ? 0.0f : target_logit<T>(p, vocab_rows::from_the_end(p.rows, i));
+        row.target = from_f32<T>(NAN);
+        if (threadIdx.x == 0 && key >= 0)
+            row.target = row_at<const T>(p.student, vocab_rows::from_the_end(p.rows, i))[key];
         row.student_max = row.teacher_max = 0.0f;
         return row;
     }
@@ -145,31 +155,51 @@ struct forward_row : vocab_rows::one_exchange {
     static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
                                                       state &row) {
         part x, t;
-        slot mine;
         x.load(at, stage);
-        mine.student = sum_up(x, [&](int k, float term) {
-            if (KEPT) row.term[k] = term;
-        });
+        const row_sum student = sum_up(x, [](int, float) {});
         t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
-        mine.teacher = sum_up(t, [](int, float) {});
-        row.student_max = mine.student.max, row.teacher_max = mine.teacher.max;
-        return mine;
+        const row_sum teacher = sum_up(t, [](int, float) {});
+        row.student_max = student.max, row.teacher_max = teacher.max;
+        return {student, teacher};
+    }
+    template <typename P, typename L>
+    static __device__ __forceinline__ slot first_half(const problem &, const P &at, int64_t, const uint4 *stage,
+                                                      uint4 *kept, state &row, L loaded) {
+        part x, t;
+        x.load(at, stage);
+        const row_sum student = sum_up(x, [&](int k, float term) { row.term[k] = term; });
+        t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
+        loaded();
+        pack<float, FLOATS> some;
+        const row_sum teacher = sum_up(t, [&](int k, float term) {
+            some.value[k % FLOATS] = term;
+            if (k % FLOATS == FLOATS - 1) store_pack<float, FLOATS>((float *)(kept + k / FLOATS * P::step), some);
+        });
+        row.student_max = student.max, row.teacher_max = teacher.max;
+        return {student, teacher};
     }
     template <typename P, typename L>
     static __device__ __forceinline__ distances second_half(const problem &p, const batch &, const P &at, int64_t r,
-                                                            const uint4 *stage, const state &row, const slot &of_lane,
+                                                            const uint4 *from, const state &row, const slot &of_lane,
                                                             L loaded) {
         part x, t;
-        x.load(at, stage);
-        t.load(at, vocab_rows::input_stage<forward_row>(at, stage, 1));
-        loaded();
+        if constexpr (!KEPT) {
+            x.load(at, from);
+            t.load(at, vocab_rows::input_stage<forward_row>(at, from, 1));
+            loaded();
+        }
         const two_sums all = warp_merge(of_lane);
         comparison compared(share_of(row.student_max, all.student), share_of(row.teacher_max, all.teacher));
-        if (at.first == 0) write_sums(p, r, row.target, all);
+        if (at.first == 0) write_sums(p, r, to_f32(row.target), all);
+        pack<float, FLOATS> some;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            const float term = KEPT ? row.term[k] : term_of(x.value(k), row.student_max);
-            compared.add(term, term_of(t.value(k), row.teacher_max));
+            if constexpr (KEPT) {
+                if (k % FLOATS == 0) some = load_pack<float, FLOATS>((const float *)(from + k / FLOATS * P::step));
+                compared.add(row.term[k], some.value[k % FLOATS]);
+            } else {
+                compared.add(term_of(x.value(k), row.student_max), term_of(t.value(k), row.teacher_max));
+            }
         }
         return compared.distance();
     }
@@ -213,11 +243,11 @@ struct forward_row : vocab_rows::one_exchange {
 };
 
 /* Rows of more than 131072 values of 16 bits fit into a cluster with six vectors to a thread, for whose exponentials there
- * are no registers, and no room for a third row; beyond 196608 they are streamed. */
+ * is no room; beyond 196608 they are streamed. */
 template <typename T>
 liger_status launch_forward(const liger_context *context, const ce_tvd_forward_problem &p, cudaStream_t stream) {
-    using usual = forward_row<T, 4, true, 128, 3>;
-    using wide = forward_row<T, 6, false, 512, 2>;
+    using usual = forward_row<T, 4, true, 128>;
+    using wide = forward_row<T, 6, false, 512>;
     const bool packable = p.cols % pack_size<T> == 0 && rows_are_packable(p.student, sizeof(T)) &&
                           rows_are_packable(p.teacher, sizeof(T));
     bool done;
