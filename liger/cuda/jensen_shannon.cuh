@@ -45,11 +45,11 @@ __device__ __forceinline__ element between(mixture m, float x, float y) {
 }
 
 /* The same of the mixture M = (P + Q)/2. */
-template <bool EXACT, bool EXACT_LOG, bool BITS>
+template <bool EXACT>
 __device__ __forceinline__ element halfway(float x, float y) {
     const float a = max_or_nan(x, LOWEST), b = max_or_nan(y, LOWEST), d = a - b;
-    const float e = power_of<EXACT, BITS>(-fabsf(d)), large = power_of<EXACT, BITS>(fmaxf(a, b));
-    const float g = fmaf(0.5f, e, 0.5f), log_g = logarithm_of<EXACT_LOG, BITS>(g), q = d > 0.0f ? large : large * e;
+    const float e = exp_of<EXACT>(-fabsf(d)), large = exp_of<EXACT>(fmaxf(a, b));
+    const float g = fmaf(0.5f, e, 0.5f), log_g = log_of<EXACT>(g), q = d > 0.0f ? large : large * e;
     return {-large * fmaf(0.5f * e, fabsf(d), g * log_g), 0.5f * q * (fminf(d, 0.0f) - log_g), q};
 }
 
@@ -86,9 +86,11 @@ __host__ __device__ __forceinline__ bool is_skew(mixture m) {
  * registers which some kernels do not have: by_mode is for all others. */
 template <bool EXACT, bool EXACT_LOG = EXACT, bool BITS = false, typename V>
 __device__ __forceinline__ void by_mode(mixture m, V visit) {
+    constexpr bool HALVES =
+        !BITS && EXACT == EXACT_LOG; /* others keep a row in registers: none are left for a formula more */
     if (m.beta == 0.0f) visit([](float x, float y) { return to_teacher<EXACT, BITS>(x, y); });
     else if (m.rest == 0.0f) visit([](float x, float y) { return to_student<EXACT, BITS>(x, y); });
-    else if (m.beta == m.rest) visit([](float x, float y) { return halfway<EXACT, EXACT_LOG, BITS>(x, y); });
+    else if (HALVES && m.beta == m.rest) visit([](float x, float y) { return halfway<EXACT>(x, y); });
     else visit([m](float x, float y) { return between<EXACT, EXACT_LOG, BITS>(m, x, y); });
 }
 template <bool EXACT, typename V>

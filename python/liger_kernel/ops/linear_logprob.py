@@ -81,14 +81,16 @@ def kernel_forward(
     chunk = _native.linear_logprob_forward_chunk_rows(*head, *(None,) * 9, *numbers, keep)
     vocab, dtype = weight.shape[0], COMPUTE[compute]
     rounded_once = weight.dtype is dtype and dtype is not torch.float16
+    memory: Any = None
+    buffer: Any = None
     if keep and trains_weight and rounded_once and chunk >= most > 0 and _fits_dweight(head, numbers):
-        logits = fresh(torch.empty(weight.numel(), dtype=dtype, device=x.device))
-        buffer = logits[: most * vocab].view(most, vocab)
-    else:
-        logits = padded_logits(x, chunk, vocab, dtype) if chunk else None
-        buffer = None if logits is None else logits[:, :vocab]
+        memory = fresh(torch.empty(weight.numel(), dtype=dtype, device=x.device))
+        buffer = memory[: most * vocab].view(most, vocab)
+    elif chunk:
+        memory = padded_logits(x, chunk, vocab, dtype)
+        buffer = memory[:, :vocab]
     _native.linear_logprob_forward(*head, buffer, *results, *numbers, keep, Wish.SCRATCH)
-    return logits if chunk >= most else None
+    return memory if chunk >= most else None
 
 
 def kernel_backward(
@@ -115,15 +117,14 @@ def kernel_backward(
               log_sum_sq_probs if given[3] is not None else None)  # fmt: skip
     of_dx = torch.float32 if wide_dx else dtype
     dx = fresh(torch.empty(x.shape, dtype=of_dx, device=x.device)) if needs[0] else None
-    in_dweight = kept is not None and kept.dim() == 1
     cols = vocab if kept is not None else _slice_cols(head, numbers, dx)
     logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     exact = dtype if weight.dtype is dtype and final else torch.float32
-    if in_dweight:  # no view: who scales the gradient later may see that nobody else has its memory
-        logits = None
-        dweight = kept.new_empty(0).set_(kept.untyped_storage(), 0, weight.shape, (weight.shape[1], 1))
-    else:
-        dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device)) if needs[1] else None
+    dweight = None
+    if kept is not None and kept.dim() == 1:  # no view: who scales it later may see that nobody else has its memory
+        logits, dweight = None, kept.new_empty(0).set_(kept.untyped_storage(), 0, weight.shape, (weight.shape[1], 1))
+    elif needs[1]:
+        dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device))
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
     _native.linear_logprob_backward(
         *head, None if logits is None else logits[:, :cols], *needed, *given, dx, dweight, dbias,
