@@ -149,7 +149,7 @@ def test_a_new_operator_passes_all_tests_at_once(whole_tree):
     assert run(whole_tree, "tools/new_op.py", "square", "--root", str(whole_tree))[0] == 0
     # the linear losses' loops and the tables of the product sets name the others
     others = (r"row_\w+", r"logprob_\w+", "logits_gradient", r"cross_entropy_(count|rows|reduce)")
-    keep_rooms(whole_tree, "square", "gemm", "column_sum", "int2_matmul", *others)
+    keep_rooms(whole_tree, "square", "gemm", "column_sum", "interleave", "int2_matmul", *others)
     definitions = {"CMAKE_BUILD_TYPE": "Debug", "CMAKE_C_FLAGS_DEBUG": "-O1", "LIGER_WERROR": "ON"}
     definitions |= {"LIGER_CUDA": "OFF", "LIGER_CPU_ISAS": "best", "Python_EXECUTABLE": sys.executable}
     commands = [
