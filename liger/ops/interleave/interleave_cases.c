@@ -1,4 +1,5 @@
 /* interleave_cases.c - shapes and bench points of another order of blocks. An internal slot: no door, no refusals. */
+#include "liger/core/context_state.h"
 #include "liger/ops/interleave/interleave_problem.h"
 #include "tests/harness/op_cases.h"
 
