@@ -44,15 +44,6 @@ __device__ __forceinline__ element between(mixture m, float x, float y) {
     return {-large * fmaf(weight * e, fabsf(d), g * log_g), m.rest * q * (below - log_g), q};
 }
 
-/* The same of the mixture M = (P + Q)/2. */
-template <bool EXACT>
-__device__ __forceinline__ element halfway(float x, float y) {
-    const float a = max_or_nan(x, LOWEST), b = max_or_nan(y, LOWEST), d = a - b;
-    const float e = exp_of<EXACT>(-fabsf(d)), large = exp_of<EXACT>(fmaxf(a, b));
-    const float g = fmaf(0.5f, e, 0.5f), log_g = log_of<EXACT>(g), q = d > 0.0f ? large : large * e;
-    return {-large * fmaf(0.5f * e, fabsf(d), g * log_g), 0.5f * q * (fminf(d, 0.0f) - log_g), q};
-}
-
 /* Of P and Q let A be the one with the smaller weight s, B the other, and d = log A - log B: M = B·(1 + s·(e^d - 1)). Then
  *   log M - log B = l = log1p(s·expm1(d)),   log A - log M = d - l,     d as far as `far`, and l grows by what is beyond */
 template <bool EXACT, bool A_IS_P>
@@ -90,7 +81,8 @@ __device__ __forceinline__ void by_mode(mixture m, V visit) {
         !BITS && EXACT == EXACT_LOG; /* others keep a row in registers: none are left for a formula more */
     if (m.beta == 0.0f) visit([](float x, float y) { return to_teacher<EXACT, BITS>(x, y); });
     else if (m.rest == 0.0f) visit([](float x, float y) { return to_student<EXACT, BITS>(x, y); });
-    else if (HALVES && m.beta == m.rest) visit([](float x, float y) { return halfway<EXACT>(x, y); });
+    else if (HALVES && m.beta == m.rest)
+        visit([](float x, float y) { return between<EXACT, EXACT, BITS>({0.5f, 0.5f, 0.0f, MIXTURE_EVEN}, x, y); });
     else visit([m](float x, float y) { return between<EXACT, EXACT_LOG, BITS>(m, x, y); });
 }
 template <bool EXACT, typename V>

@@ -59,10 +59,10 @@ __global__ void __launch_bounds__(TILE / 2)
 template <typename M>
 __global__ void __launch_bounds__(MERGE_THREADS)
     merge_runs(const uint64_t *keys, uint64_t *merged, int64_t count, int bits, const __grid_constant__ M meanwhile,
-               int64_t done) {
+               int64_t first_call) {
     let_next_kernel_start();
     if (blockIdx.x * (int64_t)MERGE_THREADS >= count) {
-        meanwhile(done + blockIdx.x - (count + MERGE_THREADS - 1) / MERGE_THREADS);
+        meanwhile(first_call + blockIdx.x - (count + MERGE_THREADS - 1) / MERGE_THREADS);
         return;
     }
     wait_for_previous_kernel();
@@ -107,18 +107,19 @@ static inline int kernels(int64_t count) {
 }
 
 /* `keys` and `other` have room for `count` keys each; *sorted becomes the one of them where they are sorted. The next kernel
- * waits for the previous one before it reads them. Each kernel has `idle` blocks besides, and all of these together call
- * meanwhile(0) to meanwhile(kernels(count) · idle - 1). */
+ * waits for the previous one before it reads them. Each kernel has `spare` blocks besides, and all of these together call
+ * meanwhile(0) to meanwhile(kernels(count) · spare - 1). */
 template <typename K, typename M>
 cudaError_t sort_keys(const liger_context *context, const K &key_of, int64_t count, uint64_t *keys, uint64_t *other,
-                      const M &meanwhile, int64_t idle, cudaStream_t stream, const uint64_t **sorted) {
+                      const M &meanwhile, int64_t spare, cudaStream_t stream, const uint64_t **sorted) {
     cudaError_t error = cudaSuccess;
     if (count > 0)
-        sort_tiles<<<grid_size(count, TILE) + (unsigned)idle, TILE / 2, 0, stream>>>(key_of, count, keys, meanwhile);
-    int64_t done = idle;
-    for (int bits = TILE_BITS; (int64_t)1 << bits < count && error == cudaSuccess; bits += RUN_BITS, done += idle) {
-        error = launch_next(context, merge_runs<M>, dim3(grid_size(count, MERGE_THREADS) + (unsigned)idle),
-                            dim3(MERGE_THREADS), stream, (const uint64_t *)keys, other, count, bits, meanwhile, done);
+        sort_tiles<<<grid_size(count, TILE) + (unsigned)spare, TILE / 2, 0, stream>>>(key_of, count, keys, meanwhile);
+    for (int k = 1; k < kernels(count) && error == cudaSuccess; k++) {
+        const int bits = TILE_BITS + (k - 1) * RUN_BITS; /* of the runs that are there */
+        error =
+            launch_next(context, merge_runs<M>, dim3(grid_size(count, MERGE_THREADS) + (unsigned)spare),
+                        dim3(MERGE_THREADS), stream, (const uint64_t *)keys, other, count, bits, meanwhile, k * spare);
         uint64_t *const merged = other;
         other = keys, keys = merged;
     }

@@ -289,13 +289,13 @@ struct one_exchange {
     static constexpr bool CLUSTERS = true; /* a row that is too large for a block is divided between some */
     static constexpr bool BLOCKS = true;   /* a row that a block holds has not been taken by another kernel */
     /* Rows in shared memory: one in its second half, and one on its way or in its first. For a formula whose arithmetic takes
-     * as long as memory takes there is a third, on its way all the time; others it made slower. One, for rows that are large:
-     * the first half takes it apart, and the next is on its way from there on. */
+     * as long as memory takes there is a third, on its way all the time; others it made slower. One, where the
+     * first half takes the row apart, into registers or KEPT_VECTORS: the next is on its way from there on. */
     static constexpr int RING = 2;
     /* What further exchanges carry is only for finish(p, r, sums), which one thread calls a row later: nobody waits. */
     static constexpr bool LATE = false;
     /* With a RING of 1 and LATE: vectors in which a thread's first half leaves what its second needs, over the next row's first
-     * half; neither needs the row then. */
+     * half. The second does not read the row. */
     static constexpr int KEPT_VECTORS = 0;
     static constexpr bool ENDS_TOGETHER = false;
     /* What is read behind the end of a row of the k-th input. */

@@ -3,8 +3,8 @@
  * A row is read once and what comes of it is written once. Blocks are persistent; rows pass through shared memory
  * (cp.async), and a row is worked on twice: first its sums, relative to each thread's own maximum, are sent to all warps of
  * the block or cluster; then, after the next row's first half, what the others have sent is merged in a fixed order and the
- * result is written. So nobody waits for the exchange. The second half takes the exponentials again: there are no registers
- * to keep them in over another row's first half. A thread copies exactly what it will read itself, so no barrier guards the
+ * result is written. So nobody waits for the exchange. The second half takes the exponentials again, as a rule: there are
+ * no registers to keep them in over another row's first half. A thread copies exactly what it will read itself, so no barrier guards the
  * copies.
  *
  * The formula F:

@@ -294,6 +294,11 @@ static const struct op_property backward_properties[] = {
     {"3x262144",                 {3, 262144}, .large = true},                                                          \
     {"3x300001",                 {3, 300001}, .large = true},                                                          \
     {"no rows",                  {0, 40},     .edge = true},                                                           \
+    {"1200x1000",                {1200, 1000}, .large = true},                                                         \
+    {"300x8200",                 {300, 8200},  .large = true},                                                         \
+    {"150x32000",                {150, 32000}, .large = true},                                                         \
+    {"40x128256",                {40, 128256}, .large = true, .dtypes = 1u << LIGER_BF16},                             \
+    {"40x151936",                {40, 151936}, .large = true, .dtypes = 1u << LIGER_BF16},                             \
     {"all ignored",              {5, 40},     .flags = IGNORED, .edge = true},                                         \
     {"NaN in ignored rows",      {9, 1000},   .flags = POISON, .edge = true},                                          \
     {"masked",                   {8, 1000},   .flags = MASKED, .edge = true},                                          \

@@ -224,6 +224,8 @@ static const struct op_case forward_cases[] = {
     {"9x2049 cap smooth",             {9, 2049},    {.3, 1e-4, 30}, .flags = NONE | WEIGHTED | SCALED},
     {"6x32000",                       {6, 32000},   .flags = GRADIENT},
     {"6x32000 all results",           {6, 32000},   {.1, 1e-4}, .flags = MEAN},
+    {"150x32000",                     {150, 32000}, .flags = GRADIENT, .large = true},
+    {"40x128256",                     {40, 128256}, .flags = GRADIENT, .dtypes = 1u << LIGER_BF16, .large = true},
     {"3x128256",                      {3, 128256},  .flags = GRADIENT, .large = true},
     {"3x128256 all results",          {3, 128256},  {.1, 1e-4, 20}, .large = true},
     {"3x151936",                      {3, 151936},  .flags = GRADIENT, .large = true},

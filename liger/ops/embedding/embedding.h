@@ -38,7 +38,7 @@ LIGER_API liger_status liger_embedding_forward(liger_context *context, const lig
  *
  *   dy             in   [tokens, cols]   T
  *   indices        in   [tokens]         i32 or i64  as in forward
- *   dweight        out  [vocab, cols]    T           every row is written, and once: those that no token has are zeros
+ *   dweight        out  [vocab, cols]    T           every row is written: those that no token has are zeros
  *   padding_index  as in forward: its row of dweight is zeros
  *
  *   Sums are f32, in the order of the tokens and cut at places that depend on nothing but the indices, and rounded once.

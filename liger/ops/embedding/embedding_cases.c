@@ -31,6 +31,13 @@ static const struct op_case cases[] = {
     {.label = "700 of 300x2560, frequent", .size = {700, 300, 2560}, .flags = FREQUENT, .large = true},
     {.label = "17000 of 5000x64, frequent", .size = {17000, 5000, 64}, .flags = FREQUENT, .large = true},
     {.label = "40000 of 3x8", .size = {40000, 3, 8}, .large = true},
+    /* On CUDA three kernels sort, and rows are cleared meanwhile; and some rows of a large table are. */
+    {.label = "17000 of 20000x16", .size = {17000, 20000, 16}, .large = true},
+    {.label = "700 of 20000x2048, frequent",
+     .size = {700, 20000, 2048},
+     .flags = FREQUENT,
+     .dtypes = 1u << LIGER_BF16,
+     .large = true},
     {.label = "400 of 70001x65", .size = {400, 70001, 65}, .large = true},
     {.label = "4 of 3x70001", .size = {4, 3, 70001}, .large = true},
     {.label = "no tokens", .size = {0, 5, 33}, .edge = true},

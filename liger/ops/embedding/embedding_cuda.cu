@@ -1,6 +1,6 @@
 /* embedding_cuda.cu - embedding on the GPU.
  *
- * Forward is a gather: bits are moved, several rows on their way at once. Backward writes the table once, at the speed of
+ * Forward is a gather: bits are moved, several rows on their way at once. Backward writes the table at the speed of
  * memory: 1.05 GB of the 1.18 GB that 16384 tokens of 8 KB and 128256 rows are. What goes before must be short: keys are
  * sorted by two kernels. No atomics: what is sorted has one order, and so have the sums. */
 #include "liger/core/kernel_table.h"
@@ -99,7 +99,7 @@ struct sums_problem {
     embedding_backward_problem p;
     const uint64_t *keys;
     float *parts;
-    int64_t part_blocks, key_blocks; /* the blocks of each kind; the others are for rows without tokens */
+    int64_t part_blocks, key_blocks; /* the blocks of each kind; the others clear rows behind `cleared` */
     int64_t cleared;                 /* the first rows of the table, while keys were sorted */
 };
 
@@ -127,7 +127,7 @@ struct clear_rows_early {
     }
 };
 
-/* Where most rows have a token, and where rows do not follow each other, none. */
+/* None where there are as many tokens as rows, of which most may have one; and where rows do not follow each other. */
 static int64_t rows_cleared_early(const embedding_backward_problem &p, bool packable, int64_t most_packs) {
     if (!packable || p.dweight.inverse != 0 || p.dweight.inner_stride != p.cols || p.tokens >= p.vocab) return 0;
     const int64_t rows = most_packs / (p.cols * (int64_t)liger_dtype_size(p.dtype) / PACK_BYTES);
@@ -145,15 +145,15 @@ static cudaError_t sort_tokens(const liger_context *context, bool packable, cuda
     sums->cleared = rows_cleared_early(p, packable, most_blocks * of_all_kernels);
     const int64_t packs = sums->cleared * p.cols * (int64_t)liger_dtype_size(p.dtype) / PACK_BYTES;
     const clear_rows_early zeros = {(uint4 *)p.dweight.data, packs};
-    const int64_t idle = packs > 0 ? blocks_for(packs, of_all_kernels) : 0;
-    return sorted_keys::sort_keys(context, key_of, p.tokens, keys, other, zeros, idle, stream, &sums->keys);
+    const int64_t spare = packs > 0 ? blocks_for(packs, of_all_kernels) : 0;
+    return sorted_keys::sort_keys(context, key_of, p.tokens, keys, other, zeros, spare, stream, &sums->keys);
 }
 
 /* ---- backward: sums ---------------------------------------------------------------------------------------------
  *
  * One kernel has blocks of three kinds, so that what waits for memory to answer and what only writes are under way together:
  * first those that add up parts of rows of many tokens, then those that write the rows of some keys, then those that write the
- * rows without tokens. Rows whose tokens lie in several pieces come last, in a kernel of their own. */
+ * rows without tokens, behind those that have been cleared. Rows whose tokens lie in several pieces come last, in a kernel of their own. */
 
 enum {
     SUMMING_BLOCKS = 4, /* of a multiprocessor: 64 registers a thread */

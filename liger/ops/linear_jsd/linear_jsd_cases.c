@@ -162,6 +162,7 @@ static const struct op_case cases[] = {
     CASE("23x45x131 general",             23, 45, 30,  131,  8, .5, 1,   .flags = GENERAL, .dtypes = 1u << LIGER_F32),
     CASE("150x33x1032",                  150, 33, 20, 1032, 64, .5, 1,   .flags = LABELED, .large = true),
     CASE("60x33x2051",                    60, 33, 40, 2051, 64, .5, 1,   .flags = LABELED, .large = true),
+    CASE("150x5x32000",                  150, 5, 6, 32000, 150, .5, 1,   .flags = LABELED, .large = true),
     /* Many rows, but not `large`: a large case has no properties, and tiles of several sizes are seen by one alone. */
     CASE("2100x4x24, tiles of all sizes", 2100, 4,  5,   24, 2100, .5, 1, .flags = LABELED),
     CASE("2100x4x27, two chunks",         2100, 4,  5,   27, 1500, .1, 1),

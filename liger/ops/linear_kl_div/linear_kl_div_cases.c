@@ -126,6 +126,7 @@ static const struct op_case cases[] = {
     CASE("23x45x131 general",             23, 45,  131,  8, 1,   .flags = GENERAL, .dtypes = 1u << LIGER_F32),
     CASE("150x33x1032",                  150, 33, 1032, 64, 1,   .flags = SUM | LABELED, .large = true),
     CASE("60x33x2051",                    60, 33, 2051, 64, 1,   .flags = LABELED, .large = true),
+    CASE("150x5x32000",                  150, 5, 32000, 150, 1,  .flags = LABELED, .large = true),
     CASE("no rows",                        0,  9,   33,  3, 1,   .flags = LABELED, .edge = true),
     CASE("no rows, no buffer",             0,  9,   33,  0, 1,   .flags = SUM, .edge = true),
     CASE("all ignored",                    5,  9,   33,  2, 1,   .flags = IGNORED, .edge = true),

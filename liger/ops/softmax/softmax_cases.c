@@ -23,6 +23,8 @@ enum { MASKED = 1, NOTHING = 2 }; /* two values of three, or all of them, are -i
         {.label = "300x4104", .size = {0, 300, 4104}, .large = true}, {.label = "7x32000", .size = {0, 7, 32000}},     \
         {.label = "3x32768", .size = {0, 3, 32768}, .large = true},                                                    \
         {.label = "3x32776", .size = {0, 3, 32776}, .large = true},                                                    \
+        {.label = "150x32768", .size = {0, 150, 32768}, .large = true, .dtypes = 1u << LIGER_BF16},                    \
+        {.label = "40x131072", .size = {0, 40, 131072}, .large = true, .dtypes = 1u << LIGER_BF16},                    \
         {.label = "3x128256", .size = {0, 3, 128256}, .large = true},                                                  \
         {.label = "3x300001", .size = {0, 3, 300001}, .large = true},                                                  \
         {.label = "2x1000000", .size = {0, 2, 1000000}, .large = true},                                                \
