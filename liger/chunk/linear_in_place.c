@@ -6,8 +6,8 @@
 #include "liger/ops/row_selection/row_selection_problem.h"
 
 /* A slice is copied once, and its product is a little faster the more columns it has. A vocabulary whose number has no divisor
- * for slices of such a size is left to chunks of rows. */
-enum { SLICE_BYTES = 16 << 20, LEAST_COLS = 256, CACHE_BYTES = 28 << 20 };
+ * for slices of such a size is left to chunks of rows; so are rows so many that finding the order of their parts takes much. */
+enum { SLICE_BYTES = 16 << 20, LEAST_COLS = 256, CACHE_BYTES = 28 << 20, MOST_PARTS = 1 << 20 };
 
 int64_t linear_in_place_slices(const liger_context *context, liger_dtype dtype, int64_t rows, int64_t hidden,
                                int64_t vocab) {
@@ -15,7 +15,7 @@ int64_t linear_in_place_slices(const liger_context *context, liger_dtype dtype, 
     if (context->device != LIGER_DEVICE_CPU || rows == 0 || rows > hidden) return 0;
     const int64_t most_cols = values / rows;
     for (int64_t slices = 1; vocab / slices >= LEAST_COLS || slices == 1; slices++)
-        if (vocab % slices == 0 && vocab / slices <= most_cols) return slices;
+        if (vocab % slices == 0 && vocab / slices <= most_cols) return slices <= MOST_PARTS / rows ? slices : 0;
     return 0;
 }
 

@@ -14,7 +14,7 @@ from liger_kernel.ops import linear_logprob as logprob_module
 from liger_kernel.ops.topk_kl import LigerTopKKLFunction
 from liger_kernel.transformers.functional import liger_linear_logprob
 
-ROWS, HIDDEN, VOCAB = 56, 64, 150000  # 34 MB in f32: several slices, not all of them a power of two
+ROWS, HIDDEN, VOCAB = 56, 64, 150000  # 34 MB in f32: three slices
 NO_DIVISOR = 149993  # a prime number
 
 
@@ -80,12 +80,13 @@ def advised(monkeypatch, name):
     return answers
 
 
-@pytest.mark.parametrize("vocab", [VOCAB, NO_DIVISOR])
+@pytest.mark.parametrize("rows, vocab", [(ROWS, VOCAB), (HIDDEN, VOCAB), (ROWS, NO_DIVISOR)])
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses(name, vocab, monkeypatch):
+def test_losses(name, rows, vocab, monkeypatch):
+    """As many rows as hidden: each slice of the gradient ends where the next one's logits begin."""
     chunks = advised(monkeypatch, name)
     loss, plain = LOSSES[name]
-    x, weight, target = head(vocab=vocab)
+    x, weight, target = head(vocab=vocab, rows=rows)
     value = loss(x, weight, target)
     value.backward()
     assert (chunks == [0]) is (vocab == VOCAB)
@@ -95,6 +96,16 @@ def test_losses(name, vocab, monkeypatch):
     assert_close(value, expected, torch.float32, 8, vocab)
     assert_close(x.grad.flatten(), wide[0].grad.flatten(), torch.float32, 8, vocab)
     assert_close(weight.grad.flatten(), wide[1].grad.flatten(), torch.float32, 8, HIDDEN + vocab)
+
+
+def test_a_bias():
+    x, weight, target = head()
+    bias = torch.randn(VOCAB, requires_grad=True)
+    LigerFusedLinearCrossEntropyFunction.apply(x, weight, target, bias)[0].backward()
+    wide = twins(x, weight, bias)
+    F.cross_entropy(F.linear(*wide), target).backward()
+    for found, expected in zip((x, weight, bias), wide):
+        assert_close(found.grad.flatten(), expected.grad.flatten(), torch.float32, 8, HIDDEN + VOCAB)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -138,12 +149,15 @@ def test_a_call_without_a_buffer_that_needs_one():
 # ---- kept for backward -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vocab", [VOCAB, NO_DIVISOR, 200])
-def test_log_probabilities(vocab):
-    x, weight, target = head(vocab=vocab)
+def are_in_dweight(value) -> bool:
+    return value.grad_fn.in_dweight
+
+
+@pytest.mark.parametrize("rows, vocab", [(ROWS, VOCAB), (HIDDEN, VOCAB), (ROWS, NO_DIVISOR), (ROWS, 200)])
+def test_log_probabilities(rows, vocab):
+    x, weight, target = head(vocab=vocab, rows=rows)
     value = liger_linear_logprob(x, weight, target)
-    kept = value.grad_fn.saved_tensors[-1]
-    assert (kept.dim() == 1) is (vocab != NO_DIVISOR)
+    assert are_in_dweight(value) is (vocab != NO_DIVISOR)
     up = torch.randn_like(value)
     value.backward(up)
     wide = twins(x, weight)
@@ -153,6 +167,25 @@ def test_log_probabilities(vocab):
     assert_close(value, expected, torch.float32, 8, vocab)
     assert_close(x.grad.flatten(), wide[0].grad.flatten(), torch.float32, 8, vocab)
     assert_close(weight.grad.flatten(), wide[1].grad.flatten(), torch.float32, 8, HIDDEN + vocab)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0, "temperature": 0.7}, {"valid_rows": HIDDEN}], ids=str)
+def test_what_memory_of_their_own_gives(options, monkeypatch):
+    """All outputs and a bias, to the bit."""
+    results = []
+    for in_dweight in (True, False):
+        if not in_dweight:
+            monkeypatch.setattr(logprob_module, "_fits_dweight", lambda *_: False)
+        x, weight, target = head(rows=HIDDEN)
+        bias = torch.linspace(-1, 1, VOCAB).requires_grad_()
+        outputs = logprob_module.OUTPUTS[:4]
+        found = liger_linear_logprob(
+            x, weight, target, bias, selected_token_ids=torch.tensor([3, 70000, 149999]), outputs=outputs, **options
+        )
+        assert are_in_dweight(found[0]) is in_dweight
+        sum(f.sum() for f in found).backward()
+        results.append([*found, x.grad, weight.grad, bias.grad])
+    assert all(map(torch.equal, *results))
 
 
 def test_the_gradient_is_that_memory():
@@ -173,17 +206,22 @@ def test_a_second_backward():
         assert_close(last.flatten(), first.double().flatten(), torch.float32, 4, 200)
 
 
-def test_all_ignored():
+def test_no_row_that_counts():
+    """The caller has bounded them from above, so memory waits."""
     x, weight, target = head(vocab=200)
-    liger_linear_logprob(x, weight, torch.full_like(target, -100)).sum().backward()
+    value = liger_linear_logprob(x, weight, torch.full_like(target, -100), valid_rows=40)
+    assert are_in_dweight(value)
+    value.sum().backward()
     assert x.grad.eq(0).all() and weight.grad.eq(0).all()
 
 
-def test_a_frozen_weight_keeps_logits_of_their_own():
-    x, weight, target = head(vocab=200)
-    value = liger_linear_logprob(x, weight.requires_grad_(False), target)
-    assert value.grad_fn.saved_tensors[-1].dim() == 2
-    assert logprob_module.may_keep(x, (0,))  # COMPUTE's first is float32
+@pytest.mark.parametrize("rows, frozen", [(ROWS, True), (HIDDEN // 2 - 1, False)], ids=["frozen", "few rows"])
+def test_logits_with_memory_of_their_own(rows, frozen):
+    """Few logits would have memory of the weight's size wait for backward."""
+    x, weight, target = head(vocab=200, rows=rows)
+    target[:] = 1
+    value = liger_linear_logprob(x, weight.requires_grad_(not frozen), target)
+    assert not are_in_dweight(value) and value.grad_fn.saved_tensors[-1].shape == (rows, 200)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------

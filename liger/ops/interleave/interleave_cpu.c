@@ -8,11 +8,11 @@
 #include "liger/cpu/simd.h"
 #include "liger/ops/interleave/interleave_problem.h"
 
-enum { PIECE = 2048 };
+enum { LEAST_PIECE = 256, MOST_PIECE = 2048, LINE = 64 };
 
 struct moves {
     const struct interleave_problem *of;
-    size_t bytes; /* of a block */
+    size_t bytes, piece; /* of a block; and what of it is moved at a time */
     const int64_t *starts;
     int64_t cycles;
 };
@@ -39,9 +39,10 @@ static int64_t find_cycles(const struct interleave_problem *p, int64_t *starts, 
 static void move_pieces(void *argument, int64_t begin, int64_t end) {
     const struct moves *moves = argument;
     for (int64_t piece = begin; piece < end; piece++) {
-        const size_t first = (size_t)piece * PIECE, left = moves->bytes - first, bytes = left < PIECE ? left : PIECE;
+        const size_t first = (size_t)piece * moves->piece, left = moves->bytes - first;
+        const size_t bytes = left < moves->piece ? left : moves->piece;
         char *const data = (char *)moves->of->data + first;
-        char kept[PIECE];
+        char kept[MOST_PIECE];
         for (int64_t cycle = 0; cycle < moves->cycles; cycle++) {
             const int64_t start = moves->starts[cycle];
             int64_t at = start;
@@ -53,10 +54,16 @@ static void move_pieces(void *argument, int64_t begin, int64_t end) {
     }
 }
 
+/* A piece for every thread, but not so small that most of the time goes into finding it. */
+static size_t piece_of(size_t bytes, int32_t threads) {
+    const size_t share = (bytes / (size_t)threads + LINE - 1) / LINE * LINE;
+    return share < LEAST_PIECE ? LEAST_PIECE : share > MOST_PIECE ? MOST_PIECE : share;
+}
+
 liger_status LIGER_CPU(interleave)(liger_context *context, const struct interleave_problem *problem,
                                    liger_stream stream) {
     (void)stream;
-    struct moves moves = {problem, (size_t)problem->block * liger_dtype_size(problem->dtype), NULL, 0};
+    struct moves moves = {.of = problem, .bytes = (size_t)problem->block * liger_dtype_size(problem->dtype)};
     const size_t places = (size_t)(problem->rows * problem->cols);
     if (places == 0 || moves.bytes == 0) return LIGER_OK;
     int64_t *const starts =
@@ -65,6 +72,7 @@ liger_status LIGER_CPU(interleave)(liger_context *context, const struct interlea
                   (long long)problem->rows, (long long)problem->cols);
     moves.starts = starts;
     moves.cycles = find_cycles(problem, starts, (char *)(starts + places));
-    liger_parallel_for(context, (int64_t)((moves.bytes + PIECE - 1) / PIECE), 1, move_pieces, &moves);
+    moves.piece = piece_of(moves.bytes, liger_thread_count(context));
+    liger_parallel_for(context, (int64_t)((moves.bytes + moves.piece - 1) / moves.piece), 1, move_pieces, &moves);
     return LIGER_OK;
 }

@@ -26,7 +26,8 @@ extern "C" {
  *   logits        work  [chunk, vocab]   T    any row stride >= vocab; its rows are the size of a chunk:
  *                                             liger_linear_cross_entropy_forward_chunk_rows advises. Contents are lost
  *                                             Absent, or of 0 rows: on a CPU with a dweight and rows <= hidden they are
- *                                             made where dweight will be, if a divisor cuts vocab into slices of 16 MB
+ *                                             made where dweight will be, if some divisor cuts vocab into slices of 256
+ *                                             columns or more and 16 MB at most
  *                       or [rows, slice]      two passes: contiguous, slice < vocab, one row of the vocabulary at least:
  *                                             liger_linear_cross_entropy_forward_slice_cols advises
  *   loss          out   scalar, or [rows] with NONE   T or f32   may be absent, as every output
@@ -93,7 +94,7 @@ LIGER_API liger_status liger_linear_cross_entropy_forward_workspace(liger_contex
                                                                     size_t *bytes);
 /* The rows of `logits` to provide, from x, weight and the budget LIGER_LOSS_WORKSPACE_MB (by itself 1024 on CUDA; by
  * the shape on the CPU). With a dweight of 16 bits, all rows where their logits take no more than an f32 sum of it would.
- * 0: none, on a CPU, for logits of more than 28 MB that have room in dweight. */
+ * 0: none, on a CPU without a named budget, for logits of more than 28 MB that can be made in dweight. */
 LIGER_API liger_status liger_linear_cross_entropy_forward_chunk_rows(
     liger_context *context, const liger_linear_cross_entropy_forward_args *args, size_t *rows);
 /* To be asked first where dweight is wanted in 16 bits and rounded once: vocab, for one pass, or the columns of all rows of

@@ -34,7 +34,8 @@ typedef enum liger_linear_kl_reduction {
  *   logits        work  [chunk, vocab]   T    any row stride >= vocab; its rows are the size of a chunk:
  *                                             liger_linear_kl_div_chunk_rows advises. Contents are lost
  *                                             Absent, or of 0 rows: on a CPU with a dweight and rows <= hidden they are
- *                                             made where dweight will be, if a divisor cuts vocab into slices of 16 MB
+ *                                             made where dweight will be, if some divisor cuts vocab into slices of 256
+ *                                             columns or more and 16 MB at most
  *   loss          out   scalar          f32   may be absent, as every output
  *   dx            out   [rows, hidden]   T    must not overlap x
  *   dweight       out   [vocab, hidden]  T or f32     contiguous. With more than one chunk a T result is rounded after each: pass
@@ -77,7 +78,7 @@ LIGER_API liger_status liger_linear_kl_div_workspace(liger_context *context, con
                                                      size_t *bytes);
 /* The rows of `logits` to provide, from x, weight and the budget LIGER_LOSS_WORKSPACE_MB (by itself 1024 on CUDA; by the
  * shape on the CPU). With a dweight of 16 bits, all rows where their logits take no more than an f32 sum of it would.
- * 0: none, on a CPU, for logits of more than 28 MB that have room in dweight. */
+ * 0: none, on a CPU without a named budget, for logits of more than 28 MB that can be made in dweight. */
 LIGER_API liger_status liger_linear_kl_div_chunk_rows(liger_context *context, const liger_linear_kl_div_args *args,
                                                       size_t *rows);
 

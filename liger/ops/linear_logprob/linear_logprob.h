@@ -146,8 +146,8 @@ LIGER_API liger_status liger_linear_logprob_backward_workspace(liger_context *co
                                                                const liger_linear_logprob_backward_args *args,
                                                                size_t *bytes);
 /* The columns of `logits` to provide, from x, weight, whether there is a dx, valid_rows and the budget. 0, with logits_kept,
- * a dweight and no logits: forward may have left them in dweight, on a CPU with no more rows than hidden, if a divisor cuts
- * vocab into slices of 16 MB. */
+ * a dweight and no logits: forward may have left them in dweight, on a CPU with no more rows than hidden, if some divisor cuts
+ * vocab into slices of 256 columns or more and 16 MB at most. */
 LIGER_API liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,
                                                                 const liger_linear_logprob_backward_args *args,
                                                                 size_t *cols);

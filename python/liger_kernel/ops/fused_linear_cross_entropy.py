@@ -1,4 +1,4 @@
-"""A linear head and its cross entropy, over chunks of rows or slices of the vocabulary: the full logits never exist."""
+"""A linear head and its cross entropy, over chunks of rows or slices of the vocabulary: there is no memory for the full logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear head and its divergence from a teacher's probabilities, over chunks of rows: the full logits never exist."""
+"""A linear head and its divergence from a teacher's probabilities, over chunks of rows: there is no memory for the full logits."""
 
 from __future__ import annotations
 

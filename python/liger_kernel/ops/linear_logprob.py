@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,29 +68,36 @@ def may_keep(x: Tensor, options: tuple) -> bool:
     return NAMED_BUDGET > 0 or (x.device.type == "cpu" and COMPUTE[options[-1]] is torch.float32)
 
 
+class Kept(NamedTuple):
+    """The logits of all rows that are multiplied, rows padded; or memory for the weight's gradient that begins with them."""
+
+    memory: Tensor
+    in_dweight: bool
+
+
 def kernel_forward(
     operands: tuple, options: tuple, results: tuple, keep: bool = False, trains_weight: bool = False
-) -> Tensor | None:
-    """Fills the results. Where all logits were there at once it answers them, rows padded: backward may consume them. `keep`:
-    they are, too, where the budget that somebody has named holds them, or they cost no more than an f32 accumulator of the
-    weight's gradient. If the weight is trained it may answer one dimension: they lie where that gradient will be."""
+) -> Kept | None:
+    """Fills the results. Where all logits were there at once it answers them: backward may consume them. `keep`: they are, too,
+    where the budget that somebody has named holds them, or they cost no more than an f32 accumulator of the weight's gradient.
+    If the weight is trained they lie where that gradient will be, if they are half of it or more: it waits for backward, too."""
     x, weight, target, bias, ids = operands
     *numbers, compute = options
     head = _head(x, weight, target, bias, ids, compute)
     numbers[1] = most = _bound(target, numbers[0], numbers[1])
     chunk = _native.linear_logprob_forward_chunk_rows(*head, *(None,) * 9, *numbers, keep)
     vocab, dtype = weight.shape[0], COMPUTE[compute]
-    rounded_once = weight.dtype is dtype and dtype is not torch.float16
     memory: Any = None
     buffer: Any = None
-    if keep and trains_weight and rounded_once and chunk >= most > 0 and _fits_dweight(head, numbers):
-        memory = fresh(torch.empty(weight.numel(), dtype=dtype, device=x.device))
-        buffer = memory[: most * vocab].view(most, vocab)
+    in_dweight = keep and trains_weight and chunk >= most > 0 and _fits_dweight(head, numbers, weight.dtype is dtype)
+    if in_dweight:
+        memory = fresh(torch.empty(weight.shape, dtype=dtype, device=x.device))
+        buffer = memory.view(-1)[: most * vocab].view(most, vocab)
     elif chunk:
         memory = padded_logits(x, chunk, vocab, dtype)
         buffer = memory[:, :vocab]
     _native.linear_logprob_forward(*head, buffer, *results, *numbers, keep, Wish.SCRATCH)
-    return memory if chunk >= most else None
+    return Kept(memory, in_dweight) if memory is not None and chunk >= most else None
 
 
 def kernel_backward(
@@ -99,7 +106,7 @@ def kernel_backward(
     known: tuple,
     options: tuple,
     needs: tuple,
-    kept: Tensor | None,
+    kept: Kept | None,
     final: bool = True,
     wide_dx: bool = False,
 ) -> tuple:
@@ -118,13 +125,17 @@ def kernel_backward(
     of_dx = torch.float32 if wide_dx else dtype
     dx = fresh(torch.empty(x.shape, dtype=of_dx, device=x.device)) if needs[0] else None
     cols = vocab if kept is not None else _slice_cols(head, numbers, dx)
-    logits = kept if kept is not None else padded_logits(x, most, cols, dtype) if most else None
     exact = dtype if weight.dtype is dtype and final else torch.float32
-    dweight = None
-    if kept is not None and kept.dim() == 1:  # no view: who scales it later may see that nobody else has its memory
-        logits, dweight = None, kept.new_empty(0).set_(kept.untyped_storage(), 0, weight.shape, (weight.shape[1], 1))
+    logits: Tensor | None = None
+    dweight: Tensor | None = None
+    if kept is not None and kept.in_dweight:
+        dweight = kept.memory.contiguous()
     elif needs[1]:
         dweight = fresh(torch.empty(weight.shape, dtype=exact, device=x.device))
+    if kept is not None and not kept.in_dweight:
+        logits = kept.memory
+    elif kept is None and most:
+        logits = padded_logits(x, most, cols, dtype)
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
     _native.linear_logprob_backward(
         *head, None if logits is None else logits[:, :cols], *needed, *given, dx, dweight, dbias,
@@ -154,7 +165,7 @@ def one_pass(
     options = (ignore_index, valid_rows, 1.0, 0.0, temperature, COMPUTE.index(compute_dtype(x, weight)))
     log_probs, normalizer, *others = linear_logprob._results((*operands, *options), (False,) * 6, _native.new)
     results = (log_probs, *others, normalizer)
-    logits = kernel_forward(operands, options, results, keep=any(needs), trains_weight=needs[1])
+    kept = kernel_forward(operands, options, results, keep=any(needs), trains_weight=needs[1])
     found, dlog_probs = weigh(log_probs)
     if not any(needs):
         return found, (None,) * 3, None
@@ -168,16 +179,20 @@ def one_pass(
         dlog_probs = dlog_probs * factor
     known = (log_probs, normalizer, None, None)
     upstreams = (dlog_probs, *(None,) * 5)
-    return found, kernel_backward(upstreams, operands, known, options, needs, logits, factor is None), factor
+    return found, kernel_backward(upstreams, operands, known, options, needs, kept, factor is None), factor
 
 
 def _slice_cols(head: tuple, numbers: list, dx: Tensor | None) -> int:
     return _native.linear_logprob_backward_slice_cols(*head, *(None,) * 11, dx, None, None, *numbers, 0)
 
 
-def _fits_dweight(head: tuple, numbers: list) -> bool:
-    """Can all logits be kept where the weight's gradient will be?"""
-    return _native.linear_logprob_backward_slice_cols(*head, *(None,) * 12, head[1], None, *numbers, 1) == 0
+def _fits_dweight(head: tuple, numbers: list, rounded_once: bool) -> bool:
+    """Can, and should, all logits be kept where the weight's gradient will be? Fewer would have much more memory wait with them."""
+    half_or_more = rounded_once and head[1].dtype is not torch.float16 and 2 * numbers[1] >= head[1].shape[1]
+    return (
+        half_or_more
+        and _native.linear_logprob_backward_slice_cols(*head, *(None,) * 12, head[1], None, *numbers, 1) == 0
+    )
 
 
 # ---- the operators -----------------------------------------------------------------------------------------------------
@@ -375,13 +390,13 @@ class LigerLinearLogProbFunction(LigerFunction):
         cls = LigerLinearLogProbFunction
         cls.check_shapes(args)
         given, operands, options = cls._taken(args)
-        needs, flags, logits = ctx.needs_input_grad, cls._flags(given), None
+        needs, flags, kept_logits = ctx.needs_input_grad, cls._flags(given), None
         if is_plain(*operands):
             with profiled("liger::linear_logprob"):
                 log_prob, normalizer, *others = linear_logprob._results((*operands, *options), flags, _native.new)
                 keep = any(needs) and may_keep(operands[0], options)
                 results = (log_prob, *others, normalizer)
-                logits = kernel_forward(operands, options, results, keep, trains_weight=needs[1])
+                kept_logits = kernel_forward(operands, options, results, keep, trains_weight=needs[1])
         else:
             log_prob, normalizer, *others = linear_logprob(*operands, *options, *flags)
         ctx.needs = (needs[0], needs[1], given["bias"] is not None and len(needs) > 3 and needs[3])
@@ -390,7 +405,8 @@ class LigerLinearLogProbFunction(LigerFunction):
             x, weight, target, bias, ids = operands
             ctx.options, ctx.names, ctx.shape = options, tuple(given["outputs"]), given["hidden"].shape
             known = (log_prob, normalizer, others[0], others[2])
-            ctx.save_for_backward(x, weight, kept_labels(target), bias, kept(ids), *known, logits)
+            memory, ctx.in_dweight = kept_logits or (None, False)
+            ctx.save_for_backward(x, weight, kept_labels(target), bias, kept(ids), *known, memory)
         public = cls._public(given, log_prob, tuple(others))
         if "is_top1" in given["outputs"]:
             ctx.mark_non_differentiable(public[1 + given["outputs"].index("is_top1")])
@@ -407,12 +423,11 @@ class LigerLinearLogProbFunction(LigerFunction):
         leading = len(ctx.shape) - 1
         flat = [None if u is None else u.reshape(math.prod(ctx.shape[:-1]), *u.shape[leading:]) for u in upstreams]
         saved, free = take_saved(ctx)
-        operands, known, logits = saved[:5], saved[5:9], saved[9]
+        operands, known = saved[:5], saved[5:9]
+        kept_logits = Kept(saved[9], ctx.in_dweight) if free[9] else None
         if is_plain(*flat, *operands):
             with profiled("liger::linear_logprob_backward"):
-                found = kernel_backward(
-                    tuple(flat), operands, known, ctx.options, ctx.needs, logits if free[9] else None
-                )
+                found = kernel_backward(tuple(flat), operands, known, ctx.options, ctx.needs, kept_logits)
         else:
             found = linear_logprob.derivative(*flat, *operands, *known, *ctx.options, *ctx.needs)
         dx, dweight, dbias = (g if need else None for g, need in zip(found, ctx.needs))

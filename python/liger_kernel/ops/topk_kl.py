@@ -1,4 +1,4 @@
-"""A linear head and its divergence from a teacher of whom the most probable ids are known: the full logits never exist."""
+"""A linear head and its divergence from a teacher of whom the most probable ids are known: there is no memory for the full logits."""
 
 from __future__ import annotations
 

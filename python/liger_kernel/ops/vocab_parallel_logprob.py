@@ -29,6 +29,7 @@ from liger_kernel.ops._operator import Asked, LigerArgumentError, Made, is_trans
 from liger_kernel.ops.linear_logprob import (
     OUTPUTS,
     Count,
+    Kept,
     OnAHead,
     backward_products,
     check_options,
@@ -467,7 +468,8 @@ def _by_kernels(
     flags = tuple(name in outputs and name != "lse" for name in OUTPUTS)
     made = linear_logprob._results((*operands, *options), (*flags, here.ids is not None), _native.new)
     log_prob, normalizer, *others = made
-    logits = kernel_forward(operands, options, (log_prob, *others, normalizer), keep)
+    kept = kernel_forward(operands, options, (log_prob, *others, normalizer), keep)
+    logits = None if kept is None else kept.memory
     columns = dict(zip((*OUTPUTS, "selected"), others))
     columns |= {"maximum": normalizer[:, 0], "log_sum": normalizer[:, 1], "log_prob": log_prob}
     return of_slice({name: c for name, c in columns.items() if c is not None}, here, operands[1].shape[0]), logits
@@ -498,7 +500,7 @@ def _gradients_by_kernels(ctx: Any, given: tuple) -> tuple:
         for name, u in zip(("log_prob", *ctx.names, "selected"), given)
     }
     known = (log_prob, normalizer, entropy, squares, vocab)
-    kept = logits if free[12] else None
+    kept = Kept(logits, in_dweight=False) if free[12] else None
     return _gradients_of_slice(
         upstreams, operands, (owned, owned_ids), known, ctx.options, ctx.needs, kept, ctx.unowned_is_zero
     )
