@@ -224,6 +224,21 @@ def test_logits_with_memory_of_their_own(rows, frozen):
     assert not are_in_dweight(value) and value.grad_fn.saved_tensors[-1].shape == (rows, 200)
 
 
+@pytest.mark.parametrize("where, given, says", [(1, False, "logits is required"), (2, True, "logits must be absent")])
+def test_what_must_not_be_taken_for_logits(where, given, says):
+    """logits_kept: neither a dweight that nobody filled, nor a buffer beside one that is named."""
+    x, weight, target = (t.detach() for t in head(vocab=200))
+    logits = torch.empty(ROWS, 200) if given else None
+    known = (torch.zeros(ROWS), torch.zeros(ROWS, 2), None, None)
+    upstreams = (torch.zeros(ROWS), *(None,) * 5)
+    gradients = (None, torch.empty_like(weight), None)
+    with pytest.raises(ValueError, match=says):
+        _native.linear_logprob_backward(
+            x, weight, None, target, None, logits, *known, *upstreams, *gradients, -100, -1, 1.0, 0.0, 1.0, where,
+            _native.Wish.SCRATCH,
+        )  # fmt: skip
+
+
 # ---- memory ------------------------------------------------------------------------------------------------------------
 
 MEMORY = """

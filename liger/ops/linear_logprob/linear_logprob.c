@@ -153,11 +153,14 @@ static const struct door_rule forward_rules[] = {
 #define DOOR linear_logprob_backward, whole_problem
 #define ARGS(call) ((const liger_linear_logprob_backward_args *)(call)->args)
 
+/* Of logits_kept. */
+enum { IN_DWEIGHT = 2 };
+
 /* Where the logits that were kept are in dweight; else 0. */
 static int64_t slices_in_place(const struct door_call *call) {
     const liger_tensor *dweight = &ARGS(call)->dweight;
     const bool is_there = call->query ? dweight->dtype != LIGER_DTYPE_NONE : dweight->data != NULL;
-    if (!ARGS(call)->logits_kept || door_has(call, BIT(logits)) || !is_there) return 0;
+    if (ARGS(call)->logits_kept != IN_DWEIGHT || door_has(call, BIT(logits)) || !is_there) return 0;
     return linear_in_place_slices(call->context, call->t, most_rows(call, ARGS(call)->valid_rows), call->size[HIDDEN],
                                   call->size[VOCAB]);
 }
@@ -166,6 +169,9 @@ static liger_status check_slice(struct door_call *call) {
     const int64_t most = most_rows(call, ARGS(call)->valid_rows), vocab = call->size[VOCAB];
     if (call->query || most == 0 || slices_in_place(call)) return LIGER_OK;
     LIGER_TRY(require_logits(call, BIT(logits)));
+    LIGER_REQUIRE(ARGS(call)->logits_kept != IN_DWEIGHT, LIGER_ERR_ARGUMENT,
+                  "%s: logits must be absent where logits_kept is %d: they are in dweight", call->door->function,
+                  (int)IN_DWEIGHT);
     LIGER_REQUIRE(call->size[CHUNK] >= most, LIGER_ERR_SHAPE,
                   "%s: logits has %lld rows, but %lld may have to be multiplied", call->door->function,
                   (long long)call->size[CHUNK], (long long)most);
@@ -202,7 +208,7 @@ static const struct door_rule backward_rules[] = {
     OPERANDS(backward),
     {ARG(selected_ids), IN, INDEX, VECTOR(IDS), TO_POINTER(selected_ids), DTYPE_TO(selected_dtype), ONLY_WITH(d_selected_log_probs)},
     OPTIONS,
-    {INT32(logits_kept),  BETWEEN(0, 1), TO(kept)},
+    {INT32(logits_kept),  BETWEEN(0, 2), TO(kept)},
     {ARG(logits), SCRATCH, T, DIMS(2, CHUNK, SLICE), TO_PITCHED(backward.head.logits), PITCH_TO(backward.head.logits_stride), OPTIONAL},
     {CHECK(check_slice)},
     {ARG(log_prob),         IN, DTYPE(F32), VECTOR(ROWS),             TO_POINTER(log_prob), ONLY_WITH(d_log_prob)},

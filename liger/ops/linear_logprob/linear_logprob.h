@@ -89,9 +89,9 @@ LIGER_API liger_status liger_linear_logprob_forward_chunk_rows(liger_context *co
  *   x, weight, bias, target, selected_ids   in   as forward's
  *   logits              work  [chunk, slice]   T    rows: as many as are multiplied, all or valid_rows; its columns are the
  *                                                   size of a slice: liger_linear_logprob_backward_slice_cols advises.
- *                                                   logits_kept != 0: in, [.., vocab], as forward left it, and lost;
- *                                                   or absent, if slice_cols answers 0: they are where dweight begins,
- *                                                   rows after each other without gaps
+ *                                                   logits_kept 1: in, [.., vocab], as forward left it, and lost. 2: absent;
+ *                                                   they are where dweight begins, rows after each other without gaps,
+ *                                                   if slice_cols answers 0
  *   log_prob ... d_mean_logits   in                 as there
  *   d_selected_log_probs   in   as the output  f32  contiguous; only with selected_ids
  *   dx                  out   [rows, hidden]   T or f32   must not overlap x. May be absent, as every output
@@ -128,7 +128,7 @@ typedef struct liger_linear_logprob_backward_args {
     float scale;
     float softcap;
     float temperature;
-    int32_t logits_kept; /* 0 or 1 */
+    int32_t logits_kept; /* 0, 1 or 2 */
     void *workspace;
     size_t workspace_bytes;
 } liger_linear_logprob_backward_args;
@@ -145,7 +145,7 @@ LIGER_API liger_status liger_linear_logprob_backward(liger_context *context,
 LIGER_API liger_status liger_linear_logprob_backward_workspace(liger_context *context,
                                                                const liger_linear_logprob_backward_args *args,
                                                                size_t *bytes);
-/* The columns of `logits` to provide, from x, weight, whether there is a dx, valid_rows and the budget. 0, with logits_kept,
+/* The columns of `logits` to provide, from x, weight, whether there is a dx, valid_rows and the budget. 0, with logits_kept 2,
  * a dweight and no logits: forward may have left them in dweight, on a CPU with no more rows than hidden, if some divisor cuts
  * vocab into slices of 256 columns or more and 16 MB at most. */
 LIGER_API liger_status liger_linear_logprob_backward_slice_cols(liger_context *context,

@@ -237,6 +237,8 @@ static const struct op_gradient gradients[] = {{DX, X}, {DWEIGHT, WEIGHT}, {DBIA
 
 /* ---- refusals --------------------------------------------------------------------------------------------------- */
 
+static void without_logits(struct op_call *call) { call->t[LOGITS] = (liger_tensor){.data = NULL}; }
+
 static const struct op_provocation shared_provocations[] = {
     {"logits absent", OP_ABSENT(LOGITS), LIGER_ERR_ARGUMENT, {"logits is required"}},
 };
@@ -246,6 +248,7 @@ static const struct op_provocation forward_provocations[] = {
 static const struct op_provocation backward_provocations[] = {
     {"too few rows of logits", OP_SHAPE(LOGITS, 0, 6), LIGER_ERR_SHAPE, {": logits has 6 rows, but 7 may have to be"}},
     {"logits without columns", OP_SHAPE(LOGITS, 1, 0), LIGER_ERR_SHAPE, {": logits has no columns"}},
+    {"kept logits absent", OP_FLAGS(KEPT), LIGER_ERR_ARGUMENT, {"logits is required"}, without_logits},
     {"a slice of kept logits",
      OP_FLAGS(KEPT),
      LIGER_ERR_SHAPE,

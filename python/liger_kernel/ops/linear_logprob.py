@@ -68,6 +68,9 @@ def may_keep(x: Tensor, options: tuple) -> bool:
     return NAMED_BUDGET > 0 or (x.device.type == "cpu" and COMPUTE[options[-1]] is torch.float32)
 
 
+_IN_DWEIGHT = 2  # the library's logits_kept
+
+
 class Kept(NamedTuple):
     """The logits of all rows that are multiplied, rows padded; or memory for the weight's gradient that begins with them."""
 
@@ -139,7 +142,7 @@ def kernel_backward(
     dbias = x.new_empty(vocab, dtype=torch.float32) if needs[2] else None
     _native.linear_logprob_backward(
         *head, None if logits is None else logits[:, :cols], *needed, *given, dx, dweight, dbias,
-        *numbers, kept is not None, Wish.SCRATCH,
+        *numbers, 0 if kept is None else _IN_DWEIGHT if kept.in_dweight else 1, Wish.SCRATCH,
     )  # fmt: skip
     del logits  # what is rounded may take its memory
     if not final:
@@ -191,7 +194,7 @@ def _fits_dweight(head: tuple, numbers: list, rounded_once: bool) -> bool:
     half_or_more = rounded_once and head[1].dtype is not torch.float16 and 2 * numbers[1] >= head[1].shape[1]
     return (
         half_or_more
-        and _native.linear_logprob_backward_slice_cols(*head, *(None,) * 12, head[1], None, *numbers, 1) == 0
+        and _native.linear_logprob_backward_slice_cols(*head, *(None,) * 12, head[1], None, *numbers, _IN_DWEIGHT) == 0
     )
 
 
