@@ -19,7 +19,7 @@ enum {
 };
 
 /* multiprocessors: 0 on the CPU. */
-static inline int64_t norm_partials(int32_t multiprocessors, int64_t rows, int64_t row_bytes) {
+static inline int64_t norm_most_partials(int32_t multiprocessors, int64_t rows, int64_t row_bytes) {
     if (multiprocessors == 0) {
         const int64_t useful = (rows + NORM_CPU_ROWS - 1) / NORM_CPU_ROWS;
         return useful < NORM_CPU_PARTIALS ? useful : (int64_t)NORM_CPU_PARTIALS;
@@ -28,6 +28,15 @@ static inline int64_t norm_partials(int32_t multiprocessors, int64_t rows, int64
                                          : NORM_MULTIPROCESSOR_THREADS / NORM_SHARED_BLOCK;
     const int64_t most = multiprocessors * (fits < 1 ? 1 : fits > NORM_MOST_BLOCKS ? (int64_t)NORM_MOST_BLOCKS : fits);
     return rows < most ? rows : most;
+}
+
+/* Of blocks with a row at a time no more than it takes to be done in as many turns: of 16384 rows for 528 blocks, sixteen would
+ * have a turn more than all others. */
+static inline int64_t norm_partials(int32_t multiprocessors, int64_t rows, int64_t row_bytes) {
+    const int64_t most = norm_most_partials(multiprocessors, rows, row_bytes);
+    if (multiprocessors == 0 || row_bytes <= 512 || rows <= most) return most;
+    const int64_t turns = (rows + most - 1) / most;
+    return (rows + turns - 1) / turns;
 }
 
 /* Rows that come in groups, each with parameters of its own, whose gradients are sums over the group. With few groups each is
@@ -42,7 +51,7 @@ struct norm_groups {
 static inline struct norm_groups norm_groups_of(int32_t multiprocessors, int64_t rows, int64_t groups,
                                                 int64_t row_bytes) {
     enum { NARROW = 2048 }; /* narrower rows have fewer threads, not fewer units */
-    const int64_t most = norm_partials(multiprocessors, rows, row_bytes < NARROW ? (int64_t)NARROW : row_bytes);
+    const int64_t most = norm_most_partials(multiprocessors, rows, row_bytes < NARROW ? (int64_t)NARROW : row_bytes);
     struct norm_groups plan = {groups, groups ? rows / groups : 0, 1, 0, 0};
     if (groups > 0 && groups < most) plan.parts = most / groups;
     if (plan.parts > plan.group_rows) plan.parts = plan.group_rows ? plan.group_rows : 1;
