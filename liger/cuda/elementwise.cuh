@@ -7,6 +7,7 @@
  *
  * A body brings
  *   BODY::problem               rows, cols
+ *   BODY::FROM_THE_END          see from_the_end()
  *   BODY::run<N>(p, r, i)       elements i to i + N - 1 of row r: a pack, or one
  *
  * Where much must be known of a row, a thread does several packs of it, all of which are on their way at once, and the body
@@ -39,13 +40,14 @@ __device__ __forceinline__ void run_pack(const typename BODY::problem &p, int64_
 
 template <typename BODY, int N>
 __global__ void __launch_bounds__(THREADS) flat_kernel(const __grid_constant__ typename BODY::problem p) {
-    run_pack<BODY, N>(p, 0, (int64_t)blockIdx.x * THREADS + threadIdx.x);
+    const unsigned block = BODY::FROM_THE_END ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    run_pack<BODY, N>(p, 0, (int64_t)block * THREADS + threadIdx.x);
 }
 template <typename BODY, int N>
 __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ typename BODY::problem p) {
     const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows; r += (int64_t)gridDim.y * blockDim.y)
-        run_pack<BODY, N>(p, r, c);
+    for (int64_t i = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; i < p.rows; i += (int64_t)gridDim.y * blockDim.y)
+        run_pack<BODY, N>(p, BODY::FROM_THE_END ? from_the_end(p.rows, i) : i, c);
 }
 
 /* Narrow rows share a block. */

@@ -23,6 +23,7 @@ namespace gated {
 template <typename F, typename T, bool ROUNDS_TO_T>
 struct forward_body {
     using problem = typename F::forward_problem;
+    static constexpr bool FROM_THE_END = false;
     using rounded = std::conditional_t<ROUNDS_TO_T, T, float>;
 
     template <int N>
@@ -46,6 +47,7 @@ struct forward_body {
 template <typename F, typename T>
 struct backward_body {
     using problem = typename F::backward_problem;
+    static constexpr bool FROM_THE_END = true;
 
     static __device__ __forceinline__ T *row_if_there(liger_rows rows, int64_t r) {
         return rows.data ? row_at<T>(rows, r) : nullptr;

@@ -169,6 +169,13 @@ __device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
     return (T *)rows.data + liger_row_offset(rows, r);
 }
 
+/* The i-th row, counted from the end. What the operator before has written last may still be in L2, a fifth of a tensor of
+ * 134 MB: losses, and backwards that walk rows or packs, begin there, and leave the first rows to whoever comes next. */
+template <typename R>
+__device__ __forceinline__ R from_the_end(int64_t rows, R i) {
+    return (R)rows - 1 - i;
+}
+
 /* How many of a row's elements stand in front of its first boundary of PACK_BYTES. */
 template <typename T>
 __device__ __forceinline__ int64_t to_boundary(const T *row, int64_t cols) {

@@ -11,7 +11,7 @@ namespace row_norm {
 enum {
     LOOP_BLOCKS = 4, /* of a multiprocessor, in the loop kernels: 32 registers a thread */
     COLUMN_BLOCK = 256,
-    COUNTABLE_ROWS = 1 << 30 /* rows and a few steps more are an int */
+    COUNTABLE_ROWS = 1 << 30 /* rows, and a few steps below 0, are an int */
 };
 
 /* Arrays of a formula's sums have one element at least. */
@@ -96,7 +96,7 @@ struct row_pipeline {
     __device__ __forceinline__ pack<T, N> &x(int stage, int k) { return slot[(stage * 2 * NV + NV + k) * COPIES]; }
 
     __device__ __forceinline__ void fetch(const typename B::problem &p, int r, int stage) {
-        if (r < p.rows) {
+        if (r >= 0) {
             const int first = threadIdx.x * N;
             const T *dy_row = row_at<T>(p.dy, r) + first, *x_row = row_at<T>(p.x, r) + first, *dsum_row = NULL;
             if constexpr (B::ADDS) dsum_row = row_at<T>(p.dsum, r) + first;
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
     static_assert(sizeof slots <= STATIC_SHARED, "beside its dynamic shared memory");
     const int group = R.groups == 1 ? 0 : threadIdx.y, cols = (int)p.cols;
     row_pipeline<B, RUNG> rows(memory, group);
-    const int count = (int)p.rows, step = gridDim.x * R.groups, first = blockIdx.x * R.groups;
+    const int step = gridDim.x * R.groups, last = (int)p.rows - 1 - blockIdx.x * R.groups;
     const float per_col = 1.0f / (float)cols;
     float partial[NV][some(B::PARTIALS)][N] = {}, totals[some(B::TOTALS)] = {}, scale[NV][N];
 #pragma unroll
@@ -192,15 +192,15 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
         if (c < cols) B::scale(p, 0, c, scale[k]);
     }
     let_next_kernel_start();
-    int r = first + group, stage = 0, phase = 0;
-    for (int s = 0; s < STAGES - 1; s++) rows.fetch(p, r + s * step, s);
+    int r = last - group, stage = 0, phase = 0; /* down to 0: see from_the_end() */
+    for (int s = 0; s < STAGES - 1; s++) rows.fetch(p, r - s * step, s);
     typename B::facts next = {}; /* a row ahead, as the rows are */
-    if (r < count) next = B::facts_of(p, r);
-    for (; r - group < count; r += step, phase ^= 1, stage = stage + 1 == STAGES ? 0 : stage + 1) {
-        rows.fetch(p, r + (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
-        const bool live = R.groups == 1 || r < count;
+    if (r >= 0) next = B::facts_of(p, r);
+    for (; r + group >= 0; r -= step, phase ^= 1, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+        rows.fetch(p, r - (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
+        const bool live = R.groups == 1 || r >= 0;
         const typename B::facts facts = next;
-        if (r + step < count) next = B::facts_of(p, r + step);
+        if (r >= step) next = B::facts_of(p, r - step);
         __pipeline_wait_prior(STAGES - 1);
         float sums[B::SUMS] = {}, g[NV][N], x[NV][N];
         const auto make_terms = [&](int k, float(&dy)[N]) {
@@ -253,7 +253,8 @@ __global__ void __launch_bounds__(BLOCK, at_most_blocks(BLOCKS, BLOCK))
     const float per_col = 1.0f / (float)p.cols;
     float totals[some(B::TOTALS)] = {};
     if (B::TOTALS > 0) let_next_kernel_start();
-    for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x, phase ^= 1) {
+    for (int64_t at = blockIdx.x; at < p.rows; at += gridDim.x, phase ^= 1) {
+        const int64_t r = from_the_end(p.rows, at);
         const T *dy_row = row_at<T>(p.dy, r), *x_row = row_at<T>(p.x, r);
         const typename B::facts facts = B::facts_of(p, r);
         float sums[B::SUMS] = {};

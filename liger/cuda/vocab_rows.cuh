@@ -18,12 +18,6 @@
 
 namespace vocab_rows {
 
-/* The i-th row, counted from the end: the tail of what the operator before has written may still be in L2. */
-template <typename R>
-__device__ __forceinline__ R from_the_end(int64_t rows, R i) {
-    return (R)rows - 1 - i;
-}
-
 /* ---- parts of a row ----------------------------------------------------------------------------------------------- */
 
 /* Where this thread stands in a row: its vectors are first + j·THREADS for j < VECTORS, those below `end`. The distance is

@@ -134,7 +134,7 @@ struct forward_row : vocab_rows::one_exchange {
         row.key = key;
         row.target = from_f32<T>(NAN);
         if (threadIdx.x == 0 && key >= 0)
-            row.target = row_at<const T>(p.student, vocab_rows::from_the_end(p.rows, i))[key];
+            row.target = row_at<const T>(p.student, from_the_end(p.rows, i))[key];
         row.student_max = row.teacher_max = 0.0f;
         return row;
     }

@@ -28,8 +28,7 @@ struct resident_row : logits_row<T> {
         return y >= 0 && y < p.vocab ? (int)y : TARGET_OUT_OF_RANGE;
     }
     static __device__ __forceinline__ state state_of(const problem &p, int i, int key) {
-        return {key, key >= 0 ? to_f32(base::input(p, 0, vocab_rows::from_the_end(p.rows, i))[key]) : -FLT_MAX,
-                -FLT_MAX};
+        return {key, key >= 0 ? to_f32(base::input(p, 0, from_the_end(p.rows, i))[key]) : -FLT_MAX, -FLT_MAX};
     }
 
     template <typename P, typename G>

@@ -109,8 +109,9 @@ __global__ void __launch_bounds__(THREADS, DYT_BLOCKS) backward_kernel(const __g
 #pragma unroll
         for (int k = 0; k < BACKWARD_ROWS; k++) {
             if (r + k * at.step >= p.rows) break;
-            x_held[k] = load_pack<T, N>(row_at<const T>(p.x, r + k * at.step) + at.c);
-            dy_held[k] = load_pack<T, N>(row_at<const T>(p.dy, r + k * at.step) + at.c);
+            const int64_t row = from_the_end(p.rows, r + k * at.step);
+            x_held[k] = load_pack<T, N>(row_at<const T>(p.x, row) + at.c);
+            dy_held[k] = load_pack<T, N>(row_at<const T>(p.dy, row) + at.c);
         }
 #pragma unroll
         for (int k = 0; k < BACKWARD_ROWS; k++) {
@@ -128,7 +129,8 @@ __global__ void __launch_bounds__(THREADS, DYT_BLOCKS) backward_kernel(const __g
                 x[i] = alpha * u;
             }
             repack(x, x_held[k]);
-            if (p.dx.data) store_pack<T, N>(row_at<T>(p.dx, r + k * at.step) + at.c, x_held[k]);
+            const int64_t row = from_the_end(p.rows, r + k * at.step);
+            if (p.dx.data) store_pack<T, N>(row_at<T>(p.dx, row) + at.c, x_held[k]);
         }
     }
     if (p.dgamma) store_partial<N>(p, 0, dgamma, combine);

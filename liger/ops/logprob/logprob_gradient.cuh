@@ -146,7 +146,7 @@ struct gradient_row {
 template <typename T, bool CAPPED, bool BY_COLUMN>
 __global__ void __launch_bounds__(GRADIENT_THREADS, 3) gradient_kernel(const __grid_constant__ gradient_problem p) {
     for (int64_t i = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; i < p.rows; i += (int64_t)gridDim.y * blockDim.y) {
-        const int64_t r = vocab_rows::from_the_end(p.rows, i);
+        const int64_t r = from_the_end(p.rows, i);
         const logits_gradient_row weights = p.weights[r];
         T *row = (T *)p.logits + r * p.logits_stride;
         const int64_t head = to_boundary(row, p.cols), packs = (p.cols - head) / pack_size<T>;

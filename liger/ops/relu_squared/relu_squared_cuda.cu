@@ -9,6 +9,7 @@ __device__ __forceinline__ float relu(float x) { return x < 0.0f ? 0.0f : x; } /
 template <typename T>
 struct forward {
     using problem = relu_squared_forward_problem;
+    static constexpr bool FROM_THE_END = false;
     template <int N>
     static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {
         pack<T, N> out = load_pack<T, N>(row_at<const T>(p.x, r) + i);
@@ -27,6 +28,7 @@ __device__ __forceinline__ float twice_product(float x, float dy) { return x < 1
 template <typename T>
 struct backward {
     using problem = relu_squared_backward_problem;
+    static constexpr bool FROM_THE_END = true;
     template <int N>
     static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {
         pack<T, N> out = load_pack<T, N>(row_at<const T>(p.x, r) + i);

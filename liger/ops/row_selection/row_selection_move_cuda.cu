@@ -11,6 +11,7 @@ namespace {
 template <typename TX, typename TY>
 struct moved_rows {
     using problem = row_scatter_problem;
+    static constexpr bool FROM_THE_END = false;
 
     template <int N>
     static __device__ __forceinline__ void run(const problem &p, int64_t r, int64_t i) {

@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS)
     const int64_t step = (int64_t)gridDim.x * blockDim.y, words = support_words(p.cols), packs = p.cols / N;
     uint32_t *const staged = blockDim.y == 1 && words <= STAGED ? stage : NULL;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y; i < p.rows; i += step) {
-        const int64_t r = vocab_rows::from_the_end(p.rows, i);
+        const int64_t r = from_the_end(p.rows, i);
         const uint32_t *support = p.support + r * words;
         const T *dy = row_at<const T>(p.dy, r);
         T *dx = row_at<T>(p.dx, r);
