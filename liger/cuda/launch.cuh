@@ -86,18 +86,24 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 template <typename... P, typename... A>
-cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream,
-                        A... arguments) {
+cudaError_t launch_next_with(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                             cudaStream_t stream, A... arguments) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;
+    config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = is_compiled_for(context, 90);
     return cudaLaunchKernelEx(&config, kernel, (P)arguments...);
+}
+template <typename... P, typename... A>
+cudaError_t launch_next(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream,
+                        A... arguments) {
+    return launch_next_with(context, kernel, grid, block, 0, stream, arguments...);
 }
 
 static inline int round_up_to_warp(int64_t threads) { return (int)((threads + 31) / 32 * 32); }

@@ -186,6 +186,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
     const int step = gridDim.x * R.groups, last = (int)p.rows - 1 - blockIdx.x * R.groups;
     const float per_col = 1.0f / (float)cols;
     float partial[NV][some(B::PARTIALS)][N] = {}, totals[some(B::TOTALS)] = {}, scale[NV][N];
+    wait_for_previous_kernel();
 #pragma unroll
     for (int k = 0; k < NV; k++) {
         const int c = (threadIdx.x + k * R.threads) * N;
@@ -372,7 +373,9 @@ cudaError_t launch_rung(const liger_context *context, const typename B::problem 
     constexpr size_t shared = shared_bytes(R, B::ADDS ? 3 : 2);
     const cudaError_t error = allow_shared_memory<backward_registers<B, RUNG>>(context, shared);
     if (error != cudaSuccess) return error;
-    backward_registers<B, RUNG><<<(unsigned)p.partials, dim3(R.threads, R.groups), shared, stream>>>(p);
+    const cudaError_t launch_error = launch_next_with(context, backward_registers<B, RUNG>, dim3((unsigned)p.partials),
+                                                      dim3(R.threads, R.groups), shared, stream, p);
+    if (launch_error != cudaSuccess) return launch_error;
     return launch_totals<B>(context, p, (int)p.partials * R.groups, stream);
 }
 

@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(FORWARD_BLOCK, forward_blocks<F, NV>)
     /* One warp's groups share a block, and meet no barrier. Otherwise the row is the block's, and known to be: its addresses
      * are then computed once per warp. */
     const int64_t r = NV == 1 ? (int64_t)blockIdx.x * blockDim.y + threadIdx.y : blockIdx.x;
+    let_next_kernel_start();
     if (r >= p.rows) return;
     /* Behind the row's end a thread sums the last pack again and leaves it out: less than a branch for every pack. */
     const int cols = (int)p.cols, last = cols - N, warp = NV == 1 ? 0 : (int)threadIdx.x / WARP;
