@@ -17,7 +17,7 @@
     const struct door function##_door = DOOR_OF(function, rules);                                                      \
     liger_status liger_##function(liger_context *context, const liger_##function##_args *given, liger_stream stream) { \
         liger_##function##_args args;                                                                                  \
-        struct function##_problem problem;                                                                             \
+        struct function##_problem problem = {0}; /* an absent argument leaves its field */                             \
         struct door_call call;                                                                                         \
         LIGER_TRY(door_enter(&call, &function##_door, context, given, &args, &problem));                               \
         if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;                        \

@@ -8,15 +8,7 @@
  * A body brings
  *   BODY::problem               rows, cols
  *   BODY::FROM_THE_END          see from_the_end()
- *   BODY::run<N>(p, r, i)       elements i to i + N - 1 of row r: a pack, or one
- *
- * Where much must be known of a row, a thread does several packs of it, all of which are on their way at once, and the body
- * brings instead, for launch_rows()
- *   BODY::problem               rows, cols
- *   BODY::row, row(p, r)        what all elements of row r need
- *   BODY::inputs<N>, load<N>(p, r, i)
- *   BODY::run<N>(p, row, inputs, r, i)
- *   BODY::is_skipped(p, r), skip<N>(p, r, i)     a row of which nothing is read */
+ *   BODY::run<N>(p, r, i)       elements i to i + N - 1 of row r: a pack, or one */
 #ifndef LIGER_CUDA_ELEMENTWISE_CUH
 #define LIGER_CUDA_ELEMENTWISE_CUH
 
@@ -68,47 +60,6 @@ template <typename BODY, typename T>
 void launch(const typename BODY::problem &p, bool packable, cudaStream_t stream) {
     if (packable) launch_packs<BODY, pack_size<T>>(p, stream);
     else launch_packs<BODY, 1>(p, stream);
-}
-
-/* ---- rows of which much must be known ------------------------------------------------------------------------------- */
-
-enum { AHEAD = 4 };
-
-template <typename BODY, int N>
-__global__ void __launch_bounds__(THREADS) row_packs_kernel(const __grid_constant__ typename BODY::problem p) {
-    const int64_t first = ((int64_t)blockIdx.x * AHEAD * blockDim.x + threadIdx.x) * N, step = (int64_t)blockDim.x * N;
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows; r += (int64_t)gridDim.y * blockDim.y) {
-        if (BODY::is_skipped(p, r)) {
-#pragma unroll
-            for (int u = 0; u < AHEAD; u++)
-                if (first + u * step < p.cols) BODY::template skip<N>(p, r, first + u * step);
-            continue;
-        }
-        typename BODY::template inputs<N> in[AHEAD];
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++)
-            if (first + u * step < p.cols) in[u] = BODY::template load<N>(p, r, first + u * step);
-        const typename BODY::row row(p, r);
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++)
-            if (first + u * step < p.cols) BODY::template run<N>(p, row, in[u], r, first + u * step);
-    }
-}
-
-template <typename BODY, int N>
-void launch_row_packs(const typename BODY::problem &p, cudaStream_t stream) {
-    const int64_t packs = p.cols / N;
-    unsigned x = THREADS;
-    while (x > 1 && (int64_t)x / 2 * AHEAD >= packs) x /= 2;
-    const dim3 block(x, THREADS / x), grid(grid_size(packs, x * AHEAD), grid_size(p.rows, block.y, MAX_GRID_Y));
-    row_packs_kernel<BODY, N><<<grid, block, 0, stream>>>(p);
-}
-
-/* `packable`: rows are whole packs, all of them aligned. */
-template <typename BODY, typename T>
-void launch_rows(const typename BODY::problem &p, bool packable, cudaStream_t stream) {
-    if (packable) launch_row_packs<BODY, pack_size<T>>(p, stream);
-    else launch_row_packs<BODY, 1>(p, stream);
 }
 
 } // namespace elementwise

@@ -170,7 +170,8 @@ __device__ __forceinline__ T *row_at(liger_rows rows, int64_t r) {
 }
 
 /* The i-th row, counted from the end. What the operator before has written last may still be in L2, a fifth of a tensor of
- * 134 MB: losses, and backwards that walk rows or packs, begin there, and leave the first rows to whoever comes next. */
+ * 134 MB: losses, and backwards that walk rows or packs, begin there, and leave the first rows to whoever comes next (the
+ * backward of such a loss begins with these). */
 template <typename R>
 __device__ __forceinline__ R from_the_end(int64_t rows, R i) {
     return (R)rows - 1 - i;

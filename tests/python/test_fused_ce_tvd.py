@@ -227,6 +227,84 @@ def test_what_is_kept(device, dtype):
     assert sorted(kept) == [*[6] * 6, 300, 300]
 
 
+def gradients_of(x, t, target, times=2):
+    """Of the same forward pass again and again."""
+    ce, tvd = LigerFusedCETVDFunction.apply(x, t, target)
+    return [
+        torch.autograd.grad([ce, tvd], x, [ce.detach() + 1, tvd.detach() - 2], retain_graph=True)[0]
+        for _ in range(times)
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [8192, 9000, 32776, 128256, 262144])
+def test_what_forward_leaves_for_backward(device, dtype, vocab):
+    """The first backward takes it, the second asks the teacher: the same bits. Every third row is the teacher's own."""
+    x, t, target = problem(device, dtype, (7, vocab))
+    t[1::3] = x.detach()[1::3]
+    first, second = gradients_of(x, t, target)
+    assert torch.equal(first, second)
+    assert (first[1::3][target[1::3] != -100] != 0).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bytes_of_row", [16 << 10, 18000, 65552, 256512, 303872, 384 << 10, (384 << 10) + 16, 16368])
+def test_of_which_rows_something_is_left(device, dtype, bytes_of_row):
+    """Of all that count and are not the teacher's own, where it is worth the memory: nothing is asked for in vain."""
+    x, t, target = problem(device, dtype, (7, bytes_of_row // dtype.itemsize))
+    t[1::3] = x.detach()[1::3]
+    ce, _ = LigerFusedCETVDFunction.apply(x, t, target)
+    left = vars(ce.grad_fn).get("left")
+    if device.type == "cpu" or torch.cuda.get_device_capability()[0] < 9 or not 16 << 10 <= bytes_of_row <= 384 << 10:
+        assert left is None
+        return
+    dstudent, has_signs = left
+    assert dstudent.shape == x.shape and dstudent.dtype is dtype
+    assert has_signs.tolist() == [int(y != -100 and r % 3 != 1) for r, y in enumerate(target.tolist())]
+
+
+def test_nothing_is_left_where_autograd_is_told_what_to_keep(device):
+    x, t, target = problem(device, torch.bfloat16, (4, 16384))
+    with torch.autograd.graph.saved_tensors_hooks(lambda s: s, lambda s: s):
+        ce, _ = LigerFusedCETVDFunction.apply(x, t, target)
+    assert "left" not in vars(ce.grad_fn)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_teacher_who_is_not_asked_again(device, dtype):
+    """Of the teacher's row nothing is read in backward, but where it ties with the student's."""
+    if device.type != "cuda":
+        pytest.skip("a CPU leaves nothing")
+    x, t, target = problem(device, dtype, (9, 16384))
+    t[1::3] = x.detach()[1::3]
+    (expected,) = gradients_of(x, t, target, 1)
+    ce, tvd = LigerFusedCETVDFunction.apply(x, t, target)
+    t.data.fill_(-50.0)  # autograd does not see it
+    found = torch.autograd.grad([ce, tvd], x, [ce.detach() + 1, tvd.detach() - 2])[0]
+    counts, tied = target != -100, torch.arange(9, device=device) % 3 == 1
+    assert torch.equal(found[~tied], expected[~tied])
+    assert not torch.equal(found[tied & counts], expected[tied & counts])
+
+
+def test_a_backward_that_is_captured_and_replayed(device):
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs")
+    x, t, target = problem(device, torch.bfloat16, (8, 16384))
+    (expected,) = gradients_of(x, t, target, 1)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        gradients_of(x, t, target, 1)
+        ce, tvd = LigerFusedCETVDFunction.apply(x, t, target)
+        upstreams = ce.detach() + 1, tvd.detach() - 2
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            (found,) = torch.autograd.grad([ce, tvd], x, upstreams)
+    for _ in range(2):
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("label", [50, -1])
 def test_labels_out_of_range(device, label, monkeypatch):
     x, t, target = problem(device, torch.float32, (6, 50))

@@ -6,6 +6,17 @@
 
 enum { ROWS = 1, VOCAB };
 
+/* The gradient over a row of logits would be where signs are. */
+static liger_status check_dstudent(struct door_call *call) {
+    const liger_ce_tvd_backward_args *args = call->args;
+    const void *const to = args->dstudent.data;
+    if (args->has_signs.data == NULL || to == NULL) return LIGER_OK;
+    LIGER_REQUIRE(to != args->student_logits.data && to != args->teacher_logits.data, LIGER_ERR_LAYOUT,
+                  "%s: dstudent overlaps the logits, but with has_signs it is what the forward call has left",
+                  call->door->function);
+    return LIGER_OK;
+}
+
 /* clang-format off */
 #define OPERANDS                                                                                                       \
     {ARG(student_logits), IN, FLOAT_T, DIMS(2, ROWS, SOME(VOCAB)), TO_ROWS(student)},                                  \
@@ -19,6 +30,8 @@ enum { ROWS = 1, VOCAB };
 static const struct door_rule forward_rules[] = {
     OPERANDS,
     OF_ROWS(OUT, ce), OF_ROWS(OUT, tvd), SOFTMAXES(OUT), OF_ROWS(OUT, sigma),
+    {ARG(dstudent),  OUT, T,          LIKE(student_logits), TO_ROWS(dstudent),     ONLY_WITH(has_signs)},
+    {ARG(has_signs), OUT, DTYPE(I32), VECTOR(ROWS),         TO_POINTER(has_signs), ONLY_WITH(dstudent)},
     {INT64(ignore_index), TO(ignore_index)},
 };
 #undef DOOR
@@ -27,25 +40,15 @@ static const struct door_rule forward_rules[] = {
 static const struct door_rule backward_rules[] = {
     OPERANDS,
     SOFTMAXES(IN), OF_ROWS(IN, sigma),
-    {ARG(dce),      IN,  DTYPE(F32), VECTOR(ROWS),         TO_POINTER(dce),  OPTIONAL},
-    {ARG(dtvd),     IN,  DTYPE(F32), VECTOR(ROWS),         TO_POINTER(dtvd), OPTIONAL},
-    {ARG(dstudent), OUT, T,          LIKE(student_logits), TO_ROWS(dstudent), MAY_BE(student_logits, teacher_logits)},
+    {ARG(dce),       IN,  DTYPE(F32), VECTOR(ROWS),         TO_POINTER(dce),  OPTIONAL},
+    {ARG(dtvd),      IN,  DTYPE(F32), VECTOR(ROWS),         TO_POINTER(dtvd), OPTIONAL},
+    {ARG(has_signs), IN,  DTYPE(I32), VECTOR(ROWS),         TO_POINTER(has_signs), OPTIONAL},
+    {ARG(dstudent),  OUT, T,          LIKE(student_logits), TO_ROWS(dstudent), MAY_BE(student_logits, teacher_logits)},
+    {CHECK(check_dstudent)},
     {INT64(ignore_index), TO(ignore_index)},
 };
 #undef DOOR
 /* clang-format on */
 
 ROWS_DOOR(ce_tvd_forward, forward_rules)
-
-const struct door ce_tvd_backward_door = DOOR_OF(ce_tvd_backward, backward_rules);
-
-/* Not all that it takes must be there. */
-liger_status liger_ce_tvd_backward(liger_context *context, const liger_ce_tvd_backward_args *given,
-                                   liger_stream stream) {
-    liger_ce_tvd_backward_args args;
-    struct ce_tvd_backward_problem problem = {.dce = NULL};
-    struct door_call call;
-    LIGER_TRY(door_enter(&call, &ce_tvd_backward_door, context, given, &args, &problem));
-    if (!door_matrix(&call, &problem.dtype, &problem.rows, &problem.cols)) return LIGER_OK;
-    return context->kernels->ce_tvd_backward(context, &problem, stream);
-}
+ROWS_DOOR(ce_tvd_backward, backward_rules)

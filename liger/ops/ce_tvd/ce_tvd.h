@@ -22,6 +22,10 @@ extern "C" {
  *   teacher_max     out   [rows]         f32         likewise of t
  *   teacher_log_sum out   [rows]         f32
  *   sigma           out   [rows]         f32         Σ_j p_j · sign(p_j - q_j); 0 of two rows that are equal but for a constant
+ *   dstudent        out   [rows, vocab]  T           absent, or the memory in which a backward call is to write the gradient:
+ *                                                    forward may leave there, in a form of its own, what then need not be
+ *                                                    found out again from the teacher
+ *   has_signs       out   [rows]         i32         with dstudent: 1 where something is left in its row, 0 where not
  *
  *   T is f32, f16 or bf16. Arithmetic in f32.
  *   Edges: rows == 0 succeeds and does nothing; vocab == 0 is LIGER_ERR_SHAPE. A logit of -Inf has probability 0; a row with
@@ -42,6 +46,8 @@ typedef struct liger_ce_tvd_forward_args {
     liger_tensor teacher_max;
     liger_tensor teacher_log_sum;
     liger_tensor sigma;
+    liger_tensor dstudent;
+    liger_tensor has_signs;
     int64_t ignore_index;
 } liger_ce_tvd_forward_args;
 
@@ -63,7 +69,10 @@ LIGER_API liger_status liger_ce_tvd_forward(liger_context *context, const liger_
  *   sigma           in    [rows]         f32
  *   dce             in    [rows]         f32         absent: 0
  *   dtvd            in    [rows]         f32         absent: 0
- *   dstudent        out   [rows, vocab]  T           may be either of the logits
+ *   has_signs       in    [rows]         i32         absent: nothing is left of forward. Else as forward has written it for
+ *                                                    these arguments, with this dstudent, of which nothing has changed
+ *                                                    since: one call of backward, as the gradient takes its place
+ *   dstudent        out   [rows, vocab]  T           may be either of the logits, without has_signs
  *
  *   sign(0) = 0. p = exp((x - student_max) - student_log_sum): a constant that all logits of a row have in common costs no digit,
  *   and two rows that are equal but for one have a gradient of 0. Rounded once, to T.
@@ -82,6 +91,7 @@ typedef struct liger_ce_tvd_backward_args {
     liger_tensor sigma;
     liger_tensor dce;
     liger_tensor dtvd;
+    liger_tensor has_signs;
     liger_tensor dstudent;
     int64_t ignore_index;
 } liger_ce_tvd_backward_args;

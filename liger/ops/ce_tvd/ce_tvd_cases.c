@@ -6,6 +6,7 @@
 #include "liger/ops/ce_tvd/ce_tvd.h"
 #include "liger/ops/ce_tvd/ce_tvd_ref.h"
 #include "liger/ops/cross_entropy/cross_entropy_cases.h"
+#include "tests/harness/device_memory.h"
 #include "tests/harness/float_formats.h"
 #include "tests/harness/op_door.h"
 #include "tests/harness/op_run.h"
@@ -25,7 +26,7 @@ enum {
     TVD,
     FORWARD_TENSORS
 };
-enum { DCE = CE, DTVD = TVD, DSTUDENT, BACKWARD_TENSORS };
+enum { DCE = CE, DTVD = TVD, DSTUDENT, HAS_SIGNS, BACKWARD_TENSORS };
 enum { ROWS, VOCAB };
 enum {
     IGNORED = 1, /* every target is ignored */
@@ -34,8 +35,11 @@ enum {
     EQUAL = 8,   /* teacher and student are the same */
     HIGH = 16,   /* all logits of the student shifted by 1e4 */
     NO_CE = 32,
-    NO_TVD = 64,  /* nothing comes from above */
-    SHIFTED = 128 /* and the teacher's EQUAL logits by 4, exactly */
+    NO_TVD = 64,    /* nothing comes from above */
+    SHIFTED = 128,  /* and the teacher's EQUAL logits by 4, exactly */
+    SIGNED = 256,   /* backward gets what a forward call has left */
+    UNSIGNED = 512, /* which is nothing */
+    TIED = 1024     /* every third row of the teacher is the student's */
 };
 
 /* ---- tensors ------------------------------------------------------------------------------------------------------ */
@@ -87,6 +91,9 @@ static void describe_backward(const struct op_case *c, struct tensor_spec *spec)
     spec[DSTUDENT] = logits(c, "dstudent", ROLE_OUT);
     spec[DSTUDENT].relative = 1.05, spec[DSTUDENT].absolute = 2; /* of magnitudes() */
     spec[DSTUDENT].steps = 2;                                    /* p, which the upstreams then multiply */
+    spec[HAS_SIGNS] = (struct tensor_spec){
+        .name = "has_signs", .kind = KIND_I32, .values = VALUES_ZERO, .ndim = 1, .shape = {c->size[ROWS]}};
+    spec[HAS_SIGNS].absent = !(c->flags & UNSIGNED);
 }
 
 static struct ce_tvd_ref logits_of(const struct op_case *c, double *const *t) {
@@ -135,9 +142,9 @@ static void prepare_logits(const struct op_case *c, double *const *t) {
             if (c->flags & MASKED && j != (int64_t)t[TARGET][r] && j % 3) x[j] = -INFINITY;
             if (c->flags & MASKED && j % 4 == 1) y[j] = -INFINITY;
             if (c->flags & SHIFTED) x[j] = fmax(-8, fmin(round(x[j] * 16) / 16, 8));
-            if (c->flags & EQUAL) y[j] = x[j] + (c->flags & SHIFTED ? 4 : 0);
+            if (c->flags & EQUAL || (c->flags & TIED && r % 3 == 1)) y[j] = x[j] + (c->flags & SHIFTED ? 4 : 0);
         }
-        if (t[TARGET][r] >= 0 && !(c->flags & EQUAL)) keep_apart(vocab, x, y);
+        if (t[TARGET][r] >= 0 && !(c->flags & EQUAL || (c->flags & TIED && r % 3 == 1))) keep_apart(vocab, x, y);
     }
 }
 static void prepare_forward(const struct op_case *c, const struct op_types *types, double *const *t) {
@@ -166,6 +173,36 @@ static void backward_options(const struct op_case *c, void *args) {
 }
 OP_DOOR(ce_tvd_forward, forward_options)
 OP_DOOR(ce_tvd_backward, backward_options)
+
+/* What forward says of rows, and where it has left something: for good, as a test of a stream that is held may not wait for
+ * memory. One call at a time. */
+static float *room_for_rows(const liger_context *context, int64_t rows) {
+    enum { MOST_ROWS = 2048, VECTORS = 8 };
+    static float *rooms[2];
+    float **room = &rooms[device_is_host(context)];
+    if (*room == NULL) *room = device_allocate(context, MOST_ROWS * VECTORS * sizeof **room);
+    return rows <= MOST_ROWS ? *room : NULL;
+}
+
+/* A call of forward before it, if the case is SIGNED and the gradient has memory of its own. */
+static liger_status call_backward(liger_context *context, const struct op_call *given, liger_stream stream) {
+    struct op_call call = *given;
+    const int64_t rows = call.c.size[ROWS];
+    const void *const to = call.t[DSTUDENT].data;
+    const bool is_signed = call.c.flags & SIGNED && to != call.t[STUDENT].data && to != call.t[TEACHER].data;
+    float *room = is_signed && call.args_to == NULL ? room_for_rows(context, rows) : NULL;
+    if (room == NULL) return call_ce_tvd_backward(context, given, stream);
+    liger_ce_tvd_forward_args args = LIGER_CE_TVD_FORWARD_ARGS_INIT;
+    liger_tensor *const found[] = {
+        &args.ce,    &args.tvd,      &args.student_max, &args.student_log_sum, &args.teacher_max, &args.teacher_log_sum,
+        &args.sigma, &args.has_signs};
+    for (int k = 0; k < 8; k++)
+        *found[k] = (liger_tensor){room + k * rows, k < 7 ? LIGER_F32 : LIGER_I32, 1, {rows}, {1}};
+    args.student_logits = call.t[STUDENT], args.teacher_logits = call.t[TEACHER], args.target = call.t[TARGET];
+    args.dstudent = call.t[DSTUDENT], call.t[HAS_SIGNS] = args.has_signs;
+    const liger_status status = liger_ce_tvd_forward(context, &args, stream);
+    return status == LIGER_OK ? call_ce_tvd_backward(context, &call, stream) : status;
+}
 
 OP_EVALUATED_WHOLE(forward, struct ce_tvd_ref, forward_of(c, t), ce_tvd_forward_ref, ce_tvd_forward_naive)
 
@@ -207,6 +244,26 @@ static void backward_magnitudes(const struct op_case *c, const struct op_types *
         }
     }
 }
+
+/* ---- refusals ----------------------------------------------------------------------------------------------------- */
+
+/* As forward would have left it for every row, and memory for the rows. */
+static void with_signs(struct op_call *call) {
+    call->t[HAS_SIGNS] = call->t[SIGMA];
+    call->t[HAS_SIGNS].dtype = LIGER_I32;
+}
+static const struct op_provocation backward_provocations[] = {
+    {"signs in the student's logits",
+     OP_ON(DSTUDENT, STUDENT),
+     LIGER_ERR_LAYOUT,
+     {"dstudent", "has_signs"},
+     with_signs},
+    {"signs in the teacher's logits",
+     OP_ON(DSTUDENT, TEACHER),
+     LIGER_ERR_LAYOUT,
+     {"dstudent", "has_signs"},
+     with_signs},
+};
 
 /* ---- properties --------------------------------------------------------------------------------------------------- */
 
@@ -314,6 +371,26 @@ static const struct op_case backward_cases[] = {
     {.label = "7x24 no dce", .size = {7, 24}, .flags = NO_CE},
     {.label = "7x24 no dtvd", .size = {7, 24}, .flags = NO_TVD},
     {.label = "7x24 nothing from above", .size = {7, 24}, .flags = NO_CE | NO_TVD, .edge = true},
+    {.label = "7x24 nothing left", .size = {7, 24}, .flags = UNSIGNED, .edge = true},
+    {.label = "7x24 signed", .size = {7, 24}, .flags = SIGNED},
+    {.label = "7x9000 signed", .size = {7, 9000}, .flags = SIGNED | TIED},
+    {.label = "5x33000 signed", .size = {5, 33000}, .flags = SIGNED},
+    {.label = "4x9000 signed, no dce", .size = {4, 9000}, .flags = SIGNED | NO_CE},
+    {.label = "4x9000 signed, no dtvd", .size = {4, 9000}, .flags = SIGNED | NO_TVD},
+    {.label = "5x9000 signed, masked", .size = {5, 9000}, .flags = SIGNED | MASKED, .edge = true},
+    {.label = "9x9000 signed, poison", .size = {9, 9000}, .flags = SIGNED | POISON, .edge = true},
+    {.label = "4x300008 signed", .size = {4, 300008}, .flags = SIGNED | TIED, .large = true},
+    {.label = "600x9000 signed", .size = {600, 9000}, .flags = SIGNED | TIED, .large = true},
+    {.label = "40x128256 signed",
+     .size = {40, 128256},
+     .flags = SIGNED | TIED,
+     .large = true,
+     .dtypes = 1u << LIGER_BF16},
+    {.label = "40x151936 signed",
+     .size = {40, 151936},
+     .flags = SIGNED | TIED,
+     .large = true,
+     .dtypes = 1u << LIGER_BF16},
 };
 
 static const struct op_gradient gradients[] = {{DSTUDENT, STUDENT}};
@@ -345,12 +422,13 @@ const struct op_cases ce_tvd_backward_cases = {
     .describe = describe_backward,
     OP_CASES(backward_cases),
     .prepare = prepare_backward,
-    .call = call_ce_tvd_backward,
+    .call = call_backward,
     .reference = reference_backward,
     .no_naive = OP_NO_SUMS,
     .magnitudes = backward_magnitudes,
     .loss = loss_backward,
     OP_GRADIENTS(gradients),
+    OP_PROVOCATIONS(backward_provocations),
     OP_PROPERTIES(backward_properties),
     OP_BENCH(bench),
 };

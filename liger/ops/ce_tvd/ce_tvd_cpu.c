@@ -43,6 +43,7 @@ LIGER_TEMPLATE struct distances distances_of(liger_dtype t, int64_t cols, const 
 
 LIGER_TEMPLATE void forward_row(liger_dtype t, const struct ce_tvd_forward_problem *p, int64_t r) {
     const int64_t y = index_load(p->target_dtype, p->target, r);
+    if (p->has_signs) p->has_signs[r] = 0; /* backward finds them again */
     if (y == p->ignore_index) {
         p->ce[r] = p->tvd[r] = p->sigma[r] = 0.0f;
         p->student_max[r] = p->student_log_sum[r] = p->teacher_max[r] = p->teacher_log_sum[r] = 0.0f;

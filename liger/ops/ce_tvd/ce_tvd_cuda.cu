@@ -1,11 +1,11 @@
-/* ce_tvd_cuda.cu - cross entropy and total variation on CUDA. Forward is a formula for the kernels of cuda/vocab_rows.cuh with
- * two inputs and a second exchange, after which p - q is known: two reads and no write as long as both rows fit into the
- * shared memory of a cluster. Backward knows both softmaxes, and goes element by element: two reads and one write. */
+/* ce_tvd_cuda.cu - cross entropy and total variation on CUDA: a formula for the kernels of cuda/vocab_rows.cuh with two inputs and
+ * a second exchange, after which p - q is known. Two reads, and no write but of its signs, as long as both rows fit into the
+ * shared memory of a cluster. */
 #include "liger/core/kernel_table.h"
-#include "liger/cuda/elementwise.cuh"
 #include "liger/cuda/vocab_rows_resident.cuh"
 #include "liger/cuda/vocab_rows_streamed.cuh"
 #include "liger/ops/ce_tvd/ce_tvd_problem.h"
+#include "liger/ops/ce_tvd/ce_tvd_signs.cuh"
 
 namespace ce_tvd {
 
@@ -37,11 +37,14 @@ struct two_sums {
 };
 __device__ __forceinline__ two_sums warp_merge(two_sums a) { return {warp_merge(a.student), warp_merge(a.teacher)}; }
 
-/* Σ |p - q| and Σ p · sign(p - q). */
+/* Σ |p - q| and Σ p · sign(p - q), and whether all p may be q. */
 struct distances {
     float apart, signs;
+    int tied, unused;
 };
-__device__ __forceinline__ distances warp_merge(distances a) { return {warp_sum(a.apart), warp_sum(a.signs)}; }
+__device__ __forceinline__ distances warp_merge(distances a) {
+    return {warp_sum(a.apart), warp_sum(a.signs), __any_sync(0xffffffffu, a.tied), 0};
+}
 
 /* What a term relative to a maximum is multiplied by to be a probability of the whole row. */
 __device__ __forceinline__ float share_of(float max, row_sum all) {
@@ -56,13 +59,24 @@ struct comparison {
 
     __device__ __forceinline__ comparison(float share, float share_t)
         : share(share), unit(fmaxf(share_t, 0x1p-100f)),
-          by(share == share_t ? 1.0f : share * reciprocal_approx(unit)), found{0.0f, 0.0f} {}
+          by(share == share_t ? 1.0f : share * reciprocal_approx(unit)), found{0.0f, 0.0f, 0, 0} {}
+    /* Two rows of which one is the other, perhaps but for a constant, have the same share, in whatever a thread has of them. Of
+     * others a difference that happens to be 0 has the sign that it is given. */
+    __device__ __forceinline__ bool may_tie() const { return by == 1.0f && share > 0.0f; }
     __device__ __forceinline__ void add(float s, float t) {
         const float above = fmaf(s, by, -t);
         found.apart += fabsf(above);
         if (above != 0.0f) found.signs += copysignf(s, above);
     }
-    __device__ __forceinline__ distances distance() const { return {found.apart * unit, found.signs * share}; }
+    __device__ __forceinline__ float add_apart(float s, float t) {
+        const float above = fmaf(s, by, -t);
+        found.apart += fabsf(above);
+        found.signs += copysignf(s, above);
+        return above;
+    }
+    __device__ __forceinline__ distances distance() const {
+        return {found.apart * unit, found.signs * share, found.tied, 0};
+    }
 };
 
 /* NaN where the target is none of the vocabulary. */
@@ -83,9 +97,11 @@ __device__ __forceinline__ void write_sums(const ce_tvd_forward_problem &p, int6
 __device__ __forceinline__ void write_distance(const ce_tvd_forward_problem &p, int64_t r, distances found) {
     p.tvd[r] = 0.5f * found.apart;
     p.sigma[r] = isnan(found.apart) ? NAN : found.signs;
+    if (p.has_signs) p.has_signs[r] = p.dstudent.data != NULL && !found.tied;
 }
 __device__ __forceinline__ void ignore_row(const ce_tvd_forward_problem &p, int64_t r) {
     p.ce[r] = p.tvd[r] = p.sigma[r] = 0.0f;
+    if (p.has_signs) p.has_signs[r] = 0;
     p.student_max[r] = p.student_log_sum[r] = p.teacher_max[r] = p.teacher_log_sum[r] = 0.0f;
 }
 
@@ -101,6 +117,7 @@ struct forward_row : vocab_rows::one_exchange {
     enum { COUNT = V * pack_size<T>, FLOATS = PACK_BYTES / sizeof(float) };
     static constexpr int RING = KEPT ? 1 : 2, KEPT_VECTORS = KEPT ? COUNT / FLOATS : 0;
     static constexpr bool LATE = true;
+    static constexpr int TOGETHER = WARP; /* a warp of signs is a warp here */
     using type = T;
     using problem = ce_tvd_forward_problem;
     using slot = two_sums;
@@ -112,7 +129,7 @@ struct forward_row : vocab_rows::one_exchange {
         return row_at<const T>(k == 0 ? p.student : p.teacher, r);
     }
     static __device__ __forceinline__ slot empty() { return {{-FLT_MAX, 0.0f}, {-FLT_MAX, 0.0f}}; }
-    static __device__ __forceinline__ distances nothing() { return {0.0f, 0.0f}; }
+    static __device__ __forceinline__ distances nothing() { return {0.0f, 0.0f, 0, 0}; }
     struct batch {};
     static __device__ __forceinline__ batch batch_of(const problem &) { return {}; }
     static __device__ __forceinline__ int key(const problem &p, int64_t r) {
@@ -133,8 +150,7 @@ struct forward_row : vocab_rows::one_exchange {
         state row; /* its terms are written before they are read */
         row.key = key;
         row.target = from_f32<T>(NAN);
-        if (threadIdx.x == 0 && key >= 0)
-            row.target = row_at<const T>(p.student, from_the_end(p.rows, i))[key];
+        if (threadIdx.x == 0 && key >= 0) row.target = row_at<const T>(p.student, from_the_end(p.rows, i))[key];
         row.student_max = row.teacher_max = 0.0f;
         return row;
     }
@@ -191,16 +207,36 @@ struct forward_row : vocab_rows::one_exchange {
         const two_sums all = warp_merge(of_lane);
         comparison compared(share_of(row.student_max, all.student), share_of(row.teacher_max, all.teacher));
         if (at.first == 0) write_sums(p, r, to_f32(row.target), all);
-        pack<float, FLOATS> some;
+        const auto for_each =
+            [&](auto use) { /* use(k, s, t) */
+                            [[maybe_unused]] pack<float, FLOATS> some;
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) {
-            if constexpr (KEPT) {
-                if (k % FLOATS == 0) some = load_pack<float, FLOATS>((const float *)(from + k / FLOATS * P::step));
-                compared.add(row.term[k], some.value[k % FLOATS]);
-            } else {
-                compared.add(term_of(x.value(k), row.student_max), term_of(t.value(k), row.teacher_max));
-            }
+                            for (int k = 0; k < COUNT; k++) {
+                                if constexpr (KEPT) {
+                                    if (k % FLOATS == 0)
+                                        some = load_pack<float, FLOATS>((const float *)(from + k / FLOATS * P::step));
+                                    use(k, row.term[k], some.value[k % FLOATS]);
+                                } else {
+                                    use(k, term_of(x.value(k), row.student_max), term_of(t.value(k), row.teacher_max));
+                                }
+                            }
+            };
+        if (compared.may_tie()) {
+            for_each([&](int, float s, float t) { compared.add(s, t); });
+            compared.found.tied = 1;
+            return compared.distance();
         }
+        constexpr int N = pack_size<T>;
+        constexpr bool LEAVES = P::step % TILE == 0; /* the next vector's signs stand as far behind as the vector */
+        static_assert(LEAVES || LEAST_SIGNED > V * P::step, "rows with signs are not for such small blocks");
+        uint8_t *const signs = LEAVES && p.dstudent.data ? signs_at(row_at<T>(p.dstudent, r), at.first) : NULL;
+        unsigned bits = 0;
+        for_each([&](int k, float s, float t) {
+            bits = __funnelshift_l(__float_as_uint(compared.add_apart(s, t)), bits, 1);
+            if (k % N < N - 1) return;
+            asm volatile("" : "+r"(bits)); /* here, and not in a branch for which all differences are kept */
+            if (signs && at.has(k / N)) signs[k / N * P::step * PACK_BYTES] = (uint8_t)bits;
+        });
         return compared.distance();
     }
     static __device__ __forceinline__ void finish(const problem &p, int64_t r, const distances &found) {
@@ -255,70 +291,12 @@ liger_status launch_forward(const liger_context *context, const ce_tvd_forward_p
     if (!done)
         LIGER_TRY(
             cuda_status(vocab_rows::launch_resident<wide>(context, p, packable, stream, &done), "ce_tvd_forward"));
-    if (!done) vocab_rows::launch_streamed<usual>(p, stream);
+    if (done) return LIGER_OK;
+    ce_tvd_forward_problem unsigned_rows = p;
+    unsigned_rows.dstudent.data = NULL;
+    vocab_rows::launch_streamed<usual>(unsigned_rows, stream);
     return LIGER_OK;
 }
-
-/* ---- backward ----------------------------------------------------------------------------------------------------- */
-
-/* A gradient for cuda/elementwise.cuh. */
-template <typename T>
-struct gradient {
-    using problem = ce_tvd_backward_problem;
-    template <int N>
-    struct inputs {
-        pack<T, N> student, teacher;
-    };
-
-    struct row {
-        float max, log_sum, teacher_max, teacher_log_sum;
-        ce_tvd_factors factors;
-        int64_t target;
-
-        __device__ __forceinline__ row(const problem &p, int64_t r)
-            : max(p.student_max[r]), log_sum(p.student_log_sum[r]), teacher_max(p.teacher_max[r]),
-              teacher_log_sum(p.teacher_log_sum[r]), factors(ce_tvd_factors_of(&p, r)),
-              target(index_at(p.target, p.target_dtype, r)) {}
-    };
-
-    static __device__ __forceinline__ bool is_skipped(const problem &p, int64_t r) {
-        return index_at(p.target, p.target_dtype, r) == p.ignore_index;
-    }
-    template <int N>
-    static __device__ __forceinline__ void skip(const problem &p, int64_t r, int64_t c) {
-        const pack<T, N> zeros = {};
-        store_whole_pack<T, N>(row_at<T>(p.dstudent, r) + c, zeros);
-    }
-    template <int N>
-    static __device__ __forceinline__ inputs<N> load(const problem &p, int64_t r, int64_t c) {
-        return {load_pack<T, N>(row_at<const T>(p.student, r) + c), load_pack<T, N>(row_at<const T>(p.teacher, r) + c)};
-    }
-    template <int N>
-    static __device__ __forceinline__ void run(const problem &p, const row &of, const inputs<N> &in, int64_t r,
-                                               int64_t c) {
-        float d[N], t[N];
-        unpack(in.student, d);
-        unpack(in.teacher, t);
-#pragma unroll
-        for (int k = 0; k < N; k++) d[k] = exp_of<false>((d[k] - of.max) - of.log_sum);
-#pragma unroll
-        for (int k = 0; k < N; k++) t[k] = exp_of<false>((t[k] - of.teacher_max) - of.teacher_log_sum);
-#pragma unroll
-        for (int k = 0; k < N; k++)
-            d[k] *= d[k] > t[k] ? of.factors.above : d[k] < t[k] ? of.factors.below : of.factors.equal;
-        if ((uint64_t)(of.target - c) < (uint64_t)N) {
-#pragma unroll
-            for (int k = 0; k < N; k++) d[k] -= of.target - c == k ? of.factors.hit : 0.0f;
-        }
-        if (of.target < 0 || of.target >= p.cols) {
-#pragma unroll
-            for (int k = 0; k < N; k++) d[k] = NAN;
-        }
-        pack<T, N> out;
-        repack(d, out);
-        store_whole_pack<T, N>(row_at<T>(p.dstudent, r) + c, out);
-    }
-};
 
 } // namespace ce_tvd
 
@@ -327,17 +305,8 @@ extern "C" liger_status ce_tvd_forward_cuda(liger_context *context, const ce_tvd
     const ce_tvd_forward_problem &p = *problem;
     LIGER_ON_DEVICE(context, "ce_tvd_forward");
     liger_status status = LIGER_OK;
-    LIGER_FOR_FLOAT(p.dtype, T, status = ce_tvd::launch_forward<T>(context, p, (cudaStream_t)stream))
+    ce_tvd_forward_problem usual = p;
+    if (!ce_tvd::has_room_for_signs(p.dstudent, p.cols, liger_dtype_size(p.dtype))) usual.dstudent.data = NULL;
+    LIGER_FOR_FLOAT(p.dtype, T, status = ce_tvd::launch_forward<T>(context, usual, (cudaStream_t)stream))
     return status == LIGER_OK ? launched(context, "ce_tvd_forward", stream) : status;
-}
-
-extern "C" liger_status ce_tvd_backward_cuda(liger_context *context, const ce_tvd_backward_problem *problem,
-                                             liger_stream stream) {
-    const ce_tvd_backward_problem &p = *problem;
-    LIGER_ON_DEVICE(context, "ce_tvd_backward");
-    const size_t element = liger_dtype_size(p.dtype);
-    const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.student, element) &&
-                          rows_are_packable(p.teacher, element) && rows_are_packable(p.dstudent, element);
-    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch_rows<ce_tvd::gradient<T>, T>(p, packable, (cudaStream_t)stream))
-    return launched(context, "ce_tvd_backward", stream);
 }

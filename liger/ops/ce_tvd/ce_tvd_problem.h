@@ -11,9 +11,11 @@ struct ce_tvd_forward_problem {
     const void *target;
     int64_t ignore_index;
     float *ce, *tvd, *student_max, *student_log_sum, *teacher_max, *teacher_log_sum, *sigma; /* [rows] */
+    liger_rows dstudent; /* memory for backward's gradient, or NULL: a kernel may leave signs in it */
+    int32_t *has_signs;  /* [rows]: of which rows it has; with dstudent */
 };
 
-/* The gradient may be written over either of the logits. */
+/* The gradient may be written over either of the logits, but not with signs in it. */
 struct ce_tvd_backward_problem {
     liger_dtype dtype, target_dtype;
     int64_t rows, cols;
@@ -22,6 +24,7 @@ struct ce_tvd_backward_problem {
     int64_t ignore_index;
     const float *student_max, *student_log_sum, *teacher_max, *teacher_log_sum, *sigma; /* [rows] */
     const float *dce, *dtvd;                                                            /* [rows], or NULL */
+    const int32_t *has_signs; /* [rows]: dstudent's row is as forward has left it; NULL: none is */
 };
 
 /* The gradient of an element is p times one of these, by the sign of p - q; at the target, less `hit`. */

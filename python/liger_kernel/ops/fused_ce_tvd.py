@@ -10,8 +10,8 @@ from torch import Tensor
 from liger_kernel import _native
 from liger_kernel.ops._debug import is_debugging
 from liger_kernel.ops._formula import of_tensors, readable, require_shape
-from liger_kernel.ops._function import LigerFunction
-from liger_kernel.ops._memory import require_float
+from liger_kernel.ops._function import LigerFunction, refuse_second_derivative
+from liger_kernel.ops._memory import is_plain, kept, new_rows, require_float, single
 from liger_kernel.ops._operator import AnyRows, LigerArgumentError, Made, Operator, Single, Wish
 from liger_kernel.ops.cross_entropy import check_targets
 
@@ -22,7 +22,9 @@ def ce_tvd(student_logits: AnyRows, teacher_logits: AnyRows, target: Tensor, ign
            teacher_max: Made = Wish.PER_ROW, teacher_log_sum: Made = Wish.PER_ROW,
            sigma: Made = Wish.PER_ROW) -> Any:  # fmt: skip
     softmaxes = student_max, student_log_sum, teacher_max, teacher_log_sum
-    return _native.ce_tvd_forward(student_logits, teacher_logits, target, ce, tvd, *softmaxes, sigma, ignore_index)
+    return _native.ce_tvd_forward(
+        student_logits, teacher_logits, target, ce, tvd, *softmaxes, sigma, None, None, ignore_index
+    )
 
 
 @ce_tvd.gradient
@@ -31,8 +33,71 @@ def ce_tvd_gradient(student_logits: AnyRows, teacher_logits: AnyRows, target: Te
                     dtvd: Single | None, ignore_index: int, dstudent_logits: Made = Wish.LIKE) -> Any:  # fmt: skip
     softmaxes = student_max, student_log_sum, teacher_max, teacher_log_sum
     return _native.ce_tvd_backward(
-        student_logits, teacher_logits, target, *softmaxes, sigma, dce, dtvd, dstudent_logits, ignore_index
+        student_logits, teacher_logits, target, *softmaxes, sigma, dce, dtvd, None, dstudent_logits, ignore_index
     )
+
+
+# ---- what forward leaves for backward -----------------------------------------------------------------------------------
+
+LEAST_ROW, MOST_ROW = 16 << 10, 384 << 10  # bytes: nothing is left of less, or of what shared memory does not hold
+
+
+def _leaves(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> bool:
+    """Is it worth memory from forward on? Not where it would be held although autograd's own saved tensors are not (hooks: a
+    checkpoint, offloading), or for a forward that is captured, and replayed while its gradient is somebody's."""
+    if not (ctx.needs_input_grad[0] and student_logits.is_cuda and student_logits.dim() == 2):
+        return False
+    row = student_logits.shape[1] * student_logits.element_size()
+    return (
+        LEAST_ROW <= row <= MOST_ROW
+        and row % 16 == 0
+        and student_logits.shape[0] > 0
+        and torch.cuda.get_device_capability(student_logits.device)[0] >= 9  # clusters of blocks
+        and _has_no_hooks()
+        and not torch.cuda.is_current_stream_capturing()
+        and is_plain(student_logits, teacher_logits, target)
+    )
+
+
+def _has_no_hooks() -> bool:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(True) is None
+
+
+def _forward_that_leaves(
+    ctx: Any, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, ignore_index: int
+) -> Any:
+    """The results, as of `ce_tvd`, and in `ctx.left` the memory of the gradient with what backward need not ask the teacher for.
+    None: that is for somebody else."""
+    if not _leaves(ctx, student_logits, teacher_logits, target):
+        return None
+    left = new_rows(student_logits), target.new_empty(target.shape, dtype=torch.int32)
+    try:
+        made = [Wish.PER_ROW] * 7
+        results = _native.ce_tvd_forward(student_logits, teacher_logits, target, *made, *left, ignore_index)
+    except LigerArgumentError:  # in words where somebody prepares them
+        return None
+    ctx.left = left
+    return results
+
+
+def _gradient_over_left(ctx: Any, upstreams: tuple) -> Tensor | None:
+    """Once: the gradient takes the place of what was left. None: nothing is, or it may be needed twice, as what is captured may be
+    replayed."""
+    left = vars(ctx).pop("left", None)
+    if left is None or not is_plain(*upstreams) or torch.cuda.is_current_stream_capturing():
+        return None
+    *tensors, dce, dtvd, ignore_index = ce_tvd.gradient_arguments(ctx.saved_tensors, ctx.options, upstreams)
+    dce, dtvd = (None if u is None else single(u) for u in (dce, dtvd))
+    dstudent_logits, has_signs = left
+    try:
+        _native.ce_tvd_backward(*tensors, dce, dtvd, has_signs, dstudent_logits, ignore_index)
+    except LigerArgumentError:
+        return None
+    return dstudent_logits
+
+
+# ---- the public names ---------------------------------------------------------------------------------------------------
 
 
 def _require(student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
@@ -103,7 +168,9 @@ class LigerFusedCETVDFunction(LigerFunction):
     student's logits alone, each output with an upstream of its own for every row: dce/dx = p - onehot,
     dtvd/dx = ½ p (s - Σ p s) with s = sign(p - q), which is 0 where they are equal.
 
-    Kept for backward are both logits, the target and five numbers a row. Logits of two dtypes are widened to float32.
+    Kept for backward are both logits, the target and five numbers a row. A GPU with clusters (9.0) takes the memory of the
+    gradient in forward and leaves there, in a sixteenth of it, what the first backward then spares, for vocabularies up to 196608
+    (float32: 98304). Logits of two dtypes are widened to float32.
     A target out of range is an error on the CPU; on a GPU ce and the gradient of its row are NaN.
     """
 
@@ -116,6 +183,27 @@ class LigerFusedCETVDFunction(LigerFunction):
     def arguments(student_logits, teacher_logits, target, ignore_index=-100):
         _debug(student_logits, target, ignore_index)
         return student_logits, teacher_logits, target, ignore_index
+
+    @staticmethod
+    def forward(ctx, student_logits, teacher_logits, target, ignore_index=-100):
+        args = student_logits, teacher_logits, target, ignore_index
+        given = LigerFusedCETVDFunction.arguments(*args)
+        results = _forward_that_leaves(ctx, *given) or LigerFusedCETVDFunction.now(args, given)
+        known = (*given, *results)
+        ctx.options = ce_tvd._options_of(known)
+        ctx.to_save = tuple(map(kept, ce_tvd._saved_of(known)))
+        ctx.materialize_grads = False  # None is the upstream of what nobody used
+        return results[:2]
+
+    @staticmethod
+    def backward(ctx, *upstreams):
+        refuse_second_derivative("LigerFusedCETVDFunction")
+        gradient = None
+        if any(u is not None for u in upstreams):
+            gradient = _gradient_over_left(ctx, upstreams)
+        if gradient is None:
+            (gradient,) = ce_tvd.gradients(ctx.saved_tensors, ctx.options, upstreams, [True])
+        return gradient, None, None, None
 
     @staticmethod
     def require(student_logits, teacher_logits, target, ignore_index=-100):
