@@ -143,6 +143,46 @@ static void words(struct report *report, liger_context *context) {
            "what an older caller does not know is zero");
 }
 
+/* ---- a workspace that is not needed ------------------------------------------------------------------------------ */
+
+typedef struct liger_seldom_args {
+    size_t size;
+    liger_tensor x, sums;
+    void *workspace; /* for sums */
+    size_t workspace_bytes;
+} liger_seldom_args;
+
+struct seldom_problem {
+    void *workspace;
+};
+
+static size_t a_page_for_sums(const struct door_call *call) { return (void)call, 256; }
+
+#define DOOR seldom, seldom_problem
+static const struct door_rule seldom_rules[] = {
+    {ARG(x), IN, FLOAT_T, VECTOR(1), LAST},
+    {ARG(sums), OUT, T, LIKE(x), LAST, OPTIONAL},
+    {WORKSPACE(a_page_for_sums, x), ONLY_WITH(sums), TO(workspace)},
+};
+#undef DOOR
+static const struct door seldom_door = DOOR_OF(seldom, seldom_rules);
+
+/* Callers hand one arena to every call. A kernel looks whether there is a workspace to find out whether there is work. */
+static void workspace_in_vain(struct report *report, liger_context *context) {
+    float *arena = aligned_alloc(256, 512);
+    liger_seldom_args args, given = {.size = sizeof given, .workspace = arena, .workspace_bytes = 512};
+    struct seldom_problem problem = {arena + 1};
+    struct door_call call;
+    float x[4] = {0}, sums[4];
+    given.x = liger_tensor_contiguous(x, LIGER_F32, 1, (int64_t[]){4});
+    expect(report, door_enter(&call, &seldom_door, context, &given, &args, &problem) == LIGER_OK, liger_last_error());
+    expect(report, problem.workspace == NULL, "a workspace that nobody needs is none");
+    given.sums = liger_tensor_contiguous(sums, LIGER_F32, 1, (int64_t[]){4});
+    expect(report, door_enter(&call, &seldom_door, context, &given, &args, &problem) == LIGER_OK, liger_last_error());
+    expect(report, problem.workspace == arena, "one that is needed is the caller's");
+    free(arena);
+}
+
 /* ---- the refusals that the driver derives ------------------------------------------------------------------------- */
 
 typedef struct liger_plain_args {
@@ -347,6 +387,7 @@ void door_checks(struct report *report) {
     expect(report, liger_context_create(NULL, &context) == LIGER_OK, "a context with default options");
     every_table(report);
     words(report, context);
+    workspace_in_vain(report, context);
     derived_refusals(report, context);
     older_callers(report);
     newer_callers(report, context);

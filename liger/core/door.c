@@ -355,8 +355,9 @@ static liger_status check_workspace(const struct door_call *call, const struct d
     memcpy(&bytes, (const char *)call->args + rule->offset + sizeof workspace, sizeof bytes);
     const size_t needed = bytes_needed(call, rule);
     LIGER_TRY(liger_check_workspace(workspace, bytes, needed, call->door->function));
+    if (needed == 0) workspace = NULL; /* kernels look whether there is one, and launch what would fill it */
     if (rule->lowered) memcpy((char *)problem + rule->to, &workspace, sizeof workspace);
-    *view = (liger_tensor){.data = needed ? workspace : NULL, .dtype = LIGER_U8, .ndim = 1};
+    *view = (liger_tensor){.data = workspace, .dtype = LIGER_U8, .ndim = 1};
     view->shape[0] = (int64_t)needed;
     view->stride[0] = 1;
     return LIGER_OK;
