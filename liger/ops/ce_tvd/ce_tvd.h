@@ -74,8 +74,9 @@ LIGER_API liger_status liger_ce_tvd_forward(liger_context *context, const liger_
  *                                                    since: one call of backward, as the gradient takes its place
  *   dstudent        out   [rows, vocab]  T           may be either of the logits, without has_signs
  *
- *   sign(0) = 0. p = exp((x - student_max) - student_log_sum): a constant that all logits of a row have in common costs no digit,
- *   and two rows that are equal but for one have a gradient of 0. Rounded once, to T.
+ *   sign(0) = 0; with has_signs a single difference that comes out as 0, in a row that is not the teacher's, counts as
+ *   positive. p = exp((x - student_max) - student_log_sum): a constant that all logits of a row have in common costs no
+ *   digit, and two rows that are equal but for one have a gradient of 0. Rounded once, to T.
  *   Edges: the gradient of an ignored row is 0, whatever comes from above, and its logits are not read. A target out of range
  *   as in forward; on CUDA the gradient of its row is NaN.
  *   Errors, workspace and promises as forward. */

@@ -52,11 +52,20 @@ def _leaves(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, target: Te
         LEAST_ROW <= row <= MOST_ROW
         and row % 16 == 0
         and student_logits.shape[0] > 0
-        and torch.cuda.get_device_capability(student_logits.device)[0] >= 9  # clusters of blocks
+        and teacher_logits.shape == student_logits.shape
+        and teacher_logits.dtype is student_logits.dtype
+        and student_logits.stride(1) == teacher_logits.stride(1) == 1
+        and _has_room(student_logits.device)
         and _has_no_hooks()
         and not torch.cuda.is_current_stream_capturing()
         and is_plain(student_logits, teacher_logits, target)
     )
+
+
+def _has_room(device: torch.device) -> bool:
+    """Clusters of blocks, and the shared memory of a data centre's GPUs (227 KB, where others have 99)."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major >= 9 and getattr(properties, "shared_memory_per_block_optin", MOST_ROW) > 200 << 10
 
 
 def _has_no_hooks() -> bool:
@@ -168,9 +177,9 @@ class LigerFusedCETVDFunction(LigerFunction):
     student's logits alone, each output with an upstream of its own for every row: dce/dx = p - onehot,
     dtvd/dx = ½ p (s - Σ p s) with s = sign(p - q), which is 0 where they are equal.
 
-    Kept for backward are both logits, the target and five numbers a row. A GPU with clusters (9.0) takes the memory of the
-    gradient in forward and leaves there, in a sixteenth of it, what the first backward then spares, for vocabularies up to 196608
-    (float32: 98304). Logits of two dtypes are widened to float32.
+    Kept for backward are both logits, the target and five numbers a row. H100s and their successors take the memory of the
+    gradient in forward and leave there, in a sixteenth of it, what the first backward then spares, where rows are of 16 to 384 KB
+    and whole multiples of 16 bytes. Logits of two dtypes are widened to float32.
     A target out of range is an error on the CPU; on a GPU ce and the gradient of its row are NaN.
     """
 
