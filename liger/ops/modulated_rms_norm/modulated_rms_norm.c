@@ -91,7 +91,6 @@ liger_status liger_modulated_rms_norm_backward(liger_context *context,
     problem.plan = plan_of(&call);
     const bool parameters = problem.dweight || problem.dscale || problem.dshift;
     if (!parameters && (problem.dx.data == NULL || !some)) return LIGER_OK;
-    if (!parameters) problem.workspace = NULL; /* whatever a caller has there */
     return context->kernels->modulated_rms_norm_backward(context, &problem, stream);
 }
 

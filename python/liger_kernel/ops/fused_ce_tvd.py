@@ -47,6 +47,8 @@ def _leaves(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, target: Te
     checkpoint, offloading), or for a forward that is captured, and replayed while its gradient is somebody's."""
     if not (ctx.needs_input_grad[0] and student_logits.is_cuda and student_logits.dim() == 2):
         return False
+    if not is_plain(student_logits, teacher_logits, target):  # before anything is asked of memory or of a device
+        return False
     row = student_logits.shape[1] * student_logits.element_size()
     return (
         LEAST_ROW <= row <= MOST_ROW
@@ -58,7 +60,6 @@ def _leaves(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, target: Te
         and _has_room(student_logits.device)
         and _has_no_hooks()
         and not torch.cuda.is_current_stream_capturing()
-        and is_plain(student_logits, teacher_logits, target)
     )
 
 
