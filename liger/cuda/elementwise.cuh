@@ -32,11 +32,15 @@ __device__ __forceinline__ void run_pack(const typename BODY::problem &p, int64_
 
 template <typename BODY, int N>
 __global__ void __launch_bounds__(THREADS) flat_kernel(const __grid_constant__ typename BODY::problem p) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     const unsigned block = BODY::FROM_THE_END ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     run_pack<BODY, N>(p, 0, (int64_t)block * THREADS + threadIdx.x);
 }
 template <typename BODY, int N>
 __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ typename BODY::problem p) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     for (int64_t i = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; i < p.rows; i += (int64_t)gridDim.y * blockDim.y)
         run_pack<BODY, N>(p, BODY::FROM_THE_END ? from_the_end(p.rows, i) : i, c);
@@ -44,22 +48,22 @@ __global__ void __launch_bounds__(THREADS) rows_kernel(const __grid_constant__ t
 
 /* Narrow rows share a block. */
 template <typename BODY, int N>
-void launch_packs(const typename BODY::problem &p, cudaStream_t stream) {
+void launch_packs(const liger_context *context, const typename BODY::problem &p, cudaStream_t stream) {
     const int64_t items = p.cols / N + (p.cols % N != 0);
     if (p.rows == 1) {
-        flat_kernel<BODY, N><<<grid_size(items, THREADS), THREADS, 0, stream>>>(p);
+        launch_next(context, flat_kernel<BODY, N>, grid_size(items, THREADS), THREADS, stream, p);
         return;
     }
     unsigned x = THREADS;
     while (x > 1 && (int64_t)x / 2 >= items) x /= 2;
     const dim3 block(x, THREADS / x), grid(grid_size(items, x), grid_size(p.rows, block.y, MAX_GRID_Y));
-    rows_kernel<BODY, N><<<grid, block, 0, stream>>>(p);
+    launch_next(context, rows_kernel<BODY, N>, grid, block, stream, p);
 }
 
 template <typename BODY, typename T>
-void launch(const typename BODY::problem &p, bool packable, cudaStream_t stream) {
-    if (packable) launch_packs<BODY, pack_size<T>>(p, stream);
-    else launch_packs<BODY, 1>(p, stream);
+void launch(const liger_context *context, const typename BODY::problem &p, bool packable, cudaStream_t stream) {
+    if (packable) launch_packs<BODY, pack_size<T>>(context, p, stream);
+    else launch_packs<BODY, 1>(context, p, stream);
 }
 
 } // namespace elementwise

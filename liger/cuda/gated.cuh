@@ -79,8 +79,8 @@ liger_status run_forward(const liger_context *context, const typename F::forward
         rows_are_packable(p.gate, element) && rows_are_packable(p.up, element) && rows_are_packable(p.y, element);
     LIGER_FOR_FLOAT(p.dtype, T,
                     if (p.activation_dtype == p.dtype)
-                        elementwise::launch<forward_body<F, T, true>, T>(p, packable, (cudaStream_t)stream);
-                    else elementwise::launch<forward_body<F, T, false>, T>(p, packable, (cudaStream_t)stream));
+                        elementwise::launch<forward_body<F, T, true>, T>(context, p, packable, (cudaStream_t)stream);
+                    else elementwise::launch<forward_body<F, T, false>, T>(context, p, packable, (cudaStream_t)stream));
     return launched(context, op, stream);
 }
 
@@ -92,7 +92,8 @@ liger_status run_backward(const liger_context *context, const typename F::backwa
     const bool packable = rows_are_packable(p.dy, element) && rows_are_packable(p.gate, element) &&
                           rows_are_packable(p.up, element) && rows_are_packable(p.dgate, element) &&
                           rows_are_packable(p.dup, element);
-    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch<backward_body<F, T>, T>(p, packable, (cudaStream_t)stream));
+    LIGER_FOR_FLOAT(p.dtype, T,
+                    elementwise::launch<backward_body<F, T>, T>(context, p, packable, (cudaStream_t)stream));
     return launched(context, op, stream);
 }
 

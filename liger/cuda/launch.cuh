@@ -72,9 +72,13 @@ static inline bool is_compiled_for(const liger_context *context, int architectur
     return context->cuda->compiled_for >= architecture;
 }
 
-/* Two kernels of one operator in a row, where they are compiled for capability 9: the second is set up while the first still runs, and its
- * blocks start as the first one's end. The first must call let_next_kernel_start(), the second wait_for_previous_kernel()
- * before it reads what the first has written. */
+/* Programmatic launches, where kernels are compiled for capability 9: a kernel that is launched with launch_next() is set up
+ * while the one before it in the stream still runs, whoever launched that, and its blocks start as that one's end, if that one
+ * calls let_next_kernel_start(). So every kernel that is launched so calls wait_for_previous_kernel(), in some thread of a block
+ * on every path, before it reads or writes memory: a kernel that is done is taken to be behind all that came before it. Blocks
+ * that have nothing to read and nothing to write may leave before (group_norm's elements_kernel, spare blocks of merge_runs),
+ * as long as others of their kernel wait.
+ * An error of the launch is what cudaGetLastError() tells, too: behind an operator's last launch, launched() does. */
 __device__ __forceinline__ void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -85,12 +89,16 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-template <typename... P, typename... A>
-cudaError_t launch_next_with(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
-                             cudaStream_t stream, A... arguments) {
+static inline cudaLaunchAttribute early_start() {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
+    return attribute;
+}
+template <typename... P, typename... A>
+cudaError_t launch_next_with(const liger_context *context, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                             cudaStream_t stream, A... arguments) {
+    cudaLaunchAttribute attribute = early_start();
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;

@@ -12,11 +12,11 @@ namespace vocab_rows {
 template <typename F>
 liger_status launch_rows(liger_context *context, const typename F::problem &p, bool packable, const char *op,
                          liger_stream stream) {
-    bool done = launch_narrow<F>(p, packable, (cudaStream_t)stream);
+    bool done = launch_narrow<F>(context, p, packable, (cudaStream_t)stream);
     if constexpr (has_wide_rows<F>)
-        if (!done) done = launch_narrow<typename F::wide_rows>(p, packable, (cudaStream_t)stream);
+        if (!done) done = launch_narrow<typename F::wide_rows>(context, p, packable, (cudaStream_t)stream);
     if (!done) LIGER_TRY(cuda_status(launch_resident<F>(context, p, packable, (cudaStream_t)stream, &done), op));
-    if (!done) launch_streamed<F>(p, (cudaStream_t)stream);
+    if (!done) launch_streamed<F>(context, p, (cudaStream_t)stream);
     return launched(context, op, stream);
 }
 

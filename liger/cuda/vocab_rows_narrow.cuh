@@ -44,6 +44,8 @@ constexpr int narrow_blocks = at_most_blocks(F::NARROW_THREADS / narrow_block<F,
 template <typename F, int V>
 __global__ void __launch_bounds__(narrow_block<F, V>, narrow_blocks<F, V>)
     narrow_kernel(const __grid_constant__ typename F::problem p) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     using T = typename F::type;
     constexpr int PLACES = 2 * narrow_block<F, V> / WARP;
     __shared__ typename F::slot slots[PLACES];
@@ -70,23 +72,23 @@ __global__ void __launch_bounds__(narrow_block<F, V>, narrow_blocks<F, V>)
 }
 
 template <typename F, int V>
-void launch_narrow_of(const typename F::problem &p, int vectors, cudaStream_t stream) {
+void launch_narrow_of(const liger_context *context, const typename F::problem &p, int vectors, cudaStream_t stream) {
     const int warps = (vectors + V * WARP - 1) / (V * WARP);
     const dim3 block(warps * WARP, warps == 1 ? NARROW_WARP_ROWS : 1);
-    narrow_kernel<F, V><<<grid_size(p.rows, block.y), block, 0, stream>>>(p);
+    launch_next(context, narrow_kernel<F, V>, grid_size(p.rows, block.y), block, stream, p);
 }
 
 /* False: these rows are not for this kernel, and nothing was launched. `packable`: all rows are aligned to 16 bytes. */
 template <typename F>
-bool launch_narrow(const typename F::problem &p, bool packable, cudaStream_t stream) {
+bool launch_narrow(const liger_context *context, const typename F::problem &p, bool packable, cudaStream_t stream) {
     const int64_t vectors = F::cols(p) / pack_size<typename F::type>;
     if (!packable || vectors > (F::WIDE ? WIDE_VECTORS : NARROW_VECTORS) || p.rows > INT32_MAX) return false;
     if constexpr (!F::WIDE)
         if (vectors <= WARP) {
-            launch_narrow_of<F, 1>(p, (int)vectors, stream);
+            launch_narrow_of<F, 1>(context, p, (int)vectors, stream);
             return true;
         }
-    launch_narrow_of<F, F::VECTORS>(p, (int)vectors, stream);
+    launch_narrow_of<F, F::VECTORS>(context, p, (int)vectors, stream);
     return true;
 }
 

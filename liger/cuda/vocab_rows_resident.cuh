@@ -108,6 +108,8 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
         return;
     }
 #endif
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     using T = typename F::type;
     using slot = typename F::slot;
     using state_type = typename F::state;
@@ -175,28 +177,23 @@ __global__ void __launch_bounds__(THREADS, F::MOST_THREADS / THREADS)
 
     if constexpr (F::RING == 1 && F::LATE) {
         uint4 *const kept = shared + STAGE + threadIdx.x;
-        const auto turn =
-            [&](int odd, state_type &now,
-                state_type &old) { /* two states, so that none is copied */
-                                   const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
-                                   const auto fetch_coming = [&] {
-                                       prefetch<F>(p, at, i + step, coming.key != SKIPPED, stages);
-                                   };
-                                   if (now.key != SKIPPED) {
-                                       copy_wait();
-                                       exchanged.send(F::first_half(p, at, row_of(i), stages, kept + odd * KEPT, now,
-                                                                    fetch_coming));
-                                   } else {
-                                       fetch_coming();
-                                   }
-                                   if constexpr (CLUSTERED) again.pass_on(F::nothing());
-                                   if (i != start && old.key != SKIPPED)
-                                       finish(i - step, kept + (1 - odd) * KEPT, old, [] {});
-                                   else if (i != start) F::skip(p, at, row_of(i - step));
-                                   exchanged.pass_on(F::empty());
-                                   old = coming;
-                                   i += step;
-            };
+        /* One row more, between two states that change places, so that none is copied. */
+        const auto turn = [&](int odd, state_type &now, state_type &old) {
+            const state_type coming = F::state_of(p, i + step, window.take(p, i + step, step));
+            const auto fetch_coming = [&] { prefetch<F>(p, at, i + step, coming.key != SKIPPED, stages); };
+            if (now.key != SKIPPED) {
+                copy_wait();
+                exchanged.send(F::first_half(p, at, row_of(i), stages, kept + odd * KEPT, now, fetch_coming));
+            } else {
+                fetch_coming();
+            }
+            if constexpr (CLUSTERED) again.pass_on(F::nothing());
+            if (i != start && old.key != SKIPPED) finish(i - step, kept + (1 - odd) * KEPT, old, [] {});
+            else if (i != start) F::skip(p, at, row_of(i - step));
+            exchanged.pass_on(F::empty());
+            old = coming;
+            i += step;
+        };
         while (i < p.rows + step) {
             turn(0, state, before);
             if (i < p.rows + step) turn(1, before, state);
@@ -309,17 +306,17 @@ cudaError_t find_at_once(const liger_context *context, const cudaLaunchConfig_t 
 template <typename F, int THREADS, bool CLUSTERED>
 cudaError_t launch_shape(const liger_context *context, const typename F::problem &p, const shape &s,
                          cudaStream_t stream, bool *done) {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = s.clusters;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchAttribute attributes[2] = {early_start()};
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = s.clusters;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(s.clusters);
     config.blockDim = dim3(s.threads);
     config.dynamicSmemBytes = s.shared;
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = s.clusters > 1;
+    config.attrs = attributes;
+    config.numAttrs = s.clusters > 1 ? 2 : is_compiled_for(context, 90);
     /* As many clusters as run at once: each takes its share of the rows and prefetches through it. */
     int at_once = 0;
     const cudaError_t error =

@@ -117,6 +117,8 @@ __device__ __forceinline__ void streamed_row(const typename F::problem &p, const
 
 template <typename F>
 __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __grid_constant__ typename F::problem p) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     constexpr int WARPS = STREAMED_THREADS / WARP;
     using slot = typename F::slot;
     using second_slot = typename F::second_slot;
@@ -136,8 +138,8 @@ __global__ void __launch_bounds__(STREAMED_THREADS, 1) streamed_kernel(const __g
 }
 
 template <typename F>
-void launch_streamed(const typename F::problem &p, cudaStream_t stream) {
-    streamed_kernel<F><<<grid_size(p.rows, 1), STREAMED_THREADS, 0, stream>>>(p);
+void launch_streamed(const liger_context *context, const typename F::problem &p, cudaStream_t stream) {
+    launch_next(context, streamed_kernel<F>, grid_size(p.rows, 1), STREAMED_THREADS, stream, p);
 }
 
 } // namespace vocab_rows

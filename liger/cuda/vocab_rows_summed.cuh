@@ -86,6 +86,8 @@ __device__ __forceinline__ S block_share(S s) {
 /* ALIGNED: every row begins and ends at a boundary of 16 bytes. */
 template <typename F, bool ALIGNED>
 __global__ void __launch_bounds__(SUMMED_THREADS) summed_kernel(const __grid_constant__ typename F::problem p) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     using T = typename F::type;
     constexpr int N = pack_size<T>;
     const int64_t r = from_the_end(p.rows, (int)blockIdx.x);
@@ -114,8 +116,8 @@ __global__ void __launch_bounds__(SUMMED_THREADS) summed_kernel(const __grid_con
 
 /* At most INT32_MAX rows. */
 template <typename F, bool ALIGNED = true>
-void launch_summed(const typename F::problem &p, cudaStream_t stream) {
-    summed_kernel<F, ALIGNED><<<(unsigned)p.rows, SUMMED_THREADS, 0, stream>>>(p);
+void launch_summed(const liger_context *context, const typename F::problem &p, cudaStream_t stream) {
+    launch_next(context, summed_kernel<F, ALIGNED>, (unsigned)p.rows, SUMMED_THREADS, stream, p);
 }
 
 } // namespace vocab_rows

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from test_operators import CASES, Case, on, run, same, upstreams
+from test_operators import CASES, Case, leaves, on, run, same, upstreams
 from torch import Tensor
 
 from liger_kernel import ops
@@ -55,6 +55,74 @@ def test_graph_capture_and_replay(case, cuda):
                 s.copy_(g)
         graph.replay()
         assert same(captured, run(case, given, up))
+
+
+def slow_numbers(seed: int, cuda) -> Tensor:
+    """New numbers in memory that is used again, by one block of one kernel, which lets the next one start at once."""
+    logits = torch.randn(1, 2**21, generator=torch.Generator().manual_seed(seed)).to(cuda)
+    torch.cuda.synchronize()
+    return ops.LigerSoftmaxFunction.apply(logits)[0]
+
+
+def pieces(numbers: Tensor, like: list) -> list:
+    """In the place of floats what was written last of the numbers."""
+    taken, end = [], numbers.numel()
+    for a in like:
+        if isinstance(a, Tensor) and a.is_floating_point():
+            end -= a.numel()
+            a = numbers[end : end + a.numel()].view(a.shape).to(a.dtype)
+        taken.append(a)
+    return taken
+
+
+def run_behind_kernels(case, given: list, up: list[Tensor], seed: int, cuda) -> tuple[list[Tensor], list, list]:
+    """What run() returns, and what it was made of: forward's and backward's kernels come directly behind slow ones."""
+    static = pieces(slow_numbers(seed, cuda), given)
+    args = leaves(case, static)
+    results = case(*args)
+    late = pieces(slow_numbers(seed + 1, cuda), up)
+    grads = torch.autograd.grad(results, [args[i] for i in case.trained], late)
+    return [*(r.detach() for r in results), *grads], static, late
+
+
+def test_kernels_wait_for_what_they_read(case, cuda):
+    """First kernels start early, but read nothing before the kernel in front of them is done."""
+    given = on(cuda, case.make(301))
+    up = upstreams(case(*given))
+    for seed in (1, 3, 5):
+        found, static, late = run_behind_kernels(case, given, up, seed, cuda)
+        torch.cuda.synchronize()
+        expected = run(case, static, late)  # of numbers that are no logarithms a loss may be NaN
+        assert all(torch.allclose(f, e, rtol=0, atol=0, equal_nan=True) for f, e in zip(found, expected, strict=True))
+
+
+def test_kernels_in_a_graph_wait_for_copies(case, cuda):
+    """Of another stream, too, which are no kernels."""
+    given = on(cuda, case.make(301))
+    up = upstreams(case(*given))
+    expected = run(case, given, up)
+    inputs = [*given, *up]
+    static = [torch.zeros_like(t) if isinstance(t, Tensor) and t.is_floating_point() else t for t in inputs]
+    late = [(s, t) for s, t in zip(static, inputs) if s is not t]
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+
+    def step():
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(500_000)
+            for s, t in late:
+                s.copy_(t)
+        torch.cuda.current_stream().wait_stream(side)
+        return run(case, static[: len(given)], static[len(given) :])
+
+    step()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(2):
+        for s, _t in late:
+            s.zero_()
+        graph.replay()
+        assert same(captured, expected)
 
 
 def test_other_stream(case, cuda):

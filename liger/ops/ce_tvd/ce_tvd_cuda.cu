@@ -63,15 +63,11 @@ struct comparison {
     /* Two rows of which one is the other, perhaps but for a constant, have the same share, in whatever a thread has of them. Of
      * others a difference that happens to be 0 has the sign that it is given. */
     __device__ __forceinline__ bool may_tie() const { return by == 1.0f && share > 0.0f; }
-    __device__ __forceinline__ void add(float s, float t) {
+    template <bool MAY_TIE = true>
+    __device__ __forceinline__ float add(float s, float t) {
         const float above = fmaf(s, by, -t);
         found.apart += fabsf(above);
-        if (above != 0.0f) found.signs += copysignf(s, above);
-    }
-    __device__ __forceinline__ float add_apart(float s, float t) {
-        const float above = fmaf(s, by, -t);
-        found.apart += fabsf(above);
-        found.signs += copysignf(s, above);
+        if (!MAY_TIE || above != 0.0f) found.signs += copysignf(s, above);
         return above;
     }
     __device__ __forceinline__ distances distance() const {
@@ -207,20 +203,19 @@ struct forward_row : vocab_rows::one_exchange {
         const two_sums all = warp_merge(of_lane);
         comparison compared(share_of(row.student_max, all.student), share_of(row.teacher_max, all.teacher));
         if (at.first == 0) write_sums(p, r, to_f32(row.target), all);
-        const auto for_each =
-            [&](auto use) { /* use(k, s, t) */
-                            [[maybe_unused]] pack<float, FLOATS> some;
+        /* use(k, s, t) for each of the thread's elements */
+        const auto for_each = [&](auto use) {
+            [[maybe_unused]] pack<float, FLOATS> some;
 #pragma unroll
-                            for (int k = 0; k < COUNT; k++) {
-                                if constexpr (KEPT) {
-                                    if (k % FLOATS == 0)
-                                        some = load_pack<float, FLOATS>((const float *)(from + k / FLOATS * P::step));
-                                    use(k, row.term[k], some.value[k % FLOATS]);
-                                } else {
-                                    use(k, term_of(x.value(k), row.student_max), term_of(t.value(k), row.teacher_max));
-                                }
-                            }
-            };
+            for (int k = 0; k < COUNT; k++) {
+                if constexpr (KEPT) {
+                    if (k % FLOATS == 0) some = load_pack<float, FLOATS>((const float *)(from + k / FLOATS * P::step));
+                    use(k, row.term[k], some.value[k % FLOATS]);
+                } else {
+                    use(k, term_of(x.value(k), row.student_max), term_of(t.value(k), row.teacher_max));
+                }
+            }
+        };
         if (compared.may_tie()) {
             for_each([&](int, float s, float t) { compared.add(s, t); });
             compared.found.tied = 1;
@@ -232,7 +227,7 @@ struct forward_row : vocab_rows::one_exchange {
         uint8_t *const signs = LEAVES && p.dstudent.data ? signs_at(row_at<T>(p.dstudent, r), at.first) : NULL;
         unsigned bits = 0;
         for_each([&](int k, float s, float t) {
-            bits = __funnelshift_l(__float_as_uint(compared.add_apart(s, t)), bits, 1);
+            bits = __funnelshift_l(__float_as_uint(compared.template add<false>(s, t)), bits, 1);
             if (k % N < N - 1) return;
             asm volatile("" : "+r"(bits)); /* here, and not in a branch for which all differences are kept */
             if (signs && at.has(k / N)) signs[k / N * P::step * PACK_BYTES] = (uint8_t)bits;
@@ -294,7 +289,7 @@ liger_status launch_forward(const liger_context *context, const ce_tvd_forward_p
     if (done) return LIGER_OK;
     ce_tvd_forward_problem unsigned_rows = p;
     unsigned_rows.dstudent.data = NULL;
-    vocab_rows::launch_streamed<usual>(unsigned_rows, stream);
+    vocab_rows::launch_streamed<usual>(context, unsigned_rows, stream);
     return LIGER_OK;
 }
 

@@ -14,6 +14,8 @@ namespace cross_entropy {
 enum { ONE_BLOCK = 1024 };
 
 __global__ void __launch_bounds__(ONE_BLOCK) count_kernel(const cross_entropy_count_problem p) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     int valid = 0;
     float weight_sum = 0.0f, class_total = 0.0f;
 #pragma unroll 8
@@ -41,6 +43,8 @@ __device__ float sum_rows(const float *values, int64_t rows) {
 }
 
 __global__ void __launch_bounds__(ONE_BLOCK) reduce_kernel(const cross_entropy_reduce_problem p) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     const float loss = p.loss ? sum_rows(p.loss, p.rows) : 0.0f;
     const float z = p.z_loss ? sum_rows(p.z_loss, p.rows) : 0.0f;
     const float hits = p.accuracy ? sum_rows(p.accuracy, p.rows) : 0.0f;
@@ -51,6 +55,8 @@ __global__ void __launch_bounds__(ONE_BLOCK) reduce_kernel(const cross_entropy_r
 }
 
 __global__ void round_rows_kernel(const cross_entropy_reduce_problem p) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     const int64_t r = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
     if (r >= p.rows) return;
     if (p.loss && p.loss_out) store_as(p.loss_out, p.loss_dtype, r, p.loss[r]);
@@ -66,13 +72,13 @@ static cudaError_t launch_rows(const liger_context *context, const problem &p, c
     const bool packs = matrix_is_packable(p.logits, p.logits_stride, p.vocab, sizeof(T)) &&
                        matrix_is_packable(p.dlogits, p.dlogits_stride, p.vocab, sizeof(T));
     if (!p.dlogits && !options && packs && p.rows <= INT32_MAX) {
-        vocab_rows::launch_summed<loss_row<T>>(p, stream);
+        vocab_rows::launch_summed<loss_row<T>>(context, p, stream);
         return cudaSuccess;
     }
     bool done = false;
     const cudaError_t error = options ? vocab_rows::launch_resident<optioned_row<T>>(context, p, packs, stream, &done)
                                       : vocab_rows::launch_resident<plain_row<T>>(context, p, packs, stream, &done);
-    if (error == cudaSuccess && !done) vocab_rows::launch_streamed<streamed_row<T>>(p, stream);
+    if (error == cudaSuccess && !done) vocab_rows::launch_streamed<streamed_row<T>>(context, p, stream);
     return error;
 }
 
@@ -82,7 +88,7 @@ extern "C" liger_status cross_entropy_count_cuda(liger_context *context,
                                                  const struct cross_entropy_count_problem *problem,
                                                  liger_stream stream) {
     LIGER_ON_DEVICE(context, "cross_entropy_count");
-    cross_entropy::count_kernel<<<1, cross_entropy::ONE_BLOCK, 0, (cudaStream_t)stream>>>(*problem);
+    launch_next(context, cross_entropy::count_kernel, 1, cross_entropy::ONE_BLOCK, (cudaStream_t)stream, *problem);
     return launched(context, "cross_entropy_count", stream);
 }
 
@@ -102,9 +108,10 @@ extern "C" liger_status cross_entropy_reduce_cuda(liger_context *context,
     LIGER_ON_DEVICE(context, "cross_entropy_reduce");
     if (problem->unreduced) {
         if (problem->rows == 0) return LIGER_OK;
-        cross_entropy::round_rows_kernel<<<grid_size(problem->rows, 256), 256, 0, (cudaStream_t)stream>>>(*problem);
+        launch_next(context, cross_entropy::round_rows_kernel, grid_size(problem->rows, 256), 256, (cudaStream_t)stream,
+                    *problem);
     } else {
-        cross_entropy::reduce_kernel<<<1, cross_entropy::ONE_BLOCK, 0, (cudaStream_t)stream>>>(*problem);
+        launch_next(context, cross_entropy::reduce_kernel, 1, cross_entropy::ONE_BLOCK, (cudaStream_t)stream, *problem);
     }
     return launched(context, "cross_entropy_reduce", stream);
 }

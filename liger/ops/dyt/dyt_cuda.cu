@@ -152,6 +152,7 @@ __global__ void __launch_bounds__(1024) add_kernel(const __grid_constant__ dyt_b
     __shared__ float sums[32][33];
     const float *partials = p.workspace + blockIdx.y * p.partials * p.cols;
     void *const to = blockIdx.y == 0 ? p.dgamma : blockIdx.y == 1 ? p.dbeta : p.dalpha;
+    wait_for_previous_kernel();
     if (to == NULL || (blockIdx.y == 2 && blockIdx.x > 0)) return;
     if (blockIdx.y < 2) row_norm::add_partial_columns(sums, partials, (int)p.partials, p.cols, to, p.weight_dtype);
     else row_norm::add_partial_columns(sums, partials, totals, 1, to, p.alpha_dtype);

@@ -309,6 +309,7 @@ __global__ void __launch_bounds__(1024) sums_kernel(const __grid_constant__ grou
     __shared__ float sums[32][33];
     const float *planes = p.workspace, *partial = planes + 2 * planes_floats(p) + blockIdx.y * partial_floats(p);
     let_next_kernel_start();
+    wait_for_previous_kernel();
     if (blockIdx.y < 2) {
         void *const to = blockIdx.y == 0 ? p.dbias : p.dweight;
         if (to == NULL || (int64_t)blockIdx.x * 32 >= p.shape.channels) return;
@@ -321,7 +322,6 @@ __global__ void __launch_bounds__(1024) sums_kernel(const __grid_constant__ grou
     const int64_t b = r / p.shape.groups, channel = r % p.shape.groups * per_group;
     const int thread = threadIdx.y * WARP + threadIdx.x, warp = threadIdx.y;
     if ((int64_t)blockIdx.x * (large ? 1 : 32) >= group_norm_rows(&p.shape)) return;
-    wait_for_previous_kernel();
     float found[2] = {};
     for (int64_t i = large ? thread : threadIdx.x; b < p.shape.batch && i < entries; i += large ? 1024 : WARP) {
         const int64_t c = channel + i % per_group, at = (b * p.cut.pieces + i / per_group) * p.shape.channels + c;

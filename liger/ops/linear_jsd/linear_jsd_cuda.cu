@@ -252,7 +252,7 @@ static cudaError_t launch(const liger_context *context, const problem &p, cudaSt
     /* A resident row leaves no registers for the formulas of a skew mixture. */
     const bool resident = packable<T>(p) && !jensen_shannon::is_skew(p.mixture);
     const cudaError_t error = vocab_rows::launch_resident<divergence_row<T>>(context, p, resident, stream, &done);
-    if (error == cudaSuccess && !done) vocab_rows::launch_streamed<divergence_row<T>>(p, stream);
+    if (error == cudaSuccess && !done) vocab_rows::launch_streamed<divergence_row<T>>(context, p, stream);
     return error;
 }
 

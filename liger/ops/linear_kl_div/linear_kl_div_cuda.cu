@@ -228,7 +228,7 @@ static cudaError_t launch(const liger_context *context, const problem &p, cudaSt
                        pointer_is_packable(p.dlogits);
     const cudaError_t error = vocab_rows::launch_resident<resident_row<T>>(context, p, packs, stream, &done);
     if (error != cudaSuccess || done) return error;
-    LIGER_FOR_FLOAT(p.target_dtype, Q, (vocab_rows::launch_streamed<streamed_row<T, Q>>(p, stream)))
+    LIGER_FOR_FLOAT(p.target_dtype, Q, (vocab_rows::launch_streamed<streamed_row<T, Q>>(context, p, stream)))
     return cudaSuccess;
 }
 

@@ -143,7 +143,7 @@ static cudaError_t launch(const liger_context *context, const problem &p, cudaSt
     const cudaError_t error = vocab_rows::launch_resident<outside_row<T>>(
         context, p, matrix_is_packable(p.logits, p.logits_stride, p.vocab, sizeof(T)), stream, &done);
     if (error != cudaSuccess) return error;
-    if (!done) vocab_rows::launch_streamed<outside_row<T>>(p, stream);
+    if (!done) vocab_rows::launch_streamed<outside_row<T>>(context, p, stream);
     if (p.gradient) put_kernel<T><<<blocks, threads, 0, stream>>>(p);
     return cudaSuccess;
 }

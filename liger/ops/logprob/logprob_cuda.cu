@@ -68,25 +68,25 @@ __global__ void __launch_bounds__(THREADS) weights_kernel(const __grid_constant_
 /* ---- rows --------------------------------------------------------------------------------------------------------- */
 
 template <typename F>
-void launch_formula(rows_problem p, cudaStream_t stream) {
+void launch_formula(const liger_context *context, rows_problem p, cudaStream_t stream) {
     using T = typename F::type;
     const bool packs = matrix_is_packable(p.logits, p.logits_stride, p.vocab, sizeof(T));
     for (int64_t left = p.rows; left > 0; left -= p.rows) { /* a grid has at most INT32_MAX blocks */
         p.rows = left < INT32_MAX ? left : INT32_MAX;
-        if (packs) vocab_rows::launch_summed<F, true>(p, stream);
-        else vocab_rows::launch_summed<F, false>(p, stream);
+        if (packs) vocab_rows::launch_summed<F, true>(context, p, stream);
+        else vocab_rows::launch_summed<F, false>(context, p, stream);
         p.logits = (const T *)p.logits + p.rows * p.logits_stride;
         p.first += p.rows;
     }
 }
 
 template <typename T>
-void launch_rows(const rows_problem &p, cudaStream_t stream) {
+void launch_rows(const liger_context *context, const rows_problem &p, cudaStream_t stream) {
     const logprob_results &to = p.results;
-    if (p.to_z.capped) launch_formula<full_row<T, true>>(p, stream);
+    if (p.to_z.capped) launch_formula<full_row<T, true>>(context, p, stream);
     else if (to.entropy || to.log_sum_sq_probs || to.mean_logits || to.is_top1 || p.to_z.inner == 0.0f)
-        launch_formula<full_row<T, false>>(p, stream);
-    else launch_formula<plain_row<T>>(p, stream);
+        launch_formula<full_row<T, false>>(context, p, stream);
+    else launch_formula<plain_row<T>>(context, p, stream);
 }
 
 /* ---- gradient ----------------------------------------------------------------------------------------------------- */
@@ -121,7 +121,7 @@ extern "C" liger_status logprob_rows_cuda(liger_context *context, const struct l
     p.negative = p.to_z.inner < 0.0f;
     p.to_z.inner = fabsf(p.to_z.inner);
     LIGER_ON_DEVICE(context, "logprob_rows");
-    LIGER_FOR_FLOAT(p.dtype, T, logprob::launch_rows<T>(p, (cudaStream_t)stream))
+    LIGER_FOR_FLOAT(p.dtype, T, logprob::launch_rows<T>(context, p, (cudaStream_t)stream))
     return launched(context, "logprob_rows", stream);
 }
 

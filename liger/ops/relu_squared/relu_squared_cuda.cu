@@ -51,7 +51,7 @@ extern "C" liger_status relu_squared_forward_cuda(liger_context *context, const 
     LIGER_ON_DEVICE(context, "relu_squared_forward");
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable = rows_are_packable(p.x, element) && rows_are_packable(p.y, element);
-    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch<forward<T>, T>(p, packable, (cudaStream_t)stream));
+    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch<forward<T>, T>(context, p, packable, (cudaStream_t)stream));
     return launched(context, "relu_squared_forward", stream);
 }
 
@@ -62,6 +62,6 @@ extern "C" liger_status relu_squared_backward_cuda(liger_context *context, const
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable =
         rows_are_packable(p.dy, element) && rows_are_packable(p.x, element) && rows_are_packable(p.dx, element);
-    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch<backward<T>, T>(p, packable, (cudaStream_t)stream));
+    LIGER_FOR_FLOAT(p.dtype, T, elementwise::launch<backward<T>, T>(context, p, packable, (cudaStream_t)stream));
     return launched(context, "relu_squared_backward", stream);
 }

@@ -107,6 +107,8 @@ __device__ __forceinline__ void rotate_side(const rope_problem &p, const geometr
 template <typename T, typename TT, int N, variant V>
 __global__ void __launch_bounds__(THREADS, at_most_blocks(BLOCKS, THREADS))
     rope_kernel(const __grid_constant__ rope_problem p, const __grid_constant__ geometry g) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     if (blockIdx.x < g.q.blocks) rotate_side<T, TT, N, V>(p, g, g.q, blockIdx.x * THREADS + threadIdx.x);
     else rotate_side<T, TT, N, V>(p, g, g.k, (blockIdx.x - g.q.blocks) * THREADS + threadIdx.x);
 }
@@ -153,20 +155,22 @@ rope_problem part_of(rope_problem p, const part &of) {
 }
 
 template <typename T, typename TT, int N>
-void launch_part(const rope_problem &p, int64_t pairs, int64_t items, cudaStream_t stream) {
+void launch_part(const liger_context *context, const rope_problem &p, int64_t pairs, int64_t items,
+                 cudaStream_t stream) {
     const geometry g = {side_of(p.q, p.q_out, p.seq, p.q_heads, items), side_of(p.k, p.k_out, p.seq, p.k_heads, items),
                         divide_by((unsigned)items), (unsigned)pairs};
     const dim3 grid(g.q.blocks + g.k.blocks, (unsigned)p.batch);
-    if (p.planes > 1) rope_kernel<T, TT, N, SECTIONS><<<grid, THREADS, 0, stream>>>(p, g);
-    else if (p.operand_dtype != LIGER_F32) rope_kernel<T, TT, N, ROUNDED><<<grid, THREADS, 0, stream>>>(p, g);
-    else if (p.inverse) rope_kernel<T, TT, N, INVERSE><<<grid, THREADS, 0, stream>>>(p, g);
-    else rope_kernel<T, TT, N, FORWARD><<<grid, THREADS, 0, stream>>>(p, g);
+    const auto kernel = p.planes > 1                   ? rope_kernel<T, TT, N, SECTIONS>
+                        : p.operand_dtype != LIGER_F32 ? rope_kernel<T, TT, N, ROUNDED>
+                        : p.inverse                    ? rope_kernel<T, TT, N, INVERSE>
+                                                       : rope_kernel<T, TT, N, FORWARD>;
+    launch_next(context, kernel, grid, THREADS, stream, p, g);
 }
 
 /* A launch counts through the heads and tokens of a batch in 31 bits and through batches in grid.y: one launch is enough for
  * whatever fits into a GPU today, unless there are 65536 batches or 2^30 heads. */
 template <typename T, typename TT, int N>
-liger_status launch(const rope_problem &p, const char *op, cudaStream_t stream) {
+liger_status launch(const liger_context *context, const rope_problem &p, const char *op, cudaStream_t stream) {
     const int64_t pairs = p.half / N, items = pairs + (p.dim - 2 * p.half) / N;
     const int64_t most = MOST_DIVIDENDS / 2, all = p.q_heads > p.k_heads ? p.q_heads : p.k_heads;
     if (all * items == 0) return LIGER_OK;
@@ -177,8 +181,8 @@ liger_status launch(const rope_problem &p, const char *op, cudaStream_t stream) 
     for (int64_t batch = 0; batch < p.batch; batch += MAX_GRID_Y)
         for (int64_t token = 0; token < p.seq; token += tokens)
             for (int64_t head = 0; head < all; head += heads)
-                launch_part<T, TT, N>(part_of(p, {batch, MAX_GRID_Y, token, tokens, head, heads}), pairs, items,
-                                      stream);
+                launch_part<T, TT, N>(context, part_of(p, {batch, MAX_GRID_Y, token, tokens, head, heads}), pairs,
+                                      items, stream);
     return LIGER_OK;
 }
 
@@ -186,8 +190,9 @@ liger_status run(const liger_context *context, const rope_problem &p, const char
     LIGER_ON_DEVICE(context, op);
     const bool packable = is_packable(p);
     LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.table_dtype, T, TT,
-                               if (packable) LIGER_TRY((launch<T, TT, pack_size<T>>(p, op, (cudaStream_t)stream)));
-                               else LIGER_TRY((launch<T, TT, 1>(p, op, (cudaStream_t)stream))));
+                               if (packable)
+                                   LIGER_TRY((launch<T, TT, pack_size<T>>(context, p, op, (cudaStream_t)stream)));
+                               else LIGER_TRY((launch<T, TT, 1>(context, p, op, (cudaStream_t)stream))));
     return launched(context, op, stream);
 }
 

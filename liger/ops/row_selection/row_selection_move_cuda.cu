@@ -31,10 +31,10 @@ struct moved_rows {
 };
 
 template <typename TX, typename TY>
-void move_rows(const row_scatter_problem &p, cudaStream_t stream) {
+void move_rows(const liger_context *context, const row_scatter_problem &p, cudaStream_t stream) {
     const uintptr_t bits = (uintptr_t)p.x | (uintptr_t)(p.x_stride * (int64_t)sizeof(TX)) | (uintptr_t)p.y |
                            (uintptr_t)(p.y_stride * (int64_t)sizeof(TY));
-    elementwise::launch<moved_rows<TX, TY>, TY>(p, bits % PACK_BYTES == 0, stream);
+    elementwise::launch<moved_rows<TX, TY>, TY>(context, p, bits % PACK_BYTES == 0, stream);
 }
 
 liger_status scatter(liger_context *context, const row_scatter_problem &p, const char *op, liger_stream stream) {
@@ -42,12 +42,12 @@ liger_status scatter(liger_context *context, const row_scatter_problem &p, const
     LIGER_ON_DEVICE(context, op);
     const cudaStream_t on = (cudaStream_t)stream;
     if (p.x_dtype != p.y_dtype) {
-        if (p.y_dtype == LIGER_F16) move_rows<float, f16>(p, on);
-        else move_rows<float, bf16>(p, on);
+        if (p.y_dtype == LIGER_F16) move_rows<float, f16>(context, p, on);
+        else move_rows<float, bf16>(context, p, on);
     } else if (p.y_dtype == LIGER_F32) {
-        move_rows<uint32_t, uint32_t>(p, on);
+        move_rows<uint32_t, uint32_t>(context, p, on);
     } else {
-        move_rows<uint16_t, uint16_t>(p, on);
+        move_rows<uint16_t, uint16_t>(context, p, on);
     }
     return launched(context, op, stream);
 }

@@ -176,13 +176,13 @@ liger_status launch_forward(const liger_context *context, const sparsemax_forwar
     using of_cluster = forward_row<T, true>;
     const bool packable =
         p.cols % pack_size<T> == 0 && rows_are_packable(p.x, sizeof(T)) && rows_are_packable(p.y, sizeof(T));
-    bool done = vocab_rows::launch_narrow<of_block>(p, packable, stream);
+    bool done = vocab_rows::launch_narrow<of_block>(context, p, packable, stream);
     cudaError_t error = cudaSuccess;
     if (!done) error = vocab_rows::launch_resident<of_block>(context, p, packable, stream, &done);
     if (!done && error == cudaSuccess)
         error = vocab_rows::launch_resident<of_cluster>(context, p, packable, stream, &done);
     LIGER_TRY(cuda_status(error, "sparsemax_forward"));
-    if (!done) vocab_rows::launch_streamed<of_block>(p, stream);
+    if (!done) vocab_rows::launch_streamed<of_block>(context, p, stream);
     return LIGER_OK;
 }
 
