@@ -1,8 +1,8 @@
 /* norm_partials.h - how many partial rows the parameters' gradients of a norm are summed in. Internal.
  *
  * Fixed by the shape and the device, never by the number of threads, and asked for by the caller as workspace. A GPU has one
- * for each block of its backward kernel (liger/cuda/row_norm_backward.cuh), and about as many blocks as its
- * multiprocessors hold: a thread has 16 bytes of a narrow row, of which a block has several, and twice that or more of
+ * at most for each row that its backward kernel has at once (liger/cuda/row_norm_backward.cuh): about as many as its
+ * multiprocessors hold, where a thread has 16 bytes of a narrow row, of which a block has several, and twice that or more of
  * a wider one, with twice the registers. */
 #ifndef LIGER_CORE_NORM_PARTIALS_H
 #define LIGER_CORE_NORM_PARTIALS_H

@@ -20,13 +20,10 @@ struct warp_values {
     float lead, count;
 };
 
-__device__ __forceinline__ float first_lanes_sum(float x, int lanes) {
-    return warp_sum(threadIdx.x % WARP < lanes ? x : 0.0f);
-}
-
 /* All sums are of differences, to a value of the row and then to the warp's mean: nothing cancels, whatever the row's offset,
- * and a row of one value has variance 0. fold(f) is the last s = f(s, values) over the packs of this thread, from 0. */
-template <typename FOLD>
+ * and a row of one value has variance 0. fold(f) is the last s = f(s, values) over the packs of this thread, from 0. MOST:
+ * warps at most, a power of two. */
+template <int MOST = MAX_WARPS, typename FOLD>
 __device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, float per_col, moments_share *slots,
                                               int warps) {
     moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, of.count};
@@ -35,7 +32,8 @@ __device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, 
         for (const float value : x) sum += value - mine.origin;
         return so_far + sum;
     });
-    mine.rest = of.count > 0 ? warp_sum(differences) / mine.count : 0.0f;
+    const float all_differences = warp_sum(differences);
+    mine.rest = of.count > 0 ? all_differences / mine.count : 0.0f;
     const float mean = mine.origin + mine.rest, missing = mine.rest - (mean - mine.origin);
     const float squares_of_thread = fold([&](float so_far, const auto &x) {
         float sum = 0;
@@ -43,18 +41,19 @@ __device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, 
         return so_far + sum;
     });
     mine.squares = fmaf(-mine.count * missing, missing, warp_sum(squares_of_thread));
-    const int lane = threadIdx.x % WARP;
+    const int place = threadIdx.x % MOST;
     float origin = mine.origin;
     if (warps > 1) {
-        if (lane == 0) slots[threadIdx.x / WARP] = mine;
+        if (threadIdx.x % WARP == 0) slots[threadIdx.x / WARP] = mine;
         __syncthreads();
         origin = slots[0].origin;
-        mine = slots[lane < warps ? lane : 0];
+        mine = slots[place < warps ? place : 0];
     }
-    const float from_origin = (mine.origin - origin) + mine.rest;
-    const float rest = warps > 1 ? first_lanes_sum(mine.count * from_origin, warps) * per_col : from_origin;
+    const auto over_warps = [&](float x) { return lanes_sum<MOST>(place < warps ? x : 0.0f); };
+    const float from_origin = (mine.origin - origin) + mine.rest, of_rest = over_warps(mine.count * from_origin);
+    const float rest = warps > 1 ? of_rest * per_col : from_origin;
     const float apart = from_origin - rest, squares = fmaf(mine.count * apart, apart, mine.squares);
-    const float variance = (warps > 1 ? first_lanes_sum(squares, warps) : squares) * per_col, whole = origin + rest;
+    const float variance = over_warps(squares) * per_col, whole = origin + rest;
     return {whole, rest - (whole - origin), variance < 0.0f ? 0.0f : variance}; /* NaN is not less than 0 */
 }
 

@@ -13,7 +13,8 @@
  *   Forward F: type, problem (rows, cols, x, y)
  *     ADDS                     p.residual is added on the way in, the sum goes to p.sum; loop kernels look whether it is there
  *     TWO_PACKS, FOUR_PACKS    rows of at most so many packs have two to a thread, or four; wider ones eight
- *     EIGHT_PACKS_BLOCKS       so many blocks of these on a multiprocessor: with 3 a thread has 80 registers, with 2 128
+ *     FOUR_PACKS_BLOCKS, EIGHT_PACKS_BLOCKS    so many blocks of 256 threads on a multiprocessor: with 6 a thread has 40
+ *                              registers, with 5 48, with 4 64, with 3 80, with 2 128
  *     WIDE                     the parameters are of a wider type than the rows
  *     shares, measure(p, row)  the statistics of a row: from row.sum(f), Σ by s = f(s, x), with shares = float, from
  *                              row.sums(to, f, ...) with a float for each, or from row.centred() with shares = moments_share

@@ -30,34 +30,44 @@ struct totals_to {
 
 /* ---- the parameters' gradients in registers --------------------------------------------------------------------- */
 
-/* A block: packs of a row per thread, threads per row, rows at once. */
+/* A block: packs of a row per thread, threads per row, rows at once at most: groups, each with a barrier of its own. */
 struct rung {
     int packs, threads, groups;
 };
 /* Two packs a thread, or four: what a row costs besides its values (addresses, sums, barriers) is paid half as often as with
- * one. A group of more than one warp has a block for itself: rows then wait for nobody else's barrier. */
-constexpr rung LADDER[] = {{1, 32, 16}, {2, 64, 1}, {2, 128, 1}, {2, 256, 1}, {2, 512, 1}, {4, 512, 1}};
+ * one. A block leaves one partial row, whatever its groups: with several of them there is less to be added in the end. */
+constexpr rung LADDER[] = {{1, 32, 16}, {2, 64, 8}, {2, 128, 4}, {2, 256, 2}, {2, 512, 1}, {4, 512, 1}};
 
 /* As many blocks as a multiprocessor holds with 64 registers a thread; 128 registers for more than one pack. */
 LIGER_HOST_DEVICE constexpr int blocks_of(const rung &r) {
-    const int blocks = RESIDENT / (r.packs == 1 ? 1 : 2) / (r.threads * r.groups);
-    return blocks < NORM_MOST_BLOCKS ? blocks : (int)NORM_MOST_BLOCKS;
+    return RESIDENT / (r.packs == 1 ? 1 : 2) / (r.threads * r.groups);
 }
 /* Rows of a group in shared memory. */
 LIGER_HOST_DEVICE constexpr int stages_of(const rung &r) { return r.packs == 4 ? 2 : 3; }
 
-/* For rows of two tensors, or of three with dsum. The sums of several groups, of at most 8 columns a pack, fit too. */
+/* Of one group, for rows of two tensors, or of three with dsum. Its sums for two parameters, of at most 8 columns a pack, fit
+ * too. */
 constexpr size_t shared_bytes(const rung &r, int tensors) {
     const size_t of_a_thread = (size_t)stages_of(r) * tensors * r.packs * PACK_BYTES;
-    const size_t combine = r.groups > 1 ? r.packs * 8 * sizeof(float) : 0;
-    return (of_a_thread > combine ? of_a_thread : combine) * r.threads * r.groups;
+    const size_t sums = 2 * r.packs * 8 * sizeof(float);
+    return (of_a_thread > sums ? of_a_thread : sums) * r.threads;
+}
+
+/* Groups of a block: all that the rung has, if there is the memory and work for the other multiprocessors too. `at_once`: how
+ * many rows are to be on the whole device. Rows of one warp are always as many. */
+constexpr int choose_groups(const rung &r, size_t available, int tensors, int64_t at_once, int multiprocessors) {
+    const int64_t fit = (int64_t)(available / shared_bytes(r, tensors));
+    const int64_t useful = r.threads == WARP ? r.groups : (at_once + multiprocessors - 1) / multiprocessors;
+    const int64_t groups = useful < fit ? useful : fit;
+    return (int)(groups < r.groups ? groups : r.groups);
 }
 
 /* The first rung that holds the row and has the memory; -1: none. */
 constexpr int choose_rung(size_t available, int64_t packs, int tensors) {
     int i = 0;
     for (const rung &r : LADDER) {
-        if (packs <= r.packs * r.threads && shared_bytes(r, tensors) <= available) return i;
+        const int least = r.threads == WARP ? r.groups : 1;
+        if (packs <= r.packs * r.threads && least * shared_bytes(r, tensors) <= available) return i;
         i++;
     }
     return -1;
@@ -72,7 +82,9 @@ constexpr bool rungs_fit() {
                 if (chosen < 0 && packs <= 256) return false;
                 if (chosen < 0) continue;
                 const rung r = LADDER[chosen];
-                if (STATIC_SHARED + shared_bytes(r, tensors) > a.shared || packs > r.packs * r.threads) return false;
+                const int groups = choose_groups(r, dynamic_shared(a.shared), tensors, 1 << 20, 1);
+                if (groups < 1 || packs > r.packs * r.threads) return false;
+                if (STATIC_SHARED + groups * shared_bytes(r, tensors) > a.shared) return false;
             }
     return true;
 }
@@ -85,10 +97,12 @@ template <typename B, int RUNG>
 struct row_pipeline {
     using T = typename B::type;
     static constexpr rung R = LADDER[RUNG];
-    static constexpr int N = pack_size<T>, NV = R.packs, STAGES = stages_of(R), COPIES = R.threads * R.groups;
-    pack<T, N> *slot; /* this thread's first; its others follow at a distance of one block */
+    static constexpr int N = pack_size<T>, NV = R.packs, STAGES = stages_of(R), COPIES = R.threads;
+    static constexpr size_t GROUP = shared_bytes(R, B::ADDS ? 3 : 2);
+    static_assert(B::PARTIALS <= 2, "as shared_bytes() counts");
+    pack<T, N> *slot; /* this thread's first; its others follow at a distance of one group */
 
-    __device__ row_pipeline(void *memory, int group) : slot((pack<T, N> *)memory + group * R.threads + threadIdx.x) {}
+    __device__ row_pipeline(char *memory, int group) : slot((pack<T, N> *)(memory + group * GROUP) + threadIdx.x) {}
     __device__ __forceinline__ pack<T, N> &dsum(int stage, int k) {
         return slot[(STAGES * 2 * NV + stage * NV + k) * COPIES];
     }
@@ -131,31 +145,46 @@ __device__ __forceinline__ void store_dx(const typename B::facts &facts, const t
     store_pack<typename B::type, N>(dx, out);
 }
 
-/* One partial row per block; where several groups share a block, their sums are added in order. */
+/* One partial row per block and parameter. Where several groups share a block, one of them adds what the others have of it, in
+ * order, to its own. */
 template <typename B, int RUNG, int N>
-__device__ __forceinline__ void store_partial(const typename B::problem &p, int which, float *combine,
-                                              const float (&sums)[LADDER[RUNG].packs][some(B::PARTIALS)][N]) {
+__device__ __forceinline__ void store_partials(const typename B::problem &p, float *memory, int group, int groups,
+                                               const float (&sums)[LADDER[RUNG].packs][some(B::PARTIALS)][N]) {
     constexpr rung R = LADDER[RUNG];
-    float *partial = p.workspace + (which * p.partials + blockIdx.x) * p.cols;
-    float *target = R.groups == 1 ? partial : combine + threadIdx.y * p.cols;
-    if (R.groups > 1) __syncthreads(); /* the pipeline's memory is free now */
+    const auto columns = [&](auto use) { /* use(k, i, c): four values, as single floats are partial writes of sectors */
 #pragma unroll
-    for (int k = 0; k < R.packs; k++) {
-        const int c = (threadIdx.x + k * R.threads) * N;
-        if (c >= p.cols) continue;
+                                         for (int k = 0; k < R.packs; k++)
 #pragma unroll
-        for (int i = 0; i < N; i += 4) { /* 16 bytes at once: single floats would be partial writes of every sector */
-            const float(&from)[N] = sums[k][which];
-            *(float4 *)(target + c + i) = {from[i], from[i + 1], from[i + 2], from[i + 3]};
-        }
+                                             for (int i = 0; i < N; i += 4) {
+                                                 const int c = (threadIdx.x + k * R.threads) * N + i;
+                                                 if (c < p.cols) use(k, i, c);
+                                             }
+    };
+    const auto other = [&](int which, int of) { return memory + (which * groups + of) * p.cols; };
+    if (R.groups > 1) {
+        __syncthreads(); /* the pipeline's memory is free now */
+#pragma unroll
+        for (int which = 0; which < B::PARTIALS; which++)
+            if (B::gathers(p, which) && group != which % groups)
+                columns([&](int k, int i, int c) {
+                    const float(&from)[N] = sums[k][which];
+                    *(float4 *)(other(which, group) + c) = {from[i], from[i + 1], from[i + 2], from[i + 3]};
+                });
+        __syncthreads();
     }
-    if (R.groups == 1) return;
-    __syncthreads();
-    for (int c = threadIdx.y * R.threads + threadIdx.x; c < p.cols; c += R.threads * R.groups) {
-        float sum = 0;
-        for (int group = 0; group < R.groups; group++) sum += combine[group * p.cols + c];
-        partial[c] = sum;
-    }
+#pragma unroll
+    for (int which = 0; which < B::PARTIALS; which++)
+        if (B::gathers(p, which) && group == which % groups)
+            columns([&](int k, int i, int c) {
+                const float(&from)[N] = sums[k][which];
+                float4 sum = {from[i], from[i + 1], from[i + 2], from[i + 3]};
+                for (int of = 0; of < groups; of++) {
+                    if (R.groups == 1 || of == group) continue;
+                    const float4 more = *(const float4 *)(other(which, of) + c);
+                    sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
+                }
+                *(float4 *)(p.workspace + (which * p.partials + blockIdx.x) * p.cols + c) = sum;
+            });
 }
 
 /* Every thread of a row has its totals: the first one stores them as the i-th of `count`. */
@@ -181,9 +210,10 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
     extern __shared__ __align__(16) char memory[];
     __shared__ float slots[2][B::SUMS][MAX_WARPS];
     static_assert(sizeof slots <= STATIC_SHARED, "beside its dynamic shared memory");
-    const int group = R.groups == 1 ? 0 : threadIdx.y, cols = (int)p.cols;
+    const int group = R.groups == 1 ? 0 : threadIdx.y, groups = R.groups == 1 ? 1 : blockDim.y, cols = (int)p.cols;
+    const group_of_block<R.threads> together = {group};
     row_pipeline<B, RUNG> rows(memory, group);
-    const int step = gridDim.x * R.groups, last = (int)p.rows - 1 - blockIdx.x * R.groups;
+    const int step = gridDim.x * groups, last = (int)p.rows - 1 - blockIdx.x * groups;
     const float per_col = 1.0f / (float)cols;
     float partial[NV][some(B::PARTIALS)][N] = {}, totals[some(B::TOTALS)] = {}, scale[NV][N];
     wait_for_previous_kernel();
@@ -197,9 +227,8 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
     for (int s = 0; s < STAGES - 1; s++) rows.fetch(p, r - s * step, s);
     typename B::facts next = {}; /* a row ahead, as the rows are */
     if (r >= 0) next = B::facts_of(p, r);
-    for (; r + group >= 0; r -= step, phase ^= 1, stage = stage + 1 == STAGES ? 0 : stage + 1) {
+    for (; r >= 0; r -= step, phase ^= 1, stage = stage + 1 == STAGES ? 0 : stage + 1) {
         rows.fetch(p, r - (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
-        const bool live = R.groups == 1 || r >= 0;
         const typename B::facts facts = next;
         if (r >= step) next = B::facts_of(p, r - step);
         __pipeline_wait_prior(STAGES - 1);
@@ -211,7 +240,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
         };
 #pragma unroll
         for (int k = 0; k < NV; k++) {
-            if (!live || (threadIdx.x + k * R.threads) * N >= cols) continue;
+            if ((threadIdx.x + k * R.threads) * N >= cols) continue;
             float dy[N], part[B::SUMS] = {};
             make_terms(k, dy);
             B::gather(p, facts, dy, g[k], x[k], part, partial[k]);
@@ -219,8 +248,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
             for (int i = 0; i < B::SUMS; i++) sums[i] += part[i];
         }
         if (B::TOTALS == 0 && p.dx.data == NULL) continue;
-        group_sums(sums, slots[phase], group * WARPS, WARPS);
-        if (!live) continue;
+        group_sums<WARPS>(sums, slots[phase], group * WARPS, WARPS, together);
         if constexpr (B::TOTALS > 0) B::add_totals(facts, sums, totals);
         if (B::TOTALS > 0 && p.dx.data == NULL) continue;
 #pragma unroll
@@ -236,10 +264,8 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
         }
     }
     __pipeline_wait_prior(0);
-#pragma unroll
-    for (int i = 0; i < B::PARTIALS; i++)
-        if (B::gathers(p, i)) store_partial<B, RUNG, N>(p, i, (float *)memory, partial);
-    if constexpr (B::TOTALS > 0) store_totals<B>(p, blockIdx.x * R.groups + group, gridDim.x * R.groups, totals);
+    if constexpr (B::PARTIALS > 0) store_partials<B, RUNG>(p, (float *)memory, group, groups, partial);
+    if constexpr (B::TOTALS > 0) store_totals<B>(p, blockIdx.x * groups + group, gridDim.x * groups, totals);
 }
 
 /* ---- rows of any width and alignment ---------------------------------------------------------------------------- */
@@ -329,6 +355,8 @@ static __global__ void __launch_bounds__(1024)
     add_partials(const float *partials, int count, int64_t cols, const gradients out) {
     __shared__ float sums[32][33];
     void *const to = blockIdx.y == 0 ? out.to[0] : out.to[1];
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     if (to == NULL) return;
     add_partial_columns(sums, partials + blockIdx.y * (count * cols), count, cols, to, out.dtype);
 }
@@ -340,8 +368,8 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ float slots[1][MAX_WARPS];
     const int k = blockIdx.x;
     float sum[1] = {};
-    if (out.to[k] == NULL) return;
     wait_for_previous_kernel();
+    if (out.to[k] == NULL) return;
     for (int i = threadIdx.x; i < count; i += THREADS) sum[0] += partials[k * count + i];
     group_sums(sum, slots, 0, THREADS / WARP);
     if (threadIdx.x == 0) store_as(out.to[k], out.dtype, out.at[k], sum[0]);
@@ -367,20 +395,26 @@ cudaError_t launch_totals(const liger_context *context, const typename B::proble
     return cudaSuccess;
 }
 
+/* p.partials: rows at once, as the caller has room for partial rows (where rows are one warp's, blocks); then the number of
+ * partial rows that there will be. */
 template <typename B, int RUNG>
-cudaError_t launch_rung(const liger_context *context, const typename B::problem &p, cudaStream_t stream) {
+cudaError_t launch_rung(const liger_context *context, typename B::problem &p, cudaStream_t stream) {
     constexpr rung R = LADDER[RUNG];
-    constexpr size_t shared = shared_bytes(R, B::ADDS ? 3 : 2);
+    constexpr int TENSORS = B::ADDS ? 3 : 2;
+    const int groups =
+        choose_groups(R, dynamic_shared_of(context), TENSORS, p.partials, context->cuda->multiprocessors);
+    const size_t shared = groups * shared_bytes(R, TENSORS);
     const cudaError_t error = allow_shared_memory<backward_registers<B, RUNG>>(context, shared);
     if (error != cudaSuccess) return error;
+    if (R.threads > WARP) p.partials = (p.partials + groups - 1) / groups;
     const cudaError_t launch_error = launch_next_with(context, backward_registers<B, RUNG>, dim3((unsigned)p.partials),
-                                                      dim3(R.threads, R.groups), shared, stream, p);
+                                                      dim3(R.threads, groups), shared, stream, p);
     if (launch_error != cudaSuccess) return launch_error;
-    return launch_totals<B>(context, p, (int)p.partials * R.groups, stream);
+    return launch_totals<B>(context, p, (int)p.partials * groups, stream);
 }
 
 template <typename B>
-cudaError_t launch_backward_registers(const liger_context *context, const typename B::problem &p, int rung,
+cudaError_t launch_backward_registers(const liger_context *context, typename B::problem &p, int rung,
                                       cudaStream_t stream) {
     static_assert(sizeof LADDER / sizeof LADDER[0] == 6, "a case for every rung");
     switch (rung) {
@@ -418,11 +452,12 @@ static inline cudaError_t clear(const gradients &out, int64_t cols, cudaStream_t
     return error;
 }
 
-/* All of backward: launch_rows(), then the sum of its partial rows. */
+/* All of backward: launch_rows(p), which may choose fewer partial rows, then their sum. */
 template <typename P, typename L>
-liger_status run_backward(const liger_context *context, const P &p, const gradients &out, const char *op,
+liger_status run_backward(const liger_context *context, const P &problem, const gradients &out, const char *op,
                           cudaStream_t stream, L launch_rows) {
-    cudaError_t error = p.rows == 0 ? clear(out, p.cols, stream) : launch_rows();
+    P p = problem;
+    cudaError_t error = p.rows == 0 ? clear(out, p.cols, stream) : launch_rows(p);
     if (error == cudaSuccess && p.rows > 0 && (out.to[0] || out.to[1]))
         error = launch_next(context, add_partials, dim3(grid_size(p.cols, 32), out.to[1] ? 2 : 1), dim3(32, 32), stream,
                             (const float *)p.workspace, (int)p.partials, p.cols, out);

@@ -9,14 +9,16 @@ namespace row_norm {
 
 /* Of a block with a row in registers: threads, and packs of 16 bytes, at most. */
 enum { FORWARD_BLOCK = 256, FORWARD_PACKS = 8 * FORWARD_BLOCK };
-/* 64 registers a thread keep enough loads in flight; for eight packs the formula says how many blocks they may cost. */
+/* 64 registers a thread keep enough loads in flight; for more packs the formula says how many blocks they may cost. */
 template <typename F, int NV>
-constexpr int forward_blocks = NV == 8 ? F::EIGHT_PACKS_BLOCKS : RESIDENT / FORWARD_BLOCK;
+constexpr int forward_blocks = NV == 8   ? F::EIGHT_PACKS_BLOCKS
+                               : NV == 4 ? at_most_blocks(F::FOUR_PACKS_BLOCKS, FORWARD_BLOCK)
+                                         : RESIDENT / FORWARD_BLOCK;
 
 /* ---- statistics: one exchange between the warps of a row -------------------------------------------------------- */
 
 /* What a formula may ask of a row, once: values() is asked for only where it is needed. */
-template <typename FOLD, typename V, typename S>
+template <int MOST_WARPS, typename FOLD, typename V, typename S>
 struct row_statistics {
     const FOLD &fold;
     const V &values;
@@ -34,7 +36,7 @@ struct row_statistics {
     template <typename TERM>
     __device__ __forceinline__ float sum(TERM term) const {
         float total[1] = {of_thread(term)};
-        group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps);
+        group_sums<MOST_WARPS>(total, (float(*)[MAX_WARPS])slots, 0, warps);
         return total[0];
     }
     /* Several, in one exchange. */
@@ -42,13 +44,15 @@ struct row_statistics {
     __device__ __forceinline__ void sums(float (&total)[sizeof...(TERMS)], TERMS... terms) const {
         int i = 0;
         ((total[i++] = of_thread(terms)), ...);
-        group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps);
+        group_sums<MOST_WARPS>(total, (float(*)[MAX_WARPS])slots, 0, warps);
     }
-    __device__ __forceinline__ moments centred() const { return moments_of(fold, values(), per_col, slots, warps); }
+    __device__ __forceinline__ moments centred() const {
+        return moments_of<MOST_WARPS>(fold, values(), per_col, slots, warps);
+    }
 };
-template <typename FOLD, typename V, typename S>
-__device__ __forceinline__ row_statistics<FOLD, V, S> statistics_of(const FOLD &fold, const V &values, S *slots,
-                                                                    int64_t cols) {
+template <int MOST_THREADS, typename FOLD, typename V, typename S>
+__device__ __forceinline__ row_statistics<MOST_THREADS / WARP, FOLD, V, S>
+statistics_of(const FOLD &fold, const V &values, S *slots, int64_t cols) {
     return {fold, values, slots, (int)blockDim.x / WARP, 1.0f / (float)cols};
 }
 
@@ -84,6 +88,7 @@ __global__ void __launch_bounds__(FORWARD_BLOCK, forward_blocks<F, NV>)
      * are then computed once per warp. */
     const int64_t r = NV == 1 ? (int64_t)blockIdx.x * blockDim.y + threadIdx.y : blockIdx.x;
     let_next_kernel_start();
+    wait_for_previous_kernel();
     if (r >= p.rows) return;
     /* Behind the row's end a thread sums the last pack again and leaves it out: less than a branch for every pack. */
     const int cols = (int)p.cols, last = cols - N, warp = NV == 1 ? 0 : (int)threadIdx.x / WARP;
@@ -109,7 +114,7 @@ __global__ void __launch_bounds__(FORWARD_BLOCK, forward_blocks<F, NV>)
     /* The parameters of the first pack are on their way while the row is reduced, the others' one pack ahead of their use;
      * where there are not the registers for it, they come when they are used. */
     typename F::template parameters<N> columns[NV];
-    constexpr bool AHEAD = !F::WIDE && sizeof columns <= (NV == 4 ? 128 : 64);
+    constexpr bool AHEAD = !F::WIDE && sizeof columns <= 64;
     const bool has_parameters = F::has_parameters(p);
     if (AHEAD && has_parameters) columns[0].load(p, r, within(0));
     const auto fold = [&](auto f) {
@@ -127,7 +132,7 @@ __global__ void __launch_bounds__(FORWARD_BLOCK, forward_blocks<F, NV>)
         const int packs = min(cols / N - warp * NV * WARP, NV * WARP);
         return warp_values{__shfl_sync(0xffffffffu, to_f32(row[0].value[0]), 0), (float)(packs * N)};
     };
-    const auto statistics = F::measure(p, statistics_of(fold, values, slots, cols));
+    const auto statistics = F::measure(p, statistics_of<FORWARD_BLOCK>(fold, values, slots, cols));
     if (threadIdx.x == 0) F::keep(p, r, statistics);
     T *y = row_at<T>(p.y, r);
     const auto store_all = [&](auto complete) {
@@ -182,7 +187,7 @@ __global__ void __launch_bounds__(BLOCK) forward_loop(const __grid_constant__ ty
             const int64_t c = threadIdx.x / WARP * WARP;
             return warp_values{c < packs ? to_f32(x[c * N]) : 0.0f, (float)(in_turn * N)};
         };
-        const auto statistics = F::measure(p, statistics_of(fold, values, slots[phase], p.cols));
+        const auto statistics = F::measure(p, statistics_of<BLOCK>(fold, values, slots[phase], p.cols));
         if (threadIdx.x == 0) F::keep(p, r, statistics);
         T *y = row_at<T>(p.y, r);
         for (int64_t c = threadIdx.x; c < packs; c += blockDim.x) {
@@ -208,16 +213,16 @@ bool fits_registers(const P &p, bool packable) {
 
 /* Packs of a thread: the more, the fewer threads wait for each other, but each needs more registers. */
 template <typename F>
-void launch_forward_registers(const typename F::problem &p, cudaStream_t stream) {
+void launch_forward_registers(const liger_context *context, const typename F::problem &p, cudaStream_t stream) {
     const int64_t packs = p.cols / pack_size<typename F::type>;
     const int nv = packs <= WARP ? 1 : packs <= F::TWO_PACKS ? 2 : packs <= F::FOUR_PACKS ? 4 : 8;
     static_assert(F::TWO_PACKS <= 2 * FORWARD_BLOCK && F::FOUR_PACKS <= 4 * FORWARD_BLOCK, "a block has the row");
     const dim3 block(round_up_to_warp((packs + nv - 1) / nv), nv == 1 ? FORWARD_BLOCK / WARP : 1);
     const unsigned grid = grid_size(p.rows, block.y);
-    if (nv == 1) forward_registers<F, 1><<<grid, block, 0, stream>>>(p);
-    else if (nv == 2) forward_registers<F, 2><<<grid, block, 0, stream>>>(p);
-    else if (nv == 4) forward_registers<F, 4><<<grid, block, 0, stream>>>(p);
-    else forward_registers<F, 8><<<grid, block, 0, stream>>>(p);
+    if (nv == 1) launch_next(context, forward_registers<F, 1>, grid, block, stream, p);
+    else if (nv == 2) launch_next(context, forward_registers<F, 2>, grid, block, stream, p);
+    else if (nv == 4) launch_next(context, forward_registers<F, 4>, grid, block, stream, p);
+    else launch_next(context, forward_registers<F, 8>, grid, block, stream, p);
 }
 
 template <typename F>

@@ -51,12 +51,12 @@ struct of_rstd {
     }
 };
 
-/* Adds `count` partial rows. A block of 32 x 32 threads has 32 columns: 32 fixed interleaved sums, then those in order. */
+/* Adds `count` partial rows, which must be there. A block of 32 x 32 threads has 32 columns: 32 fixed interleaved sums, then
+ * those in order. */
 __device__ __forceinline__ void add_partial_columns(float (&sums)[32][33], const float *partials, int count,
                                                     int64_t cols, void *to, liger_dtype dtype) {
     const int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
     float sum = 0;
-    wait_for_previous_kernel();
     if (c < cols)
         for (int r = threadIdx.y; r < count; r += 32) sum += partials[(int64_t)r * cols + c];
     sums[threadIdx.y][threadIdx.x] = sum;

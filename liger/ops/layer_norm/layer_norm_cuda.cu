@@ -9,8 +9,8 @@ struct forward {
     using type = T;
     using problem = layer_norm_forward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int TWO_PACKS = 64, FOUR_PACKS = 512, EIGHT_PACKS_BLOCKS = 3;
-    static constexpr bool WIDE = sizeof(TW) > sizeof(T);
+    static constexpr bool WIDE = sizeof(TW) > sizeof(T); /* two vectors of f32 take more registers */
+    static constexpr int TWO_PACKS = 64, FOUR_PACKS = 512, FOUR_PACKS_BLOCKS = WIDE ? 5 : 6, EIGHT_PACKS_BLOCKS = 3;
     using shares = row_norm::moments_share;
 
     struct statistics {
@@ -39,17 +39,23 @@ struct forward {
     static __device__ __forceinline__ bool has_parameters(const problem &p) { return p.weight || p.bias; }
     static __device__ __forceinline__ bool has_all_parameters(const problem &p) { return p.weight && p.bias; }
 
+    /* Nothing is unpacked of a parameter that is absent: registers would be kept for the choice between it and nothing. */
     template <bool ALL, int N>
     static __device__ __forceinline__ void apply(const problem &p, const statistics &m, const parameters<N> &columns,
                                                  float (&x)[N]) {
-        float weight[N], bias[N];
-        if (ALL || p.weight) unpack(columns.weight, weight);
-        if (ALL || p.bias) unpack(columns.bias, bias);
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            x[i] = fmaf(x[i] - m.mean, m.rstd, m.shift);
-            if (ALL || p.weight) x[i] *= weight[i];
-            if (ALL || p.bias) x[i] += bias[i];
+        for (int i = 0; i < N; i++) x[i] = fmaf(x[i] - m.mean, m.rstd, m.shift);
+        if (ALL || p.weight) {
+            float weight[N];
+            unpack(columns.weight, weight);
+#pragma unroll
+            for (int i = 0; i < N; i++) x[i] *= weight[i];
+        }
+        if (ALL || p.bias) {
+            float bias[N];
+            unpack(columns.bias, bias);
+#pragma unroll
+            for (int i = 0; i < N; i++) x[i] += bias[i];
         }
     }
 };
@@ -106,13 +112,15 @@ struct backward {
 };
 
 template <typename T, typename TW>
-void launch_forward(const layer_norm_forward_problem &p, bool packable, cudaStream_t stream) {
-    if (row_norm::fits_registers<T>(p, packable)) row_norm::launch_forward_registers<forward<T, TW>>(p, stream);
+void launch_forward(const liger_context *context, const layer_norm_forward_problem &p, bool packable,
+                    cudaStream_t stream) {
+    if (row_norm::fits_registers<T>(p, packable))
+        row_norm::launch_forward_registers<forward<T, TW>>(context, p, stream);
     else row_norm::launch_forward_loop<forward<T, TW>>(p, packable, stream);
 }
 
 template <typename T>
-cudaError_t launch_backward(const liger_context *context, const layer_norm_backward_problem &p, bool packable,
+cudaError_t launch_backward(const liger_context *context, layer_norm_backward_problem &p, bool packable,
                             cudaStream_t stream) {
     const int rung = row_norm::rung_of<T>(context, p, packable, false);
     if (rung < 0) return row_norm::launch_backward_loop<backward<T>>(context, p, packable, stream);
@@ -130,7 +138,7 @@ extern "C" liger_status layer_norm_forward_cuda(liger_context *context, const la
                           rows_are_packable(p.y, element) && pointer_is_packable(p.weight) &&
                           pointer_is_packable(p.bias);
     LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.weight_dtype, T, TW,
-                               launch_forward<T, TW>(p, packable, (cudaStream_t)stream));
+                               launch_forward<T, TW>(context, p, packable, (cudaStream_t)stream));
     return launched(context, "layer_norm_forward", stream);
 }
 
@@ -144,9 +152,9 @@ extern "C" liger_status layer_norm_backward_cuda(liger_context *context, const l
                           rows_are_packable(p.dy, element) && rows_are_packable(p.dx, element) &&
                           pointer_is_packable(p.weight);
     return row_norm::run_backward(
-        context, p, {{p.dweight, p.dbias}, p.weight_dtype}, "layer_norm_backward", stream, [&] {
+        context, p, {{p.dweight, p.dbias}, p.weight_dtype}, "layer_norm_backward", stream, [&](auto &q) {
             cudaError_t error = cudaSuccess;
-            LIGER_FOR_FLOAT(p.dtype, T, error = launch_backward<T>(context, p, packable, stream));
+            LIGER_FOR_FLOAT(q.dtype, T, error = launch_backward<T>(context, q, packable, stream));
             return error;
         });
 }

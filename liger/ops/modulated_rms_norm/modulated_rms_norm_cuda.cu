@@ -19,7 +19,7 @@ struct forward {
     using type = T;
     using problem = modulated_rms_norm_forward_problem;
     static constexpr bool ADDS = false, WIDE = !USUAL;
-    static constexpr int TWO_PACKS = 256, FOUR_PACKS = 1024, EIGHT_PACKS_BLOCKS = 3;
+    static constexpr int TWO_PACKS = 256, FOUR_PACKS = 1024, FOUR_PACKS_BLOCKS = 4, EIGHT_PACKS_BLOCKS = 3;
     using shares = float;
 
     template <typename R>
@@ -190,13 +190,14 @@ cudaError_t run_backward(const modulated_rms_norm_backward_problem &p, bool pack
 }
 
 template <typename T>
-void launch_forward(const modulated_rms_norm_forward_problem &p, bool packable, cudaStream_t stream) {
+void launch_forward(const liger_context *context, const modulated_rms_norm_forward_problem &p, bool packable,
+                    cudaStream_t stream) {
     const bool usual =
         p.weight && p.shift && p.weight_dtype == p.dtype && p.scale_dtype == p.dtype && p.shift_dtype == p.dtype;
     if (!row_norm::fits_registers<T>(p, packable))
         row_norm::launch_forward_loop<forward<T, false>>(p, packable, stream);
-    else if (usual) row_norm::launch_forward_registers<forward<T, true>>(p, stream);
-    else row_norm::launch_forward_registers<forward<T, false>>(p, stream);
+    else if (usual) row_norm::launch_forward_registers<forward<T, true>>(context, p, stream);
+    else row_norm::launch_forward_registers<forward<T, false>>(context, p, stream);
 }
 
 /* Without rows the gradients of parameters are zeros, and there is nothing else. */
@@ -219,7 +220,7 @@ extern "C" liger_status modulated_rms_norm_forward_cuda(liger_context *context,
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
                           rows_are_packable(p.y, element) && pointer_is_packable(p.weight) &&
                           pointer_is_packable(p.scale) && pointer_is_packable(p.shift);
-    LIGER_FOR_FLOAT(p.dtype, T, launch_forward<T>(p, packable, (cudaStream_t)stream));
+    LIGER_FOR_FLOAT(p.dtype, T, launch_forward<T>(context, p, packable, (cudaStream_t)stream));
     return launched(context, "modulated_rms_norm_forward", stream);
 }
 

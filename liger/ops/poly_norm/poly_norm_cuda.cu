@@ -9,7 +9,7 @@ struct forward {
     using type = T;
     using problem = poly_norm_forward_problem;
     static constexpr bool ADDS = false;
-    static constexpr int TWO_PACKS = 512, FOUR_PACKS = 1024, EIGHT_PACKS_BLOCKS = 2;
+    static constexpr int TWO_PACKS = 512, FOUR_PACKS = 1024, FOUR_PACKS_BLOCKS = 4, EIGHT_PACKS_BLOCKS = 2;
     static constexpr bool WIDE = false;
     struct shares {
         float sum[3];
@@ -127,13 +127,14 @@ struct backward {
 };
 
 template <typename T>
-void launch_forward(const poly_norm_forward_problem &p, bool packable, cudaStream_t stream) {
-    if (row_norm::fits_registers<T>(p, packable)) row_norm::launch_forward_registers<forward<T>>(p, stream);
+void launch_forward(const liger_context *context, const poly_norm_forward_problem &p, bool packable,
+                    cudaStream_t stream) {
+    if (row_norm::fits_registers<T>(p, packable)) row_norm::launch_forward_registers<forward<T>>(context, p, stream);
     else row_norm::launch_forward_loop<forward<T>>(p, packable, stream);
 }
 
 template <typename T>
-cudaError_t launch_backward(const liger_context *context, const poly_norm_backward_problem &p, bool packable,
+cudaError_t launch_backward(const liger_context *context, poly_norm_backward_problem &p, bool packable,
                             cudaStream_t stream) {
     const int rung = row_norm::rung_of<T>(context, p, packable, false);
     if (rung < 0) return row_norm::launch_backward_loop<backward<T>>(context, p, packable, stream);
@@ -149,7 +150,7 @@ extern "C" liger_status poly_norm_forward_cuda(liger_context *context, const pol
     const size_t element = liger_dtype_size(p.dtype);
     const bool packable =
         p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) && rows_are_packable(p.y, element);
-    LIGER_FOR_FLOAT(p.dtype, T, launch_forward<T>(p, packable, (cudaStream_t)stream));
+    LIGER_FOR_FLOAT(p.dtype, T, launch_forward<T>(context, p, packable, (cudaStream_t)stream));
     return launched(context, "poly_norm_forward", stream);
 }
 
@@ -166,7 +167,8 @@ extern "C" liger_status poly_norm_backward_cuda(liger_context *context, const po
         if (p.dweight) error = cudaMemsetAsync(p.dweight, 0, 3 * of_weight, stream);
         if (p.dbias && error == cudaSuccess) error = cudaMemsetAsync(p.dbias, 0, of_weight, stream);
     } else {
-        LIGER_FOR_FLOAT(p.dtype, T, error = launch_backward<T>(context, p, packable, stream));
+        poly_norm_backward_problem q = p;
+        LIGER_FOR_FLOAT(q.dtype, T, error = launch_backward<T>(context, q, packable, stream));
     }
     LIGER_TRY(cuda_status(error, "poly_norm_backward"));
     return launched(context, "poly_norm_backward", stream);

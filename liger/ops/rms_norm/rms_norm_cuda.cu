@@ -10,7 +10,7 @@ struct forward {
     using type = T;
     using problem = rms_norm_forward_problem;
     static constexpr bool ADDS = ADD;
-    static constexpr int TWO_PACKS = 512, FOUR_PACKS = 1024, EIGHT_PACKS_BLOCKS = 3;
+    static constexpr int TWO_PACKS = 512, FOUR_PACKS = 1024, FOUR_PACKS_BLOCKS = 4, EIGHT_PACKS_BLOCKS = 3;
     static constexpr bool WIDE = sizeof(TW) > sizeof(T);
     using shares = float;
 
@@ -80,15 +80,16 @@ struct backward : row_norm::of_rstd {
 };
 
 template <typename T, typename TW>
-void launch_forward(const rms_norm_forward_problem &p, bool packable, cudaStream_t stream) {
+void launch_forward(const liger_context *context, const rms_norm_forward_problem &p, bool packable,
+                    cudaStream_t stream) {
     if (!row_norm::fits_registers<T>(p, packable))
         row_norm::launch_forward_loop<forward<T, TW, true>>(p, packable, stream);
-    else if (p.residual.data) row_norm::launch_forward_registers<forward<T, TW, true>>(p, stream);
-    else row_norm::launch_forward_registers<forward<T, TW, false>>(p, stream);
+    else if (p.residual.data) row_norm::launch_forward_registers<forward<T, TW, true>>(context, p, stream);
+    else row_norm::launch_forward_registers<forward<T, TW, false>>(context, p, stream);
 }
 
 template <typename T>
-cudaError_t launch_backward(const liger_context *context, const rms_norm_backward_problem &p, bool packable,
+cudaError_t launch_backward(const liger_context *context, rms_norm_backward_problem &p, bool packable,
                             cudaStream_t stream) {
     const bool adds = p.dsum.data != NULL;
     const int rung = row_norm::rung_of<T>(context, p, packable, adds);
@@ -108,7 +109,7 @@ extern "C" liger_status rms_norm_forward_cuda(liger_context *context, const rms_
                           rows_are_packable(p.y, element) && rows_are_packable(p.residual, element) &&
                           rows_are_packable(p.sum, element) && pointer_is_packable(p.weight);
     LIGER_FOR_FLOAT_AND_WEIGHT(p.dtype, p.weight_dtype, T, TW,
-                               launch_forward<T, TW>(p, packable, (cudaStream_t)stream));
+                               launch_forward<T, TW>(context, p, packable, (cudaStream_t)stream));
     return launched(context, p.function, stream);
 }
 
@@ -121,9 +122,9 @@ extern "C" liger_status rms_norm_backward_cuda(liger_context *context, const rms
     const bool packable = p.cols * element % PACK_BYTES == 0 && rows_are_packable(p.x, element) &&
                           rows_are_packable(p.dy, element) && rows_are_packable(p.dx, element) &&
                           rows_are_packable(p.dsum, element) && pointer_is_packable(p.weight);
-    return row_norm::run_backward(context, p, {{p.dweight, NULL}, p.weight_dtype}, p.function, stream, [&] {
+    return row_norm::run_backward(context, p, {{p.dweight, NULL}, p.weight_dtype}, p.function, stream, [&](auto &q) {
         cudaError_t error = cudaSuccess;
-        LIGER_FOR_FLOAT(p.dtype, T, error = launch_backward<T>(context, p, packable, stream));
+        LIGER_FOR_FLOAT(q.dtype, T, error = launch_backward<T>(context, q, packable, stream));
         return error;
     });
 }
