@@ -88,7 +88,12 @@ constexpr bool rungs_fit() {
             }
     return true;
 }
-static_assert(LADDER[0].threads * LADDER[0].groups == NORM_SHARED_BLOCK, "as norm_partials() counts");
+constexpr bool rungs_are_counted() {
+    for (const rung &r : LADDER) /* norm_row_threads() of a row that fills the rung: 32 bytes for each thread */
+        if (r.threads * r.groups != NORM_BLOCK || (r.packs == 1 && r.threads * PACK_BYTES != NORM_NARROW)) return false;
+    return true;
+}
+static_assert(rungs_are_counted(), "as norm_partials() counts");
 static_assert(rungs_fit(), "a rung asks for more shared memory than there is");
 
 /* Rows on their way: each thread copies its own packs of dy, x and perhaps dsum to its own slots of shared memory, as many
