@@ -1,9 +1,9 @@
 /* norm_partials.h - how many partial rows the parameters' gradients of a norm are summed in. Internal.
  *
- * Fixed by the shape and the device, never by the number of threads, and asked for by the caller as workspace. A GPU has one
- * at most for each row that its backward kernel has at once (liger/cuda/row_norm_backward.cuh): about as many as its
- * multiprocessors hold, where a thread has 16 bytes of a narrow row, of which a block has several, and twice that or more of
- * a wider one, with twice the registers. */
+ * Fixed by the shape and the device, never by the number of threads, and asked for by the caller as workspace. A GPU's backward
+ * kernel (liger/cuda/row_norm_backward.cuh) has about as many rows at once as its multiprocessors hold. A block of it leaves
+ * one partial row: of wide rows there is room for one for each row at once, which is more than there are where a block has
+ * several; blocks of narrow rows, a warp for each, always have as many as they can. */
 #ifndef LIGER_CORE_NORM_PARTIALS_H
 #define LIGER_CORE_NORM_PARTIALS_H
 

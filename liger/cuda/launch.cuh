@@ -72,12 +72,13 @@ static inline bool is_compiled_for(const liger_context *context, int architectur
     return context->cuda->compiled_for >= architecture;
 }
 
-/* Programmatic launches, where kernels are compiled for capability 9: a kernel that is launched with launch_next() is set up
- * while the one before it in the stream still runs, whoever launched that, and its blocks start as that one's end, if that one
- * calls let_next_kernel_start(). So every kernel that is launched so calls wait_for_previous_kernel(), in some thread of a block
- * on every path, before it reads or writes memory: a kernel that is done is taken to be behind all that came before it. Blocks
- * that have nothing to read and nothing to write may leave before (group_norm's elements_kernel, spare blocks of merge_runs),
- * as long as others of their kernel wait.
+/* Programmatic launches, where kernels are compiled for capability 9: a kernel that is launched with launch_next() is set up, and
+ * its blocks begin, as soon as all blocks of the one before it in the stream have called let_next_kernel_start() or ended,
+ * whoever launched that. So it calls wait_for_previous_kernel() on every path, before it reads or writes memory: then all that
+ * came before is done, and a kernel that is done is behind everything before it.
+ * Two do something earlier, as their operator's first kernel is launched plainly, behind all that came before the operator, and
+ * must stay so: group_norm's elements_kernel reads the operator's inputs, and spare blocks of merge_runs write what no kernel
+ * of the operator has touched.
  * An error of the launch is what cudaGetLastError() tells, too: behind an operator's last launch, launched() does. */
 __device__ __forceinline__ void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900

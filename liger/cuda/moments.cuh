@@ -21,11 +21,10 @@ struct warp_values {
 };
 
 /* All sums are of differences, to a value of the row and then to the warp's mean: nothing cancels, whatever the row's offset,
- * and a row of one value has variance 0. fold(f) is the last s = f(s, values) over the packs of this thread, from 0. MOST:
- * warps at most, a power of two. */
+ * and a row of one value has variance 0. fold(f) is the last s = f(s, values) over the packs of this thread, from 0. */
 template <int MOST = MAX_WARPS, typename FOLD>
 __device__ __forceinline__ moments moments_of(const FOLD &fold, warp_values of, float per_col, moments_share *slots,
-                                              int warps) {
+                                              int warps, at_most_warps<MOST> = {}) {
     moments_share mine = {isfinite(of.lead) ? of.lead : 0.0f, 0, 0, of.count};
     const float differences = fold([&](float so_far, const auto &x) {
         float sum = 0;

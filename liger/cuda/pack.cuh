@@ -83,14 +83,6 @@ __device__ __forceinline__ float value_of(const pack<T, N> &in, int i) {
         return to_f32(in.value[i]);
     }
 }
-/* What has been made of a pack until here is not kept in registers, but made again. */
-template <typename T, int N>
-__device__ __forceinline__ void keep_packed(pack<T, N> &x) {
-    if constexpr (sizeof(x) % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < (int)sizeof(x) / 4; i++) asm volatile("" : "+r"(((uint32_t *)&x)[i]));
-    }
-}
 /* A pack as floats, and floats as a pack. In pairs: one instruction rounds two values to 16 bits. */
 template <int N>
 __device__ __forceinline__ void unpack(const pack<float, N> &in, float (&out)[N]) {

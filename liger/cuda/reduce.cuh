@@ -6,22 +6,17 @@
 
 enum { WARP = 32, MAX_WARPS = 32 };
 
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
-    return x;
-}
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int offset = WARP / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
-    return x;
-}
-
-/* Over the lanes that differ in their place among COUNT neighbours, a power of two. */
+/* Over COUNT neighbouring lanes, a power of two. */
 template <int COUNT>
 __device__ __forceinline__ float lanes_sum(float x) {
 #pragma unroll
     for (int offset = COUNT / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    return x;
+}
+__device__ __forceinline__ float warp_sum(float x) { return lanes_sum<WARP>(x); }
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
     return x;
 }
 
@@ -30,10 +25,7 @@ __device__ __forceinline__ float lanes_sum(float x) {
 __device__ __forceinline__ float two_warp_sums(float first, float second) {
     const bool upper = threadIdx.x % WARP >= WARP / 2;
     float sum = upper ? second : first;
-    sum += __shfl_xor_sync(0xffffffffu, upper ? first : second, WARP / 2);
-#pragma unroll
-    for (int offset = WARP / 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    return sum;
+    return lanes_sum<WARP / 2>(sum + __shfl_xor_sync(0xffffffffu, upper ? first : second, WARP / 2));
 }
 
 /* Who waits for each other at a barrier: a block, or one of up to 15 groups of whole warps in it, which then wait for
@@ -49,13 +41,18 @@ struct group_of_block {
     }
 };
 
+/* How many warps a group has at most, where a caller knows: a power of two. */
+template <int COUNT>
+struct at_most_warps {
+    static_assert(COUNT >= 1 && COUNT <= WARP && (COUNT & (COUNT - 1)) == 0, "lanes of a warp are divided by it");
+};
+
 /* Sums over a group of `warps` warps, in one exchange; every thread gets them. `slots` has for each sum one float per warp
  * of the block, the group's first at `first`, and must not be written again before the group's next barrier: alternate
- * between two sets in a loop. All threads of `together` must call, unless a group is one warp. MOST: warps at most, a power
- * of two. */
-template <int MOST = MAX_WARPS, int S, typename B = whole_block>
+ * between two sets in a loop. All threads of `together` must call, unless a group is one warp. */
+template <int S, int MOST = MAX_WARPS, typename B = whole_block>
 __device__ __forceinline__ void group_sums(float (&x)[S], float (*slots)[MAX_WARPS], int first, int warps,
-                                           const B &together = B()) {
+                                           at_most_warps<MOST> = {}, const B &together = B()) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, place = lane % MOST;
 #pragma unroll
     for (int i = 0; i < S; i++) x[i] = warp_sum(x[i]);
@@ -69,7 +66,7 @@ __device__ __forceinline__ void group_sums(float (&x)[S], float (*slots)[MAX_WAR
 }
 template <int MOST = MAX_WARPS, typename B = whole_block>
 __device__ __forceinline__ void group_sums(float (&x)[2], float (*slots)[MAX_WARPS], int first, int warps,
-                                           const B &together = B()) {
+                                           at_most_warps<MOST> = {}, const B &together = B()) {
     constexpr int LANES = MOST < WARP / 2 ? MOST : WARP / 2;
     const int lane = threadIdx.x % WARP, half = lane / (WARP / 2), place = lane % LANES;
     float sum = two_warp_sums(x[0], x[1]);

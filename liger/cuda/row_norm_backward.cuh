@@ -156,14 +156,15 @@ template <typename B, int RUNG, int N>
 __device__ __forceinline__ void store_partials(const typename B::problem &p, float *memory, int group, int groups,
                                                const float (&sums)[LADDER[RUNG].packs][some(B::PARTIALS)][N]) {
     constexpr rung R = LADDER[RUNG];
-    const auto columns = [&](auto use) { /* use(k, i, c): four values, as single floats are partial writes of sectors */
+    /* use(k, i, c) for every four values: single floats would be partial writes of sectors */
+    const auto columns = [&](auto use) {
 #pragma unroll
-                                         for (int k = 0; k < R.packs; k++)
+        for (int k = 0; k < R.packs; k++)
 #pragma unroll
-                                             for (int i = 0; i < N; i += 4) {
-                                                 const int c = (threadIdx.x + k * R.threads) * N + i;
-                                                 if (c < p.cols) use(k, i, c);
-                                             }
+            for (int i = 0; i < N; i += 4) {
+                const int c = (threadIdx.x + k * R.threads) * N + i;
+                if (c < p.cols) use(k, i, c);
+            }
     };
     const auto other = [&](int which, int of) { return memory + (which * groups + of) * p.cols; };
     if (R.groups > 1) {
@@ -217,6 +218,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
     static_assert(sizeof slots <= STATIC_SHARED, "beside its dynamic shared memory");
     const int group = R.groups == 1 ? 0 : threadIdx.y, groups = R.groups == 1 ? 1 : blockDim.y, cols = (int)p.cols;
     const group_of_block<R.threads> together = {group};
+    static_assert(R.threads == WARP || R.groups < 16, "a block has 16 barriers, and one is __syncthreads()");
     row_pipeline<B, RUNG> rows(memory, group);
     const int step = gridDim.x * groups, last = (int)p.rows - 1 - blockIdx.x * groups;
     const float per_col = 1.0f / (float)cols;
@@ -253,7 +255,7 @@ __global__ void __launch_bounds__(LADDER[RUNG].threads *LADDER[RUNG].groups, blo
             for (int i = 0; i < B::SUMS; i++) sums[i] += part[i];
         }
         if (B::TOTALS == 0 && p.dx.data == NULL) continue;
-        group_sums<WARPS>(sums, slots[phase], group * WARPS, WARPS, together);
+        group_sums(sums, slots[phase], group * WARPS, WARPS, at_most_warps<WARPS>(), together);
         if constexpr (B::TOTALS > 0) B::add_totals(facts, sums, totals);
         if (B::TOTALS > 0 && p.dx.data == NULL) continue;
 #pragma unroll

@@ -36,7 +36,7 @@ struct row_statistics {
     template <typename TERM>
     __device__ __forceinline__ float sum(TERM term) const {
         float total[1] = {of_thread(term)};
-        group_sums<MOST_WARPS>(total, (float(*)[MAX_WARPS])slots, 0, warps);
+        group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps, at_most_warps<MOST_WARPS>());
         return total[0];
     }
     /* Several, in one exchange. */
@@ -44,10 +44,10 @@ struct row_statistics {
     __device__ __forceinline__ void sums(float (&total)[sizeof...(TERMS)], TERMS... terms) const {
         int i = 0;
         ((total[i++] = of_thread(terms)), ...);
-        group_sums<MOST_WARPS>(total, (float(*)[MAX_WARPS])slots, 0, warps);
+        group_sums(total, (float(*)[MAX_WARPS])slots, 0, warps, at_most_warps<MOST_WARPS>());
     }
     __device__ __forceinline__ moments centred() const {
-        return moments_of<MOST_WARPS>(fold, values(), per_col, slots, warps);
+        return moments_of(fold, values(), per_col, slots, warps, at_most_warps<MOST_WARPS>());
     }
 };
 template <int MOST_THREADS, typename FOLD, typename V, typename S>

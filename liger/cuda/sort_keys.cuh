@@ -113,7 +113,7 @@ template <typename K, typename M>
 cudaError_t sort_keys(const liger_context *context, const K &key_of, int64_t count, uint64_t *keys, uint64_t *other,
                       const M &meanwhile, int64_t spare, cudaStream_t stream, const uint64_t **sorted) {
     cudaError_t error = cudaSuccess;
-    if (count > 0)
+    if (count > 0) /* plainly: see launch_next() */
         sort_tiles<<<grid_size(count, TILE) + (unsigned)spare, TILE / 2, 0, stream>>>(key_of, count, keys, meanwhile);
     for (int k = 1; k < kernels(count) && error == cudaSuccess; k++) {
         const int bits = TILE_BITS + (k - 1) * RUN_BITS; /* of the runs that are there */

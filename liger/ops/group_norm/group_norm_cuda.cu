@@ -133,7 +133,8 @@ __device__ __forceinline__ void write_elements(const typename BODY::problem &p, 
     store_whole_pack<typename BODY::type, N>(BODY::to(p) + s.first + i, rounded);
 }
 
-/* What is read here was there before the sums' kernels: only what they found is waited for. */
+/* What is read here was there before the sums' kernels, of which the first is launched plainly (see launch_next()): only what they
+ * found is waited for. */
 template <typename BODY, int N>
 __global__ void __launch_bounds__(THREADS)
     elements_kernel(const __grid_constant__ typename BODY::problem p, const __grid_constant__ slice s, bool whole) {

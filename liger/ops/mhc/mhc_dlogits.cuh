@@ -236,7 +236,7 @@ __device__ __forceinline__ void finish_token(const problem &p, const parts_of &p
         sums[m] = first ? dlogit : sums[m] + dlogit;
         sums[m_count + m] = fmaf(dlogit, mix[m], first ? 0.0f : sums[m_count + m]);
     }
-    group_sums<1>(along, slots, 0, MHC_UNIT_THREADS / WARP);
+    group_sums(along, slots, 0, MHC_UNIT_THREADS / WARP);
     if (threadIdx.x == 0) side[p.hc] = -(rstd / (float)(p.hc * p.c)) * along[0];
 }
 

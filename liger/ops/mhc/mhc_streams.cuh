@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(THREADS) pre_backward_kernel(const __grid_cons
             }
         }
         if (!p.dh_pre) continue;
-        group_sums<CHUNK>(sums, slots[turn], 0, blockDim.x / WARP);
+        group_sums(sums, slots[turn], 0, blockDim.x / WARP);
         if (threadIdx.x == 0)
             for (int s = 0; s < streams; s++) p.dh_pre[stream + s] = sums[s];
     }
