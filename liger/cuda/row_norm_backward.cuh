@@ -150,8 +150,9 @@ __device__ __forceinline__ void store_dx(const typename B::facts &facts, const t
     store_pack<typename B::type, N>(dx, out);
 }
 
-/* One partial row per block and parameter. Where several groups share a block, one of them adds what the others have of it, in
- * order, to its own. */
+/* One partial row per block and parameter. Where several groups share a block, the first adds what the others have, in order,
+ * to its own. (It also meets the most barriers: to a race detector that counts them, a group that has met fewer would read too
+ * early, __syncthreads() or not.) */
 template <typename B, int RUNG, int N>
 __device__ __forceinline__ void store_partials(const typename B::problem &p, float *memory, int group, int groups,
                                                const float (&sums)[LADDER[RUNG].packs][some(B::PARTIALS)][N]) {
@@ -171,7 +172,7 @@ __device__ __forceinline__ void store_partials(const typename B::problem &p, flo
         __syncthreads(); /* the pipeline's memory is free now */
 #pragma unroll
         for (int which = 0; which < B::PARTIALS; which++)
-            if (B::gathers(p, which) && group != which % groups)
+            if (B::gathers(p, which) && group > 0)
                 columns([&](int k, int i, int c) {
                     const float(&from)[N] = sums[k][which];
                     *(float4 *)(other(which, group) + c) = {from[i], from[i + 1], from[i + 2], from[i + 3]};
@@ -180,12 +181,11 @@ __device__ __forceinline__ void store_partials(const typename B::problem &p, flo
     }
 #pragma unroll
     for (int which = 0; which < B::PARTIALS; which++)
-        if (B::gathers(p, which) && group == which % groups)
+        if (B::gathers(p, which) && group == 0)
             columns([&](int k, int i, int c) {
                 const float(&from)[N] = sums[k][which];
                 float4 sum = {from[i], from[i + 1], from[i + 2], from[i + 3]};
-                for (int of = 0; of < groups; of++) {
-                    if (R.groups == 1 || of == group) continue;
+                for (int of = 1; R.groups > 1 && of < groups; of++) {
                     const float4 more = *(const float4 *)(other(which, of) + c);
                     sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
                 }
