@@ -2,8 +2,8 @@
  *
  * Fixed by the shape and the device, never by the number of threads, and asked for by the caller as workspace. A GPU's backward
  * kernel (liger/cuda/row_norm_backward.cuh) has about as many rows at once as its multiprocessors hold. A block of it leaves
- * one partial row: of wide rows there is room for one for each row at once, which is more than there are where a block has
- * several; blocks of narrow rows, a warp for each, always have as many as they can. */
+ * one partial row. Of wide rows there is room for one for each row at once, though a block of several leaves but one; blocks of
+ * narrow rows, which have a warp each, always have as many of them as they can. */
 #ifndef LIGER_CORE_NORM_PARTIALS_H
 #define LIGER_CORE_NORM_PARTIALS_H
 

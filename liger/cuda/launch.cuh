@@ -78,7 +78,7 @@ static inline bool is_compiled_for(const liger_context *context, int architectur
  * came before is done, and a kernel that is done is behind everything before it.
  * Two do something earlier, as their operator's first kernel is launched plainly, behind all that came before the operator, and
  * must stay so: group_norm's elements_kernel reads the operator's inputs, and spare blocks of merge_runs write what no kernel
- * of the operator has touched.
+ * of the operator has touched, while the other blocks of theirs wait.
  * An error of the launch is what cudaGetLastError() tells, too: behind an operator's last launch, launched() does. */
 __device__ __forceinline__ void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
